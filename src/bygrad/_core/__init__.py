@@ -1,0 +1,1 @@
+"""Shared ground: types, tree mathematics, safe numerics, files and result codes."""

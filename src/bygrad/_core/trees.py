@@ -1,0 +1,62 @@
+"""Tree mathematics: norms, selections and batches of trees laid out as one matrix."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Num, PyTree, Shaped
+
+
+def add(left: PyTree, right: PyTree) -> PyTree:
+    """Add two trees of one structure; the result keeps the dtypes of `left`."""
+    return jax.tree.map(lambda a, b: a + b.astype(a.dtype), left, right)
+
+
+def global_norm(tree: PyTree) -> Float[Array, ""]:
+    """Euclidean norm over all leaves; zero for a tree without leaves."""
+    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, start=jnp.zeros(())))
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every entry of every leaf is finite."""
+    flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
+
+
+def select_rows(mask: Bool[Array, " rows"], yes: PyTree, no: PyTree) -> PyTree:
+    """Take the rows (first axis of every leaf) where `mask` holds from `yes`, the others from `no`."""
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), yes, no)
+
+
+def to_matrix(tree: PyTree[Shaped[Array, "rows ..."]]) -> Num[Array, "rows columns"]:
+    """Lay a batch of trees, leaves `[rows, ...]`, out as one matrix `[rows, columns]`: a tree a row."""
+    leaves = jax.tree.leaves(tree)
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
+
+
+def from_matrix(matrix: Num[Array, "rows columns"], like: PyTree[Shaped[Array, "rows ..."]]) -> PyTree:
+    """Invert `to_matrix`: shapes and dtypes come from `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    parts, start = [], 0
+    for leaf in leaves:
+        width = leaf[0].size
+        parts.append(matrix[:, start : start + width].reshape(leaf.shape).astype(leaf.dtype))
+        start += width
+    return jax.tree.unflatten(structure, parts)
+
+
+def named_leaves(tree: PyTree) -> dict[str, Array]:
+    """Map the path of every leaf, such as `layers/0/weight`, to the leaf."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {path_name(path): leaf for path, leaf in paths}
+
+
+def replace_leaves(tree: PyTree, leaf_of: Callable[[str, Array], Array]) -> PyTree:
+    """Rebuild `tree` with every leaf replaced by `leaf_of(path, leaf)`."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf_of(path_name(path), leaf), tree)
+
+
+def path_name(path: Sequence[object]) -> str:
+    """Write a key path of JAX as names joined by `/`."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")

@@ -1,0 +1,31 @@
+"""Trained optimizers as files: one self-verifying safetensors file each, and those shipped with bygrad.
+
+    from bygrad.artifacts import find, load
+    artifact = load(find("paper/mnist"))
+    artifact.manifest.optimizer, artifact.tensors
+
+An artifact holds named NumPy arrays and a manifest that says which optimizer they belong to, how they were trained
+and what they reached. Loading gives exactly what was saved or an `ArtifactError`: every single changed, missing or
+added byte is refused, and so is whatever could run code. This room needs NumPy only and never imports JAX.
+"""
+
+from .errors import ArtifactError
+from .file import Artifact, from_bytes, load, save, to_bytes
+from .manifest import SCHEMA, Manifest
+from .shipped import find, shipped_names
+from .tensors import TensorSpec, describe
+
+__all__ = [
+    "SCHEMA",
+    "Artifact",
+    "ArtifactError",
+    "Manifest",
+    "TensorSpec",
+    "describe",
+    "find",
+    "from_bytes",
+    "load",
+    "save",
+    "shipped_names",
+    "to_bytes",
+]

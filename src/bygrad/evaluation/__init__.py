@@ -1,0 +1,28 @@
+"""Fair comparison: equally tuned baselines, statistics, figures and the report."""
+
+from .compare import CONVENTION, Protocol, best_baseline, compare, tune_baselines
+from .report import results_table, write_report
+from .runs import area, final, run_curves
+from .second_order import lbfgs_curves
+from .statistics import Interval, bootstrap_curves, bootstrap_mean
+from .tuning import Tuning, tune, with_learning_rate
+
+__all__ = [
+    "CONVENTION",
+    "Interval",
+    "Protocol",
+    "Tuning",
+    "area",
+    "best_baseline",
+    "bootstrap_curves",
+    "bootstrap_mean",
+    "compare",
+    "final",
+    "lbfgs_curves",
+    "results_table",
+    "run_curves",
+    "tune",
+    "tune_baselines",
+    "with_learning_rate",
+    "write_report",
+]

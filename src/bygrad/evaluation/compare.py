@@ -1,0 +1,175 @@
+"""Comparison of optimizers on fresh instances: learned ones as they are, baselines tuned with an equal budget."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._core.types import PRNGKeyArray
+from ..optimizers import HAND_DESIGNED, FromOptax, Optimizer
+from ..problems import ProblemFamily
+from .runs import Curves, area, final, run_curves, run_in_chunks
+from .second_order import has_objective, lbfgs_curves
+from .statistics import bootstrap_curves, bootstrap_mean
+from .tuning import Tuning, tune, with_learning_rate
+
+CONVENTION = (
+    "The loss at step t is the loss after t updates, on the minibatch that the next update would use; step 0 is the"
+    " starting point. All optimizers run on the same instances, starts and minibatches. Area: sum of the losses before"
+    " each update."
+)
+"""What "loss at step t" means here, for every optimizer alike."""
+
+Watch = Callable[[str, int, int], None]
+"""Is told `(what, done, total)`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How a comparison is made.
+
+    **Arguments:** `horizon`: steps of a run. `runs`: fresh instances for every optimizer. `tuning_runs`: instances to
+    tune a baseline on. `second_order_runs`: instances for L-BFGS, whose steps cost many times more; 0 leaves it out.
+    `final_window`: how many last losses make the final loss. `seed`: of the fresh instances; the tuning instances come
+    from another branch of it. `chunk`: runs side by side.
+    """
+
+    horizon: int
+    runs: int = 128
+    tuning_runs: int = 8
+    second_order_runs: int = 16
+    final_window: int = 1
+    seed: int = 0
+    chunk: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "runs", "tuning_runs", "final_window", "chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: there would be nothing to compare. Give 1 or more.")
+        if self.final_window > self.horizon:
+            raise ValueError(
+                f"final_window is {self.final_window}, longer than the horizon of {self.horizon} steps, so the final"
+                " loss is not defined. Choose at most the horizon."
+            )
+
+    @property
+    def keys(self) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+        """Keys of the tuning and of the fresh instances, apart from each other and from those of meta-training."""
+        tuning, fresh = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), 0xE7A1))
+        return tuning, fresh
+
+
+def tune_baselines(
+    family: ProblemFamily,
+    protocol: Protocol,
+    baselines: Mapping[str, type[FromOptax]] = HAND_DESIGNED,
+    watch: Watch | None = None,
+) -> dict[str, Tuning]:
+    """Tune every baseline on instances of its own; the same number of rates and of runs for each."""
+    tunings = {}
+    for done, (name, kind) in enumerate(baselines.items()):
+        if watch is not None:
+            watch(f"tuning {name}", done, len(baselines))
+        tunings[name] = tune(
+            kind(),
+            family,
+            protocol.keys[0],
+            horizon=protocol.horizon,
+            runs=protocol.tuning_runs,
+            final_window=protocol.final_window,
+        )
+    if watch is not None:
+        watch("tuning", len(baselines), len(baselines))
+    return tunings
+
+
+def compare(
+    learned: Mapping[str, Optimizer],
+    tunings: Mapping[str, Tuning],
+    family: ProblemFamily,
+    protocol: Protocol,
+    watch: Watch | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Run everything on the same fresh instances; return the `optimizers` of a report's results.
+
+    A baseline's final loss and curve are at the rate tuned for the final loss, its area at the rate tuned for the area:
+    each measure sees it at its best.
+    """
+    results: dict[str, dict[str, Any]] = {}
+
+    def ticker(name: str) -> Callable[[int, int], None] | None:
+        return None if watch is None else lambda done, total: watch(f"evaluating {name}", done, total)
+
+    def run(optimizer: Optimizer, name: str) -> tuple[Curves, float]:
+        options = {"horizon": protocol.horizon, "runs": protocol.runs, "chunk": protocol.chunk}
+        return run_curves(optimizer, family, protocol.keys[1], tick=ticker(name), **options)
+
+    for name, optimizer in learned.items():
+        results[name.lower()] = _summary("learned", name, *run(optimizer, name), protocol)
+    for name, tuning in tunings.items():
+        optimizer = HAND_DESIGNED[name]()
+        curves, seconds = run(with_learning_rate(optimizer, tuning.best_final), name)
+        summary = _summary("hand-designed", name, curves, seconds, protocol)
+        if tuning.best_area != tuning.best_final:
+            curves, _ = run(with_learning_rate(optimizer, tuning.best_area), name)
+        summary["area"] = _interval(area(curves))
+        summary["area_curve"] = curves.mean(axis=0).tolist()
+        summary["learning_rate"], summary["area_learning_rate"] = tuning.best_final, tuning.best_area
+        summary["tuning"] = tuning.as_json()
+        results[name.lower()] = summary
+    if protocol.second_order_runs and has_objective(family):
+        results["lbfgs"] = _second_order(family, protocol, ticker("L-BFGS"))
+    return results
+
+
+def _second_order(family: ProblemFamily, protocol: Protocol, tick: Callable[[int, int], None] | None) -> dict[str, Any]:
+    runs = min(protocol.second_order_runs, protocol.runs)
+    curves, seconds = run_in_chunks(
+        lambda keys: lbfgs_curves(family, keys, protocol.horizon),
+        protocol.keys[1],
+        horizon=protocol.horizon,
+        runs=runs,
+        chunk=min(protocol.chunk, runs),
+        tick=tick,
+    )
+    summary = _summary("second-order", "L-BFGS (full batch)", curves, seconds, protocol)
+    summary["note"] = (
+        "Sees the objective without noise (all data) and evaluates it several times a step, in a line search: its steps"
+        " are not the others' steps. Compare by wall-clock."
+    )
+    return summary
+
+
+def _summary(kind: str, label: str, curves: Curves, seconds: float, protocol: Protocol) -> dict[str, Any]:
+    mean, low, high = bootstrap_curves(curves)
+    return {
+        "kind": kind,
+        "label": label,
+        "final": _interval(final(curves, protocol.final_window)),
+        "area": _interval(area(curves)),
+        "curve": mean.tolist(),
+        "curve_low": low.tolist(),
+        "curve_high": high.tolist(),
+        "seconds_per_step": seconds,
+        "learning_rate": None,
+        "area_learning_rate": None,
+        "area_curve": None,
+        "runs": len(curves),
+        "diverged": int(np.sum(~np.isfinite(curves).all(axis=1))),
+        "note": None,
+        "tuning": None,
+    }
+
+
+def _interval(values: np.ndarray[Any, Any]) -> dict[str, float]:
+    interval = bootstrap_mean(values)
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+
+
+def best_baseline(optimizers: Mapping[str, Mapping[str, Any]], measure: str) -> tuple[str, float]:
+    """Return label and mean of the tuned hand-designed optimizer that is best in `measure` (`final` or `area`)."""
+    rows = [(row["label"], row[measure]["mean"]) for row in optimizers.values() if row["kind"] == "hand-designed"]
+    return min(rows, key=lambda row: row[1] if math.isfinite(row[1]) else math.inf)

@@ -1,0 +1,321 @@
+"""What an evaluation found, for the terminal and as a folder: data, figures and one HTML page that needs neither.
+
+`results` is a dictionary of plain JSON types. Losses may be infinite; in JSON they are null and read back as infinite.
+
+    {"experiment": "mnist", "title": ..., "convention": ..., "horizon": 100, "runs": 128, "seed": 0,
+     "optimizers": {
+        "adam": {"kind": "learned" | "hand-designed" | "second-order", "label": "Adam",
+                 "final": {"mean", "low", "high"}, "area": {"mean", "low", "high"},
+                 "curve": [loss after t updates, t = 0 to horizon], "curve_low": [...], "curve_high": [...],
+                 "area_curve": [...] | null, "learning_rate": ... | null, "area_learning_rate": ... | null,
+                 "seconds_per_step": ..., "runs": ..., "diverged": ..., "note": ... | null,
+                 "tuning": {"learning_rates": [...], "final": [...], "area": [...]} | null}, ...},
+     "paper": {"LSTM": {"steps": [...], "losses": [...]}, ...},                      # may be missing
+     "meta_training": {"steps", "meta_loss", "validation_steps", "validation", "validation_label",
+                       "baselines": {"Adam": level, ...}, "rollbacks": [{"step", "reason"}]} | null,
+     "levels": [{"what", "paper", "reach", "ours", "low", "high", "reached"}],       # may be missing
+     "configuration": {...}, "versions": {...}, "machine": ..., "command": ...,
+     "seconds": {"tuning": ..., "meta_training": ..., "evaluation": ...}}
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from .._core.files import write_text_atomically
+
+Results = Mapping[str, Any]
+Number = float | int | None  # JSON does not tell 1.0 from 1, and has no infinity
+
+_MISSING = "\N{EN DASH}"
+_KINDS = ("learned", "hand-designed", "second-order")
+_HEADINGS = ("optimizer", "kind", "learning rate", "final [95 %]", "area [95 %]", "ms/step", "runs", "diverged")
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --soft: #5c5c5c; --rule: #c9c9c9; --paper: #ffffff; --mark: #f4f4f2; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e4e1; --soft: #a5a5a0; --rule: #4a4a48; --paper: #181817; --mark: #242423; } }
+@media print { :root { --ink: #000; --soft: #444; --rule: #999; --paper: #fff; --mark: #fff; } }
+body { background: var(--paper); color: var(--ink); font: 16px/1.5 Charter, "Bitstream Charter", Georgia, serif;
+  max-width: 54rem; margin: 3rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; font-weight: 600; margin: 0 0 1rem; }
+h2 { font-size: 1.15rem; font-weight: 600; margin: 2.5rem 0 .6rem; }
+p, figcaption { max-width: 44rem; }
+figure { margin: 1.5rem 0; break-inside: avoid; }
+figure svg { display: block; width: 100%; height: auto; background: #fff; }
+figcaption, .notes { color: var(--soft); font-size: .88rem; margin-top: .4rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font: .8rem/1.4 "Helvetica Neue", Arial, "Liberation Sans", sans-serif;
+  font-variant-numeric: tabular-nums; width: 100%;
+  border-top: 1.5px solid var(--ink); border-bottom: 1.5px solid var(--ink); }
+th, td { text-align: right; padding: .28rem .45rem; white-space: nowrap; }
+th { font-weight: 600; border-bottom: 1px solid var(--rule); }
+th.text, td.text { text-align: left; }
+tr.second-order td { font-style: italic; }
+tr.second-order:not(.second-order + .second-order) td { border-top: 1px solid var(--rule); }
+pre, code { font: .82rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
+pre { background: var(--mark); border: 1px solid var(--rule); padding: .7rem .9rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .92rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+@page { margin: 18mm 16mm; }
+@media print { body { max-width: none; margin: 0; padding: 0; font-size: 10.5pt; } .wide { overflow: visible; }
+  table { font-size: 7.6pt; break-inside: avoid; } th, td { padding: 2pt 3pt; } th { white-space: normal; } }
+"""
+
+
+def results_table(results: Results) -> Table:
+    """The comparison as a table for the terminal: one row per optimizer, the best mean of each measure in bold.
+
+    Second-order methods come last, are marked `*`, and are not candidates for bold: they take another kind of step.
+
+    **Arguments:** `results`: as described in this module.
+    """
+    table = Table(title=Text(results["title"]), caption=Text(" ".join(_notes(results))), caption_justify="left")
+    for i, heading in enumerate(_HEADINGS):
+        table.add_column(heading, justify="left" if i < 2 else "right", no_wrap=i in (0, 3, 4))
+    for _, cells, bold in _rows(results):
+        table.add_row(*(Text(cell, style="bold" if strong else "") for cell, strong in zip(cells, bold, strict=True)))
+    return table
+
+
+def write_report(results: dict[str, Any], folder: Path) -> Path:
+    """Write `results.json`, the figures (`.png` and `.svg`) and `report.html` into `folder`.
+
+    Every file is whole or absent. `results.json` comes first and is strict JSON, so that nothing measured is lost if
+    drawing fails; passing it back (`json.loads`) writes the same report. Figures that these results have no data for
+    (meta-training, tuning) are not written, and those of an earlier report in the folder are removed.
+
+    **Arguments:**
+
+    - `results`: as described in this module.
+    - `folder`: created if missing.
+
+    **Returns:** the path of `report.html`.
+
+    **Raises:** `ImportError` without matplotlib; `TypeError` for values that JSON has no type for.
+    """
+    folder = Path(folder)
+    plain = strict_json(results)
+    data = folder / "results.json"
+    write_text_atomically(data, json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "matplotlib is not installed, so the figures and report.html were not written. The results are safe in "
+            f"{data}. Install the extra with `pip install 'bygrad[report]'` and call `write_report` on them again."
+        ) from error
+    from . import figures
+
+    training = plain.get("meta_training") or {}
+    wanted = {
+        "loss": (figures.loss_curves, True),
+        "metatraining": (figures.meta_training_curve, bool(training.get("validation") or training.get("meta_loss"))),
+        "tuning": (figures.tuning_curves, any(entry.get("tuning") for entry in plain["optimizers"].values())),
+    }
+    drawn = {}
+    for name, (draw, has_data) in wanted.items():
+        if has_data:
+            figures.save(draw(plain), folder / name)
+            drawn[name] = (folder / f"{name}.svg").read_text(encoding="utf-8")
+        else:
+            for ending in (".png", ".svg"):
+                (folder / (name + ending)).unlink(missing_ok=True)
+    write_text_atomically(folder / "report.html", _page(plain, drawn))
+    return folder / "report.html"
+
+
+def strict_json(value: Any, where: str = "results") -> Any:
+    """`value` with arrays as lists and numbers that are not finite as None; all the rest must be plain JSON already."""
+    if isinstance(value, np.ndarray | np.generic):
+        return strict_json(value.tolist(), where)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [strict_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: strict_json(item, f"{where}[{key!r}]") for key, item in value.items()}
+    raise TypeError(
+        f"{where} is {value!r:.80}, of type {type(value).__name__}, which JSON has no type for (keys must be strings). "
+        "It would not come back as it was written. Convert it to numbers, strings, lists and dictionaries first."
+    )
+
+
+def _rows(results: Results) -> list[tuple[str, list[str], list[bool]]]:
+    """(kind, cells, whether each is bold) for each optimizer: learned, hand-designed, second-order."""
+    entries = sorted(results["optimizers"].values(), key=lambda entry: _KINDS.index(entry["kind"]))
+    first_order = [entry for entry in entries if entry["kind"] != "second-order"]
+    best = {key: min((_mean(entry[key]) for entry in first_order), default=math.nan) for key in ("final", "area")}
+    rows = []
+    for entry in entries:
+        rates = [entry.get(key) for key in ("learning_rate", "area_learning_rate")]
+        rates = [f"{rate:.3g}" for rate in dict.fromkeys(rates) if rate is not None]
+        second_order = entry["kind"] == "second-order"
+        measures = [_interval(entry[key], entry["runs"]) for key in best]
+        leads = [not second_order and math.isfinite(best[key]) and _mean(entry[key]) == best[key] for key in best]
+        cells = [
+            entry["label"] + "*" * second_order,
+            entry["kind"],
+            " / ".join(rates) or _MISSING,
+            *measures,
+            _number(entry["seconds_per_step"] and 1000 * entry["seconds_per_step"]),
+            str(entry["runs"]),
+            str(entry["diverged"]),
+        ]
+        rows.append((entry["kind"], cells, [False, False, False, *leads, False, False, False]))
+    return rows
+
+
+def _notes(results: Results) -> list[str]:
+    entries = list(results["optimizers"].values())
+    notes = [
+        f"Final: mean loss after {results['horizon']} updates, with the learning rate tuned for it. Area: mean sum of "
+        f"the losses before each of the {results['horizon']} updates, with the learning rate tuned for the area (the "
+        "second of two rates). Brackets: 95 % bootstrap interval of the mean over runs. Bold: lowest mean among "
+        "first-order methods."
+    ]
+    if any(entry["kind"] == "second-order" for entry in entries):
+        notes.append("* Second-order: another kind of method with dearer steps; compare time, not steps.")
+    if any(entry["diverged"] for entry in entries):
+        notes.append("A run that diverged counts as an infinite loss and is not dropped.")
+    return notes + [f"{entry['label']}: {entry['note']}." for entry in entries if entry.get("note")]
+
+
+def _page(results: Results, drawn: Mapping[str, str]) -> str:
+    rows = [(kind, [_cell(*pair) for pair in zip(cells, bold, strict=True)]) for kind, cells, bold in _rows(results)]
+    parts = [
+        f"<h1>{escape(results['title'])}</h1>",
+        f"<p>{escape(_statement(results))}</p>",
+        _figure(drawn, "loss", "Mean loss over runs with its 95 % interval. An arrow: goes on beyond the axis."),
+        "<h2>Results</h2>",
+        _html_table(_HEADINGS, rows, text_columns=2),
+        *(f'<p class="notes">{escape(note)}</p>' for note in _notes(results)),
+        *_levels(results.get("levels") or []),
+    ]
+    if "metatraining" in drawn:
+        rollbacks = (results.get("meta_training") or {}).get("rollbacks") or []
+        returned = "; ".join(f"meta-step {rollback['step']}: {rollback['reason']}" for rollback in rollbacks)
+        caption = "Validation with the baselines' levels (horizontal lines), and the meta-loss with its running median."
+        caption += f" Rollbacks: {returned}." if returned else ""
+        parts += ["<h2>Meta-training</h2>", _figure(drawn, "metatraining", caption)]
+    if "tuning" in drawn:
+        caption = "Each baseline over its learning rates. A line that leaves the top does harm or diverges."
+        parts += ["<h2>Tuning of the baselines</h2>", _figure(drawn, "tuning", caption)]
+    parts += _provenance(results)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(results['title'])}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _statement(results: Results) -> str:
+    labels = [entry["label"] for entry in results["optimizers"].values()]
+    who = " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]])) if labels else "No optimizer"
+    return (
+        f"{who} on {results['experiment']}: {results['runs']} runs each of {results['horizon']} updates, from seed "
+        f"{results['seed']}. {results['convention']}"
+    )
+
+
+def _levels(levels: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not levels:
+        return []
+    words = {True: "yes", False: "no", None: _MISSING}
+    rows = []
+    for level in levels:
+        ours = {"mean": level["ours"], "low": level.get("low"), "high": level.get("high")}
+        shown = _number(ours["mean"]) if ours["low"] is ours["high"] is None else _interval(ours, 0)
+        numbers = [_number(level.get("paper")), _number(level.get("reach")), shown, words[level.get("reached")]]
+        rows.append(("", [_cell(level["what"], False), *(_cell(number, False) for number in numbers)]))
+    headings = ("level", "paper", "to reach", "ours [95 %]", "reached")
+    return ["<h2>Levels to reach</h2>", _html_table(headings, rows, text_columns=1)]
+
+
+def _provenance(results: Results) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items())
+    seconds = {name.replace("_", "-"): _duration(value) for name, value in (results.get("seconds") or {}).items()}
+    facts = {
+        "command": results.get("command"),
+        "seed": str(results["seed"]),
+        "versions": versions,
+        "machine": results.get("machine"),
+        "time": ", ".join(f"{name} {value}" for name, value in seconds.items()),
+    }
+    terms = "".join(f"<dt>{name}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items() if fact)
+    configuration = json.dumps(results.get("configuration") or {}, indent=2, ensure_ascii=False)
+    return [f"<h2>How to repeat this</h2>\n<dl>{terms}</dl>", f"<pre>{escape(configuration)}</pre>"]
+
+
+def _figure(drawn: Mapping[str, str], name: str, caption: str) -> str:
+    """The SVG as an element of the page: without its XML prolog and comments, and with its caption as description."""
+    svg = re.sub(r"<!--.*?-->", "", drawn[name][drawn[name].index("<svg") :], flags=re.DOTALL)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
+    return f"<figure>{svg.strip()}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _html_table(headings: Iterable[str], rows: Iterable[tuple[str, list[str]]], text_columns: int) -> str:
+    """Of cells that are HTML already; the first `text_columns` align left, the numbers right."""
+
+    def line(tag: str, cells: Iterable[str]) -> str:
+        kinds = ((' class="text"' if i < text_columns else "", cell) for i, cell in enumerate(cells))
+        return "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in kinds)
+
+    body = "\n".join(f'<tr class="{kind}">{line("td", cells)}</tr>' for kind, cells in rows)
+    head = line("th", map(escape, headings))
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def _cell(text: str, bold: bool) -> str:
+    return f"<b>{escape(text)}</b>" if bold else escape(text)
+
+
+def _mean(interval: Mapping[str, Number]) -> float:
+    return _infinite(interval["mean"])
+
+
+def _infinite(value: Number) -> float:
+    """A loss that JSON could not hold was infinite or NaN, and both count as infinite."""
+    return value if value is not None and math.isfinite(value) else math.inf
+
+
+def _number(value: Number, decimals: int | None = None) -> str:
+    """Three significant digits, or the `decimals` given; an en dash for what is missing."""
+    if value is None:
+        return _MISSING
+    if math.isinf(value) or math.isnan(value):
+        return "∞"
+    if value == 0 or 1e-4 <= abs(value) < 1e5:
+        size = math.floor(math.log10(abs(value))) if value else 0
+        return f"{value:.{max(0, 2 - size) if decimals is None else decimals}f}"
+    return f"{value:.2e}"
+
+
+def _interval(interval: Mapping[str, Number], runs: int) -> str:
+    """`mean [low, high]` to two digits of the width. From one run there is no interval to show."""
+    mean, low, high = (_infinite(interval[key]) for key in ("mean", "low", "high"))
+    if runs == 1:
+        return _number(mean)
+    width = high - low if math.isfinite(high) else 0.0
+    size = math.floor(math.log10(abs(mean))) if mean and math.isfinite(mean) else 0
+    decimals = None if width <= 0 else min(max(0, 1 - math.floor(math.log10(width)), 2 - size), max(0, 4 - size))
+    return f"{_number(mean, decimals)} [{_number(low, decimals)}, {_number(high, decimals)}]"
+
+
+def _duration(seconds: Number) -> str:
+    if seconds is None:
+        return _MISSING
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{seconds:.0f} s" if seconds < 120 else f"{hours} h {minutes} min" if hours else f"{minutes} min"

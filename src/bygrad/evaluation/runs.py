@@ -1,0 +1,79 @@
+"""Runs of an optimizer on fresh instances, timed, in pieces of a size that memory and a person's patience allow."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from .._core.types import PRNGKeyArray
+from ..optimizers import Optimizer
+from ..problems import ProblemFamily
+from ..unroll import loss_curves
+
+Curves = np.ndarray[Any, np.dtype[np.float64]]
+Ticker = Callable[[int, int], None]
+"""Is told `(done, total)` runs."""
+
+
+def run_curves(
+    optimizer: Optimizer,
+    family: ProblemFamily,
+    key: PRNGKeyArray,
+    *,
+    horizon: int,
+    runs: int,
+    chunk: int = 16,
+    tick: Ticker | None = None,
+) -> tuple[Curves, float]:
+    """Run an optimizer on `runs` fresh instances, `chunk` of them at a time.
+
+    **Returns:** curves `[runs, horizon + 1]`, column `t` the loss after `t` updates; and the wall-clock seconds of a
+    step of a run, problem and optimizer together, compilation left out, when runs go `chunk` at a time.
+    """
+    return run_in_chunks(
+        lambda keys: loss_curves(optimizer, family, keys, horizon),
+        key,
+        horizon=horizon,
+        runs=runs,
+        chunk=chunk,
+        tick=tick,
+    )
+
+
+def run_in_chunks(
+    curves_of: Callable[[Any], Any],
+    key: PRNGKeyArray,
+    *,
+    horizon: int,
+    runs: int,
+    chunk: int,
+    tick: Ticker | None = None,
+) -> tuple[Curves, float]:
+    """`run_curves` for any function from keys `[chunk]` to curves `[chunk, horizon + 1]`."""
+    chunk = min(chunk, runs)
+    pieces = -(-runs // chunk)
+    keys = jax.random.split(key, pieces * chunk).reshape(pieces, chunk)
+    # What the function closes over (a data set, meta-parameters) becomes arguments: constants would be compiled in.
+    program = eqx.filter_closure_convert(curves_of, keys[0])
+    compiled = eqx.filter_jit(lambda program, keys: program(keys)).lower(program, keys[0]).compile()
+    curves, seconds = [], 0.0
+    for done, piece in enumerate(keys, 1):
+        started = time.perf_counter()
+        curves.append(np.asarray(compiled(program, piece), np.float64))
+        seconds += time.perf_counter() - started
+        if tick is not None:
+            tick(min(done * chunk, runs), runs)
+    return np.concatenate(curves)[:runs], seconds / (pieces * chunk * horizon)
+
+
+def area(curves: Curves) -> Curves:
+    """Sum the losses before each update: `[..., horizon + 1]` to `[...]`."""
+    return np.sum(curves[..., :-1], axis=-1)
+
+
+def final(curves: Curves, window: int) -> Curves:
+    """Average the last `window` losses: `[..., horizon + 1]` to `[...]`."""
+    return np.mean(curves[..., -window:], axis=-1)

@@ -1,0 +1,99 @@
+"""Tuning of hand-designed optimizers: one program for a whole grid of learning rates."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._core.types import PRNGKeyArray
+from ..optimizers import FromOptax
+from ..problems import ProblemFamily
+from ..unroll import loss_curves
+from .runs import Curves, area, final
+
+POINTS = 17
+"""Learning rates of a grid: four a decade over four decades."""
+
+EXTENSIONS = 3
+"""How many times a grid may be continued when the best rate stands at its edge."""
+
+_CENTRES = {"SGD": 1e-1, "Nesterov": 1e-1}  # the adaptive ones take steps of about their learning rate: 1e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """A grid of learning rates `[n]`, ascending, and the mean final loss and area `[n]` at each.
+
+    A rate at which any run is lost has an infinite loss. `best_final` and `best_area` are the best rates.
+    """
+
+    learning_rates: np.ndarray[Any, Any]
+    final: np.ndarray[Any, Any]
+    area: np.ndarray[Any, Any]
+
+    @property
+    def best_final(self) -> float:
+        return float(self.learning_rates[np.argmin(self.final)])
+
+    @property
+    def best_area(self) -> float:
+        return float(self.learning_rates[np.argmin(self.area)])
+
+    def as_json(self) -> dict[str, list[float]]:
+        return {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
+
+
+def with_learning_rate(optimizer: FromOptax, rate: Any) -> FromOptax:
+    """Return the optimizer with another learning rate, or with a batch of them."""
+    return eqx.tree_at(lambda it: it.learning_rate, optimizer, jnp.asarray(rate, jnp.result_type(float)))  # pyright: ignore
+
+
+def tune(
+    optimizer: FromOptax,
+    family: ProblemFamily,
+    key: PRNGKeyArray,
+    *,
+    horizon: int,
+    runs: int = 8,
+    final_window: int = 1,
+) -> Tuning:
+    """Run a hand-designed optimizer at every learning rate of a log grid, on the same instances.
+
+    The grid has 17 rates, four a decade; when the best for either measure stands at an edge, the grid is
+    continued that way by as many rates again, so that the optimum is an interior one.
+
+    **Arguments:** `runs`: instances to average over. `final_window`: how many last losses make the final loss.
+    """
+    keys = jax.random.split(key, runs)
+
+    @eqx.filter_jit
+    def curves_of(optimizers: FromOptax, family: ProblemFamily, keys: Any) -> Any:
+        axes = jax.tree.map(lambda leaf: 0 if leaf is optimizers.learning_rate else None, optimizers)  # pyright: ignore
+        return jax.vmap(lambda one: loss_curves(one, family, keys, horizon), in_axes=(axes,))(optimizers)
+
+    def measure(rates: np.ndarray[Any, Any]) -> tuple[Curves, Curves]:
+        curves = np.asarray(curves_of(with_learning_rate(optimizer, rates), family, keys), np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            measures = np.stack([final(curves, final_window), area(curves)]).mean(axis=-1)
+        finals, areas = np.where(np.isfinite(measures), measures, np.inf)
+        return finals, areas
+
+    centre = _CENTRES.get(type(optimizer).__name__, 1e-2)
+    rates = centre * np.logspace(-2, 2, POINTS)
+    finals, areas = measure(rates)
+    for _ in range(EXTENSIONS):
+        best = {int(np.argmin(finals)), int(np.argmin(areas))}
+        if best.isdisjoint({0, len(rates) - 1}):
+            break
+        shift = 10.0**4.25 if len(rates) - 1 in best else 10.0**-4.25
+        start = rates[-POINTS:] if shift > 1 else rates[:POINTS]
+        more = start * shift
+        new = measure(more)
+        order = np.argsort(np.concatenate([rates, more]))
+        rates, finals, areas = (
+            np.concatenate(pair)[order] for pair in ((rates, more), (finals, new[0]), (areas, new[1]))
+        )
+    return Tuning(rates, finals, areas)

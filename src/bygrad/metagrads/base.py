@@ -1,0 +1,39 @@
+"""What a meta-gradient estimator is."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .._core.types import Scalar
+from ..optimizers import Optimizer
+from ..unroll import Windows
+
+
+class Estimate(eqx.Module):
+    r"""One estimate of the meta-gradient.
+
+    `loss`: the meta-loss of the window, the mean of the losses after each of its updates, over steps and instances.
+    `gradient`: with respect to $\theta$; the optimizer's structure, `None` for what is not a floating-point array.
+    `losses`: the mean loss of each instance in the window.
+    """
+
+    loss: Scalar
+    gradient: PyTree
+    losses: Float[Array, " instances"]
+
+
+class Estimator(eqx.Module):
+    """Estimates the gradient of the meta-loss with respect to an optimizer, one window at a time.
+
+    The estimator carries what it needs from window to window in a state of its own.
+    """
+
+    @abc.abstractmethod
+    def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Any:
+        """Begin the inner problems."""
+
+    @abc.abstractmethod
+    def estimate(self, optimizer: Optimizer, windows: Windows, state: Any) -> tuple[Estimate, Any]:
+        """Advance every inner problem by one window; return the estimate and the state for the next."""

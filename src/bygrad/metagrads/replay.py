@@ -1,0 +1,84 @@
+"""The meta-gradient by replay, exact or from a random part of the coordinates."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+
+from ..optimizers import Coordinatewise, Optimizer
+from ..unroll import Inner, Trajectory, Windows, cotangents, replay, replay_coordinates, rollout
+from .base import Estimate, Estimator
+
+
+class Replay(Estimator):
+    r"""Rolls a window out, then replays the optimizer alone on what it saw (`bygrad.unroll.replay`).
+
+    Equal to `Backprop(second_derivatives=False)`, without a graph through the problem: neither its activations nor
+    second derivatives are needed, only values and gradients.
+
+    For a coordinatewise optimizer, `coordinates < 1` replays a random part of each instance's coordinates. Coordinate
+    $i$ is taken with probability proportional to a mixture of the size of its cotangents and of a constant, and
+    weighted by the inverse, so that the estimate stays unbiased; coordinates without cotangent are never taken.
+
+    **Arguments:** `coordinates`: the part to replay, in (0, 1].
+    """
+
+    coordinates: float = eqx.field(static=True, default=1.0)
+
+    def __check_init__(self) -> None:
+        if not 0 < self.coordinates <= 1:
+            raise ValueError(
+                f"coordinates is {self.coordinates}, but it is the part of the coordinates to replay: give a number"
+                " above 0 and at most 1 (1 for the exact meta-gradient)."
+            )
+
+    def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Inner:
+        return windows.begin(optimizer, key)
+
+    def estimate(self, optimizer: Optimizer, windows: Windows, state: Inner) -> tuple[Estimate, Inner]:
+        state = windows.renew(optimizer, state)
+        end, trajectory = rollout(optimizer, windows.family, state, windows.truncation)
+        losses = jnp.mean(jnp.concatenate([trajectory.value[1:], trajectory.end_value[None]]), axis=0)
+        weights = jax.tree.map(lambda cot: cot / losses.size / windows.truncation, cotangents(trajectory))
+        if self.coordinates < 1 and isinstance(optimizer, Coordinatewise):
+            gradient = self._replay_part(optimizer, trajectory, weights, end)
+        else:
+            gradient = replay(optimizer, trajectory, weights)
+        return Estimate(jnp.mean(losses), gradient, losses), end
+
+    def _replay_part(
+        self, optimizer: Coordinatewise, trajectory: Trajectory, weights: Float[Array, "k b n"], end: Inner
+    ) -> PyTree:
+        count = max(1, round(self.coordinates * weights.shape[2]))
+        keys = jax.vmap(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), 1))(end.key, end.step)
+        size = jnp.sqrt(jnp.sum(jnp.square(weights), axis=0))
+        chosen, importance = jax.vmap(lambda size, key: choose_coordinates(size, count, key))(size, keys)
+
+        def gather(array: Shaped[Array, "... b n"]) -> Shaped[Array, "... bm"]:
+            index = jnp.broadcast_to(chosen, (*array.shape[:-2], *chosen.shape))
+            return jnp.take_along_axis(array, index, axis=-1).reshape(*array.shape[:-2], -1)
+
+        cots = gather(weights) * importance.reshape(-1)
+        return replay_coordinates(optimizer, gather(trajectory.grads), jax.tree.map(gather, trajectory.start), cots)
+
+
+def choose_coordinates(
+    size: Float[Array, " n"], count: int, key: PRNGKeyArray, uniform: float = 0.3
+) -> tuple[Int[Array, " count"], Float[Array, " count"]]:
+    r"""Draw `count` coordinates, with weights that make sums over them unbiased: $E \sum_j w_j x_{i_j} = \sum_i x_i$
+    over the coordinates of nonzero `size`.
+
+    Probabilities are $(1 - \text{uniform})$ times the share of the size, plus `uniform` spread evenly over nonzero
+    sizes: the constant part bounds the weights, since a large gradient of the optimizer can go with a small cotangent.
+    Systematic sampling: equally spaced points with one random shift, whose number in an interval varies by less than one.
+    Weights are zero if all sizes are.
+    """
+    alive = (size > 0).astype(size.dtype)
+    total, living = jnp.sum(size), jnp.sum(alive)
+    share = (1 - uniform) * size / jnp.where(total > 0, total, 1) + uniform * alive / jnp.maximum(living, 1)
+    upper = jnp.cumsum(share)
+    points = (jax.random.uniform(key, dtype=size.dtype) + jnp.arange(count)) / count * upper[-1]
+    chosen = jnp.minimum(jnp.searchsorted(upper, points, side="right"), size.shape[0] - 1)
+    probability = share[chosen] / jnp.where(upper[-1] > 0, upper[-1], 1)
+    weight = jnp.where(probability > 0, 1 / (count * jnp.where(probability > 0, probability, 1)), 0)
+    return chosen.astype(jnp.int32), weight

@@ -1,0 +1,123 @@
+"""What an optimizer is: one class for learned and hand-designed ones."""
+
+import abc
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .._core.types import Params, State
+
+
+class Optimizer(eqx.Module):
+    r"""Maps gradients to updates. Its array leaves are its meta-parameters $\theta$.
+
+    So `jax.vmap` over an optimizer with a batch of learning rates tunes it, and `jax.grad` with respect to it
+    meta-trains it. The contract of `update` is optax's: the result is *added* to the params.
+    """
+
+    @abc.abstractmethod
+    def init(self, params: Params) -> State:
+        """Return the state before the first step."""
+
+    @abc.abstractmethod
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None = None,
+        *,
+        value: Float[Array, ""] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
+        """Return `(updates, state)` for one step.
+
+        **Arguments:** `grads`: the gradient, with the structure of the params. `params`: where it was taken, for the
+        rules that look at it. `value`: the loss there, likewise. `key`: for rules that draw.
+        """
+
+
+class Coordinatewise(Optimizer):
+    r"""An optimizer that treats every coordinate alike and alone: shared $\theta$, separate state.
+
+    Such a rule does not care how coordinates are arranged: arrays of any shape `[*c]` are just coordinates, and its
+    state has leaves `[..., *c]`, *feature-major*: a matrix product then reads and writes whole rows, which is what
+    makes it fast. A batch of problem instances is more coordinates, and needs no `vmap`; a random subset of
+    coordinates, or a block that fits the cache, is as good as all of them. `bygrad.unroll` makes use of each.
+
+    A rule writes `start`, `step` and `pullback`, and gets `init` and `update` over trees.
+    """
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> Any:
+        """The dtype that the rule computes in."""
+
+    @property
+    @abc.abstractmethod
+    def block(self) -> int:
+        """Coordinates that `pullback` should be given at a time, so that its working set stays in cache."""
+
+    @abc.abstractmethod
+    def start(self, shape: tuple[int, ...]) -> State:
+        """Return the state before the first step for coordinates of `shape`; leaves `[..., *shape]`."""
+
+    @abc.abstractmethod
+    def step(self, grads: Float[Array, "*c"], state: State) -> tuple[Float[Array, "*c"], State]:
+        """Return `(updates, state)` for coordinates of any shape, in the rule's dtype."""
+
+    @abc.abstractmethod
+    def pullback(self, grads: Float[Array, "t c"], state: State, cotangents: Float[Array, "t c"]) -> "Coordinatewise":
+        r"""Return $\frac{d}{d\theta} \sum_t \langle u_t(\theta), \text{cotangents}_t \rangle$, $u_t$ the updates of a run.
+
+        The run starts at `state` and is fed `grads`, both constants. The result has the optimizer's own structure,
+        with `None` for what is not a floating-point array. `autodiff_pullback` serves where speed does not matter.
+        """
+
+    def init(self, params: Params) -> State:
+        return jax.tree.map(lambda leaf: self.start(jnp.shape(leaf)), params)
+
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None = None,
+        *,
+        value: Float[Array, ""] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
+        leaves, structure = jax.tree.flatten(grads)
+        stepped = [
+            self.step(leaf.astype(self.dtype), leaf_state)
+            for leaf, leaf_state in zip(leaves, structure.flatten_up_to(state), strict=True)
+        ]
+        updates = [update.astype(leaf.dtype) for (update, _), leaf in zip(stepped, leaves, strict=True)]
+        states = [leaf_state for _, leaf_state in stepped]
+        return jax.tree.unflatten(structure, updates), jax.tree.unflatten(structure, states)
+
+
+Rule = TypeVar("Rule", bound=Coordinatewise)
+
+
+def autodiff_pullback(
+    optimizer: Rule, grads: Float[Array, "t c"], state: State, cotangents: Float[Array, "t c"]
+) -> Rule:
+    """Compute `Coordinatewise.pullback` by differentiating the run of `step`: the reference for faster ones."""
+
+    def surrogate(optimizer: Rule) -> Float[Array, ""]:
+        def body(state: State, inputs: tuple[Array, Array]) -> tuple[State, Array]:
+            grad, cotangent = inputs
+            update, state = optimizer.step(grad, state)
+            return state, jnp.vdot(update, cotangent)
+
+        _, terms = jax.lax.scan(body, state, (grads, cotangents))
+        return jnp.sum(terms)
+
+    return eqx.filter_grad(surrogate)(optimizer)
+
+
+def parameter_count(optimizer: PyTree) -> int:
+    r"""Count the meta-parameters $\theta$: the entries of all floating-point leaves."""
+    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array)))

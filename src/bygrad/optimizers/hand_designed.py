@@ -1,0 +1,110 @@
+"""Hand-designed optimizers, as objects of the same kind as learned ones: their hyperparameters are array leaves.
+
+Every rule is optax's. Constants that are not arguments are those of the paper's baselines (Torch 7's `optim`).
+"""
+
+import abc
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._core.types import Params, State
+from .base import Optimizer
+
+_UNDER_ROOT = 1e-30
+"""Added to Adam's second moment: far too small to change a step, and the derivative of the root at zero is finite."""
+
+
+def _hyperparameter(default: float) -> Float[Array, ""]:
+    return eqx.field(converter=lambda x: jnp.asarray(x, jnp.result_type(float)), default=default)
+
+
+class FromOptax(Optimizer):
+    """An optax transformation, rebuilt from this object's array leaves wherever it is used."""
+
+    @abc.abstractmethod
+    def transformation(self) -> optax.GradientTransformation:
+        """Return the transformation for the hyperparameters as they are, traced ones included."""
+
+    def init(self, params: Params) -> State:
+        return self.transformation().init(params)
+
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None = None,
+        *,
+        value: Float[Array, ""] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
+        return self.transformation().update(grads, state, params)
+
+
+class SGD(FromOptax):
+    """Gradient descent, $u = -\\eta g$."""
+
+    learning_rate: Float[Array, "..."] = _hyperparameter(1e-1)
+
+    def transformation(self) -> optax.GradientTransformation:
+        return optax.sgd(self.learning_rate)
+
+
+class Nesterov(FromOptax):
+    r"""Nesterov's momentum: $m \leftarrow \mu m + g$, $u = -\eta (g + \mu m)$.
+
+    In terms of the look-ahead point, where the gradient is taken and the loss reported, this is Sutskever's form and
+    the one of the paper's baseline "NAG".
+    """
+
+    learning_rate: Float[Array, "..."] = _hyperparameter(1e-1)
+    momentum: Float[Array, "..."] = _hyperparameter(0.9)
+
+    def transformation(self) -> optax.GradientTransformation:
+        return optax.sgd(self.learning_rate, momentum=self.momentum, nesterov=True)
+
+
+class RMSprop(FromOptax):
+    r"""$v \leftarrow \alpha v + (1 - \alpha) g^2$, $u = -\eta g / \sqrt{v + 10^{-16}}$.
+
+    The constant stands under the root, not behind it, so that the derivative with respect to `decay` is finite where a
+    coordinate has never had a gradient.
+    """
+
+    learning_rate: Float[Array, "..."] = _hyperparameter(1e-2)
+    decay: Float[Array, "..."] = _hyperparameter(0.99)
+
+    def transformation(self) -> optax.GradientTransformation:
+        return optax.rmsprop(self.learning_rate, decay=self.decay, eps=1e-16)
+
+
+class Adam(FromOptax):
+    r"""Adam (Kingma & Ba, 2015), bias-corrected, $\epsilon = 10^{-8}$."""
+
+    learning_rate: Float[Array, "..."] = _hyperparameter(1e-2)
+    b1: Float[Array, "..."] = _hyperparameter(0.9)
+    b2: Float[Array, "..."] = _hyperparameter(0.999)
+
+    def transformation(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate, b1=self.b1, b2=self.b2, eps=1e-8, eps_root=_UNDER_ROOT)
+
+
+class AdamW(FromOptax):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
+
+    learning_rate: Float[Array, "..."] = _hyperparameter(1e-2)
+    b1: Float[Array, "..."] = _hyperparameter(0.9)
+    b2: Float[Array, "..."] = _hyperparameter(0.999)
+    weight_decay: Float[Array, "..."] = _hyperparameter(1e-2)
+
+    def transformation(self) -> optax.GradientTransformation:
+        return optax.adamw(
+            self.learning_rate,
+            b1=self.b1,
+            b2=self.b2,
+            eps=1e-8,
+            eps_root=_UNDER_ROOT,
+            weight_decay=self.weight_decay,
+        )

@@ -1,0 +1,53 @@
+"""How a coordinatewise optimizer looks at a gradient: inputs `[features, *c]` from gradients `[*c]`."""
+
+import abc
+from typing import ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Preprocessor(eqx.Module):
+    """Turns gradients `[*c]` into inputs `[features, *c]`."""
+
+    features: eqx.AbstractClassVar[int]
+
+    @abc.abstractmethod
+    def __call__(self, grads: Float[Array, "*c"]) -> Float[Array, "features *c"]:
+        """Return the inputs of the rule."""
+
+
+class LogSign(Preprocessor):
+    r"""Logarithm and direction of a gradient, appendix A of Andrychowicz et al. (2016).
+
+    $$g \mapsto \begin{cases} (\log|g| / p,\ \operatorname{sgn} g) & |g| \ge e^{-p} \\ (-1,\ e^p g) & \text{else}\end{cases}$$
+
+    so that gradients over many orders of magnitude use the same range, and vanishing ones fade out smoothly.
+
+    **Arguments:** `p`: how small a gradient still counts, in nepers; the paper uses 10.
+    """
+
+    features: ClassVar[int] = 2
+    p: float = eqx.field(static=True, default=10.0)
+
+    def __check_init__(self) -> None:
+        if not self.p > 0:
+            raise ValueError(f"p is {self.p}: the range of magnitudes would be empty. Give a positive number, such as 10.")
+
+    def __call__(self, grads: Float[Array, "*c"]) -> Float[Array, "features *c"]:
+        size = jnp.abs(grads)
+        # The logarithm is taken of a number that is never zero: a `where` after it would leave an infinite derivative.
+        log = jnp.log(jnp.maximum(size, jnp.exp(-self.p).astype(size.dtype))) / self.p
+        direction = jnp.clip(grads * jnp.exp(self.p).astype(size.dtype), -1.0, 1.0)
+        return jnp.stack([log, direction])
+
+
+class Scaled(Preprocessor):
+    """The gradient itself, times a constant: the paper's choice for the quadratics, with a constant of 1."""
+
+    features: ClassVar[int] = 1
+    scale: float = eqx.field(static=True, default=1.0)
+
+    def __call__(self, grads: Float[Array, "*c"]) -> Float[Array, "features *c"]:
+        return (self.scale * grads)[None]

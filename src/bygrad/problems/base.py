@@ -1,0 +1,112 @@
+"""The contract of a problem family, and the check that a family keeps it."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._core import trees
+from .._core.types import Instance, Params, PRNGKeyArray, Scalar
+
+
+class ProblemFamily(eqx.Module):
+    r"""A distribution over optimization problems $\min_p f_i(p)$, one for every instance $i$.
+
+    Subclass it and write three methods; that is all it takes to learn an optimizer for the family:
+
+    >>> import jax, jax.numpy as jnp
+    >>> class Rosenbrock(ProblemFamily):
+    ...     def sample(self, key):
+    ...         return jax.random.uniform(key, minval=1.0, maxval=10.0)
+    ...     def init(self, instance, key):
+    ...         return jax.random.normal(key, (2,))
+    ...     def loss(self, params, instance, key):
+    ...         return (1 - params[0]) ** 2 + instance * (params[1] - params[0] ** 2) ** 2
+
+    Arrays that all instances share (a data set, say) are fields of the family, so that they travel as arguments of
+    the compiled program and never as constants inside it.
+    """
+
+    @abc.abstractmethod
+    def sample(self, key: PRNGKeyArray) -> Instance:
+        """Draw an instance: a pytree of arrays, `()` where instances differ in their start and their noise only."""
+
+    @abc.abstractmethod
+    def init(self, instance: Instance, key: PRNGKeyArray) -> Params:
+        """Draw the params to start from: a pytree of floating-point arrays."""
+
+    @abc.abstractmethod
+    def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
+        """Return the value to minimize, a scalar.
+
+        `key` draws the minibatch or the noise. `None` asks for the objective without noise (the whole data set);
+        only the second-order baselines ask for it, and a family that has none may raise.
+        """
+
+
+def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
+    """Refuse a family that cannot be optimized, before anything is trained on it.
+
+    Draws one instance and evaluates its loss and gradient once.
+
+    **Returns:** the params drawn, as an example of their structure.
+
+    **Raises:** `TypeError` if the params are not floating-point arrays or the loss is not a real scalar;
+    `ValueError` if the loss or its gradient is not finite at the start, or the gradient is zero everywhere.
+    """
+    name = type(family).__name__
+    if not isinstance(family, ProblemFamily):
+        raise TypeError(
+            f"{name} is not a ProblemFamily, so it cannot be sampled or optimized. Subclass bygrad.ProblemFamily and"
+            " write `sample`, `init` and `loss`."
+        )
+    sample_key, init_key, loss_key = jax.random.split(key, 3)
+    instance = family.sample(sample_key)
+    params = family.init(instance, init_key)
+    _check_params(name, params)
+    _check_value(name, jax.eval_shape(family.loss, params, instance, loss_key))
+    value, grads = jax.value_and_grad(family.loss)(params, instance, loss_key)
+    if not jnp.isfinite(value):
+        raise ValueError(
+            f"{name}.loss is {value} at the start, so there is no descent to learn from. Check the initial params and"
+            " guard divisions, roots and logarithms."
+        )
+    for path, grad in trees.named_leaves(grads).items():
+        if not jnp.all(jnp.isfinite(grad)):
+            raise ValueError(
+                f"The gradient of {name}.loss with respect to params[{path!r}] is not finite at the start although"
+                f" the loss is {value}: every optimizer would be lost after one step. Guard roots, norms and logarithms"
+                " at zero so that their gradient is finite too."
+            )
+    if all(not jnp.any(grad) for grad in jax.tree.leaves(grads)):
+        raise ValueError(
+            f"The gradient of {name}.loss is exactly zero at the start, so no optimizer that sees gradients can move."
+            " The loss is not differentiable in its params (a rounding, a comparison, stop_gradient or an integer in"
+            " between), or it starts at a stationary point."
+        )
+    return params
+
+
+def _check_params(name: str, params: Params) -> None:
+    leaves = trees.named_leaves(params)
+    if not leaves:
+        raise TypeError(f"{name}.init returned a tree without arrays: there is nothing to optimize. Return the params.")
+    for path, leaf in leaves.items():
+        if not eqx.is_inexact_array(leaf) or jnp.iscomplexobj(leaf):
+            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            raise TypeError(
+                f"{name}.init returned {kind} at params[{path!r}]; only real floating-point arrays have gradients to"
+                " follow. Convert it with jnp.asarray(..., jnp.float32), or make it a field of the family."
+            )
+
+
+def _check_value(name: str, value: Any) -> None:
+    leaves = jax.tree.leaves(value)
+    if len(leaves) != 1 or leaves[0].shape != () or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
+        found = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)
+        raise TypeError(
+            f"{name}.loss returned {found or 'nothing'}; a loss must be one real floating-point scalar, or its gradient"
+            " is not defined. Reduce it with jnp.mean or jnp.sum, and return nothing else."
+        )

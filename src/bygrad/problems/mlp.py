@@ -1,0 +1,111 @@
+"""Training a multilayer perceptron on images, section 3.2 of Andrychowicz et al. (2016)."""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
+
+from .base import ProblemFamily
+from .data import ImageData
+
+Activation = Literal["sigmoid", "relu", "tanh", "gelu", "elu"]
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "sigmoid": jax.nn.sigmoid,
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+    "gelu": jax.nn.gelu,
+    "elu": jax.nn.elu,
+}
+
+Layers = list[dict[str, Array]]
+
+
+class MLPClassifier(ProblemFamily):
+    r"""Cross-entropy of a perceptron on minibatches drawn with replacement from a set of labelled images.
+
+    Instances differ in the initial params and in the minibatches, not in the data. The defaults are the paper's base
+    network, 784-20-10 with a sigmoid: 15,910 params. All weights *and* biases start from $N(0, \text{scale}^2)$ with
+    0.01, as in the paper's published code: the plateau of hand-designed optimizers on this problem comes from it.
+
+    **Arguments:** `images` `[n, pixels]`, bytes, divided by 255 when used. `labels` `[n]` in `0..classes-1`. `hidden`:
+    units a layer. `layers`: number of hidden layers; 0 is logistic regression. `activation`, `scale`: see above.
+    `batch`: images a step.
+    """
+
+    images: UInt8[Array, "n pixels"]
+    labels: Integer[Array, " n"]
+    classes: int = eqx.field(static=True, default=10)
+    hidden: int = eqx.field(static=True, default=20)
+    layers: int = eqx.field(static=True, default=1)
+    activation: Activation = eqx.field(static=True, default="sigmoid")
+    scale: float = eqx.field(static=True, default=0.01)
+    batch: int = eqx.field(static=True, default=128)
+
+    def __check_init__(self) -> None:
+        if self.activation not in get_args(Activation):
+            raise ValueError(f"Unknown activation {self.activation!r}: choose one of {', '.join(get_args(Activation))}.")
+        if self.hidden < 1 or self.layers < 0 or self.batch < 1:
+            raise ValueError(
+                f"hidden={self.hidden}, layers={self.layers}, batch={self.batch}: there is no such network or"
+                " minibatch. Give hidden >= 1, layers >= 0 and batch >= 1."
+            )
+
+    @classmethod
+    def from_data(
+        cls,
+        data: ImageData,
+        split: Literal["train", "test"] = "train",
+        *,
+        hidden: int = 20,
+        layers: int = 1,
+        activation: Activation = "sigmoid",
+        scale: float = 0.01,
+        batch: int = 128,
+    ) -> "MLPClassifier":
+        """Build the family over one split of a data set.
+
+        The paper trains the optimizer on networks that see the training split, and tests it on networks that are
+        *trained* on the test split: `split` chooses.
+        """
+        images, labels = (data.x_train, data.y_train) if split == "train" else (data.x_test, data.y_test)
+        return cls(
+            images=jnp.asarray(images.reshape(len(images), -1)),
+            labels=jnp.asarray(labels),
+            classes=int(max(data.y_train.max(), data.y_test.max())) + 1,
+            hidden=hidden,
+            layers=layers,
+            activation=activation,
+            scale=scale,
+            batch=batch,
+        )
+
+    def sample(self, key: PRNGKeyArray) -> tuple[()]:
+        return ()
+
+    def init(self, instance: tuple[()], key: PRNGKeyArray) -> Layers:
+        widths = [self.images.shape[1], *[self.hidden] * self.layers, self.classes]
+        keys = jax.random.split(key, 2 * (len(widths) - 1))
+        return [
+            {
+                "weight": self.scale * jax.random.normal(keys[2 * i], (widths[i], widths[i + 1])),
+                "bias": self.scale * jax.random.normal(keys[2 * i + 1], (widths[i + 1],)),
+            }
+            for i in range(len(widths) - 1)
+        ]
+
+    def loss(self, params: Layers, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
+        if key is None:
+            images, labels = self.images, self.labels
+        else:
+            chosen = jax.random.randint(key, (self.batch,), 0, self.images.shape[0])
+            images, labels = self.images[chosen], self.labels[chosen]
+        activation = _ACTIVATIONS[self.activation]
+        x = images.astype(params[0]["weight"].dtype) / 255
+        for layer in params[:-1]:
+            x = activation(x @ layer["weight"] + layer["bias"])
+        logits = x @ params[-1]["weight"] + params[-1]["bias"]
+        log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+        return -jnp.mean(log_likelihood)

@@ -1,0 +1,86 @@
+"""The state of meta-training on disk: one file, whole or absent, that restores bit for bit."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jaxtyping import PyTree
+
+from .._core import trees
+from .._core.files import write_atomically
+
+Tree = TypeVar("Tree", bound=PyTree)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, with the reason."""
+
+
+def save(path: Path, tree: PyTree, info: dict[str, Any]) -> None:
+    """Write every array of `tree` under its path, and `info` (JSON) beside them, atomically."""
+    tensors = {name: _to_numpy(leaf) for name, leaf in trees.named_leaves(tree).items()}
+    metadata = {"info": json.dumps(info), "sha256": _digest(tensors)}
+    write_atomically(path, safetensors.numpy.save(tensors, metadata=metadata))
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """Read the JSON that was saved beside the arrays."""
+    try:
+        with safetensors.safe_open(str(path), framework="np") as file:
+            return json.loads(file.metadata()["info"])
+    except (safetensors.SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint ({error}), so meta-training cannot go on from it. Start again in"
+            " another folder, or put back a copy of the file."
+        ) from error
+
+
+def restore(path: Path, like: Tree) -> Tree:
+    """Read a tree of the structure, shapes and dtypes of `like`; anything else is refused by name."""
+    read_info(path)
+    tensors = safetensors.numpy.load(path.read_bytes())
+    with safetensors.safe_open(str(path), framework="np") as file:
+        expected = file.metadata()["sha256"]
+    if _digest(tensors) != expected:
+        raise CheckpointError(
+            f"{path} is damaged: its content does not have the SHA-256 it was written with, and going on from it would"
+            " train something else. Start again in another folder, or put back a copy of the file."
+        )
+    wanted = trees.named_leaves(like)
+    if different := sorted(set(wanted) ^ set(tensors)):
+        raise CheckpointError(
+            f"{path} holds another state: {', '.join(different[:3])} stand on one side only. It was written with"
+            " another optimizer, estimator or version; resume with the settings it was started with."
+        )
+
+    def read(name: str, leaf: jax.Array) -> jax.Array:
+        found, example = tensors[name], _to_numpy(leaf)
+        if found.shape != example.shape or found.dtype != example.dtype:
+            raise CheckpointError(
+                f"{path} holds {name} as {found.dtype}{list(found.shape)}, but {example.dtype}{list(example.shape)} is"
+                " needed. It was written with other settings; resume with the settings it was started with."
+            )
+        array = jax.numpy.asarray(found)
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if is_key else array
+
+    return trees.replace_leaves(like, read)
+
+
+def _to_numpy(leaf: jax.Array) -> np.ndarray:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.ascontiguousarray(leaf).reshape(leaf.shape)
+
+
+def _digest(tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape} ".encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()

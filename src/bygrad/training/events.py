@@ -1,0 +1,95 @@
+"""What meta-training tells those who watch it, and the log that keeps it."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from .._core.files import write_text_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepped:
+    """A meta-step: meta-loss of its windows, norm of the meta-gradient, meta-learning-rate, seconds since the start."""
+
+    step: int
+    meta_loss: float
+    gradient_norm: float
+    meta_learning_rate: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Validated:
+    """A validation on held-out instances: mean area, mean final loss, and whether it is the best so far."""
+
+    step: int
+    area: float
+    final: float
+    best: bool
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RolledBack:
+    """A return to the last good state, why, and the factor on the meta-learning-rate from then on."""
+
+    step: int
+    reason: str
+    rate: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Warned:
+    """Something that a person should know, with what to try."""
+
+    step: int
+    message: str
+    seconds: float
+
+
+Event: TypeAlias = Stepped | Validated | RolledBack | Warned
+Watcher: TypeAlias = Callable[[Event], None]
+
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Stepped, Validated, RolledBack, Warned)}
+
+
+class Log:
+    """The events of one meta-training, in memory and, where a path is given, a line of JSON each in a file."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self.events: list[Event] = []
+
+    def add(self, event: Event) -> None:
+        self.events.append(event)
+        if self.path is not None:
+            # Open and close: a line that was reported is with the system, whatever happens to this process next.
+            with self.path.open("a") as file:
+                file.write(_line(event))
+
+    def rewind(self, step: int, seconds: float) -> None:
+        """Read the file back up to a checkpoint at `step`; forget what was logged after it, and any half line."""
+        if self.path is None or not self.path.exists():
+            return
+        events = [event for line in self.path.read_text().splitlines() if (event := _parse(line)) is not None]
+        self.events = [event for event in events if event.step <= step and event.seconds <= seconds]
+        write_text_atomically(self.path, "".join(_line(event) for event in self.events))
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        """Return the events of one kind, in order."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def _line(event: Event) -> str:
+    return json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}) + "\n"
+
+
+def _parse(line: str) -> Event | None:
+    try:
+        fields = json.loads(line)
+        return _KINDS[fields.pop("event")](**fields)
+    except (ValueError, KeyError, TypeError):
+        return None

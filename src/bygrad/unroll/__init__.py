@@ -1,0 +1,23 @@
+"""Runs an optimizer on problem instances: rollouts, what they record, and their replay."""
+
+from .lift import Lifted, lift
+from .replay import cotangents, replay, replay_coordinates
+from .rollout import Inner, Trajectory, begin, draw, loss_curves, observe, rollout, step_keys
+from .window import Windows
+
+__all__ = [
+    "Inner",
+    "Lifted",
+    "Trajectory",
+    "Windows",
+    "begin",
+    "cotangents",
+    "draw",
+    "lift",
+    "loss_curves",
+    "observe",
+    "replay",
+    "replay_coordinates",
+    "rollout",
+    "step_keys",
+]

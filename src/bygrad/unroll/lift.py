@@ -1,0 +1,99 @@
+"""One optimizer over a batch of instances: by `vmap`, or, where coordinates stand alone, as one matrix of coordinates."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
+
+from .._core import trees
+from .._core.types import Params, State
+from ..optimizers import Coordinatewise, Optimizer
+
+
+class Lifted(eqx.Module):
+    """How an optimizer is applied to a batch of params, leaves `[instances, ...]`.
+
+    `see` arranges params or gradients as the optimizer wants them, `apply` adds updates in that arrangement to params.
+    """
+
+    optimizer: eqx.AbstractVar[Optimizer]
+
+    @abc.abstractmethod
+    def see(self, batch: Params) -> PyTree:
+        """Arrange a batch of trees for the optimizer; leaves keep the instances as their first axis."""
+
+    @abc.abstractmethod
+    def apply(self, params: Params, updates: PyTree) -> Params:
+        """Add updates, arranged as by `see`, to a batch of params."""
+
+    @abc.abstractmethod
+    def init(self, params: Params) -> State:
+        """Return the state before the first step for every instance."""
+
+    @abc.abstractmethod
+    def update(
+        self,
+        grads: PyTree,
+        state: State,
+        params: PyTree,
+        value: Float[Array, " instances"],
+        key: Shaped[PRNGKeyArray, " instances"],
+    ) -> tuple[PyTree, State]:
+        """Take one step for every instance; `grads` and `params` are arranged as by `see`."""
+
+    @abc.abstractmethod
+    def select(self, mask: Bool[Array, " instances"], yes: State, no: State) -> State:
+        """Take the states of the instances where `mask` holds from `yes`, the others from `no`."""
+
+
+def lift(optimizer: Optimizer) -> Lifted:
+    """Return the way to apply `optimizer` to a batch of instances that suits its kind."""
+    return _Matrix(optimizer) if isinstance(optimizer, Coordinatewise) else _Mapped(optimizer)
+
+
+class _Mapped(Lifted):
+    """Any optimizer: `vmap` over the instances."""
+
+    optimizer: Optimizer
+
+    def see(self, batch: Params) -> PyTree:
+        return batch
+
+    def apply(self, params: Params, updates: PyTree) -> Params:
+        return trees.add(params, updates)
+
+    def init(self, params: Params) -> State:
+        return jax.vmap(self.optimizer.init)(params)
+
+    def update(self, grads: PyTree, state: State, params: PyTree, value: Any, key: Any) -> tuple[PyTree, State]:
+        def step(grads: PyTree, state: State, params: PyTree, value: Any, key: Any) -> tuple[PyTree, State]:
+            return self.optimizer.update(grads, state, params, value=value, key=key)
+
+        return jax.vmap(step)(grads, state, params, value, key)
+
+    def select(self, mask: Bool[Array, " instances"], yes: State, no: State) -> State:
+        return trees.select_rows(mask, yes, no)
+
+
+class _Matrix(Lifted):
+    """A coordinatewise optimizer: all coordinates of all instances as one matrix `[instances, coordinates]`."""
+
+    optimizer: Coordinatewise
+
+    def see(self, batch: Params) -> PyTree:
+        return trees.to_matrix(batch)
+
+    def apply(self, params: Params, updates: PyTree) -> Params:
+        return trees.add(params, trees.from_matrix(updates, params))
+
+    def init(self, params: Params) -> State:
+        return self.optimizer.init(jax.eval_shape(trees.to_matrix, params))
+
+    def update(self, grads: PyTree, state: State, params: PyTree, value: Any, key: Any) -> tuple[PyTree, State]:
+        return self.optimizer.update(grads, state, params, value=None, key=None)
+
+    def select(self, mask: Bool[Array, " instances"], yes: State, no: State) -> State:
+        return jax.tree.map(lambda a, b: jnp.where(mask[:, None], a, b), yes, no)

@@ -1,0 +1,87 @@
+r"""Replay: the gradient of a run's loss with respect to the optimizer, without a graph through the problem.
+
+If the optimizer is fed constants, params are a sum of updates, $p_s = p_0 + \sum_{t<s} u_t$, and
+
+$$\frac{d}{d\theta} \sum_{s=1}^K f_s(p_s) = \sum_{t=0}^{K-1} \Big\langle \frac{du_t}{d\theta}, \sum_{s=t+1}^{K} \nabla f_s(p_s) \Big\rangle .$$
+
+The gradients on the right are known once the run is over: what is left is to run the optimizer again on what it saw,
+and to pull fixed cotangents back through it alone.
+"""
+
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .._core.types import State
+from ..optimizers import Coordinatewise, Optimizer
+from .lift import lift
+from .rollout import Trajectory
+
+AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
+
+
+def cotangents(trajectory: Trajectory) -> PyTree:
+    r"""Return $G_t = \sum_{s=t+1}^K \nabla f_s$, $t = 0..K-1$, for the sum of the losses after each update."""
+
+    def later(grads: Array, end: Array) -> Array:
+        after = jnp.concatenate([grads[1:], end[None]])
+        return jnp.flip(jnp.cumsum(jnp.flip(after, 0), 0), 0)
+
+    return jax.tree.map(later, trajectory.grads, trajectory.end_grads)
+
+
+def replay(optimizer: AnyOptimizer, trajectory: Trajectory, weights: PyTree) -> AnyOptimizer:
+    r"""Return $\sum_t \langle du_t/d\theta, \text{weights}_t \rangle$ over all instances of a trajectory.
+
+    **Arguments:** `weights`: cotangents of the updates, arranged like `trajectory.grads`. The result has the structure
+    of the optimizer, with `None` for what is not a floating-point array.
+    """
+    if isinstance(optimizer, Coordinatewise):
+        grads, cots = (array.reshape(array.shape[0], -1) for array in (trajectory.grads, weights))
+        state = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], -1), trajectory.start)
+        return replay_coordinates(optimizer, grads, state, cots)
+
+    lifted_inputs = (trajectory.grads, trajectory.params, trajectory.value, trajectory.key)
+
+    def surrogate(optimizer: AnyOptimizer) -> Float[Array, ""]:
+        lifted = lift(optimizer)
+
+        def body(state: State, inputs: tuple) -> tuple[State, Array]:
+            (grads, params, value, key), cotangent = inputs
+            updates, state = lifted.update(grads, state, params, value, key)
+            products = jax.tree.map(lambda u, c: jnp.sum(u * c), updates, cotangent)
+            return state, sum(jax.tree.leaves(products), start=jnp.zeros(()))
+
+        _, terms = jax.lax.scan(body, trajectory.start, (lifted_inputs, weights))
+        return jnp.sum(terms)
+
+    return eqx.filter_grad(surrogate)(optimizer)
+
+
+def replay_coordinates(
+    optimizer: Coordinatewise, grads: Float[Array, "k c"], state: State, cots: Float[Array, "k c"]
+) -> Coordinatewise:
+    """Replay a coordinatewise optimizer block by block, so that the working set of a block stays in cache.
+
+    `state` has leaves `[..., c]`. The last block is filled up with coordinates whose cotangents are zero.
+    """
+    count = grads.shape[1]
+    block = min(optimizer.block, count)
+    blocks = -(-count // block)
+
+    def split(array: Array) -> Array:
+        padding = [(0, 0)] * (array.ndim - 1) + [(0, blocks * block - count)]
+        array = jnp.pad(array, padding).reshape(*array.shape[:-1], blocks, block)
+        return jnp.moveaxis(array, -2, 0)
+
+    def body(total: PyTree, inputs: tuple) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, optimizer.pullback(*inputs)), None
+
+    dtype = optimizer.dtype
+    pieces = (split(grads.astype(dtype)), jax.tree.map(split, state), split(cots.astype(dtype)))
+    zero = jax.tree.map(jnp.zeros_like, eqx.filter(optimizer, eqx.is_inexact_array))
+    total, _ = jax.lax.scan(body, zero, pieces)
+    return total

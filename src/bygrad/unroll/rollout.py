@@ -1,0 +1,106 @@
+"""Closed-loop runs of an optimizer on a batch of instances."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+
+from .._core.types import Instance, Params, State
+from ..optimizers import Optimizer
+from ..problems import ProblemFamily
+from .lift import Lifted, lift
+
+
+class Inner(eqx.Module):
+    """A batch of inner problems under way; every leaf but the optimizer's state starts with the axis of instances."""
+
+    params: Params
+    optimizer_state: State
+    instance: Instance
+    key: Shaped[PRNGKeyArray, " instances"]
+    step: Int[Array, " instances"]
+
+
+class Trajectory(eqx.Module):
+    r"""What the optimizer saw in a window of $K$ steps, and what it needs for a replay.
+
+    `grads`, `params`: arranged as by `Lifted.see`, leaves `[K, instances, ...]`. `value`: `[K, instances]`. `key`:
+    `[K, instances]`. `start`: the optimizer's state before the window. `end_grads` and `end_value`: gradient and loss
+    after the last update, which the optimizer has not seen yet.
+    """
+
+    start: State
+    grads: PyTree
+    params: PyTree
+    value: Float[Array, "k instances"]
+    key: Shaped[PRNGKeyArray, "k instances"]
+    end_grads: PyTree
+    end_value: Float[Array, " instances"]
+
+
+def draw(
+    family: ProblemFamily, keys: Shaped[PRNGKeyArray, " instances"]
+) -> tuple[Instance, Params, Shaped[PRNGKeyArray, " instances"]]:
+    """Draw an instance, its initial params and the key of its run for every key."""
+
+    def one(key: PRNGKeyArray) -> tuple[Instance, Params, PRNGKeyArray]:
+        sample_key, init_key, run_key = jax.random.split(key, 3)
+        instance = family.sample(sample_key)
+        return instance, family.init(instance, init_key), run_key
+
+    return jax.vmap(one)(keys)
+
+
+def step_keys(run_key: PRNGKeyArray, step: Int[Array, ""]) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """Return the keys of the loss and of the optimizer at a step of a run.
+
+    They depend on the run and the step alone: every optimizer that runs from one key meets the same minibatches.
+    """
+    loss_key, optimizer_key = jax.random.split(jax.random.fold_in(run_key, step))
+    return loss_key, optimizer_key
+
+
+def begin(optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " instances"]) -> Inner:
+    """Draw an instance and its initial params for every key."""
+    instance, params, run_keys = draw(family, keys)
+    return Inner(params, lift(optimizer).init(params), instance, run_keys, jnp.zeros(keys.shape[0], jnp.int32))
+
+
+def observe(
+    lifted: Lifted, family: ProblemFamily, inner: Inner
+) -> tuple[Float[Array, " instances"], PyTree, Shaped[PRNGKeyArray, " instances"]]:
+    """Return loss, gradient (arranged for the optimizer) and the optimizer's key of every instance where it stands."""
+    loss_keys, optimizer_keys = jax.vmap(step_keys)(inner.key, inner.step)
+    value, grads = jax.vmap(jax.value_and_grad(family.loss))(inner.params, inner.instance, loss_keys)
+    return value, lifted.see(grads), optimizer_keys
+
+
+def rollout(
+    optimizer: Optimizer, family: ProblemFamily, inner: Inner, steps: int, *, second_derivatives: bool = True
+) -> tuple[Inner, Trajectory]:
+    """Run `steps` steps from `inner`, recording what the optimizer saw.
+
+    With `second_derivatives=False` the optimizer is fed constants (gradients, params and values cut from the graph), as
+    in the paper; that makes a difference only to somebody who differentiates the result.
+    """
+    lifted = lift(optimizer)
+    cut = (lambda tree: tree) if second_derivatives else jax.lax.stop_gradient
+
+    def body(inner: Inner, _: None) -> tuple[Inner, tuple]:
+        value, grads, key = observe(lifted, family, inner)
+        seen = cut((grads, lifted.see(inner.params), value))
+        updates, state = lifted.update(seen[0], inner.optimizer_state, seen[1], seen[2], key)
+        moved = Inner(lifted.apply(inner.params, updates), state, inner.instance, inner.key, inner.step + 1)
+        return moved, (grads, seen[1], value, key)
+
+    end, (grads, params, value, key) = jax.lax.scan(body, inner, None, length=steps)
+    end_value, end_grads, _ = observe(lifted, family, end)
+    return end, Trajectory(inner.optimizer_state, grads, params, value, key, end_grads, end_value)
+
+
+def loss_curves(
+    optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int
+) -> Float[Array, "runs horizon_plus_1"]:
+    """Run the optimizer on fresh instances: column `t` is the loss after `t` updates, `t = 0..horizon`."""
+    _, trajectory = rollout(optimizer, family, begin(optimizer, family, keys), horizon)
+    return jnp.concatenate([trajectory.value, trajectory.end_value[None]]).T

@@ -1,0 +1,21 @@
+"""What every test runs under: the CPU, checked annotations, and property tests that do not flicker."""
+
+import os
+import sys
+
+import hypothesis
+import jaxtyping
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # to test on an accelerator, set it yourself
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may use the network
+
+# The hook rewrites modules while they are imported, so it must come before the first of them.
+if early := sorted(name for name in sys.modules if name == "bygrad" or name.startswith("bygrad.")):
+    raise RuntimeError(f"Imported before the type-checking hook, so unchecked: {', '.join(early)}.")
+jaxtyping.install_import_hook("bygrad", "beartype.beartype")
+
+# Compilation makes the first example slow, so time is no sign of a mistake. CI tries the same examples every time.
+_SLOW_START = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("bygrad", deadline=None, suppress_health_check=_SLOW_START)
+hypothesis.settings.register_profile("bygrad-ci", deadline=None, suppress_health_check=_SLOW_START, derandomize=True)
+hypothesis.settings.load_profile("bygrad-ci" if os.environ.get("CI") else "bygrad")
