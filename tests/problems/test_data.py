@@ -45,7 +45,7 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 
 def write_npz(path: Path, arrays: Arrays) -> None:
-    np.savez(path, allow_pickle=True, **arrays)
+    np.savez(path, **arrays)
 
 
 def write_idx(folder: Path, arrays: Arrays, suffix: str = "", compress: Callable[[bytes], bytes] = bytes) -> None:
@@ -125,7 +125,9 @@ def test_idx_files_by_their_other_names(arrays: Arrays, tmp_path: Path) -> None:
         ({"y_train": np.zeros((5, 1), np.int64)}, "y_train has shape (5, 1)"),
         ({"y_train": np.zeros(5, np.float32)}, "y_train must hold integers, the class numbers, not float32"),
         ({"y_test": np.array([0, -1])}, "y_test runs from -1 to 0"),
-        ({"y_test": np.array([0, 2**32])}, "y_test runs from 0 to 65536"),
+        ({"y_test": np.array([0, 2**16])}, "y_test runs from 0 to 65536. Labels are class numbers"),
+        ({"y_test": np.array([0, 2**32])}, "y_test runs from 0 to 4294967296. Labels are class numbers"),
+        ({"y_test": np.array([0, 2**64 - 1], np.uint64)}, "y_test runs from 0 to 18446744073709551615"),
     ],
 )
 def test_arrays_that_do_not_fit(arrays: Arrays, change: Arrays, message: str, tmp_path: Path) -> None:
@@ -205,6 +207,8 @@ def test_unknown_name_lists_the_known_ones() -> None:
 def test_missing_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.npz does not exist"):
         load_images(tmp_path / "absent.npz")
+    with pytest.raises(FileNotFoundError, match="~nobody-of-this-name/absent does not exist"):
+        load_images("~nobody-of-this-name/absent")
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Fair comparison: equally tuned baselines, statistics, figures and the report."""
 
 from .compare import CONVENTION, Protocol, best_baseline, compare, tune_baselines
-from .report import results_table, write_report
+from .report import results_table, strict_json, write_report
 from .runs import area, final, run_curves
 from .second_order import lbfgs_curves
 from .statistics import Interval, bootstrap_curves, bootstrap_mean
@@ -21,6 +21,7 @@ __all__ = [
     "lbfgs_curves",
     "results_table",
     "run_curves",
+    "strict_json",
     "tune",
     "tune_baselines",
     "with_learning_rate",

@@ -78,7 +78,7 @@ def results_table(results: Results) -> Table:
 
     **Arguments:** `results`: as described in this module.
     """
-    table = Table(title=Text(results["title"]), caption=Text(" ".join(_notes(results))), caption_justify="left")
+    table = Table(title=Text(results["title"]), caption=Text("\n".join(_notes(results))), caption_justify="left")
     for i, heading in enumerate(_HEADINGS):
         table.add_column(heading, justify="left" if i < 2 else "right", no_wrap=i in (0, 3, 4))
     for _, cells, bold in _rows(results):

@@ -1,12 +1,13 @@
 """What optimizes: one class for learned and hand-designed optimizers, one file for each rule."""
 
-from .base import Coordinatewise, Optimizer, autodiff_pullback, parameter_count
+from .base import Coordinatewise, Learned, Optimizer, autodiff_pullback, parameter_count
 from .hand_designed import SGD, Adam, AdamW, FromOptax, Nesterov, RMSprop
 from .lstm import LSTM
-from .preprocess import LogSign, Preprocessor, Scaled
+from .portable import Portable, from_portable, to_portable
+from .preprocess import PREPROCESSORS, LogSign, Preprocessor, Scaled
 
-LEARNED: dict[str, type[Optimizer]] = {"LSTM": LSTM}
-"""The optimizers that can be meta-trained from nothing, by class name."""
+LEARNED: dict[str, type[Learned]] = {"LSTM": LSTM}
+"""The learned optimizers, by class name."""
 
 HAND_DESIGNED: dict[str, type[FromOptax]] = {
     "SGD": SGD,
@@ -21,17 +22,22 @@ __all__ = [
     "HAND_DESIGNED",
     "LEARNED",
     "LSTM",
+    "PREPROCESSORS",
     "SGD",
     "Adam",
     "AdamW",
     "Coordinatewise",
     "FromOptax",
+    "Learned",
     "LogSign",
     "Nesterov",
     "Optimizer",
+    "Portable",
     "Preprocessor",
     "RMSprop",
     "Scaled",
     "autodiff_pullback",
+    "from_portable",
     "parameter_count",
+    "to_portable",
 ]

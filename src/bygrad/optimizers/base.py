@@ -39,6 +39,23 @@ class Optimizer(eqx.Module):
         """
 
 
+class Learned(eqx.Module):
+    """What an optimizer needs so that it can be written to a file and rebuilt: its configuration as JSON values."""
+
+    feature_version: eqx.AbstractClassVar[int]
+    """Version of what the rule computes from gradients: raised whenever old meta-parameters would mean something else."""
+
+    @property
+    @abc.abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The static configuration, as JSON values."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_config(cls, config: dict[str, Any]) -> "Learned":
+        """Build an untrained optimizer of this configuration; raises `ValueError` for one that does not exist."""
+
+
 class Coordinatewise(Optimizer):
     r"""An optimizer that treats every coordinate alike and alone: shared $\theta$, separate state.
 

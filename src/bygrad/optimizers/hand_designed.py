@@ -4,6 +4,7 @@ Every rule is optax's. Constants that are not arguments are those of the paper's
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ _UNDER_ROOT = 1e-30
 """Added to Adam's second moment: far too small to change a step, and the derivative of the root at zero is finite."""
 
 
-def _hyperparameter(default: float) -> Float[Array, ""]:
+def _hyperparameter(default: float) -> Any:
     return eqx.field(converter=lambda x: jnp.asarray(x, jnp.result_type(float)), default=default)
 
 

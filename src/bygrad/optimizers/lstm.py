@@ -1,15 +1,16 @@
 """The coordinatewise LSTM optimizer of Andrychowicz et al. (2016), section 2.1."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .base import Coordinatewise
-from .preprocess import LogSign, Preprocessor
+from .base import Coordinatewise, Learned
+from .preprocess import PREPROCESSORS, LogSign, Preprocessor
 
 FORGET_BIAS = 1.0
 """Added to the forget gate, so that a new cell remembers: the "now-standard" practice that the paper follows."""
@@ -52,7 +53,7 @@ class Cell(eqx.Module):
         return Memory(o * jnp.tanh(c), c), gates
 
 
-class LSTM(Coordinatewise):
+class LSTM(Coordinatewise, Learned):
     r"""An LSTM for every coordinate of the params, all with the same weights.
 
     $$u_t = s \cdot (v^\top h_t + b), \qquad h_t = \mathrm{LSTM}(\mathrm{pre}(g_t), h_{t-1})$$
@@ -64,6 +65,8 @@ class LSTM(Coordinatewise):
     `output_scale`: $s$; the paper uses 0.1 for networks and 1 elsewhere. `initial_step`: size, before $s$, of the steps
     that the untrained optimizer takes down the gradient.
     """
+
+    feature_version: ClassVar[int] = 1
 
     layers: tuple[Cell, ...]
     head: Float[Array, " units"]
@@ -88,6 +91,23 @@ class LSTM(Coordinatewise):
         self.layers = tuple(Cell(n, units, k) for n, units, k in zip(inputs, layers, layer_keys, strict=True))
         self.head, self.head_bias = jnp.zeros(layers[-1]), jnp.zeros(())
         self.head, self.head_bias = _descending_head(self, head_key, initial_step)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        preprocess = {field.name: getattr(self.preprocess, field.name) for field in dataclasses.fields(self.preprocess)}
+        return {
+            "layers": [cell.units for cell in self.layers],
+            "preprocess": {"name": type(self.preprocess).__name__, **preprocess},
+            "output_scale": self.output_scale,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "LSTM":
+        options = dict(config["preprocess"])
+        if (name := options.pop("name")) not in PREPROCESSORS:
+            raise ValueError(f"Unknown preprocessor {name!r}: this version of bygrad has {', '.join(PREPROCESSORS)}.")
+        preprocess = PREPROCESSORS[name](**options)
+        return cls(jax.random.key(0), config["layers"], preprocess, config["output_scale"])
 
     @property
     def dtype(self) -> Any:

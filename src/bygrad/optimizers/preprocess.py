@@ -51,3 +51,7 @@ class Scaled(Preprocessor):
 
     def __call__(self, grads: Float[Array, "*c"]) -> Float[Array, "features *c"]:
         return (self.scale * grads)[None]
+
+
+PREPROCESSORS: dict[str, type[Preprocessor]] = {"LogSign": LogSign, "Scaled": Scaled}
+"""The preprocessors, by class name."""

@@ -1,8 +1,19 @@
 """What is optimized: problem families, one file each."""
 
-from .base import ProblemFamily, check_family
+from .base import ProblemFamily, check_family, describe_family
+from .catalogue import FAMILIES, find_family
 from .data import ImageData, load_images
 from .mlp import MLPClassifier
 from .quadratic import Quadratic
 
-__all__ = ["ImageData", "MLPClassifier", "ProblemFamily", "Quadratic", "check_family", "load_images"]
+__all__ = [
+    "FAMILIES",
+    "ImageData",
+    "MLPClassifier",
+    "ProblemFamily",
+    "Quadratic",
+    "check_family",
+    "describe_family",
+    "find_family",
+    "load_images",
+]

@@ -1,6 +1,9 @@
 """The contract of a problem family, and the check that a family keeps it."""
 
 import abc
+import contextlib
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -63,11 +66,16 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
             " write `sample`, `init` and `loss`."
         )
     sample_key, init_key, loss_key = jax.random.split(key, 3)
-    instance = family.sample(sample_key)
-    params = family.init(instance, init_key)
+    with _blame(f"{name}.sample"):
+        instance = jax.jit(family.sample)(sample_key)
+    with _blame(f"{name}.init"):
+        params = family.init(instance, init_key)
     _check_params(name, params)
-    _check_value(name, jax.eval_shape(family.loss, params, instance, loss_key))
-    value, grads = jax.value_and_grad(family.loss)(params, instance, loss_key)
+    with _blame(f"{name}.loss"):
+        shape = jax.eval_shape(family.loss, params, instance, loss_key)
+    _check_value(name, shape)
+    with _blame(f"the gradient of {name}.loss"):
+        value, grads = jax.jit(jax.value_and_grad(family.loss))(params, instance, loss_key)
     if not jnp.isfinite(value):
         raise ValueError(
             f"{name}.loss is {value} at the start, so there is no descent to learn from. Check the initial params and"
@@ -87,6 +95,19 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
             " between), or it starts at a stationary point."
         )
     return params
+
+
+@contextlib.contextmanager
+def _blame(what: str) -> Iterator[None]:
+    """Turn whatever a family raises into one error that says which part of it failed."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{what} raised {type(error).__name__}: {reason}. A family's methods must be JAX functions of their"
+            " arguments (jax.numpy, no Python branches on values); mend this one before training on it."
+        ) from error
 
 
 def _check_params(name: str, params: Params) -> None:
@@ -110,3 +131,14 @@ def _check_value(name: str, value: Any) -> None:
             f"{name}.loss returned {found or 'nothing'}; a loss must be one real floating-point scalar, or its gradient"
             " is not defined. Reduce it with jnp.mean or jnp.sum, and return nothing else."
         )
+
+
+def describe_family(family: ProblemFamily) -> dict[str, Any]:
+    """Write a family as JSON values: its class, its static fields, and dtype and shape of its arrays."""
+    described: dict[str, Any] = {"name": type(family).__name__}
+    for field in dataclasses.fields(family):
+        value = getattr(family, field.name)
+        if eqx.is_array(value):
+            value = f"{value.dtype}{list(value.shape)}"
+        described[field.name] = value if isinstance(value, int | float | str | bool | None) else str(value)
+    return described

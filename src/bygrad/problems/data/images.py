@@ -16,6 +16,7 @@ _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _EMBEDDED = {"mnist": "mnist_10k_2k.npz"}
 _DOWNLOAD = "hf:"
 _LARGEST_LABEL = 2**16 - 1
+_LABELS = f"Labels are class numbers, counted from 0 and at most {_LARGEST_LABEL:,}: renumber them."
 _SOURCES = (
     "'mnist' (embedded: the first 10,000 training and 2,000 test images), "
     "'hf:ylecun/mnist' or another data set on the Hugging Face hub (downloads it), "
@@ -117,7 +118,7 @@ def load_images(source: str | os.PathLike[str] = "mnist") -> ImageData:
         from .download import download  # the only way to the network: taken when asked for
 
         return _assemble(name, download(name.removeprefix(_DOWNLOAD)))
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # leaves the home of an unknown user as it is, which then does not exist
     if not path.exists():
         if path.name == name and not path.suffix:
             raise ValueError(f"Unknown data {name!r}. Give {_SOURCES}.")
@@ -145,10 +146,7 @@ def _check_split(name: str, split: str, images: np.ndarray, labels: np.ndarray) 
             "Each image needs exactly one label."
         )
     if labels.min() < 0 or labels.max() > _LARGEST_LABEL:
-        raise ValueError(
-            f"{name}: y_{split} runs from {labels.min()} to {labels.max()}. Labels are class numbers, counted from 0 "
-            f"and at most {_LARGEST_LABEL}: renumber them."
-        )
+        raise ValueError(f"{name}: y_{split} runs from {labels.min()} to {labels.max()}. {_LABELS}")
 
 
 def _assemble(name: str, arrays: Mapping[str, np.ndarray]) -> ImageData:
@@ -158,8 +156,9 @@ def _assemble(name: str, arrays: Mapping[str, np.ndarray]) -> ImageData:
         array = np.asarray(arrays[field])
         if not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"{name}: {field} must hold integers, the class numbers, not {array.dtype}.")
-        # The range is checked on the int32 values: clipping first keeps a large int64 from wrapping into the range.
-        labels[field] = np.clip(array, -1, _LARGEST_LABEL + 1).astype(np.int32)
+        labels[field] = array.astype(np.int32)
+        if not np.array_equal(labels[field], array):  # a large number would wrap, perhaps into the range of the labels
+            raise ValueError(f"{name}: {field} runs from {array.min()} to {array.max()}. {_LABELS}")
     return ImageData(name, arrays["x_train"], labels["y_train"], arrays["x_test"], labels["y_test"])
 
 

@@ -1,0 +1,58 @@
+"""Optimizers learned by gradient descent.
+
+Learn one for the problems you solve again and again, use it wherever Adam is used, and know when to trust it.
+
+Names load when they are first used (PEP 562): importing the package is cheap and imports no JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .deploy.jax import export as export
+    from .deploy.jax import load as load
+    from .evaluation import Protocol as Protocol
+    from .evaluation import compare as compare
+    from .evaluation import tune_baselines as tune_baselines
+    from .metagrads import Backprop as Backprop
+    from .metagrads import Replay as Replay
+    from .optimizers import LSTM as LSTM
+    from .optimizers import Optimizer as Optimizer
+    from .problems import MLPClassifier as MLPClassifier
+    from .problems import ProblemFamily as ProblemFamily
+    from .problems import Quadratic as Quadratic
+    from .training import Recipe as Recipe
+    from .training import meta_train as meta_train
+
+_HOMES = {
+    "export": "deploy.jax",
+    "load": "deploy.jax",
+    "Protocol": "evaluation",
+    "compare": "evaluation",
+    "tune_baselines": "evaluation",
+    "Backprop": "metagrads",
+    "Replay": "metagrads",
+    "LSTM": "optimizers",
+    "Optimizer": "optimizers",
+    "MLPClassifier": "problems",
+    "ProblemFamily": "problems",
+    "Quadratic": "problems",
+    "Recipe": "training",
+    "meta_train": "training",
+}
+_ROOMS = ("artifacts", "deploy", "evaluation", "experiments", "metagrads", "optimizers", "problems", "training", "unroll")
+
+__version__ = "0.1.0"
+__all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES, *_ROOMS])

@@ -1,0 +1,237 @@
+"""The command `bygrad`. Everything heavy is imported where it is used, so that help and mistakes answer at once."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+Families = Annotated[str, arg(help="A family by name (see `bygrad list`), or path/to/file.py:Class.", metavar="NAME")]
+Data = Annotated[
+    str,
+    arg(help="Images for the families that need them: mnist (carried by the package), a local file, hf:ylecun/mnist."),
+]
+Folder = Annotated[Path | None, arg(help="Folder for everything that is written.", metavar="DIR")]
+Resume = Annotated[bool, arg(help="Go on with what an interrupted run left in the folder.")]
+Json = Annotated[Path | None, arg(help="Write the results to this file as well.", metavar="FILE")]
+Seed = Annotated[int, arg(help="Seed of everything random.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; exits with 0, with 2 after an error of the user's, with 130 after Ctrl-C."""
+    commands: dict[str, Callable[..., Any]] = {
+        "list": list_names,
+        "reproduce": reproduce,
+        "train": train,
+        "evaluate": evaluate,
+        "inspect": inspect,
+    }
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="bygrad",
+            description="Optimizers learned by gradient descent: learn one for the problems you solve again and again.",
+            args=arguments,
+        )
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Interrupted. What was done is saved: the same command with --resume goes on with it.")
+        sys.exit(130)
+    except (ValueError, TypeError, ImportError, OSError, FloatingPointError) as error:
+        if os.environ.get("BYGRAD_TRACEBACK"):
+            raise
+        Console(stderr=True).print(f"[red]bygrad:[/red] {_escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+
+
+def list_names() -> None:
+    """List experiments, families, optimizers and the trained artifacts that come with the package."""
+    from .artifacts import shipped_names
+    from .experiments import EXPERIMENTS
+    from .optimizers import HAND_DESIGNED, LEARNED
+    from .problems import FAMILIES
+
+    console = Console()
+    groups = {
+        "experiments": [f"{name}: {it.title}" for name, it in EXPERIMENTS.items()],
+        "families": list(FAMILIES),
+        "learned optimizers": list(LEARNED),
+        "hand-designed optimizers": list(HAND_DESIGNED),
+        "artifacts": shipped_names(),
+    }
+    for title, entries in groups.items():
+        console.print(f"[bold]{title}[/bold]")
+        for entry in entries:
+            console.print(f"  {_escape(entry)}", highlight=False)
+
+
+def reproduce(
+    name: Positional[Annotated[str, arg(help="An experiment (see `bygrad list`).", metavar="NAME")]],
+    budget: Annotated[Literal["quick", "paper"], arg(help="Two minutes, or the paper's levels.")] = "quick",
+    out: Folder = None,
+    resume: Resume = False,
+    seed: Seed = 0,
+    data: Data = "mnist",
+    json: Json = None,
+) -> None:
+    """Carry out an experiment of the paper: tune baselines, meta-train, compare, report."""
+    from .experiments import EXPERIMENTS
+    from .experiments import reproduce as carry_out
+
+    experiment = _known(EXPERIMENTS, name, "experiment")
+    folder = out or Path("runs") / f"{name}-{budget}"
+    with _display() as display:
+        results = carry_out(
+            experiment, budget, folder, display, resume=resume, seed=seed, data=data, command=_command()
+        )
+    _finish(results, folder, json)
+
+
+def train(
+    family: Families,
+    optimizer: Annotated[str, arg(help="A learned optimizer (see `bygrad list`).")] = "LSTM",
+    preprocess: Annotated[str, arg(help="How it sees gradients: LogSign or Scaled.")] = "LogSign",
+    output_scale: Annotated[float, arg(help="Factor on its updates: about the size of a useful step.")] = 0.1,
+    horizon: Annotated[int, arg(help="Inner steps of a run.")] = 100,
+    truncation: Annotated[int, arg(help="Inner steps of a meta-step; divides the horizon.")] = 20,
+    instances: Annotated[int, arg(help="Problem instances of a meta-step.")] = 8,
+    meta_steps: Annotated[int, arg(help="Meta-steps.")] = 1000,
+    meta_learning_rate: Annotated[float, arg(help="Adam's, at the start; falls to 0 along a cosine.")] = 5e-3,
+    coordinates: Annotated[float, arg(help="Part of the coordinates to replay; 1 is exact.")] = 1.0,
+    out: Folder = None,
+    resume: Resume = False,
+    seed: Seed = 0,
+    data: Data = "mnist",
+) -> None:
+    """Learn an optimizer for a family of problems."""
+    import jax
+
+    from .experiments import train as carry_out
+    from .metagrads import Replay
+    from .optimizers import LEARNED, LSTM, PREPROCESSORS
+    from .problems import find_family
+    from .training import Recipe
+
+    _known(LEARNED, optimizer, "learned optimizer")
+    untrained = LSTM(
+        jax.random.key(seed), preprocess=_known(PREPROCESSORS, preprocess, "preprocessor")(), output_scale=output_scale
+    )
+    recipe = Recipe(
+        horizon=horizon,
+        truncation=truncation,
+        instances=instances,
+        meta_steps=meta_steps,
+        meta_learning_rate=meta_learning_rate,
+        clip=0.1,
+        estimator=Replay(coordinates),
+        validate_every=max(1, meta_steps // 20),
+        final_window=max(1, horizon // 20),
+        seed=seed,
+    )
+    label = family.rpartition(":")[2].lower()
+    folder = out or Path("runs") / f"train-{label}"
+    problems = find_family(family, data=data, split="train")
+    with _display() as display:
+        trained = carry_out(untrained, problems, recipe, folder, display, name=f"mine/{label}", resume=resume)
+        display.say(f"best at meta-step {trained.best.step}: area {trained.best.area:.4g}, final {trained.best.final:.4g}")
+        display.say(f"optimizer: {folder / 'optimizer.safetensors'}")
+        display.say(f"compare it: bygrad evaluate {folder / 'optimizer.safetensors'} --family {family}")
+
+
+def evaluate(
+    artifact: Positional[Annotated[str, arg(help="A shipped artifact by name, or a file.", metavar="ARTIFACT")]],
+    family: Families,
+    runs: Annotated[int, arg(help="Fresh instances for every optimizer.")] = 128,
+    horizon: Annotated[int, arg(help="Steps of a run.")] = 100,
+    out: Folder = None,
+    seed: Seed = 0,
+    data: Data = "mnist",
+    json: Json = None,
+) -> None:
+    """Compare a trained optimizer with equally tuned baselines on fresh instances of a family."""
+    from .deploy.jax import load
+    from .evaluation import Protocol, write_report
+    from .experiments import evaluate as carry_out
+    from .problems import find_family
+
+    optimizer = load(artifact)
+    label = family.rpartition(":")[2].lower()
+    folder = out or Path("runs") / f"evaluate-{label}"
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} already exists, and the report in it would be overwritten. Choose another --out.")
+    protocol = Protocol(horizon, runs=runs, final_window=max(1, horizon // 20), seed=seed, chunk=4)
+    with _display() as display:
+        results = carry_out(
+            {type(optimizer).__name__: optimizer},
+            find_family(family, data=data, split="test"),
+            find_family(family, data=data, split="train"),
+            protocol,
+            display,
+            title=f"{artifact} on {family}",
+            command=_command(),
+        )
+    write_report(results, folder)
+    _finish(results, folder, json)
+
+
+def inspect(
+    artifact: Positional[Annotated[str, arg(help="A shipped artifact by name, or a file.", metavar="ARTIFACT")]],
+) -> None:
+    """Check an artifact and print what it says about itself."""
+    from .artifacts import find, load
+
+    Console().print_json(load(find(artifact)).manifest.to_json())
+
+
+def _display() -> Any:
+    from .experiments import Display
+
+    return Display(Console())
+
+
+def _finish(results: dict[str, Any], folder: Path, file: Path | None) -> None:
+    from ._core.files import write_text_atomically
+    from .evaluation import results_table, strict_json
+
+    console = Console()
+    console.print(results_table(results))
+    for level in results.get("levels", ()):
+        verdict = {None: "reported", True: "reached", False: "NOT reached"}[level["reached"]]
+        paper, reach = (("-" if level[key] is None else f"{level[key]:g}") for key in ("paper", "reach"))
+        console.print(
+            f"{level['what']}: {level['ours']:.4g} [{level['low']:.4g}, {level['high']:.4g}]; paper {paper},"
+            f" to reach {reach}: {verdict}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if file is not None:
+        write_text_atomically(file, strict_json(results))
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _known(table: dict[str, Any], name: str, kind: str) -> Any:
+    import difflib
+
+    if name not in table:
+        close = difflib.get_close_matches(name, table, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"There is no {kind} {name!r}.{hint} Known: {', '.join(table)}.")
+    return table[name]
+
+
+def _command() -> str:
+    return shlex.join(["bygrad", *sys.argv[1:]])
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

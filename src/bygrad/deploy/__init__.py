@@ -1,0 +1,1 @@
+"""Trained optimizers where they are used. Loads lazily: what is not asked for is not imported."""

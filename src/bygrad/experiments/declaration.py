@@ -1,0 +1,61 @@
+"""What an experiment is: a declaration of what to learn, on what, and what to compare it with."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+from .._core.types import PRNGKeyArray
+from ..evaluation import Protocol
+from ..optimizers import Optimizer
+from ..training import Recipe
+
+Budget = Literal["quick", "paper"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """A figure to reach: `measure` of a setting, the paper's own value where it has one, and the value to reach.
+
+    `reach` is None where the paper's claim is a failure: then what happens is reported and not judged.
+    """
+
+    what: str
+    measure: Literal["final", "area"]
+    paper: float | None
+    reach: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A family and a horizon to compare optimizers on.
+
+    `family`: its name in `bygrad.problems.FAMILIES`. `figure`: the paper's figure that shows it.
+    """
+
+    name: str
+    title: str
+    family: str
+    horizon: int
+    final_window: int
+    figure: str | None = None
+    levels: tuple[Level, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """An optimizer to learn, and the settings to test it in; the first one is the one it is trained on.
+
+    `optimizer` builds the untrained one. `recipes`: how to train it, by budget. `protocols`: how to compare, by budget;
+    horizon and final window come from the setting. `quick` tests in the first setting only.
+    """
+
+    name: str
+    title: str
+    optimizer: Callable[[PRNGKeyArray], Optimizer]
+    recipes: dict[Budget, Recipe]
+    protocols: dict[Budget, Protocol]
+    settings: tuple[Setting, ...]
+
+    def settings_of(self, budget: Budget) -> tuple[Setting, ...]:
+        """The settings that a budget covers."""
+        return self.settings[:1] if budget == "quick" else self.settings

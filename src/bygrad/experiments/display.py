@@ -1,0 +1,95 @@
+"""What a person sees while something runs: where it stands, what it is learning, how long it will take."""
+
+import math
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from ..training import Event, RolledBack, Stepped, Validated, Warned
+
+
+class Display:
+    """Progress on the terminal. Use it as a context; give its methods as `watch` to what runs.
+
+    Lines that stay: what was tuned, every validation, every rollback and warning. Below them, on a terminal, one bar
+    that moves. `levels`: areas of the tuned baselines, to hold the validations against.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.levels: Mapping[str, float] = {}
+        self.meta_steps = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._what = ""
+        self._loss = math.nan
+        self._rates: list[tuple[int, float]] = []
+        self._quiet_since = time.perf_counter()
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def say(self, line: str, style: str = "") -> None:
+        """Print a line that stays."""
+        self._progress.console.print(Text(line, style=style), soft_wrap=True)
+
+    def phase(self, what: str, done: int, total: int) -> None:
+        """Show how far a phase is: the `watch` of an evaluation."""
+        self._show(what, done, total, f"{done}/{total}")
+
+    def event(self, event: Event) -> None:
+        """Show an event of meta-training: its `watch`."""
+        if isinstance(event, Stepped):
+            self._stepped(event)
+        elif isinstance(event, Validated):
+            self.say(self._validation(event), "bold" if event.best else "")
+            self._quiet_since = time.perf_counter()
+        elif isinstance(event, RolledBack):
+            self.say(f"meta-step {event.step}: {event.reason} (x {event.rate:g})", "yellow")
+        elif isinstance(event, Warned):
+            self.say(event.message, "yellow")
+
+    def _stepped(self, event: Stepped) -> None:
+        smooth = event.meta_loss if math.isnan(self._loss) else 0.9 * self._loss + 0.1 * event.meta_loss
+        self._loss = smooth
+        self._rates = [*self._rates[-20:], (event.step, event.seconds)]
+        (first, begun), (last, now) = self._rates[0], self._rates[-1]
+        speed = (last - first) / (now - begun) if now > begun else 0.0
+        note = f"{event.step}/{self.meta_steps}  meta-loss {smooth:.4g}  {speed:.1f} meta-steps/s"
+        self._show("meta-training", event.step, self.meta_steps, note)
+        if not self.console.is_terminal and time.perf_counter() - self._quiet_since > 20:
+            left = (self.meta_steps - event.step) / speed if speed else math.nan
+            self.say(f"meta-training {note}, {left:.0f} s left")
+            self._quiet_since = time.perf_counter()
+
+    def _validation(self, event: Validated) -> str:
+        line = f"meta-step {event.step:>5}  validation area {event.area:.4g}, final {event.final:.4g}"
+        if self.levels:
+            name, level = min(self.levels.items(), key=lambda item: item[1])
+            share = abs(1 - event.area / level)
+            line += f"  ({share:.0%} {'below' if event.area < level else 'above'} the best tuned baseline, {name} {level:.4g})"
+        return f"{line}  [{event.seconds:.0f} s]"
+
+    def _show(self, what: str, done: int, total: int, note: str) -> None:
+        if self._task is None or what != self._what:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task, self._what = self._progress.add_task(what, total=total, note=note), what
+        self._progress.update(self._task, completed=done, total=total, note=note)

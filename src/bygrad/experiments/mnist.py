@@ -1,0 +1,89 @@
+"""Training a small network on MNIST: section 3.2, figures 4 (centre, right) and 5 of the paper."""
+
+from ..evaluation import Protocol
+from ..metagrads import Replay
+from ..optimizers import LSTM
+from ..training import Recipe
+from .declaration import Experiment, Level, Setting
+
+MNIST = Experiment(
+    name="mnist",
+    title="A 784-20-10 sigmoid network on MNIST",
+    optimizer=lambda key: LSTM(key, output_scale=0.1),
+    recipes={
+        "quick": Recipe(
+            instances=1,
+            meta_steps=300,
+            meta_learning_rate=1e-2,
+            clip=0.1,
+            estimator=Replay(0.25),
+            validate_every=50,
+            validation_runs=8,
+            final_window=5,
+        ),
+        "paper": Recipe(
+            instances=4,
+            meta_steps=4_000,
+            meta_learning_rate=1e-2,
+            clip=0.1,
+            estimator=Replay(0.25),
+            validate_every=200,
+            validation_runs=32,
+            final_window=5,
+        ),
+    },
+    protocols={
+        "quick": Protocol(100, runs=100, tuning_runs=4, second_order_runs=4, chunk=4),
+        "paper": Protocol(100, runs=128, tuning_runs=16, second_order_runs=16, chunk=4),
+    },
+    settings=(
+        Setting(
+            "main",
+            "MNIST, 20 sigmoid units, 100 steps",
+            "mnist",
+            horizon=100,
+            final_window=5,
+            figure="fig4C_mnist",
+            levels=(
+                Level("mean of the last 5 of 100 updates", "final", 0.257, 0.25),
+                Level("sum over 100 steps, pre-update", "area", 45.7, 44.0),
+            ),
+        ),
+        Setting(
+            "200-steps",
+            "MNIST, run on to 200 steps",
+            "mnist",
+            horizon=200,
+            final_window=5,
+            figure="fig4R_mnist_steps100_200",
+            levels=(Level("200 updates", "final", 0.215, 0.21),),
+        ),
+        Setting(
+            "40-units",
+            "MNIST, 40 hidden units",
+            "mnist-40-units",
+            horizon=100,
+            final_window=5,
+            figure="fig5L_mnist_40units",
+            levels=(Level("40 hidden units", "final", 0.192, 0.19),),
+        ),
+        Setting(
+            "2-layers",
+            "MNIST, two hidden layers of 20",
+            "mnist-2-layers",
+            horizon=100,
+            final_window=5,
+            figure="fig5C_mnist_2layers",
+            levels=(Level("two hidden layers of 20", "final", 0.321, 0.32),),
+        ),
+        Setting(
+            "relu",
+            "MNIST, ReLU instead of sigmoid",
+            "mnist-relu",
+            horizon=100,
+            final_window=5,
+            figure="fig5R_mnist_relu",
+            levels=(Level("ReLU instead of sigmoid", "final", 2.585, None),),
+        ),
+    ),
+)

@@ -1,0 +1,30 @@
+"""The curves of the paper's figures, digitised from its vector graphics, in this library's convention."""
+
+import csv
+from functools import lru_cache
+from pathlib import Path
+
+_LABELS = {"NAG": "Nesterov", "ADAM": "Adam"}
+
+
+@lru_cache
+def _rows() -> tuple[tuple[str, str, float, float], ...]:
+    with (Path(__file__).parent / "paper_curves.csv").open() as file:
+        rows = csv.DictReader(file)
+        return tuple((row["figure"], row["optimizer"], float(row["step"]), float(row["loss"])) for row in rows)
+
+
+def paper_curves(figure: str) -> dict[str, dict[str, list[float]]]:
+    """Return `{optimizer: {"steps", "losses"}}` of a figure; empty for a figure that is not there.
+
+    The paper's LSTM at step t is the loss after t updates, as here; its baselines at step t are the loss *before* the
+    t-th update (they start from the initial loss), and are shifted by one to match.
+    """
+    curves: dict[str, dict[str, list[float]]] = {}
+    for name, optimizer, step, loss in _rows():
+        if name == figure:
+            label = _LABELS.get(optimizer, optimizer)
+            curve = curves.setdefault(label, {"steps": [], "losses": []})
+            curve["steps"].append(step if optimizer.startswith("LSTM") else step - 1)
+            curve["losses"].append(loss)
+    return curves

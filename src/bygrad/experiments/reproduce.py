@@ -1,0 +1,170 @@
+"""Carrying out an experiment: tune the baselines, meta-train, compare in every setting, report. Resumable throughout."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._core.files import write_text_atomically
+from ..evaluation import Protocol, Tuning, best_baseline, tune_baselines, write_report
+from ..optimizers import Optimizer
+from ..problems import find_family
+from ..training import Recipe, describe
+from .declaration import Budget, Experiment, Setting
+from .display import Display
+from .paper import paper_curves
+from .work import evaluate, meta_training_results, train
+
+
+def reproduce(
+    experiment: Experiment,
+    budget: Budget,
+    folder: Path,
+    display: Display,
+    *,
+    resume: bool = False,
+    seed: int = 0,
+    data: str = "mnist",
+    command: str = "",
+) -> dict[str, Any]:
+    """Carry out an experiment in `folder` and return the results of its first setting.
+
+    Leaves there: `report.html`, `results.json` and figures; `optimizer.safetensors`; `metatraining/` with the log and
+    the checkpoint; and for every further setting a folder with a report of its own.
+
+    **Raises:** `FileExistsError` if the folder exists and `resume` is off; `ValueError` if it holds something else.
+    """
+    recipe = dataclasses.replace(experiment.recipes[budget], seed=seed)
+    _claim(folder, {"experiment": experiment.name, "budget": budget, "seed": seed, "data": data}, recipe, resume)
+    main, *others = experiment.settings_of(budget)
+    protocol = dataclasses.replace(experiment.protocols[budget], seed=seed)
+
+    started = time.perf_counter()
+    tunings = _tunings(folder, main, protocol, data, display)
+    levels = {name: float(np.min(tuning.area)) for name, tuning in tunings.items()}
+    display.say("tuned areas  " + "  ".join(f"{name} {level:.4g}" for name, level in levels.items()))
+    tuning_seconds = time.perf_counter() - started
+
+    checkpoint = folder / "metatraining" / "checkpoint.safetensors"
+    trained = train(
+        experiment.optimizer(jax.random.key(seed)),
+        find_family(main.family, data=data, split="train"),
+        recipe,
+        folder,
+        display,
+        name=f"paper/{experiment.name}",
+        resume=resume and checkpoint.exists(),
+        levels=levels,
+    )
+    course = meta_training_results(trained, levels)
+
+    results, reached = {}, []
+    for setting in (main, *others):
+        target = folder if setting is main else folder / setting.name
+        result = _results_of(target, setting, trained.optimizer, protocol, tunings, main, data, display, command)
+        result["experiment"] = experiment.name
+        if setting is main:
+            results = result
+            result["meta_training"] = course
+            result["configuration"]["recipe"] = describe(recipe)
+            result["seconds"] |= {"tuning": tuning_seconds, "meta_training": trained.best.seconds}
+        reached += _levels(setting, result)
+        if setting is not main:
+            write_report(result, target)
+    results["levels"] = reached
+    write_report(results, folder)
+    return results
+
+
+def _claim(folder: Path, identity: dict[str, Any], recipe: Recipe, resume: bool) -> None:
+    path = folder / "experiment.json"
+    identity = identity | {"recipe": describe(recipe)}
+    if folder.exists() and any(folder.iterdir()):
+        if not resume:
+            raise FileExistsError(
+                f"{folder} already exists, and what is in it would be overwritten. Go on with it (--resume) or choose"
+                " another folder (--out)."
+            )
+        found = json.loads(path.read_text()) if path.exists() else {}
+        if different := [key for key in identity if found.get(key) != identity[key]]:
+            pairs = ", ".join(f"{key} was {found.get(key)}, is {identity[key]}" for key in different)
+            raise ValueError(
+                f"{folder} holds another experiment ({pairs}), so it cannot be resumed as this one. Resume with the same"
+                " arguments, or choose another folder."
+            )
+    write_text_atomically(path, json.dumps(identity, indent=2))
+
+
+def _tunings(folder: Path, setting: Setting, protocol: Protocol, data: str, display: Display) -> dict[str, Tuning]:
+    """Tune the baselines of a setting, or read what an interrupted run has tuned."""
+    path = folder / "tuning.json"
+    if path.exists():
+        return {
+            name: Tuning(**{key: np.asarray(values, float) for key, values in fields.items()})
+            for name, fields in json.loads(path.read_text()).items()
+        }
+    family = find_family(setting.family, data=data, split="train")
+    tunings = tune_baselines(family, _protocol_of(setting, protocol), watch=display.phase)
+    write_text_atomically(path, json.dumps({name: tuning.as_json() for name, tuning in tunings.items()}))
+    return tunings
+
+
+def _protocol_of(setting: Setting, protocol: Protocol) -> Protocol:
+    return dataclasses.replace(protocol, horizon=setting.horizon, final_window=setting.final_window)
+
+
+def _results_of(
+    folder: Path,
+    setting: Setting,
+    optimizer: Optimizer,
+    protocol: Protocol,
+    tunings: dict[str, Tuning],
+    main: Setting,
+    data: str,
+    display: Display,
+    command: str,
+) -> dict[str, Any]:
+    """Compare in one setting, or read what an interrupted run has compared. Every setting tunes its own baselines."""
+    path = folder / "results.json"
+    if setting is not main and path.exists():
+        return json.loads(path.read_text())
+    results = evaluate(
+        {"LSTM": optimizer},
+        find_family(setting.family, data=data, split="test"),
+        find_family(setting.family, data=data, split="train"),
+        _protocol_of(setting, protocol),
+        display,
+        title=setting.title,
+        command=command,
+        tunings=tunings if setting is main else _tunings(folder, setting, protocol, data, display),
+    )
+    results["configuration"]["data"] = data
+    if setting.figure is not None:
+        results["paper"] = paper_curves(setting.figure)
+    label, level = best_baseline(results["optimizers"], "final")
+    ours = results["optimizers"]["lstm"]["final"]["mean"]
+    display.say(f"{setting.title}: LSTM {ours:.4g}, best tuned baseline {label} {level:.4g}")
+    return results
+
+
+def _levels(setting: Setting, results: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for level in setting.levels:
+        ours = results["optimizers"]["lstm"][level.measure]
+        label, best = best_baseline(results["optimizers"], level.measure)
+        rows.append(
+            {
+                "what": f"{setting.title}: {level.what} (best tuned baseline: {label} {best:.4g})",
+                "paper": level.paper,
+                "reach": level.reach,
+                "ours": ours["mean"],
+                "low": ours["low"],
+                "high": ours["high"],
+                "reached": None if level.reach is None else ours["mean"] <= level.reach,
+            }
+        )
+    return rows

@@ -1,0 +1,125 @@
+"""What the commands do beyond one function call: train and keep an optimizer, evaluate and report one."""
+
+import dataclasses
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from ..deploy.jax import export, versions
+from ..evaluation import CONVENTION, Protocol, Tuning, compare, tune_baselines
+from ..optimizers import Optimizer
+from ..problems import ProblemFamily, check_family, describe_family
+from ..training import MetaTrained, Recipe, RolledBack, Stepped, Validated, describe, meta_train
+from ..unroll import begin, rollout
+from .display import Display
+
+AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
+
+
+def train(
+    optimizer: AnyOptimizer,
+    family: ProblemFamily,
+    recipe: Recipe,
+    folder: Path,
+    display: Display,
+    *,
+    name: str,
+    resume: bool = False,
+    levels: Mapping[str, float] | None = None,
+) -> MetaTrained[AnyOptimizer]:
+    """Meta-train in `folder`, showing progress, and keep the result there as `optimizer.safetensors`.
+
+    **Arguments:** `name`: what the artifact calls itself. `levels`: areas of tuned baselines, to compare progress with.
+    """
+    display.levels, display.meta_steps = levels or {}, recipe.meta_steps
+    trained = meta_train(optimizer, family, recipe, folder=folder / "metatraining", resume=resume, watch=display.event)
+    example = jax.eval_shape(lambda key: family.init(family.sample(key), key), jax.random.key(0))
+    export(
+        trained.optimizer,
+        folder / "optimizer.safetensors",
+        name=name,
+        training={
+            "family": describe_family(family),
+            "parameter_count": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(example)),
+            "gradient_scale": gradient_scale(trained.optimizer, family, recipe),
+            "recipe": describe(recipe),
+        },
+        validation={key: getattr(trained.best, key) for key in ("step", "area", "final")},
+    )
+    return trained
+
+
+def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe, runs: int = 4) -> dict[str, float]:
+    """Quantiles of the sizes of the nonzero gradient entries that a trained optimizer meets over its horizon."""
+
+    @eqx.filter_jit
+    def grads(optimizer: Optimizer, family: ProblemFamily) -> Any:
+        keys = jax.random.split(jax.random.key(recipe.seed + 1), runs)
+        return rollout(optimizer, family, begin(optimizer, family, keys), recipe.horizon)[1].grads
+
+    sizes = np.concatenate([np.abs(np.ravel(leaf)) for leaf in jax.tree.leaves(grads(optimizer, family))])
+    sizes = sizes[(sizes > 0) & np.isfinite(sizes)]
+    quantiles = (0.01, 0.1, 0.5, 0.9, 0.99)
+    return {f"{q:g}": float(np.quantile(sizes, q)) for q in quantiles} if sizes.size else {}
+
+
+def evaluate(
+    learned: Mapping[str, Optimizer],
+    family: ProblemFamily,
+    tuning_family: ProblemFamily,
+    protocol: Protocol,
+    display: Display,
+    *,
+    title: str,
+    command: str,
+    tunings: Mapping[str, Tuning] | None = None,
+    experiment: str | None = None,
+) -> dict[str, Any]:
+    """Tune the baselines (unless `tunings` are given), compare, and return the results of a report."""
+    check_family(family, jax.random.key(protocol.seed))
+    started = time.perf_counter()
+    tunings = tune_baselines(tuning_family, protocol, watch=display.phase) if tunings is None else tunings
+    tuned = time.perf_counter()
+    optimizers = compare(learned, tunings, family, protocol, watch=display.phase)
+    return {
+        "experiment": experiment or type(family).__name__,
+        "title": title,
+        "convention": CONVENTION,
+        "horizon": protocol.horizon,
+        "runs": protocol.runs,
+        "seed": protocol.seed,
+        "optimizers": optimizers,
+        "meta_training": None,
+        "configuration": {"family": describe_family(family), "protocol": dataclasses.asdict(protocol)},
+        "versions": versions(),
+        "machine": machine(),
+        "command": command,
+        "seconds": {"tuning": tuned - started, "evaluation": time.perf_counter() - tuned},
+    }
+
+
+def meta_training_results(trained: MetaTrained[Any], levels: Mapping[str, float]) -> dict[str, Any]:
+    """Write the course of a meta-training as the `meta_training` of a report's results."""
+    steps, validations = trained.log.of(Stepped), trained.log.of(Validated)
+    return {
+        "steps": [event.step for event in steps],
+        "meta_loss": [event.meta_loss for event in steps],
+        "validation_steps": [event.step for event in validations],
+        "validation": [event.area for event in validations],
+        "validation_label": "area on held-out instances",
+        "baselines": dict(levels),
+        "rollbacks": [{"step": event.step, "reason": event.reason} for event in trained.log.of(RolledBack)],
+    }
+
+
+def machine() -> str:
+    """Describe the machine that measured: device, cores, system."""
+    device = jax.devices()[0]
+    return f"{device.device_kind} ({jax.device_count()} device), {os.cpu_count()} cores, {platform.machine()}"

@@ -1,0 +1,68 @@
+"""Learned optimizers as named NumPy arrays and JSON values, and back."""
+
+from typing import Any, NamedTuple, cast
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from .._core import trees
+from .base import Learned, Optimizer
+
+
+class Portable(NamedTuple):
+    """An optimizer without its code: class name, configuration, feature version, and its arrays by path."""
+
+    name: str
+    config: dict[str, Any]
+    features: int
+    tensors: dict[str, np.ndarray]
+
+
+def to_portable(optimizer: Optimizer) -> Portable:
+    """Take a learned optimizer apart. Raises `TypeError` for one that is not learned."""
+    if not isinstance(optimizer, Learned):
+        raise TypeError(
+            f"{type(optimizer).__name__} is not a learned optimizer, so there is nothing to write to an artifact:"
+            " its hyperparameters are all there is. Export a meta-trained one."
+        )
+    tensors = {name: np.array(leaf) for name, leaf in trees.named_leaves(eqx.filter(optimizer, eqx.is_array)).items()}
+    return Portable(type(optimizer).__name__, optimizer.config, optimizer.feature_version, tensors)
+
+
+def from_portable(portable: Portable, classes: dict[str, type[Learned]]) -> Optimizer:
+    """Rebuild an optimizer; anything that does not match its class is refused with a `ValueError` by name."""
+    if portable.name not in classes:
+        raise ValueError(
+            f"The optimizer is a {portable.name!r}, which this version of bygrad does not have (it has"
+            f" {', '.join(classes)}). Upgrade bygrad, or use an artifact of one of these."
+        )
+    cls = classes[portable.name]
+    if portable.features != cls.feature_version:
+        raise ValueError(
+            f"The optimizer was trained with version {portable.features} of {portable.name}'s features, but this bygrad"
+            f" computes version {cls.feature_version}: its meta-parameters would mean something else. Use the bygrad it"
+            " was written with, or train it again."
+        )
+    try:
+        skeleton = eqx.filter_eval_shape(cls.from_config, portable.config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The configuration {portable.config} is not one of {portable.name} ({type(error).__name__}: {error}), so"
+            " the optimizer cannot be rebuilt. The file was written by another version, or by something else."
+        ) from error
+    wanted = trees.named_leaves(eqx.filter(skeleton, lambda leaf: hasattr(leaf, "shape")))
+    if different := sorted(set(wanted) ^ set(portable.tensors)):
+        raise ValueError(
+            f"The tensors do not fit {portable.name} with {portable.config}: {', '.join(different[:3])} stand on one"
+            " side only. Loading by position would swap meta-parameters; use the artifact with its own configuration."
+        )
+    for name, leaf in wanted.items():
+        found = portable.tensors[name]
+        if found.shape != leaf.shape or not np.issubdtype(found.dtype, np.floating):
+            raise ValueError(
+                f"Tensor {name} is {found.dtype}{list(found.shape)}, but {portable.name} with {portable.config} needs"
+                f" {leaf.dtype}{list(leaf.shape)}. Use the artifact with its own configuration."
+            )
+    filled = trees.replace_leaves(skeleton, lambda name, leaf: jnp.asarray(portable.tensors[name], leaf.dtype))
+    return cast(Optimizer, filled)

@@ -1,0 +1,84 @@
+"""Families by name, and a user's own from a file."""
+
+import difflib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from .base import ProblemFamily
+from .data import load_images
+from .mlp import MLPClassifier
+from .quadratic import Quadratic
+
+Split: TypeAlias = Literal["train", "test"]
+Builder: TypeAlias = Callable[[str, Split], ProblemFamily]
+"""Builds a family from the name of a data source and a split; families without data look at neither."""
+
+FAMILIES: dict[str, Builder] = {
+    "quadratic": lambda data, split: Quadratic(),
+    "quadratic-gaussian": lambda data, split: Quadratic(distribution="gaussian"),
+    "mnist": lambda data, split: MLPClassifier.from_data(load_images(data), split),
+    "mnist-40-units": lambda data, split: MLPClassifier.from_data(load_images(data), split, hidden=40),
+    "mnist-2-layers": lambda data, split: MLPClassifier.from_data(load_images(data), split, layers=2),
+    "mnist-relu": lambda data, split: MLPClassifier.from_data(load_images(data), split, activation="relu"),
+}
+"""The families of the paper, by name."""
+
+
+def find_family(name: str, *, data: str = "mnist", split: Split = "train") -> ProblemFamily:
+    """Return a family by name, or the one that `path/to/file.py:Class` names, built without arguments.
+
+    **Raises:** `ValueError` for an unknown name, with the known ones; `FileNotFoundError`, `ValueError` or `TypeError`
+    for a file that is not there, has no such class, or whose class is not a family.
+    """
+    if ".py:" in name:
+        return _load(name)
+    if name not in FAMILIES:
+        close = difflib.get_close_matches(name, FAMILIES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"There is no family {name!r}, so there is nothing to optimize.{hint} Known families:"
+            f" {', '.join(FAMILIES)}. Your own is path/to/file.py:Class."
+        )
+    return FAMILIES[name](data, split)
+
+
+def _load(name: str) -> ProblemFamily:
+    file, _, attribute = name.rpartition(":")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}, so the family {attribute!r} cannot be read. Check the path.")
+    spec = importlib.util.spec_from_file_location(f"bygrad_user_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} cannot be imported as Python. Give a .py file.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(
+            f"Importing {path} raised {type(error).__name__}: {error}. Mend the file; `python {path}` shows where."
+        ) from error
+    found = getattr(module, attribute, None)
+    families = [key for key, value in vars(module).items() if _is_family(value) and value.__module__ == module.__name__]
+    if found is None:
+        known = f"it has {', '.join(families)}" if families else "it has none: subclass bygrad.ProblemFamily"
+        raise ValueError(f"{path} has no family {attribute!r}; {known}.")
+    if isinstance(found, ProblemFamily):
+        return found
+    if not _is_family(found):
+        raise TypeError(
+            f"{attribute} in {path} is not a ProblemFamily, so it cannot be sampled. Subclass bygrad.ProblemFamily and"
+            " write `sample`, `init` and `loss`."
+        )
+    try:
+        return found()
+    except TypeError as error:
+        raise TypeError(
+            f"{attribute}() raised {error}: a family that is named on the command line is built without arguments. Give"
+            " its fields defaults, or name an instance in the file instead of the class."
+        ) from error
+
+
+def _is_family(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, ProblemFamily) and value is not ProblemFamily
