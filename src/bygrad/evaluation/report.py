@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -38,6 +39,7 @@ Number = float | int | None  # JSON does not tell 1.0 from 1, and has no infinit
 _MISSING = "\N{EN DASH}"
 _KINDS = ("learned", "hand-designed", "second-order")
 _HEADINGS = ("optimizer", "kind", "learning rate", "final [95 %]", "area [95 %]", "ms/step", "runs", "diverged")
+_TERMINAL_HEADINGS = ("optimizer", "rate", "final", "area", "ms/step", "runs", "lost")
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --soft: #5c5c5c; --rule: #c9c9c9; --paper: #ffffff; --mark: #f4f4f2; }
 @media (prefers-color-scheme: dark) {
@@ -78,11 +80,15 @@ def results_table(results: Results) -> Table:
 
     **Arguments:** `results`: as described in this module.
     """
-    table = Table(title=Text(results["title"]), caption=Text("\n".join(_notes(results))), caption_justify="left")
-    for i, heading in enumerate(_HEADINGS):
-        table.add_column(heading, justify="left" if i < 2 else "right", no_wrap=i in (0, 3, 4))
-    for _, cells, bold in _rows(results):
-        table.add_row(*(Text(cell, style="bold" if strong else "") for cell, strong in zip(cells, bold, strict=True)))
+    caption = Text("\n".join(_notes(results)))
+    table = Table(title=Text(results["title"]), caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
+    # Intervals go under their means and the kind is left to the order of the rows, so that 80 columns are enough.
+    for heading in _TERMINAL_HEADINGS:
+        table.add_column(heading, justify="left" if heading == "optimizer" else "right", no_wrap=heading != "optimizer")
+    for _, (label, _, rates, *others), (leads, _, *strong) in _rows(results):
+        cells = [label, *(cell.replace(" / ", "\n").replace(" [", "\n[") for cell in (rates, *others))]
+        styles = ["bold" if bold else "" for bold in (leads, *strong)]
+        table.add_row(*(Text(cell, style=style) for cell, style in zip(cells, styles, strict=True)))
     return table
 
 
@@ -188,7 +194,7 @@ def _notes(results: Results) -> list[str]:
         notes.append("* Second-order: another kind of method with dearer steps; compare time, not steps.")
     if any(entry["diverged"] for entry in entries):
         notes.append("A run that diverged counts as an infinite loss and is not dropped.")
-    return notes + [f"{entry['label']}: {entry['note']}." for entry in entries if entry.get("note")]
+    return notes + [f"{entry['label']}: {entry['note']}" for entry in entries if entry.get("note")]
 
 
 def _page(results: Results, drawn: Mapping[str, str]) -> str:

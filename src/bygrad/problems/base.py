@@ -67,7 +67,7 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
         )
     sample_key, init_key, loss_key = jax.random.split(key, 3)
     with _blame(f"{name}.sample"):
-        instance = jax.jit(family.sample)(sample_key)
+        instance = eqx.filter_jit(family.sample)(sample_key)
     with _blame(f"{name}.init"):
         params = family.init(instance, init_key)
     _check_params(name, params)
@@ -75,7 +75,8 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
         shape = jax.eval_shape(family.loss, params, instance, loss_key)
     _check_value(name, shape)
     with _blame(f"the gradient of {name}.loss"):
-        value, grads = jax.jit(jax.value_and_grad(family.loss))(params, instance, loss_key)
+        differentiate = eqx.filter_jit(lambda family, *inputs: jax.value_and_grad(family.loss)(*inputs))
+        value, grads = differentiate(family, params, instance, loss_key)
     if not jnp.isfinite(value):
         raise ValueError(
             f"{name}.loss is {value} at the start, so there is no descent to learn from. Check the initial params and"

@@ -1,0 +1,55 @@
+"""A file is whole or absent, whatever fails while it is written."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from bygrad._core.files import write_atomically, write_text_atomically
+
+pytestmark = pytest.mark.core
+
+
+def test_bytes_and_text_arrive(tmp_path: Path):
+    path = tmp_path / "new" / "folder" / "file"
+    write_atomically(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    write_text_atomically(path, "θ")
+    assert path.read_text(encoding="utf-8") == "θ"
+    assert [it.name for it in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("function", ["fdopen", "fsync", "replace"])
+def test_a_failure_leaves_the_previous_file_and_no_other(function, error, tmp_path: Path, monkeypatch):
+    previous, missing = tmp_path / "previous", tmp_path / "missing"
+    previous.write_bytes(b"previous")
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(os, function, fail)
+    for path in (previous, missing):
+        with pytest.raises(type(error)):
+            write_atomically(path, b"new" * 1000)
+    monkeypatch.undo()
+    assert [it.name for it in tmp_path.iterdir()] == ["previous"]
+    assert previous.read_bytes() == b"previous"
+
+
+def test_the_bytes_are_on_the_disk_before_they_take_the_name(tmp_path: Path, monkeypatch):
+    path, calls = tmp_path / "file", []
+    real = {name: getattr(os, name) for name in ("fsync", "replace")}
+
+    def spy(name: str) -> None:
+        def call(*arguments: object) -> object:
+            calls.append(name)
+            return real[name](*arguments)
+
+        monkeypatch.setattr(os, name, call)
+
+    spy("fsync")
+    spy("replace")
+    write_atomically(path, b"new")
+    assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder that holds the name

@@ -1,0 +1,110 @@
+"""What every optimizer promises, learned or hand-designed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.optimizers import HAND_DESIGNED, LEARNED, Coordinatewise, Optimizer
+
+pytestmark = pytest.mark.core
+
+OPTIMIZERS = {**{name: lambda kind=kind: kind(jax.random.key(0)) for name, kind in LEARNED.items()}, **HAND_DESIGNED}
+
+
+@pytest.fixture(params=OPTIMIZERS)
+def optimizer(request: pytest.FixtureRequest) -> Optimizer:
+    return OPTIMIZERS[request.param]()
+
+
+def tree(*dtypes: jnp.dtype, seed: int = 0) -> dict[str, object]:
+    """Leaves of many ranks, one of them empty, in the given dtypes by turns."""
+    shapes = {"scalar": (), "one": (1,), "vector": (5,), "empty": (0,), "hollow": (2, 0, 3), "deep": (2, 1, 3, 2)}
+    draw = np.random.default_rng(seed).standard_normal
+    leaves = {
+        name: jnp.asarray(draw(shape), dtypes[i % len(dtypes)]) for i, (name, shape) in enumerate(shapes.items())
+    }
+    return {"left": {name: leaves.pop(name) for name in ("scalar", "deep")}, "right": [leaves, ()]}
+
+
+def steps(optimizer: Optimizer, trees: list[object], params: object) -> tuple[list[object], object]:
+    state = optimizer.init(params)
+    updates = []
+    for grads in trees:
+        update, state = optimizer.update(grads, state, params)
+        updates.append(update)
+    return updates, state
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [(jnp.float32,), (jnp.float16,), (jnp.bfloat16,), (jnp.bfloat16, jnp.float32, jnp.float16)],
+    ids=["float32", "float16", "bfloat16", "mixed"],
+)
+def test_updates_have_the_dtype_of_the_params_and_the_state_is_float32(optimizer, dtypes):
+    params = tree(*dtypes)
+    updates, state = steps(optimizer, [tree(*dtypes, seed=seed) for seed in (1, 2)], params)
+    for update in updates:
+        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), update) == jax.tree.map(
+            lambda leaf: (leaf.shape, leaf.dtype), params
+        )
+        assert all(np.all(np.isfinite(np.asarray(leaf, np.float32))) for leaf in jax.tree.leaves(update))
+    floating = [leaf.dtype for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert all(dtype == jnp.float32 for dtype in floating)
+
+
+def test_the_state_keeps_its_structure(optimizer):
+    params = tree(jnp.float32)
+    describe = lambda state: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)  # noqa: E731
+    _, state = steps(optimizer, [tree(jnp.float32, seed=1)], params)
+    assert describe(state) == describe(optimizer.init(params))
+    assert describe(jax.eval_shape(optimizer.init, params)) == describe(state)
+
+
+def test_what_leaves_are_called_and_how_they_are_cut_makes_no_difference(optimizer):
+    params, trees = tree(jnp.float32), [tree(jnp.float32, seed=seed) for seed in (1, 2, 3)]
+    whole, _ = steps(optimizer, trees, params)
+    concatenate = lambda it: jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(it)])  # noqa: E731
+    joined, _ = steps(optimizer, [concatenate(grads) for grads in trees], concatenate(params))
+    for update, vector in zip(whole, joined, strict=True):
+        np.testing.assert_allclose(concatenate(update), vector, rtol=1e-5, atol=1e-7)
+    alone, _ = steps(optimizer, [grads["left"]["deep"] for grads in trees], params["left"]["deep"])
+    for update, leaf in zip(whole, alone, strict=True):
+        np.testing.assert_allclose(update["left"]["deep"], leaf, rtol=1e-5, atol=1e-7)
+
+
+def test_jit_scan_and_vmap_change_nothing(optimizer):
+    params = tree(jnp.float32)
+    trees = [tree(jnp.float32, seed=seed) for seed in (1, 2, 3)]
+    expected, _ = steps(optimizer, trees, params)
+
+    def scanned(params: object, stacked: object) -> object:
+        def body(state, grads):
+            update, state = optimizer.update(grads, state, params)
+            return state, update
+
+        return jax.lax.scan(body, optimizer.init(params), stacked)[1]
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    batch = jax.tree.map(lambda leaf: leaf[None], (params, stacked))
+    for updates in (jax.jit(scanned)(params, stacked), jax.tree.map(lambda leaf: leaf[0], jax.vmap(scanned)(*batch))):
+        for step, update in enumerate(expected):
+            for ours, theirs in zip(jax.tree.leaves(updates), jax.tree.leaves(update), strict=True):
+                np.testing.assert_allclose(ours[step], theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e-20, 1e10], ids=str)
+def test_updates_are_finite_for_gradients_of_every_size(optimizer, size):
+    params = {"p": jnp.ones(3)}
+    grads = {"p": jnp.array([size, -size, 0.0])}
+    updates, state = steps(optimizer, [grads] * 3, params)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((updates, state)))
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_learned_optimizer_can_be_meta_trained_by_replay(name):
+    assert issubclass(LEARNED[name], Optimizer)
+    optimizer = OPTIMIZERS[name]()
+    if isinstance(optimizer, Coordinatewise):
+        assert optimizer.block >= 1
+        assert optimizer.dtype == jnp.float32

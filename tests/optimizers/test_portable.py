@@ -1,0 +1,107 @@
+"""Learned optimizers as named arrays and JSON values: they come back the same, and nothing else comes back."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.optimizers import LEARNED, LSTM, Adam, LogSign, Portable, Scaled, from_portable, to_portable
+
+pytestmark = pytest.mark.core
+
+
+@pytest.fixture(scope="module")
+def portable() -> Portable:
+    return to_portable(LSTM(jax.random.key(3), (4, 3)))
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_every_learned_optimizer_comes_back(name):
+    optimizer = LEARNED[name](jax.random.key(1))
+    back = from_portable(to_portable(optimizer), LEARNED)
+    assert jax.tree.structure(back) == jax.tree.structure(optimizer)
+    for ours, theirs in zip(jax.tree.leaves(back), jax.tree.leaves(optimizer), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        LSTM(jax.random.key(1), (3,), Scaled(0.25), output_scale=2.0),
+        LSTM(jax.random.key(2), (2, 3, 4), LogSign(7.0), output_scale=1e-3),
+    ],
+    ids=["Scaled", "LogSign"],
+)
+def test_the_configuration_is_json_and_decides_what_it_does(optimizer):
+    taken = to_portable(optimizer)
+    assert taken.name == "LSTM"
+    assert taken.features == LSTM.feature_version
+    config = json.loads(json.dumps(taken.config))
+    back = from_portable(taken._replace(config=config), LEARNED)
+    grads = jnp.linspace(-1, 1, 5)
+    ours, theirs = (it.update(grads, it.init(grads))[0] for it in (back, optimizer))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_optimizer_that_is_not_learned_is_refused():
+    with pytest.raises(TypeError, match="Adam is not a learned optimizer"):
+        to_portable(Adam())
+
+
+def test_an_unknown_class_is_refused(portable):
+    with pytest.raises(ValueError, match=r"is a 'GRU', which this version of bygrad does not have \(it has LSTM\)"):
+        from_portable(portable._replace(name="GRU"), LEARNED)
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_another_version_of_the_features_is_refused(portable, version):
+    with pytest.raises(ValueError, match=f"trained with version {version} of LSTM's features, .* computes version 1"):
+        from_portable(portable._replace(features=version), LEARNED)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t.pop("head"), "head stand"),
+        (lambda t: t.update(extra=np.zeros(1, np.float32)), "extra stand"),
+        (lambda t: t.update(tail=t.pop("head")), "head, tail stand"),
+        (lambda t: t.update({"layers/0/bias": t["layers/1/bias"]}), r"layers/0/bias is float32\[12\].*float32\[16\]"),
+        (lambda t: t.update(head=t["head"][None]), r"head is float32\[1, 3\].*needs float32\[3\]"),
+        (lambda t: t.update(head=np.zeros(3, np.int32)), r"head is int32\[3\].*needs float32\[3\]"),
+    ],
+    ids=["missing", "extra", "renamed", "swapped", "reshaped", "integer"],
+)
+def test_other_tensors_are_refused_by_name(portable, change, named):
+    tensors = dict(portable.tensors)
+    change(tensors)
+    with pytest.raises(ValueError, match=named):
+        from_portable(portable._replace(tensors=tensors), LEARNED)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"preprocess": {"name": "Square"}},
+        {"preprocess": {"name": "LogSign", "p": -1.0}},
+        {"preprocess": {"name": "LogSign", "q": 1.0}},
+        {"preprocess": {}},
+        {"layers": []},
+        {"layers": [0]},
+        {"layers": 4},
+        {"output_scale": "large"},
+    ],
+    ids=str,
+)
+def test_a_configuration_that_does_not_exist_is_refused(portable, change):
+    with pytest.raises(ValueError, match="is not one of LSTM"):
+        from_portable(portable._replace(config=portable.config | change), LEARNED)
+
+
+@pytest.mark.parametrize("key", ["layers", "preprocess", "output_scale"])
+def test_a_configuration_that_lacks_something_is_refused(portable, key):
+    config = {name: value for name, value in portable.config.items() if name != key}
+    with pytest.raises(ValueError, match=f"is not one of LSTM .KeyError: '{key}'"):
+        from_portable(portable._replace(config=config), LEARNED)

@@ -1,0 +1,94 @@
+"""Families by name and from a user's file."""
+
+from pathlib import Path
+
+import pytest
+
+from bygrad.problems import FAMILIES, Quadratic, find_family
+
+pytestmark = pytest.mark.core
+
+FILE = """
+import jax, jax.numpy as jnp
+from bygrad import ProblemFamily
+
+class Bowl(ProblemFamily):
+    width: float = 2.0
+    def sample(self, key):
+        return ()
+    def init(self, instance, key):
+        return jax.random.normal(key, (3,))
+    def loss(self, params, instance, key):
+        return self.width * jnp.sum(params ** 2)
+
+class NeedsData(Bowl):
+    data: jax.Array = None
+    def __init__(self, data):
+        self.data = data
+
+class NotAFamily:
+    pass
+
+wide = Bowl(width=5.0)
+number = 3
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    return path
+
+
+def test_a_family_by_name():
+    assert find_family("quadratic") == Quadratic(distribution="uniform")
+    assert find_family("quadratic-gaussian") == Quadratic(distribution="gaussian")
+
+
+def test_an_unknown_name_lists_the_known_ones_and_the_nearest():
+    with pytest.raises(ValueError, match="There is no family 'quadratics'") as caught:
+        find_family("quadratics")
+    assert "Did you mean 'quadratic'?" in str(caught.value)
+    assert all(name in str(caught.value) for name in FAMILIES)
+    with pytest.raises(ValueError) as caught:
+        find_family("zzz")
+    assert "Did you mean" not in str(caught.value)
+
+
+def test_a_class_in_a_file_is_built_and_an_instance_is_taken_as_it_is(file):
+    built, taken = find_family(f"{file}:Bowl"), find_family(f"{file}:wide")
+    assert (type(built).__name__, built.width) == ("Bowl", 2.0)
+    assert (type(taken).__name__, taken.width) == ("Bowl", 5.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("missing.py:Bowl", FileNotFoundError, "There is no file .*missing.py.*Check the path"),
+        ("mine.py:Bowls", ValueError, "has no family 'Bowls'; it has Bowl, NeedsData"),
+        ("mine.py:NotAFamily", TypeError, "NotAFamily .* is not a ProblemFamily.*Subclass bygrad.ProblemFamily"),
+        ("mine.py:number", TypeError, "number .* is not a ProblemFamily"),
+        ("mine.py:NeedsData", TypeError, "built without arguments.*name an instance in the file"),
+    ],
+    ids=["file", "class", "kind", "value", "arguments"],
+)
+def test_what_is_not_there_is_refused(name, error, message, file):
+    with pytest.raises(error, match=message):
+        find_family(str(file.parent / name))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it has none: subclass bygrad.ProblemFamily"),
+        ("from bygrad import Quadratic, ProblemFamily", "it has none: subclass bygrad.ProblemFamily"),
+        ("import no_such_module", "raised ModuleNotFoundError.*Mend the file"),
+        ("class Bowl(:", "raised SyntaxError.*Mend the file"),
+    ],
+    ids=["empty", "imports only", "import", "syntax"],
+)
+def test_a_file_without_families_is_refused(text, message, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        find_family(f"{tmp_path / 'mine.py'}:Bowl")

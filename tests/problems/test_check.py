@@ -1,0 +1,181 @@
+"""A family that cannot be optimized is refused before anything is trained on it: with the cause and the remedy."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.problems import FAMILIES, ProblemFamily, Quadratic, check_family, describe_family, find_family
+
+pytestmark = pytest.mark.core
+
+
+class Bowl(ProblemFamily):
+    """A family in order; the bad ones spoil one method each."""
+
+    def sample(self, key: jax.Array) -> Any:
+        return jax.random.uniform(key, minval=1.0, maxval=2.0)
+
+    def init(self, instance: Any, key: jax.Array) -> Any:
+        return {"p": jax.random.normal(key, (3,))}
+
+    def loss(self, params: Any, instance: Any, key: jax.Array | None) -> Any:
+        return instance * jnp.sum(params["p"] ** 2)
+
+
+class VectorLoss(Bowl):
+    def loss(self, params, instance, key):
+        return params["p"] ** 2
+
+
+class TwoLosses(Bowl):
+    def loss(self, params, instance, key):
+        return jnp.sum(params["p"]), instance
+
+
+class ComplexLoss(Bowl):
+    def loss(self, params, instance, key):
+        return jnp.sum(params["p"]) * 1j
+
+
+class IntegerLoss(Bowl):
+    def loss(self, params, instance, key):
+        return jnp.sum(params["p"] > 0)
+
+
+class IntegerParams(Bowl):
+    def init(self, instance, key):
+        return {"p": jnp.zeros(3), "steps": jnp.zeros((), jnp.int32)}
+
+
+class ComplexParams(Bowl):
+    def init(self, instance, key):
+        return {"p": jnp.zeros(3, jnp.complex64)}
+
+
+class PythonParams(Bowl):
+    def init(self, instance, key):
+        return {"p": 1.0}
+
+
+class NoParams(Bowl):
+    def init(self, instance, key):
+        return {}
+
+
+class NanAtStart(Bowl):
+    def loss(self, params, instance, key):
+        return jnp.sum(jnp.log(-jnp.abs(params["p"])))
+
+
+class InfinityAtStart(Bowl):
+    def loss(self, params, instance, key):
+        return 1 / jnp.sum(0 * params["p"] ** 2)
+
+
+class RootAtZero(Bowl):
+    def init(self, instance, key):
+        return {"p": jnp.zeros(3)}
+
+    def loss(self, params, instance, key):
+        return jnp.sqrt(jnp.sum(params["p"] ** 2))
+
+
+class Rounded(Bowl):
+    def loss(self, params, instance, key):
+        return jnp.sum(jnp.round(params["p"]) ** 2)
+
+
+class Constant(Bowl):
+    def loss(self, params, instance, key):
+        return instance
+
+
+class Stationary(Bowl):
+    def init(self, instance, key):
+        return {"p": jnp.zeros(3)}
+
+
+class RaisingSample(Bowl):
+    def sample(self, key):
+        raise RuntimeError("no measurements")
+
+
+class RaisingInit(Bowl):
+    def init(self, instance, key):
+        raise KeyError("weights")
+
+
+class RaisingLoss(Bowl):
+    def loss(self, params, instance, key):
+        return jnp.sum(params["p"] @ jnp.ones(4))
+
+
+class SilentLoss(Bowl):
+    def loss(self, params, instance, key):
+        raise AssertionError
+
+
+class Branching(Bowl):
+    def loss(self, params, instance, key):
+        return jnp.sum(params["p"]) if params["p"][0] > 0 else jnp.sum(params["p"] ** 2)
+
+
+REFUSED = [
+    (VectorLoss, TypeError, r"float32\[3\]", "jnp.mean or jnp.sum"),
+    (TwoLosses, TypeError, r"float32\[\], float32\[\]", "return nothing else"),
+    (ComplexLoss, TypeError, "complex64", "real floating-point scalar"),
+    (IntegerLoss, TypeError, "int32", "real floating-point scalar"),
+    (IntegerParams, TypeError, r"int32 at params\['steps'\]", "make it a field of the family"),
+    (ComplexParams, TypeError, r"complex64 at params\['p'\]", "Convert it"),
+    (PythonParams, TypeError, r"float at params\['p'\]", "Convert it"),
+    (NoParams, TypeError, "without arrays", "Return the params"),
+    (NanAtStart, ValueError, "loss is nan at the start", "guard divisions, roots and logarithms"),
+    (InfinityAtStart, ValueError, "loss is inf at the start", "guard divisions, roots and logarithms"),
+    (RootAtZero, ValueError, r"params\['p'\] is not finite at the start although the loss is 0", "Guard roots"),
+    (Rounded, ValueError, "exactly zero", "not differentiable in its params"),
+    (Constant, ValueError, "exactly zero", "not differentiable in its params"),
+    (Stationary, ValueError, "exactly zero", "starts at a stationary point"),
+    (RaisingSample, ValueError, "RaisingSample.sample raised RuntimeError: no measurements", "mend this one"),
+    (RaisingInit, ValueError, "RaisingInit.init raised KeyError: 'weights'", "mend this one"),
+    (RaisingLoss, ValueError, "RaisingLoss.loss raised TypeError", "mend this one"),
+    (SilentLoss, ValueError, "SilentLoss.loss raised AssertionError", "mend this one"),
+    (Branching, ValueError, "Branching.loss raised TracerBoolConversionError", "no Python branches on values"),
+]
+
+
+@pytest.mark.parametrize(("kind", "error", "cause", "remedy"), REFUSED, ids=[row[0].__name__ for row in REFUSED])
+def test_refusal(kind, error, cause, remedy):
+    with pytest.raises(error, match=cause) as caught:
+        check_family(kind(), jax.random.key(0))
+    assert kind.__name__ in str(caught.value)
+    assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_of_the_package_passes(name):
+    family = find_family(name)
+    params = check_family(family, jax.random.key(0))
+    assert jax.tree.structure(params) == jax.tree.structure(family.init(family.sample(jax.random.key(1)), jax.random.key(2)))
+
+
+def test_params_of_any_floating_dtype_pass():
+    class Half(Bowl):
+        def init(self, instance, key):
+            return {"p": jnp.ones(3, jnp.bfloat16)}
+
+        def loss(self, params, instance, key):
+            return jnp.sum(params["p"].astype(jnp.float32) ** 2)
+
+    assert check_family(Half(), jax.random.key(0))["p"].dtype == jnp.bfloat16
+
+
+def test_a_description_is_json_and_tells_families_apart():
+    class Measured(Bowl):
+        data: jax.Array
+        rate: float = 0.5
+
+    assert describe_family(Quadratic(3)) == {"name": "Quadratic", "dimension": 3, "distribution": "uniform", "scale": 0.01}
+    assert describe_family(Measured(np.zeros((2, 3), np.uint8))) == {"name": "Measured", "data": "uint8[2, 3]", "rate": 0.5}
