@@ -40,7 +40,17 @@ _HOMES = {
     "Recipe": "training",
     "meta_train": "training",
 }
-_ROOMS = ("artifacts", "deploy", "evaluation", "experiments", "metagrads", "optimizers", "problems", "training", "unroll")
+_ROOMS = (
+    "artifacts",
+    "deploy",
+    "evaluation",
+    "experiments",
+    "metagrads",
+    "optimizers",
+    "problems",
+    "training",
+    "unroll",
+)
 
 __version__ = "0.1.0"
 __all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

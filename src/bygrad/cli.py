@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
             args=arguments,
         )
     except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted. What was done is saved: the same command with --resume goes on with it.")
+        Console(stderr=True).print(
+            "Interrupted. What was done is saved: the same command with --resume goes on with it."
+        )
         sys.exit(130)
     except (ValueError, TypeError, ImportError, OSError, FloatingPointError) as error:
         if os.environ.get("BYGRAD_TRACEBACK"):
@@ -137,7 +139,9 @@ def train(
     problems = find_family(family, data=data, split="train")
     with _display() as display:
         trained = carry_out(untrained, problems, recipe, folder, display, name=f"mine/{label}", resume=resume)
-        display.say(f"best at meta-step {trained.best.step}: area {trained.best.area:.4g}, final {trained.best.final:.4g}")
+        display.say(
+            f"best at meta-step {trained.best.step}: area {trained.best.area:.4g}, final {trained.best.final:.4g}"
+        )
         display.say(f"optimizer: {folder / 'optimizer.safetensors'}")
         display.say(f"compare it: bygrad evaluate {folder / 'optimizer.safetensors'} --family {family}")
 
@@ -162,7 +166,9 @@ def evaluate(
     label = family.rpartition(":")[2].lower()
     folder = out or Path("runs") / f"evaluate-{label}"
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} already exists, and the report in it would be overwritten. Choose another --out.")
+        raise FileExistsError(
+            f"{folder} already exists, and the report in it would be overwritten. Choose another --out."
+        )
     protocol = Protocol(horizon, runs=runs, final_window=max(1, horizon // 20), seed=seed, chunk=4)
     with _display() as display:
         results = carry_out(

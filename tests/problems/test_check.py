@@ -158,7 +158,9 @@ def test_refusal(kind, error, cause, remedy):
 def test_every_family_of_the_package_passes(name):
     family = find_family(name)
     params = check_family(family, jax.random.key(0))
-    assert jax.tree.structure(params) == jax.tree.structure(family.init(family.sample(jax.random.key(1)), jax.random.key(2)))
+    assert jax.tree.structure(params) == jax.tree.structure(
+        family.init(family.sample(jax.random.key(1)), jax.random.key(2))
+    )
 
 
 def test_params_of_any_floating_dtype_pass():
@@ -177,5 +179,14 @@ def test_a_description_is_json_and_tells_families_apart():
         data: jax.Array
         rate: float = 0.5
 
-    assert describe_family(Quadratic(3)) == {"name": "Quadratic", "dimension": 3, "distribution": "uniform", "scale": 0.01}
-    assert describe_family(Measured(np.zeros((2, 3), np.uint8))) == {"name": "Measured", "data": "uint8[2, 3]", "rate": 0.5}
+    assert describe_family(Quadratic(3)) == {
+        "name": "Quadratic",
+        "dimension": 3,
+        "distribution": "uniform",
+        "scale": 0.01,
+    }
+    assert describe_family(Measured(np.zeros((2, 3), np.uint8))) == {
+        "name": "Measured",
+        "data": "uint8[2, 3]",
+        "rate": 0.5,
+    }

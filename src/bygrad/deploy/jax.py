@@ -31,7 +31,12 @@ def load(name: str | os.PathLike[str]) -> Optimizer:
 
 
 def export(
-    optimizer: Optimizer, path: str | os.PathLike[str], *, name: str, training: dict[str, Any], validation: dict[str, Any]
+    optimizer: Optimizer,
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+    training: dict[str, Any],
+    validation: dict[str, Any],
 ) -> Artifact:
     """Write a learned optimizer as an artifact and return it.
 

@@ -9,7 +9,7 @@ from .declaration import Experiment, Level, Setting
 MNIST = Experiment(
     name="mnist",
     title="A 784-20-10 sigmoid network on MNIST",
-    optimizer=lambda key: LSTM(key, output_scale=0.1),
+    optimizer=lambda key: LSTM(key, output_scale=0.1, initial_step=0.3),
     recipes={
         "quick": Recipe(
             instances=1,
@@ -22,19 +22,19 @@ MNIST = Experiment(
             final_window=5,
         ),
         "paper": Recipe(
-            instances=4,
-            meta_steps=4_000,
+            instances=1,
+            meta_steps=8_000,
             meta_learning_rate=1e-2,
             clip=0.1,
             estimator=Replay(0.25),
-            validate_every=200,
-            validation_runs=32,
+            validate_every=400,
+            validation_runs=16,
             final_window=5,
         ),
     },
     protocols={
         "quick": Protocol(100, runs=100, tuning_runs=4, second_order_runs=4, chunk=4),
-        "paper": Protocol(100, runs=128, tuning_runs=16, second_order_runs=16, chunk=4),
+        "paper": Protocol(100, runs=128, tuning_runs=8, second_order_runs=8, chunk=4),
     },
     settings=(
         Setting(

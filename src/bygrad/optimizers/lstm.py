@@ -176,7 +176,9 @@ class LSTM(Coordinatewise, Learned):
             jnp.zeros_like(self.head_bias),
         )
         last = jax.tree.map(jnp.zeros_like, state)
-        (_, (theta_cells, head, head_bias)), _ = jax.lax.scan(backward, (last, nothing), (saved, cotangents), reverse=True)
+        (_, (theta_cells, head, head_bias)), _ = jax.lax.scan(
+            backward, (last, nothing), (saved, cotangents), reverse=True
+        )
         return eqx.tree_at(
             lambda it: (*(part for cell in it.layers for part in (cell.weight, cell.bias)), it.head, it.head_bias),
             eqx.filter(self, eqx.is_inexact_array),

@@ -33,7 +33,9 @@ class LogSign(Preprocessor):
 
     def __check_init__(self) -> None:
         if not self.p > 0:
-            raise ValueError(f"p is {self.p}: the range of magnitudes would be empty. Give a positive number, such as 10.")
+            raise ValueError(
+                f"p is {self.p}: the range of magnitudes would be empty. Give a positive number, such as 10."
+            )
 
     def __call__(self, grads: Float[Array, "*c"]) -> Float[Array, "features *c"]:
         size = jnp.abs(grads)

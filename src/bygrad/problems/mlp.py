@@ -46,7 +46,9 @@ class MLPClassifier(ProblemFamily):
 
     def __check_init__(self) -> None:
         if self.activation not in get_args(Activation):
-            raise ValueError(f"Unknown activation {self.activation!r}: choose one of {', '.join(get_args(Activation))}.")
+            raise ValueError(
+                f"Unknown activation {self.activation!r}: choose one of {', '.join(get_args(Activation))}."
+            )
         if self.hidden < 1 or self.layers < 0 or self.batch < 1:
             raise ValueError(
                 f"hidden={self.hidden}, layers={self.layers}, batch={self.batch}: there is no such network or"

@@ -297,7 +297,10 @@ class _MetaTraining(Generic[AnyOptimizer]):
 
     def _warn_if_nothing_was_learned(self, learner: _Learner) -> None:
         first = self.log.of(Validated)[0]
-        before, after = getattr(first, self.recipe.select), float(learner.best_scores[1 + (self.recipe.select != "area")])
+        before, after = (
+            getattr(first, self.recipe.select),
+            float(learner.best_scores[1 + (self.recipe.select != "area")]),
+        )
         if not after < 0.98 * before:
             self._tell(
                 Warned(
