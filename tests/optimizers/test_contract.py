@@ -76,7 +76,7 @@ def test_what_leaves_are_called_and_how_they_are_cut_makes_no_difference(optimiz
 
 def test_jit_scan_and_vmap_change_nothing(optimizer):
     params = {"scalar": jnp.float32(0.5), "vector": jnp.linspace(-1, 1, 3)}
-    trees = [jax.tree.map(lambda leaf: leaf * (seed - 1.5), params) for seed in range(3)]
+    trees = [jax.tree.map(lambda leaf, factor=factor: factor * leaf, params) for factor in (-1.5, -0.5, 0.5)]
     expected, _ = steps.__wrapped__(optimizer, trees, params)
 
     @eqx.filter_jit

@@ -141,18 +141,18 @@ def test_the_pullback_is_that_of_autodiff(layers, preprocess, x64, tolerance):
 @pytest.mark.parametrize("family", [Quadratic(), perceptron()], ids=["quadratic", "perceptron"])
 def test_an_untrained_optimizer_descends_and_has_a_meta_gradient_everywhere(family, preprocess):
     @eqx.filter_jit
-    @eqx.filter_vmap(in_axes=(0, None))
     def begin(key: jax.Array, family: ProblemFamily) -> tuple[Optimizer, jax.Array]:
         optimizer, windows = LSTM(key, preprocess=preprocess), Windows(family, horizon=10, truncation=10, instances=4)
         estimate, _ = Replay().estimate(optimizer, windows, Replay().init(optimizer, windows, key))
         return estimate.gradient, loss_curves(optimizer, family, jax.random.split(key, 8), 50)
 
-    gradients, curves = begin(jax.random.split(jax.random.key(0), 5), family)
-    assert np.all(np.isfinite(curves))
-    assert np.all(np.mean(curves[:, :, -5:], axis=(1, 2)) < np.mean(curves[:, :, 0], axis=1))
-    for name, leaf in to_portable(gradients).tensors.items():
-        assert np.all(np.isfinite(leaf)), name
-        assert np.all(np.any(leaf.reshape(5, -1) != 0, axis=1)), name
+    for seed in range(5):
+        gradient, curves = begin(jax.random.key(seed), family)
+        assert np.all(np.isfinite(curves))
+        assert np.mean(curves[:, -5:]) < np.mean(curves[:, 0])
+        for name, leaf in to_portable(gradient).tensors.items():
+            assert np.all(np.isfinite(leaf)), name
+            assert np.any(leaf != 0), name
 
 
 @pytest.mark.core
@@ -161,7 +161,7 @@ def test_the_initial_step_is_the_size_of_the_steps_against_the_gradient(step, sc
     grads = np.tile([[1.0, -1.0, 0.01, -0.01]], (16, 1))
     updates = run(build(output_scale=scale, initial_step=step), jnp.asarray(grads, jnp.float32))
     projected = -np.asarray(updates[-1]) * np.sign(grads[-1]) / (scale * step)
-    assert np.all((0.5 < projected) & (projected < 1.5)), projected
+    assert np.all(np.abs(projected - 1) < 0.5), projected
 
 
 @pytest.mark.core

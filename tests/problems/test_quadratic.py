@@ -48,7 +48,7 @@ def test_matrix_and_target_have_their_distribution(distribution):
         assert abs(draws.mean() - mean) < 4 * (variance / draws.size) ** 0.5
         assert abs(draws.var() - variance) < 4 * ((fourth - variance**2) / draws.size) ** 0.5
     if distribution == "uniform":
-        assert 0 <= np.min(matrix) and np.max(matrix) < 1
+        assert np.min(matrix) >= 0 and np.max(matrix) < 1
     assert abs(np.corrcoef(np.asarray(matrix)[:, 0, 0], np.asarray(target)[:, 0])[0, 1]) < 4 / 2000**0.5
 
 
@@ -61,5 +61,5 @@ def test_the_start_has_its_scale(scale):
 
 @pytest.mark.parametrize("fields", [{"dimension": 0}, {"distribution": "cauchy"}], ids=str)
 def test_what_does_not_exist_is_refused(fields):
-    with pytest.raises((ValueError, TypeError), match="dimension|distribution"):
+    with pytest.raises((ValueError, TypeError), match=next(iter(fields))):
         Quadratic(**fields)
