@@ -1,6 +1,7 @@
 """Comparison of optimizers on fresh instances: learned ones as they are, baselines tuned with an equal budget."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -101,7 +102,7 @@ def compare(
     results: dict[str, dict[str, Any]] = {}
 
     def ticker(name: str) -> Callable[[int, int], None] | None:
-        return None if watch is None else lambda done, total: watch(f"evaluating {name}", done, total)
+        return None if watch is None else functools.partial(watch, f"evaluating {name}")
 
     def run(optimizer: Optimizer, name: str) -> tuple[Curves, float]:
         options = {"horizon": protocol.horizon, "runs": protocol.runs, "chunk": protocol.chunk}

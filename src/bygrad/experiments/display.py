@@ -85,7 +85,8 @@ class Display:
         if self.levels:
             name, level = min(self.levels.items(), key=lambda item: item[1])
             share = abs(1 - event.area / level)
-            line += f"  ({share:.0%} {'below' if event.area < level else 'above'} the best tuned baseline, {name} {level:.4g})"
+            side = "below" if event.area < level else "above"
+            line += f"  ({share:.0%} {side} the best tuned baseline, {name} {level:.4g})"
         return f"{line}  [{event.seconds:.0f} s]"
 
     def _show(self, what: str, done: int, total: int, note: str) -> None:

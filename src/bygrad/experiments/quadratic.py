@@ -1,10 +1,10 @@
-"""Quadratics: section 3.1 and figure 4 (left) of the paper, with the distribution of its figure and that of its text."""
+"""Quadratics: section 3.1 and figure 4 (left) of the paper, with its figure's distribution and its text's."""
 
 from .._core.types import PRNGKeyArray
 from ..evaluation import Protocol
 from ..optimizers import LSTM, Scaled
 from ..training import Recipe
-from .declaration import Experiment, Level, Setting
+from .declaration import Budget, Experiment, Level, Setting
 
 _QUICK = Recipe(
     instances=128, meta_steps=1_000, meta_learning_rate=1e-2, clip=0.1, validate_every=100, validation_runs=256
@@ -12,14 +12,14 @@ _QUICK = Recipe(
 _PAPER = Recipe(
     instances=128, meta_steps=12_000, meta_learning_rate=1e-2, clip=0.1, validate_every=1_000, validation_runs=2_048
 )
-_PROTOCOLS = {
+_PROTOCOLS: dict[Budget, Protocol] = {
     "quick": Protocol(100, runs=256, tuning_runs=128, second_order_runs=64, chunk=256),
     "paper": Protocol(100, runs=4_096, tuning_runs=1_024, second_order_runs=256, chunk=512),
 }
 
 
 def _optimizer(key: PRNGKeyArray) -> LSTM:
-    """Raw gradients in, as in the paper; updates a tenth of the network's output, which learns faster than all of it."""
+    """Raw gradients in, as in the paper; updates are a tenth of the output, which learns faster than all of it."""
     return LSTM(key, preprocess=Scaled(), output_scale=0.1, initial_step=0.3)
 
 

@@ -1,4 +1,4 @@
-"""Carrying out an experiment: tune the baselines, meta-train, compare in every setting, report. Resumable throughout."""
+"""Carrying out an experiment: tune the baselines, meta-train, compare in every setting, report. Resumable."""
 
 import dataclasses
 import json
@@ -93,8 +93,8 @@ def _claim(folder: Path, identity: dict[str, Any], recipe: Recipe, resume: bool)
         if different := [key for key in identity if found.get(key) != identity[key]]:
             pairs = ", ".join(f"{key} was {found.get(key)}, is {identity[key]}" for key in different)
             raise ValueError(
-                f"{folder} holds another experiment ({pairs}), so it cannot be resumed as this one. Resume with the same"
-                " arguments, or choose another folder."
+                f"{folder} holds another experiment ({pairs}), so it cannot be resumed as this one. Resume with the"
+                " same arguments, or choose another folder."
             )
     write_text_atomically(path, json.dumps(identity, indent=2))
 

@@ -70,8 +70,8 @@ def choose_coordinates(
 
     Probabilities are $(1 - \text{uniform})$ times the share of the size, plus `uniform` spread evenly over nonzero
     sizes: the constant part bounds the weights, since a large gradient of the optimizer can go with a small cotangent.
-    Systematic sampling: equally spaced points with one random shift, whose number in an interval varies by less than one.
-    Weights are zero if all sizes are.
+    Systematic sampling: equally spaced points with one random shift, whose number in an interval varies by less than
+    one. Weights are zero if all sizes are.
     """
     alive = (size > 0).astype(size.dtype)
     total, living = jnp.sum(size), jnp.sum(alive)

@@ -43,7 +43,7 @@ class Learned(eqx.Module):
     """What an optimizer needs so that it can be written to a file and rebuilt: its configuration as JSON values."""
 
     feature_version: eqx.AbstractClassVar[int]
-    """Version of what the rule computes from gradients: raised whenever old meta-parameters would mean something else."""
+    """Version of what the rule computes from gradients: raised when old meta-parameters would mean something else."""
 
     @property
     @abc.abstractmethod
@@ -87,7 +87,7 @@ class Coordinatewise(Optimizer):
 
     @abc.abstractmethod
     def pullback(self, grads: Float[Array, "t c"], state: State, cotangents: Float[Array, "t c"]) -> "Coordinatewise":
-        r"""Return $\frac{d}{d\theta} \sum_t \langle u_t(\theta), \text{cotangents}_t \rangle$, $u_t$ the updates of a run.
+        r"""Return $\frac{d}{d\theta} \sum_t \langle u_t(\theta), c_t \rangle$, $u$ updates of a run, $c$ `cotangents`.
 
         The run starts at `state` and is fed `grads`, both constants. The result has the optimizer's own structure,
         with `None` for what is not a floating-point array. `autodiff_pullback` serves where speed does not matter.

@@ -21,7 +21,8 @@ class Preprocessor(eqx.Module):
 class LogSign(Preprocessor):
     r"""Logarithm and direction of a gradient, appendix A of Andrychowicz et al. (2016).
 
-    $$g \mapsto \begin{cases} (\log|g| / p,\ \operatorname{sgn} g) & |g| \ge e^{-p} \\ (-1,\ e^p g) & \text{else}\end{cases}$$
+    $$g \mapsto \begin{cases} (\log|g| / p,\ \operatorname{sgn} g) & |g| \ge e^{-p} \\
+    (-1,\ e^p g) & \text{else}\end{cases}$$
 
     so that gradients over many orders of magnitude use the same range, and vanishing ones fade out smoothly.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -65,15 +66,15 @@ def restore(path: Path, like: Tree) -> Tree:
                 f"{path} holds {name} as {found.dtype}{list(found.shape)}, but {example.dtype}{list(example.shape)} is"
                 " needed. It was written with other settings; resume with the settings it was started with."
             )
-        array = jax.numpy.asarray(found)
-        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = jnp.asarray(found)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if is_key else array
 
     return trees.replace_leaves(like, read)
 
 
 def _to_numpy(leaf: jax.Array) -> np.ndarray:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.ascontiguousarray(leaf).reshape(leaf.shape)
 

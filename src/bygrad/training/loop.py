@@ -26,7 +26,7 @@ from .events import Event, Log, RolledBack, Stepped, Validated, Warned, Watcher
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 MAX_ROLLBACKS = 10
-"""After so many returns to a good state, going on is hopeless: the meta-learning-rate is 1,000 times smaller by then."""
+"""After so many returns to a good state, going on is hopeless: the meta-learning-rate is then 1,000 times smaller."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,9 @@ class Recipe:
     `instances`: problem instances of a meta-step. `meta_steps`: how many. `meta_learning_rate`: Adam's, at the start;
     it falls to zero along a cosine. The usable range for an LSTM is 1e-3 to 3e-2. `clip`: largest norm of the
     meta-gradient. `estimator`: of the meta-gradient. `validate_every`: meta-steps between validations, which are also
-    the points to roll back to and to resume from. `validation_runs`: held-out instances of a validation. `final_window`:
-    how many last losses a final loss is the mean of. `select`: what the kept optimizer is best in. `seed`: of everything.
+    the points to roll back to and to resume from. `validation_runs`: held-out instances of a validation.
+    `final_window`: how many last losses a final loss is the mean of. `select`: what the kept optimizer is best in.
+    `seed`: of everything random.
     """
 
     horizon: int = 100
@@ -296,18 +297,16 @@ class _MetaTraining(Generic[AnyOptimizer]):
         return learner
 
     def _warn_if_nothing_was_learned(self, learner: _Learner) -> None:
-        first = self.log.of(Validated)[0]
-        before, after = (
-            getattr(first, self.recipe.select),
-            float(learner.best_scores[1 + (self.recipe.select != "area")]),
-        )
+        measure = self.recipe.select
+        before = getattr(self.log.of(Validated)[0], measure)
+        after = float(learner.best_scores[1 if measure == "area" else 2])
         if not after < 0.98 * before:
             self._tell(
                 Warned(
                     int(learner.step),
-                    f"Meta-training did not improve the {self.recipe.select} on held-out instances (from {before:.4g} to"
-                    f" {after:.4g}), so the optimizer is as good as untrained. Try a meta-learning-rate 3 times larger or"
-                    " smaller (1e-3 to 3e-2 works for LSTMs), more meta-steps, an output_scale nearer to the size of"
+                    f"Meta-training did not improve the {measure} on held-out instances (from {before:.4g} to"
+                    f" {after:.4g}), so the optimizer is as good as untrained. Try a meta-learning-rate 3 times larger"
+                    " or smaller (1e-3 to 3e-2 works for LSTMs), more meta-steps, an output_scale nearer to the size of"
                     " useful steps, or a longer truncation.",
                     self.seconds,
                 )

@@ -1,4 +1,4 @@
-"""One optimizer over a batch of instances: by `vmap`, or, where coordinates stand alone, as one matrix of coordinates."""
+"""One optimizer over a batch of instances: by `vmap`, or, where coordinates stand alone, as one matrix of them."""
 
 import abc
 from typing import Any

@@ -2,7 +2,8 @@ r"""Replay: the gradient of a run's loss with respect to the optimizer, without 
 
 If the optimizer is fed constants, params are a sum of updates, $p_s = p_0 + \sum_{t<s} u_t$, and
 
-$$\frac{d}{d\theta} \sum_{s=1}^K f_s(p_s) = \sum_{t=0}^{K-1} \Big\langle \frac{du_t}{d\theta}, \sum_{s=t+1}^{K} \nabla f_s(p_s) \Big\rangle .$$
+$$\frac{d}{d\theta} \sum_{s=1}^K f_s(p_s)
+= \sum_{t=0}^{K-1} \Big\langle \frac{du_t}{d\theta}, \sum_{s=t+1}^{K} \nabla f_s(p_s) \Big\rangle .$$
 
 The gradients on the right are known once the run is over: what is left is to run the optimizer again on what it saw,
 and to pull fixed cotangents back through it alone.
