@@ -3,8 +3,8 @@
     python benchmarks/metatraining.py [--repeats 5] [--json FILE]
 
 Each row is one meta-step's gradient: a window of 20 inner steps. "plain autodiff" is what one writes first: the LSTM
-with coordinates as rows, `vmap` over the instances, `jax.grad` through the scan of inner steps (gradients cut, as in the
-paper). All rows compute the same meta-gradient (checked here), but the last, whose estimate has the same mean.
+with coordinates as rows, `vmap` over the instances, `jax.grad` through the scan of inner steps (gradients cut, as in
+the paper). All rows compute the same meta-gradient (checked here), but the last, whose estimate has the same mean.
 Times are the least of several repeats; CPU seconds are over all threads. The limit is the arithmetic of the LSTM,
 forward and backward, at the rate of a large matrix product measured in the same process.
 """

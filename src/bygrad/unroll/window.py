@@ -15,8 +15,8 @@ class Windows(eqx.Module):
     """Inner problems cut into windows: a meta-step advances every instance by one window.
 
     Instances are staggered: instance `i` starts as if it were `i` windows old, so that one meta-step sees early and
-    late training together. An instance that has reached its horizon is replaced by a fresh one at the border of a window;
-    nothing is reset inside.
+    late training together. An instance that has reached its horizon is replaced by a fresh one at the border of a
+    window; nothing is reset inside.
 
     **Arguments:** `family`: the problems. `horizon`: steps of a run. `truncation`: steps of a window, a divisor of the
     horizon. `instances`: how many run side by side.
