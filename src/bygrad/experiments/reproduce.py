@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from .._core.files import write_text_atomically
-from ..evaluation import Protocol, Tuning, best_baseline, tune_baselines, write_report
+from ..evaluation import Protocol, Tuning, best_baseline, strict_json, tune_baselines, write_report
 from ..optimizers import Optimizer
 from ..problems import find_family
 from ..training import Recipe, describe
@@ -66,8 +66,8 @@ def reproduce(
     for setting in (main, *others):
         target = folder if setting is main else folder / setting.name
         result = _results_of(target, setting, trained.optimizer, protocol, tunings, main, data, display, command)
-        result["experiment"] = experiment.name
         if setting is main:
+            result["experiment"] = experiment.name
             results = result
             result["meta_training"] = course
             result["configuration"]["recipe"] = describe(recipe)
@@ -129,8 +129,8 @@ def _results_of(
     command: str,
 ) -> dict[str, Any]:
     """Compare in one setting, or read what an interrupted run has compared. Every setting tunes its own baselines."""
-    path = folder / "results.json"
-    if setting is not main and path.exists():
+    path = folder / "comparison.json"
+    if path.exists():
         return json.loads(path.read_text())
     results = evaluate(
         {"LSTM": optimizer},
@@ -141,10 +141,12 @@ def _results_of(
         title=setting.title,
         command=command,
         tunings=tunings if setting is main else _tunings(folder, setting, protocol, data, display),
+        experiment=setting.name if setting is not main else None,
     )
     results["configuration"]["data"] = data
     if setting.figure is not None:
         results["paper"] = paper_curves(setting.figure)
+    write_text_atomically(path, json.dumps(strict_json(results)))
     label, level = best_baseline(results["optimizers"], "final")
     ours = results["optimizers"]["lstm"]["final"]["mean"]
     display.say(f"{setting.title}: LSTM {ours:.4g}, best tuned baseline {label} {level:.4g}")
