@@ -1,6 +1,7 @@
 """Tree mathematics: norms, selections and batches of trees laid out as one matrix."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +47,13 @@ def from_matrix(matrix: Num[Array, "rows columns"], like: PyTree[Shaped[Array, "
     return jax.tree.unflatten(structure, parts)
 
 
-def named_leaves(tree: PyTree) -> dict[str, Array]:
+def named_leaves(tree: PyTree) -> dict[str, Any]:
     """Map the path of every leaf, such as `layers/0/weight`, to the leaf."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {path_name(path): leaf for path, leaf in paths}
 
 
-def replace_leaves(tree: PyTree, leaf_of: Callable[[str, Array], Array]) -> PyTree:
+def replace_leaves(tree: PyTree, leaf_of: Callable[[str, Any], Any]) -> PyTree:
     """Rebuild `tree` with every leaf replaced by `leaf_of(path, leaf)`."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf_of(path_name(path), leaf), tree)
 

@@ -165,7 +165,7 @@ def _summary(kind: str, label: str, curves: Curves, seconds: float, protocol: Pr
     }
 
 
-def _interval(values: np.ndarray[Any, Any]) -> dict[str, float]:
+def _interval(values: np.ndarray) -> dict[str, float]:
     interval = bootstrap_mean(values)
     return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 

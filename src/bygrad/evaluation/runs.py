@@ -13,7 +13,7 @@ from ..optimizers import Optimizer
 from ..problems import ProblemFamily
 from ..unroll import loss_curves
 
-Curves = np.ndarray[Any, np.dtype[np.float64]]
+Curves = np.ndarray
 Ticker = Callable[[int, int], None]
 """Is told `(done, total)` runs."""
 

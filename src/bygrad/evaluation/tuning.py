@@ -30,9 +30,9 @@ class Tuning:
     A rate at which any run is lost has an infinite loss. `best_final` and `best_area` are the best rates.
     """
 
-    learning_rates: np.ndarray[Any, Any]
-    final: np.ndarray[Any, Any]
-    area: np.ndarray[Any, Any]
+    learning_rates: np.ndarray
+    final: np.ndarray
+    area: np.ndarray
 
     @property
     def best_final(self) -> float:
@@ -74,7 +74,7 @@ def tune(
         axes = jax.tree.map(lambda leaf: 0 if leaf is optimizers.learning_rate else None, optimizers)  # pyright: ignore
         return jax.vmap(lambda one: loss_curves(one, family, keys, horizon), in_axes=(axes,))(optimizers)
 
-    def measure(rates: np.ndarray[Any, Any]) -> tuple[Curves, Curves]:
+    def measure(rates: np.ndarray) -> tuple[Curves, Curves]:
         curves = np.asarray(curves_of(with_learning_rate(optimizer, rates), family, keys), np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             measures = np.stack([final(curves, final_window), area(curves)]).mean(axis=-1)

@@ -7,6 +7,7 @@ import abc
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -30,7 +31,7 @@ class FromOptax(Optimizer):
         """Return the transformation for the hyperparameters as they are, traced ones included."""
 
     def init(self, params: Params) -> State:
-        return self.transformation().init(params)
+        return self.transformation().init(_widened(params))
 
     def update(
         self,
@@ -41,7 +42,14 @@ class FromOptax(Optimizer):
         value: Float[Array, ""] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Params, State]:
-        return self.transformation().update(grads, state, params)
+        wide = None if params is None else _widened(params)
+        updates, state = self.transformation().update(_widened(grads), state, wide)
+        return jax.tree.map(lambda update, grad: update.astype(grad.dtype), updates, grads), state
+
+
+def _widened(tree: Params) -> Params:
+    """Convert low precision to float32, so that moments neither vanish nor overflow."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
 
 
 class SGD(FromOptax):

@@ -1,0 +1,195 @@
+"""Meta-gradients: replay equals backpropagation, backpropagation equals finite differences, and all are finite."""
+
+import functools
+from typing import get_args
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.metagrads import Backprop, Estimate, Replay
+from bygrad.optimizers import HAND_DESIGNED, LEARNED, Learned, Optimizer, to_portable
+from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
+from bygrad.problems.mlp import Activation
+from bygrad.unroll import Windows
+
+OPTIMIZERS = LEARNED | HAND_DESIGNED
+
+
+def perceptron(activation: Activation = "sigmoid", layers: int = 1) -> MLPClassifier:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (20, 6), dtype=np.uint8), rng.integers(0, 3, 20, dtype=np.int32)
+    return MLPClassifier(
+        jnp.asarray(images), jnp.asarray(labels), 3, hidden=4, layers=layers, activation=activation, scale=1.0, batch=5
+    )
+
+
+FAMILIES = {
+    "uniform": Quadratic(4),
+    "gaussian": Quadratic(4, "gaussian"),
+    **{name: perceptron(name) for name in get_args(Activation)},
+    "0 layers": perceptron(layers=0),
+    "2 layers": perceptron(layers=2),
+}
+
+
+@functools.cache
+def build(name: str, x64: bool) -> Optimizer:
+    kind = OPTIMIZERS[name]
+    with jax.enable_x64(x64):
+        return eqx.filter_jit(kind)(jax.random.key(0), (4, 3)) if issubclass(kind, Learned) else kind()
+
+
+def assert_equal(ours: Estimate, theirs: Estimate, tolerance: float) -> None:
+    np.testing.assert_allclose(ours.loss, theirs.loss, rtol=tolerance)
+    np.testing.assert_allclose(ours.losses, theirs.losses, rtol=tolerance)
+    assert jax.tree.structure(ours.gradient) == jax.tree.structure(theirs.gradient)
+    for a, b in zip(jax.tree.leaves(ours.gradient), jax.tree.leaves(theirs.gradient), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert np.linalg.norm(b) > 0
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-10), (False, 1e-5)], ids=["float64", "float32"])
+def test_replay_equals_backpropagation_without_second_derivatives(family, name, x64, tolerance):
+    # Two windows of two steps, with an instance renewed between them. Operation by operation, since compiling a
+    # hundred programs would take minutes; and with keys whose bits come from one operation.
+    with jax.enable_x64(x64), jax.disable_jit():
+        optimizer = build(name, x64)
+        windows = Windows(FAMILIES[family], horizon=4, truncation=2, instances=2)
+        state = windows.begin(optimizer, jax.random.key(1, impl="unsafe_rbg"))
+        assert 4 in state.step + 2
+        for _ in range(2):
+            replayed, after = Replay().estimate(optimizer, windows, state)
+            reference, state = Backprop(second_derivatives=False).estimate(optimizer, windows, state)
+            assert_equal(replayed, reference, tolerance)
+            for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(state.params), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", LEARNED)
+def test_replay_equals_backpropagation_when_compiled(name):
+    windows = Windows(perceptron(), horizon=4, truncation=2, instances=3)
+    optimizer = build(name, False)
+    state = windows.begin(optimizer, jax.random.key(1))
+    estimates = [eqx.filter_jit(it.estimate)(optimizer, windows, state)[0] for it in (Replay(), Backprop())]
+    assert_equal(*estimates, tolerance=1e-5)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [*[("uniform", name) for name in OPTIMIZERS], *[("tanh", name) for name in (*LEARNED, "Adam")]],
+    ids=str,
+)
+def test_backpropagation_with_second_derivatives_equals_finite_differences(family, name):
+    with jax.enable_x64(True):
+        optimizer = build(name, True)
+        windows = Windows(FAMILIES[family], horizon=3, truncation=3, instances=2)
+        state = windows.begin(optimizer, jax.random.key(1))
+        arrays, static = eqx.partition(optimizer, eqx.is_inexact_array)
+        theta, unravel = jax.flatten_util.ravel_pytree(arrays)
+
+        @jax.jit
+        def estimate(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
+            optimizer = eqx.combine(unravel(theta), static)
+            result, _ = Backprop(second_derivatives=True).estimate(optimizer, windows, state)
+            return result.loss, jax.flatten_util.ravel_pytree(result.gradient)[0]
+
+        _, gradient = estimate(theta)
+        for direction in np.random.default_rng(0).standard_normal((3, theta.size)):
+            ahead, behind = (estimate(theta + h * direction)[0] for h in (1e-5, -1e-5))
+            np.testing.assert_allclose(gradient @ direction, (ahead - behind) / 2e-5, rtol=1e-6)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", LEARNED)
+def test_second_derivatives_make_a_difference(name):
+    windows = Windows(Quadratic(4), horizon=4, truncation=4, instances=2)
+    optimizer = build(name, False)
+    state = windows.begin(optimizer, jax.random.key(1))
+    with_them, without = (
+        eqx.filter_jit(Backprop(flag).estimate)(optimizer, windows, state)[0] for flag in (True, False)
+    )
+    np.testing.assert_allclose(with_them.loss, without.loss, rtol=1e-6)
+    assert any(
+        np.linalg.norm(a - b) > 1e-3 * np.linalg.norm(b)
+        for a, b in zip(jax.tree.leaves(with_them.gradient), jax.tree.leaves(without.gradient), strict=True)
+    )
+
+
+class HalfBlind(ProblemFamily):
+    """Two of three params have no gradient, and the third has none either once it is at zero."""
+
+    def sample(self, key):
+        return ()
+
+    def init(self, instance, key):
+        return jnp.array([1.0, 2.0, 0.0])
+
+    def loss(self, params, instance, key):
+        return params[0] ** 2 + params[2] ** 2 + 0 * params[1]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("horizon", [1, 4])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_meta_gradients_are_finite_where_gradients_vanish(name, horizon):
+    optimizer = build(name, False)
+    windows = Windows(HalfBlind(), horizon, truncation=1, instances=1)
+    state = windows.begin(optimizer, jax.random.key(0, impl="unsafe_rbg"))
+    with jax.disable_jit():
+        for estimator in (Replay(), Backprop(False), Backprop(True)):
+            inner = state
+            for _ in range(2):
+                estimate, inner = estimator.estimate(optimizer, windows, inner)
+                assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(estimate))
+                assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(estimate.gradient))
+
+
+@pytest.mark.core
+def test_the_meta_loss_is_the_mean_of_the_losses_after_each_update():
+    rate, curvature = 0.25, 2.0
+
+    class Bowl(ProblemFamily):
+        def sample(self, key):
+            return jax.random.uniform(key, minval=1.0, maxval=2.0)
+
+        def init(self, instance, key):
+            return instance[None]
+
+        def loss(self, params, instance, key):
+            return 0.5 * curvature * params[0] ** 2
+
+    optimizer = HAND_DESIGNED["SGD"](rate)
+    windows = Windows(Bowl(), horizon=3, truncation=3, instances=2)
+    state = windows.begin(optimizer, jax.random.key(0))
+    start, steps = np.asarray(state.params, np.float64), np.arange(1, 4)
+    shrinkage = 1 - rate * curvature
+    losses = np.mean(0.5 * curvature * start**2 * shrinkage ** (2 * steps), axis=1)
+    # Whole derivative of start² (1 - rate c)^(2t) c/2, and the one with gradients c p_s held constant.
+    whole = np.mean(0.5 * curvature * start**2 * 2 * steps * shrinkage ** (2 * steps - 1) * -curvature)
+    points = start * shrinkage ** np.arange(4)
+    constant = -np.mean([curvature * points[:, t] * np.sum(curvature * points[:, :t], 1) for t in steps])
+    for estimator, derivative in ((Backprop(True), whole), (Backprop(False), constant), (Replay(), constant)):
+        estimate, _ = estimator.estimate(optimizer, windows, state)
+        np.testing.assert_allclose(estimate.losses, losses, rtol=1e-5)
+        np.testing.assert_allclose(estimate.loss, losses.mean(), rtol=1e-5)
+        np.testing.assert_allclose(estimate.gradient.learning_rate, derivative, rtol=1e-5)
+    assert whole != pytest.approx(constant, rel=1e-2)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_meta_gradient_has_the_structure_of_its_optimizer(name):
+    optimizer = build(name, False)
+    windows = Windows(Quadratic(4), horizon=2, truncation=2, instances=1)
+    estimate, _ = Replay().estimate(optimizer, windows, windows.begin(optimizer, jax.random.key(0)))
+    ours, theirs = to_portable(estimate.gradient).tensors, to_portable(optimizer).tensors
+    assert {name: it.shape for name, it in ours.items()} == {name: it.shape for name, it in theirs.items()}

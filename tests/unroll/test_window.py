@@ -1,0 +1,82 @@
+"""Windows of a horizon: staggered at the start, renewed at a border, and nowhere else."""
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+
+from bygrad.optimizers import LSTM, Adam
+from bygrad.problems import Quadratic
+from bygrad.unroll import Windows, rollout
+
+pytestmark = pytest.mark.core
+
+OPTIMIZERS = {"LSTM": lambda: LSTM(jax.random.key(0), (3,)), "Adam": Adam}
+
+
+def rows(tree: object, i: int, *, last: bool = False) -> list[np.ndarray]:
+    """What belongs to one instance, in the leaves whose first axis (or last but one) is that of instances."""
+    return [np.asarray(leaf[..., i, :] if last else leaf[i]) for leaf in jax.tree.leaves(tree)]
+
+
+def equal(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("horizon", "truncation", "instances", "steps"),
+    [(6, 2, 5, [0, 2, 4, 0, 2]), (6, 6, 3, [0, 0, 0]), (3, 1, 2, [0, 1])],
+    ids=str,
+)
+def test_instances_start_as_if_of_different_ages(horizon, truncation, instances, steps):
+    windows = Windows(Quadratic(2), horizon, truncation, instances)
+    np.testing.assert_array_equal(windows.begin(Adam(), jax.random.key(0)).step, steps)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_instance_is_renewed_when_its_horizon_is_over_and_only_then(name):
+    optimizer, windows = OPTIMIZERS[name](), Windows(Quadratic(2), horizon=6, truncation=2, instances=3)
+    matrix = name == "LSTM"  # its state is [units, instances, coordinates]
+
+    @eqx.filter_jit
+    def advance(inner):
+        renewed = windows.renew(optimizer, inner)
+        return renewed, rollout(optimizer, windows.family, renewed, windows.truncation)[0]
+
+    inner = windows.begin(optimizer, jax.random.key(0))
+    fresh_state = rows(inner.optimizer_state, 0, last=matrix)
+    seen = []
+    for _ in range(5):
+        before, (renewed, inner) = inner, advance(inner)
+        for i in range(3):
+            step = int(before.step[i])
+            parts = [rows((it.params, it.instance), i) for it in (before, renewed)]
+            states = [rows(it.optimizer_state, i, last=matrix) for it in (before, renewed)]
+            if step < windows.horizon:
+                assert int(renewed.step[i]) == step
+                assert equal(*parts) and equal(*states)
+                assert before.key[i] == renewed.key[i]
+            else:
+                assert (step, int(renewed.step[i])) == (6, 0)
+                assert not equal(*parts)
+                assert equal(states[1], fresh_state)
+                assert before.key[i] != renewed.key[i]
+                seen.append((i, parts[1][0].tobytes()))
+            assert int(inner.step[i]) == int(renewed.step[i]) + 2
+    assert [i for i, _ in seen] == [2, 1, 0, 2]  # the oldest first
+    assert len({params for _, params in seen}) == len(seen)  # and never the same problem again
+
+
+@pytest.mark.parametrize(
+    ("horizon", "truncation", "instances", "message"),
+    [
+        (10, 3, 1, "horizon of 10 steps is not a multiple of the truncation of 3"),
+        (3, 10, 1, "not a multiple"),
+        (0, 1, 1, "at least 1"),
+        (1, 0, 1, "at least 1"),
+        (1, 1, 0, "at least 1"),
+    ],
+)
+def test_windows_that_do_not_fit_are_refused(horizon, truncation, instances, message):
+    with pytest.raises(ValueError, match=message):
+        Windows(Quadratic(), horizon, truncation, instances)
