@@ -126,12 +126,12 @@ class LSTM(Coordinatewise, Learned):
         self, grads: Float[Array, "*c"], state: tuple[Memory, ...]
     ) -> tuple[Float[Array, "*c"], tuple[Memory, ...]]:
         shape = grads.shape
-        memories = [Memory(*(part.reshape(part.shape[0], -1) for part in memory)) for memory in state]
+        memories = [Memory(*(part.reshape(part.shape[0], grads.size) for part in memory)) for memory in state]
         x = self.preprocess(grads.reshape(-1))
         updated = []
         for cell, memory in zip(self.layers, memories, strict=True):
             memory, _ = cell(x, memory)
-            updated.append(Memory(*(part.reshape(-1, *shape) for part in memory)))
+            updated.append(Memory(*(part.reshape(part.shape[0], *shape) for part in memory)))
             x = memory.h
         update = self.output_scale * (self.head @ x + self.head_bias)
         return update.reshape(shape), tuple(updated)

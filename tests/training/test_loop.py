@@ -1,0 +1,285 @@
+"""Meta-training: it learns, keeps the best, returns to a good state after a bad step, and says when it was in vain."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from bygrad.metagrads import Estimate, Estimator, Replay
+from bygrad.optimizers import LSTM, SGD, Nesterov, to_portable
+from bygrad.problems import ProblemFamily, Quadratic
+from bygrad.training import MetaTrained, Recipe, RolledBack, Stepped, Validated, Warned, meta_train
+from bygrad.training.loop import MAX_ROLLBACKS
+from bygrad.unroll import loss_curves
+
+TINY = {"horizon": 4, "truncation": 2, "instances": 2, "validation_runs": 4}
+
+
+class Bowl(ProblemFamily):
+    """Half the squared distance to the origin, which gradient descent with a rate of 1 reaches in one step."""
+
+    def sample(self, key):
+        return jax.random.uniform(key, (2,), minval=0.5, maxval=1.0)
+
+    def init(self, instance, key):
+        return instance
+
+    def loss(self, params, instance, key):
+        return 0.5 * jnp.sum(params**2)
+
+
+class Cliff(Bowl):
+    """As the bowl, but no longer a number away from the origin."""
+
+    def loss(self, params, instance, key):
+        return jnp.where(jnp.max(jnp.abs(params)) < 10, 0.5 * jnp.sum(params**2), jnp.nan)
+
+
+class Faulty(Estimator):
+    """Replay, with a meta-gradient that is not a number at every `period`-th estimate."""
+
+    period: int = eqx.field(static=True)
+
+    def init(self, optimizer, windows, key):
+        return Replay().init(optimizer, windows, key), jnp.int32(0)
+
+    def estimate(self, optimizer, windows, state):
+        inner, count = state
+        estimate, inner = Replay().estimate(optimizer, windows, inner)
+        bad = (count + 1) % self.period == 0
+        gradient = jax.tree.map(lambda leaf: jnp.where(bad, jnp.nan, leaf), estimate.gradient)
+        return Estimate(estimate.loss, gradient, estimate.losses), (inner, count + 1)
+
+
+class Upward(Estimator):
+    """Says that every meta-parameter should grow."""
+
+    name: str = eqx.field(static=True, default="upward")
+
+    def init(self, optimizer, windows, key):
+        return jnp.int32(0)
+
+    def estimate(self, optimizer, windows, state):
+        gradient = jax.tree.map(lambda leaf: -jnp.ones_like(leaf), eqx.filter(optimizer, eqx.is_inexact_array))
+        return Estimate(jnp.zeros(()), gradient, jnp.zeros(windows.instances)), state
+
+
+def area_of(optimizer: object, family: ProblemFamily, recipe: Recipe) -> np.ndarray:
+    """Losses `[runs, horizon + 1]` on the instances of the validations."""
+    _, key = jax.random.split(jax.random.key(recipe.seed))
+    return np.asarray(loss_curves(optimizer, family, jax.random.split(key, recipe.validation_runs), recipe.horizon))
+
+
+def test_an_lstm_learns_quadratics():
+    recipe = Recipe(
+        horizon=20, truncation=10, instances=32, meta_steps=150, clip=0.1, validate_every=50, validation_runs=64
+    )
+    trained = meta_train(LSTM(jax.random.key(0), output_scale=1.0), Quadratic(), recipe)
+    first, *_ = trained.log.of(Validated)
+    assert trained.best.area < 0.7 * first.area
+    assert not trained.log.of(Warned)
+    # And on problems that neither training nor validation has seen.
+    curves = [
+        np.asarray(loss_curves(it, Quadratic(), jax.random.split(jax.random.key(99), 64), 20))
+        for it in (trained.optimizer, LSTM(jax.random.key(0), output_scale=1.0))
+    ]
+    assert curves[0][:, :-1].sum(axis=1).mean() < 0.7 * curves[1][:, :-1].sum(axis=1).mean()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("select", ["area", "final"])
+def test_the_best_is_what_validated_best(select):
+    # A rate of 1 is best. From 0.4, with steps of about 0.3 that do not stop, meta-training passes it by.
+    recipe = Recipe(
+        **TINY, meta_steps=8, meta_learning_rate=0.3, validate_every=2, estimator=Upward(), select=select, final_window=2
+    )
+    trained = meta_train(SGD(0.4), Bowl(), recipe)
+    validated = trained.log.of(Validated)
+    assert [event.step for event in validated] == [0, 2, 4, 6, 8]
+    scores = [getattr(event, select) for event in validated]
+    best = validated[int(np.argmin(scores))]
+    assert 0 < best.step < 8
+    assert (trained.best.step, trained.best.area, trained.best.final) == pytest.approx((best.step, best.area, best.final))
+    assert [event.best for event in validated] == [score < min(scores[:i], default=np.inf) for i, score in enumerate(scores)]
+    curves = area_of(trained.optimizer, Bowl(), recipe)
+    assert trained.best.area == pytest.approx(curves[:, :-1].sum(axis=1).mean(), rel=1e-5)
+    assert trained.best.final == pytest.approx(curves[:, -2:].mean(), rel=1e-5)
+
+
+@pytest.mark.core
+def test_watcher_log_and_file_tell_the_same(tmp_path: Path):
+    told = []
+    recipe = Recipe(**TINY, meta_steps=7, validate_every=3, estimator=Faulty(4))
+    trained = meta_train(Nesterov(0.1), Bowl(), recipe, folder=tmp_path / "run", watch=told.append)
+    assert told == trained.log.events
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line.pop("event") for line in lines] == [type(event).__name__ for event in told]
+    assert lines == [vars(event) for event in told]
+    assert [event.step for event in trained.log.of(Validated)] == [0, 3, 6, 7]
+    assert [event.step for event in trained.log.of(Stepped)] == [1, 2, 3, 5, 6, 7]
+    seconds = [event.seconds for event in told]
+    assert seconds == sorted(seconds)
+
+
+def rates(trained: MetaTrained, recipe: Recipe) -> None:
+    """The meta-learning-rate falls along a cosine, and every rollback halves it."""
+    factor = 1.0
+    for event in trained.log.events:
+        if isinstance(event, RolledBack):
+            factor /= 2
+            assert event.rate == pytest.approx(factor)
+        elif isinstance(event, Stepped):
+            cosine = 0.5 * (1 + np.cos(np.pi * (event.step - 1) / recipe.meta_steps))
+            assert event.meta_learning_rate == pytest.approx(factor * recipe.meta_learning_rate * cosine, rel=1e-5)
+
+
+@pytest.mark.core
+def test_a_meta_gradient_that_is_not_finite_leads_back_with_half_the_rate():
+    recipe = Recipe(**TINY, meta_steps=20, validate_every=5, estimator=Faulty(7))
+    trained = meta_train(Nesterov(0.1), Bowl(), recipe)
+    rolled = trained.log.of(RolledBack)
+    assert [event.step for event in rolled] == [7, 14]
+    assert all("meta-gradient's norm was nan" in event.reason for event in rolled)
+    assert [event.step for event in trained.log.of(Stepped)] == [i for i in range(1, 21) if i not in (7, 14)]
+    rates(trained, recipe)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(trained.optimizer))
+    assert trained.best.area < trained.log.of(Validated)[0].area
+
+
+@pytest.mark.core
+def test_the_state_gone_back_to_is_the_one_that_validated(tmp_path: Path):
+    states = {}
+
+    def watch(event: object) -> None:
+        # The state right after this event is written when Ctrl-C is asked for while it is told.
+        if isinstance(event, RolledBack) or (isinstance(event, Stepped) and event.step == states["stop"]):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    recipe = Recipe(**TINY, meta_steps=20, validate_every=5, estimator=Faulty(7))
+    for stop in (5, 7):
+        states["stop"] = stop
+        with pytest.raises(KeyboardInterrupt):
+            meta_train(Nesterov(0.1), Bowl(), recipe, folder=tmp_path / str(stop), watch=watch)
+        states[stop] = safetensors.numpy.load_file(tmp_path / str(stop) / "checkpoint.safetensors")
+    validated, back = states[5], states[7]
+    assert (int(validated["step"]), int(back["step"])) == (5, 7)
+    assert (float(validated["rate"]), float(back["rate"])) == (1.0, 0.5)
+    restored = [name for name in back if name.startswith(("optimizer/", "meta_state/"))]
+    assert len(restored) > 4
+    for name in restored:
+        np.testing.assert_array_equal(back[name], validated[name], err_msg=name)
+    changed = [name for name in back if name.startswith("inner/") and not np.array_equal(back[name], validated[name])]
+    assert any("params" in name for name in changed)  # other problems, or it might fail again in the same way
+
+
+@pytest.mark.core
+def test_a_rate_that_is_much_too_large_is_lowered_until_it_works():
+    recipe = Recipe(**TINY, meta_steps=30, meta_learning_rate=100.0, validate_every=5)
+    trained = meta_train(SGD(0.1), Cliff(), recipe)
+    assert 1 <= len(trained.log.of(RolledBack)) <= MAX_ROLLBACKS
+    rates(trained, recipe)
+    assert np.isfinite(trained.optimizer.learning_rate)
+    assert np.isfinite(trained.best.area)
+    assert trained.best.area <= trained.log.of(Validated)[0].area
+
+
+@pytest.mark.core
+def test_a_validation_that_is_not_finite_leads_back_too():
+    # From 0.1, steps of 3 and 1.5 go beyond a rate of 2, where the runs of a validation fall off the cliff.
+    recipe = Recipe(
+        horizon=30, truncation=2, meta_steps=6, meta_learning_rate=3.0, validate_every=1, estimator=Upward()
+    )
+    trained = meta_train(SGD(0.1), Cliff(), recipe)
+    rolled = trained.log.of(RolledBack)
+    assert rolled
+    assert all("validation gave an area of nan" in event.reason for event in rolled)
+    rates(trained, recipe)
+    assert all(np.isfinite(event.area) for event in trained.log.of(Validated))
+
+
+@pytest.mark.core
+def test_hopeless_meta_training_stops_and_keeps_the_best(tmp_path: Path):
+    recipe = Recipe(**TINY, meta_steps=50, validate_every=5, estimator=Faulty(1))
+    optimizer = Nesterov(0.1)
+    with pytest.raises(FloatingPointError, match=r"Meta-training stopped at meta-step 11: .*for the 11th time"):
+        meta_train(optimizer, Bowl(), recipe, folder=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert sum(line["event"] == "RolledBack" for line in lines) == MAX_ROLLBACKS
+    tensors = safetensors.numpy.load_file(tmp_path / "checkpoint.safetensors")
+    np.testing.assert_array_equal(tensors["best/learning_rate"], optimizer.learning_rate)
+    np.testing.assert_array_equal(tensors["best/momentum"], optimizer.momentum)
+    assert np.all(np.isfinite(tensors["best_scores"]))
+
+
+@pytest.mark.core
+def test_learning_nothing_is_said(tmp_path: Path):
+    recipe = Recipe(**TINY, meta_steps=3, meta_learning_rate=1e-9, validate_every=2)
+    trained = meta_train(Nesterov(0.1), Bowl(), recipe)
+    assert isinstance(trained.log.events[-1], Warned)
+    assert "did not improve the area on held-out instances" in trained.log.events[-1].message
+    assert "Try a meta-learning-rate 3 times larger or smaller" in trained.log.events[-1].message
+
+
+@pytest.mark.core
+def test_the_seed_decides_everything():
+    def theta(seed: int) -> list[bytes]:
+        recipe = Recipe(**TINY, meta_steps=3, validate_every=3, seed=seed)
+        return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(meta_train(SGD(0.1), Bowl(), recipe).optimizer)]
+
+    assert theta(0) == theta(0) != theta(1)
+
+
+@pytest.mark.core
+def test_params_in_half_precision_can_be_meta_trained_and_resumed(tmp_path: Path):
+    class Half(Bowl):
+        def init(self, instance, key):
+            return instance.astype(jnp.bfloat16)
+
+        def loss(self, params, instance, key):
+            return 0.5 * jnp.sum(params.astype(jnp.float32) ** 2)
+
+    recipe = Recipe(**TINY, meta_steps=2, validate_every=1)
+    optimizer = LSTM(jax.random.key(0), (2,))
+    trained = meta_train(optimizer, Half(), recipe, folder=tmp_path)
+    again = meta_train(optimizer, Half(), recipe, folder=tmp_path, resume=True)
+    for name, tensor in to_portable(trained.optimizer).tensors.items():
+        assert tensor.dtype == np.float32
+        np.testing.assert_array_equal(to_portable(again.optimizer).tensors[name], tensor)
+
+
+@pytest.mark.core
+def test_a_family_that_cannot_work_is_refused_before_anything_is_written(tmp_path: Path):
+    class Lost(Bowl):
+        def loss(self, params, instance, key):
+            return jnp.sum(params) * jnp.nan
+
+    with pytest.raises(ValueError, match=r"Lost\.loss is nan at the start"):
+        meta_train(SGD(), Lost(), Recipe(**TINY, meta_steps=1), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"meta_steps": 0}, "meta_steps is 0"),
+        ({"meta_learning_rate": 0.0}, "meta_learning_rate is 0"),
+        ({"meta_learning_rate": float("nan")}, "meta_learning_rate is nan"),
+        ({"clip": -1.0}, "clip is -1"),
+        ({"validate_every": 0}, "validate_every is 0"),
+        ({"validation_runs": 0}, "validation_runs is 0"),
+        ({"final_window": 0}, "final_window is 0"),
+        ({"final_window": 11, "horizon": 10, "truncation": 5}, "final_window is 11, longer than the horizon of 10"),
+    ],
+    ids=str,
+)
+def test_a_recipe_that_cannot_work_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**settings)

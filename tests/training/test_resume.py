@@ -1,0 +1,274 @@
+"""Interrupted and resumed, meta-training gives what it would have given: bit for bit, and with the same log."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bygrad.metagrads import Replay
+from bygrad.optimizers import LSTM, Nesterov, Optimizer, to_portable
+from bygrad.problems import Quadratic
+from bygrad.training import (
+    CheckpointError,
+    Event,
+    MetaTrained,
+    Recipe,
+    Stepped,
+    Validated,
+    meta_train,
+)
+
+FAMILY = Quadratic(2)
+RECIPE = Recipe(
+    horizon=4, truncation=2, instances=2, meta_steps=12, meta_learning_rate=0.05, validate_every=5, validation_runs=3
+)
+SETTINGS = {
+    "Nesterov": (lambda: Nesterov(0.05), RECIPE),
+    "LSTM": (lambda: LSTM(jax.random.key(0), (2,)), dataclasses.replace(RECIPE, estimator=Replay(0.5))),
+}
+
+
+def digest(optimizer: Optimizer) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(optimizer)]
+
+
+def story(events: list[Event]) -> list[Event]:
+    """The events without their times."""
+    return [dataclasses.replace(event, seconds=0.0) for event in events]
+
+
+def told(folder: Path) -> list[tuple[str, int]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [(line["event"], line["step"]) for line in lines]
+
+
+def assert_same(resumed: MetaTrained, reference: MetaTrained, folder: Path) -> None:
+    assert digest(resumed.optimizer) == digest(reference.optimizer)
+    assert story([resumed.best]) == story([reference.best])
+    assert story(resumed.log.events) == story(reference.log.events)
+    assert told(folder) == [(type(event).__name__, event.step) for event in reference.log.events]
+    seconds = [event.seconds for event in resumed.log.events]
+    assert seconds == sorted(seconds)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[MetaTrained, Path]]:
+    done = {}
+
+    def run(name: str) -> tuple[MetaTrained, Path]:
+        if name not in done:
+            folder = tmp_path_factory.mktemp(name) / "run"
+            make, recipe = SETTINGS[name]
+            done[name] = meta_train(make(), FAMILY, recipe, folder=folder), folder
+        return done[name]
+
+    return run
+
+
+def at(kind: type[Event], step: int, act: Callable[[], None]) -> Callable[[Event], None]:
+    """A watcher that acts at one event."""
+
+    def watch(event: Event) -> None:
+        if isinstance(event, kind) and event.step == step:
+            act()
+
+    return watch
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupt_twice() -> None:
+    interrupt()
+    interrupt()
+
+
+def fail() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("name", "kind", "step", "act", "saved"),
+    [
+        ("Nesterov", Stepped, 1, interrupt, 1),
+        ("Nesterov", Stepped, 5, interrupt, 5),
+        ("Nesterov", Validated, 5, interrupt, 6),
+        ("Nesterov", Stepped, 12, interrupt, 12),
+        ("Nesterov", Stepped, 8, interrupt_twice, 5),
+        ("Nesterov", Validated, 10, fail, 5),
+        ("LSTM", Stepped, 7, interrupt, 7),
+    ],
+    ids=lambda it: getattr(it, "__name__", str(it)),
+)
+def test_ctrl_c_at_any_moment(name, kind, step, act, saved, uninterrupted, tmp_path):
+    make, recipe = SETTINGS[name]
+    reference, _ = uninterrupted(name)
+    with pytest.raises(KeyboardInterrupt):
+        meta_train(make(), FAMILY, recipe, folder=tmp_path, watch=at(kind, step, act))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if act is interrupt:
+        assert told(tmp_path)[-1] == ("Stepped", saved)
+    news = []
+    resumed = meta_train(make(), FAMILY, recipe, folder=tmp_path, resume=True, watch=news.append)
+    assert_same(resumed, reference, tmp_path)
+    assert min(event.step for event in news if isinstance(event, Stepped)) == saved + 1 if saved < 12 else not [
+        event for event in news if isinstance(event, Stepped)
+    ]
+
+
+SCRIPT = """
+import sys, time, jax
+from bygrad import LSTM, Quadratic, Recipe, Replay, meta_train
+
+recipe = Recipe(horizon=4, truncation=2, instances=2, meta_steps=12, meta_learning_rate=0.05, validate_every=5,
+                validation_runs=3, estimator=Replay(0.5))
+meta_train(LSTM(jax.random.key(0), (2,)), Quadratic(2), recipe, folder=sys.argv[1], watch=lambda event: time.sleep(0.05))
+"""
+
+
+def kill_at(folder: Path, lines: int, delay: float) -> None:
+    """Start meta-training in another process and kill it once the log has so many lines."""
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stderr=subprocess.PIPE, text=True)
+    log, deadline = folder / "log.jsonl", time.monotonic() + 120
+    while not (log.exists() and log.read_bytes().count(b"\n") >= lines):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("lines", "delay"),
+    [
+        pytest.param(9, 0.01, marks=pytest.mark.core),  # 2 validations, 7 steps
+        *[pytest.param(lines, delay, marks=pytest.mark.slow) for lines in (2, 6, 7, 8, 13) for delay in (0.0, 0.03)],
+    ],
+)
+def test_kill_9_at_any_moment(lines, delay, uninterrupted, tmp_path):
+    reference, _ = uninterrupted("LSTM")
+    kill_at(tmp_path, lines, delay)
+    make, recipe = SETTINGS["LSTM"]
+    assert_same(meta_train(make(), FAMILY, recipe, folder=tmp_path, resume=True), reference, tmp_path)
+
+
+@pytest.mark.core
+def test_a_full_disk_costs_what_came_after_the_last_checkpoint_and_no_more(uninterrupted, tmp_path, monkeypatch):
+    make, recipe = SETTINGS["Nesterov"]
+    reference, _ = uninterrupted("Nesterov")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device"):
+        act = lambda: monkeypatch.setattr(os, "fsync", full)  # noqa: E731
+        meta_train(make(), FAMILY, recipe, folder=tmp_path, watch=at(Stepped, 7, act))
+    monkeypatch.undo()
+    resumed = meta_train(make(), FAMILY, recipe, folder=tmp_path, resume=True)
+    assert_same(resumed, reference, tmp_path)
+
+
+@pytest.mark.core
+def test_what_is_finished_is_read_and_not_done_again(uninterrupted):
+    reference, folder = uninterrupted("LSTM")
+    make, recipe = SETTINGS["LSTM"]
+    news = []
+    again = meta_train(make(), FAMILY, recipe, folder=folder, resume=True, watch=news.append)
+    assert not [event for event in news if isinstance(event, Stepped | Validated)]
+    assert digest(again.optimizer) == digest(reference.optimizer)
+    assert story([again.best]) == story([reference.best])
+
+
+@pytest.mark.core
+def test_a_folder_in_use_is_not_overwritten(uninterrupted):
+    _, folder = uninterrupted("Nesterov")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(FileExistsError, match=r"already holds a meta-training.*resume=True, --resume.*another folder"):
+        meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.core
+def test_there_must_be_something_to_resume(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint in .*Start without resume"):
+        meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path / "empty", resume=True)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"meta_learning_rate": 0.1}, "meta_learning_rate was 0.05, is 0.1"),
+        ({"meta_steps": 13}, "meta_steps was 12, is 13"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"estimator": Replay(0.25)}, "estimator was .*1.0.*, is .*0.25"),
+        ({"select": "final", "clip": 2.0}, "clip was 1.0, is 2.0, select was area, is final"),
+    ],
+    ids=str,
+)
+def test_another_recipe_is_refused_by_name(change, named, uninterrupted):
+    _, folder = uninterrupted("Nesterov")
+    before = (folder / "log.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=named):
+        meta_train(Nesterov(0.05), FAMILY, dataclasses.replace(RECIPE, **change), folder=folder, resume=True)
+    assert (folder / "log.jsonl").read_bytes() == before
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("optimizer", "family"),
+    [
+        (lambda: LSTM(jax.random.key(0), (3,)), FAMILY),
+        (lambda: LSTM(jax.random.key(0), (2,), output_scale=1.0), FAMILY),
+        (Nesterov, FAMILY),
+        (SETTINGS["LSTM"][0], Quadratic(2, "gaussian")),
+        (SETTINGS["LSTM"][0], Quadratic(3)),
+    ],
+    ids=["layers", "output_scale", "class", "distribution", "dimension"],
+)
+def test_another_optimizer_or_family_is_refused(optimizer, family, uninterrupted):
+    _, folder = uninterrupted("LSTM")
+    with pytest.raises(CheckpointError, match="resume with the settings it was started with|Resume with the same"):
+        meta_train(optimizer(), family, SETTINGS["LSTM"][1], folder=folder, resume=True)
+
+
+@pytest.mark.core
+def test_a_damaged_checkpoint_is_refused(uninterrupted, tmp_path):
+    _, folder = uninterrupted("Nesterov")
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    data = checkpoint.read_bytes()
+    for damaged, message in ((data[:-1] + bytes([data[-1] ^ 1]), "is damaged"), (data[:-1], "not a readable checkpoint")):
+        checkpoint.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=message):
+            meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path, resume=True)
+
+
+@pytest.mark.core
+def test_a_log_that_was_lost_does_not_stop_the_resumption(uninterrupted, tmp_path):
+    reference, _ = uninterrupted("Nesterov")
+    with pytest.raises(KeyboardInterrupt):
+        meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path, watch=at(Stepped, 7, interrupt))
+    (tmp_path / "log.jsonl").unlink()
+    resumed = meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path, resume=True)
+    assert digest(resumed.optimizer) == digest(reference.optimizer)
+
+
+def test_a_portable_of_the_result_is_that_of_the_reference(uninterrupted):
+    reference, _ = uninterrupted("LSTM")
+    assert all(np.all(np.isfinite(tensor)) for tensor in to_portable(reference.optimizer).tensors.values())
