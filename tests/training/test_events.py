@@ -16,7 +16,7 @@ EVENTS: list[Event] = [
     RolledBack(2, "the meta-loss was nan", 0.5, 1.5),
     Stepped(3, 1.5, 0.2, 5e-3, 2.0),
     Validated(3, 8.0, 0.9, True, 2.5),
-    Warned(3, "a \"quoted\" line\nand another, θ", 3.0),
+    Warned(3, 'a "quoted" line\nand another, θ', 3.0),
 ]
 
 

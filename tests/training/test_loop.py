@@ -98,7 +98,13 @@ def test_an_lstm_learns_quadratics():
 def test_the_best_is_what_validated_best(select):
     # A rate of 1 is best. From 0.4, with steps of about 0.3 that do not stop, meta-training passes it by.
     recipe = Recipe(
-        **TINY, meta_steps=8, meta_learning_rate=0.3, validate_every=2, estimator=Upward(), select=select, final_window=2
+        **TINY,
+        meta_steps=8,
+        meta_learning_rate=0.3,
+        validate_every=2,
+        estimator=Upward(),
+        select=select,
+        final_window=2,
     )
     trained = meta_train(SGD(0.4), Bowl(), recipe)
     validated = trained.log.of(Validated)
@@ -106,8 +112,12 @@ def test_the_best_is_what_validated_best(select):
     scores = [getattr(event, select) for event in validated]
     best = validated[int(np.argmin(scores))]
     assert 0 < best.step < 8
-    assert (trained.best.step, trained.best.area, trained.best.final) == pytest.approx((best.step, best.area, best.final))
-    assert [event.best for event in validated] == [score < min(scores[:i], default=np.inf) for i, score in enumerate(scores)]
+    assert (trained.best.step, trained.best.area, trained.best.final) == pytest.approx(
+        (best.step, best.area, best.final)
+    )
+    assert [event.best for event in validated] == [
+        score < min(scores[:i], default=np.inf) for i, score in enumerate(scores)
+    ]
     curves = area_of(trained.optimizer, Bowl(), recipe)
     assert trained.best.area == pytest.approx(curves[:, :-1].sum(axis=1).mean(), rel=1e-5)
     assert trained.best.final == pytest.approx(curves[:, -2:].mean(), rel=1e-5)

@@ -123,9 +123,11 @@ def test_ctrl_c_at_any_moment(name, kind, step, act, saved, uninterrupted, tmp_p
     news = []
     resumed = meta_train(make(), FAMILY, recipe, folder=tmp_path, resume=True, watch=news.append)
     assert_same(resumed, reference, tmp_path)
-    assert min(event.step for event in news if isinstance(event, Stepped)) == saved + 1 if saved < 12 else not [
-        event for event in news if isinstance(event, Stepped)
-    ]
+    assert (
+        min(event.step for event in news if isinstance(event, Stepped)) == saved + 1
+        if saved < 12
+        else not [event for event in news if isinstance(event, Stepped)]
+    )
 
 
 SCRIPT = """
@@ -253,7 +255,10 @@ def test_a_damaged_checkpoint_is_refused(uninterrupted, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     checkpoint = tmp_path / "checkpoint.safetensors"
     data = checkpoint.read_bytes()
-    for damaged, message in ((data[:-1] + bytes([data[-1] ^ 1]), "is damaged"), (data[:-1], "not a readable checkpoint")):
+    for damaged, message in (
+        (data[:-1] + bytes([data[-1] ^ 1]), "is damaged"),
+        (data[:-1], "not a readable checkpoint"),
+    ):
         checkpoint.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=message):
             meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path, resume=True)
