@@ -54,6 +54,7 @@ class Display:
     def phase(self, what: str, done: int, total: int) -> None:
         """Show how far a phase is: the `watch` of an evaluation."""
         self._show(what, done, total, f"{done}/{total}")
+        self._line_now_and_then(f"{what} {done}/{total}")
 
     def event(self, event: Event) -> None:
         """Show an event of meta-training: its `watch`."""
@@ -75,10 +76,8 @@ class Display:
         speed = (last - first) / (now - begun) if now > begun else 0.0
         note = f"{event.step}/{self.meta_steps}  meta-loss {smooth:.4g}  {speed:.1f} meta-steps/s"
         self._show("meta-training", event.step, self.meta_steps, note)
-        if not self.console.is_terminal and time.perf_counter() - self._quiet_since > 20:
-            left = (self.meta_steps - event.step) / speed if speed else math.nan
-            self.say(f"meta-training {note}, {left:.0f} s left")
-            self._quiet_since = time.perf_counter()
+        left = (self.meta_steps - event.step) / speed if speed else math.nan
+        self._line_now_and_then(f"meta-training {note}, {left:.0f} s left")
 
     def _validation(self, event: Validated) -> str:
         line = f"meta-step {event.step:>5}  validation area {event.area:.4g}, final {event.final:.4g}"
@@ -88,6 +87,12 @@ class Display:
             side = "below" if event.area < level else "above"
             line += f"  ({share:.0%} {side} the best tuned baseline, {name} {level:.4g})"
         return f"{line}  [{event.seconds:.0f} s]"
+
+    def _line_now_and_then(self, line: str) -> None:
+        """Where there is no terminal, and so no bar, a line every twenty seconds says the same."""
+        if not self.console.is_terminal and time.perf_counter() - self._quiet_since > 20:
+            self.say(line)
+            self._quiet_since = time.perf_counter()
 
     def _show(self, what: str, done: int, total: int, note: str) -> None:
         if self._task is None or what != self._what:
