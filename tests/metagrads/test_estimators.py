@@ -108,22 +108,6 @@ def test_backpropagation_with_second_derivatives_equals_finite_differences(famil
             np.testing.assert_allclose(gradient @ direction, (ahead - behind) / 2e-5, rtol=1e-6)
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("name", LEARNED)
-def test_second_derivatives_make_a_difference(name):
-    windows = Windows(Quadratic(4), horizon=4, truncation=4, instances=2)
-    optimizer = build(name, False)
-    state = windows.begin(optimizer, jax.random.key(1))
-    with_them, without = (
-        eqx.filter_jit(Backprop(flag).estimate)(optimizer, windows, state)[0] for flag in (True, False)
-    )
-    np.testing.assert_allclose(with_them.loss, without.loss, rtol=1e-6)
-    assert any(
-        np.linalg.norm(a - b) > 1e-3 * np.linalg.norm(b)
-        for a, b in zip(jax.tree.leaves(with_them.gradient), jax.tree.leaves(without.gradient), strict=True)
-    )
-
-
 class HalfBlind(ProblemFamily):
     """Two of three params have no gradient, and the third has none either once it is at zero."""
 

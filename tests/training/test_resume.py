@@ -136,7 +136,8 @@ from bygrad import LSTM, Quadratic, Recipe, Replay, meta_train
 
 recipe = Recipe(horizon=4, truncation=2, instances=2, meta_steps=12, meta_learning_rate=0.05, validate_every=5,
                 validation_runs=3, estimator=Replay(0.5))
-meta_train(LSTM(jax.random.key(0), (2,)), Quadratic(2), recipe, folder=sys.argv[1], watch=lambda event: time.sleep(0.05))
+slowly = lambda event: time.sleep(0.05)
+meta_train(LSTM(jax.random.key(0), (2,)), Quadratic(2), recipe, folder=sys.argv[1], watch=slowly)
 """
 
 
@@ -206,7 +207,7 @@ def test_a_folder_in_use_is_not_overwritten(uninterrupted):
 
 @pytest.mark.core
 def test_there_must_be_something_to_resume(tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no checkpoint in .*Start without resume"):
+    with pytest.raises(FileNotFoundError, match=r"There is no checkpoint in .*Start without resume"):
         meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path / "empty", resume=True)
 
 
@@ -244,7 +245,7 @@ def test_another_recipe_is_refused_by_name(change, named, uninterrupted):
 )
 def test_another_optimizer_or_family_is_refused(optimizer, family, uninterrupted):
     _, folder = uninterrupted("LSTM")
-    with pytest.raises(CheckpointError, match="resume with the settings it was started with|Resume with the same"):
+    with pytest.raises(CheckpointError, match=r"resume with the settings it was started with|Resume with the same"):
         meta_train(optimizer(), family, SETTINGS["LSTM"][1], folder=folder, resume=True)
 
 

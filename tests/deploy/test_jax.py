@@ -1,0 +1,106 @@
+"""A trained optimizer in a file does what it did before, or it does not load."""
+
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bygrad
+from bygrad.artifacts import Artifact, ArtifactError, shipped_names
+from bygrad.artifacts import load as load_artifact
+from bygrad.artifacts import save as save_artifact
+from bygrad.optimizers import LEARNED, LSTM, Adam, Optimizer, Scaled
+
+pytestmark = pytest.mark.core
+
+ABOUT = {"name": "test/one", "training": {"family": "Quadratic"}, "validation": {"area": 1.5}}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    bygrad.export(LSTM(jax.random.key(0), (4, 3)), tmp_path / "one.safetensors", **ABOUT)
+    return tmp_path / "one.safetensors"
+
+
+@eqx.filter_jit
+def updates(optimizer: Optimizer) -> list[object]:
+    params = {"scalar": jnp.float32(1.0), "vector": jnp.linspace(-1, 1, 5)}
+    state, results = optimizer.init(params), []
+    for factor in (1.0, -0.5, 1e-6):
+        update, state = optimizer.update(jax.tree.map(lambda leaf, factor=factor: factor * leaf, params), state, params)
+        results.append(update)
+    return results
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_the_same_updates_bit_for_bit(name, tmp_path):
+    optimizer = LEARNED[name](jax.random.key(1))
+    bygrad.export(optimizer, tmp_path / "it.safetensors", **ABOUT)
+    loaded = bygrad.load(tmp_path / "it.safetensors")
+    assert jax.tree.structure(loaded) == jax.tree.structure(optimizer)
+    for ours, theirs in zip(jax.tree.leaves(updates(loaded)), jax.tree.leaves(updates(optimizer)), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+
+
+def test_the_configuration_travels_too(tmp_path):
+    optimizer = LSTM(jax.random.key(1), (3,), Scaled(0.25), output_scale=2.0)
+    bygrad.export(optimizer, tmp_path / "it.safetensors", **ABOUT)
+    loaded = bygrad.load(str(tmp_path / "it.safetensors"))
+    assert loaded.config == optimizer.config
+    for ours, theirs in zip(jax.tree.leaves(updates(loaded)), jax.tree.leaves(updates(optimizer)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_was_said_about_it_is_kept(path):
+    manifest = load_artifact(path).manifest
+    assert (manifest.name, manifest.optimizer, manifest.features) == ("test/one", "LSTM", LSTM.feature_version)
+    assert (dict(manifest.training), dict(manifest.validation)) == (ABOUT["training"], ABOUT["validation"])
+    assert manifest.versions["bygrad"] == bygrad.__version__
+    assert manifest.versions["jax"] == jax.__version__
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_shipped_optimizers_load_and_give_finite_updates(name):
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(updates(bygrad.load(name))))
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ArtifactError, match="'paper/nothing' is neither a file nor the name") as caught:
+        bygrad.load("paper/nothing")
+    assert all(name in str(caught.value) for name in shipped_names())
+
+
+def test_a_tampered_file_is_refused(path):
+    data = path.read_bytes()
+    for place in (8 + 40, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(ArtifactError, match=path.name):
+            bygrad.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "GRU"}, "is a 'GRU', which this version of bygrad does not have"),
+        ({"features": 99}, "trained with version 99 of LSTM's features"),
+        ({"config": {"layers": [4, 4]}}, "is not one of LSTM"),
+    ],
+    ids=["class", "features", "config"],
+)
+def test_a_whole_file_that_this_version_cannot_rebuild_is_refused(path, change, message):
+    artifact = load_artifact(path)
+    fields = {name: getattr(artifact.manifest, name) for name in type(artifact.manifest).__dataclass_fields__}
+    save_artifact(path, Artifact(type(artifact.manifest)(**{**fields, **change}), artifact.tensors))
+    with pytest.raises(ArtifactError, match=message) as caught:
+        bygrad.load(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_only_learned_optimizers_are_exported(tmp_path):
+    with pytest.raises(TypeError, match="Adam is not a learned optimizer"):
+        bygrad.export(Adam(), tmp_path / "adam.safetensors", **ABOUT)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,186 @@
+"""A comparison: what it holds, that it is fair, and that lost runs are counted."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.evaluation import Protocol, Tuning, best_baseline, compare, strict_json
+from bygrad.optimizers import HAND_DESIGNED, LSTM, SGD
+from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
+
+pytestmark = pytest.mark.core
+
+FIELDS = {
+    "kind",
+    "label",
+    "final",
+    "area",
+    "curve",
+    "curve_low",
+    "curve_high",
+    "area_curve",
+    "learning_rate",
+    "area_learning_rate",
+    "seconds_per_step",
+    "runs",
+    "diverged",
+    "note",
+    "tuning",
+}
+PROTOCOL = Protocol(5, runs=6, second_order_runs=4, final_window=2, chunk=4)
+RATES = {
+    "SGD": (0.01, 0.02),
+    "Nesterov": (0.01, 0.01),
+    "RMSprop": (0.05, 0.05),
+    "Adam": (0.1, 0.1),
+    "AdamW": (0.1, 0.1),
+}
+
+
+def tuning(final: float, area: float) -> Tuning:
+    """As if these rates had been found to be the best."""
+    rates = np.array([final, area])
+    return Tuning(rates, np.array([0.0, 1.0]), np.array([1.0, 0.0]) if final != area else np.array([0.0, 1.0]))
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, dict[str, object]]:
+    learned = {"LSTM": LSTM(jax.random.key(0), (3,)), "Lost": SGD(1e9)}
+    tunings = {name: tuning(*rates) for name, rates in RATES.items()}
+    return compare(learned, tunings, Quadratic(3), PROTOCOL)
+
+
+def test_every_baseline_is_in_the_example():
+    assert set(RATES) == set(HAND_DESIGNED)
+
+
+def test_all_are_there_with_everything_that_a_report_needs(results):
+    assert list(results) == ["lstm", "lost", *(name.lower() for name in HAND_DESIGNED), "lbfgs"]
+    for row in results.values():
+        assert set(row) == FIELDS
+        for measure in ("final", "area"):
+            interval = row[measure]
+            assert set(interval) == {"mean", "low", "high"}
+            assert interval["low"] <= interval["mean"] <= interval["high"]
+        assert len(row["curve"]) == len(row["curve_low"]) == len(row["curve_high"]) == PROTOCOL.horizon + 1
+        assert row["seconds_per_step"] > 0
+    assert json.loads(json.dumps(strict_json(results), allow_nan=False)).keys() == results.keys()
+
+
+def test_kinds_and_what_belongs_to_each(results):
+    kinds = {name: row["kind"] for name, row in results.items()}
+    assert {kinds[name] for name in ("lstm", "lost")} == {"learned"}
+    assert {kinds[name.lower()] for name in HAND_DESIGNED} == {"hand-designed"}
+    assert kinds["lbfgs"] == "second-order"
+    for name, row in results.items():
+        tuned = kinds[name] == "hand-designed"
+        assert (row["tuning"] is not None) == (row["learning_rate"] is not None) == tuned
+        assert row["runs"] == (4 if name == "lbfgs" else 6)
+    assert results["sgd"]["tuning"]["learning_rates"] == [0.01, 0.02]
+
+
+def test_all_start_from_the_same_loss(results):
+    starts = {name: row["curve"][0] for name, row in results.items() if name != "lbfgs"}
+    assert len({round(start, 5) for start in starts.values()}) == 1, starts
+
+
+def test_numbers_agree_with_each_other(results):
+    for name, row in results.items():
+        if name != "lost":
+            assert row["final"]["mean"] == pytest.approx(np.mean(row["curve"][-2:]), rel=1e-6)
+            areas = row["area_curve"] or row["curve"]
+            assert row["area"]["mean"] == pytest.approx(np.sum(areas[:-1]), rel=1e-6)
+
+
+def test_each_measure_sees_a_baseline_at_its_best(results):
+    row = results["sgd"]
+    assert (row["learning_rate"], row["area_learning_rate"]) == (0.01, 0.02)
+    assert row["curve"] != row["area_curve"]
+    same = results["nesterov"]
+    assert same["curve"] == same["area_curve"]
+
+
+def test_lost_runs_are_counted_and_make_the_mean_infinite(results):
+    assert results["lost"]["diverged"] == 6
+    assert results["lost"]["final"]["mean"] == math.inf
+    assert all(row["diverged"] == 0 for name, row in results.items() if name != "lost")
+    plain = strict_json(results)
+    assert plain["lost"]["final"]["mean"] is None
+
+
+class NeedsKey(ProblemFamily):
+    def sample(self, key):
+        return ()
+
+    def init(self, instance, key):
+        return jax.random.normal(key, (3,))
+
+    def loss(self, params, instance, key):
+        return jnp.sum((params - jax.random.normal(key, (3,))) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("family", "runs"), [(NeedsKey(), 2), (Quadratic(3), 0)], ids=["no objective", "not asked for"]
+)
+def test_second_order_is_left_out(family, runs):
+    protocol = Protocol(2, runs=2, second_order_runs=runs)
+    assert list(compare({"LSTM": LSTM(jax.random.key(0), (3,))}, {}, family, protocol)) == ["lstm"]
+
+
+def test_fresh_instances_are_not_those_of_the_tuning():
+    keys = [key for seed in (0, 1) for key in Protocol(1, seed=seed).keys]
+    assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}) == 4
+
+
+def test_the_best_baseline_is_hand_designed_and_finite():
+    def row(kind: str, final: float, area: float) -> dict[str, object]:
+        return {"kind": kind, "label": f"{kind} {final}", "final": {"mean": final}, "area": {"mean": area}}
+
+    rows = {
+        "a": row("learned", 0.1, 0.1),
+        "b": row("hand-designed", 3.0, 20.0),
+        "c": row("hand-designed", 2.0, 30.0),
+        "d": row("hand-designed", math.nan, math.inf),
+        "e": row("second-order", 0.0, 0.0),
+    }
+    assert best_baseline(rows, "final") == ("hand-designed 2.0", 2.0)
+    assert best_baseline(rows, "area") == ("hand-designed 3.0", 20.0)
+
+
+def test_the_best_baseline_of_results_that_were_read_from_a_file():
+    # In JSON an infinite loss is null.
+    rows = {
+        "a": {"kind": "hand-designed", "label": "lost", "final": {"mean": None}},
+        "b": {"kind": "hand-designed", "label": "SGD", "final": {"mean": 2.0}},
+    }
+    assert best_baseline(rows, "final") == ("SGD", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"horizon": 0}, "horizon is 0"),
+        ({"runs": 0}, "runs is 0"),
+        ({"tuning_runs": 0}, "tuning_runs is 0"),
+        ({"chunk": 0}, "chunk is 0"),
+        ({"final_window": 0}, "final_window is 0"),
+        ({"final_window": 6}, "final_window is 6, longer than the horizon of 5"),
+    ],
+    ids=str,
+)
+def test_a_protocol_that_cannot_work_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Protocol(**{"horizon": 5} | settings)
+
+
+def test_an_mlp_can_be_compared():
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (20, 6), dtype=np.uint8), rng.integers(0, 3, 20, dtype=np.int32)
+    family = MLPClassifier(jnp.asarray(images), jnp.asarray(labels), classes=3, hidden=3, batch=5)
+    results = compare({}, {"SGD": tuning(0.1, 0.1)}, family, Protocol(2, runs=3, second_order_runs=2))
+    assert list(results) == ["sgd", "lbfgs"]
+    assert results["sgd"]["curve"][0] == pytest.approx(math.log(3), abs=0.05)

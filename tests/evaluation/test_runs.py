@@ -1,0 +1,92 @@
+"""Runs on fresh instances: the same for every optimizer, and independent of how they are cut into pieces."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.evaluation import area, final, lbfgs_curves, run_curves
+from bygrad.evaluation.second_order import has_objective
+from bygrad.optimizers import LSTM, SGD, Adam
+from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
+
+pytestmark = pytest.mark.core
+
+
+def perceptron() -> MLPClassifier:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (20, 6), dtype=np.uint8), rng.integers(0, 3, 20, dtype=np.int32)
+    return MLPClassifier(jnp.asarray(images), jnp.asarray(labels), classes=3, hidden=4, batch=5, scale=1.0)
+
+
+class NeedsKey(ProblemFamily):
+    def sample(self, key):
+        return ()
+
+    def init(self, instance, key):
+        return jax.random.normal(key, (3,))
+
+    def loss(self, params, instance, key):
+        return jnp.sum((params - jax.random.normal(key, (3,))) ** 2)
+
+
+@pytest.mark.parametrize("optimizer", [LSTM(jax.random.key(0), (3,)), SGD(0.05)], ids=lambda it: type(it).__name__)
+def test_pieces_leave_no_trace(optimizer):
+    told = []
+    options = {"horizon": 3, "runs": 5}
+    whole, seconds = run_curves(optimizer, perceptron(), jax.random.key(1), chunk=5, **options)
+    assert whole.shape == (5, 4)
+    assert whole.dtype == np.float64
+    assert 0 < seconds < 60
+    for chunk in (2, 100):
+        tick = lambda done, total: told.append((done, total))  # noqa: E731
+        curves, _ = run_curves(optimizer, perceptron(), jax.random.key(1), chunk=chunk, tick=tick, **options)
+        np.testing.assert_allclose(curves, whole, rtol=1e-5)
+    assert told == [(2, 5), (4, 5), (5, 5), (5, 5)]
+
+
+def test_all_optimizers_start_from_the_same_instances_and_minibatches():
+    key, options = jax.random.key(2), {"horizon": 2, "runs": 3}
+    family = perceptron()
+    curves = [run_curves(it, family, key, **options)[0] for it in (LSTM(jax.random.key(0), (3,)), SGD(), Adam())]
+    curves.append(np.asarray(lbfgs_curves(family, jax.random.split(key, 3), 2)))
+    for other in curves[1:]:
+        np.testing.assert_allclose(other[:, 0], curves[0][:, 0], rtol=1e-5)
+    assert len(np.unique(curves[0][:, 0])) == 3
+    # A rate of zero stays where it is, and sees a new minibatch all the same.
+    still, _ = run_curves(SGD(0.0), family, key, **options)
+    assert len(np.unique(still)) == still.size
+
+
+def test_area_and_final_loss():
+    curves = np.array([[4.0, 3.0, 2.0, 1.0], [8.0, 0.0, 0.0, 2.0]])
+    np.testing.assert_array_equal(area(curves), [9, 8])  # the losses before each update, not the last one
+    np.testing.assert_array_equal(final(curves, 1), [1, 2])
+    np.testing.assert_array_equal(final(curves, 2), [1.5, 1])
+
+
+def test_lbfgs_solves_quadratics_to_machine_precision():
+    with jax.enable_x64(True):
+        curves = np.asarray(lbfgs_curves(Quadratic(4, "gaussian"), jax.random.split(jax.random.key(0), 8), 60))
+    assert curves.shape == (8, 61)
+    assert np.all(curves[:, -1] < 1e-20 * curves[:, 0])
+    assert np.all(curves.min(axis=1) < 1e-25 * curves[:, 0])
+    assert np.all(np.diff(curves, axis=1) <= 1e-20)  # its line search never goes up
+
+
+def test_lbfgs_beats_gradient_descent_on_a_perceptron():
+    keys = jax.random.split(jax.random.key(0), 3)
+    family = perceptron()
+    second = np.asarray(lbfgs_curves(family, keys, 15))
+    assert np.all(np.isfinite(second))
+    first, _ = run_curves(SGD(0.1), family, jax.random.key(0), horizon=15, runs=3)
+    assert second[:, -5:].mean() < first[:, -5:].mean()
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [(Quadratic(), True), (perceptron(), True), (NeedsKey(), False)],
+    ids=lambda it: type(it).__name__,
+)
+def test_a_family_that_needs_a_key_has_no_objective(family, expected):
+    assert has_objective(family) is expected

@@ -1,0 +1,101 @@
+"""Tuning finds an optimum that is known, wherever it lies, with the same budget for everyone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.evaluation import Protocol, tune, tune_baselines, with_learning_rate
+from bygrad.evaluation.tuning import EXTENSIONS, POINTS
+from bygrad.optimizers import HAND_DESIGNED, SGD, Adam
+from bygrad.problems import ProblemFamily
+from bygrad.unroll import loss_curves
+
+pytestmark = pytest.mark.core
+
+
+class Isotropic(ProblemFamily):
+    """Gradient descent is best at a rate of 1 / curvature, and lost at twice that rate and beyond."""
+
+    curvature: float = 10.0
+
+    def sample(self, key):
+        return ()
+
+    def init(self, instance, key):
+        return jax.random.normal(key, (3,))
+
+    def loss(self, params, instance, key):
+        return 0.5 * self.curvature * jnp.sum(params**2)
+
+
+def closed_form(curvature: float, rates: np.ndarray, initial: float, horizon: int) -> np.ndarray:
+    """Mean losses `[rates, horizon + 1]`."""
+    return initial * (1 - rates[:, None] * curvature) ** (2 * np.arange(horizon + 1))
+
+
+@pytest.mark.parametrize(
+    ("curvature", "extensions"),
+    [(10.0, 0), (2.0, 0), (1e4, 1), (1e-2, 1), (10**7.5, 2)],
+    ids=["centre", "between", "below", "above", "far below"],
+)
+def test_the_optimum_of_gradient_descent(curvature, extensions):
+    tuning = tune(SGD(), Isotropic(curvature), jax.random.key(0), horizon=4, runs=3)
+    assert len(tuning.learning_rates) == POINTS * (1 + extensions)
+    assert extensions <= EXTENSIONS
+    ratios = np.diff(np.log10(tuning.learning_rates))
+    np.testing.assert_allclose(ratios, 0.25, rtol=1e-6)
+    # The nearest rates of a grid of four a decade are within a factor of 10^(1/8).
+    for best in (tuning.best_final, tuning.best_area):
+        assert abs(np.log10(best * curvature)) <= 0.1251
+        assert tuning.learning_rates[0] < best < tuning.learning_rates[-1]
+
+
+def test_losses_are_those_of_the_closed_form():
+    curvature, horizon = 10.0, 4
+    tuning = tune(SGD(), Isotropic(curvature), jax.random.key(0), horizon=horizon, runs=3, final_window=2)
+    curves = loss_curves(SGD(), Isotropic(curvature), jax.random.split(jax.random.key(0), 3), 0)
+    expected = closed_form(curvature, tuning.learning_rates, float(jnp.mean(curves[:, 0])), horizon)
+    atol = 1e-5 * expected[0, 0]
+    np.testing.assert_allclose(tuning.area, expected[:, :-1].sum(axis=1), rtol=1e-4, atol=atol)
+    np.testing.assert_allclose(tuning.final, expected[:, -2:].mean(axis=1), rtol=1e-4, atol=atol)
+
+
+def test_a_rate_at_which_a_run_is_lost_is_infinitely_bad():
+    tuning = tune(SGD(), Isotropic(10.0), jax.random.key(0), horizon=60, runs=2)
+    lost = tuning.learning_rates > 10
+    assert np.any(lost)
+    assert np.all(np.isinf(tuning.final[lost])) and np.all(np.isinf(tuning.area[lost]))
+    assert np.isfinite(tuning.final.min()) and np.isfinite(tuning.area.min())
+
+
+def test_nothing_that_works_is_not_an_endless_search():
+    class Lost(Isotropic):
+        def loss(self, params, instance, key):
+            return jnp.sum(params) * jnp.nan
+
+    tuning = tune(SGD(), Lost(), jax.random.key(0), horizon=2, runs=1)
+    assert len(tuning.learning_rates) == POINTS * (1 + EXTENSIONS)
+    assert np.all(np.isinf(tuning.final))
+
+
+def test_measures_have_their_own_optimum_and_the_rest_of_the_optimizer_is_kept():
+    optimizer = with_learning_rate(Adam(b1=0.5), 0.25)
+    assert (float(optimizer.learning_rate), float(optimizer.b1)) == (0.25, 0.5)
+    batch = with_learning_rate(Adam(), np.array([1e-3, 1e-2]))
+    assert batch.learning_rate.shape == (2,)
+    assert batch.b1.shape == ()
+
+
+def test_every_baseline_gets_the_same_budget():
+    told = []
+    tunings = tune_baselines(
+        Isotropic(), Protocol(4, tuning_runs=2), watch=lambda what, done, total: told.append((what, done, total))
+    )
+    assert list(tunings) == list(HAND_DESIGNED)
+    assert told[0] == ("tuning SGD", 0, len(HAND_DESIGNED))
+    assert told[-1] == ("tuning", len(HAND_DESIGNED), len(HAND_DESIGNED))
+    for tuning in tunings.values():
+        assert len(tuning.learning_rates) % POINTS == 0
+        assert len(tuning.learning_rates) == len(tuning.final) == len(tuning.area)
+        assert set(tuning.as_json()) == {"learning_rates", "final", "area"}

@@ -1,0 +1,254 @@
+"""Experiments: declarations that hold together, the paper's curves, and an experiment carried out from end to end."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+import bygrad
+from bygrad import experiments
+from bygrad.evaluation import Protocol
+from bygrad.experiments import EXPERIMENTS, Display, Experiment, Level, Setting, paper_curves, reproduce
+from bygrad.optimizers import HAND_DESIGNED, LSTM, Learned
+from bygrad.problems import FAMILIES, find_family
+from bygrad.training import RolledBack, Stepped, Validated, Warned
+
+FIGURES = Path(experiments.__file__).parent / "paper_curves.csv"
+
+USER_FILE = """
+import jax, jax.numpy as jnp
+from bygrad import ProblemFamily
+
+class Bowl(ProblemFamily):
+    def sample(self, key):
+        return ()
+    def init(self, instance, key):
+        return jax.random.normal(key, (2,))
+    def loss(self, params, instance, key):
+        return jnp.sum(params ** 2)
+
+class Cliff(Bowl):
+    def init(self, instance, key):
+        return jnp.ones(2)
+    def loss(self, params, instance, key):
+        return jnp.where(jnp.all(params == 1), jnp.sum(params), jnp.inf)
+"""
+
+
+def rows() -> list[dict[str, str]]:
+    with FIGURES.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_declaration_holds_together(name):
+    experiment = EXPERIMENTS[name]
+    assert experiment.name == name
+    assert set(experiment.recipes) == set(experiment.protocols) == {"quick", "paper"}
+    names = [setting.name for setting in experiment.settings]
+    assert len(set(names)) == len(names)
+    assert experiment.settings_of("quick") == experiment.settings[:1]
+    assert experiment.settings_of("paper") == experiment.settings
+    figures = {row["figure"] for row in rows()}
+    for setting in experiment.settings:
+        assert setting.family in FAMILIES
+        assert setting.figure is None or setting.figure in figures
+        assert 1 <= setting.final_window <= setting.horizon
+        assert setting.levels
+    # It is trained for the horizon and the measure in which it is tested first.
+    for recipe in experiment.recipes.values():
+        assert recipe.horizon == experiment.settings[0].horizon
+        assert recipe.final_window == experiment.settings[0].final_window
+    assert isinstance(experiment.optimizer(jax.random.key(0)), Learned)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("figure", sorted({row["figure"] for row in rows()}))
+def test_curves_of_the_paper_are_shifted_to_our_convention(figure):
+    curves = paper_curves(figure)
+    labels = {"NAG": "Nesterov", "ADAM": "Adam"}
+    found = {row["optimizer"] for row in rows() if row["figure"] == figure}
+    assert set(curves) == {labels.get(name, name) for name in found}
+    for optimizer in found:
+        theirs = [row for row in rows() if row["figure"] == figure and row["optimizer"] == optimizer]
+        curve = curves[labels.get(optimizer, optimizer)]
+        shift = 0 if optimizer.startswith("LSTM") else 1
+        assert curve["steps"] == [float(row["step"]) - shift for row in theirs]
+        assert curve["losses"] == [float(row["loss"]) for row in theirs]
+
+
+@pytest.mark.core
+def test_baselines_start_where_the_paper_starts_and_the_lstm_one_step_later():
+    curves = paper_curves("fig4L_quadratics")
+    for name in ("SGD", "Nesterov", "RMSprop", "Adam"):
+        assert curves[name]["steps"][0] == 0
+        assert curves[name]["losses"][0] == pytest.approx(10 / 3, rel=0.01)
+    assert curves["LSTM"]["steps"][0] == 1
+    assert curves["LSTM"]["losses"][0] < 1
+    assert paper_curves("no such figure") == {}
+
+
+def display() -> tuple[Display, io.StringIO]:
+    text = io.StringIO()
+    return Display(Console(file=text, width=200)), text
+
+
+@pytest.mark.core
+def test_the_display_shows_what_stays():
+    shown, text = display()
+    shown.levels, shown.meta_steps = {"SGD": 5.0, "Adam": 4.0}, 2
+    with shown:
+        shown.event(Validated(0, 3.0, 0.5, True, 1.0))
+        shown.event(Stepped(1, 2.0, 0.1, 1e-2, 2.0))
+        shown.event(Stepped(2, math.nan, 0.1, 1e-2, 2.0))
+        shown.event(RolledBack(2, "the meta-loss was nan", 0.5, 3.0))
+        shown.event(Warned(2, "nothing was learned [really]", 4.0))
+        shown.phase("evaluating Adam", 0, 2)
+        shown.phase("evaluating Adam", 2, 2)
+    lines = text.getvalue()
+    assert "validation area 3, final 0.5  (25% below the best tuned baseline, Adam 4)" in lines
+    assert "the meta-loss was nan" in lines
+    assert "nothing was learned [really]" in lines
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    path = tmp_path_factory.mktemp("families") / "mine.py"
+    path.write_text(USER_FILE)
+    recipe = bygrad.Recipe(
+        horizon=4, truncation=2, instances=2, meta_steps=3, validate_every=2, validation_runs=2, final_window=2
+    )
+    protocol = Protocol(1, runs=3, tuning_runs=2, second_order_runs=2, chunk=2)
+    return Experiment(
+        name="tiny",
+        title="Something small",
+        optimizer=lambda key: LSTM(key, (2,)),
+        recipes={"quick": recipe, "paper": recipe},
+        protocols={"quick": protocol, "paper": protocol},
+        settings=(
+            Setting(
+                "main",
+                "Bowls",
+                f"{path}:Bowl",
+                horizon=4,
+                final_window=2,
+                figure="fig4L_quadratics",
+                levels=(Level("end", "final", 1.0, 100.0), Level("sum", "area", None, 1e-9)),
+            ),
+            # Whoever moves is lost, learned or not.
+            Setting(
+                "cliff", "Cliffs", f"{path}:Cliff", horizon=4, final_window=1, levels=(Level("end", "final", 2.0, 1.0),)
+            ),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def done(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path, str]:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    shown, text = display()
+    with shown:
+        results = reproduce(experiment, "paper", folder, shown, command="bygrad reproduce tiny")
+    return results, folder, text.getvalue()
+
+
+@pytest.mark.core
+def test_everything_is_written(done, experiment):
+    results, folder, text = done
+    for name in ("report.html", "results.json", "optimizer.safetensors", "experiment.json", "tuning.json"):
+        assert (folder / name).is_file(), name
+    assert {path.name for path in (folder / "metatraining").iterdir()} == {"log.jsonl", "checkpoint.safetensors"}
+    assert (folder / "cliff" / "report.html").is_file()
+    written = json.loads((folder / "results.json").read_text())
+    assert (written["experiment"], written["command"], written["seed"]) == ("tiny", "bygrad reproduce tiny", 0)
+    assert set(written["optimizers"]) == {"lstm", *(name.lower() for name in HAND_DESIGNED), "lbfgs"}
+    assert set(written["meta_training"]["baselines"]) == set(HAND_DESIGNED)
+    assert written["meta_training"]["steps"] == [1, 2, 3]
+    assert written["meta_training"]["validation_steps"] == [0, 2, 3]
+    assert written["paper"] == json.loads(json.dumps(paper_curves("fig4L_quadratics")))
+    assert set(written["seconds"]) == {"tuning", "meta_training", "evaluation"}
+    assert "tuned areas" in text and "best tuned baseline" in text
+    assert results["optimizers"]["lstm"]["final"] == written["optimizers"]["lstm"]["final"]
+
+
+@pytest.mark.core
+def test_levels_are_judged(done):
+    end, total, lost = done[0]["levels"]
+    assert (end["paper"], end["reach"], end["reached"]) == (1.0, 100.0, True)
+    assert (total["paper"], total["reach"], total["reached"]) == (None, 1e-9, False)
+    assert (lost["paper"], lost["ours"], lost["reached"]) == (2.0, math.inf, False)
+    assert end["ours"] == done[0]["optimizers"]["lstm"]["final"]["mean"]
+
+
+@pytest.mark.core
+def test_the_optimizer_is_the_one_that_was_compared(done, experiment):
+    results, folder, _ = done
+    optimizer = bygrad.load(folder / "optimizer.safetensors")
+    family = find_family(experiment.settings[0].family)
+    protocol = dataclasses.replace(experiment.protocols["paper"], horizon=4, final_window=2, second_order_runs=0)
+    again = bygrad.compare({"LSTM": optimizer}, {}, family, protocol)
+    np.testing.assert_allclose(again["lstm"]["curve"], results["optimizers"]["lstm"]["curve"], rtol=1e-6)
+
+
+@pytest.mark.core
+def test_a_folder_in_use_is_not_overwritten(done, experiment):
+    _, folder, _ = done
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match=r"already exists.*--resume.*--out"):
+        reproduce(experiment, "paper", folder, display()[0])
+    for change, named in (
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"data": "other.npz"}, "data was mnist, is other.npz"),
+        ({"budget": "quick"}, "budget was paper, is quick"),
+    ):
+        budget = change.pop("budget", "paper")
+        with pytest.raises(ValueError, match=f"holds another experiment .*{named}"):
+            reproduce(experiment, budget, folder, display()[0], resume=True, **change)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.core
+def test_a_finished_experiment_is_resumed_to_the_same_results(done, experiment):
+    results, folder, _ = done
+    again = reproduce(experiment, "paper", folder, display()[0], resume=True, command="bygrad reproduce tiny")
+    assert again["optimizers"].keys() == results["optimizers"].keys()
+    plain = json.loads((folder / "results.json").read_text())
+    for name, row in plain["optimizers"].items():
+        assert row["final"] == json.loads(
+            json.dumps(bygrad.evaluation.strict_json(results["optimizers"][name]["final"]))
+        )
+    assert [level["reached"] for level in again["levels"]] == [level["reached"] for level in results["levels"]]
+
+
+@pytest.mark.core
+def test_another_file_in_the_folder_is_not_taken_for_an_experiment(experiment, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError):
+        reproduce(experiment, "quick", tmp_path, display()[0])
+    with pytest.raises(ValueError, match="holds another experiment"):
+        reproduce(experiment, "quick", tmp_path, display()[0], resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.core
+def test_resuming_where_nothing_is_begins(experiment, tmp_path, monkeypatch):
+    started = []
+
+    def stop(*arguments: object, **options: object) -> None:
+        started.append(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bygrad.experiments.reproduce.train", stop)
+    monkeypatch.setattr("bygrad.experiments.reproduce.tune_baselines", lambda *arguments, **options: {})
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            reproduce(experiment, "quick", tmp_path / "new", display()[0], resume=True)
+    assert len(started) == 2

@@ -1,0 +1,177 @@
+"""The command line: what it prints, what it writes, and how it fails."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import bygrad
+from bygrad.artifacts import shipped_names
+from bygrad.cli import main
+from bygrad.experiments import EXPERIMENTS
+from bygrad.optimizers import HAND_DESIGNED, LEARNED
+from bygrad.problems import FAMILIES
+
+pytestmark = pytest.mark.core
+
+USER_FILE = """
+import jax, jax.numpy as jnp
+from bygrad import ProblemFamily
+
+class Bowl(ProblemFamily):
+    def sample(self, key):
+        return jax.random.uniform(key, (2,), minval=0.5, maxval=2.0)
+    def init(self, instance, key):
+        return jax.random.normal(key, (2,))
+    def loss(self, params, instance, key):
+        return jnp.sum(instance * params ** 2)
+"""
+TINY = ["--horizon", "4", "--truncation", "2", "--instances", "2", "--meta-steps", "3"]
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("families") / "mine.py"
+    path.write_text(USER_FILE)
+    return f"{path}:Bowl"
+
+
+@pytest.fixture(scope="module")
+def trained(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "train"
+    main(["train", "--family", family, *TINY, "--out", str(folder)])
+    return folder
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command says when it exits with 2."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return " ".join(said.split())
+
+
+def test_list_shows_every_name(capsys):
+    main(["list"])
+    shown = capsys.readouterr().out
+    for name in (*EXPERIMENTS, *FAMILIES, *LEARNED, *HAND_DESIGNED, *shipped_names()):
+        assert re.search(rf"^  {re.escape(name)}\b", shown, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["reproduce", "mnits"], ["no experiment 'mnits'", "Did you mean 'mnist'?", *EXPERIMENTS]),
+        (["train", "--family", "quadratics"], ["no family 'quadratics'", "Did you mean 'quadratic'?", *FAMILIES]),
+        (["train", "--family", "gone.py:Bowl"], ["There is no file gone.py"]),
+        (["train", "--family", "quadratic", "--optimizer", "GRU"], ["no learned optimizer 'GRU'", *LEARNED]),
+        (["train", "--family", "quadratic", "--preprocess", "Square"], ["no preprocessor 'Square'", "LogSign"]),
+        (["train", "--family", "quadratic", "--truncation", "7"], ["100 steps", "not a multiple", "7"]),
+        (["train", "--family", "quadratic", "--coordinates", "2"], ["coordinates is 2.0"]),
+        (["evaluate", "paper/nothing", "--family", "quadratic"], ["'paper/nothing' is neither a file nor"]),
+        (["inspect", "paper/nothing"], ["'paper/nothing' is neither a file nor"]),
+        (["inspect", __file__], [Path(__file__).name]),
+    ],
+    ids=lambda it: " ".join(it[:5]).replace(str(Path(__file__).parent), "") if isinstance(it, list) else None,
+)
+def test_a_mistake_is_explained_without_a_traceback(arguments, parts, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = refusal(arguments, capsys)
+    assert said.startswith("bygrad:")
+    for part in parts:
+        assert part in said, said
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_unknown_option_exits_with_2(capsys):
+    refusal(["train", "--family", "quadratic", "--no-such-option"], capsys)
+
+
+def test_a_traceback_is_there_for_those_who_ask(monkeypatch):
+    monkeypatch.setenv("BYGRAD_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="no experiment"):
+        main(["reproduce", "mnits"])
+
+
+def test_train_writes_an_optimizer_that_loads(trained):
+    assert {path.name for path in trained.iterdir()} == {"metatraining", "optimizer.safetensors"}
+    assert type(bygrad.load(trained / "optimizer.safetensors")) in LEARNED.values()
+
+
+def test_train_does_not_overwrite_and_resumes_what_is_finished(trained, family, capsys):
+    command = ["train", "--family", family, *TINY, "--out", str(trained)]
+    before = (trained / "optimizer.safetensors").read_bytes()
+    assert "already holds a meta-training" in refusal(command, capsys)
+    assert "meta_steps was 3, is 4" in refusal([*command[:-4], "4", *command[-2:], "--resume"], capsys)
+    main([*command, "--resume"])
+    assert (trained / "optimizer.safetensors").read_bytes() == before
+
+
+def test_inspect_prints_the_manifest(trained, capsys):
+    main(["inspect", str(trained / "optimizer.safetensors")])
+    manifest = json.loads(capsys.readouterr().out)
+    assert (manifest["name"], manifest["optimizer"]) == ("mine/bowl", "LSTM")
+    assert manifest["training"]["parameter_count"] == 2
+    assert manifest["training"]["recipe"]["meta_steps"] == 3
+    assert set(manifest["validation"]) == {"step", "area", "final"}
+    assert {"0.01", "0.5", "0.99"} <= set(manifest["training"]["gradient_scale"])
+
+
+def test_evaluate_compares_and_writes(trained, family, tmp_path, capsys):
+    out, file = tmp_path / "out", tmp_path / "results.json"
+    command = ["evaluate", str(trained / "optimizer.safetensors"), "--family", family]
+    command += ["--runs", "3", "--horizon", "4", "--seed", "5", "--out", str(out), "--json", str(file)]
+    main(command)
+    shown = capsys.readouterr().out
+    assert "LSTM" in shown and "Adam" in shown and f"report: {out / 'report.html'}" in shown
+    results = json.loads(file.read_text())
+    assert (results["horizon"], results["runs"], results["seed"]) == (4, 3, 5)
+    assert set(results["optimizers"]) == {"lstm", *(name.lower() for name in HAND_DESIGNED), "lbfgs"}
+    assert results["optimizers"]["adam"]["runs"] == 3
+    assert results["configuration"]["family"] == {"name": "Bowl"}
+    assert (out / "report.html").is_file()
+    assert json.loads((out / "results.json").read_text())["optimizers"] == results["optimizers"]
+    assert "would be overwritten" in refusal(command, capsys)
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "bygrad.cli", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not (path.exists() and text in path.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_saves_and_resume_goes_on(family, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["train", "--family", family, *TINY[:-1], "500", "--out", str(out)]
+    process = start(arguments)
+    wait_for(out / "metatraining" / "log.jsonl", '"Stepped"', process)
+    process.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert time.monotonic() - asked < 20
+    assert "Traceback" not in said
+    assert "the same command with --resume goes on with it" in " ".join(said.split())
+    steps = [json.loads(line)["step"] for line in (out / "metatraining" / "log.jsonl").read_text().splitlines()]
+    assert 1 <= steps[-1] < 500
+    assert not (out / "optimizer.safetensors").exists()
+    main([*arguments, "--resume"])
+    lines = [json.loads(line) for line in (out / "metatraining" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "Stepped"] == list(range(1, 501))
+    assert (out / "optimizer.safetensors").is_file()
