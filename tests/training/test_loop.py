@@ -78,19 +78,16 @@ def area_of(optimizer: object, family: ProblemFamily, recipe: Recipe) -> np.ndar
 
 
 def test_an_lstm_learns_quadratics():
-    recipe = Recipe(
-        horizon=20, truncation=10, instances=32, meta_steps=150, clip=0.1, validate_every=50, validation_runs=64
-    )
-    trained = meta_train(LSTM(jax.random.key(0), output_scale=1.0), Quadratic(), recipe)
+    recipe = Recipe(horizon=20, truncation=10, instances=16, meta_steps=150, validate_every=50, validation_runs=64)
+    untrained = LSTM(jax.random.key(0), (8,), output_scale=1.0)
+    trained = meta_train(untrained, Quadratic(), recipe)
     first, *_ = trained.log.of(Validated)
-    assert trained.best.area < 0.7 * first.area
+    assert trained.best.area < 0.7 * first.area, (trained.best, first)
     assert not trained.log.of(Warned)
     # And on problems that neither training nor validation has seen.
-    curves = [
-        np.asarray(loss_curves(it, Quadratic(), jax.random.split(jax.random.key(99), 64), 20))
-        for it in (trained.optimizer, LSTM(jax.random.key(0), output_scale=1.0))
-    ]
-    assert curves[0][:, :-1].sum(axis=1).mean() < 0.7 * curves[1][:, :-1].sum(axis=1).mean()
+    keys = jax.random.split(jax.random.key(99), 64)
+    curves = [eqx.filter_jit(loss_curves)(it, Quadratic(), keys, 20) for it in (trained.optimizer, untrained)]
+    assert np.mean(curves[0][:, :-1]) < 0.7 * np.mean(curves[1][:, :-1])
 
 
 @pytest.mark.core

@@ -115,9 +115,10 @@ def fail() -> None:
 def test_ctrl_c_at_any_moment(name, kind, step, act, saved, uninterrupted, tmp_path):
     make, recipe = SETTINGS[name]
     reference, _ = uninterrupted(name)
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         meta_train(make(), FAMILY, recipe, folder=tmp_path, watch=at(kind, step, act))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     if act is interrupt:
         assert told(tmp_path)[-1] == ("Stepped", saved)
     news = []
