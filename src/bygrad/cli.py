@@ -200,6 +200,8 @@ def _display() -> Any:
 
 
 def _finish(results: dict[str, Any], folder: Path, file: Path | None) -> None:
+    import json
+
     from ._core.files import write_text_atomically
     from .evaluation import results_table, strict_json
 
@@ -208,14 +210,14 @@ def _finish(results: dict[str, Any], folder: Path, file: Path | None) -> None:
     for level in results.get("levels", ()):
         verdict = {None: "reported", True: "reached", False: "NOT reached"}[level["reached"]]
         paper, reach = (("-" if level[key] is None else f"{level[key]:g}") for key in ("paper", "reach"))
+        ours, low, high = (float("inf") if level[key] is None else level[key] for key in ("ours", "low", "high"))
         console.print(
-            f"{level['what']}: {level['ours']:.4g} [{level['low']:.4g}, {level['high']:.4g}]; paper {paper},"
-            f" to reach {reach}: {verdict}",
+            f"{level['what']}: {ours:.4g} [{low:.4g}, {high:.4g}]; paper {paper}, to reach {reach}: {verdict}",
             highlight=False,
             soft_wrap=True,
         )
     if file is not None:
-        write_text_atomically(file, strict_json(results))
+        write_text_atomically(file, json.dumps(strict_json(results), indent=1))
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 

@@ -2,11 +2,13 @@
 
 import csv
 import dataclasses
+import importlib
 import io
 import json
 import math
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def test_a_declaration_holds_together(name):
     for recipe in experiment.recipes.values():
         assert recipe.horizon == experiment.settings[0].horizon
         assert recipe.final_window == experiment.settings[0].final_window
-    assert isinstance(experiment.optimizer(jax.random.key(0)), Learned)
+    assert isinstance(eqx.filter_eval_shape(experiment.optimizer, jax.random.key(0)), Learned)
 
 
 @pytest.mark.core
@@ -246,8 +248,9 @@ def test_resuming_where_nothing_is_begins(experiment, tmp_path, monkeypatch):
         started.append(arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bygrad.experiments.reproduce.train", stop)
-    monkeypatch.setattr("bygrad.experiments.reproduce.tune_baselines", lambda *arguments, **options: {})
+    module = importlib.import_module("bygrad.experiments.reproduce")
+    monkeypatch.setattr(module, "train", stop)
+    monkeypatch.setattr(module, "tune_baselines", lambda *arguments, **options: {})
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             reproduce(experiment, "quick", tmp_path / "new", display()[0], resume=True)

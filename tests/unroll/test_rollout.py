@@ -52,8 +52,11 @@ def run(optimizer: Optimizer, family: ProblemFamily, keys: jax.Array, steps: int
     return rollout(optimizer, family, begin(optimizer, family, keys), steps)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("family", [Quadratic(4), perceptron()], ids=["quadratic", "perceptron"])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [(Quadratic(4), "LSTM"), (perceptron(), "LSTM"), (Quadratic(4), "Adam"), (perceptron(), "AdamW")],
+    ids=lambda it: it if isinstance(it, str) else type(it).__name__,
+)
 def test_a_batch_equals_a_loop_over_its_instances(family, name):
     with jax.enable_x64(True):
         optimizer = OPTIMIZERS[name]()
@@ -75,7 +78,7 @@ def test_a_batch_equals_a_loop_over_its_instances(family, name):
 
 
 def test_a_run_can_be_cut_anywhere():
-    family, optimizer, keys = Noisy(), OPTIMIZERS["LSTM"](), jax.random.split(jax.random.key(0), 2)
+    family, optimizer, keys = Noisy(), Adam(), jax.random.split(jax.random.key(0), 2)
 
     @eqx.filter_jit
     def pieces(optimizer: Optimizer, first: int, second: int):
@@ -93,7 +96,7 @@ def test_a_run_can_be_cut_anywhere():
 def test_every_optimizer_meets_the_same_noise():
     keys = jax.random.split(jax.random.key(2), 3)
     noises = []
-    for optimizer in (SGD(0.0), SGD(0.3), Adam(0.3), OPTIMIZERS["LSTM"]()):
+    for optimizer in (SGD(0.0), SGD(0.3), OPTIMIZERS["LSTM"]()):
         _, trajectory = run(optimizer, Noisy(), keys, 6)
         params = trajectory.params  # [steps, instances, 3], for matrices and mapped optimizers alike
         noises.append(trajectory.value - 0.5 * np.sum(np.square(params), axis=-1))

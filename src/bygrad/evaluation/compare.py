@@ -172,5 +172,7 @@ def _interval(values: np.ndarray) -> dict[str, float]:
 
 def best_baseline(optimizers: Mapping[str, Mapping[str, Any]], measure: str) -> tuple[str, float]:
     """Return label and mean of the tuned hand-designed optimizer that is best in `measure` (`final` or `area`)."""
-    rows = [(row["label"], row[measure]["mean"]) for row in optimizers.values() if row["kind"] == "hand-designed"]
-    return min(rows, key=lambda row: row[1] if math.isfinite(row[1]) else math.inf)
+    means = {row["label"]: row[measure]["mean"] for row in optimizers.values() if row["kind"] == "hand-designed"}
+    # In JSON a mean that is not finite is null.
+    finite = {label: mean if mean is not None and math.isfinite(mean) else math.inf for label, mean in means.items()}
+    return min(finite.items(), key=lambda item: item[1])

@@ -166,7 +166,7 @@ def _levels(setting: Setting, results: dict[str, Any]) -> list[dict[str, Any]]:
                 "ours": ours["mean"],
                 "low": ours["low"],
                 "high": ours["high"],
-                "reached": None if level.reach is None else ours["mean"] <= level.reach,
+                "reached": None if level.reach is None else ours["mean"] is not None and ours["mean"] <= level.reach,
             }
         )
     return rows

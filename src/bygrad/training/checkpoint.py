@@ -66,7 +66,7 @@ def restore(path: Path, like: Tree) -> Tree:
                 f"{path} holds {name} as {found.dtype}{list(found.shape)}, but {example.dtype}{list(example.shape)} is"
                 " needed. It was written with other settings; resume with the settings it was started with."
             )
-        array = jnp.asarray(found)
+        array = jnp.asarray(found.view(jnp.bfloat16) if leaf.dtype == jnp.bfloat16 else found)
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if is_key else array
 
@@ -76,7 +76,9 @@ def restore(path: Path, like: Tree) -> Tree:
 def _to_numpy(leaf: jax.Array) -> np.ndarray:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    return np.ascontiguousarray(leaf).reshape(leaf.shape)
+    array = np.ascontiguousarray(leaf).reshape(leaf.shape)
+    # NumPy has no bfloat16 of its own, and safetensors reads none into NumPy: its bits are kept.
+    return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
 
 
 def _digest(tensors: dict[str, np.ndarray]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -84,12 +85,19 @@ class Log:
 
 
 def _line(event: Event) -> str:
-    return json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}) + "\n"
+    # JSON has no numbers that are not finite: they are written as words, which `float` reads back.
+    fields = {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in dataclasses.asdict(event).items()
+    }
+    return json.dumps({"event": type(event).__name__, **fields}, allow_nan=False) + "\n"
 
 
 def _parse(line: str) -> Event | None:
     try:
         fields = json.loads(line)
-        return _KINDS[fields.pop("event")](**fields)
+        kind = _KINDS[fields.pop("event")]
+        numbers = {field.name for field in dataclasses.fields(kind) if field.type is float}
+        return kind(**{name: float(value) if name in numbers else value for name, value in fields.items()})
     except (ValueError, KeyError, TypeError):
         return None

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, PyTree
 
 from .._core import trees
 from ..metagrads import Estimator, Replay
-from ..optimizers import Optimizer
-from ..problems import ProblemFamily, check_family
+from ..optimizers import Learned, Optimizer
+from ..problems import ProblemFamily, check_family, describe_family
 from ..unroll import Windows, loss_curves
 from . import checkpoint
 from .events import Event, Log, RolledBack, Stepped, Validated, Warned, Watcher
@@ -202,7 +202,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 " the folder of an earlier run."
             )
         info = checkpoint.read_info(self.checkpoint)
-        if info["recipe"] != (mine := describe(self.recipe)):
+        if info["recipe"] != (mine := self._identity()):
             changed = [name for name in mine if info["recipe"].get(name) != mine[name]] or ["recipe"]
             pairs = ", ".join(f"{name} was {info['recipe'].get(name)}, is {mine.get(name)}" for name in changed)
             raise checkpoint.CheckpointError(
@@ -219,9 +219,16 @@ class _MetaTraining(Generic[AnyOptimizer]):
         self.log.rewind(int(learner.step), info["seconds"])
         return learner
 
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to go on: the recipe, the family and the optimizer's configuration."""
+        optimizer = {"name": type(self.optimizer).__name__}
+        if isinstance(self.optimizer, Learned):
+            optimizer |= self.optimizer.config
+        return describe(self.recipe) | {"family": describe_family(self.windows.family), "optimizer": optimizer}
+
     def _save(self, learner: _Learner) -> None:
         if self.checkpoint is not None:
-            info = {"recipe": describe(self.recipe), "seconds": self.seconds}
+            info = {"recipe": self._identity(), "seconds": self.seconds}
             checkpoint.save(self.checkpoint, eqx.filter(learner, eqx.is_array), info)
 
     def _meta_step(self, learner: _Learner, windows: Windows) -> tuple[_Learner, dict[str, Array]]:
