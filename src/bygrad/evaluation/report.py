@@ -84,7 +84,8 @@ def results_table(results: Results) -> Table:
     table = Table(title=Text(results["title"]), caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
     # Intervals go under their means and the kind is left to the order of the rows, so that 80 columns are enough.
     for heading in _TERMINAL_HEADINGS:
-        table.add_column(heading, justify="left" if heading == "optimizer" else "right", no_wrap=heading != "optimizer")
+        first = heading == _TERMINAL_HEADINGS[0]
+        table.add_column(heading, justify="left" if first else "right", min_width=9 if first else None)
     for _, (label, _, rates, *others), (leads, _, *strong) in _rows(results):
         cells = [label, *(cell.replace(" / ", "\n").replace(" [", "\n[") for cell in (rates, *others))]
         styles = ["bold" if bold else "" for bold in (leads, *strong)]
