@@ -43,7 +43,7 @@ def test_an_instance_is_renewed_when_its_horizon_is_over_and_only_then(name):
         renewed = windows.renew(optimizer, inner)
         return renewed, rollout(optimizer, windows.family, renewed, windows.truncation)[0]
 
-    inner = windows.begin(optimizer, jax.random.key(0))
+    inner = eqx.filter_jit(windows.begin)(optimizer, jax.random.key(0))
     fresh_state = rows(inner.optimizer_state, 0, last=matrix)
     seen = []
     for _ in range(5):

@@ -26,7 +26,8 @@ def save(path: Path, tree: PyTree, info: dict[str, Any]) -> None:
     """Write every array of `tree` under its path, and `info` (JSON) beside them, atomically."""
     tensors = {name: _to_numpy(leaf) for name, leaf in trees.named_leaves(tree).items()}
     text = json.dumps(info)
-    metadata = {"info": text, "sha256": _digest(tensors, text)}
+    seal = hashlib.sha256(text.encode()).hexdigest()
+    metadata = {"info": text, "info_sha256": seal, "sha256": _digest(tensors, text)}
     write_atomically(path, safetensors.numpy.save(tensors, metadata=metadata))
 
 
@@ -34,7 +35,10 @@ def read_info(path: Path) -> dict[str, Any]:
     """Read the JSON that was saved beside the arrays."""
     try:
         with safetensors.safe_open(str(path), framework="np") as file:
-            return json.loads(file.metadata()["info"])
+            metadata = file.metadata()
+        if hashlib.sha256(metadata["info"].encode()).hexdigest() != metadata["info_sha256"]:
+            raise ValueError("its header does not have the SHA-256 it was written with")
+        return json.loads(metadata["info"])
     except (safetensors.SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a readable checkpoint ({error}), so meta-training cannot go on from it. Start again in"
