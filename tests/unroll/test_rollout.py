@@ -63,7 +63,8 @@ def test_a_batch_equals_a_loop_over_its_instances(family, name):
         keys = jax.random.split(jax.random.key(1), 3)
         end, trajectory = run(optimizer, family, keys, 4)
         instances, starts, run_keys = draw(family, keys)
-        evaluate, update = eqx.filter_jit(jax.value_and_grad(family.loss)), eqx.filter_jit(optimizer.update)
+        evaluate = eqx.filter_jit(lambda *inputs: jax.value_and_grad(family.loss)(*inputs))
+        update = eqx.filter_jit(optimizer.update)
         for i in range(3):
             instance, params = jax.tree.map(lambda leaf, i=i: leaf[i], (instances, starts))
             state = optimizer.init(params)
