@@ -18,7 +18,7 @@ from bygrad.experiments import EXPERIMENTS
 from bygrad.optimizers import HAND_DESIGNED, LEARNED
 from bygrad.problems import FAMILIES
 
-pytestmark = [pytest.mark.core, pytest.mark.slow]
+pytestmark = pytest.mark.core
 
 USER_FILE = """
 import jax, jax.numpy as jnp

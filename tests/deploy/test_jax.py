@@ -14,7 +14,7 @@ from bygrad.artifacts import load as load_artifact
 from bygrad.artifacts import save as save_artifact
 from bygrad.optimizers import LEARNED, LSTM, Adam, Optimizer, Scaled
 
-pytestmark = [pytest.mark.core, pytest.mark.slow]
+pytestmark = pytest.mark.core
 
 ABOUT = {"name": "test/one", "training": {"family": "Quadratic"}, "validation": {"area": 1.5}}
 

@@ -10,7 +10,7 @@ from bygrad.evaluation.second_order import has_objective
 from bygrad.optimizers import LSTM, SGD
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
 
-pytestmark = [pytest.mark.core, pytest.mark.slow]
+pytestmark = pytest.mark.core
 
 
 def perceptron() -> MLPClassifier:

@@ -11,7 +11,7 @@ from bygrad.optimizers import HAND_DESIGNED, SGD, Adam
 from bygrad.problems import ProblemFamily
 from bygrad.unroll import loss_curves
 
-pytestmark = [pytest.mark.core, pytest.mark.slow]
+pytestmark = pytest.mark.core
 
 
 class Isotropic(ProblemFamily):

@@ -22,8 +22,6 @@ from bygrad.optimizers import HAND_DESIGNED, LSTM, Learned
 from bygrad.problems import FAMILIES, find_family
 from bygrad.training import RolledBack, Stepped, Validated, Warned
 
-pytestmark = pytest.mark.slow
-
 FIGURES = Path(experiments.__file__).parent / "paper_curves.csv"
 
 USER_FILE = """

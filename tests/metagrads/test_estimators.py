@@ -16,8 +16,6 @@ from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
 from bygrad.problems.mlp import Activation
 from bygrad.unroll import Windows
 
-pytestmark = pytest.mark.slow
-
 OPTIMIZERS = LEARNED | HAND_DESIGNED
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from bygrad.optimizers import HAND_DESIGNED, LEARNED, Learned, Optimizer
 
-pytestmark = [pytest.mark.core, pytest.mark.slow]
+pytestmark = pytest.mark.core
 
 KINDS = LEARNED | HAND_DESIGNED
 

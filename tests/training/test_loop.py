@@ -19,8 +19,6 @@ from bygrad.training import MetaTrained, Recipe, RolledBack, Stepped, Validated,
 from bygrad.training.loop import MAX_ROLLBACKS
 from bygrad.unroll import loss_curves
 
-pytestmark = pytest.mark.slow
-
 TINY = {"horizon": 4, "truncation": 2, "instances": 2, "validation_runs": 4}
 
 

@@ -28,8 +28,6 @@ from bygrad.training import (
     meta_train,
 )
 
-pytestmark = pytest.mark.slow
-
 FAMILY = Quadratic(2)
 RECIPE = Recipe(
     horizon=4, truncation=2, instances=2, meta_steps=12, meta_learning_rate=0.05, validate_every=5, validation_runs=3

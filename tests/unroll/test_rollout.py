@@ -10,7 +10,7 @@ from bygrad.optimizers import LSTM, SGD, Adam, AdamW, Coordinatewise, Optimizer
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
 from bygrad.unroll import begin, draw, loss_curves, rollout, step_keys
 
-pytestmark = [pytest.mark.core, pytest.mark.slow]
+pytestmark = pytest.mark.core
 
 OPTIMIZERS = {"LSTM": lambda: LSTM(jax.random.key(0), (4, 3)), "Adam": Adam, "AdamW": AdamW}
 

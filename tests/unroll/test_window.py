@@ -9,7 +9,7 @@ from bygrad.optimizers import LSTM, Adam
 from bygrad.problems import Quadratic
 from bygrad.unroll import Windows, rollout
 
-pytestmark = [pytest.mark.core, pytest.mark.slow]
+pytestmark = pytest.mark.core
 
 OPTIMIZERS = {"LSTM": lambda: LSTM(jax.random.key(0), (3,)), "Adam": Adam}
 

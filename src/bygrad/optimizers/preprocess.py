@@ -33,9 +33,10 @@ class LogSign(Preprocessor):
     p: float = eqx.field(static=True, default=10.0)
 
     def __check_init__(self) -> None:
-        if not self.p > 0:
+        if not 0 < self.p <= 80:
             raise ValueError(
-                f"p is {self.p}: the range of magnitudes would be empty. Give a positive number, such as 10."
+                f"p is {self.p}, but it must be above 0, or the range of magnitudes would be empty, and at most 80, or"
+                " e^p overflows in float32 and a zero gradient becomes NaN. Give a positive number, such as 10."
             )
 
     def __call__(self, grads: Float[Array, "*c"]) -> Float[Array, "features *c"]:

@@ -209,7 +209,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 f"The checkpoint in {self.folder} was made with another recipe ({pairs}), so resuming would give"
                 " neither result. Resume with the same settings, or start in another folder."
             )
-        # A fresh learner gives structure, shapes and dtypes; evaluating it abstractly costs nothing.
+        # A fresh learner, made without touching the folder, gives structure, shapes and dtypes.
         folder, self.folder = self.folder, None
         example = self._fresh()
         self.folder = folder
