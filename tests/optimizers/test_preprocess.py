@@ -64,5 +64,5 @@ def test_scaled_multiplies():
 
 @pytest.mark.parametrize("p", [0.0, -1.0, 89.0, float("nan")])
 def test_an_empty_range_of_magnitudes_is_refused(p):
-    with pytest.raises(ValueError, match=r"range of magnitudes would be empty\. Give a positive number"):
+    with pytest.raises(ValueError, match=r"range of magnitudes would be empty.*Give a positive number"):
         LogSign(p)
