@@ -54,7 +54,7 @@ def test_all_are_there_with_everything_that_a_report_needs(results):
         assert set(row) == FIELDS
         for measure in ("final", "area"):
             interval = row[measure]
-            assert set(interval) == {"mean", "low", "high"}
+            assert set(interval) == {"mean", "low", "high", "median"}
             assert interval["low"] <= interval["mean"] <= interval["high"]
         assert len(row["curve"]) == len(row["curve_low"]) == len(row["curve_high"]) == PROTOCOL.horizon + 1
         assert row["seconds_per_step"] > 0

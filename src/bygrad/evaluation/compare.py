@@ -167,7 +167,7 @@ def _summary(kind: str, label: str, curves: Curves, seconds: float, protocol: Pr
 
 def _interval(values: np.ndarray) -> dict[str, float]:
     interval = bootstrap_mean(values)
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "median": float(np.median(values))}
 
 
 def best_baseline(optimizers: Mapping[str, Mapping[str, Any]], measure: str) -> tuple[str, float]:

@@ -339,7 +339,7 @@ def _loss_limits(optimizers: Mapping[str, Any]) -> tuple[tuple[float, float], bo
     if not np.isfinite(first).any():
         return _limits(second)
     start = max((float(curve[0]) for curve in curves["first"][1:] if np.isfinite(curve[0])), default=math.inf)
-    (low, high), log = _limits(first, top=100 * abs(start))
+    (low, high), log = _limits(first, top=10 * abs(start))
     below = second[(second > 0) & (second < low)]
     return (max(float(below.min()), low / 5) if log and len(below) else low, high), log
 

@@ -5,7 +5,7 @@
     {"experiment": "mnist", "title": ..., "convention": ..., "horizon": 100, "runs": 128, "seed": 0,
      "optimizers": {
         "adam": {"kind": "learned" | "hand-designed" | "second-order", "label": "Adam",
-                 "final": {"mean", "low", "high"}, "area": {"mean", "low", "high"},
+                 "final": {"mean", "low", "high", "median"}, "area": {"mean", "low", "high", "median"},
                  "curve": [loss after t updates, t = 0 to horizon], "curve_low": [...], "curve_high": [...],
                  "area_curve": [...] | null, "learning_rate": ... | null, "area_learning_rate": ... | null,
                  "seconds_per_step": ..., "runs": ..., "diverged": ..., "note": ... | null,
@@ -38,7 +38,18 @@ Number = float | int | None  # JSON does not tell 1.0 from 1, and has no infinit
 
 _MISSING = "\N{EN DASH}"
 _KINDS = ("learned", "hand-designed", "second-order")
-_HEADINGS = ("optimizer", "kind", "learning rate", "final [95 %]", "area [95 %]", "ms/step", "runs", "diverged")
+_HEADINGS = (
+    "optimizer",
+    "kind",
+    "learning rate",
+    "final [95 %]",
+    "median",
+    "area [95 %]",
+    "median",
+    "ms/step",
+    "runs",
+    "diverged",
+)
 _TERMINAL_HEADINGS = ("optimizer", "rate", "final", "area", "ms/step", "runs", "lost")
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --soft: #5c5c5c; --rule: #c9c9c9; --paper: #ffffff; --mark: #f4f4f2; }
@@ -86,7 +97,9 @@ def results_table(results: Results) -> Table:
     for heading in _TERMINAL_HEADINGS:
         first = heading == _TERMINAL_HEADINGS[0]
         table.add_column(heading, justify="left" if first else "right", min_width=9 if first else None)
-    for _, (label, _, rates, *others), (leads, _, *strong) in _rows(results):
+    for _, cells, bold in _rows(results):
+        (label, _, rates, final, _, area, _, *others), (leads, _, rated, first, _, second, _, *strong) = cells, bold
+        others, strong = [final, area, *others], [rated, first, second, *strong]
         cells = [label, *(cell.replace(" / ", "\n").replace(" [", "\n[") for cell in (rates, *others))]
         styles = ["bold" if bold else "" for bold in (leads, *strong)]
         table.add_row(*(Text(cell, style=style) for cell, style in zip(cells, styles, strict=True)))
@@ -168,8 +181,10 @@ def _rows(results: Results) -> list[tuple[str, list[str], list[bool]]]:
         rates = [entry.get(key) for key in ("learning_rate", "area_learning_rate")]
         rates = [f"{rate:.3g}" for rate in dict.fromkeys(rates) if rate is not None]
         second_order = entry["kind"] == "second-order"
-        measures = [_interval(entry[key], entry["runs"]) for key in best]
-        leads = [not second_order and math.isfinite(best[key]) and _mean(entry[key]) == best[key] for key in best]
+        measures, leads = [], []
+        for key in best:
+            measures += [_interval(entry[key], entry["runs"]), _number(entry[key].get("median"))]
+            leads += [not second_order and math.isfinite(best[key]) and _mean(entry[key]) == best[key], False]
         cells = [
             entry["label"] + "*" * second_order,
             entry["kind"],
@@ -195,6 +210,12 @@ def _notes(results: Results) -> list[str]:
         notes.append("* Second-order: another kind of method with dearer steps; compare time, not steps.")
     if any(entry["diverged"] for entry in entries):
         notes.append("A run that diverged counts as an infinite loss and is not dropped.")
+    for entry in entries:
+        median = entry["final"].get("median")
+        if median is not None and _mean(entry["final"]) > 10 * abs(median) and not entry["diverged"]:
+            notes.append(
+                f"{entry['label']}: a few bad runs decide its mean. The median of its final losses is {_number(median)}."
+            )
     return notes + [f"{entry['label']}: {entry['note']}" for entry in entries if entry.get("note")]
 
 
@@ -317,7 +338,8 @@ def _interval(interval: Mapping[str, Number], runs: int) -> str:
         return _number(mean)
     width = high - low if math.isfinite(high) else 0.0
     size = math.floor(math.log10(abs(mean))) if mean and math.isfinite(mean) else 0
-    decimals = None if width <= 0 else min(max(0, 1 - math.floor(math.log10(width)), 2 - size), max(0, 4 - size))
+    exponential = not 1e-4 <= abs(mean) < 1e5  # as `_number` writes it
+    decimals = None if width <= 0 or exponential else min(max(0, 1 - math.floor(math.log10(width)), 2 - size), max(0, 4 - size))
     return f"{_number(mean, decimals)} [{_number(low, decimals)}, {_number(high, decimals)}]"
 
 

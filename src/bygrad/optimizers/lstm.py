@@ -209,6 +209,7 @@ def _cell_pullback(
     return jnp.concatenate(dpre), dc * f
 
 
+@eqx.filter_jit
 def _descending_head(optimizer: LSTM, key: PRNGKeyArray, step: float) -> tuple[Array, Array]:
     r"""Fit the head so that an untrained optimizer takes steps of about `-step` times the direction of the gradient.
 
