@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
             "Interrupted. What was done is saved: the same command with --resume goes on with it."
         )
         sys.exit(130)
-    except (ValueError, TypeError, ImportError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, ImportError, OSError, MemoryError, FloatingPointError) as error:
         if os.environ.get("BYGRAD_TRACEBACK"):
             raise
         Console(stderr=True).print(f"[red]bygrad:[/red] {_escape(str(error))}", soft_wrap=True, highlight=False)

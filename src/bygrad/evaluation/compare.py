@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._core.programs import Program
 from .._core.types import PRNGKeyArray
 from ..optimizers import HAND_DESIGNED, FromOptax, Optimizer
 from ..problems import ProblemFamily
@@ -23,6 +24,8 @@ CONVENTION = (
     " each update."
 )
 """What "loss at step t" means here, for every optimizer alike."""
+
+_LBFGS_CURVES = Program(lbfgs_curves)
 
 Watch = Callable[[str, int, int], None]
 """Is told `(what, done, total)`."""
@@ -129,7 +132,8 @@ def compare(
 def _second_order(family: ProblemFamily, protocol: Protocol, tick: Callable[[int, int], None] | None) -> dict[str, Any]:
     runs = min(protocol.second_order_runs, protocol.runs)
     curves, seconds = run_in_chunks(
-        lambda keys: lbfgs_curves(family, keys, protocol.horizon),
+        _LBFGS_CURVES,
+        (family,),
         protocol.keys[1],
         horizon=protocol.horizon,
         runs=runs,

@@ -213,9 +213,7 @@ def _notes(results: Results) -> list[str]:
     for entry in entries:
         median = entry["final"].get("median")
         if median is not None and _mean(entry["final"]) > 10 * abs(median) and not entry["diverged"]:
-            notes.append(
-                f"{entry['label']}: a few bad runs decide its mean. The median of its final losses is {_number(median)}."
-            )
+            notes.append(f"{entry['label']}: a few bad runs decide its mean. Median final loss: {_number(median)}.")
     return notes + [f"{entry['label']}: {entry['note']}" for entry in entries if entry.get("note")]
 
 
@@ -339,7 +337,11 @@ def _interval(interval: Mapping[str, Number], runs: int) -> str:
     width = high - low if math.isfinite(high) else 0.0
     size = math.floor(math.log10(abs(mean))) if mean and math.isfinite(mean) else 0
     exponential = not 1e-4 <= abs(mean) < 1e5  # as `_number` writes it
-    decimals = None if width <= 0 or exponential else min(max(0, 1 - math.floor(math.log10(width)), 2 - size), max(0, 4 - size))
+    decimals = (
+        None
+        if width <= 0 or exponential
+        else min(max(0, 1 - math.floor(math.log10(width)), 2 - size), max(0, 4 - size))
+    )
     return f"{_number(mean, decimals)} [{_number(low, decimals)}, {_number(high, decimals)}]"
 
 

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
+from .._core.programs import Program
 from .._core.types import PRNGKeyArray
 from ..optimizers import Optimizer
 from ..problems import ProblemFamily
@@ -16,6 +16,8 @@ from ..unroll import loss_curves
 Curves = np.ndarray
 Ticker = Callable[[int, int], None]
 """Is told `(done, total)` runs."""
+
+_CURVES = Program(loss_curves)
 
 
 def run_curves(
@@ -34,7 +36,8 @@ def run_curves(
     step of a run, problem and optimizer together, compilation left out, when runs go `chunk` at a time.
     """
     return run_in_chunks(
-        lambda keys: loss_curves(optimizer, family, keys, horizon),
+        _CURVES,
+        (optimizer, family),
         key,
         horizon=horizon,
         runs=runs,
@@ -44,7 +47,8 @@ def run_curves(
 
 
 def run_in_chunks(
-    curves_of: Callable[[Any], Any],
+    curves_of: Program[Any],
+    problem: tuple[Any, ...],
     key: PRNGKeyArray,
     *,
     horizon: int,
@@ -52,17 +56,15 @@ def run_in_chunks(
     chunk: int,
     tick: Ticker | None = None,
 ) -> tuple[Curves, float]:
-    """`run_curves` for any function from keys `[chunk]` to curves `[chunk, horizon + 1]`."""
+    """`run_curves` for any program from `(*problem, keys, horizon)` to curves `[chunk, horizon + 1]`."""
     chunk = min(chunk, runs)
     pieces = -(-runs // chunk)
     keys = jax.random.split(key, pieces * chunk).reshape(pieces, chunk)
-    # What the function closes over (a data set, meta-parameters) becomes arguments: constants would be compiled in.
-    program = eqx.filter_closure_convert(curves_of, keys[0])
-    compiled = eqx.filter_jit(_call).lower(program, keys[0]).compile()  # pyright: ignore[reportFunctionMemberAccess]
+    curves_of.bytes_needed(*problem, keys[0], horizon)  # compiles, so that it is not timed
     curves, seconds = [], 0.0
     for done, piece in enumerate(keys, 1):
         started = time.perf_counter()
-        curves.append(np.asarray(compiled(program, piece), np.float64))
+        curves.append(np.asarray(curves_of(*problem, piece, horizon), np.float64))
         seconds += time.perf_counter() - started
         if tick is not None:
             tick(min(done * chunk, runs), runs)
@@ -77,7 +79,3 @@ def area(curves: Curves) -> Curves:
 def final(curves: Curves, window: int) -> Curves:
     """Average the last `window` losses: `[..., horizon + 1]` to `[...]`."""
     return np.mean(curves[..., -window:], axis=-1)
-
-
-def _call(program: Callable[[Any], Any], keys: Any) -> Any:
-    return program(keys)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._core.programs import Program
 from .._core.types import PRNGKeyArray
 from ..optimizers import FromOptax
 from ..problems import ProblemFamily
@@ -69,13 +70,8 @@ def tune(
     """
     keys = jax.random.split(key, runs)
 
-    @eqx.filter_jit
-    def curves_of(optimizers: FromOptax, family: ProblemFamily, keys: Any) -> Any:
-        axes = jax.tree.map(lambda leaf: 0 if leaf is optimizers.learning_rate else None, optimizers)  # pyright: ignore
-        return jax.vmap(lambda one: loss_curves(one, family, keys, horizon), in_axes=(axes,))(optimizers)
-
     def measure(rates: np.ndarray) -> tuple[Curves, Curves]:
-        curves = np.asarray(curves_of(with_learning_rate(optimizer, rates), family, keys), np.float64)
+        curves = np.asarray(_CURVES(with_learning_rate(optimizer, rates), family, keys, horizon), np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             measures = np.stack([final(curves, final_window), area(curves)]).mean(axis=-1)
         finals, areas = np.where(np.isfinite(measures), measures, np.inf)
@@ -97,3 +93,12 @@ def tune(
             np.concatenate(pair)[order] for pair in ((rates, more), (finals, new[0]), (areas, new[1]))
         )
     return Tuning(rates, finals, areas)
+
+
+def _curves(optimizers: FromOptax, family: ProblemFamily, keys: Any, horizon: int) -> Any:
+    """`loss_curves` for a batch of learning rates: `[rates, runs, horizon + 1]`."""
+    axes = jax.tree.map(lambda leaf: 0 if leaf is optimizers.learning_rate else None, optimizers)  # pyright: ignore
+    return jax.vmap(lambda one: loss_curves(one, family, keys, horizon), in_axes=(axes,))(optimizers)
+
+
+_CURVES = Program(_curves)

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ..training import Event, RolledBack, Stepped, Validated, Warned
+from .._core.memory import in_words
+from ..training import Event, Planned, RolledBack, Stepped, Validated, Warned
 
 
 class Display:
@@ -63,6 +64,12 @@ class Display:
         elif isinstance(event, Validated):
             self.say(self._validation(event), "bold" if event.best else "")
             self._quiet_since = time.perf_counter()
+        elif isinstance(event, Planned):
+            self.say(
+                f"compiled in {event.compile_seconds:.0f} s; at its peak a meta-step holds"
+                f" {in_words(event.meta_step_bytes)}, a validation {in_words(event.validation_bytes)};"
+                f" {in_words(event.available_bytes)} are free"
+            )
         elif isinstance(event, RolledBack):
             self.say(f"meta-step {event.step}: {event.reason} (x {event.rate:g})", "yellow")
         elif isinstance(event, Warned):

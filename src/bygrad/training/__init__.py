@@ -1,14 +1,16 @@
 """Meta-training: the loop, its checkpoints and what it tells those who watch."""
 
 from .checkpoint import CheckpointError
-from .events import Event, Log, RolledBack, Stepped, Validated, Warned, Watcher
-from .loop import MetaTrained, Recipe, describe, meta_train
+from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
+from .loop import MetaTrained, meta_train
+from .recipe import Recipe, describe
 
 __all__ = [
     "CheckpointError",
     "Event",
     "Log",
     "MetaTrained",
+    "Planned",
     "Recipe",
     "RolledBack",
     "Stepped",

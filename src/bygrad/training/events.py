@@ -11,6 +11,19 @@ from .._core.files import write_text_atomically
 
 
 @dataclasses.dataclass(frozen=True)
+class Planned:
+    """What is about to run: peak memory of a meta-step and of a validation, memory that is free (all in bytes), and
+    how long compiling took."""
+
+    step: int
+    meta_step_bytes: int
+    validation_bytes: int
+    available_bytes: int
+    compile_seconds: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Stepped:
     """A meta-step: meta-loss of its windows, norm of the meta-gradient, meta-learning-rate, seconds since the start."""
 
@@ -51,10 +64,10 @@ class Warned:
     seconds: float
 
 
-Event: TypeAlias = Stepped | Validated | RolledBack | Warned
+Event: TypeAlias = Planned | Stepped | Validated | RolledBack | Warned
 Watcher: TypeAlias = Callable[[Event], None]
 
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Stepped, Validated, RolledBack, Warned)}
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Planned, Stepped, Validated, RolledBack, Warned)}
 
 
 class Log:

@@ -6,65 +6,27 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PRNGKeyArray
 
-from .._core import trees
-from ..metagrads import Estimator, Replay
+from .._core.memory import bytes_available, in_words
 from ..optimizers import Learned, Optimizer
 from ..problems import ProblemFamily, check_family, describe_family
-from ..unroll import Windows, loss_curves
+from ..unroll import Windows
 from . import checkpoint
-from .events import Event, Log, RolledBack, Stepped, Validated, Warned, Watcher
+from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
+from .learner import Learner, Pace, advance, begin, bytes_of_meta_step, curves
+from .recipe import Recipe, describe
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 MAX_ROLLBACKS = 10
 """After so many returns to a good state, going on is hopeless: the meta-learning-rate is then 1,000 times smaller."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Everything that decides what meta-training does.
-
-    **Arguments:** `horizon`: inner steps of a run. `truncation`: inner steps of a meta-step, a divisor of the horizon.
-    `instances`: problem instances of a meta-step. `meta_steps`: how many. `meta_learning_rate`: Adam's, at the start;
-    it falls to zero along a cosine. The usable range for an LSTM is 1e-3 to 3e-2. `clip`: largest norm of the
-    meta-gradient. `estimator`: of the meta-gradient. `validate_every`: meta-steps between validations, which are also
-    the points to roll back to and to resume from. `validation_runs`: held-out instances of a validation.
-    `final_window`: how many last losses a final loss is the mean of. `select`: what the kept optimizer is best in.
-    `seed`: of everything random.
-    """
-
-    horizon: int = 100
-    truncation: int = 20
-    instances: int = 4
-    meta_steps: int = 1000
-    meta_learning_rate: float = 1e-2
-    clip: float = 1.0
-    estimator: Estimator = dataclasses.field(default_factory=Replay)
-    validate_every: int = 50
-    validation_runs: int = 16
-    final_window: int = 1
-    select: Literal["area", "final"] = "area"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        positive = ("meta_steps", "meta_learning_rate", "clip", "validate_every", "validation_runs", "final_window")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: nothing would be learned. Give a positive number.")
-        if self.final_window > self.horizon:
-            raise ValueError(
-                f"final_window is {self.final_window}, longer than the horizon of {self.horizon} steps, so the final"
-                " loss is not defined. Choose at most the horizon."
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,20 +36,6 @@ class MetaTrained(Generic[AnyOptimizer]):
     optimizer: AnyOptimizer
     best: Validated
     log: Log
-
-
-class _Learner(eqx.Module):
-    """All that a checkpoint must hold; arrays only, beside the optimizer's static configuration."""
-
-    optimizer: Optimizer
-    meta_state: PyTree
-    inner: PyTree
-    step: Array
-    rate: Array
-    rollbacks: Array
-    good: tuple[Optimizer, PyTree]
-    best: Optimizer
-    best_scores: Float[Array, " 3"]  # step, area, final
 
 
 def meta_train(
@@ -130,14 +78,12 @@ class _MetaTraining(Generic[AnyOptimizer]):
     ):
         self.recipe, self.watch, self.folder = recipe, watch, folder
         self.windows = Windows(family, recipe.horizon, recipe.truncation, recipe.instances)
-        self.train_key, self.validation_key = jax.random.split(jax.random.key(recipe.seed))
-        self.meta_optimizer = optax.chain(optax.clip_by_global_norm(recipe.clip), optax.scale_by_adam())
+        self.train_key, validation_key = jax.random.split(jax.random.key(recipe.seed))
+        self.constant = (self.windows, recipe.estimator, Pace.of(recipe))
+        self.validation_keys = jax.random.split(validation_key, recipe.validation_runs)
         self.optimizer = optimizer
         self.log = Log(None if folder is None else folder / "log.jsonl")
         self.seconds_before, self.started = 0.0, time.perf_counter()
-        self._step = eqx.filter_jit(self._meta_step)
-        self._begin = eqx.filter_jit(recipe.estimator.init)
-        self._curves = eqx.filter_jit(loss_curves)
 
     @property
     def seconds(self) -> float:
@@ -149,6 +95,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
 
     def run(self, resume: bool) -> MetaTrained[AnyOptimizer]:
         learner = self._restore() if resume else self._fresh()
+        self._plan(learner)
         with _interruptible() as interrupted:
             while int(learner.step) < self.recipe.meta_steps:
                 # Validation belongs to the step that follows it, so that a run resumed there validates once.
@@ -172,7 +119,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
         if self.watch is not None:
             self.watch(event)
 
-    def _fresh(self) -> _Learner:
+    def _fresh(self) -> Learner:
         if self.folder is not None:
             if self.checkpoint is not None and self.checkpoint.exists():
                 raise FileExistsError(
@@ -182,20 +129,12 @@ class _MetaTraining(Generic[AnyOptimizer]):
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.log.path is not None:
                 self.log.path.unlink(missing_ok=True)
-        meta_state = self.meta_optimizer.init(_theta(self.optimizer))
-        return _Learner(
-            optimizer=self.optimizer,
-            meta_state=meta_state,
-            inner=self._begin(self.optimizer, self.windows, self.train_key),
-            step=jnp.zeros((), jnp.int32),
-            rate=jnp.ones(()),
-            rollbacks=jnp.zeros((), jnp.int32),
-            good=(self.optimizer, meta_state),
-            best=self.optimizer,
-            best_scores=jnp.array([0.0, jnp.inf, jnp.inf]),
-        )
+        return self._begin(self.train_key)
 
-    def _restore(self) -> _Learner:
+    def _begin(self, key: PRNGKeyArray) -> Learner:
+        return Learner.fresh(self.optimizer, self.windows, self.recipe.estimator, key)
+
+    def _restore(self) -> Learner:
         if self.checkpoint is None or not self.checkpoint.exists():
             raise FileNotFoundError(
                 f"There is no checkpoint in {self.folder}, so there is nothing to resume. Start without resume, or name"
@@ -209,10 +148,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 f"The checkpoint in {self.folder} was made with another recipe ({pairs}), so resuming would give"
                 " neither result. Resume with the same settings, or start in another folder."
             )
-        # A fresh learner, made without touching the folder, gives structure, shapes and dtypes.
-        folder, self.folder = self.folder, None
-        example = self._fresh()
-        self.folder = folder
+        example = self._begin(self.train_key)  # gives structure, shapes and dtypes
         learner = checkpoint.restore(self.checkpoint, eqx.filter(example, eqx.is_array))
         learner = eqx.combine(learner, example)
         self.seconds_before, self.started = info["seconds"], time.perf_counter()
@@ -226,41 +162,38 @@ class _MetaTraining(Generic[AnyOptimizer]):
             optimizer |= self.optimizer.config
         return describe(self.recipe) | {"family": describe_family(self.windows.family), "optimizer": optimizer}
 
-    def _save(self, learner: _Learner) -> None:
+    def _save(self, learner: Learner) -> None:
         if self.checkpoint is not None:
             info = {"recipe": self._identity(), "seconds": self.seconds}
             checkpoint.save(self.checkpoint, eqx.filter(learner, eqx.is_array), info)
 
-    def _meta_step(self, learner: _Learner, windows: Windows) -> tuple[_Learner, dict[str, Array]]:
-        """Advance by one meta-step. Compiled once; nothing in it depends on values that change."""
-        estimate, inner = self.recipe.estimator.estimate(learner.optimizer, windows, learner.inner)
-        directions, meta_state = self.meta_optimizer.update(estimate.gradient, learner.meta_state)
-        progress = jnp.minimum(learner.step / self.recipe.meta_steps, 1.0)
-        rate = learner.rate * self.recipe.meta_learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        optimizer = eqx.apply_updates(learner.optimizer, jax.tree.map(lambda d: -rate * d, directions))
-        norm = trees.global_norm(estimate.gradient)
-        metrics = {"loss": estimate.loss, "norm": norm, "rate": rate}
-        metrics["finite"] = jnp.isfinite(estimate.loss) & jnp.isfinite(norm) & trees.all_finite(_theta(optimizer))
-        moved = eqx.tree_at(
-            lambda it: (it.optimizer, it.meta_state, it.inner, it.step),
-            learner,
-            (optimizer, meta_state, inner, learner.step + 1),
-        )
-        return moved, metrics
-
-    def _advance(self, learner: _Learner) -> _Learner:
-        moved, metrics = self._step(learner, self.windows)
-        step, loss, norm = int(moved.step), float(metrics["loss"]), float(metrics["norm"])
-        if not metrics["finite"]:
+    def _advance(self, learner: Learner) -> Learner:
+        moved, report = advance(self.constant, learner)
+        step, loss, norm = int(moved.step), float(report.loss), float(report.norm)
+        if not report.finite:
             what = f"the meta-loss was {loss}" if not np.isfinite(loss) else f"the meta-gradient's norm was {norm}"
-            return self._roll_back(learner, step, what)
-        self._tell(Stepped(step, loss, norm, float(metrics["rate"]), self.seconds))
+            return self._roll_back(moved, step, what)
+        self._tell(Stepped(step, loss, norm, float(report.rate), self.seconds))
         return moved
 
-    def _roll_back(self, learner: _Learner, step: int, what: str) -> _Learner:
+    def _roll_back(self, learner: Learner, step: int, what: str) -> Learner:
         rollbacks, rate = int(learner.rollbacks) + 1, float(learner.rate) / 2
+        optimizer, meta_state = learner.good
+        inner = begin(optimizer, self.windows, self.recipe.estimator, jax.random.fold_in(self.train_key, rollbacks))
+        restored = eqx.tree_at(
+            lambda it: (it.optimizer, it.meta_state, it.inner, it.step, it.rate, it.rollbacks),
+            learner,
+            (
+                optimizer,
+                meta_state,
+                inner,
+                jnp.asarray(step, jnp.int32),
+                jnp.asarray(rate, learner.rate.dtype),
+                jnp.asarray(rollbacks, jnp.int32),
+            ),
+        )
         if rollbacks > MAX_ROLLBACKS:
-            self._save(learner)
+            self._save(restored)
             raise FloatingPointError(
                 f"Meta-training stopped at meta-step {step}: {what}, for the {rollbacks}th time, although the"
                 " meta-learning-rate was halved each time. The best optimizer so far is kept. The problem itself"
@@ -268,29 +201,39 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 " lower the optimizer's output_scale."
             )
         self._tell(RolledBack(step, f"{what}: back to the last validated state with half the rate", rate, self.seconds))
-        optimizer, meta_state = learner.good
-        key = jax.random.fold_in(self.train_key, rollbacks)
-        return eqx.tree_at(
-            lambda it: (it.optimizer, it.meta_state, it.inner, it.step, it.rate, it.rollbacks),
-            learner,
-            (
-                optimizer,
-                meta_state,
-                self._begin(optimizer, self.windows, key),
-                jnp.asarray(step, jnp.int32),
-                jnp.asarray(rate, learner.rate.dtype),
-                jnp.asarray(rollbacks, jnp.int32),
-            ),
-        )
+        return restored
+
+    def _validation(self, learner: Learner) -> tuple[Any, ...]:
+        return learner.optimizer, self.windows.family, self.validation_keys, self.recipe.horizon
+
+    def _plan(self, learner: Learner) -> None:
+        """Compile everything and say how much memory it will take; refuse what cannot fit before anything is lost."""
+        started = time.perf_counter()
+        needs = {
+            "a meta-step": bytes_of_meta_step(self.constant, learner),
+            "a validation": curves.bytes_needed(*self._validation(learner)),
+        }
+        compile_seconds = time.perf_counter() - started
+        available = bytes_available()
+        remedies = {
+            "a meta-step": f"instances (now {self.recipe.instances}), truncation (now {self.recipe.truncation})",
+            "a validation": f"validation_runs (now {self.recipe.validation_runs})",
+        }
+        for what, need in needs.items():
+            if need > available:
+                raise MemoryError(
+                    f"Meta-training would need {in_words(need)} of memory for {what}, but {in_words(available)} are"
+                    f" free, so it would be killed at the first. Nothing was started. Lower {remedies[what]}."
+                )
+        self._tell(Planned(int(learner.step), *needs.values(), available, compile_seconds, self.seconds))
 
     def _validated(self, step: int) -> bool:
         return any(event.step == step for event in self.log.of(Validated))
 
-    def _validate(self, learner: _Learner) -> _Learner:
-        keys = jax.random.split(self.validation_key, self.recipe.validation_runs)
-        curves = np.asarray(self._curves(learner.optimizer, self.windows.family, keys, self.recipe.horizon))
-        area = float(np.mean(np.sum(curves[:, :-1], axis=1)))
-        final = float(np.mean(curves[:, -self.recipe.final_window :]))
+    def _validate(self, learner: Learner) -> Learner:
+        losses = np.asarray(curves(*self._validation(learner)))
+        area = float(np.mean(np.sum(losses[:, :-1], axis=1)))
+        final = float(np.mean(losses[:, -self.recipe.final_window :]))
         if not np.isfinite(area + final) and int(learner.step) > 0:
             return self._roll_back(learner, int(learner.step), f"validation gave an area of {area}")
         scores = {"area": area, "final": final}
@@ -303,7 +246,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
             learner = eqx.tree_at(lambda it: (it.best, it.best_scores), learner, (learner.optimizer, new))
         return learner
 
-    def _warn_if_nothing_was_learned(self, learner: _Learner) -> None:
+    def _warn_if_nothing_was_learned(self, learner: Learner) -> None:
         measure = self.recipe.select
         before = getattr(self.log.of(Validated)[0], measure)
         after = float(learner.best_scores[1 if measure == "area" else 2])
@@ -318,19 +261,6 @@ class _MetaTraining(Generic[AnyOptimizer]):
                     self.seconds,
                 )
             )
-
-
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """Write a recipe as JSON values."""
-    fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-    estimator = recipe.estimator
-    static = {field.name: getattr(estimator, field.name) for field in dataclasses.fields(estimator)}
-    fields["estimator"] = {"name": type(estimator).__name__, **static}
-    return fields
-
-
-def _theta(optimizer: Optimizer) -> PyTree:
-    return eqx.filter(optimizer, eqx.is_inexact_array)
 
 
 @contextlib.contextmanager

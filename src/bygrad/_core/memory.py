@@ -1,0 +1,28 @@
+"""How much memory there is."""
+
+import math
+from pathlib import Path
+
+import jax
+import psutil
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def bytes_available() -> int:
+    """Return the memory that is free for a program: of one accelerator, or, on a CPU, of what this process may use."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    available = psutil.virtual_memory().available
+    try:  # a container may hold less than its machine
+        limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):
+        return available
+    return min(available, limit - used)
+
+
+def in_words(count: float) -> str:
+    """Write bytes as a person reads them: `1.5 GiB`."""
+    power = min(int(math.log2(max(count, 1)) / 10), 4)
+    return f"{count / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

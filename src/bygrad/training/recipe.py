@@ -1,0 +1,53 @@
+"""Everything that decides what a meta-training does."""
+
+import dataclasses
+from typing import Any, Literal
+
+from ..metagrads import Estimator, Replay
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what meta-training does.
+
+    **Arguments:** `horizon`: inner steps of a run. `truncation`: inner steps of a meta-step, a divisor of the horizon.
+    `instances`: problem instances of a meta-step. `meta_steps`: how many. `meta_learning_rate`: Adam's, at the start;
+    it falls to zero along a cosine. The usable range for an LSTM is 1e-3 to 3e-2. `clip`: largest norm of the
+    meta-gradient. `estimator`: of the meta-gradient. `validate_every`: meta-steps between validations, which are also
+    the points to roll back to and to resume from. `validation_runs`: held-out instances of a validation.
+    `final_window`: how many last losses a final loss is the mean of. `select`: what the kept optimizer is best in.
+    `seed`: of everything random.
+    """
+
+    horizon: int = 100
+    truncation: int = 20
+    instances: int = 4
+    meta_steps: int = 1000
+    meta_learning_rate: float = 1e-2
+    clip: float = 1.0
+    estimator: Estimator = dataclasses.field(default_factory=Replay)
+    validate_every: int = 50
+    validation_runs: int = 16
+    final_window: int = 1
+    select: Literal["area", "final"] = "area"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive = ("meta_steps", "meta_learning_rate", "clip", "validate_every", "validation_runs", "final_window")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: nothing would be learned. Give a positive number.")
+        if self.final_window > self.horizon:
+            raise ValueError(
+                f"final_window is {self.final_window}, longer than the horizon of {self.horizon} steps, so the final"
+                " loss is not defined. Choose at most the horizon."
+            )
+
+
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """Write a recipe as JSON values."""
+    fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    estimator = recipe.estimator
+    static = {field.name: getattr(estimator, field.name) for field in dataclasses.fields(estimator)}
+    fields["estimator"] = {"name": type(estimator).__name__, **static}
+    return fields
