@@ -54,7 +54,10 @@ QUADRATIC_GAUSSIAN = Experiment(
     name="quadratic-gaussian",
     title="10-dimensional quadratics, W and y gaussian",
     optimizer=_optimizer,
-    recipes={"quick": _QUICK, "paper": dataclasses.replace(_PAPER, select="area")},
+    recipes={
+        "quick": _QUICK,
+        "paper": dataclasses.replace(_PAPER, meta_steps=4_000, meta_learning_rate=3e-2, select="area"),
+    },
     protocols=_PROTOCOLS,
     settings=(
         Setting(

@@ -119,8 +119,8 @@ class LSTM(Coordinatewise, Learned):
         return 256
 
     def start(self, shape: tuple[int, ...]) -> tuple[Memory, ...]:
-        zeros = [jnp.zeros((cell.units, *shape), self.dtype) for cell in self.layers]
-        return tuple(Memory(zero, zero) for zero in zeros)
+        # An array each, although all are zeros: a buffer cannot be donated twice.
+        return tuple(Memory(*(jnp.zeros((cell.units, *shape), self.dtype) for _ in range(2))) for cell in self.layers)
 
     def step(
         self, grads: Float[Array, "*c"], state: tuple[Memory, ...]
