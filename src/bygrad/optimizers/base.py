@@ -10,6 +10,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._core.types import Params, State
 
+STEP_BLOCK = 2048
+"""Coordinates of a large array that take a step at a time. Measured: 1024 to 4096 are alike."""
+
 
 class Optimizer(eqx.Module):
     r"""Maps gradients to updates. Its array leaves are its meta-parameters $\theta$.
@@ -107,12 +110,60 @@ class Coordinatewise(Optimizer):
     ) -> tuple[Params, State]:
         leaves, structure = jax.tree.flatten(grads)
         stepped = [
-            self.step(leaf.astype(self.dtype), leaf_state)
+            self._in_blocks(leaf.astype(self.dtype), leaf_state)
             for leaf, leaf_state in zip(leaves, structure.flatten_up_to(state), strict=True)
         ]
         updates = [update.astype(leaf.dtype) for (update, _), leaf in zip(stepped, leaves, strict=True)]
         states = [leaf_state for _, leaf_state in stepped]
         return jax.tree.unflatten(structure, updates), jax.tree.unflatten(structure, states)
+
+    def _in_blocks(self, grads: Float[Array, "*c"], state: State) -> tuple[Float[Array, "*c"], State]:
+        """`step`, block by block for large arrays: what happens inside a step stays in cache, and each block of the
+        state is written where it was read, so that a donated state needs no second copy."""
+        size, width = grads.size, STEP_BLOCK
+        if size <= width:
+            return self.step(grads, state)
+
+        def columns(start: Any, width: int, tree: PyTree) -> PyTree:
+            return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, width, axis=-1), tree)
+
+        def replace(start: Any, tree: PyTree, part: PyTree) -> PyTree:
+            return jax.tree.map(
+                lambda leaf, new: jax.lax.dynamic_update_slice_in_dim(leaf, new, start, axis=-1), tree, part
+            )
+
+        def advance(start: Any, width: int, carry: tuple[Array, State]) -> tuple[Array, State]:
+            grads, state = columns(start, width, carry)
+            update, state = self.step(grads, _values(state, like))
+            return replace(start, carry, (update, _bits(state)))
+
+        # The updates take the place of the gradients, block by block.
+        like = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[: -grads.ndim], size), state)
+        carry = grads.reshape(-1), _bits(like)
+        whole = size // width
+        carry = jax.lax.fori_loop(0, whole, lambda i, carry: advance(i * width, width, carry), carry)
+        if rest := size % width:
+            carry = advance(whole * width, rest, carry)
+        updates, states = carry[0], _values(carry[1], like)
+        return updates.reshape(grads.shape), jax.tree.map(lambda new, old: new.reshape(old.shape), states, state)
+
+
+def _bits(tree: PyTree) -> PyTree:
+    """Take bfloat16 arrays as integers: XLA for CPUs would convert a whole array to float32 to replace a part of it."""
+
+    def bits(leaf: Array) -> Array:
+        return jax.lax.bitcast_convert_type(leaf, jnp.uint16) if leaf.dtype == jnp.bfloat16 else leaf
+
+    return jax.tree.map(bits, tree)
+
+
+def _values(bits: PyTree, like: PyTree) -> PyTree:
+    """Undo `_bits`, to the dtypes of `like`."""
+
+    def values(leaf: Array, like: Array) -> Array:
+        return leaf if leaf.dtype == like.dtype else jax.lax.bitcast_convert_type(leaf, like.dtype)
+
+    return jax.tree.map(values, bits, like)
 
 
 Rule = TypeVar("Rule", bound=Coordinatewise)

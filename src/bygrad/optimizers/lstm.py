@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -15,12 +15,8 @@ from .preprocess import PREPROCESSORS, LogSign, Preprocessor
 FORGET_BIAS = 1.0
 """Added to the forget gate, so that a new cell remembers: the "now-standard" practice that the paper follows."""
 
-
-class Memory(NamedTuple):
-    """What one layer remembers: output `h` and cell `c`, both `[units, *c]`."""
-
-    h: Float[Array, "units *c"]
-    c: Float[Array, "units *c"]
+STATE_DTYPES = (None, "bfloat16", "float32", "float64")
+"""What the state can be kept in."""
 
 
 class Cell(eqx.Module):
@@ -39,18 +35,18 @@ class Cell(eqx.Module):
     def units(self) -> int:
         return self.bias.shape[0] // 4
 
-    def gates(self, x: Float[Array, "inputs c"], h: Float[Array, "units c"]) -> Float[Array, "gates c"]:
-        """Return the activated gates i, g, f, o, stacked."""
+    def __call__(
+        self, inputs: Float[Array, "inputs c"], c: Float[Array, "units c"]
+    ) -> tuple[Float[Array, "units c"], Float[Array, "units c"], Float[Array, "gates c"]]:
+        """Return the new output and cell, and the activated gates; `inputs` are the layer's input over its output."""
         scale, shift, forget = _gate_constants(self.units, self.bias.dtype)
-        pre = self.weight @ jnp.concatenate([x, h]) + (self.bias + forget)[:, None]
-        # One tanh for all four gates, sigmoid(z) = (1 + tanh(z/2))/2: a single loop that vectorizes.
-        return scale * jnp.tanh(scale * pre) + shift
-
-    def __call__(self, x: Float[Array, "inputs c"], memory: Memory) -> tuple[Memory, Float[Array, "gates c"]]:
-        gates = self.gates(x, memory.h)
+        # One tanh for all four gates, sigmoid(z) = (1 + tanh(z/2))/2: a single loop that vectorizes. The halves go into
+        # the weights, which are few.
+        pre = (scale * self.weight) @ inputs + scale * (self.bias + forget)[:, None]
+        gates = scale * jnp.tanh(pre) + shift
         i, g, f, o = jnp.split(gates, 4)
-        c = f * memory.c + i * g
-        return Memory(o * jnp.tanh(c), c), gates
+        c = f * c + i * g
+        return o * jnp.tanh(c), c, gates
 
 
 class LSTM(Coordinatewise, Learned):
@@ -59,11 +55,13 @@ class LSTM(Coordinatewise, Learned):
     $$u_t = s \cdot (v^\top h_t + b), \qquad h_t = \mathrm{LSTM}(\mathrm{pre}(g_t), h_{t-1})$$
 
     With the defaults this is the network of the paper: 2 layers of 20 units and logarithmic preprocessing, 5,141
-    meta-parameters; 5,061 with `Scaled()`. The state is 80 numbers a coordinate.
+    meta-parameters; 5,061 with `Scaled()`. The state is one array `[80, *c]`: output and cell of each layer in turn;
+    one array, so that an update writes it where it stands.
 
     **Arguments:** `key`: draws the weights. `layers`: units of each layer. `preprocess`: how gradients become inputs.
     `output_scale`: $s$; the paper uses 0.1 for networks and 1 elsewhere. `initial_step`: size, before $s$, of the steps
-    that the untrained optimizer takes down the gradient.
+    that the untrained optimizer takes down the gradient. `state_dtype`: what the state is kept in between two steps,
+    by default the dtype of the weights; `"bfloat16"` halves the memory. Arithmetic is in the dtype of the weights.
     """
 
     feature_version: ClassVar[int] = 1
@@ -73,6 +71,7 @@ class LSTM(Coordinatewise, Learned):
     head_bias: Float[Array, ""]
     preprocess: Preprocessor
     output_scale: float = eqx.field(static=True)
+    state_dtype: str | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -81,9 +80,16 @@ class LSTM(Coordinatewise, Learned):
         preprocess: Preprocessor | None = None,
         output_scale: float = 0.1,
         initial_step: float = 0.1,
+        state_dtype: str | None = None,
     ):
         if not layers or min(layers) < 1:
             raise ValueError(f"layers is {tuple(layers)}, but the optimizer needs at least one layer of one unit.")
+        if state_dtype not in STATE_DTYPES:
+            raise ValueError(
+                f"state_dtype is {state_dtype!r}, which the state cannot be kept in. Choose one of"
+                f" {', '.join(map(repr, STATE_DTYPES))}; None is the dtype of the weights."
+            )
+        self.state_dtype = state_dtype
         self.preprocess = LogSign() if preprocess is None else preprocess
         self.output_scale = float(output_scale)
         *layer_keys, head_key = jax.random.split(key, len(layers) + 1)
@@ -99,6 +105,7 @@ class LSTM(Coordinatewise, Learned):
             "layers": [cell.units for cell in self.layers],
             "preprocess": {"name": type(self.preprocess).__name__, **preprocess},
             "output_scale": self.output_scale,
+            "state_dtype": self.state_dtype,
         }
 
     @classmethod
@@ -107,7 +114,9 @@ class LSTM(Coordinatewise, Learned):
         if (name := options.pop("name")) not in PREPROCESSORS:
             raise ValueError(f"Unknown preprocessor {name!r}: this version of bygrad has {', '.join(PREPROCESSORS)}.")
         preprocess = PREPROCESSORS[name](**options)
-        return cls(jax.random.key(0), config["layers"], preprocess, config["output_scale"])
+        # Files of before it was an option have no state_dtype.
+        state_dtype = config.get("state_dtype")
+        return cls(jax.random.key(0), config["layers"], preprocess, config["output_scale"], state_dtype=state_dtype)
 
     @property
     def dtype(self) -> Any:
@@ -118,38 +127,36 @@ class LSTM(Coordinatewise, Learned):
         # Measured: 128 to 512 coordinates keep 20 steps of both layers in a 1 MiB second-level cache.
         return 256
 
-    def start(self, shape: tuple[int, ...]) -> tuple[Memory, ...]:
-        # An array each, although all are zeros: a buffer cannot be donated twice.
-        return tuple(Memory(*(jnp.zeros((cell.units, *shape), self.dtype) for _ in range(2))) for cell in self.layers)
+    def start(self, shape: tuple[int, ...]) -> Float[Array, "rows *c"]:
+        return jnp.zeros((2 * sum(cell.units for cell in self.layers), *shape), self.state_dtype or self.dtype)
 
     def step(
-        self, grads: Float[Array, "*c"], state: tuple[Memory, ...]
-    ) -> tuple[Float[Array, "*c"], tuple[Memory, ...]]:
-        shape = grads.shape
-        memories = [Memory(*(part.reshape(part.shape[0], grads.size) for part in memory)) for memory in state]
-        x = self.preprocess(grads.reshape(-1))
-        updated = []
-        for cell, memory in zip(self.layers, memories, strict=True):
-            memory, _ = cell(x, memory)
-            updated.append(Memory(*(part.reshape(part.shape[0], *shape) for part in memory)))
-            x = memory.h
-        update = self.output_scale * (self.head @ x + self.head_bias)
-        return update.reshape(shape), tuple(updated)
+        self, grads: Float[Array, "*c"], state: Float[Array, "rows *c"]
+    ) -> tuple[Float[Array, "*c"], Float[Array, "rows *c"]]:
+        top, new, _ = self._run(grads.reshape(-1), state.reshape(state.shape[0], grads.size))
+        update = self.output_scale * (self.head @ top + self.head_bias)
+        return update.reshape(grads.shape), new.reshape(state.shape)
+
+    def _run(
+        self, grads: Float[Array, " c"], state: Float[Array, "rows c"]
+    ) -> tuple[Float[Array, "units c"], Float[Array, "rows c"], tuple[Any, ...]]:
+        """Return the top layer's output, the new state, and what a layer's pullback needs, for each layer."""
+        x, rows, saved, start = self.preprocess(grads), [], [], 0
+        for cell in self.layers:
+            h, c = (state[start + k * cell.units :][: cell.units].astype(self.dtype) for k in range(2))
+            start += 2 * cell.units
+            inputs = jnp.concatenate([x, h])
+            x, new, gates = cell(inputs, c)
+            saved.append((inputs, c, new, gates))
+            rows += [x, new]
+        return x, jnp.concatenate(rows).astype(state.dtype), tuple(saved)
 
     def pullback(
-        self, grads: Float[Array, "t c"], state: tuple[Memory, ...], cotangents: Float[Array, "t c"]
+        self, grads: Float[Array, "t c"], state: Float[Array, "rows c"], cotangents: Float[Array, "t c"]
     ) -> "LSTM":
-        cells = self.layers
-
-        def forward(memories: tuple[Memory, ...], grad: Array) -> tuple[tuple[Memory, ...], Any]:
-            x = self.preprocess(grad)
-            after, saved = [], []
-            for cell, memory in zip(cells, memories, strict=True):
-                new, gates = cell(x, memory)
-                saved.append((x, memory, gates, new.c))
-                after.append(new)
-                x = new.h
-            return tuple(after), (tuple(saved), x)
+        def forward(state: Array, grad: Array) -> tuple[Array, Any]:
+            top, state, saved = self._run(grad, state)
+            return state, (saved, top)
 
         def backward(carry: Any, inputs: Any) -> tuple[Any, None]:
             memory_cotangents, theta = carry
@@ -157,32 +164,37 @@ class LSTM(Coordinatewise, Learned):
             cotangent = self.output_scale * cotangent
             from_above = self.head[:, None] * cotangent
             before, theta_cells = [], []
-            for cell, (x, memory, gates, c), (dh, dc), (dweight, dbias) in zip(
-                reversed(cells), reversed(saved), reversed(memory_cotangents), reversed(theta[0]), strict=True
+            for cell, (x, c_before, c, gates), (dh, dc), (dweight, dbias) in zip(
+                reversed(self.layers), reversed(saved), reversed(memory_cotangents), reversed(theta[0]), strict=True
             ):
-                dpre, dc = _cell_pullback(gates, c, memory.c, dh + from_above, dc)
+                dpre, dc = _cell_pullback(gates, c, c_before, dh + from_above, dc)
                 dinputs = cell.weight.T @ dpre
-                from_above, dh = dinputs[: x.shape[0]], dinputs[x.shape[0] :]
-                theta_cells.append((dweight + dpre @ jnp.concatenate([x, memory.h]).T, dbias + jnp.sum(dpre, 1)))
-                before.append(Memory(dh, dc))
+                above = x.shape[0] - cell.units
+                from_above, dh = dinputs[:above], dinputs[above:]
+                # Transposed, because the product is faster with the wider matrix on the right.
+                theta_cells.append((dweight + x @ dpre.T, dbias + jnp.sum(dpre, 1)))
+                before.append((dh, dc))
             head = (theta[1] + top @ cotangent, theta[2] + jnp.sum(cotangent))
             return (tuple(reversed(before)), (tuple(reversed(theta_cells)), *head)), None
 
         _, saved = jax.lax.scan(forward, state, grads)
         # The gradient of the weights is summed inside the reverse pass, while its factors are in cache.
         nothing = (
-            tuple((jnp.zeros_like(cell.weight), jnp.zeros_like(cell.bias)) for cell in cells),
+            tuple((jnp.zeros_like(cell.weight.T), jnp.zeros_like(cell.bias)) for cell in self.layers),
             jnp.zeros_like(self.head),
             jnp.zeros_like(self.head_bias),
         )
-        last = jax.tree.map(jnp.zeros_like, state)
+        # Rounding of the state, if it is kept in fewer bits, counts as the identity.
+        last = tuple(
+            tuple(jnp.zeros((cell.units, grads.shape[1]), self.dtype) for _ in range(2)) for cell in self.layers
+        )
         (_, (theta_cells, head, head_bias)), _ = jax.lax.scan(
             backward, (last, nothing), (saved, cotangents), reverse=True
         )
         return eqx.tree_at(
             lambda it: (*(part for cell in it.layers for part in (cell.weight, cell.bias)), it.head, it.head_bias),
             eqx.filter(self, eqx.is_inexact_array),
-            (*(part for pair in theta_cells for part in pair), head, head_bias),
+            (*(part for weight, bias in theta_cells for part in (weight.T, bias)), head, head_bias),
         )
 
 
@@ -225,9 +237,9 @@ def _descending_head(optimizer: LSTM, key: PRNGKeyArray, step: float) -> tuple[A
     flips = jax.random.bernoulli(flip_key, 0.1, (steps, coordinates))
     direction = sign * jnp.cumprod(jnp.where(flips, -1.0, 1.0), axis=0)
 
-    def body(state: tuple[Memory, ...], grad: Array) -> tuple[tuple[Memory, ...], Array]:
-        _, state = optimizer.step(grad.astype(optimizer.dtype), state)
-        return state, state[-1].h
+    def body(state: Array, grad: Array) -> tuple[Array, Array]:
+        top, state, _ = optimizer._run(grad.astype(optimizer.dtype), state)
+        return state, top
 
     _, hidden = jax.lax.scan(body, optimizer.start((coordinates,)), direction * size)
     inputs = jnp.moveaxis(hidden, 1, 0).reshape(hidden.shape[1], -1)

@@ -93,7 +93,9 @@ class _Matrix(Lifted):
         return self.optimizer.init(jax.eval_shape(trees.to_matrix, params))
 
     def update(self, grads: PyTree, state: State, params: PyTree, value: Any, key: Any) -> tuple[PyTree, State]:
-        return self.optimizer.update(grads, state, params, value=None, key=None)
+        # Not `update`, which goes through large arrays in place, block by block: a gradient through that is costly.
+        updates, state = self.optimizer.step(grads.astype(self.optimizer.dtype), state)
+        return updates.astype(grads.dtype), state
 
     def select(self, mask: Bool[Array, " instances"], yes: State, no: State) -> State:
         return jax.tree.map(lambda a, b: jnp.where(mask[:, None], a, b), yes, no)
