@@ -5,8 +5,9 @@
 Each seed is a process of its own that meta-trains by the quick recipe of `bygrad reproduce mnist`, from fresh weights.
 The clock runs from the start of that process: imports, data and compilation are in it (JAX's persistent cache is off).
 Every few meta-steps the optimizer is validated: its area, the sum of the losses before each of 100 updates, on
-held-out runs. A level counts as reached at the first validation at or below it. The seconds that validations took to
-run are reported apart: they depend on how often one looks, and learning does not need them.
+held-out runs. A level counts as reached at the first validation at or below it, since meta-training keeps the optimizer
+that validated best; later validations may be worse again. The seconds that validations took to run are reported apart:
+they depend on how often one looks, and learning does not need them.
 
 "the best baseline" is the area of the best hand-designed optimizer (SGD, Nesterov, RMSprop, Adam, AdamW), tuned for the
 area and run on fresh runs of the same problems. Its tuning happens beforehand and is not counted.
