@@ -4,6 +4,7 @@
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 JOBS ?= 2
+RECORDS ?= runs/bench
 
 BIN := .venv/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
@@ -37,8 +38,12 @@ newest: .venv313/.installed-test
 		.venv313/bin/python -m pytest -q -n $(JOBS) -m "core and not slow"; \
 	fi
 
+# `make bench RECORDS=benchmarks/records` renews what the README quotes: on a machine with nothing else to do.
 bench: .venv/.installed-report
-	@for script in benchmarks/[!_]*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in benchmarks/[!_]*.py; do \
+		echo "$$script"; \
+		$(BIN)/python "$$script" --json "$(RECORDS)/`basename $$script .py`.json" || exit 1; \
+	done
 
 # Never the runs: they may have taken days.
 clean:

@@ -1,18 +1,17 @@
-"""Meta-gradients per second: replay against plain autodiff of the same LSTM, side by side in one process.
+"""Meta-gradients per second: replay against plain autodiff of the same LSTM and a PyTorch loop, in one process.
 
-    python benchmarks/metatraining.py [--repeats 5] [--json FILE]
+    python benchmarks/metatraining.py [--repeats 5] [--quick] [--json FILE]
 
 Each row is one meta-step's gradient: a window of 20 inner steps. "plain autodiff" is what one writes first: the LSTM
 with coordinates as rows, `vmap` over the instances, `jax.grad` through the scan of inner steps (gradients cut, as in
-the paper). All rows compute the same meta-gradient (checked here), but the last, whose estimate has the same mean.
-Times are the least of several repeats; CPU seconds are over all threads. The limit is the arithmetic of the LSTM,
-forward and backward, at the rate of a large matrix product measured in the same process.
+the paper). "PyTorch loop" is what public reproductions do (`_pytorch.py`; `pip install 'bygrad[torch]'`), with as many
+threads as it takes by itself, and with one, since threads that wait use CPU-seconds too. All rows compute the same
+meta-gradient (checked here), but the subsampled one, whose estimate has the same mean. Times are the least of several
+repeats; CPU-seconds are over all threads. The limit is the arithmetic of the LSTM, forward and backward, at the rate of
+a large matrix product measured in the same process.
 """
 
-import argparse
-import json
-import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -20,8 +19,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+from _common import Times, console, matmul_rate, measure, parser, show, write_record
 
 from bygrad.metagrads import Replay
 from bygrad.optimizers import LSTM, LogSign, Scaled
@@ -29,6 +27,7 @@ from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic, load_images
 from bygrad.unroll import Inner, Windows, step_keys
 
 TRUNCATION = 20
+PLAIN, EXACT, SUBSAMPLED = "plain autodiff", "replay", "replay of a quarter"
 
 
 def plain_autodiff(optimizer: LSTM, windows: Windows, inner: Inner) -> Any:
@@ -58,7 +57,7 @@ def plain_autodiff(optimizer: LSTM, windows: Windows, inner: Inner) -> Any:
             flat = flat + optimizer.output_scale * (x @ optimizer.head + optimizer.head_bias)
             return (flat, new), loss(flat, step + 1)
 
-        _, losses = jax.lax.scan(body, (flat, [(z, z) for z in zeros]), start + jnp.arange(TRUNCATION))
+        _, losses = jax.lax.scan(body, (flat, [(z, z) for z in zeros]), start + jnp.arange(windows.truncation))
         return jnp.mean(losses)
 
     def meta_loss(optimizer: LSTM) -> Any:
@@ -68,31 +67,42 @@ def plain_autodiff(optimizer: LSTM, windows: Windows, inner: Inner) -> Any:
     return eqx.filter_grad(meta_loss)(optimizer)
 
 
-def replayed(coordinates: float) -> Any:
+def replayed(coordinates: float) -> Callable[..., Any]:
     """The meta-gradient by replay of a part of the coordinates."""
     return lambda optimizer, windows, inner: Replay(coordinates).estimate(optimizer, windows, inner)[0].gradient
 
 
-def measure(compute: Any, arguments: tuple[Any, ...], repeats: int) -> dict[str, Any]:
-    """Compile and run `compute`; return compile time, least wall-clock and CPU seconds, and the result."""
-    started = time.perf_counter()
-    compiled = eqx.filter_jit(compute).lower(*arguments).compile()
-    compile_seconds = time.perf_counter() - started
-    result = jax.block_until_ready(compiled(*arguments))
-    walls, cpus = [], []
-    for _ in range(repeats):
-        wall, cpu = time.perf_counter(), time.process_time()
-        jax.block_until_ready(compiled(*arguments))
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    return {"compile": compile_seconds, "wall": min(walls), "cpu": min(cpus), "result": result}
+METHODS = {PLAIN: plain_autodiff, EXACT: replayed(1.0), SUBSAMPLED: replayed(0.25)}
 
 
-def matmul_rate(repeats: int) -> float:
-    """Flops per CPU-second of a large float32 matrix product."""
-    size = 2048
-    run = measure(lambda a: a @ a, (jnp.ones((size, size)),), repeats)
-    return 2 * size**3 / run["cpu"]
+def run_pytorch(optimizer: LSTM, windows: Windows, inner: Inner, repeats: int) -> dict[str, tuple[Times, Any]]:
+    """Times and result of the PyTorch loop, with PyTorch's own number of threads and with one; none without PyTorch."""
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        console.print("No row for PyTorch, which is not installed: pip install 'bygrad[torch]'")
+        return {}
+    from _pytorch import meta_gradient
+
+    compute = meta_gradient(optimizer, windows.family, inner, windows.truncation)
+    threads, runs = torch.get_num_threads(), {}
+    for name, count in {"PyTorch loop": threads, "PyTorch loop, one thread": 1}.items():
+        torch.set_num_threads(count)
+        result = compute()  # like the first run of the others, not timed
+        runs[name] = (Times.least(compute, repeats), result)
+    torch.set_num_threads(threads)
+    return runs
+
+
+def check_equal(name: str, left: Any, right: Any) -> None:
+    """Refuse to compare the speed of two different results."""
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        difference = np.linalg.norm(np.asarray(a) - np.asarray(b)) / max(np.linalg.norm(np.asarray(a)), 1e-30)
+        if not difference < 1e-3:
+            raise SystemExit(
+                f"The meta-gradient by {name} differs by {difference:.2g} from the one by {PLAIN}, so that comparing"
+                " their speed would be meaningless. One of the two is wrong: find out which."
+            )
 
 
 def flops_per_coordinate_step(optimizer: LSTM) -> int:
@@ -100,68 +110,66 @@ def flops_per_coordinate_step(optimizer: LSTM) -> int:
     return 3 * 2 * sum(layer.weight.size for layer in optimizer.layers)
 
 
+def compare(problem: str, family: ProblemFamily, instances: int, optimizer: LSTM, options: Any, rate: float) -> Any:
+    """Measure every method on a problem, print, and return the rows of the record."""
+    windows = Windows(family, 5 * TRUNCATION, TRUNCATION, instances)
+    inner = Replay().init(optimizer, windows, jax.random.key(1))
+    coordinates = sum(leaf.size for leaf in jax.tree.leaves(inner.params))
+    compiled = {name: measure(f, (optimizer, windows, inner), options.repeats) for name, f in METHODS.items()}
+    runs = {name: (run.running, run.result) for name, run in compiled.items()}
+    runs |= run_pytorch(optimizer, windows, inner, options.repeats)
+    for name in runs.keys() - {SUBSAMPLED}:
+        check_equal(name, runs[PLAIN][1], runs[name][1])
+
+    work = coordinates * TRUNCATION
+    records, cells = [], []
+    for name, (times, _) in runs.items():
+        # A subsampled estimate does less than the full arithmetic: its share of the limit would mean nothing.
+        share = None if name == SUBSAMPLED else work * flops_per_coordinate_step(optimizer) / times.cpu / rate
+        compile_seconds = compiled[name].tracing.wall + compiled[name].compiling.wall if name in compiled else None
+        record = {
+            "problem": problem,
+            "method": name,
+            "cpu_seconds": times.cpu,
+            "wall_seconds": times.wall,
+            "inner_steps_per_second": instances * TRUNCATION / times.wall,
+            "coordinate_steps_per_second": work / times.wall,
+            "coordinate_steps_per_cpu_second": work / times.cpu,
+            "ratio_to_plain_autodiff": runs[PLAIN][0].cpu / times.cpu,
+            "share_of_limit": share,
+            "compile_seconds": compile_seconds,
+        }
+        records.append(record)
+        cells.append(
+            {
+                "method": name,
+                "CPU-ms": f"{1e3 * times.cpu:,.1f}",
+                "inner steps/s": f"{record['inner_steps_per_second']:,.0f}",
+                "M coord-steps/s": f"{record['coordinate_steps_per_second'] / 1e6:.2f}",
+                "M per CPU-s": f"{record['coordinate_steps_per_cpu_second'] / 1e6:.2f}",
+                "ratio": f"{record['ratio_to_plain_autodiff']:.1f}",
+                "of limit": "-" if share is None else f"{share:.0%}",
+                "compile s": "-" if compile_seconds is None else f"{compile_seconds:.1f}",
+            }
+        )
+    show(f"{problem}: {coordinates} coordinates, windows of {TRUNCATION} steps", cells)
+    return records
+
+
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--repeats", type=int, default=5)
+    options = command.parse_args()
+    instances, hidden, size = (4, 1, 256) if options.quick else (128, 20, 2048)
+    options.repeats = 1 if options.quick else options.repeats
 
-    problems: dict[str, tuple[ProblemFamily, int, LSTM]] = {
-        "quadratics x 128": (Quadratic(), 128, LSTM(jax.random.key(0), preprocess=Scaled())),
-        "MNIST MLP": (MLPClassifier.from_data(load_images()), 1, LSTM(jax.random.key(0), preprocess=LogSign())),
-    }
-    rate = matmul_rate(options.repeats)
-    console, records = Console(), []
-    console.print(f"matrix product: {rate / 1e9:.0f} Gflop per CPU-second")
-    for problem, (family, instances, optimizer) in problems.items():
-        windows = Windows(family, 100, TRUNCATION, instances)
-        inner = Replay().init(optimizer, windows, jax.random.key(1))
-        coordinates = sum(leaf.size for leaf in jax.tree.leaves(inner.params))
-        table = Table(title=f"{problem}: {coordinates} coordinates, windows of {TRUNCATION} steps")
-        headings = ("method", "inner steps/s", "M coordinate-steps/s", "M per CPU-s", "ratio", "of limit", "compile s")
-        for heading in headings:
-            table.add_column(heading, justify="left" if heading == "method" else "right")
-        methods = {"plain autodiff": plain_autodiff, "replay": replayed(1.0), "replay of a quarter": replayed(0.25)}
-        runs = {name: measure(f, (optimizer, windows, inner), options.repeats) for name, f in methods.items()}
-        check_equal(runs["plain autodiff"]["result"], runs["replay"]["result"])
-        for name, run in runs.items():
-            work = coordinates * TRUNCATION
-            record = {
-                "problem": problem,
-                "method": name,
-                "inner_steps_per_second": instances * TRUNCATION / run["wall"],
-                "coordinate_steps_per_second": work / run["wall"],
-                "coordinate_steps_per_cpu_second": work / run["cpu"],
-                "ratio_to_plain_autodiff": runs["plain autodiff"]["cpu"] / run["cpu"],
-                # A subsampled estimate does less than the full arithmetic: its share of the limit would mean nothing.
-                "share_of_limit": work * flops_per_coordinate_step(optimizer) / run["cpu"] / rate
-                if "quarter" not in name
-                else None,
-                "compile_seconds": run["compile"],
-            }
-            records.append(record)
-            share = record["share_of_limit"]
-            table.add_row(
-                name,
-                f"{record['inner_steps_per_second']:,.0f}",
-                f"{record['coordinate_steps_per_second'] / 1e6:.2f}",
-                f"{record['coordinate_steps_per_cpu_second'] / 1e6:.2f}",
-                f"{record['ratio_to_plain_autodiff']:.1f}",
-                "-" if share is None else f"{share:.0%}",
-                f"{run['compile']:.1f}",
-            )
-        console.print(table)
-    if options.json:
-        options.json.write_text(json.dumps({"matmul_flops_per_cpu_second": rate, "rows": records}, indent=1))
-
-
-def check_equal(left: Any, right: Any) -> None:
-    """Refuse to compare the speed of two different results."""
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        difference = np.linalg.norm(np.asarray(a - b)) / max(np.linalg.norm(np.asarray(a)), 1e-30)
-        if difference > 1e-3:
-            raise SystemExit(f"The two meta-gradients differ by {difference:.2g}: the comparison would be meaningless.")
+    rate = matmul_rate(options.repeats, size)
+    network = MLPClassifier.from_data(load_images(), hidden=hidden)
+    scaled, logarithmic = (LSTM(jax.random.key(0), preprocess=kind) for kind in (Scaled(), LogSign()))
+    rows = compare(f"quadratics x {instances}", Quadratic(), instances, scaled, options, rate)
+    rows += compare("MNIST MLP", network, 1, logarithmic, options, rate)
+    write_record(options.json, {"matmul_flops_per_cpu_second": rate, "rows": rows})
 
 
 if __name__ == "__main__":
