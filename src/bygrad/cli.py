@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import platformdirs
 import tyro
 from rich.console import Console
 from tyro.conf import Positional, arg
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         "evaluate": evaluate,
         "inspect": inspect,
     }
+    _keep_compiled_programs()
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -191,6 +193,12 @@ def inspect(
     from .artifacts import find, load
 
     Console().print_json(load(find(artifact)).manifest.to_json())
+
+
+def _keep_compiled_programs() -> None:
+    """Keep what JAX compiles in the user's cache folder, unless the user has chosen another: read when JAX loads."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(platformdirs.user_cache_path("bygrad") / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
 def _display() -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bygrad.metagrads import Replay
-from bygrad.optimizers import LSTM, LogSign, Optimizer, Scaled, autodiff_pullback, parameter_count, to_portable
+from bygrad.optimizers import LSTM, LogSign, Optimizer, Scaled, autodiff_pullback, base, parameter_count, to_portable
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
 from bygrad.unroll import Windows, loss_curves
 
@@ -162,6 +162,42 @@ def test_the_initial_step_is_the_size_of_the_steps_against_the_gradient(step, sc
     updates = run(build(output_scale=scale, initial_step=step), jnp.asarray(grads, jnp.float32))
     projected = -np.asarray(updates[-1]) * np.sign(grads[-1]) / (scale * step)
     assert np.all(np.abs(projected - 1) < 0.5), projected
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("state_dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("shape", [(20,), (21,), (3, 5), (2, 2, 9)], ids=str)
+def test_large_arrays_are_updated_in_blocks_alike(monkeypatch, shape, state_dtype):
+    monkeypatch.setattr(base, "STEP_BLOCK", 8)
+    optimizer = build((5, 4), state_dtype=state_dtype)
+    grads = jnp.asarray(gradients(1, int(np.prod(shape)))[0].reshape(shape), jnp.float32)
+    state = (0.5 * jax.random.normal(jax.random.key(1), (18, *shape))).astype(optimizer.start(()).dtype)
+    updates, new = eqx.filter_jit(optimizer.update)(grads, state)
+    expected, expected_new = optimizer.step(grads, state)
+    np.testing.assert_allclose(updates, expected, rtol=1e-5, atol=1e-7)
+    assert new.dtype == expected_new.dtype
+    np.testing.assert_allclose(np.float32(new), np.float32(expected_new), rtol=1e-2, atol=1e-6)
+
+
+def test_a_state_in_half_precision_changes_updates_little_and_the_pullback_follows():
+    grads, cots = (jnp.asarray(gradients(20, 16, seed), jnp.float32) for seed in (0, 1))
+    full, half = build((8, 8)), build((8, 8), state_dtype="bfloat16")
+    assert half.start((3,)).dtype == jnp.bfloat16
+    ours, theirs = run(half, grads), run(full, grads)
+    # bfloat16 keeps 8 bits: each step may move the state by 0.4 %.
+    assert 0 < np.linalg.norm(ours - theirs) < 0.02 * np.linalg.norm(theirs)
+    for one, other in zip(
+        jax.tree.leaves(half.pullback(grads, half.start((16,)), cots)),
+        jax.tree.leaves(full.pullback(grads, full.start((16,)), cots)),
+        strict=True,
+    ):
+        assert np.linalg.norm(one - other) < 0.1 * np.linalg.norm(other)
+
+
+@pytest.mark.core
+def test_a_state_dtype_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="Choose one of None, 'bfloat16'"):
+        LSTM(jax.random.key(0), state_dtype="int8")
 
 
 @pytest.mark.core

@@ -22,7 +22,7 @@ def bytes_available() -> int:
     return min(available, limit - used)
 
 
-def in_words(count: float) -> str:
+def in_words(count: int) -> str:
     """Write bytes as a person reads them: `1.5 GiB`."""
     power = min(int(math.log2(max(count, 1)) / 10), 4)
     return f"{count / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

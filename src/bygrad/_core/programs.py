@@ -21,7 +21,7 @@ class Program(Generic[Result]):
     def __init__(
         self, function: Callable[..., Result], donate: Literal["all", "all-except-first", "none"] = "none"
     ) -> None:
-        self._jitted = eqx.filter_jit(function, donate=donate)
+        self._jitted: Any = eqx.filter_jit(function, donate=donate)
         self._compiled: dict[Any, Any] = {}
 
     def __call__(self, *arguments: Any) -> Result:
@@ -38,8 +38,11 @@ class Program(Generic[Result]):
         leaves, structure = jax.tree.flatten(static)
         key = (structure, tuple(leaves), tuple(map(_kind, jax.tree.leaves(arrays))))
         if key not in self._compiled:
-            self._compiled[key] = self._jitted.lower(*arguments).compile()
+            self._compiled[key] = self._lower(*arguments).compile()
         return self._compiled[key]
+
+    def _lower(self, *arguments: Any) -> Any:
+        return self._jitted.lower(*arguments)
 
 
 def _kind(array: Any) -> tuple[Any, ...]:

@@ -1,0 +1,120 @@
+"""Programs: compiled once for a structure, never for a value; and the memory that they tell of."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bygrad._core import memory, programs
+from bygrad._core.memory import bytes_available, in_words
+from bygrad._core.programs import Program
+from bygrad.metagrads import Replay
+from bygrad.optimizers import LSTM
+from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
+from bygrad.training import Planned, Recipe, loop, meta_train
+
+BACKEND_COMPILES = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows by one for every program that XLA compiles."""
+    seen = []
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if event == BACKEND_COMPILES:
+            seen.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.core
+def test_values_compile_nothing_and_structures_do(compilations):
+    program = Program(lambda scale, tree, power: jax.tree.map(lambda leaf: scale * leaf**power, tree))
+    one, two = jnp.float32(1.0), jnp.float32(2.0)
+    tree = {"a": jnp.arange(3.0), "b": jnp.ones((2, 2))}
+    assert jnp.array_equal(program(two, tree, 2)["a"], jnp.array([0.0, 2.0, 8.0]))
+    other = jax.block_until_ready(jax.tree.map(lambda leaf: leaf + 1, tree))
+    before = len(compilations)
+    assert jnp.array_equal(program(one, other, 2)["a"], jnp.array([1.0, 4.0, 9.0]))
+    assert len(compilations) == before
+    program(one, other, 3)
+    assert len(compilations) > before
+
+
+@pytest.mark.core
+def test_the_memory_of_a_program_is_that_of_its_arrays():
+    array = jnp.ones(1_000_000)  # 4 MB in and 4 MB out
+    need = Program(lambda it: it + 1).bytes_needed(array)
+    assert 8_000_000 <= need < 9_000_000
+
+
+def images(seed: int) -> MLPClassifier:
+    pixels = jax.random.randint(jax.random.key(seed), (20, 6), 0, 256).astype(jnp.uint8)
+    return MLPClassifier(pixels, jnp.arange(20) % 3, classes=3, hidden=2, batch=4)
+
+
+def test_a_second_meta_training_compiles_nothing(monkeypatch):
+    """Neither another theta, nor other learning rates, seeds, lengths or data."""
+    compiled, lower = [], programs.Program._lower
+    monkeypatch.setattr(programs.Program, "_lower", lambda *arguments: compiled.append(0) or lower(*arguments))
+    recipe = Recipe(
+        horizon=4, truncation=2, instances=2, meta_steps=2, validation_runs=2, estimator=Replay(0.5), validate_every=2
+    )
+    optimizer, other, more = LSTM(jax.random.key(0), (2,)), LSTM(jax.random.key(1), (2,)), images(1)
+    meta_train(optimizer, images(0), recipe)
+    before = len(compiled)
+    assert before == 3  # the first inner problems, a meta-step, a validation
+    meta_train(other, more, dataclasses.replace(recipe, meta_learning_rate=1e-3, clip=0.5, seed=7, meta_steps=3))
+    assert len(compiled) == before
+
+
+def test_what_will_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "bytes_available", lambda *_: 1_000)
+    recipe = Recipe(horizon=4, truncation=2, instances=2, meta_steps=2, validation_runs=2)
+    with pytest.raises(MemoryError, match=r"would need .* 1e.03 B are free.*Lower instances \(now 2\)"):
+        meta_train(LSTM(jax.random.key(0), (2,)), Quadratic(2), recipe, folder=tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoint*"))
+
+
+def test_the_plan_tells_the_memory():
+    class Large(ProblemFamily):
+        def sample(self, key):
+            return ()
+
+        def init(self, instance, key):
+            return jax.random.normal(key, (100_000,))
+
+        def loss(self, params, instance, key):
+            return jnp.sum(params**2)
+
+    recipe = Recipe(horizon=2, truncation=2, instances=1, meta_steps=1, validation_runs=1)
+    (plan,) = meta_train(LSTM(jax.random.key(0), (2,)), Large(), recipe).log.of(Planned)
+    state, params = 100_000 * 4 * 4, 100_000 * 4
+    assert state + params < plan.meta_step_bytes < 20 * (state + params)
+    assert 0 < plan.validation_bytes < 20 * (state + params)
+    assert plan.available_bytes > 0
+
+
+@pytest.mark.parametrize(("count", "words"), [(0, "0 B"), (512, "512 B"), (1024, "1 KiB"), (3 * 2**30, "3 GiB")])
+def test_bytes_in_words(count, words):
+    assert in_words(count) == words
+
+
+def test_a_container_may_have_less_than_its_machine(tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("5000")
+    (tmp_path / "memory.current").write_text("2000")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert bytes_available() == 3000
+    (tmp_path / "memory.max").write_text("max")
+    assert bytes_available() > 3000
+
+
+@pytest.mark.core
+def test_what_a_program_returns_may_hold_more_than_arrays():
+    module = Program(lambda key: eqx.nn.MLP(1, 1, 2, 1, key=key))(jax.random.key(0))
+    assert module(jnp.ones(1)).shape == (1,)
