@@ -35,7 +35,7 @@ _COLOURS = {
     "lbfgs": "#000000",
 }
 _SPARE_COLOURS = ("#882255", "#117733", "#332288", "#AA4499", "#999933", "#661100")  # Tol's "muted"
-_PAPER_NAMES = {"lstm": "lstm", "nag": "nesterov", "adam": "adam", "rmsprop": "rmsprop", "sgd": "sgd"}
+_PAPER_NAMES = {"lstm": "lstm", "nesterov": "nesterov", "adam": "adam", "rmsprop": "rmsprop", "sgd": "sgd"}
 _GREY = "#666666"
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine

@@ -13,12 +13,12 @@ MNIST = Experiment(
     recipes={
         "quick": Recipe(
             instances=1,
-            meta_steps=300,
+            meta_steps=120,
             meta_learning_rate=1e-2,
             clip=0.1,
             estimator=Replay(0.25),
-            validate_every=50,
-            validation_runs=8,
+            validate_every=40,
+            validation_runs=4,
             final_window=5,
         ),
         "paper": Recipe(
@@ -33,7 +33,7 @@ MNIST = Experiment(
         ),
     },
     protocols={
-        "quick": Protocol(100, runs=100, tuning_runs=4, second_order_runs=4, chunk=4),
+        "quick": Protocol(100, runs=100, tuning_runs=2, second_order_runs=4, chunk=4),
         "paper": Protocol(100, runs=128, tuning_runs=8, second_order_runs=8, chunk=4),
     },
     settings=(

@@ -29,7 +29,12 @@ class Backprop(Estimator):
 
         def meta_loss(optimizer: Optimizer) -> tuple[Float[Array, ""], tuple]:
             end, trajectory = rollout(
-                optimizer, windows.family, state, windows.truncation, second_derivatives=self.second_derivatives
+                optimizer,
+                windows.family,
+                state,
+                windows.truncation,
+                second_derivatives=self.second_derivatives,
+                in_blocks=False,
             )
             losses = jnp.mean(jnp.concatenate([trajectory.value[1:], trajectory.end_value[None]]), axis=0)
             return jnp.mean(losses), (losses, end)

@@ -110,16 +110,19 @@ class Coordinatewise(Optimizer):
     ) -> tuple[Params, State]:
         leaves, structure = jax.tree.flatten(grads)
         stepped = [
-            self._in_blocks(leaf.astype(self.dtype), leaf_state)
+            self.step_in_blocks(leaf.astype(self.dtype), leaf_state)
             for leaf, leaf_state in zip(leaves, structure.flatten_up_to(state), strict=True)
         ]
         updates = [update.astype(leaf.dtype) for (update, _), leaf in zip(stepped, leaves, strict=True)]
         states = [leaf_state for _, leaf_state in stepped]
         return jax.tree.unflatten(structure, updates), jax.tree.unflatten(structure, states)
 
-    def _in_blocks(self, grads: Float[Array, "*c"], state: State) -> tuple[Float[Array, "*c"], State]:
-        """`step`, block by block for large arrays: what happens inside a step stays in cache, and each block of the
-        state is written where it was read, so that a donated state needs no second copy."""
+    def step_in_blocks(self, grads: Float[Array, "*c"], state: State) -> tuple[Float[Array, "*c"], State]:
+        """Take a `step` block by block for large arrays: what happens inside stays in cache, and each block of the
+        state is written where it was read, so that a donated state needs no second copy.
+
+        Not for reverse-mode differentiation, which would keep the whole state once for every block.
+        """
         size, width = grads.size, STEP_BLOCK
         if size <= width:
             return self.step(grads, state)

@@ -49,9 +49,12 @@ class Lifted(eqx.Module):
         """Take the states of the instances where `mask` holds from `yes`, the others from `no`."""
 
 
-def lift(optimizer: Optimizer) -> Lifted:
-    """Return the way to apply `optimizer` to a batch of instances that suits its kind."""
-    return _Matrix(optimizer) if isinstance(optimizer, Coordinatewise) else _Mapped(optimizer)
+def lift(optimizer: Optimizer, *, in_blocks: bool = True) -> Lifted:
+    """Return the way to apply `optimizer` to a batch of instances that suits its kind.
+
+    `in_blocks=False` is for those who differentiate what it does (`Coordinatewise.step_in_blocks`).
+    """
+    return _Matrix(optimizer, in_blocks) if isinstance(optimizer, Coordinatewise) else _Mapped(optimizer)
 
 
 class _Mapped(Lifted):
@@ -82,6 +85,7 @@ class _Matrix(Lifted):
     """A coordinatewise optimizer: all coordinates of all instances as one matrix `[instances, coordinates]`."""
 
     optimizer: Coordinatewise
+    in_blocks: bool = eqx.field(static=True)
 
     def see(self, batch: Params) -> PyTree:
         return trees.to_matrix(batch)
@@ -93,8 +97,8 @@ class _Matrix(Lifted):
         return self.optimizer.init(jax.eval_shape(trees.to_matrix, params))
 
     def update(self, grads: PyTree, state: State, params: PyTree, value: Any, key: Any) -> tuple[PyTree, State]:
-        # Not `update`, which goes through large arrays in place, block by block: a gradient through that is costly.
-        updates, state = self.optimizer.step(grads.astype(self.optimizer.dtype), state)
+        step = self.optimizer.step_in_blocks if self.in_blocks else self.optimizer.step
+        updates, state = step(grads.astype(self.optimizer.dtype), state)
         return updates.astype(grads.dtype), state
 
     def select(self, mask: Bool[Array, " instances"], yes: State, no: State) -> State:

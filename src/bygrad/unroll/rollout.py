@@ -76,14 +76,21 @@ def observe(
 
 
 def rollout(
-    optimizer: Optimizer, family: ProblemFamily, inner: Inner, steps: int, *, second_derivatives: bool = True
+    optimizer: Optimizer,
+    family: ProblemFamily,
+    inner: Inner,
+    steps: int,
+    *,
+    second_derivatives: bool = True,
+    in_blocks: bool = True,
 ) -> tuple[Inner, Trajectory]:
     """Run `steps` steps from `inner`, recording what the optimizer saw.
 
     With `second_derivatives=False` the optimizer is fed constants (gradients, params and values cut from the graph), as
-    in the paper; that makes a difference only to somebody who differentiates the result.
+    in the paper; that makes a difference only to somebody who differentiates the result. Somebody who does says
+    `in_blocks=False` (see `lift`).
     """
-    lifted = lift(optimizer)
+    lifted = lift(optimizer, in_blocks=in_blocks)
     cut = (lambda tree: tree) if second_derivatives else jax.lax.stop_gradient
 
     def body(inner: Inner, _: None) -> tuple[Inner, tuple]:
