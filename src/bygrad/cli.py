@@ -3,14 +3,17 @@
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import platformdirs
 import tyro
 from rich.console import Console
 from tyro.conf import Positional, arg
+
+from ._core.hosts import INCOMPLETE, LastWords, LostProcessError, join, parse_hosts
 
 Families = Annotated[str, arg(help="A family by name (see `bygrad list`), or path/to/file.py:Class.", metavar="NAME")]
 Data = Annotated[
@@ -21,10 +24,21 @@ Folder = Annotated[Path | None, arg(help="Folder for everything that is written.
 Resume = Annotated[bool, arg(help="Go on with what an interrupted run left in the folder.")]
 Json = Annotated[Path | None, arg(help="Write the results to this file as well.", metavar="FILE")]
 Seed = Annotated[int, arg(help="Seed of everything random.")]
+Hosts = Annotated[
+    str | None,
+    arg(
+        help="Place in a job of several processes: auto (SLURM, Open MPI, Kubernetes, TPU), or where process 0 listens,"
+        " how many there are and which one this is, from 0.",
+        metavar="ADDRESS:PORT,COUNT,INDEX",
+    ),
+]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; exits with 0, with 2 after an error of the user's, with 130 after Ctrl-C."""
+    """Run the command; exits with 0, with 2 after an error of the user's, with 130 after Ctrl-C.
+
+    A job of several processes that lost one exits with 75: try again, with --resume.
+    """
     commands: dict[str, Callable[..., Any]] = {
         "list": list_names,
         "reproduce": reproduce,
@@ -45,11 +59,51 @@ def main(arguments: list[str] | None = None) -> None:
             "Interrupted. What was done is saved: the same command with --resume goes on with it."
         )
         sys.exit(130)
+    except LostProcessError as error:
+        _refuse(error)
+        _leave(INCOMPLETE)
     except (ValueError, TypeError, ImportError, OSError, MemoryError, FloatingPointError) as error:
         if os.environ.get("BYGRAD_TRACEBACK"):
             raise
-        Console(stderr=True).print(f"[red]bygrad:[/red] {_escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(2)
+        _refuse(error)
+        _leave(2)
+    except Exception:
+        if _last_words is None:
+            raise
+        traceback.print_exc()
+        _leave(1)
+    finally:
+        if _last_words is not None:
+            _last_words.withhold()
+
+
+def _refuse(error: Exception) -> None:
+    Console(stderr=True).print(f"[red]bygrad:[/red] {_escape(str(error))}", soft_wrap=True, highlight=False)
+
+
+_last_words: LastWords | None = None
+"""Of this process, where it belongs to a job of several."""
+
+
+def _leave(status: int) -> NoReturn:
+    """End with a status; in a job of several processes at once, as JAX would first wait for those that cannot come."""
+    if _last_words is None:
+        sys.exit(status)
+    _last_words.withhold()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _join(hosts: str, folder: Path) -> None:
+    global _last_words
+    parse_hosts(hosts)
+    _last_words = LastWords(
+        "bygrad: this process ended in the middle of its work: it was killed, or the runtime ended it because another"
+        " process of the job was lost (the lines above say so then). The job cannot go on without it. The same command"
+        f" with --resume goes on from the last checkpoint in {folder}, on any number of devices and processes."
+    )
+    join(hosts)
 
 
 def list_names() -> None:
@@ -110,8 +164,14 @@ def train(
     resume: Resume = False,
     seed: Seed = 0,
     data: Data = "mnist",
+    hosts: Hosts = None,
 ) -> None:
-    """Learn an optimizer for a family of problems."""
+    """Learn an optimizer for a family of problems, on all devices of this machine, or of several (--hosts)."""
+    label = family.rpartition(":")[2].lower()
+    folder = out or Path("runs") / f"train-{label}"
+    if hosts is not None:
+        _join(hosts, folder)  # before JAX computes anything
+
     import jax
 
     from .experiments import train as carry_out
@@ -136,10 +196,8 @@ def train(
         final_window=max(1, horizon // 20),
         seed=seed,
     )
-    label = family.rpartition(":")[2].lower()
-    folder = out or Path("runs") / f"train-{label}"
     problems = find_family(family, data=data, split="train")
-    with _display() as display:
+    with _display(quiet=jax.process_index() > 0) as display:
         trained = carry_out(untrained, problems, recipe, folder, display, name=f"mine/{label}", resume=resume)
         display.say(
             f"best at meta-step {trained.best.step}: area {trained.best.area:.4g}, final {trained.best.final:.4g}"
@@ -201,10 +259,10 @@ def _keep_compiled_programs() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
-def _display() -> Any:
+def _display(quiet: bool = False) -> Any:
     from .experiments import Display
 
-    return Display(Console())
+    return Display(Console(quiet=quiet))
 
 
 def _finish(results: dict[str, Any], folder: Path, file: Path | None) -> None:

@@ -57,6 +57,9 @@ class Faulty(Estimator):
         gradient = jax.tree.map(lambda leaf: jnp.where(bad, jnp.nan, leaf), estimate.gradient)
         return Estimate(estimate.loss, gradient, estimate.losses), (inner, count + 1)
 
+    def axes(self, optimizer, state):
+        return Replay().axes(optimizer, state[0]), None
+
 
 class Upward(Estimator):
     """Says that every meta-parameter should grow."""
@@ -69,6 +72,9 @@ class Upward(Estimator):
     def estimate(self, optimizer, windows, state):
         gradient = jax.tree.map(lambda leaf: -jnp.ones_like(leaf), eqx.filter(optimizer, eqx.is_inexact_array))
         return Estimate(jnp.zeros(()), gradient, jnp.zeros(windows.instances)), state
+
+    def axes(self, optimizer, state):
+        return None
 
 
 def area_of(optimizer: object, family: ProblemFamily, recipe: Recipe) -> np.ndarray:

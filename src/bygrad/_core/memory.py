@@ -9,8 +9,11 @@ import psutil
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def bytes_available() -> int:
-    """Return the memory that is free for a program: of one accelerator, or, on a CPU, of what this process may use."""
+def bytes_available(devices: int = 1) -> int:
+    """Return the memory that is free for a program on each of so many local devices.
+
+    That is an accelerator's own memory; on a CPU, an equal part of what this process may use.
+    """
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -18,8 +21,8 @@ def bytes_available() -> int:
     try:  # a container may hold less than its machine
         limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
     except (OSError, ValueError):
-        return available
-    return min(available, limit - used)
+        return available // devices
+    return min(available, limit - used) // devices
 
 
 def in_words(count: int) -> str:

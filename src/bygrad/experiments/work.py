@@ -16,7 +16,7 @@ from ..deploy.jax import export, versions
 from ..evaluation import CONVENTION, Protocol, Tuning, compare, tune_baselines
 from ..optimizers import Optimizer
 from ..problems import ProblemFamily, check_family, describe_family
-from ..training import MetaTrained, Recipe, RolledBack, Stepped, Validated, describe, meta_train
+from ..training import MetaTrained, Recipe, RolledBack, Stepped, Validated, describe, meet, meta_train
 from ..unroll import begin, rollout
 from .display import Display
 
@@ -36,10 +36,19 @@ def train(
 ) -> MetaTrained[AnyOptimizer]:
     """Meta-train in `folder`, showing progress, and keep the result there as `optimizer.safetensors`.
 
+    In a job of several processes, process 0 keeps it, and the others wait until it has.
+
     **Arguments:** `name`: what the artifact calls itself. `levels`: areas of tuned baselines, to compare progress with.
     """
     display.levels, display.meta_steps = levels or {}, recipe.meta_steps
     trained = meta_train(optimizer, family, recipe, folder=folder / "metatraining", resume=resume, watch=display.event)
+    if jax.process_index() == 0:
+        _keep(trained, family, recipe, folder, name)
+    meet("kept")
+    return trained
+
+
+def _keep(trained: MetaTrained[Any], family: ProblemFamily, recipe: Recipe, folder: Path, name: str) -> None:
     example = jax.eval_shape(lambda key: family.init(family.sample(key), key), jax.random.key(0))
     export(
         trained.optimizer,
@@ -53,7 +62,6 @@ def train(
         },
         validation={key: getattr(trained.best, key) for key in ("step", "area", "final")},
     )
-    return trained
 
 
 def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe, runs: int = 4) -> dict[str, float]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..optimizers import Optimizer
-from ..unroll import Inner, Windows, rollout
+from ..unroll import Inner, Windows, instance_axes, rollout
 from .base import Estimate, Estimator
 
 
@@ -23,6 +23,9 @@ class Backprop(Estimator):
 
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Inner:
         return windows.begin(optimizer, key)
+
+    def axes(self, optimizer: Optimizer, state: Inner) -> Inner:
+        return instance_axes(optimizer, state)
 
     def estimate(self, optimizer: Optimizer, windows: Windows, state: Inner) -> tuple[Estimate, Inner]:
         state = windows.renew(optimizer, state)

@@ -28,6 +28,10 @@ class Estimator(eqx.Module):
     """Estimates the gradient of the meta-loss with respect to an optimizer, one window at a time.
 
     The estimator carries what it needs from window to window in a state of its own.
+
+    Where several devices share the instances, `estimate` runs on each of them with the part of the state that belongs
+    to its instances, and the estimates are averaged. So what it draws must come from keys of the instances, as a key
+    that is whole on every device would draw the same there, and be different for another number of devices.
     """
 
     @abc.abstractmethod
@@ -37,3 +41,8 @@ class Estimator(eqx.Module):
     @abc.abstractmethod
     def estimate(self, optimizer: Optimizer, windows: Windows, state: Any) -> tuple[Estimate, Any]:
         """Advance every inner problem by one window; return the estimate and the state for the next."""
+
+    @abc.abstractmethod
+    def axes(self, optimizer: Optimizer, state: Any) -> PyTree:
+        """Return which axis of every leaf of a state is that of the instances: a tree of numbers, as for `vmap`; `None`
+        for a leaf that is the same for all. `bygrad.unroll.instance_axes` answers for an `Inner`."""

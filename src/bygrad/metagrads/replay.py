@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from ..optimizers import Coordinatewise, Optimizer
-from ..unroll import Inner, Trajectory, Windows, cotangents, replay, replay_coordinates, rollout
+from ..unroll import Inner, Trajectory, Windows, cotangents, instance_axes, replay, replay_coordinates, rollout
 from .base import Estimate, Estimator
 
 
@@ -34,6 +34,9 @@ class Replay(Estimator):
 
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Inner:
         return windows.begin(optimizer, key)
+
+    def axes(self, optimizer: Optimizer, state: Inner) -> Inner:
+        return instance_axes(optimizer, state)
 
     def estimate(self, optimizer: Optimizer, windows: Windows, state: Inner) -> tuple[Estimate, Inner]:
         state = windows.renew(optimizer, state)

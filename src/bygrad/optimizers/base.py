@@ -6,6 +6,9 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.experimental.shard_alike import shard_alike
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._core.types import Params, State
@@ -67,7 +70,8 @@ class Coordinatewise(Optimizer):
     makes it fast. A batch of problem instances is more coordinates, and needs no `vmap`; a random subset of
     coordinates, or a block that fits the cache, is as good as all of them. `bygrad.unroll` makes use of each.
 
-    A rule writes `start`, `step` and `pullback`, and gets `init` and `update` over trees.
+    A rule writes `start`, `step` and `pullback`, and gets `init` and `update` over trees. Where params are divided over
+    devices, their coordinates' state and updates are divided alike.
     """
 
     @property
@@ -97,7 +101,7 @@ class Coordinatewise(Optimizer):
         """
 
     def init(self, params: Params) -> State:
-        return jax.tree.map(lambda leaf: self.start(jnp.shape(leaf)), params)
+        return jax.tree.map(lambda leaf: _divided_like(leaf, self.start(jnp.shape(leaf))), params)
 
     def update(
         self,
@@ -113,8 +117,17 @@ class Coordinatewise(Optimizer):
             self.step_in_blocks(leaf.astype(self.dtype), leaf_state)
             for leaf, leaf_state in zip(leaves, structure.flatten_up_to(state), strict=True)
         ]
-        updates = [update.astype(leaf.dtype) for (update, _), leaf in zip(stepped, leaves, strict=True)]
-        states = [leaf_state for _, leaf_state in stepped]
+        updates, states = (
+            zip(
+                *[
+                    _divided_like(leaf, (update.astype(leaf.dtype), leaf_state))
+                    for (update, leaf_state), leaf in zip(stepped, leaves, strict=True)
+                ],
+                strict=True,
+            )
+            if leaves
+            else ((), ())
+        )
         return jax.tree.unflatten(structure, updates), jax.tree.unflatten(structure, states)
 
     def step_in_blocks(self, grads: Float[Array, "*c"], state: State) -> tuple[Float[Array, "*c"], State]:
@@ -124,7 +137,9 @@ class Coordinatewise(Optimizer):
         Not for reverse-mode differentiation, which would keep the whole state once for every block.
         """
         size, width = grads.size, STEP_BLOCK
-        if size <= width:
+        # Blocks would lie across the borders of arrays that are divided over devices, which a trace cannot tell: each
+        # device would have to gather all of the state. So where there are several devices, the step is left whole.
+        if size <= width or jax.device_count() > 1:
             return self.step(grads, state)
 
         def columns(start: Any, width: int, tree: PyTree) -> PyTree:
@@ -167,6 +182,24 @@ def _values(bits: PyTree, like: PyTree) -> PyTree:
         return leaf if leaf.dtype == like.dtype else jax.lax.bitcast_convert_type(leaf, like.dtype)
 
     return jax.tree.map(values, bits, like)
+
+
+def _divided_like(param: Any, state: State) -> State:
+    """Return `state`, leaves `[..., *c]`, with its coordinates on the devices where those of `param`, `[*c]`, are."""
+    if isinstance(param, Tracer):
+        # Where they will be is not known yet. Zeros depend on nothing, so the compiler would leave them in one place.
+        def like(leaf: Array) -> Array:
+            return shard_alike(leaf, jnp.broadcast_to(param, leaf.shape).astype(leaf.dtype))[0]
+
+        return jax.tree.map(like, state)
+    if isinstance(param, jax.Array) and isinstance(param.sharding, NamedSharding) and param.is_fully_addressable:
+        mesh, spec = param.sharding.mesh, param.sharding.spec
+
+        def put(leaf: Array) -> Array:
+            return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - param.ndim), *spec)))
+
+        return jax.tree.map(put, state)
+    return state
 
 
 Rule = TypeVar("Rule", bound=Coordinatewise)

@@ -1,6 +1,8 @@
 """Meta-training: the loop, its checkpoints and what it tells those who watch."""
 
+from .._core.hosts import LostProcessError
 from .checkpoint import CheckpointError
+from .devices import meet
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
 from .loop import MetaTrained, meta_train
 from .recipe import Recipe, describe
@@ -9,6 +11,7 @@ __all__ = [
     "CheckpointError",
     "Event",
     "Log",
+    "LostProcessError",
     "MetaTrained",
     "Planned",
     "Recipe",
@@ -18,5 +21,6 @@ __all__ = [
     "Warned",
     "Watcher",
     "describe",
+    "meet",
     "meta_train",
 ]

@@ -31,11 +31,12 @@ def save(path: Path, tree: PyTree, info: dict[str, Any]) -> None:
     write_atomically(path, safetensors.numpy.save(tensors, metadata=metadata))
 
 
-def read_info(path: Path) -> dict[str, Any]:
-    """Read the JSON that was saved beside the arrays."""
+def read_info(path: Path, data: bytes | None = None) -> dict[str, Any]:
+    """Read the JSON that was saved beside the arrays. `data`: the content of the file, where somebody has read it."""
     try:
-        with safetensors.safe_open(str(path), framework="np") as file:
-            metadata = file.metadata()
+        data = path.read_bytes() if data is None else data
+        safetensors.deserialize(data)  # refuses what is no safetensors file, or only a part of one
+        metadata = _metadata(data)
         if hashlib.sha256(metadata["info"].encode()).hexdigest() != metadata["info_sha256"]:
             raise ValueError("its header does not have the SHA-256 it was written with")
         return json.loads(metadata["info"])
@@ -46,13 +47,15 @@ def read_info(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def restore(path: Path, like: Tree) -> Tree:
-    """Read a tree of the structure, shapes and dtypes of `like`; anything else is refused by name."""
-    read_info(path)
+def restore(path: Path, like: Tree, data: bytes | None = None) -> Tree:
+    """Read a tree of the structure, shapes and dtypes of `like`; anything else is refused by name.
+
+    `data`: the content of the file, where somebody has read it.
+    """
+    read_info(path, data)
     try:
-        tensors = safetensors.numpy.load(path.read_bytes())
-        with safetensors.safe_open(str(path), framework="np") as file:
-            metadata = file.metadata()
+        data = path.read_bytes() if data is None else data
+        tensors, metadata = safetensors.numpy.load(data), _metadata(data)
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError):
         tensors, metadata = {}, {}
     if _digest(tensors, metadata.get("info", "")) != metadata.get("sha256"):
@@ -68,7 +71,7 @@ def restore(path: Path, like: Tree) -> Tree:
         )
 
     def read(name: str, leaf: jax.Array) -> jax.Array:
-        found, example = tensors[name], _to_numpy(leaf)
+        found, example = tensors[name], jax.eval_shape(_raw, leaf)
         if found.shape != example.shape or found.dtype != example.dtype:
             raise CheckpointError(
                 f"{path} holds {name} as {found.dtype}{list(found.shape)}, but {example.dtype}{list(example.shape)} is"
@@ -81,12 +84,21 @@ def restore(path: Path, like: Tree) -> Tree:
     return trees.replace_leaves(like, read)
 
 
-def _to_numpy(leaf: jax.Array) -> np.ndarray:
+def _raw(leaf: jax.Array) -> jax.Array:
+    """A leaf as it is stored: keys as their numbers; bfloat16, which NumPy does not have of its own, as its bits."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    array = np.ascontiguousarray(leaf).reshape(leaf.shape)
-    # NumPy has no bfloat16 of its own, and safetensors reads none into NumPy: its bits are kept.
-    return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
+        return jax.random.key_data(leaf)
+    return leaf.view(jnp.uint16) if leaf.dtype == jnp.bfloat16 else leaf
+
+
+def _to_numpy(leaf: jax.Array) -> np.ndarray:
+    leaf = _raw(leaf)
+    return np.ascontiguousarray(leaf).reshape(leaf.shape)
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length])["__metadata__"]
 
 
 def _digest(tensors: dict[str, np.ndarray], info: str) -> str:

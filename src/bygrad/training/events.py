@@ -88,9 +88,18 @@ class Log:
         """Read the file back up to a checkpoint at `step`; forget what was logged after it, and any half line."""
         if self.path is None or not self.path.exists():
             return
-        events = [event for line in self.path.read_text().splitlines() if (event := _parse(line)) is not None]
+        self.recall(self.path.read_text(), step, seconds)
+        write_text_atomically(self.path, self.text)
+
+    def recall(self, text: str, step: int, seconds: float) -> None:
+        """Take over, from the text of a log, what was logged up to a checkpoint; whole lines only."""
+        events = [event for line in text.splitlines() if (event := _parse(line)) is not None]
         self.events = [event for event in events if event.step <= step and event.seconds <= seconds]
-        write_text_atomically(self.path, "".join(_line(event) for event in self.events))
+
+    @property
+    def text(self) -> str:
+        """The events as lines of JSON."""
+        return "".join(map(_line, self.events))
 
     def of(self, kind: type[Any]) -> list[Any]:
         """Return the events of one kind, in order."""

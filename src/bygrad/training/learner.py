@@ -1,19 +1,22 @@
 """What meta-training carries from meta-step to meta-step, and the two programs that it runs."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from .._core import trees
 from .._core.programs import Program
 from .._core.types import Scalar
 from ..metagrads import Estimator
 from ..optimizers import Optimizer
+from ..problems import ProblemFamily
 from ..unroll import Windows, loss_curves
+from .devices import Devices
 from .recipe import Recipe
 
 
@@ -35,14 +38,16 @@ class Learner(eqx.Module):
     best_scores: Float[Array, " 3"]
 
     @classmethod
-    def fresh(cls, optimizer: Optimizer, windows: Windows, estimator: Estimator, key: PRNGKeyArray) -> "Learner":
-        """Return the learner before the first meta-step."""
+    def fresh(
+        cls, optimizer: Optimizer, windows: Windows, estimator: Estimator, devices: Devices, key: PRNGKeyArray
+    ) -> "Learner":
+        """Return the learner before the first meta-step, on its devices."""
         theta = eqx.filter(optimizer, eqx.is_inexact_array)
         meta_state = _meta_optimizer(jnp.inf).init(theta)
-        return cls(
+        learner = cls(
             optimizer=optimizer,
             meta_state=meta_state,
-            inner=begin(optimizer, windows, estimator, key),
+            inner=None,
             step=jnp.zeros((), jnp.int32),
             rate=jnp.ones(()),
             rollbacks=jnp.zeros((), jnp.int32),
@@ -50,6 +55,12 @@ class Learner(eqx.Module):
             best=optimizer,
             best_scores=jnp.array([0.0, jnp.inf, jnp.inf]),
         )
+        learner = devices.place(learner)
+        return learner.with_inner(begin(learner.optimizer, windows, estimator, devices, key))
+
+    def with_inner(self, inner: PyTree) -> "Learner":
+        """Return the learner with `inner`, where it has `None`."""
+        return eqx.tree_at(lambda it: it.inner, self, inner, is_leaf=lambda leaf: leaf is None)
 
 
 class Pace(eqx.Module):
@@ -67,36 +78,52 @@ class Pace(eqx.Module):
 
 
 class Report(eqx.Module):
-    """What a meta-step says of itself: meta-loss, norm of the meta-gradient, meta-learning-rate, and whether the loss,
-    the gradient and the new meta-parameters are finite."""
+    """What a meta-step says of itself: meta-loss, norm of the meta-gradient, meta-learning-rate, whether the loss, the
+    gradient and the new meta-parameters are finite, and the share of the devices that asked to stop."""
 
     loss: Scalar
     norm: Scalar
     rate: Scalar
     finite: Bool[Array, ""]
+    asked: Scalar | None
 
 
-def _begin(optimizer: Optimizer, windows: Windows, estimator: Estimator, key: PRNGKeyArray) -> PyTree:
-    return estimator.init(optimizer, windows, key)
+def _begin(optimizer: Optimizer, windows: Windows, estimator: Estimator, devices: Devices, key: PRNGKeyArray) -> PyTree:
+    # Not divided, only its result is: one key is split over all instances, whatever the number of devices.
+    inner = estimator.init(optimizer, windows, key)
+    return devices.constrain(inner, estimator.axes(optimizer, inner))
 
 
-Constant = tuple[Windows, Estimator, Pace]
+Constant = tuple[Windows, Estimator, Pace, Devices]
 
 
-def _meta_step(kept: tuple[Constant, Learner], inner: PyTree) -> tuple[Learner, PyTree, Report]:
-    (windows, estimator, pace), learner = kept
+def _meta_step(
+    kept: tuple[Constant, Learner], inner: PyTree, asked: Float[Array, " devices"] | None
+) -> tuple[Learner, PyTree, Report]:
+    (_, estimator, _, devices), learner = kept
+    axes = estimator.axes(learner.optimizer, inner)
+    return devices.divide(_meta_step_of_part, (None, axes, 0), (None, axes, None))(kept, inner, asked)
+
+
+def _meta_step_of_part(
+    kept: tuple[Constant, Learner], inner: PyTree, asked: Float[Array, " 1"] | None
+) -> tuple[Learner, PyTree, Report]:
+    """Take a meta-step with the instances of one device. θ moves on every device, alike: that is less to send."""
+    (windows, estimator, pace, devices), learner = kept
+    windows = dataclasses.replace(windows, instances=windows.instances // devices.count)
     estimate, inner = estimator.estimate(learner.optimizer, windows, inner)
-    directions, meta_state = _meta_optimizer(pace.clip).update(estimate.gradient, learner.meta_state)
+    gradient, loss, asked = devices.mean((estimate.gradient, estimate.loss, asked))
+    directions, meta_state = _meta_optimizer(pace.clip).update(gradient, learner.meta_state)
     progress = jnp.minimum(learner.step / pace.meta_steps, 1.0)
     rate = learner.rate * pace.meta_learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * progress))
     optimizer = eqx.apply_updates(learner.optimizer, jax.tree.map(lambda d: -rate * d, directions))
-    norm = trees.global_norm(estimate.gradient)
-    finite = jnp.isfinite(estimate.loss) & jnp.isfinite(norm)
+    norm = trees.global_norm(gradient)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     finite &= trees.all_finite(eqx.filter(optimizer, eqx.is_inexact_array))
     moved = eqx.tree_at(
         lambda it: (it.optimizer, it.meta_state, it.step), learner, (optimizer, meta_state, learner.step + 1)
     )
-    return moved, inner, Report(estimate.loss, norm, rate, finite)
+    return moved, inner, Report(loss, norm, rate, finite, None if asked is None else asked[0])
 
 
 def _meta_optimizer(clip: Float[Array, ""] | float) -> optax.GradientTransformation:
@@ -104,24 +131,39 @@ def _meta_optimizer(clip: Float[Array, ""] | float) -> optax.GradientTransformat
 
 
 begin = Program(_begin)
-"""Draw the first inner problems: `(optimizer, windows, estimator, key)` to the estimator's state."""
+"""Draw the first inner problems: `(optimizer, windows, estimator, devices, key)` to the estimator's state."""
 
 # The inner problems are by far the largest part, and nobody needs them as they were: their memory is used again.
 _program = Program(_meta_step, donate="all-except-first")
 
-curves = Program(loss_curves)
-"""Losses of fresh runs, as `bygrad.unroll.loss_curves`."""
+
+def _curves(
+    optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int, devices: Devices
+) -> Float[Array, "runs horizon_plus_1"]:
+    if devices.mesh is None:
+        return loss_curves(optimizer, family, keys, horizon)
+    # Where the runs cannot be divided evenly, a few are done twice: nobody would be done earlier without them.
+    padded = keys[jnp.arange(-(-keys.size // devices.count) * devices.count) % keys.size]
+
+    def part(optimizer: Optimizer, family: ProblemFamily, padded: Shaped[PRNGKeyArray, " part"]) -> Array:
+        return devices.join(loss_curves(optimizer, family, padded, horizon))[: keys.size]
+
+    return devices.divide(part, (None, None, 0), None)(optimizer, family, padded)
 
 
-def advance(constant: Constant, learner: Learner) -> tuple[Learner, Report]:
-    """Take one meta-step. The inner problems of `learner` are used up."""
-    moved, inner, report = _program(*_arguments(constant, learner))
-    return eqx.tree_at(lambda it: it.inner, moved, inner, is_leaf=lambda leaf: leaf is None), report
+curves = Program(_curves)
+"""Losses of fresh runs, as `bygrad.unroll.loss_curves`: `(optimizer, family, keys, horizon, devices)`."""
+
+
+def advance(constant: Constant, learner: Learner, asked: Array | None = None) -> tuple[Learner, Report]:
+    """Take one meta-step. The inner problems of `learner` are used up. `asked`: `Devices.flag`, a request to stop."""
+    moved, inner, report = _program(*_arguments(constant, learner), asked)
+    return moved.with_inner(inner), report
 
 
 def bytes_of_meta_step(constant: Constant, learner: Learner) -> int:
     """Compile a meta-step and return the memory that it holds at its peak."""
-    return _program.bytes_needed(*_arguments(constant, learner))
+    return _program.bytes_needed(*_arguments(constant, learner), constant[-1].flag(False))
 
 
 def _arguments(constant: Constant, learner: Learner) -> tuple[Any, Any]:

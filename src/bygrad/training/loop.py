@@ -14,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from .._core.hosts import LostProcessError, first_line
 from .._core.memory import bytes_available, in_words
 from ..optimizers import Learned, Optimizer
 from ..problems import ProblemFamily, check_family, describe_family
 from ..unroll import Windows
 from . import checkpoint
+from .devices import Devices, from_lead, least, meet
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
-from .learner import Learner, Pace, advance, begin, bytes_of_meta_step, curves
+from .learner import Learner, Pace, Report, advance, begin, bytes_of_meta_step, curves
 from .recipe import Recipe, describe
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -53,12 +55,18 @@ def meta_train(
     `resume`: go on from the folder's checkpoint, to the same result, bit for bit on the same machine, as if there had
     been no interruption. `watch`: is called with every event.
 
+    All devices are used, and where the program runs as several processes (`jax.distributed.initialize`, before
+    anything else), those of all processes; each must make the same call. The instances are divided among them; the
+    result is that of one device, up to rounding. Process 0 alone reads and writes `folder` and calls `watch`. A
+    checkpoint resumes on any number of devices and processes.
+
     **Returns:** the optimizer that validated best, with the log.
 
     **Raises:** `TypeError`, `ValueError`: the family or the recipe cannot work (before anything is trained).
     `FileExistsError`: the folder holds a meta-training and `resume` is off. `CheckpointError`: the checkpoint does not
     fit. `KeyboardInterrupt`: after Ctrl-C, when everything is saved. `FloatingPointError`: meta-training is not finite
-    whatever the meta-learning-rate; the best optimizer so far is in the checkpoint.
+    whatever the meta-learning-rate; the best optimizer so far is in the checkpoint. `LostProcessError`: another process
+    is gone; the folder holds the last checkpoint.
     """
     recipe = Recipe() if recipe is None else recipe
     check_family(family, jax.random.key(recipe.seed))
@@ -76,13 +84,18 @@ class _MetaTraining(Generic[AnyOptimizer]):
         folder: Path | None,
         watch: Watcher | None,
     ):
-        self.recipe, self.watch, self.folder = recipe, watch, folder
-        self.windows = Windows(family, recipe.horizon, recipe.truncation, recipe.instances)
+        self.recipe, self.folder = recipe, folder
+        self.devices = Devices.sharing(recipe.instances)
+        self.watch = watch if self.devices.lead else None
+        windows = Windows(family, recipe.horizon, recipe.truncation, recipe.instances)
         self.train_key, validation_key = jax.random.split(jax.random.key(recipe.seed))
-        self.constant = (self.windows, recipe.estimator, Pace.of(recipe))
-        self.validation_keys = jax.random.split(validation_key, recipe.validation_runs)
-        self.optimizer = optimizer
-        self.log = Log(None if folder is None else folder / "log.jsonl")
+        validation_keys = jax.random.split(validation_key, recipe.validation_runs)
+        self.windows, pace, self.optimizer, self.train_key, self.validation_keys = self.devices.place(
+            (windows, Pace.of(recipe), optimizer, self.train_key, validation_keys)
+        )
+        self.constant = (self.windows, recipe.estimator, pace, self.devices)
+        self.log = Log(folder / "log.jsonl" if folder is not None and self.devices.lead else None)
+        self.saved: int | None = None
         self.seconds_before, self.started = 0.0, time.perf_counter()
 
     @property
@@ -94,16 +107,38 @@ class _MetaTraining(Generic[AnyOptimizer]):
         return None if self.folder is None else self.folder / "checkpoint.safetensors"
 
     def run(self, resume: bool) -> MetaTrained[AnyOptimizer]:
+        try:
+            return self._run(resume)
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            raise LostProcessError(
+                f"Meta-training stopped: another of its {jax.process_count()} processes ended or cannot be reached"
+                f" ({first_line(error)}), and no meta-step can be taken without its instances. {self._kept()}"
+            ) from error
+
+    def _kept(self) -> str:
+        if self.folder is None:
+            return "Nothing was kept, as no folder was given: start again."
+        if self.saved is None:
+            return "Nothing was kept, as no checkpoint had been written yet: start again."
+        return (
+            f"The last checkpoint, of meta-step {self.saved}, is in {self.folder} on the machine of process 0. Go on"
+            " with it (resume=True, --resume), on any number of devices and processes."
+        )
+
+    def _run(self, resume: bool) -> MetaTrained[AnyOptimizer]:
         learner = self._restore() if resume else self._fresh()
         self._plan(learner)
+        self._warn_of_idle_devices(learner)
         with _interruptible() as interrupted:
             while int(learner.step) < self.recipe.meta_steps:
                 # Validation belongs to the step that follows it, so that a run resumed there validates once.
                 if int(learner.step) % self.recipe.validate_every == 0 and not self._validated(int(learner.step)):
                     learner = self._validate(learner)
                     self._save(learner)
-                learner = self._advance(learner)
-                if interrupted():
+                learner, asked = self._advance(learner, interrupted)
+                if asked:
                     self._save(learner)
                     raise KeyboardInterrupt
             if not self._validated(int(learner.step)):
@@ -112,7 +147,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
         self._warn_if_nothing_was_learned(learner)
         step, area, final = (float(score) for score in learner.best_scores)
         best = Validated(int(step), area, final, True, self.seconds)
-        return MetaTrained(learner.best, best, self.log)  # pyright: ignore[reportReturnType]
+        return MetaTrained(self.devices.fetch(learner.best), best, self.log)  # pyright: ignore[reportReturnType]
 
     def _tell(self, event: Event) -> None:
         self.log.add(event)
@@ -120,27 +155,30 @@ class _MetaTraining(Generic[AnyOptimizer]):
             self.watch(event)
 
     def _fresh(self) -> Learner:
-        if self.folder is not None:
-            if self.checkpoint is not None and self.checkpoint.exists():
+        if self.folder is not None and (path := self.checkpoint) is not None:
+            if from_lead(lambda: str(path.exists()).encode()) == b"True":
                 raise FileExistsError(
                     f"{self.folder} already holds a meta-training, which a new one would overwrite. Go on with it"
                     " (resume=True, --resume) or choose another folder."
                 )
-            self.folder.mkdir(parents=True, exist_ok=True)
             if self.log.path is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 self.log.path.unlink(missing_ok=True)
         return self._begin(self.train_key)
 
     def _begin(self, key: PRNGKeyArray) -> Learner:
-        return Learner.fresh(self.optimizer, self.windows, self.recipe.estimator, key)
+        return Learner.fresh(self.optimizer, self.windows, self.recipe.estimator, self.devices, key)
 
     def _restore(self) -> Learner:
-        if self.checkpoint is None or not self.checkpoint.exists():
+        # The lead reads for all: only its machine needs the folder, and nobody decides on an older copy.
+        path = self.checkpoint
+        data = b"" if path is None else from_lead(lambda: path.read_bytes() if path.exists() else b"")
+        if path is None or not data:
             raise FileNotFoundError(
                 f"There is no checkpoint in {self.folder}, so there is nothing to resume. Start without resume, or name"
                 " the folder of an earlier run."
             )
-        info = checkpoint.read_info(self.checkpoint)
+        info = checkpoint.read_info(path, data)
         if info["recipe"] != (mine := self._identity()):
             changed = [name for name in mine if info["recipe"].get(name) != mine[name]] or ["recipe"]
             pairs = ", ".join(f"{name} was {info['recipe'].get(name)}, is {mine.get(name)}" for name in changed)
@@ -149,11 +187,14 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 " neither result. Resume with the same settings, or start in another folder."
             )
         example = self._begin(self.train_key)  # gives structure, shapes and dtypes
-        learner = checkpoint.restore(self.checkpoint, eqx.filter(example, eqx.is_array))
+        learner = checkpoint.restore(path, eqx.filter(example, eqx.is_array), data)
         learner = eqx.combine(learner, example)
         self.seconds_before, self.started = info["seconds"], time.perf_counter()
         self.log.rewind(int(learner.step), info["seconds"])
-        return learner
+        self.log.recall(from_lead(self.log.text.encode).decode(), int(learner.step), info["seconds"])
+        self.saved = int(learner.step)
+        inner = self.devices.place(learner.inner, self.recipe.estimator.axes(learner.optimizer, learner.inner))
+        return self.devices.place(eqx.tree_at(lambda it: it.inner, learner, None)).with_inner(inner)
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on: the recipe, the family and the optimizer's configuration."""
@@ -164,11 +205,19 @@ class _MetaTraining(Generic[AnyOptimizer]):
 
     def _save(self, learner: Learner) -> None:
         if self.checkpoint is not None:
-            info = {"recipe": self._identity(), "seconds": self.seconds}
-            checkpoint.save(self.checkpoint, eqx.filter(learner, eqx.is_array), info)
+            learner = self.devices.fetch(eqx.filter(learner, eqx.is_array))
+            if self.devices.lead:
+                checkpoint.save(self.checkpoint, learner, {"recipe": self._identity(), "seconds": self.seconds})
+            meet("saved")  # what a process says of the checkpoint after this is true
+            self.saved = int(learner.step)
 
-    def _advance(self, learner: Learner) -> Learner:
-        moved, report = advance(self.constant, learner)
+    def _advance(self, learner: Learner, interrupted: Callable[[], bool]) -> tuple[Learner, bool]:
+        """Take a meta-step; say as well whether to stop after it, on which all processes agree."""
+        moved, report = advance(self.constant, learner, self.devices.flag(interrupted()))
+        learner = self._judge(moved, report)
+        return learner, interrupted() if report.asked is None else float(report.asked) > 0
+
+    def _judge(self, moved: Learner, report: Report) -> Learner:
         step, loss, norm = int(moved.step), float(report.loss), float(report.norm)
         if not report.finite:
             what = f"the meta-loss was {loss}" if not np.isfinite(loss) else f"the meta-gradient's norm was {norm}"
@@ -179,18 +228,17 @@ class _MetaTraining(Generic[AnyOptimizer]):
     def _roll_back(self, learner: Learner, step: int, what: str) -> Learner:
         rollbacks, rate = int(learner.rollbacks) + 1, float(learner.rate) / 2
         optimizer, meta_state = learner.good
-        inner = begin(optimizer, self.windows, self.recipe.estimator, jax.random.fold_in(self.train_key, rollbacks))
+        key = jax.random.fold_in(self.train_key, rollbacks)
+        inner = begin(optimizer, self.windows, self.recipe.estimator, self.devices, key)
+        numbers = (
+            jnp.asarray(step, jnp.int32),
+            jnp.asarray(rate, learner.rate.dtype),
+            jnp.asarray(rollbacks, jnp.int32),
+        )
         restored = eqx.tree_at(
             lambda it: (it.optimizer, it.meta_state, it.inner, it.step, it.rate, it.rollbacks),
             learner,
-            (
-                optimizer,
-                meta_state,
-                inner,
-                jnp.asarray(step, jnp.int32),
-                jnp.asarray(rate, learner.rate.dtype),
-                jnp.asarray(rollbacks, jnp.int32),
-            ),
+            (optimizer, meta_state, inner, *self.devices.place(numbers)),
         )
         if rollbacks > MAX_ROLLBACKS:
             self._save(restored)
@@ -204,7 +252,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
         return restored
 
     def _validation(self, learner: Learner) -> tuple[Any, ...]:
-        return learner.optimizer, self.windows.family, self.validation_keys, self.recipe.horizon
+        return learner.optimizer, self.windows.family, self.validation_keys, self.recipe.horizon, self.devices
 
     def _plan(self, learner: Learner) -> None:
         """Compile everything and say how much memory it will take; refuse what cannot fit before anything is lost."""
@@ -214,7 +262,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
             "a validation": curves.bytes_needed(*self._validation(learner)),
         }
         compile_seconds = time.perf_counter() - started
-        available = bytes_available()
+        available = least(bytes_available(self.devices.local))
         remedies = {
             "a meta-step": f"instances (now {self.recipe.instances}), truncation (now {self.recipe.truncation})",
             "a validation": f"validation_runs (now {self.recipe.validation_runs})",
@@ -225,7 +273,11 @@ class _MetaTraining(Generic[AnyOptimizer]):
                     f"Meta-training would need {in_words(need)} of memory for {what}, but {in_words(available)} are"
                     f" free, so it would be killed at the first. Nothing was started. Lower {remedies[what]}."
                 )
-        self._tell(Planned(int(learner.step), *needs.values(), available, compile_seconds, self.seconds))
+        self._tell(
+            Planned(
+                int(learner.step), needs["a meta-step"], needs["a validation"], available, compile_seconds, self.seconds
+            )
+        )
 
     def _validated(self, step: int) -> bool:
         return any(event.step == step for event in self.log.of(Validated))
@@ -242,9 +294,21 @@ class _MetaTraining(Generic[AnyOptimizer]):
         self._tell(Validated(int(learner.step), area, final, best, self.seconds))
         learner = eqx.tree_at(lambda it: it.good, learner, (learner.optimizer, learner.meta_state))
         if best:
-            new = jnp.array([float(learner.step), area, final], learner.best_scores.dtype)
+            new = self.devices.place(jnp.array([float(learner.step), area, final], learner.best_scores.dtype))
             learner = eqx.tree_at(lambda it: (it.best, it.best_scores), learner, (learner.optimizer, new))
         return learner
+
+    def _warn_of_idle_devices(self, learner: Learner) -> None:
+        if idle := self.devices.idle:
+            instances, count = self.recipe.instances, self.devices.count
+            self._tell(
+                Warned(
+                    int(learner.step),
+                    f"{idle} of {count + idle} devices stay idle: {instances} instances can be divided evenly among"
+                    f" {count} devices at most. Choose a multiple of {count + idle} instances to use all of them.",
+                    self.seconds,
+                )
+            )
 
     def _warn_if_nothing_was_learned(self, learner: Learner) -> None:
         measure = self.recipe.select

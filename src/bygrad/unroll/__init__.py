@@ -2,7 +2,7 @@
 
 from .lift import Lifted, lift
 from .replay import cotangents, replay, replay_coordinates
-from .rollout import Inner, Trajectory, begin, draw, loss_curves, observe, rollout, step_keys
+from .rollout import Inner, Trajectory, begin, draw, instance_axes, loss_curves, observe, rollout, step_keys
 from .window import Windows
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "begin",
     "cotangents",
     "draw",
+    "instance_axes",
     "lift",
     "loss_curves",
     "observe",

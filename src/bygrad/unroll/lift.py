@@ -48,6 +48,10 @@ class Lifted(eqx.Module):
     def select(self, mask: Bool[Array, " instances"], yes: State, no: State) -> State:
         """Take the states of the instances where `mask` holds from `yes`, the others from `no`."""
 
+    @abc.abstractmethod
+    def axes(self, state: State) -> PyTree:
+        """Return which axis of every leaf of a state is that of the instances: a tree of numbers, as for `vmap`."""
+
 
 def lift(optimizer: Optimizer, *, in_blocks: bool = True) -> Lifted:
     """Return the way to apply `optimizer` to a batch of instances that suits its kind.
@@ -80,6 +84,9 @@ class _Mapped(Lifted):
     def select(self, mask: Bool[Array, " instances"], yes: State, no: State) -> State:
         return trees.select_rows(mask, yes, no)
 
+    def axes(self, state: State) -> PyTree:
+        return jax.tree.map(lambda leaf: 0, state)
+
 
 class _Matrix(Lifted):
     """A coordinatewise optimizer: all coordinates of all instances as one matrix `[instances, coordinates]`."""
@@ -103,3 +110,6 @@ class _Matrix(Lifted):
 
     def select(self, mask: Bool[Array, " instances"], yes: State, no: State) -> State:
         return jax.tree.map(lambda a, b: jnp.where(mask[:, None], a, b), yes, no)
+
+    def axes(self, state: State) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf.ndim - 2, state)  # leaves are `[..., instances, coordinates]`

@@ -1,0 +1,103 @@
+"""The processes of one job: how they find each other, and what is said when one of them is lost.
+
+Nothing here imports JAX before it is asked to join: the command `bygrad` reads this file first.
+"""
+
+import os
+import re
+import signal
+import sys
+from typing import Any
+
+HEARTBEAT_SECONDS = 30
+"""How long a process may be silent before the others give up. Heartbeats have a thread of their own, so that compiling
+or computing does not silence them; JAX's own default is 100."""
+
+INCOMPLETE = 75
+"""Exit status of a job that lost a process: the system's EX_TEMPFAIL, "try again later"."""
+
+
+class LostProcessError(ConnectionError):
+    """Another process of the job ended or cannot be reached."""
+
+
+def parse_hosts(hosts: str) -> dict[str, Any]:
+    """Return the arguments of `jax.distributed.initialize` for `auto` or `ADDRESS:PORT,COUNT,INDEX`."""
+    if hosts == "auto":
+        return {}
+    if (match := re.fullmatch(r"(.+:\d+),(\d+),(\d+)", hosts)) is None or not int(match[3]) < int(match[2]):
+        raise ValueError(
+            f"--hosts is {hosts!r}, which names no place in a job. Write ADDRESS:PORT,COUNT,INDEX (where process 0"
+            " listens, how many processes there are, and which one this is, from 0 to COUNT - 1), or auto under SLURM,"
+            " Open MPI, Kubernetes or on a TPU pod."
+        )
+    return {"coordinator_address": match[1], "num_processes": int(match[2]), "process_id": int(match[3])}
+
+
+def join(hosts: str, timeout: int = 300) -> None:
+    """Join the processes of a job, before JAX has computed anything.
+
+    **Arguments:** `hosts`: as for `parse_hosts`. `timeout`: seconds to wait for the others.
+
+    **Raises:** `ValueError`: `hosts` cannot be read, or `auto` finds nothing. `LostProcessError`: not all came.
+    """
+    arguments = parse_hosts(hosts)
+    # JAX's preemption service would catch SIGTERM and do nothing that anybody here asks for.
+    os.environ.setdefault("JAX_ENABLE_PREEMPTION_SERVICE", "0")
+    import jax
+
+    try:
+        jax.distributed.initialize(
+            **arguments, initialization_timeout=timeout, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"--hosts {hosts} does not work here ({error}), so this process would train alone. Start it under SLURM,"
+            " Open MPI, Kubernetes or on a TPU pod, or name the place: --hosts ADDRESS:PORT,COUNT,INDEX."
+        ) from error
+    except RuntimeError as error:
+        raise LostProcessError(
+            f"The processes of the job did not find each other within {timeout} s ({first_line(error)}), so nothing was"
+            f" started. Check that all of them were started, that --hosts ({hosts}) gives them the same address and"
+            " count and different indices, and that no firewall closes the port."
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error: the rest of a runtime's message is for its developers."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class LastWords:
+    """Says on stderr what a death means, where the dying process cannot.
+
+    When a process of a job is lost, JAX's runtime may end the others from a thread of its own, by `abort`: no Python
+    runs then. Nor does any after `kill -9`. So a second process, forked before there are threads and doing nothing
+    else, waits for the end of a pipe that this one holds, and speaks unless it was told to be silent.
+    """
+
+    def __init__(self, text: str):
+        reader, self._writer = os.pipe()
+        self._child = 0
+        if sys.platform == "win32":  # there is no fork: the runtime's own message has to do
+            return
+        self._child = os.fork()
+        if self._child == 0:
+            os.close(self._writer)
+            for number in (
+                signal.SIGINT,
+                signal.SIGTERM,
+                signal.SIGHUP,
+            ):  # sent to the whole group, meant for the other
+                signal.signal(number, signal.SIG_IGN)
+            if not os.read(reader, 1):
+                os.write(2, f"{text}\n".encode())
+            os._exit(0)
+        os.close(reader)
+
+    def withhold(self) -> None:
+        """Be silent: this process ends in good order, or has said why it does not."""
+        if self._child:
+            os.write(self._writer, b".")
+            os.waitpid(self._child, 0)
+            self._child = 0

@@ -1,0 +1,210 @@
+"""Devices and hosts: instances are divided over all of them, and everything else is on each.
+
+One process drives one or several devices; a job has one or several processes (`jax.distributed.initialize`). All run
+the same program and take the same decisions, because they decide on the same numbers; process 0, the lead, alone reads,
+writes and speaks.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+Tree = TypeVar("Tree", bound=PyTree)
+
+AXIS = "instances"
+"""Name of the only axis of the mesh."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """The devices that share the instances of a meta-step: `mesh`, a row of them, or `None` for a single one.
+
+    With a single one, every method does nothing, and what is compiled is what would be without this class.
+
+    Axes are given as to `jax.vmap`: the number of the axis that is divided, `None` for an array that is whole on every
+    device; a tree of them may be a prefix of the tree of arrays.
+    """
+
+    mesh: Mesh | None
+    idle: int
+
+    @classmethod
+    def sharing(cls, instances: int) -> "Devices":
+        """Choose devices, of all processes, so that each gets the same number of instances.
+
+        **Raises:** `ValueError` where a process would get none.
+        """
+        chosen, idle = choose(instances, jax.devices())
+        return cls(Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,)) if len(chosen) > 1 else None, idle)
+
+    @property
+    def count(self) -> int:
+        return 1 if self.mesh is None else self.mesh.size
+
+    @property
+    def lead(self) -> bool:
+        """Whether this process is the one that reads, writes and speaks."""
+        return jax.process_index() == 0
+
+    @property
+    def local(self) -> int:
+        """How many of the devices this process drives."""
+        if self.mesh is None:
+            return 1
+        return sum(device.process_index == jax.process_index() for device in self.mesh.devices.flat)
+
+    # What follows is for use inside a compiled program.
+
+    def divide(self, function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: PyTree) -> Callable[..., Any]:
+        """Run `function` on every device, on its part of the arguments; it may call `mean` and `join`."""
+        if self.mesh is None:
+            return function
+        mesh = self.mesh
+
+        def divided(*arguments: Any) -> Any:
+            arrays, static = eqx.partition(arguments, eqx.is_array)
+            static_result: list[Any] = []
+
+            def local(*arrays: Any) -> Any:
+                result, rest = eqx.partition(function(*eqx.combine(arrays, static)), eqx.is_array)
+                static_result.append(rest)
+                return result
+
+            # No check of what varies over devices: it would sum the gradients of whole arguments over the devices by
+            # itself, whereas `mean` does that once for all; and it refuses scans that start from constants, which
+            # problem families are free to contain.
+            specs = self._specs(in_axes), self._specs(out_axes)
+            result = jax.shard_map(local, mesh=mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False)(*arrays)
+            return eqx.combine(result, static_result[-1])
+
+        return divided
+
+    def mean(self, tree: Tree) -> Tree:
+        """Return the mean over the devices, leaf by leaf, in one message: latency is what a small message costs."""
+        if self.mesh is None:
+            return tree
+        flat, restore = jax.flatten_util.ravel_pytree(tree)
+        return restore(jax.lax.pmean(flat, AXIS))
+
+    def join(self, array: Array) -> Array:
+        """Put the parts of an array, divided along its first axis, together again, on every device."""
+        return array if self.mesh is None else jax.lax.all_gather(array, AXIS, tiled=True)
+
+    def constrain(self, tree: Tree, axes: PyTree) -> Tree:
+        """Have the arrays of a result divided along their axes."""
+        if self.mesh is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, jax.tree.map(self._sharding, self._specs(axes)))
+
+    # What follows is for use outside.
+
+    def place(self, tree: Tree, axes: PyTree = None) -> Tree:
+        """Divide arrays that every process has whole along their axes; by default, put them on every device."""
+        if self.mesh is None:
+            return tree
+        arrays, static = eqx.partition(tree, eqx.is_array)
+        return eqx.combine(jax.tree.map(self._put_all, self._specs(axes), arrays), static)
+
+    def fetch(self, tree: Tree) -> Tree:
+        """Return whole arrays, of this process alone, from divided ones. All processes must call it together."""
+        if self.mesh is None:
+            return tree
+
+        def whole(leaf: Any) -> Any:
+            if not eqx.is_array(leaf):
+                return leaf
+            # One leaf after another, so that no device ever holds more than one of them whole.
+            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            array = jnp.asarray(_to_host(jax.random.key_data(leaf) if is_key else leaf))
+            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if is_key else array
+
+        return jax.tree.map(whole, tree)
+
+    def flag(self, value: bool) -> Array | None:
+        """Return a number for each device, 1 or 0, by which one process can tell all in the next meta-step."""
+        if self.mesh is None or jax.process_count() == 1:
+            return None
+        shape, one = (self.count,), np.full(1, value, np.float32)
+        return jax.make_array_from_callback(shape, NamedSharding(self.mesh, PartitionSpec(AXIS)), lambda _: one)
+
+    def _specs(self, axes: PyTree) -> PyTree:
+        def spec(axis: int | None) -> PartitionSpec:
+            return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
+
+        return jax.tree.map(spec, axes, is_leaf=lambda axis: axis is None)
+
+    def _sharding(self, spec: PartitionSpec) -> NamedSharding:
+        assert self.mesh is not None
+        return NamedSharding(self.mesh, spec)
+
+    def _put_all(self, spec: PartitionSpec, tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: _put(leaf, self._sharding(spec)), tree)
+
+
+def choose(instances: int, devices: Sequence[Any]) -> tuple[list[Any], int]:
+    """Return the most devices among which `instances` can be divided evenly, and how many are left idle.
+
+    They are taken from all processes in turn, and stand in the order of the processes.
+    """
+    rank: dict[Any, tuple[int, int]] = {}
+    for device in sorted(devices, key=lambda it: (it.process_index, it.id)):
+        rank[device] = (sum(it.process_index == device.process_index for it in rank), device.process_index)
+    processes = len({device.process_index for device in devices})
+    count = max(n for n in range(1, min(instances, len(devices)) + 1) if instances % n == 0)
+    if count < processes:
+        raise ValueError(
+            f"{instances} instances can be divided evenly among {count} devices at most, so some of the {processes}"
+            f" processes would have nothing to do. Start {count} of them, or choose a multiple of {processes}."
+        )
+    chosen = sorted(rank, key=lambda it: rank[it])[:count]
+    return sorted(chosen, key=lambda it: (it.process_index, it.id)), len(devices) - count
+
+
+def from_lead(read: Callable[[], bytes]) -> bytes:
+    """Return what `read` gives in the lead, in every process: what all must decide on alike, one reads."""
+    if jax.process_count() == 1:
+        return read()
+    data = np.frombuffer(read() if jax.process_index() == 0 else b"", np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.uint32(data.size)))
+    if jax.process_index() != 0:
+        data = np.zeros(length, np.uint8)
+    return multihost_utils.broadcast_one_to_all(data).tobytes()
+
+
+def least(value: int) -> int:
+    """Return the least of the numbers that the processes give; of several, to seven digits."""
+    if jax.process_count() == 1:
+        return value
+    return int(np.min(multihost_utils.process_allgather(np.float32(value))))  # bytes do not fit JAX's 32-bit integers
+
+
+def meet(where: str) -> None:
+    """Wait until every process has come to this place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def _put(leaf: Array, sharding: NamedSharding) -> Array:
+    if leaf.sharding == sharding:
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    # Every process gives its devices what belongs there; `device_put` would first compare the values of all processes.
+    whole = _to_host(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def _to_host(leaf: Array) -> np.ndarray:
+    if leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    return multihost_utils.process_allgather(leaf, tiled=True)

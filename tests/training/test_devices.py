@@ -1,0 +1,263 @@
+"""Devices and hosts: the same θ from one device, eight, and two processes of four; no process is lost in silence.
+
+Every process here is a real one, on loopback, with virtual CPU devices.
+"""
+
+import json
+import os
+import re
+import signal
+import socket  # noqa: TID251 - loopback only: to find a free port
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from bygrad._core.hosts import INCOMPLETE, parse_hosts
+from bygrad.training.devices import choose
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and signals between processes need a Unix")
+
+SCRIPT = """
+import os, signal, sys, threading, time
+from pathlib import Path
+
+import jax
+
+folder, mode, index, port = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+if index >= 0:
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, heartbeat_timeout_seconds=60)
+
+import equinox as eqx, numpy as np
+from bygrad import LSTM, Quadratic, Recipe, Replay, meta_train
+from bygrad.training import learner
+
+recipe = Recipe(horizon=4, truncation=2, instances=8, meta_steps=8, meta_learning_rate=0.05, validate_every=3,
+                validation_runs=5, estimator=Replay(0.5))
+
+def interrupt():  # the process that does not lead gets the Ctrl-C
+    log = folder / "log.jsonl"
+    while not (log.exists() and '"Stepped", "step": 1,' in log.read_text()):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+
+if mode == "interrupt" and index == 1:
+    threading.Thread(target=interrupt, daemon=True).start()
+slowly = lambda event: time.sleep(0.2 if mode == "interrupt" else 0)
+try:
+    trained = meta_train(LSTM(jax.random.key(0), (2,)), Quadratic(2), recipe, folder=folder, resume=mode == "resume",
+                         watch=slowly)
+except KeyboardInterrupt:
+    print("INTERRUPTED")
+    jax.distributed.shutdown()
+    sys.exit()
+programs = (learner._program, learner.begin, learner.curves)
+print("COMPILED", *(len(program._compiled) for program in programs))
+np.savez(folder / f"theta{max(index, 0)}.npz", *jax.tree.leaves(eqx.filter(trained.optimizer, eqx.is_array)))
+"""
+
+
+def environment(devices: int) -> dict[str, str]:
+    # Compilation is nearly all of the time here, and how well it optimizes makes no difference to what is tested.
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
+def start(devices: int, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Done(NamedTuple):
+    """What processes left behind: what they said, the meta-parameters each ended with, the log."""
+
+    said: list[str]
+    theta: list[list[np.ndarray]]
+    folder: Path
+
+    def events(self, kind: str) -> list[dict]:
+        lines = map(json.loads, (self.folder / "log.jsonl").read_text().splitlines())
+        return [line for line in lines if line["event"] == kind]
+
+
+def train(folder: Path, processes: int, devices: int, mode: str = "fresh") -> Done:
+    """Run SCRIPT in so many processes of so many devices each."""
+    port = free_port()
+    indices = range(processes) if processes > 1 else [-1]
+    running = [start(devices, "-c", SCRIPT, folder, mode, index, port) for index in indices]
+    said = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * processes, "\n".join(said)
+    saved = [np.load(path) for path in sorted(folder.glob("theta*.npz"))]
+    return Done(said, [list(arrays.values()) for arrays in saved], folder)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return train(tmp_path_factory.mktemp("one") / "run", 1, 1)
+
+
+def assert_same(done: Done, one: Done) -> None:
+    for theta in done.theta:
+        for ours, reference in zip(theta, one.theta[0], strict=True):
+            np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-6)
+    for kind, values in {"Stepped": ("meta_loss", "gradient_norm"), "Validated": ("area", "final")}.items():
+        ours, reference = done.events(kind), one.events(kind)
+        assert [event["step"] for event in ours] == [event["step"] for event in reference]
+        for value in values:
+            left, right = ([event[value] for event in events] for events in (ours, reference))
+            np.testing.assert_allclose(left, right, rtol=1e-4)
+
+
+@pytest.mark.core
+def test_eight_devices_give_what_one_gives(one, tmp_path):
+    eight = train(tmp_path / "run", 1, 8)
+    assert_same(eight, one)
+    assert "COMPILED 1 1 1" in eight.said[0]
+
+
+@pytest.mark.core
+def test_two_processes_of_four_devices_give_what_one_device_gives(one, tmp_path):
+    two = train(tmp_path / "run", 2, 4)
+    assert_same(two, one)
+    assert len(two.theta) == 2
+    assert all("COMPILED 1 1 1" in said for said in two.said)
+    for ours, theirs in zip(*two.theta, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_ctrl_c_for_one_process_stops_all_and_another_number_of_devices_goes_on(one, tmp_path):
+    folder = tmp_path / "run"
+    stopped = train(folder, 2, 2, "interrupt")
+    assert all("INTERRUPTED" in said for said in stopped.said)
+    assert 0 < len(stopped.events("Stepped")) < 8
+    assert_same(train(folder, 1, 8, "resume"), one)
+
+
+def test_one_device_writes_what_two_processes_go_on_from(one, tmp_path):
+    folder = tmp_path / "run"
+    process = start(1, "-c", SCRIPT, folder, "interrupt", -1, 0)
+    log = folder / "log.jsonl"
+    wait_for(log, '"Stepped", "step": 4,', process)
+    process.kill()
+    process.communicate()
+    assert_same(train(folder, 2, 2, "resume"), one)
+
+
+def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not (path.exists() and text in path.read_text()):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_killed_process_ends_the_job_with_a_message_and_a_checkpoint(victim, tmp_path):
+    tiny = ["--horizon", 2, "--truncation", 1, "--instances", 4, "--meta-steps", 600]
+    command = ["-m", "bygrad.cli", "train", "--family", "quadratic", *tiny, "--out", tmp_path]
+    port = free_port()
+    running = [start(1, *command, "--hosts", f"127.0.0.1:{port},2,{index}") for index in (0, 1)]
+    wait_for(tmp_path / "metatraining" / "log.jsonl", '"Stepped", "step": 40,', running[0])
+    running[victim].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    said = [re.sub(r"\s+", " ", process.communicate(timeout=100)[0]) for process in running]
+    assert time.monotonic() - killed < 60
+    assert running[victim].returncode == -signal.SIGKILL
+    # The survivor says it itself, unless JAX's runtime was quicker to end it: then its last words are said for it.
+    assert running[1 - victim].returncode in (INCOMPLETE, -signal.SIGABRT), said
+    assert "another of its 2 processes ended" in said[1 - victim] or "process of the job was lost" in said[1 - victim]
+    assert "--resume" in said[1 - victim]
+    assert "ended in the middle of its work" in said[victim]
+    alone = start(2, *command, "--resume")
+    out, _ = alone.communicate(timeout=300)
+    assert alone.returncode == 0, out
+    assert (tmp_path / "optimizer.safetensors").exists()
+
+
+SHARDING = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from bygrad import LSTM
+
+mesh = Mesh(np.array(jax.devices()), ("model",), axis_types=(AxisType.Auto,))
+specs = {"b": P(None, "model"), "w": P("model")}
+put = lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec))
+params = jax.tree.map(put, {"b": jnp.ones((2, 8)), "w": jnp.ones((16, 3))}, specs)
+optimizer = LSTM(jax.random.key(0), (2,))
+for init in (optimizer.init, jax.jit(lambda params: optimizer.init(params))):
+    state = init(params)
+    updates, moved = jax.jit(lambda grads, state: optimizer.update(grads, state))(params, state)
+    for name, spec in specs.items():
+        for leaf in jax.tree.leaves((state[name], moved[name])):  # [units, *coordinates]
+            assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, P(None, *spec)), leaf.ndim), (name, leaf.sharding)
+        assert updates[name].sharding.is_equivalent_to(NamedSharding(mesh, spec), 2), (name, updates[name].sharding)
+
+# A large array that is divided along its first axis takes a step without a message.
+large = put(jnp.ones((64, 48)), P("model"))
+step = jax.jit(lambda grads, state: optimizer.update(grads, state)).lower(large, optimizer.init(large)).compile()
+assert not any(word in step.as_text() for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
+"""
+
+
+@pytest.mark.core
+def test_state_takes_the_sharding_of_the_params():
+    process = start(8, "-c", SHARDING)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, out
+
+
+class Device(NamedTuple):
+    id: int
+    process_index: int
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("instances", "layout", "expected"),
+    [
+        (8, [8], [8]),
+        (8, [4, 4], [4, 4]),
+        (6, [8], [6]),
+        (6, [4, 4], [3, 3]),
+        (7, [4], [1]),
+        (9, [4, 4], [2, 1]),
+        (12, [8, 2], [4, 2]),
+        (1, [1], [1]),
+        (1000, [3, 5], [3, 5]),
+    ],
+    ids=str,
+)
+def test_as_many_devices_as_divide_the_instances(instances, layout, expected):
+    devices = [Device(10 * process + i, process) for process, count in enumerate(layout) for i in range(count)]
+    chosen, idle = choose(instances, devices[::-1])
+    assert [sum(it.process_index == process for it in chosen) for process in range(len(layout))] == expected
+    assert chosen == sorted(chosen)
+    assert idle == len(devices) - len(chosen)
+
+
+@pytest.mark.core
+def test_a_process_with_nothing_to_do_is_refused():
+    devices = [Device(i, i) for i in range(4)]
+    with pytest.raises(ValueError, match=r"3 instances .* among 3 devices .* of the 4 processes .*multiple of 4"):
+        choose(3, devices)
+
+
+@pytest.mark.core
+def test_hosts_are_read_or_refused():
+    assert parse_hosts("auto") == {}
+    assert parse_hosts("[::1]:99,4,3") == {"coordinator_address": "[::1]:99", "num_processes": 4, "process_id": 3}
+    for wrong in ("", "host,2,0", "host:1,2", "host:1,2,2", "host:x,2,0", "host:1,2,-1"):
+        with pytest.raises(ValueError, match=r"names no place in a job.*ADDRESS:PORT,COUNT,INDEX.*auto"):
+            parse_hosts(wrong)
