@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ from .._core.programs import Program
 from .._core.types import PRNGKeyArray
 from ..optimizers import HAND_DESIGNED, FromOptax, Optimizer
 from ..problems import ProblemFamily
-from .runs import Curves, area, final, run_curves, run_in_chunks
+from .runs import Curves, area, compile_curves, final, run_curves, run_in_chunks
 from .second_order import has_objective, lbfgs_curves
 from .statistics import bootstrap_curves, bootstrap_mean
 from .tuning import Tuning, tune, with_learning_rate
@@ -26,6 +28,7 @@ CONVENTION = (
 """What "loss at step t" means here, for every optimizer alike."""
 
 _LBFGS_CURVES = Program(lbfgs_curves)
+_THREADS = os.cpu_count()
 
 Watch = Callable[[str, int, int], None]
 """Is told `(what, done, total)`."""
@@ -73,11 +76,9 @@ def tune_baselines(
     watch: Watch | None = None,
 ) -> dict[str, Tuning]:
     """Tune every baseline on instances of its own; the same number of rates and of runs for each."""
-    tunings = {}
-    for done, (name, kind) in enumerate(baselines.items()):
-        if watch is not None:
-            watch(f"tuning {name}", done, len(baselines))
-        tunings[name] = tune(
+
+    def tuned(kind: type[FromOptax]) -> Tuning:
+        return tune(
             kind(),
             family,
             protocol.keys[0],
@@ -85,6 +86,15 @@ def tune_baselines(
             runs=protocol.tuning_runs,
             final_window=protocol.final_window,
         )
+
+    tunings = {}
+    # Side by side, because most of the time goes into compiling, which fills one core.
+    with ThreadPoolExecutor(_THREADS) as pool:
+        results = pool.map(tuned, baselines.values())
+        for done, name in enumerate(baselines):
+            if watch is not None:
+                watch(f"tuning {name}", done, len(baselines))
+            tunings[name] = next(results)
     if watch is not None:
         watch("tuning", len(baselines), len(baselines))
     return tunings
@@ -107,10 +117,15 @@ def compare(
     def ticker(name: str) -> Callable[[int, int], None] | None:
         return None if watch is None else functools.partial(watch, f"evaluating {name}")
 
+    options = {"horizon": protocol.horizon, "runs": protocol.runs, "chunk": protocol.chunk}
+
     def run(optimizer: Optimizer, name: str) -> tuple[Curves, float]:
-        options = {"horizon": protocol.horizon, "runs": protocol.runs, "chunk": protocol.chunk}
         return run_curves(optimizer, family, protocol.keys[1], tick=ticker(name), **options)
 
+    # Compiled side by side, but run one after the other: they are timed.
+    everything = [*learned.values(), *(with_learning_rate(HAND_DESIGNED[name](), 0.0) for name in tunings)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(lambda it: compile_curves(it, family, protocol.keys[1], **options), everything))
     for name, optimizer in learned.items():
         results[name.lower()] = _summary("learned", name, *run(optimizer, name), protocol)
     for name, tuning in tunings.items():

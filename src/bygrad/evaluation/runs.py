@@ -46,6 +46,13 @@ def run_curves(
     )
 
 
+def compile_curves(
+    optimizer: Optimizer, family: ProblemFamily, key: PRNGKeyArray, *, horizon: int, runs: int, chunk: int
+) -> None:
+    """Compile what `run_curves` will run, and run nothing."""
+    _CURVES.bytes_needed(optimizer, family, jax.random.split(key, min(chunk, runs)), horizon)
+
+
 def run_in_chunks(
     curves_of: Program[Any],
     problem: tuple[Any, ...],
