@@ -7,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.experimental.shard_alike import shard_alike
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
@@ -187,9 +186,12 @@ def _values(bits: PyTree, like: PyTree) -> PyTree:
 def _divided_like(param: Any, state: State) -> State:
     """Return `state`, leaves `[..., *c]`, with its coordinates on the devices where those of `param`, `[*c]`, are."""
     if isinstance(param, Tracer):
-        # Where they will be is not known yet. Zeros depend on nothing, so the compiler would leave them in one place.
+        # Where they will be is not known yet. Constants depend on nothing, and the compiler would leave them in one
+        # place: adding a zero that is computed from the param lets its sharding spread to them.
+        zero = jnp.where(jnp.isnan(param), 0, jnp.minimum(jnp.abs(param), 0))
+
         def like(leaf: Array) -> Array:
-            return shard_alike(leaf, jnp.broadcast_to(param, leaf.shape).astype(leaf.dtype))[0]
+            return leaf + jnp.broadcast_to(zero, leaf.shape).astype(leaf.dtype)
 
         return jax.tree.map(like, state)
     if isinstance(param, jax.Array) and isinstance(param.sharding, NamedSharding) and param.is_fully_addressable:
