@@ -33,7 +33,7 @@ MNIST = Experiment(
         ),
     },
     protocols={
-        "quick": Protocol(100, runs=100, tuning_runs=2, second_order_runs=4, chunk=4),
+        "quick": Protocol(100, runs=100, tuning_runs=2, second_order_runs=2, chunk=4),
         "paper": Protocol(100, runs=128, tuning_runs=8, second_order_runs=8, chunk=4),
     },
     settings=(
