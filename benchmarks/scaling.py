@@ -1,6 +1,6 @@
 """Time and communication of a meta-step over devices and processes: a model, beside what is measured here.
 
-    python benchmarks/scaling.py [--instances 128] [--steps 20] [--cores 0,1] [--json FILE]
+    python benchmarks/scaling.py [--instances 128] [--steps 20] [--cores 0,1] [--quick] [--json FILE]
 
 The model (docs/scaling.md). A device with m instances needs s(m) = a + b m seconds of one core for its part of a
 meta-step; an all-reduce among n devices takes r(n) = 2 (n - 1) h as a ring, 2 ceil(log2 n) h as a tree, where h is one
@@ -23,8 +23,9 @@ import socket  # noqa: TID251 - loopback only: to find a free port
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from _common import console, parser, show, write_record
 
 THETA_BYTES = 4 * 5141
 PREDICTED = (1, 8, 64, 256, 1000)
@@ -114,20 +115,19 @@ def measure(instances: list[int], steps: int, devices: int, pins: list[set[int]]
 
 def main() -> None:
     """Measure, predict and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--instances", type=int, default=128, help="of a meta-step in all; a multiple of 8")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cores", default=",".join(map(str, sorted(os.sched_getaffinity(0))[:2])), help="two of them")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--instances", type=int, default=128, help="of a meta-step in all; a multiple of 8")
+    command.add_argument("--steps", type=int, default=20)
+    command.add_argument("--cores", default=",".join(map(str, sorted(os.sched_getaffinity(0))[:2])), help="two of them")
+    command.add_argument("--worker", help=argparse.SUPPRESS)
+    options = command.parse_args()
     if options.worker:
         worker(argparse.Namespace(**json.loads(options.worker)))
         return
     import numpy as np
-    from rich.console import Console
-    from rich.table import Table
 
+    if options.quick:
+        options.instances, options.steps = 8, 1
     first, second = (int(core) for core in options.cores.split(","))
     both, total, steps = {first, second}, options.instances, options.steps
     sizes = [total, total // 2, total // 4, total // 8]
@@ -148,32 +148,43 @@ def main() -> None:
         ("2 processes, 1 device and 1 core each", predicted(2, 2, hop["processes"]), pair["meta_step"][str(total)])
     )
 
-    console = Console()
     console.print(
         f"{total} instances of the 10-dimensional quadratics, windows of 20 steps; θ has {THETA_BYTES:,} bytes\n"
         f"s(m) = {a * 1e3:.2f} ms + {b * 1e3:.4f} ms m; a hop takes {hop['devices'] * 1e6:.0f} µs between devices of a"
         f" process, {hop['processes'] * 1e6:.0f} µs between processes on loopback"
     )
-    table = Table("same total work", *(f"{word} ms" for word in ("predicted", "measured")), "meta-steps/s")
-    for what, expected, found in rows:
-        table.add_row(what, f"{expected * 1e3:.2f}", f"{found * 1e3:.2f}", f"{1 / found:.1f}")
-    console.print(table)
+    show(
+        "the same work in all",
+        [
+            {
+                "over": what,
+                "predicted, ms": f"{expected * 1e3:.2f}",
+                "measured, ms": f"{found * 1e3:.2f}",
+                "meta-steps/s": f"{1 / found:.1f}",
+            }
+            for what, expected, found in rows
+        ],
+    )
     one, two = runs[1]["meta_step"][str(total)], pair["meta_step"][str(total)]
     console.print(
         f"throughput of two processes on two cores: {one / two:.2f} of one process on both cores (to reach: 0.9),"
         f" {alone[str(total)] / two:.2f} of one process on one core (ideal: 2)"
     )
-    forecast = Table(f"predicted, {total} instances a device", *NETWORKS)
-    predictions = []
-    for n in PREDICTED:
-        times = [a + b * total + hops(n, kind) * h for kind, h in NETWORKS.values()]
-        predictions.append({"devices": n} | dict(zip(NETWORKS, times, strict=True)))
-        forecast.add_row(str(n), *(f"{t * 1e3:.2f} ms, {(a + b * total) / t:.0%}" for t in times))
-    console.print(forecast)
-    if options.json:
-        record = {"instances": total, "a": a, "b": b, "hop": hop, "predictions": predictions}
-        record["rows"] = [dict(zip(("what", "predicted", "measured"), row, strict=True)) for row in rows]
-        options.json.write_text(json.dumps(record, indent=1))
+    predictions = [
+        {"devices": n} | {name: a + b * total + hops(n, kind) * hop for name, (kind, hop) in NETWORKS.items()}
+        for n in PREDICTED
+    ]
+    show(
+        f"predicted, {total} instances a device",
+        [
+            {"devices": str(row["devices"])}
+            | {name: f"{row[name] * 1e3:.2f} ms, {(a + b * total) / row[name]:.0%}" for name in NETWORKS}
+            for row in predictions
+        ],
+    )
+    measured = [dict(zip(("what", "predicted", "measured"), row, strict=True)) for row in rows]
+    record = {"instances": total, "a": a, "b": b, "hop": hop, "predictions": predictions, "rows": measured}
+    write_record(options.json, record)
 
 
 if __name__ == "__main__":

@@ -84,11 +84,8 @@ class LastWords:
         self._child = os.fork()
         if self._child == 0:
             os.close(self._writer)
-            for number in (
-                signal.SIGINT,
-                signal.SIGTERM,
-                signal.SIGHUP,
-            ):  # sent to the whole group, meant for the other
+            # A signal to the whole group is meant for the other process.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             if not os.read(reader, 1):
                 os.write(2, f"{text}\n".encode())

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,7 +14,7 @@ from .._core.programs import Program
 from .._core.types import PRNGKeyArray
 from ..optimizers import HAND_DESIGNED, FromOptax, Optimizer
 from ..problems import ProblemFamily
-from .runs import Curves, area, compile_curves, final, run_curves, run_in_chunks
+from .runs import SIDE_BY_SIDE, Curves, area, compile_curves, final, run_curves, run_in_chunks
 from .second_order import has_objective, lbfgs_curves
 from .statistics import bootstrap_curves, bootstrap_mean
 from .tuning import Tuning, tune, with_learning_rate
@@ -28,7 +27,6 @@ CONVENTION = (
 """What "loss at step t" means here, for every optimizer alike."""
 
 _LBFGS_CURVES = Program(lbfgs_curves)
-_THREADS = os.cpu_count()
 
 Watch = Callable[[str, int, int], None]
 """Is told `(what, done, total)`."""
@@ -89,7 +87,7 @@ def tune_baselines(
 
     tunings = {}
     # Side by side, because most of the time goes into compiling, which fills one core.
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         results = pool.map(tuned, baselines.values())
         for done, name in enumerate(baselines):
             if watch is not None:
@@ -124,7 +122,7 @@ def compare(
 
     # Compiled side by side, but run one after the other: they are timed.
     everything = [*learned.values(), *(with_learning_rate(HAND_DESIGNED[name](), 0.0) for name in tunings)]
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         list(pool.map(lambda it: compile_curves(it, family, protocol.keys[1], **options), everything))
     for name, optimizer in learned.items():
         results[name.lower()] = _summary("learned", name, *run(optimizer, name), protocol)

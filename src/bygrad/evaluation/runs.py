@@ -1,6 +1,5 @@
 """Runs of an optimizer on fresh instances, timed, in pieces of a size that memory and a person's patience allow."""
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,10 @@ Curves = np.ndarray
 Ticker = Callable[[int, int], None]
 """Is told `(done, total)` runs."""
 
+SIDE_BY_SIDE = 2
+"""Programs that compile or run at a time: XLA compiles one, and runs many small operations, on a single core. No more
+than two, because each takes its memory."""
+
 _CURVES = Program(loss_curves)
 
 
@@ -35,7 +38,8 @@ def run_curves(
     """Run an optimizer on `runs` fresh instances, `chunk` of them at a time.
 
     **Returns:** curves `[runs, horizon + 1]`, column `t` the loss after `t` updates; and the wall-clock seconds of a
-    step of a run, problem and optimizer together, compilation left out, when runs go `chunk` at a time.
+    step of a run, problem and optimizer together, compilation left out, when runs go `chunk` at a time and nothing else
+    does: those of the first `chunk`.
     """
     return run_in_chunks(
         _CURVES,
@@ -78,7 +82,7 @@ def run_in_chunks(
     started = time.perf_counter()
     curves = [run(keys[0])]
     seconds = time.perf_counter() - started
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         others = pool.map(run, list(keys[1:]))
         for done in range(1, pieces + 1):
             if tick is not None:

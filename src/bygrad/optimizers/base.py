@@ -116,17 +116,11 @@ class Coordinatewise(Optimizer):
             self.step_in_blocks(leaf.astype(self.dtype), leaf_state)
             for leaf, leaf_state in zip(leaves, structure.flatten_up_to(state), strict=True)
         ]
-        updates, states = (
-            zip(
-                *[
-                    _divided_like(leaf, (update.astype(leaf.dtype), leaf_state))
-                    for (update, leaf_state), leaf in zip(stepped, leaves, strict=True)
-                ],
-                strict=True,
-            )
-            if leaves
-            else ((), ())
-        )
+        placed = [
+            _divided_like(leaf, (update.astype(leaf.dtype), leaf_state))
+            for (update, leaf_state), leaf in zip(stepped, leaves, strict=True)
+        ]
+        updates, states = [update for update, _ in placed], [leaf_state for _, leaf_state in placed]
         return jax.tree.unflatten(structure, updates), jax.tree.unflatten(structure, states)
 
     def step_in_blocks(self, grads: Float[Array, "*c"], state: State) -> tuple[Float[Array, "*c"], State]:
@@ -185,6 +179,8 @@ def _values(bits: PyTree, like: PyTree) -> PyTree:
 
 def _divided_like(param: Any, state: State) -> State:
     """Return `state`, leaves `[..., *c]`, with its coordinates on the devices where those of `param`, `[*c]`, are."""
+    if jax.device_count() == 1:
+        return state
     if isinstance(param, Tracer):
         # Where they will be is not known yet. Constants depend on nothing, and the compiler would leave them in one
         # place: adding a zero that is computed from the param lets its sharding spread to them.
