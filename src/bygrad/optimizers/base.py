@@ -1,7 +1,7 @@
 """What an optimizer is: one class for learned and hand-designed ones."""
 
 import abc
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
@@ -22,6 +22,9 @@ class Optimizer(eqx.Module):
     So `jax.vmap` over an optimizer with a batch of learning rates tunes it, and `jax.grad` with respect to it
     meta-trains it. The contract of `update` is optax's: the result is *added* to the params.
     """
+
+    per_coordinate: ClassVar[bool] = False
+    """Whether a coordinate's update depends on that coordinate alone: then it does not matter how params are cut."""
 
     @abc.abstractmethod
     def init(self, params: Params) -> State:
@@ -72,6 +75,8 @@ class Coordinatewise(Optimizer):
     A rule writes `start`, `step` and `pullback`, and gets `init` and `update` over trees. Where params are divided over
     devices, their coordinates' state and updates are divided alike.
     """
+
+    per_coordinate: ClassVar[bool] = True
 
     @property
     @abc.abstractmethod

@@ -4,7 +4,7 @@ Every rule is optax's. Constants that are not arguments are those of the paper's
 """
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -25,6 +25,8 @@ def _hyperparameter(default: float) -> Any:
 
 class FromOptax(Optimizer):
     """An optax transformation, rebuilt from this object's array leaves wherever it is used."""
+
+    per_coordinate: ClassVar[bool] = True
 
     @abc.abstractmethod
     def transformation(self) -> optax.GradientTransformation:
