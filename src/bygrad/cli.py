@@ -160,6 +160,10 @@ def train(
     meta_steps: Annotated[int, arg(help="Meta-steps.")] = 1000,
     meta_learning_rate: Annotated[float, arg(help="Adam's, at the start; falls to 0 along a cosine.")] = 5e-3,
     coordinates: Annotated[float, arg(help="Part of the coordinates to replay; 1 is exact.")] = 1.0,
+    segment: Annotated[int, arg(help="Steps to keep in memory at a time, for long windows; 0 keeps all.")] = 0,
+    state_dtype: Annotated[
+        Literal["float32", "bfloat16"], arg(help="What the optimizer's state is kept in; bfloat16 takes half.")
+    ] = "float32",
     out: Folder = None,
     resume: Resume = False,
     seed: Seed = 0,
@@ -182,7 +186,10 @@ def train(
 
     _known(LEARNED, optimizer, "learned optimizer")
     untrained = LSTM(
-        jax.random.key(seed), preprocess=_known(PREPROCESSORS, preprocess, "preprocessor")(), output_scale=output_scale
+        jax.random.key(seed),
+        preprocess=_known(PREPROCESSORS, preprocess, "preprocessor")(),
+        output_scale=output_scale,
+        state_dtype=None if state_dtype == "float32" else state_dtype,
     )
     recipe = Recipe(
         horizon=horizon,
@@ -191,7 +198,7 @@ def train(
         meta_steps=meta_steps,
         meta_learning_rate=meta_learning_rate,
         clip=0.1,
-        estimator=Replay(coordinates),
+        estimator=Replay(coordinates, segment),
         validate_every=max(1, meta_steps // 20),
         final_window=max(1, horizon // 20),
         seed=seed,

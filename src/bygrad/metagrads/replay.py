@@ -6,7 +6,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from ..optimizers import Coordinatewise, Optimizer
-from ..unroll import Inner, Trajectory, Windows, cotangents, instance_axes, replay, replay_coordinates, rollout
+from ..unroll import (
+    Inner,
+    Trajectory,
+    Windows,
+    cotangents,
+    instance_axes,
+    replay,
+    replay_coordinates,
+    replay_in_segments,
+    rollout,
+)
 from .base import Estimate, Estimator
 
 
@@ -20,16 +30,25 @@ class Replay(Estimator):
     $i$ is taken with probability proportional to a mixture of the size of its cotangents and of a constant, and
     weighted by the inverse, so that the estimate stays unbiased; coordinates without cotangent are never taken.
 
-    **Arguments:** `coordinates`: the part to replay, in (0, 1].
+    **Arguments:** `coordinates`: the part to replay, in (0, 1]. `segment`: steps to keep in memory at a time, a divisor
+    of the truncation: the window is then rolled out twice, and replayed segment by segment, exactly
+    (`bygrad.unroll.replay_in_segments`). For windows that do not fit in memory; 0 keeps the whole window.
     """
 
     coordinates: float = eqx.field(static=True, default=1.0)
+    segment: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
         if not 0 < self.coordinates <= 1:
             raise ValueError(
                 f"coordinates is {self.coordinates}, but it is the part of the coordinates to replay: give a number"
                 " above 0 and at most 1 (1 for the exact meta-gradient)."
+            )
+        if self.segment < 0 or (self.segment and self.coordinates < 1):
+            raise ValueError(
+                f"segment={self.segment}, coordinates={self.coordinates}: a window in segments is replayed exactly, as"
+                " the coordinates to take are known only when all of it has been seen. Give a segment of 0 or more, and"
+                " coordinates=1 with one above 0."
             )
 
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Inner:
@@ -40,6 +59,8 @@ class Replay(Estimator):
 
     def estimate(self, optimizer: Optimizer, windows: Windows, state: Inner) -> tuple[Estimate, Inner]:
         state = windows.renew(optimizer, state)
+        if self.segment:
+            return self._in_segments(optimizer, windows, state)
         end, trajectory = rollout(optimizer, windows.family, state, windows.truncation)
         losses = jnp.mean(jnp.concatenate([trajectory.value[1:], trajectory.end_value[None]]), axis=0)
         weights = jax.tree.map(lambda cot: cot / losses.size / windows.truncation, cotangents(trajectory))
@@ -47,6 +68,16 @@ class Replay(Estimator):
             gradient = self._replay_part(optimizer, trajectory, weights, end)
         else:
             gradient = replay(optimizer, trajectory, weights)
+        return Estimate(jnp.mean(losses), gradient, losses), end
+
+    def _in_segments(self, optimizer: Optimizer, windows: Windows, state: Inner) -> tuple[Estimate, Inner]:
+        if windows.truncation % self.segment:
+            raise ValueError(
+                f"The truncation of {windows.truncation} steps is not a multiple of the segment of {self.segment}, so a"
+                " window would end inside one. Choose a segment that divides the truncation."
+            )
+        end, losses, gradient = replay_in_segments(optimizer, windows.family, state, windows.truncation, self.segment)
+        gradient = jax.tree.map(lambda leaf: leaf / losses.size / windows.truncation, gradient)
         return Estimate(jnp.mean(losses), gradient, losses), end
 
     def _replay_part(

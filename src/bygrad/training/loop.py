@@ -264,7 +264,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
         compile_seconds = time.perf_counter() - started
         available = least(bytes_available(self.devices.local))
         remedies = {
-            "a meta-step": f"instances (now {self.recipe.instances}), truncation (now {self.recipe.truncation})",
+            "a meta-step": f"instances (now {self.recipe.instances}), truncation (now {self.recipe.truncation}), or"
+            " keep a part of a window at a time (Replay(segment=...), --segment)",
             "a validation": f"validation_runs (now {self.recipe.validation_runs})",
         }
         for what, need in needs.items():

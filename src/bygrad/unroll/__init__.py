@@ -3,6 +3,7 @@
 from .lift import Lifted, lift
 from .replay import cotangents, replay, replay_coordinates
 from .rollout import Inner, Trajectory, begin, draw, instance_axes, loss_curves, observe, rollout, step_keys
+from .segments import replay_in_segments
 from .window import Windows
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "observe",
     "replay",
     "replay_coordinates",
+    "replay_in_segments",
     "rollout",
     "step_keys",
 ]
