@@ -3,10 +3,11 @@
 from .base import Coordinatewise, Learned, Optimizer, autodiff_pullback, parameter_count
 from .hand_designed import SGD, Adam, AdamW, FromOptax, Nesterov, RMSprop
 from .lstm import LSTM
+from .partition import Partition
 from .portable import Portable, from_portable, to_portable
 from .preprocess import PREPROCESSORS, LogSign, Preprocessor, Scaled
 
-LEARNED: dict[str, type[Learned]] = {"LSTM": LSTM}
+LEARNED: dict[str, type[Learned]] = {"LSTM": LSTM, "Partition": Partition}
 """The learned optimizers, by class name."""
 
 HAND_DESIGNED: dict[str, type[FromOptax]] = {
@@ -32,6 +33,7 @@ __all__ = [
     "LogSign",
     "Nesterov",
     "Optimizer",
+    "Partition",
     "Portable",
     "Preprocessor",
     "RMSprop",
