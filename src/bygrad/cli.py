@@ -109,13 +109,13 @@ def _join(hosts: str, folder: Path) -> None:
 def list_names() -> None:
     """List experiments, families, optimizers and the trained artifacts that come with the package."""
     from .artifacts import shipped_names
-    from .experiments import EXPERIMENTS
+    from .experiments import EXPERIMENTS, STUDIES
     from .optimizers import HAND_DESIGNED, LEARNED
     from .problems import FAMILIES
 
     console = Console()
     groups = {
-        "experiments": [f"{name}: {it.title}" for name, it in EXPERIMENTS.items()],
+        "experiments": [f"{name}: {it.title}" for name, it in (EXPERIMENTS | STUDIES).items()],
         "families": list(FAMILIES),
         "learned optimizers": list(LEARNED),
         "hand-designed optimizers": list(HAND_DESIGNED),
@@ -137,15 +137,12 @@ def reproduce(
     json: Json = None,
 ) -> None:
     """Carry out an experiment of the paper: tune baselines, meta-train, compare, report."""
-    from .experiments import EXPERIMENTS
-    from .experiments import reproduce as carry_out
+    from .experiments import EXPERIMENTS, STUDIES, Task, carry_out
 
-    experiment = _known(EXPERIMENTS, name, "experiment")
+    experiment = _known(EXPERIMENTS | STUDIES, name, "experiment")
     folder = out or Path("runs") / f"{name}-{budget}"
     with _display() as display:
-        results = carry_out(
-            experiment, budget, folder, display, resume=resume, seed=seed, data=data, command=_command()
-        )
+        results = carry_out(experiment, Task(budget, folder, display, resume, seed, data, _command()))
     _finish(results, folder, json)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bygrad.metagrads import Backprop, Estimate, Replay
-from bygrad.optimizers import HAND_DESIGNED, LEARNED, Learned, Optimizer
+from bygrad.optimizers import HAND_DESIGNED, LEARNED, LSTM, Learned, Nesterov, Optimizer, Partition
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
 from bygrad.problems.mlp import Activation
 from bygrad.unroll import Windows
@@ -40,6 +40,9 @@ FAMILIES = {
 def build(name: str, x64: bool) -> Optimizer:
     kind = OPTIMIZERS[name]
     with jax.enable_x64(x64):
+        if kind is Partition:
+            parts = {"biases": Nesterov(), "rest": eqx.filter_jit(LSTM)(jax.random.key(0), (4, 3))}
+            return Partition(parts=parts, rules=(("*bias", "biases"), ("*", "rest")))
         return eqx.filter_jit(kind)(jax.random.key(0), (4, 3)) if issubclass(kind, Learned) else kind()
 
 
@@ -57,6 +60,8 @@ def assert_equal(ours: Estimate, theirs: Estimate, tolerance: float) -> None:
 PAIRS = [(family, name, True, 1e-10) for family in FAMILIES for name in OPTIMIZERS]
 PAIRS += [(family, name, False, 1e-5) for family in FAMILIES for name in LEARNED]
 PAIRS += [(family, name, False, 1e-5) for family in ("uniform", "sigmoid") for name in HAND_DESIGNED]
+# A partition passes its parts on, whatever the family.
+PAIRS = [pair for pair in PAIRS if pair[1] != "Partition" or pair[::2] == ("0 layers", True)]
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,16 @@ def from_matrix(matrix: Num[Array, "rows columns"], like: PyTree[Shaped[Array, "
     return jax.tree.unflatten(structure, parts)
 
 
+def to_vector(tree: PyTree[Shaped[Array, "..."]], dtype: Any) -> Num[Array, " entries"]:
+    """Lay the entries of all leaves out as one vector."""
+    return jnp.concatenate([jnp.ravel(leaf).astype(dtype) for leaf in jax.tree.leaves(tree)])
+
+
+def from_vector(vector: Num[Array, " entries"], like: PyTree[Shaped[Array, "..."]]) -> PyTree:
+    """Invert `to_vector`: shapes and dtypes come from `like`."""
+    return jax.tree.map(lambda leaf: leaf[0], from_matrix(vector[None], jax.tree.map(lambda leaf: leaf[None], like)))
+
+
 def named_leaves(tree: PyTree) -> dict[str, Any]:
     """Map the path of every leaf, such as `layers/0/weight`, to the leaf."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)

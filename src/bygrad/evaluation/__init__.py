@@ -1,9 +1,9 @@
 """Fair comparison: equally tuned baselines, statistics, figures and the report."""
 
-from .compare import CONVENTION, Protocol, best_baseline, compare, tune_baselines
+from .compare import CONVENTION, Protocol, best_baseline, compare, compare_bfgs, tune_baselines
 from .report import results_table, strict_json, write_report
 from .runs import area, final, run_curves
-from .second_order import lbfgs_curves
+from .second_order import bfgs_curves, lbfgs_curves
 from .statistics import Interval, bootstrap_curves, bootstrap_mean
 from .tuning import Tuning, tune, with_learning_rate
 
@@ -14,9 +14,11 @@ __all__ = [
     "Tuning",
     "area",
     "best_baseline",
+    "bfgs_curves",
     "bootstrap_curves",
     "bootstrap_mean",
     "compare",
+    "compare_bfgs",
     "final",
     "lbfgs_curves",
     "results_table",

@@ -15,7 +15,7 @@ from .._core.types import PRNGKeyArray
 from ..optimizers import HAND_DESIGNED, FromOptax, Optimizer
 from ..problems import ProblemFamily
 from .runs import SIDE_BY_SIDE, Curves, area, compile_curves, final, run_curves, run_in_chunks
-from .second_order import has_objective, lbfgs_curves
+from .second_order import bfgs_curves, has_objective, lbfgs_curves
 from .statistics import bootstrap_curves, bootstrap_mean
 from .tuning import Tuning, tune, with_learning_rate
 
@@ -26,7 +26,7 @@ CONVENTION = (
 )
 """What "loss at step t" means here, for every optimizer alike."""
 
-_LBFGS_CURVES = Program(lbfgs_curves)
+_LBFGS_CURVES, _BFGS_CURVES = Program(lbfgs_curves), Program(bfgs_curves)
 
 Watch = Callable[[str, int, int], None]
 """Is told `(what, done, total)`."""
@@ -142,10 +142,22 @@ def compare(
     return results
 
 
-def _second_order(family: ProblemFamily, protocol: Protocol, tick: Callable[[int, int], None] | None) -> dict[str, Any]:
+def compare_bfgs(family: ProblemFamily, protocol: Protocol, watch: Watch | None = None) -> dict[str, Any]:
+    """Run BFGS on the first of the fresh instances, as `compare` does L-BFGS: for problems of few params."""
+    tick = None if watch is None else functools.partial(watch, "evaluating BFGS")
+    return _second_order(family, protocol, tick, "BFGS (full batch)", _BFGS_CURVES)
+
+
+def _second_order(
+    family: ProblemFamily,
+    protocol: Protocol,
+    tick: Callable[[int, int], None] | None,
+    label: str = "L-BFGS (full batch)",
+    program: Program[Any] = _LBFGS_CURVES,
+) -> dict[str, Any]:
     runs = min(protocol.second_order_runs, protocol.runs)
     curves, seconds = run_in_chunks(
-        _LBFGS_CURVES,
+        program,
         (family,),
         protocol.keys[1],
         horizon=protocol.horizon,
@@ -153,7 +165,7 @@ def _second_order(family: ProblemFamily, protocol: Protocol, tick: Callable[[int
         chunk=min(protocol.chunk, runs),
         tick=tick,
     )
-    summary = _summary("second-order", "L-BFGS (full batch)", curves, seconds, protocol)
+    summary = _summary("second-order", label, curves, seconds, protocol)
     summary["note"] = (
         "Sees the objective without noise (all data) and evaluates it several times a step, in a line search: its steps"
         " are not the others' steps. Compare by wall-clock."

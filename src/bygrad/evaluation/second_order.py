@@ -1,4 +1,4 @@
-"""A second-order baseline: L-BFGS on the objective without noise."""
+"""Second-order baselines: L-BFGS and BFGS on the objective without noise."""
 
 from typing import Any
 
@@ -35,8 +35,22 @@ def lbfgs_curves(
     Directions and line searches use the objective without noise (all data), several evaluations a step. What is
     recorded is the loss that the other optimizers meet: the same instances, starts and minibatches.
     """
-    solver = optax.lbfgs(memory_size=memory)
+    return _curves(optax.lbfgs(memory_size=memory), family, keys, horizon)
 
+
+def bfgs_curves(
+    family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int
+) -> Float[Array, "runs horizon_plus_1"]:
+    """Run BFGS as `lbfgs_curves` runs L-BFGS: from the identity, with every pair that the run has seen."""
+    return _curves(optax.lbfgs(memory_size=horizon, scale_init_precond=False), family, keys, horizon)
+
+
+def _curves(
+    solver: optax.GradientTransformationExtraArgs,
+    family: ProblemFamily,
+    keys: Shaped[PRNGKeyArray, " runs"],
+    horizon: int,
+) -> Float[Array, "runs horizon_plus_1"]:
     def run(instance: Instance, params: Params, run_key: PRNGKeyArray) -> Float[Array, " horizon_plus_1"]:
         def objective(params: Params) -> Scalar:
             return family.loss(params, instance, None)

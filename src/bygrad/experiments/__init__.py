@@ -6,18 +6,27 @@ from .mnist import MNIST
 from .paper import paper_curves
 from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN
 from .reproduce import reproduce
+from .study import Study, Task, carry_out
+from .variations import VARIATIONS
 from .work import evaluate, train
 
 EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST)}
 """The experiments, by name."""
 
+STUDIES: dict[str, Study] = {it.name: it for it in (VARIATIONS,)}
+"""The experiments that are more than one optimizer on one family, by name."""
+
 __all__ = [
     "EXPERIMENTS",
+    "STUDIES",
     "Budget",
     "Display",
     "Experiment",
     "Level",
     "Setting",
+    "Study",
+    "Task",
+    "carry_out",
     "evaluate",
     "paper_curves",
     "reproduce",

@@ -13,7 +13,7 @@ from .._core.files import write_text_atomically
 from ..evaluation import Protocol, Tuning, best_baseline, strict_json, tune_baselines, write_report
 from ..optimizers import Optimizer
 from ..problems import find_family
-from ..training import Recipe, describe
+from ..training import describe
 from .declaration import Budget, Experiment, Setting
 from .display import Display
 from .paper import paper_curves
@@ -39,7 +39,8 @@ def reproduce(
     **Raises:** `FileExistsError` if the folder exists and `resume` is off; `ValueError` if it holds something else.
     """
     recipe = dataclasses.replace(experiment.recipes[budget], seed=seed)
-    _claim(folder, {"experiment": experiment.name, "budget": budget, "seed": seed, "data": data}, recipe, resume)
+    identity = {"experiment": experiment.name, "budget": budget, "seed": seed, "data": data}
+    claim(folder, identity | {"recipe": describe(recipe)}, resume)
     main, *others = experiment.settings_of(budget)
     protocol = dataclasses.replace(experiment.protocols[budget], seed=seed)
 
@@ -80,9 +81,9 @@ def reproduce(
     return results
 
 
-def _claim(folder: Path, identity: dict[str, Any], recipe: Recipe, resume: bool) -> None:
+def claim(folder: Path, identity: dict[str, Any], resume: bool) -> None:
+    """Write down what a folder is for, or check that it is for this, as `reproduce` does."""
     path = folder / "experiment.json"
-    identity = identity | {"recipe": describe(recipe)}
     if folder.exists() and any(folder.iterdir()):
         if not resume:
             raise FileExistsError(

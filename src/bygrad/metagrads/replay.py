@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from ..optimizers import Coordinatewise, Optimizer
+from ..optimizers import Coordinatewise, Optimizer, Partition
 from ..unroll import (
     Inner,
     Trajectory,
@@ -15,6 +15,7 @@ from ..unroll import (
     replay,
     replay_coordinates,
     replay_in_segments,
+    replay_parts,
     rollout,
 )
 from .base import Estimate, Estimator
@@ -26,9 +27,10 @@ class Replay(Estimator):
     Equal to `Backprop(second_derivatives=False)`, without a graph through the problem: neither its activations nor
     second derivatives are needed, only values and gradients.
 
-    For a coordinatewise optimizer, `coordinates < 1` replays a random part of each instance's coordinates. Coordinate
-    $i$ is taken with probability proportional to a mixture of the size of its cotangents and of a constant, and
-    weighted by the inverse, so that the estimate stays unbiased; coordinates without cotangent are never taken.
+    For a coordinatewise optimizer, alone or as part of a partition, `coordinates < 1` replays a random part of each
+    instance's coordinates. Coordinate $i$ is taken with probability proportional to a mixture of the size of its
+    cotangents and of a constant, and weighted by the inverse, so that the estimate stays unbiased; coordinates without
+    cotangent are never taken.
 
     **Arguments:** `coordinates`: the part to replay, in (0, 1]. `segment`: steps to keep in memory at a time, a divisor
     of the truncation: the window is then rolled out twice, and replayed segment by segment, exactly
@@ -64,11 +66,9 @@ class Replay(Estimator):
         end, trajectory = rollout(optimizer, windows.family, state, windows.truncation)
         losses = jnp.mean(jnp.concatenate([trajectory.value[1:], trajectory.end_value[None]]), axis=0)
         weights = jax.tree.map(lambda cot: cot / losses.size / windows.truncation, cotangents(trajectory))
-        if self.coordinates < 1 and isinstance(optimizer, Coordinatewise):
-            gradient = self._replay_part(optimizer, trajectory, weights, end)
-        else:
-            gradient = replay(optimizer, trajectory, weights)
-        return Estimate(jnp.mean(losses), gradient, losses), end
+        # Drawn from keys of the instances, and other than any that the inner steps have used.
+        keys = jax.vmap(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), 1))(end.key, end.step)
+        return Estimate(jnp.mean(losses), self._replay(optimizer, trajectory, weights, keys=keys), losses), end
 
     def _in_segments(self, optimizer: Optimizer, windows: Windows, state: Inner) -> tuple[Estimate, Inner]:
         if windows.truncation % self.segment:
@@ -80,11 +80,28 @@ class Replay(Estimator):
         gradient = jax.tree.map(lambda leaf: leaf / losses.size / windows.truncation, gradient)
         return Estimate(jnp.mean(losses), gradient, losses), end
 
-    def _replay_part(
-        self, optimizer: Coordinatewise, trajectory: Trajectory, weights: Float[Array, "k b n"], end: Inner
+    def _replay(
+        self,
+        optimizer: Optimizer,
+        trajectory: Trajectory,
+        weights: PyTree,
+        *,
+        keys: Shaped[PRNGKeyArray, " instances"],
+    ) -> PyTree:
+        if self.coordinates < 1 and isinstance(optimizer, Partition):
+            return replay_parts(optimizer, trajectory, weights, lambda *one: self._replay(*one, keys=keys))
+        if self.coordinates < 1 and isinstance(optimizer, Coordinatewise):
+            return self._replay_some(optimizer, trajectory, weights, keys)
+        return replay(optimizer, trajectory, weights)
+
+    def _replay_some(
+        self,
+        optimizer: Coordinatewise,
+        trajectory: Trajectory,
+        weights: Float[Array, "k b n"],
+        keys: Shaped[PRNGKeyArray, " instances"],
     ) -> PyTree:
         count = max(1, round(self.coordinates * weights.shape[2]))
-        keys = jax.vmap(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), 1))(end.key, end.step)
         size = jnp.sqrt(jnp.sum(jnp.square(weights), axis=0))
         chosen, importance = jax.vmap(lambda size, key: choose_coordinates(size, count, key))(size, keys)
 

@@ -1,12 +1,20 @@
 """What optimizes: one class for learned and hand-designed optimizers, one file for each rule."""
 
 from .base import Coordinatewise, Learned, Optimizer, autodiff_pullback, parameter_count
+from .global_lstm import GlobalLSTM
 from .hand_designed import SGD, Adam, AdamW, FromOptax, Nesterov, RMSprop
 from .lstm import LSTM
+from .memory import MEMORIES, Matrix, Memory, MemoryLSTM, Window
+from .partition import Partition
 from .portable import Portable, from_portable, to_portable
 from .preprocess import PREPROCESSORS, LogSign, Preprocessor, Scaled
 
-LEARNED: dict[str, type[Learned]] = {"LSTM": LSTM}
+LEARNED: dict[str, type[Learned]] = {
+    "LSTM": LSTM,
+    "GlobalLSTM": GlobalLSTM,
+    "MemoryLSTM": MemoryLSTM,
+    "Partition": Partition,
+}
 """The learned optimizers, by class name."""
 
 HAND_DESIGNED: dict[str, type[FromOptax]] = {
@@ -22,20 +30,27 @@ __all__ = [
     "HAND_DESIGNED",
     "LEARNED",
     "LSTM",
+    "MEMORIES",
     "PREPROCESSORS",
     "SGD",
     "Adam",
     "AdamW",
     "Coordinatewise",
     "FromOptax",
+    "GlobalLSTM",
     "Learned",
     "LogSign",
+    "Matrix",
+    "Memory",
+    "MemoryLSTM",
     "Nesterov",
     "Optimizer",
+    "Partition",
     "Portable",
     "Preprocessor",
     "RMSprop",
     "Scaled",
+    "Window",
     "autodiff_pullback",
     "from_portable",
     "parameter_count",

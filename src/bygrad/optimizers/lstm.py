@@ -1,7 +1,7 @@
 """The coordinatewise LSTM optimizer of Andrychowicz et al. (2016), section 2.1."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -60,8 +60,9 @@ class LSTM(Coordinatewise, Learned):
 
     **Arguments:** `key`: draws the weights. `layers`: units of each layer. `preprocess`: how gradients become inputs.
     `output_scale`: $s$; the paper uses 0.1 for networks and 1 elsewhere. `initial_step`: size, before $s$, of the steps
-    that the untrained optimizer takes down the gradient. `state_dtype`: what the state is kept in between two steps,
-    by default the dtype of the weights; `"bfloat16"` halves the memory. Arithmetic is in the dtype of the weights.
+    that the untrained optimizer takes down the gradient; 0 leaves its last layer at zero. `state_dtype`: what the state
+    is kept in between two steps, by default the dtype of the weights; `"bfloat16"` halves the memory. Arithmetic is in
+    the dtype of the weights.
     """
 
     feature_version: ClassVar[int] = 1
@@ -96,7 +97,8 @@ class LSTM(Coordinatewise, Learned):
         inputs = [self.preprocess.features, *layers[:-1]]
         self.layers = tuple(Cell(n, units, k) for n, units, k in zip(inputs, layers, layer_keys, strict=True))
         self.head, self.head_bias = jnp.zeros(layers[-1]), jnp.zeros(())
-        self.head, self.head_bias = _descending_head(self, head_key, initial_step)
+        if initial_step:
+            self.head, self.head_bias = _fit_head(self, head_key, initial_step)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -133,15 +135,21 @@ class LSTM(Coordinatewise, Learned):
     def step(
         self, grads: Float[Array, "*c"], state: Float[Array, "rows *c"]
     ) -> tuple[Float[Array, "*c"], Float[Array, "rows *c"]]:
-        top, new, _ = self._run(grads.reshape(-1), state.reshape(state.shape[0], grads.size))
-        update = self.output_scale * (self.head @ top + self.head_bias)
-        return update.reshape(grads.shape), new.reshape(state.shape)
+        output, new = self.step_inputs(self.preprocess(grads.reshape(-1)), state.reshape(state.shape[0], grads.size))
+        return (self.output_scale * output).reshape(grads.shape), new.reshape(state.shape)
+
+    def step_inputs(
+        self, inputs: Float[Array, "features c"], state: Float[Array, "rows c"]
+    ) -> tuple[Float[Array, " c"], Float[Array, "rows c"]]:
+        """Take a step on inputs instead of gradients, for rules that make their own; the output is not scaled."""
+        top, new, _ = self._run(inputs, state)
+        return self.head @ top + self.head_bias, new
 
     def _run(
-        self, grads: Float[Array, " c"], state: Float[Array, "rows c"]
+        self, x: Float[Array, "features c"], state: Float[Array, "rows c"]
     ) -> tuple[Float[Array, "units c"], Float[Array, "rows c"], tuple[Any, ...]]:
         """Return the top layer's output, the new state, and what a layer's pullback needs, for each layer."""
-        x, rows, saved, start = self.preprocess(grads), [], [], 0
+        rows, saved, start = [], [], 0
         for cell in self.layers:
             h, c = (state[start + k * cell.units :][: cell.units].astype(self.dtype) for k in range(2))
             start += 2 * cell.units
@@ -154,14 +162,29 @@ class LSTM(Coordinatewise, Learned):
     def pullback(
         self, grads: Float[Array, "t c"], state: Float[Array, "rows c"], cotangents: Float[Array, "t c"]
     ) -> "LSTM":
-        def forward(state: Array, grad: Array) -> tuple[Array, Any]:
-            top, state, saved = self._run(grad, state)
-            return state, (saved, top)
+        run = self.run_inputs(jax.vmap(self.preprocess)(grads), state)
+        gradient, _ = self.pull_inputs(run, self.output_scale * cotangents)
+        return gradient
 
-        def backward(carry: Any, inputs: Any) -> tuple[Any, None]:
+    def run_inputs(
+        self, inputs: Float[Array, "t features c"], state: Float[Array, "rows c"]
+    ) -> tuple[Float[Array, "t units c"], Any]:
+        """Run on inputs; return the hidden units of the top layer, and what else `pull_inputs` needs."""
+
+        def forward(state: Array, x: Array) -> tuple[Array, Any]:
+            top, state, saved = self._run(x, state)
+            return state, (top, saved)
+
+        return jax.lax.scan(forward, state, inputs)[1]
+
+    def pull_inputs(
+        self, run: tuple[Float[Array, "t units c"], Any], cotangents: Float[Array, "t c"]
+    ) -> tuple["LSTM", Float[Array, "t features c"]]:
+        """Pull cotangents of the outputs of `run_inputs` back; return those of the weights and of the inputs."""
+
+        def backward(carry: Any, inputs: Any) -> tuple[Any, Array]:
             memory_cotangents, theta = carry
-            (saved, top), cotangent = inputs
-            cotangent = self.output_scale * cotangent
+            (top, saved), cotangent = inputs
             from_above = self.head[:, None] * cotangent
             before, theta_cells = [], []
             for cell, (x, c_before, c, gates), (dh, dc), (dweight, dbias) in zip(
@@ -175,9 +198,8 @@ class LSTM(Coordinatewise, Learned):
                 theta_cells.append((dweight + x @ dpre.T, dbias + jnp.sum(dpre, 1)))
                 before.append((dh, dc))
             head = (theta[1] + top @ cotangent, theta[2] + jnp.sum(cotangent))
-            return (tuple(reversed(before)), (tuple(reversed(theta_cells)), *head)), None
+            return (tuple(reversed(before)), (tuple(reversed(theta_cells)), *head)), from_above
 
-        _, saved = jax.lax.scan(forward, state, grads)
         # The gradient of the weights is summed inside the reverse pass, while its factors are in cache.
         nothing = (
             tuple((jnp.zeros_like(cell.weight.T), jnp.zeros_like(cell.bias)) for cell in self.layers),
@@ -186,16 +208,26 @@ class LSTM(Coordinatewise, Learned):
         )
         # Rounding of the state, if it is kept in fewer bits, counts as the identity.
         last = tuple(
-            tuple(jnp.zeros((cell.units, grads.shape[1]), self.dtype) for _ in range(2)) for cell in self.layers
+            tuple(jnp.zeros((cell.units, cotangents.shape[1]), self.dtype) for _ in range(2)) for cell in self.layers
         )
-        (_, (theta_cells, head, head_bias)), _ = jax.lax.scan(
-            backward, (last, nothing), (saved, cotangents), reverse=True
+        (_, (theta_cells, head, head_bias)), of_inputs = jax.lax.scan(
+            backward, (last, nothing), (run, cotangents), reverse=True
         )
-        return eqx.tree_at(
+        gradient = eqx.tree_at(
             lambda it: (*(part for cell in it.layers for part in (cell.weight, cell.bias)), it.head, it.head_bias),
             eqx.filter(self, eqx.is_inexact_array),
             (*(part for weight, bias in theta_cells for part in (weight.T, bias)), head, head_bias),
         )
+        return gradient, of_inputs
+
+
+@eqx.filter_jit
+def _fit_head(optimizer: LSTM, key: PRNGKeyArray, step: float) -> tuple[Array, Array]:
+    def hidden_of(grads: Array) -> Array:
+        inputs = jax.vmap(optimizer.preprocess)(grads.astype(optimizer.dtype))
+        return optimizer.run_inputs(inputs, optimizer.start(grads.shape[1:]))[0]
+
+    return descending_head(hidden_of, key, step)
 
 
 def _gate_constants(units: int, dtype: Any) -> tuple[Array, Array, Array]:
@@ -221,9 +253,10 @@ def _cell_pullback(
     return jnp.concatenate(dpre), dc * f
 
 
-@eqx.filter_jit
-def _descending_head(optimizer: LSTM, key: PRNGKeyArray, step: float) -> tuple[Array, Array]:
-    r"""Fit the head so that an untrained optimizer takes steps of about `-step` times the direction of the gradient.
+def descending_head(
+    hidden_of: Callable[[Float[Array, "t c"]], Float[Array, "t units c"]], key: PRNGKeyArray, step: float
+) -> tuple[Float[Array, " units"], Float[Array, ""]]:
+    r"""Fit a head so that an untrained optimizer takes steps of about `-step` times the direction of the gradient.
 
     A random head drifts: its updates have a sign of their own, so that untrained optimizers ascend as often as not and
     the first meta-gradients come from exploding runs. A zero head stalls: nothing below it gets a gradient. Ridge
@@ -237,13 +270,9 @@ def _descending_head(optimizer: LSTM, key: PRNGKeyArray, step: float) -> tuple[A
     flips = jax.random.bernoulli(flip_key, 0.1, (steps, coordinates))
     direction = sign * jnp.cumprod(jnp.where(flips, -1.0, 1.0), axis=0)
 
-    def body(state: Array, grad: Array) -> tuple[Array, Array]:
-        top, state, _ = optimizer._run(grad.astype(optimizer.dtype), state)
-        return state, top
-
-    _, hidden = jax.lax.scan(body, optimizer.start((coordinates,)), direction * size)
+    hidden = hidden_of(direction * size)
     inputs = jnp.moveaxis(hidden, 1, 0).reshape(hidden.shape[1], -1)
     inputs = jnp.concatenate([inputs, jnp.ones_like(inputs[:1])])
     ridge = 1e-2 * inputs.shape[1] * jnp.eye(inputs.shape[0])
     weights = -step * jnp.linalg.solve(inputs @ inputs.T + ridge, inputs @ direction.reshape(-1))
-    return weights[:-1].astype(optimizer.dtype), weights[-1].astype(optimizer.dtype)
+    return weights[:-1].astype(hidden.dtype), weights[-1].astype(hidden.dtype)

@@ -1,7 +1,9 @@
 """How a coordinatewise optimizer looks at a gradient: inputs `[features, *c]` from gradients `[*c]`."""
 
 import abc
-from typing import ClassVar
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -59,3 +61,17 @@ class Scaled(Preprocessor):
 
 PREPROCESSORS: dict[str, type[Preprocessor]] = {"LogSign": LogSign, "Scaled": Scaled}
 """The preprocessors, by class name."""
+
+
+def describe_preprocessor(preprocess: Preprocessor) -> dict[str, Any]:
+    """Write a preprocessor as JSON values."""
+    fields = {field.name: getattr(preprocess, field.name) for field in dataclasses.fields(preprocess)}
+    return {"name": type(preprocess).__name__, **fields}
+
+
+def build_preprocessor(described: Mapping[str, Any]) -> Preprocessor:
+    """Undo `describe_preprocessor`; raises `ValueError` for one that this version does not have."""
+    options = dict(described)
+    if (name := options.pop("name")) not in PREPROCESSORS:
+        raise ValueError(f"Unknown preprocessor {name!r}: this version of bygrad has {', '.join(PREPROCESSORS)}.")
+    return PREPROCESSORS[name](**options)

@@ -1,7 +1,7 @@
 """Runs an optimizer on problem instances: rollouts, what they record, and their replay."""
 
 from .lift import Lifted, lift
-from .replay import cotangents, replay, replay_coordinates
+from .replay import cotangents, replay, replay_coordinates, replay_parts
 from .rollout import Inner, Trajectory, begin, draw, instance_axes, loss_curves, observe, rollout, step_keys
 from .segments import replay_in_segments
 from .window import Windows
@@ -21,6 +21,7 @@ __all__ = [
     "replay",
     "replay_coordinates",
     "replay_in_segments",
+    "replay_parts",
     "rollout",
     "step_keys",
 ]

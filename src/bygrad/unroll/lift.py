@@ -1,4 +1,7 @@
-"""One optimizer over a batch of instances: by `vmap`, or, where coordinates stand alone, as one matrix of them."""
+"""One optimizer over a batch of instances: by `vmap`, or, where coordinates stand alone, as one matrix of them.
+
+A partition is lifted part by part, so that each part is applied in the way that suits it.
+"""
 
 import abc
 from typing import Any
@@ -10,7 +13,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from .._core import trees
 from .._core.types import Params, State
-from ..optimizers import Coordinatewise, Optimizer
+from ..optimizers import Coordinatewise, Optimizer, Partition
 
 
 class Lifted(eqx.Module):
@@ -58,6 +61,8 @@ def lift(optimizer: Optimizer, *, in_blocks: bool = True) -> Lifted:
 
     `in_blocks=False` is for those who differentiate what it does (`Coordinatewise.step_in_blocks`).
     """
+    if isinstance(optimizer, Partition):
+        return _Parts(optimizer, {name: lift(part, in_blocks=in_blocks) for name, part in optimizer.parts.items()})
     return _Matrix(optimizer, in_blocks) if isinstance(optimizer, Coordinatewise) else _Mapped(optimizer)
 
 
@@ -113,3 +118,35 @@ class _Matrix(Lifted):
 
     def axes(self, state: State) -> PyTree:
         return jax.tree.map(lambda leaf: leaf.ndim - 2, state)  # leaves are `[..., instances, coordinates]`
+
+
+class _Parts(Lifted):
+    """A partition: every part on its own. What `see` returns, updates and state are dictionaries by the name of a part,
+    of the parts that own any params."""
+
+    optimizer: Partition
+    lifted: dict[str, Lifted]
+
+    def see(self, batch: Params) -> PyTree:
+        return {name: self.lifted[name].see(owned) for name, owned in self.optimizer.divide(batch).items()}
+
+    def apply(self, params: Params, updates: PyTree) -> Params:
+        divided = self.optimizer.divide(params)
+        moved = {name: self.lifted[name].apply(owned, updates[name]) for name, owned in divided.items()}
+        return self.optimizer.join(moved, params)
+
+    def init(self, params: Params) -> State:
+        return {name: self.lifted[name].init(owned) for name, owned in self.optimizer.divide(params).items()}
+
+    def update(self, grads: PyTree, state: State, params: PyTree, value: Any, key: Any) -> tuple[PyTree, State]:
+        keys = jax.vmap(self.optimizer.part_keys)(key)
+        updates, after = {}, {}
+        for name, owned in grads.items():
+            updates[name], after[name] = self.lifted[name].update(owned, state[name], params[name], value, keys[name])
+        return updates, after
+
+    def select(self, mask: Bool[Array, " instances"], yes: State, no: State) -> State:
+        return {name: self.lifted[name].select(mask, yes[name], no[name]) for name in yes}
+
+    def axes(self, state: State) -> PyTree:
+        return {name: self.lifted[name].axes(part) for name, part in state.items()}

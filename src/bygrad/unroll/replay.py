@@ -9,6 +9,7 @@ The gradients on the right are known once the run is over: what is left is to ru
 and to pull fixed cotangents back through it alone.
 """
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import equinox as eqx
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._core.types import State
-from ..optimizers import Coordinatewise, Optimizer
+from ..optimizers import Coordinatewise, Optimizer, Partition
 from .lift import lift
 from .rollout import Trajectory
 
@@ -40,6 +41,8 @@ def replay(optimizer: AnyOptimizer, trajectory: Trajectory, weights: PyTree) -> 
     **Arguments:** `weights`: cotangents of the updates, arranged like `trajectory.grads`. The result has the structure
     of the optimizer, with `None` for what is not a floating-point array.
     """
+    if isinstance(optimizer, Partition):
+        return replay_parts(optimizer, trajectory, weights, replay)
     if isinstance(optimizer, Coordinatewise):
         grads, cots = (array.reshape(array.shape[0], -1) for array in (trajectory.grads, weights))
         state = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], -1), trajectory.start)
@@ -62,6 +65,26 @@ def replay(optimizer: AnyOptimizer, trajectory: Trajectory, weights: PyTree) -> 
     return eqx.filter_grad(surrogate)(optimizer)
 
 
+def replay_parts(
+    optimizer: Partition,
+    trajectory: Trajectory,
+    weights: PyTree,
+    replay_one: Callable[[Optimizer, Trajectory, PyTree], Optimizer],
+) -> Partition:
+    """Replay every part of a partition with `replay_one` on what that part saw, and put the results together."""
+    keys = jax.vmap(jax.vmap(optimizer.part_keys))(trajectory.key)
+    replayed = {}
+    for name, part in optimizer.parts.items():
+        if name not in trajectory.grads:  # it owns no params
+            replayed[name] = jax.tree.map(jnp.zeros_like, eqx.filter(part, eqx.is_inexact_array))
+            continue
+        arranged = (trajectory.start, trajectory.grads, trajectory.params, trajectory.end_grads)
+        start, grads, params, end_grads = (tree[name] for tree in arranged)
+        seen = Trajectory(start, grads, params, trajectory.value, keys[name], end_grads, trajectory.end_value)
+        replayed[name] = replay_one(part, seen, weights[name])
+    return eqx.tree_at(lambda it: it.parts, eqx.filter(optimizer, eqx.is_inexact_array), replayed)
+
+
 def replay_coordinates(
     optimizer: Coordinatewise, grads: Float[Array, "k c"], state: State, cots: Float[Array, "k c"]
 ) -> Coordinatewise:
@@ -70,7 +93,7 @@ def replay_coordinates(
     `state` has leaves `[..., c]`. The last block is filled up with coordinates whose cotangents are zero.
     """
     count = grads.shape[1]
-    block = min(optimizer.block, count)
+    block = max(1, min(optimizer.block, count))
     blocks = -(-count // block)
 
     def split(array: Array) -> Array:
