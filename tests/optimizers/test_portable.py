@@ -52,7 +52,7 @@ def test_an_optimizer_that_is_not_learned_is_refused():
 
 
 def test_an_unknown_class_is_refused(portable):
-    with pytest.raises(ValueError, match=r"is a 'GRU', which this version of bygrad does not have \(it has LSTM\)"):
+    with pytest.raises(ValueError, match=r"is a 'GRU', which this version of bygrad does not have \(it has LSTM"):
         from_portable(portable._replace(name="GRU"), LEARNED)
 
 

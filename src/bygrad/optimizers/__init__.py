@@ -1,12 +1,13 @@
 """What optimizes: one class for learned and hand-designed optimizers, one file for each rule."""
 
-from .base import Coordinatewise, Learned, Optimizer, autodiff_pullback, parameter_count
+from .base import Coordinatewise, Learned, Optimizer, Scheduled, autodiff_pullback, declare, parameter_count
+from .controller import Controller
 from .hand_designed import SGD, Adam, AdamW, FromOptax, Nesterov, RMSprop
 from .lstm import LSTM
 from .portable import Portable, from_portable, to_portable
 from .preprocess import PREPROCESSORS, LogSign, Preprocessor, Scaled
 
-LEARNED: dict[str, type[Learned]] = {"LSTM": LSTM}
+LEARNED: dict[str, type[Learned]] = {"LSTM": LSTM, "Controller": Controller}
 """The learned optimizers, by class name."""
 
 HAND_DESIGNED: dict[str, type[FromOptax]] = {
@@ -26,6 +27,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Controller",
     "Coordinatewise",
     "FromOptax",
     "Learned",
@@ -36,7 +38,9 @@ __all__ = [
     "Preprocessor",
     "RMSprop",
     "Scaled",
+    "Scheduled",
     "autodiff_pullback",
+    "declare",
     "from_portable",
     "parameter_count",
     "to_portable",
