@@ -19,7 +19,9 @@ SHAPES = {"bias": (3,), "kernel": (2, 3, 2, 2), "scalar": (), "weight": (70, 40)
 
 def random_trees(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(seed)
-    return [{name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()} for _ in range(count)]
+    return [
+        {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()} for _ in range(count)
+    ]
 
 
 def trained(seed: int = 0, horizon: int = 20) -> Controller:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from .._core.types import Params
 from .base import Learned, Optimizer, Scheduled
 
-SAMPLE = 1024
+SAMPLE = 512
 """Coordinates of a tensor that its features are computed from, at most: the rest of a large tensor is passed over once,
 by the update itself, as in Adam."""
 
@@ -165,13 +165,13 @@ class Controller(Optimizer, Learned, Scheduled):
         means, squares, points = (structure.flatten_up_to(tree) for tree in (state.mean, state.square, params))
 
         # The features come from a sample, and from nothing that the pass over the whole tensor computes: that pass then
-        # has the outputs before it begins, and touches each coordinate once.
-        statistics = []
-        for grad, mean, square, point in zip(wide, means, squares, points, strict=True):
-            g, m, v, p = (sample(leaf) for leaf in (grad, mean, square, point.astype(grad.dtype)))
-            m, v = moments(g, m, v)
-            statistics.append(_mean_products(m / bias1, g, p, root(v)).astype(self.head.dtype))
-        features, peak = _features(jnp.stack(statistics), state.peak, [leaf.ndim for leaf in leaves])
+        # has the outputs before it begins, and touches each coordinate once. All samples are one vector, since on small
+        # tensors an operation costs more than its arithmetic.
+        g, m, v, p = (_samples(trees, self.head.dtype) for trees in (wide, means, squares, points))
+        m, v = moments(g, m, v)
+        n, q = m / bias1 / root(v), g / root(v)
+        products = _means(jnp.stack([n * n, q * q, n * q, g * g, p * p, jnp.square(m / bias1)]), wide)
+        features, peak = _features(products, state.peak, [leaf.ndim for leaf in leaves])
         outputs = self._outputs(features, time_features(state.count, state.horizon))
 
         updates, states = [], []
@@ -206,18 +206,22 @@ def sample(leaf: Float[Array, "..."]) -> Float[Array, " sample"]:
 def time_features(count: Int[Array, ""], horizon: Int[Array, ""]) -> Float[Array, " time_features"]:
     """Return what the network sees of the time: updates so far, of a run of `horizon` updates."""
     time, end = jnp.minimum(count, horizon).astype(float), jnp.maximum(horizon, 1)
-    return jnp.tanh(
-        jnp.concatenate([time / jnp.array(TIME_SCALES) - 1, 8 * (time / end - jnp.array(HORIZON_PARTS))])
-    )
+    return jnp.tanh(jnp.concatenate([time / jnp.array(TIME_SCALES) - 1, 8 * (time / end - jnp.array(HORIZON_PARTS))]))
 
 
-def _mean_products(
-    m: Float[Array, " n"], g: Float[Array, " n"], p: Float[Array, " n"], root: Float[Array, " n"]
-) -> Float[Array, " 6"]:
-    """Return the means of n n, q q, n q, g g, p p and m m, with n = m / root and q = g / root."""
-    rows = jnp.stack([m / root, g / root, m, g, p])
-    products = rows @ rows.T / max(1, m.size)
-    return products[jnp.array([0, 1, 0, 3, 4, 2]), jnp.array([0, 1, 1, 3, 4, 2])]
+def _samples(leaves: list[Float[Array, "..."]], dtype: Any) -> Float[Array, " samples"]:
+    return jnp.concatenate([sample(leaf).astype(dtype) for leaf in leaves])
+
+
+def _means(rows: Float[Array, "rows samples"], leaves: list[Array]) -> Float[Array, "tensors rows"]:
+    """Return the mean of every row over the samples of each tensor; 0 for a tensor without entries."""
+    means, start = [], 0
+    for leaf in leaves:
+        size = jax.eval_shape(sample, leaf).size
+        # A product with ones: XLA for CPUs adds up a row one by one, and a product several at a time.
+        means.append(rows[:, start : start + size] @ jnp.ones(size, rows.dtype) / max(1, size))
+        start += size
+    return jnp.stack(means)
 
 
 def _features(
