@@ -1,8 +1,8 @@
 """Runs an optimizer on problem instances: rollouts, what they record, and their replay."""
 
-from .lift import Lifted, lift
+from .lift import Lifted, lift, lift_by_vmap
 from .replay import cotangents, replay, replay_coordinates
-from .rollout import Inner, Trajectory, begin, draw, instance_axes, loss_curves, observe, rollout, step_keys
+from .rollout import Inner, Trajectory, begin, draw, instance_axes, loss_curves, observe, rollout, run, step_keys
 from .segments import replay_in_segments
 from .window import Windows
 
@@ -16,11 +16,13 @@ __all__ = [
     "draw",
     "instance_axes",
     "lift",
+    "lift_by_vmap",
     "loss_curves",
     "observe",
     "replay",
     "replay_coordinates",
     "replay_in_segments",
     "rollout",
+    "run",
     "step_keys",
 ]
