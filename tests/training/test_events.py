@@ -39,7 +39,16 @@ def test_every_event_is_a_line_of_json(log):
         "gradient_norm": 0.1,
         "meta_learning_rate": 1e-2,
         "seconds": 1.0,
+        "signal_to_noise": None,
+        "clipped": None,
+        "lost": None,
     }
+
+
+def test_a_log_of_before_there_were_particles_reads(log):
+    old = '{"event": "Stepped", "step": 1, "meta_loss": 2.0, "gradient_norm": "inf", "meta_learning_rate": 1e-2, '
+    log.recall(old + '"seconds": 1.0}\n', step=1, seconds=1.0)
+    assert log.events == [Stepped(1, 2.0, math.inf, 1e-2, 1.0)]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)

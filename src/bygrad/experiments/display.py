@@ -36,6 +36,7 @@ class Display:
         self._task: TaskID | None = None
         self._what = ""
         self._loss = math.nan
+        self._ratio: float | None = None
         self._rates: list[tuple[int, float]] = []
         self._quiet_since = time.perf_counter()
 
@@ -81,10 +82,19 @@ class Display:
         self._rates = [*self._rates[-20:], (event.step, event.seconds)]
         (first, begun), (last, now) = self._rates[0], self._rates[-1]
         speed = (last - first) / (now - begun) if now > begun else 0.0
-        note = f"{event.step}/{self.meta_steps}  meta-loss {smooth:.4g}  {speed:.1f} meta-steps/s"
+        note = f"{event.step}/{self.meta_steps}  meta-loss {smooth:.4g}{self._particles(event)}"
+        note += f"  {speed:.1f} meta-steps/s"
         self._show("meta-training", event.step, self.meta_steps, note)
         left = (self.meta_steps - event.step) / speed if speed else math.nan
         self._line_now_and_then(f"meta-training {note}, {left:.0f} s left")
+
+    def _particles(self, event: Stepped) -> str:
+        """Say how clear the meta-gradient is, and whether particles were lost, where there are any."""
+        if event.signal_to_noise is None:
+            return ""
+        ratio = event.signal_to_noise if math.isfinite(event.signal_to_noise) else 0.0
+        self._ratio = ratio if self._ratio is None else 0.9 * self._ratio + 0.1 * ratio
+        return f"  SNR {self._ratio:.2g}" + (f"  {event.lost:.0%} lost" if event.lost else "")
 
     def _validation(self, event: Validated) -> str:
         line = f"meta-step {event.step:>5}  validation area {event.area:.4g}, final {event.final:.4g}"

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..deploy.jax import export, versions
 from ..evaluation import CONVENTION, Protocol, Tuning, compare, tune_baselines
-from ..optimizers import Optimizer
+from ..optimizers import Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
 from ..training import MetaTrained, Recipe, RolledBack, Stepped, Validated, describe, meet, meta_train
 from ..unroll import begin, rollout
@@ -70,7 +70,9 @@ def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe, 
     @eqx.filter_jit
     def grads(optimizer: Optimizer, family: ProblemFamily) -> Any:
         keys = jax.random.split(jax.random.key(recipe.seed + 1), runs)
-        return rollout(optimizer, family, begin(optimizer, family, keys), recipe.horizon)[1].grads
+        return rollout(optimizer, family, begin(declare(optimizer, recipe.horizon), family, keys), recipe.horizon)[
+            1
+        ].grads
 
     sizes = np.concatenate([np.abs(np.ravel(leaf)) for leaf in jax.tree.leaves(grads(optimizer, family))])
     sizes = sizes[(sizes > 0) & np.isfinite(sizes)]

@@ -1,7 +1,41 @@
 """Estimators of the meta-gradient, one file each."""
 
 from .backprop import Backprop
-from .base import Estimate, Estimator
+from .base import Estimate, Estimator, signal_to_noise
+from .blend import Blend
+from .evolution import Evolution
+from .forward import Forward
+from .full_es import FullES
+from .nres import NRES
+from .pes import PES
 from .replay import Replay, choose_coordinates
+from .truncated_es import TruncatedES
 
-__all__ = ["Backprop", "Estimate", "Estimator", "Replay", "choose_coordinates"]
+ESTIMATORS: dict[str, type[Estimator]] = {
+    "Replay": Replay,
+    "Backprop": Backprop,
+    "FullES": FullES,
+    "TruncatedES": TruncatedES,
+    "PES": PES,
+    "NRES": NRES,
+    "Forward": Forward,
+    "Blend": Blend,
+}
+"""The estimators, by class name."""
+
+__all__ = [
+    "ESTIMATORS",
+    "NRES",
+    "PES",
+    "Backprop",
+    "Blend",
+    "Estimate",
+    "Estimator",
+    "Evolution",
+    "Forward",
+    "FullES",
+    "Replay",
+    "TruncatedES",
+    "choose_coordinates",
+    "signal_to_noise",
+]

@@ -1,9 +1,10 @@
 """What a meta-gradient estimator is."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._core.types import Scalar
@@ -17,15 +18,35 @@ class Estimate(eqx.Module):
     `loss`: the meta-loss of the window, the mean of the losses after each of its updates, over steps and instances.
     `gradient`: with respect to $\theta$; the optimizer's structure, `None` for what is not a floating-point array.
     `losses`: the mean loss of each instance in the window.
+
+    Estimators that have a gradient for every particle say more: `square`, the mean of its squared norm, from which
+    `signal_to_noise` follows; the share of particles whose part in it was `clipped`; and the share that was `lost`, not
+    finite and left out.
     """
 
     loss: Scalar
     gradient: PyTree
     losses: Float[Array, " instances"]
+    square: Scalar | None = None
+    clipped: Scalar | None = None
+    lost: Scalar | None = None
+
+
+def signal_to_noise(norm: Scalar, square: Scalar, particles: Scalar) -> Scalar:
+    r"""Return $\lVert \bar g \rVert^2 N / \mathrm{tr} \, \mathrm{Cov}(g)$: how often the mean of $N$ particles'
+    gradients is larger than its own noise, both squared. Pure noise gives about 1.
+
+    **Arguments:** `norm`: of the mean gradient. `square`: mean of the particles' squared norms. `particles`: $N$; of a
+    single one nothing can be said, and the result is not a number.
+    """
+    return jnp.square(norm) * (particles - 1) / (square - jnp.square(norm))
 
 
 class Estimator(eqx.Module):
     """Estimates the gradient of the meta-loss with respect to an optimizer, one window at a time.
+
+    `biased` says whether its mean differs from the gradient of the meta-loss of the whole horizon (smoothed, where it
+    is one of evolution strategies), at meta-parameters that stay as they are.
 
     The estimator carries what it needs from window to window in a state of its own.
 
@@ -33,6 +54,8 @@ class Estimator(eqx.Module):
     to its instances, and the estimates are averaged. So what it draws must come from keys of the instances, as a key
     that is whole on every device would draw the same there, and be different for another number of devices.
     """
+
+    biased: ClassVar[bool] = True
 
     @abc.abstractmethod
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Any:

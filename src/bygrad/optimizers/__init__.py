@@ -1,6 +1,7 @@
 """What optimizes: one class for learned and hand-designed optimizers, one file for each rule."""
 
-from .base import Coordinatewise, Learned, Optimizer, autodiff_pullback, parameter_count
+from .base import Coordinatewise, Learned, Optimizer, Scheduled, autodiff_pullback, declare, parameter_count
+from .controller import Controller
 from .global_lstm import GlobalLSTM
 from .hand_designed import SGD, Adam, AdamW, FromOptax, Nesterov, RMSprop
 from .lstm import LSTM
@@ -14,6 +15,7 @@ LEARNED: dict[str, type[Learned]] = {
     "GlobalLSTM": GlobalLSTM,
     "MemoryLSTM": MemoryLSTM,
     "Partition": Partition,
+    "Controller": Controller,
 }
 """The learned optimizers, by class name."""
 
@@ -35,6 +37,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Controller",
     "Coordinatewise",
     "FromOptax",
     "GlobalLSTM",
@@ -50,8 +53,10 @@ __all__ = [
     "Preprocessor",
     "RMSprop",
     "Scaled",
+    "Scheduled",
     "Window",
     "autodiff_pullback",
+    "declare",
     "from_portable",
     "parameter_count",
     "to_portable",

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._core.types import Params, State
+
+AnyOptimizer = TypeVar("AnyOptimizer", bound="Optimizer")
 
 STEP_BLOCK = 2048
 """Coordinates of a large array that take a step at a time. Measured: 1024 to 4096 are alike."""
@@ -62,6 +64,19 @@ class Learned(eqx.Module):
     @abc.abstractmethod
     def from_config(cls, config: dict[str, Any]) -> "Learned":
         """Build an untrained optimizer of this configuration; raises `ValueError` for one that does not exist."""
+
+
+class Scheduled(eqx.Module):
+    """What an optimizer needs that goes by how far a run has come: somebody must say how long it will be."""
+
+    @abc.abstractmethod
+    def declare(self, horizon: int | Int[Array, ""]) -> "Scheduled":
+        """Return the optimizer for runs of `horizon` steps, at least 1; other numbers compile nothing."""
+
+
+def declare(optimizer: AnyOptimizer, horizon: int | Int[Array, ""]) -> AnyOptimizer:
+    """Return the optimizer for runs of `horizon` steps, where it makes a difference."""
+    return optimizer.declare(horizon) if isinstance(optimizer, Scheduled) else optimizer  # pyright: ignore
 
 
 class Coordinatewise(Optimizer):

@@ -59,10 +59,15 @@ def from_portable(portable: Portable, classes: dict[str, type[Learned]]) -> Opti
         )
     for name, leaf in wanted.items():
         found = portable.tensors[name]
-        if found.shape != leaf.shape or not np.issubdtype(found.dtype, np.floating):
+        if found.shape != leaf.shape or _kind(found.dtype) != _kind(leaf.dtype):
             raise ValueError(
                 f"Tensor {name} is {found.dtype}{list(found.shape)}, but {portable.name} with {portable.config} needs"
                 f" {leaf.dtype}{list(leaf.shape)}. Use the artifact with its own configuration."
             )
     filled = trees.replace_leaves(skeleton, lambda name, leaf: jnp.asarray(portable.tensors[name], leaf.dtype))
     return cast(Optimizer, filled)
+
+
+def _kind(dtype: Any) -> type:
+    """Numbers of one kind convert into each other: no artifact stands or falls with its precision."""
+    return np.floating if jnp.issubdtype(dtype, jnp.floating) else np.dtype(dtype).type

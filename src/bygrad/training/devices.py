@@ -51,6 +51,11 @@ class Devices:
         return 1 if self.mesh is None else self.mesh.size
 
     @property
+    def axis(self) -> str | None:
+        """Name of the axis that instances are divided along, inside a program that runs on every device."""
+        return None if self.mesh is None else AXIS
+
+    @property
     def lead(self) -> bool:
         """Whether this process is the one that reads, writes and speaks."""
         return jax.process_index() == 0

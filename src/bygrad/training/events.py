@@ -25,13 +25,20 @@ class Planned:
 
 @dataclasses.dataclass(frozen=True)
 class Stepped:
-    """A meta-step: meta-loss of its windows, norm of the meta-gradient, meta-learning-rate, seconds since the start."""
+    """A meta-step: meta-loss of its windows, norm of the meta-gradient, meta-learning-rate, seconds since the start.
+
+    Of the particles, where the estimator has any: the signal-to-noise ratio of their mean (squared; about 1 is noise),
+    and the shares of those whose part was clipped and that were lost.
+    """
 
     step: int
     meta_loss: float
     gradient_norm: float
     meta_learning_rate: float
     seconds: float
+    signal_to_noise: float | None = None
+    clipped: float | None = None
+    lost: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +126,8 @@ def _parse(line: str) -> Event | None:
     try:
         fields = json.loads(line)
         kind = _KINDS[fields.pop("event")]
-        numbers = {field.name for field in dataclasses.fields(kind) if field.type is float}
-        return kind(**{name: float(value) if name in numbers else value for name, value in fields.items()})
+        numbers = {field.name for field in dataclasses.fields(kind) if field.type in (float, float | None)}
+        known = numbers - {name for name, value in fields.items() if value is None}
+        return kind(**{name: float(value) if name in known else value for name, value in fields.items()})
     except (ValueError, KeyError, TypeError):
         return None

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 from .._core import trees
 from .._core.programs import Program
 from .._core.types import Scalar
-from ..metagrads import Estimator
+from ..metagrads import Estimator, signal_to_noise
 from ..optimizers import Optimizer
 from ..problems import ProblemFamily
 from ..unroll import Windows, loss_curves
@@ -43,7 +43,7 @@ class Learner(eqx.Module):
     ) -> "Learner":
         """Return the learner before the first meta-step, on its devices."""
         theta = eqx.filter(optimizer, eqx.is_inexact_array)
-        meta_state = _meta_optimizer(jnp.inf).init(theta)
+        meta_state = _meta_optimizer(jnp.inf, 0.999).init(theta)
         learner = cls(
             optimizer=optimizer,
             meta_state=meta_state,
@@ -69,23 +69,34 @@ class Pace(eqx.Module):
     meta_learning_rate: Scalar
     meta_steps: Scalar
     clip: Scalar
+    b2: Scalar
+    warmup: Scalar
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Pace":
-        return cls(
-            *(jnp.asarray(float(value)) for value in (recipe.meta_learning_rate, recipe.meta_steps, recipe.clip))
-        )
+        values = (recipe.meta_learning_rate, recipe.meta_steps, recipe.clip, recipe.meta_b2, recipe.warmup)
+        return cls(*(jnp.asarray(float(value)) for value in values))
+
+    def rate(self, step: Int[Array, ""], spent: Scalar) -> Scalar:
+        """Return the meta-learning-rate of a step; `spent`: the part of the time that is over, where that decides."""
+        progress = jnp.minimum(jnp.maximum(step / self.meta_steps, spent), 1.0)
+        rising = jnp.minimum((step + 1) / jnp.maximum(self.warmup, 1), 1.0)
+        return rising * self.meta_learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * progress))
 
 
 class Report(eqx.Module):
     """What a meta-step says of itself: meta-loss, norm of the meta-gradient, meta-learning-rate, whether the loss, the
-    gradient and the new meta-parameters are finite, and the share of the devices that asked to stop."""
+    gradient and the new meta-parameters are finite, and the share of the devices that asked to stop. Of the particles,
+    where the estimator has any: signal-to-noise ratio, shares of those clipped and lost."""
 
     loss: Scalar
     norm: Scalar
     rate: Scalar
     finite: Bool[Array, ""]
     asked: Scalar | None
+    signal_to_noise: Scalar | None
+    clipped: Scalar | None
+    lost: Scalar | None
 
 
 def _begin(optimizer: Optimizer, windows: Windows, estimator: Estimator, devices: Devices, key: PRNGKeyArray) -> PyTree:
@@ -98,24 +109,25 @@ Constant = tuple[Windows, Estimator, Pace, Devices]
 
 
 def _meta_step(
-    kept: tuple[Constant, Learner], inner: PyTree, asked: Float[Array, " devices"] | None
+    kept: tuple[Constant, Learner, Scalar], inner: PyTree, asked: Float[Array, " devices"] | None
 ) -> tuple[Learner, PyTree, Report]:
-    (_, estimator, _, devices), learner = kept
+    (_, estimator, _, devices), learner, _ = kept
     axes = estimator.axes(learner.optimizer, inner)
     return devices.divide(_meta_step_of_part, (None, axes, 0), (None, axes, None))(kept, inner, asked)
 
 
 def _meta_step_of_part(
-    kept: tuple[Constant, Learner], inner: PyTree, asked: Float[Array, " 1"] | None
+    kept: tuple[Constant, Learner, Scalar], inner: PyTree, asked: Float[Array, " 1"] | None
 ) -> tuple[Learner, PyTree, Report]:
     """Take a meta-step with the instances of one device. θ moves on every device, alike: that is less to send."""
-    (windows, estimator, pace, devices), learner = kept
-    windows = dataclasses.replace(windows, instances=windows.instances // devices.count)
+    (windows, estimator, pace, devices), learner, spent = kept
+    windows = dataclasses.replace(windows, instances=windows.instances // devices.count, axis=devices.axis)
     estimate, inner = estimator.estimate(learner.optimizer, windows, inner)
-    gradient, loss, asked = devices.mean((estimate.gradient, estimate.loss, asked))
-    directions, meta_state = _meta_optimizer(pace.clip).update(gradient, learner.meta_state)
-    progress = jnp.minimum(learner.step / pace.meta_steps, 1.0)
-    rate = learner.rate * pace.meta_learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    gradient, loss, asked, square, clipped, lost = devices.mean(
+        (estimate.gradient, estimate.loss, asked, estimate.square, estimate.clipped, estimate.lost)
+    )
+    directions, meta_state = _meta_optimizer(pace.clip, pace.b2).update(gradient, learner.meta_state)
+    rate = learner.rate * pace.rate(learner.step, spent)
     optimizer = eqx.apply_updates(learner.optimizer, jax.tree.map(lambda d: -rate * d, directions))
     norm = trees.global_norm(gradient)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -123,11 +135,16 @@ def _meta_step_of_part(
     moved = eqx.tree_at(
         lambda it: (it.optimizer, it.meta_state, it.step), learner, (optimizer, meta_state, learner.step + 1)
     )
-    return moved, inner, Report(loss, norm, rate, finite, None if asked is None else asked[0])
+    ratio = None
+    if square is not None and lost is not None:
+        ratio = signal_to_noise(norm, square, windows.instances * devices.count * (1 - lost))
+    asked = None if asked is None else asked[0]
+    return moved, inner, Report(loss, norm, rate, finite, asked, ratio, clipped, lost)
 
 
-def _meta_optimizer(clip: Float[Array, ""] | float) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(clip), optax.scale_by_adam())  # pyright: ignore[reportArgumentType]
+def _meta_optimizer(clip: Scalar | float, b2: Scalar | float) -> optax.GradientTransformation:
+    adam = optax.scale_by_adam(b2=b2)  # pyright: ignore[reportArgumentType]
+    return optax.chain(optax.clip_by_global_norm(clip), adam)  # pyright: ignore[reportArgumentType]
 
 
 begin = Program(_begin)
@@ -155,16 +172,23 @@ curves = Program(_curves)
 """Losses of fresh runs, as `bygrad.unroll.loss_curves`: `(optimizer, family, keys, horizon, devices)`."""
 
 
-def advance(constant: Constant, learner: Learner, asked: Array | None = None) -> tuple[Learner, Report]:
-    """Take one meta-step. The inner problems of `learner` are used up. `asked`: `Devices.flag`, a request to stop."""
-    moved, inner, report = _program(*_arguments(constant, learner), asked)
+def advance(
+    constant: Constant, learner: Learner, asked: Array | None = None, spent: float = 0.0
+) -> tuple[Learner, Report]:
+    """Take one meta-step. The inner problems of `learner` are used up.
+
+    **Arguments:** `asked`: `Devices.flag`, a request to stop. `spent`: the part of the time that is over.
+    """
+    moved, inner, report = _program(*_arguments(constant, learner, spent), asked)
     return moved.with_inner(inner), report
 
 
 def bytes_of_meta_step(constant: Constant, learner: Learner) -> int:
     """Compile a meta-step and return the memory that it holds at its peak."""
-    return _program.bytes_needed(*_arguments(constant, learner), constant[-1].flag(False))
+    return _program.bytes_needed(*_arguments(constant, learner, 0.0), constant[-1].flag(False))
 
 
-def _arguments(constant: Constant, learner: Learner) -> tuple[Any, Any]:
-    return (constant, eqx.tree_at(lambda it: it.inner, learner, None)), learner.inner
+def _arguments(constant: Constant, learner: Learner, spent: float) -> tuple[Any, Any]:
+    *_, devices = constant
+    part = devices.place(jnp.asarray(spent, jnp.float32))
+    return (constant, eqx.tree_at(lambda it: it.inner, learner, None), part), learner.inner

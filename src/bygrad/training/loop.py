@@ -87,7 +87,12 @@ class _MetaTraining(Generic[AnyOptimizer]):
         self.recipe, self.folder = recipe, folder
         self.devices = Devices.sharing(recipe.instances)
         self.watch = watch if self.devices.lead else None
-        windows = Windows(family, recipe.horizon, recipe.truncation, recipe.instances)
+        if recipe.seconds is not None and jax.process_count() > 1:
+            raise ValueError(
+                f"The recipe ends after {recipe.seconds} s, but {jax.process_count()} processes have as many clocks, and"
+                " would not take the same steps. Give meta_steps alone."
+            )
+        windows = Windows(family, recipe.horizon, recipe.truncation, recipe.instances, recipe.shortest)
         self.train_key, validation_key = jax.random.split(jax.random.key(recipe.seed))
         validation_keys = jax.random.split(validation_key, recipe.validation_runs)
         self.windows, pace, self.optimizer, self.train_key, self.validation_keys = self.devices.place(
@@ -101,6 +106,11 @@ class _MetaTraining(Generic[AnyOptimizer]):
     @property
     def seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
+
+    @property
+    def _spent(self) -> float:
+        """The part of the time that is over; 0 where the time does not decide."""
+        return 0.0 if self.recipe.seconds is None else self.seconds / self.recipe.seconds
 
     @property
     def checkpoint(self) -> Path | None:
@@ -132,7 +142,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
         self._plan(learner)
         self._warn_of_idle_devices(learner)
         with _interruptible() as interrupted:
-            while int(learner.step) < self.recipe.meta_steps:
+            while int(learner.step) < self.recipe.meta_steps and self._spent < 1:
                 # Validation belongs to the step that follows it, so that a run resumed there validates once.
                 if int(learner.step) % self.recipe.validate_every == 0 and not self._validated(int(learner.step)):
                     learner = self._validate(learner)
@@ -213,7 +223,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
 
     def _advance(self, learner: Learner, interrupted: Callable[[], bool]) -> tuple[Learner, bool]:
         """Take a meta-step; say as well whether to stop after it, on which all processes agree."""
-        moved, report = advance(self.constant, learner, self.devices.flag(interrupted()))
+        moved, report = advance(self.constant, learner, self.devices.flag(interrupted()), self._spent)
         learner = self._judge(moved, report)
         return learner, interrupted() if report.asked is None else float(report.asked) > 0
 
@@ -222,7 +232,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
         if not report.finite:
             what = f"the meta-loss was {loss}" if not np.isfinite(loss) else f"the meta-gradient's norm was {norm}"
             return self._roll_back(moved, step, what)
-        self._tell(Stepped(step, loss, norm, float(report.rate), self.seconds))
+        particles = (None if it is None else float(it) for it in (report.signal_to_noise, report.clipped, report.lost))
+        self._tell(Stepped(step, loss, norm, float(report.rate), self.seconds, *particles))
         return moved
 
     def _roll_back(self, learner: Learner, step: int, what: str) -> Learner:

@@ -16,7 +16,11 @@ class Recipe:
     meta-gradient. `estimator`: of the meta-gradient. `validate_every`: meta-steps between validations, which are also
     the points to roll back to and to resume from. `validation_runs`: held-out instances of a validation.
     `final_window`: how many last losses a final loss is the mean of. `select`: what the kept optimizer is best in.
-    `seed`: of everything random.
+    `seed`: of everything random. `shortest`: where it is given, runs have horizons of their own, from it to `horizon`
+    (`bygrad.unroll.Windows`); validation is at the longest. `meta_b2`: decay of Adam's second moment on the meta level;
+    0.99 for the noisy meta-gradients of evolution strategies. `warmup`: meta-steps over which the meta-learning-rate
+    rises in proportion. `seconds`: where it is given, meta-training ends after that time if it has not before, and the
+    cosine with it; what comes out then depends on how fast the machine is.
     """
 
     horizon: int = 100
@@ -31,12 +35,21 @@ class Recipe:
     final_window: int = 1
     select: Literal["area", "final"] = "area"
     seed: int = 0
+    shortest: int | None = None
+    meta_b2: float = 0.999
+    warmup: int = 0
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         positive = ("meta_steps", "meta_learning_rate", "clip", "validate_every", "validation_runs", "final_window")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: nothing would be learned. Give a positive number.")
+        if not 0 < self.meta_b2 < 1 or self.warmup < 0 or (self.seconds is not None and not self.seconds > 0):
+            raise ValueError(
+                f"meta_b2={self.meta_b2}, warmup={self.warmup}, seconds={self.seconds}: the decay must lie between 0 and"
+                " 1, the warm-up be 0 or more meta-steps, and the time be positive, or nothing is learned."
+            )
         if self.final_window > self.horizon:
             raise ValueError(
                 f"final_window is {self.final_window}, longer than the horizon of {self.horizon} steps, so the final"

@@ -1,8 +1,8 @@
 """Runs an optimizer on problem instances: rollouts, what they record, and their replay."""
 
-from .lift import Lifted, lift
+from .lift import Lifted, lift, lift_by_vmap
 from .replay import cotangents, replay, replay_coordinates, replay_parts
-from .rollout import Inner, Trajectory, begin, draw, instance_axes, loss_curves, observe, rollout, step_keys
+from .rollout import Inner, Trajectory, begin, draw, instance_axes, loss_curves, observe, rollout, run, step_keys
 from .segments import replay_in_segments
 from .window import Windows
 
@@ -16,6 +16,7 @@ __all__ = [
     "draw",
     "instance_axes",
     "lift",
+    "lift_by_vmap",
     "loss_curves",
     "observe",
     "replay",
@@ -23,5 +24,6 @@ __all__ = [
     "replay_in_segments",
     "replay_parts",
     "rollout",
+    "run",
     "step_keys",
 ]

@@ -9,11 +9,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from .._core import trees
 from .._core.types import Params, State
-from ..optimizers import Coordinatewise, Optimizer, Partition
+from ..optimizers import Coordinatewise, Optimizer, Partition, declare
 
 
 class Lifted(eqx.Module):
@@ -33,8 +33,8 @@ class Lifted(eqx.Module):
         """Add updates, arranged as by `see`, to a batch of params."""
 
     @abc.abstractmethod
-    def init(self, params: Params) -> State:
-        """Return the state before the first step for every instance."""
+    def init(self, params: Params, horizons: Int[Array, " instances"] | None = None) -> State:
+        """Return the state before the first step for every instance; `horizons`: how long each will be run."""
 
     @abc.abstractmethod
     def update(
@@ -66,6 +66,11 @@ def lift(optimizer: Optimizer, *, in_blocks: bool = True) -> Lifted:
     return _Matrix(optimizer, in_blocks) if isinstance(optimizer, Coordinatewise) else _Mapped(optimizer)
 
 
+def lift_by_vmap(optimizer: Optimizer) -> Lifted:
+    """Return the way that suits every kind: the leaves of the state start with the axis of the instances."""
+    return _Mapped(optimizer)
+
+
 class _Mapped(Lifted):
     """Any optimizer: `vmap` over the instances."""
 
@@ -77,8 +82,10 @@ class _Mapped(Lifted):
     def apply(self, params: Params, updates: PyTree) -> Params:
         return trees.add(params, updates)
 
-    def init(self, params: Params) -> State:
-        return jax.vmap(self.optimizer.init)(params)
+    def init(self, params: Params, horizons: Int[Array, " instances"] | None = None) -> State:
+        if horizons is None:
+            return jax.vmap(self.optimizer.init)(params)
+        return jax.vmap(lambda horizon, params: declare(self.optimizer, horizon).init(params))(horizons, params)
 
     def update(self, grads: PyTree, state: State, params: PyTree, value: Any, key: Any) -> tuple[PyTree, State]:
         def step(grads: PyTree, state: State, params: PyTree, value: Any, key: Any) -> tuple[PyTree, State]:
@@ -105,7 +112,7 @@ class _Matrix(Lifted):
     def apply(self, params: Params, updates: PyTree) -> Params:
         return trees.add(params, trees.from_matrix(updates, params))
 
-    def init(self, params: Params) -> State:
+    def init(self, params: Params, horizons: Int[Array, " instances"] | None = None) -> State:
         return self.optimizer.init(jax.eval_shape(trees.to_matrix, params))
 
     def update(self, grads: PyTree, state: State, params: PyTree, value: Any, key: Any) -> tuple[PyTree, State]:
@@ -135,8 +142,9 @@ class _Parts(Lifted):
         moved = {name: self.lifted[name].apply(owned, updates[name]) for name, owned in divided.items()}
         return self.optimizer.join(moved, params)
 
-    def init(self, params: Params) -> State:
-        return {name: self.lifted[name].init(owned) for name, owned in self.optimizer.divide(params).items()}
+    def init(self, params: Params, horizons: Int[Array, " instances"] | None = None) -> State:
+        divided = self.optimizer.divide(params)
+        return {name: self.lifted[name].init(owned, horizons) for name, owned in divided.items()}
 
     def update(self, grads: PyTree, state: State, params: PyTree, value: Any, key: Any) -> tuple[PyTree, State]:
         keys = jax.vmap(self.optimizer.part_keys)(key)

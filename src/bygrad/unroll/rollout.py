@@ -5,20 +5,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
+from .._core import trees
 from .._core.types import Instance, Params, State
-from ..optimizers import Optimizer
+from ..optimizers import Optimizer, declare
 from ..problems import ProblemFamily
 from .lift import Lifted, lift
 
 
 class Inner(eqx.Module):
-    """A batch of inner problems under way; every leaf but the optimizer's state starts with the axis of instances."""
+    """Inner problems under way, one or a batch; every leaf but the optimizer's state starts with the axis of instances."""
 
     params: Params
     optimizer_state: State
     instance: Instance
-    key: Shaped[PRNGKeyArray, " instances"]
-    step: Int[Array, " instances"]
+    key: Shaped[PRNGKeyArray, "*instances"]
+    step: Int[Array, "*instances"]
 
 
 class Trajectory(eqx.Module):
@@ -111,9 +112,28 @@ def rollout(
     return end, Trajectory(inner.optimizer_state, grads, params, value, key, end_grads, end_value)
 
 
+def run(
+    optimizer: Optimizer, family: ProblemFamily, inner: Inner, steps: int
+) -> tuple[Inner, Float[Array, " steps_plus_1"]]:
+    """Run a single instance, leaves without an axis of instances; return where it ends and the loss after 0..`steps`.
+
+    Under `vmap`, every instance can have an optimizer of its own, which a `rollout` cannot.
+    """
+
+    def body(inner: Inner, _: None) -> tuple[Inner, Array]:
+        loss_key, optimizer_key = step_keys(inner.key, inner.step)
+        value, grads = jax.value_and_grad(family.loss)(inner.params, inner.instance, loss_key)
+        updates, state = optimizer.update(grads, inner.optimizer_state, inner.params, value=value, key=optimizer_key)
+        return Inner(trees.add(inner.params, updates), state, inner.instance, inner.key, inner.step + 1), value
+
+    end, values = jax.lax.scan(body, inner, None, length=steps)
+    last = family.loss(end.params, end.instance, step_keys(end.key, end.step)[0])
+    return end, jnp.append(values, last)
+
+
 def loss_curves(
     optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int
 ) -> Float[Array, "runs horizon_plus_1"]:
     """Run the optimizer on fresh instances: column `t` is the loss after `t` updates, `t = 0..horizon`."""
-    _, trajectory = rollout(optimizer, family, begin(optimizer, family, keys), horizon)
+    _, trajectory = rollout(optimizer, family, begin(declare(optimizer, horizon), family, keys), horizon)
     return jnp.concatenate([trajectory.value, trajectory.end_value[None]]).T

@@ -1,14 +1,20 @@
 """Where meta-training stands on its inner problems: windows of a horizon, instances renewed and staggered."""
 
+import math
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, Shaped
 
 from ..optimizers import Optimizer
 from ..problems import ProblemFamily
-from .lift import lift
-from .rollout import Inner, begin
+from .lift import Lifted, lift
+from .rollout import Inner, draw
+
+HORIZON_BRANCH = 0x4071
+"""Branch of the key of a run that its horizon is drawn from."""
 
 
 class Windows(eqx.Module):
@@ -19,13 +25,17 @@ class Windows(eqx.Module):
     window; nothing is reset inside.
 
     **Arguments:** `family`: the problems. `horizon`: steps of a run. `truncation`: steps of a window, a divisor of the
-    horizon. `instances`: how many run side by side.
+    horizon. `instances`: how many run side by side. `shortest`: where it is given, every run has a horizon of its own,
+    a multiple of the truncation, log-uniform from `shortest` to `horizon`. `axis`: of the mesh of devices that share
+    the instances, inside a program that runs on each of them.
     """
 
     family: ProblemFamily
     horizon: int = eqx.field(static=True)
     truncation: int = eqx.field(static=True)
     instances: int = eqx.field(static=True)
+    shortest: int | None = eqx.field(static=True, default=None)
+    axis: str | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         if self.horizon < 1 or self.truncation < 1 or self.instances < 1:
@@ -39,24 +49,57 @@ class Windows(eqx.Module):
                 " run would end inside a window. Choose a truncation that divides the horizon."
             )
 
-    def begin(self, optimizer: Optimizer, key: PRNGKeyArray) -> Inner:
-        """Draw the first batch of instances, staggered."""
-        inner = begin(optimizer, self.family, jax.random.split(key, self.instances))
-        ages = jnp.arange(self.instances, dtype=jnp.int32) % (self.horizon // self.truncation)
+        if self.shortest is not None and not self.truncation <= self.shortest <= self.horizon:
+            raise ValueError(
+                f"The shortest horizon is {self.shortest}, but it must lie between the truncation of {self.truncation}"
+                f" and the longest horizon of {self.horizon} steps."
+            )
+
+    def begin(self, optimizer: Optimizer, key: PRNGKeyArray, how: Callable[[Optimizer], Lifted] = lift) -> Inner:
+        """Draw the first batch of instances, staggered. `how`: the optimizer is applied to them."""
+        inner = self._fresh(optimizer, jax.random.split(key, self.instances), how)
+        ages = jnp.arange(self.instances, dtype=jnp.int32) % (self.horizons(inner.key) // self.truncation)
         return eqx.tree_at(lambda it: it.step, inner, ages * self.truncation)
 
-    def renew(self, optimizer: Optimizer, inner: Inner) -> Inner:
+    def renew(self, optimizer: Optimizer, inner: Inner, how: Callable[[Optimizer], Lifted] = lift) -> Inner:
         """Replace the instances that have reached the horizon by fresh ones, each drawn from its predecessor's key."""
-        done = inner.step >= self.horizon
+        done = self.done(inner)
         keys: Shaped[PRNGKeyArray, " instances"] = jax.vmap(jax.random.fold_in)(inner.key, inner.step)
-        fresh = begin(optimizer, self.family, keys)
+        fresh = self._fresh(optimizer, keys, how)
 
         def choose(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(done.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
 
-        state = lift(optimizer).select(done, fresh.optimizer_state, inner.optimizer_state)
+        state = how(optimizer).select(done, fresh.optimizer_state, inner.optimizer_state)
         chosen = jax.tree.map(choose, eqx.tree_at(lambda it: it.optimizer_state, fresh, None), _without_state(inner))
         return eqx.tree_at(lambda it: it.optimizer_state, chosen, state, is_leaf=lambda leaf: leaf is None)
+
+    def done(self, inner: Inner) -> Bool[Array, " instances"]:
+        """Whether each instance has reached its horizon."""
+        return inner.step >= self.horizons(inner.key)
+
+    def horizons(self, keys: Shaped[PRNGKeyArray, " instances"]) -> Int[Array, " instances"]:
+        """Return the horizon of every run, from its key."""
+        if self.shortest is None:
+            return jnp.full(keys.shape, self.horizon, jnp.int32)
+
+        def draw_one(key: PRNGKeyArray) -> Int[Array, ""]:
+            low, high = (math.log(steps / self.truncation) for steps in (self.shortest, self.horizon))
+            part = jax.random.uniform(jax.random.fold_in(key, HORIZON_BRANCH))
+            return self.truncation * jnp.round(jnp.exp(low + (high - low) * part)).astype(jnp.int32)
+
+        return jax.vmap(draw_one)(keys)
+
+    def everywhere(self, array: Shaped[Array, "here ..."]) -> Shaped[Array, "all ..."]:
+        """Return the parts of an array, an entry for each instance, together from all devices."""
+        return array if self.axis is None else jax.lax.all_gather(array, self.axis, tiled=True)
+
+    def _fresh(
+        self, optimizer: Optimizer, keys: Shaped[PRNGKeyArray, " instances"], how: Callable[[Optimizer], Lifted]
+    ) -> Inner:
+        instance, params, run_keys = draw(self.family, keys)
+        state = how(optimizer).init(params, self.horizons(run_keys))
+        return Inner(params, state, instance, run_keys, jnp.zeros(keys.shape[0], jnp.int32))
 
 
 def _without_state(inner: Inner) -> Inner:

@@ -1,0 +1,84 @@
+"""Evolution strategies: the meta-gradient from losses alone, with antithetic pairs."""
+
+import abc
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ..optimizers import Optimizer
+from ..unroll import Inner, Windows
+from . import particles
+from .base import Estimate, Estimator
+from .particles import Pairs
+
+
+class Evolution(Estimator):
+    r"""An estimator from the difference of the losses of a pair,
+
+    $$\hat g = \frac1N \sum_i \frac{L_i(\theta + \sigma \epsilon_i) - L_i(\theta - \sigma \epsilon_i)}{2 \sigma} \, e_i,$$
+
+    with $L_i$ the mean loss after each update of a window and $e_i$ the direction of the pair, over all that has
+    happened to it. What it estimates is the gradient of the meta-loss smoothed with $N(0, \sigma^2 I)$: a curve that no
+    cliff and no chaos in the inner problem makes useless. It needs no derivative of the optimizer or of the gradient.
+
+    **Arguments:** `sigma`: $\sigma$, in units of the meta-parameters. `robust`: divide the differences by the median
+    of their absolute values and clip them at 3: one diverging pair then does not decide a meta-step, but the size of
+    the gradient is lost, and with it the claim to be unbiased. `log`: take the logarithm of the losses, so that
+    the last digits of a run count as much as its first.
+    """
+
+    sigma: float = eqx.field(static=True, default=0.02)
+    robust: bool = eqx.field(static=True, default=False)
+    log: bool = eqx.field(static=True, default=False)
+
+    keeps_past: ClassVar[bool] = False
+    """Whether directions of earlier windows of a run are added up."""
+
+    def __check_init__(self) -> None:
+        if not self.sigma > 0:
+            raise ValueError(f"sigma is {self.sigma}, but pairs must differ to tell anything: give a positive number.")
+
+    @abc.abstractmethod
+    def directions(self, optimizer: Optimizer, inner: Inner) -> PyTree:
+        """Draw the direction of every pair for a window."""
+
+    def settle(self, inner: Inner) -> Inner:
+        """Return where the pairs begin the next window."""
+        return inner
+
+    def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Pairs:
+        return particles.begin(optimizer, windows, key, past=self.keeps_past)
+
+    def axes(self, optimizer: Optimizer, state: Pairs) -> Pairs:
+        return particles.axes(state)
+
+    def estimate(self, optimizer: Optimizer, windows: Windows, state: Pairs) -> tuple[Estimate, Pairs]:
+        state = particles.renew(optimizer, windows, state)
+        now = self.directions(optimizer, state.inner)
+        total = jax.tree.map(jnp.add, state.past, now) if self.keeps_past else now
+        inner, losses = particles.run_pairs(optimizer, windows, state.inner, now, self.sigma)
+        live = jnp.all(jnp.isfinite(losses), axis=0)
+        inner = self.settle(particles.give_up(windows, inner, live))
+        differences, clipped = self._differences(windows, losses, live)
+        gradients = jax.tree.map(lambda leaf: _scale(differences / self.sigma, leaf), total)
+        estimate = particles.combine(windows, gradients, jnp.mean(losses, axis=0), live, clipped)
+        return estimate, Pairs(inner, total if self.keeps_past else None)
+
+    def _differences(
+        self, windows: Windows, losses: Float[Array, "2 instances"], live: Array
+    ) -> tuple[Float[Array, " instances"], Array | float]:
+        if self.log:
+            losses = jnp.log(jnp.maximum(losses, SMALLEST_LOSS))
+        differences = jnp.where(live, losses[0] - losses[1], 0) / 2
+        return particles.robust(windows, differences, live) if self.robust else (differences, 0.0)
+
+
+SMALLEST_LOSS = 1e-6
+"""Losses below count as this much where their logarithm is taken."""
+
+
+def _scale(factors: Float[Array, " instances"], leaf: Float[Array, "instances ..."]) -> Float[Array, "instances ..."]:
+    return factors.reshape((-1,) + (1,) * (leaf.ndim - 1)).astype(leaf.dtype) * leaf

@@ -1,0 +1,31 @@
+"""Evolution strategies over whole runs."""
+
+from typing import ClassVar
+
+from jaxtyping import PRNGKeyArray, PyTree
+
+from ..optimizers import Optimizer
+from ..unroll import Inner, Windows
+from . import particles
+from .evolution import Evolution
+from .particles import Pairs
+
+
+class FullES(Evolution):
+    """A window is a whole run: unbiased for the smoothed meta-loss, and slow, as every meta-step takes a horizon.
+
+    Salimans et al. (2017), algorithm 1, with antithetic pairs. The truncation must be the horizon.
+    """
+
+    biased: ClassVar[bool] = False
+
+    def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Pairs:
+        if windows.truncation != windows.horizon or windows.shortest is not None:
+            raise ValueError(
+                f"FullES looks at whole runs, but the truncation is {windows.truncation} and the horizon"
+                f" {windows.horizon}. Set the truncation to the horizon, or use NRES, which is unbiased with windows."
+            )
+        return super().init(optimizer, windows, key)
+
+    def directions(self, optimizer: Optimizer, inner: Inner) -> PyTree:
+        return particles.directions(optimizer, inner.key)

@@ -1,0 +1,250 @@
+"""A learned controller for every tensor, over Adam's arithmetic: a learned optimizer at Adam's cost and memory."""
+
+import math
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from .._core.types import Params
+from .base import Learned, Optimizer, Scheduled
+
+SAMPLE = 512
+"""Coordinates of a tensor that its features are computed from, at most: the rest of a large tensor is passed over once,
+by the update itself, as in Adam."""
+
+TENSOR_FEATURES = 7
+
+TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0)
+"""Steps after which each feature of the time changes sign."""
+
+HORIZON_PARTS = tuple(part / 8 for part in range(9))
+"""Parts of the horizon at which each feature of the horizon changes sign."""
+
+TIME_FEATURES = len(TIME_SCALES) + len(HORIZON_PARTS)
+
+DEFAULT_HORIZON = 1_000
+
+_EPSILON = 1e-8
+_UNDER_ROOT = 1e-30  # as in `Adam`: far too small to change a step, and the root's derivative at zero is finite
+_SMALLEST_RATIO = 1e-12  # mean square of n or q; below it, they count as zero
+_SMALLEST_PARAMS = 1e-8  # mean square; below it, params count as zero
+_LARGEST_EXPONENT = 10.0
+
+
+class ControllerState(eqx.Module):
+    """Adam's two moments, with the structure of the params; the largest root mean square that the gradient of each
+    tensor has had; updates so far; and the horizon that was declared for this run."""
+
+    mean: Params
+    square: Params
+    peak: Float[Array, " tensors"]
+    count: Int[Array, ""]
+    horizon: Int[Array, ""]
+
+
+class Controller(Optimizer, Learned, Scheduled):
+    r"""Adam, with step size, momentum and mixing set at every step and for every tensor by a small network.
+
+    With Adam's moments $m, v$ of the gradient $g$, bias-corrected to $\hat m, \hat v$, and
+    $d = \sqrt{\hat v} + \epsilon$,
+
+    $$n = \hat m / d, \quad q = g / d, \qquad
+    u = -\eta \, e^{o_3} \left( (1 + o_1) \, n + o_2 \, q \right)$$
+
+    where, for every tensor, $o = W_2 \tanh(W_1 f + W_t \tau + b_1) + W_o \tau + b_2$. The features $f$ of a tensor do
+    not change when the loss is multiplied by a number:
+
+    1. $\mathrm{rms}(n)$ and 2. $\mathrm{rms}(q)$; 3. $\cos(n, q)$;
+    4. $\frac14 \ln$ of $\mathrm{rms}(g)$ over the largest it has been;
+    5. $\frac14 \log_{10} (\mathrm{mean}(p^2) + 10^{-8})$; 6. $\ln (\mathrm{rms}(\hat m) / \mathrm{rms}(g))$;
+    7. half the number of axes.
+
+    $\tau$ are 18 features of the time $t$, updates so far, up to the horizon $T$: $\tanh(t / s - 1)$ for nine scales
+    $s$ from 1 to 10,000, and $\tanh(8 (t/T - c))$ for $c = 0, \frac18, \dots, 1$. All tensors share the network; its
+    meta-parameters and those of the two decays are 523. Arithmetic and memory per param are Adam's: eight bytes.
+
+    An untrained controller is `Adam(learning_rate, b1, b2)`. The horizon is declared, not learned: `declare` changes
+    it, and compiles nothing. Beyond it, time stands still.
+
+    **Arguments:** `key`: draws the hidden weights. `hidden`: units. `learning_rate`, `b1`, `b2`: of the Adam to start
+    as; 0.99 forgets within the hundreds of steps that a meta-training looks at. `horizon`: steps of a run.
+
+    **Example:**
+
+        >>> import jax, jax.numpy as jnp
+        >>> optimizer = Controller(jax.random.key(0)).declare(100)
+        >>> params = jnp.array([1.0, -2.0])
+        >>> updates, state = optimizer.update(2 * params, optimizer.init(params), params)
+        >>> updates
+        Array([-0.003,  0.003], dtype=float32)
+    """
+
+    feature_version: ClassVar[int] = 1
+
+    inputs: Float[Array, "hidden tensor_features"]
+    times: Float[Array, "hidden time_features"]
+    bias: Float[Array, " hidden"]
+    head: Float[Array, "3 hidden"]
+    head_times: Float[Array, "3 time_features"]
+    head_bias: Float[Array, " 3"]
+    decays: Float[Array, " 2"]
+    horizon: Int[Array, ""]
+    learning_rate: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        key: PRNGKeyArray,
+        hidden: int = 16,
+        learning_rate: float = 3e-3,
+        b1: float = 0.9,
+        b2: float = 0.99,
+        horizon: int = DEFAULT_HORIZON,
+    ):
+        if hidden < 1:
+            raise ValueError(f"hidden is {hidden}, but the network needs a unit to see with: give 1 or more.")
+        if not (learning_rate > 0 and 0 < b1 < 1 and 0 < b2 < 1):
+            raise ValueError(
+                f"learning_rate={learning_rate}, b1={b1}, b2={b2} are not an Adam to start as: the rate must be above"
+                " 0, and each decay between 0 and 1."
+            )
+        inputs_key, times_key = jax.random.split(key)
+        fan_in = TENSOR_FEATURES + TIME_FEATURES
+        self.inputs = jax.random.normal(inputs_key, (hidden, TENSOR_FEATURES)) / math.sqrt(fan_in)
+        self.times = jax.random.normal(times_key, (hidden, TIME_FEATURES)) / math.sqrt(fan_in)
+        self.bias = jnp.zeros(hidden)
+        self.head, self.head_times, self.head_bias = jnp.zeros((3, hidden)), jnp.zeros((3, TIME_FEATURES)), jnp.zeros(3)
+        self.decays = jnp.array([math.log(b / (1 - b)) for b in (b1, b2)])
+        self.horizon = _steps(horizon)
+        self.learning_rate = float(learning_rate)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"hidden": self.bias.shape[0], "learning_rate": self.learning_rate}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Controller":
+        return cls(jax.random.key(0), config["hidden"], config["learning_rate"])
+
+    def declare(self, horizon: int | Int[Array, ""]) -> "Controller":
+        return eqx.tree_at(lambda it: it.horizon, self, _steps(horizon))
+
+    def init(self, params: Params) -> ControllerState:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), params)
+        peak = jnp.zeros(len(jax.tree.leaves(params)), self.head.dtype)
+        return ControllerState(zeros, zeros, peak, jnp.zeros((), jnp.int32), self.horizon)
+
+    def update(
+        self,
+        grads: Params,
+        state: ControllerState,
+        params: Params | None = None,
+        *,
+        value: Float[Array, ""] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, ControllerState]:
+        if params is None:
+            raise ValueError(
+                "Controller.update was called without params, but the size of the params is one of its inputs. Call"
+                " update(grads, state, params)."
+            )
+        count = state.count + 1
+        bias1, bias2 = -jnp.expm1(count * jax.nn.log_sigmoid(self.decays))
+
+        def moments(grad: Array, mean: Array, square: Array) -> tuple[Array, Array]:
+            b1, b2 = jax.nn.sigmoid(self.decays).astype(grad.dtype)
+            return b1 * mean + (1 - b1) * grad, b2 * square + (1 - b2) * jnp.square(grad)
+
+        def root(square: Array) -> Array:
+            return jnp.sqrt(square * (1 / bias2).astype(square.dtype) + _UNDER_ROOT) + _EPSILON
+
+        leaves, structure = jax.tree.flatten(grads)
+        wide = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves]
+        means, squares, points = (structure.flatten_up_to(tree) for tree in (state.mean, state.square, params))
+
+        # The features come from a sample, and from nothing that the pass over the whole tensor computes: that pass then
+        # has the outputs before it begins, and touches each coordinate once. All samples are one vector, since on small
+        # tensors an operation costs more than its arithmetic.
+        g, m, v, p = (_samples(trees, self.head.dtype) for trees in (wide, means, squares, points))
+        m, v = moments(g, m, v)
+        n, q = m / bias1 / root(v), g / root(v)
+        products = _means(jnp.stack([n * n, q * q, n * q, g * g, p * p, jnp.square(m / bias1)]), wide)
+        features, peak = _features(products, state.peak, [leaf.ndim for leaf in leaves])
+        outputs = self._outputs(features, time_features(state.count, state.horizon))
+
+        updates, states = [], []
+        for i, (leaf, grad, mean, square) in enumerate(zip(leaves, wide, means, squares, strict=True)):
+            mean, square = moments(grad, mean, square)
+            size = -self.learning_rate * jnp.exp(outputs[i, 2])
+            along_mean, along_grad = size * (1 + outputs[i, 0]) / bias1, size * outputs[i, 1]
+            step = along_mean.astype(grad.dtype) * mean + along_grad.astype(grad.dtype) * grad
+            updates.append((step / root(square)).astype(leaf.dtype))
+            states.append((mean, square))
+        mean, square = (jax.tree.unflatten(structure, [pair[k] for pair in states]) for k in range(2))
+        return jax.tree.unflatten(structure, updates), ControllerState(mean, square, peak, count, state.horizon)
+
+    def _outputs(
+        self, features: Float[Array, "tensors tensor_features"], times: Float[Array, " time_features"]
+    ) -> Float[Array, "tensors 3"]:
+        hidden = jnp.tanh(features @ self.inputs.T + (self.times @ times + self.bias))
+        outputs = hidden @ self.head.T + (self.head_times @ times + self.head_bias)
+        # No meta-parameters make an update overflow, or vanish altogether.
+        return outputs.at[:, 2].set(jnp.clip(outputs[:, 2], -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
+
+
+def sample(leaf: Float[Array, "..."]) -> Float[Array, " sample"]:
+    """Return at most `SAMPLE` entries, evenly spaced in the order of memory, from all positions of the last axis."""
+    stride = max(1, -(-leaf.size // SAMPLE))
+    # A stride that shared a divisor with the last axis would see some of its positions only.
+    while leaf.ndim and leaf.size and math.gcd(stride, leaf.shape[-1]) > 1:
+        stride += 1
+    return leaf.reshape(-1)[::stride]
+
+
+def time_features(count: Int[Array, ""], horizon: Int[Array, ""]) -> Float[Array, " time_features"]:
+    """Return what the network sees of the time: updates so far, of a run of `horizon` updates."""
+    time, end = jnp.minimum(count, horizon).astype(float), jnp.maximum(horizon, 1)
+    return jnp.tanh(jnp.concatenate([time / jnp.array(TIME_SCALES) - 1, 8 * (time / end - jnp.array(HORIZON_PARTS))]))
+
+
+def _samples(leaves: list[Float[Array, "..."]], dtype: Any) -> Float[Array, " samples"]:
+    return jnp.concatenate([sample(leaf).astype(dtype) for leaf in leaves])
+
+
+def _means(rows: Float[Array, "rows samples"], leaves: list[Array]) -> Float[Array, "tensors rows"]:
+    """Return the mean of every row over the samples of each tensor; 0 for a tensor without entries."""
+    means, start = [], 0
+    for leaf in leaves:
+        size = jax.eval_shape(sample, leaf).size
+        # A product with ones: XLA for CPUs adds up a row one by one, and a product several at a time.
+        means.append(rows[:, start : start + size] @ jnp.ones(size, rows.dtype) / max(1, size))
+        start += size
+    return jnp.stack(means)
+
+
+def _features(
+    products: Float[Array, "tensors 6"], peak: Float[Array, " tensors"], axes: list[int]
+) -> tuple[Float[Array, "tensors tensor_features"], Float[Array, " tensors"]]:
+    """Return the features of every tensor and the new peak of its gradient's root mean square."""
+    nn, qq, nq, gg, pp, mm = products.T
+    rms_n, rms_q = (jnp.sqrt(square + _SMALLEST_RATIO) for square in (nn, qq))
+    rms_g = jnp.sqrt(gg + _UNDER_ROOT)
+    peak = jnp.maximum(peak, rms_g)
+    features = [
+        rms_n,
+        rms_q,
+        nq / (rms_n * rms_q),
+        jnp.log(rms_g / peak) / 4,
+        jnp.log10(pp + _SMALLEST_PARAMS) / 4,
+        jnp.log((mm + _UNDER_ROOT) / (gg + _UNDER_ROOT)) / 2,
+        jnp.array(axes) / 2,
+    ]
+    return jnp.stack([jnp.broadcast_to(feature, peak.shape) for feature in features], axis=1), peak
+
+
+def _steps(horizon: int | Int[Array, ""]) -> Int[Array, ""]:
+    if isinstance(horizon, int) and horizon < 1:
+        raise ValueError(f"The horizon is {horizon}, but a run has at least one step. Declare how many it will have.")
+    return jnp.asarray(horizon, jnp.int32)

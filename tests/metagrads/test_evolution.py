@@ -1,0 +1,186 @@
+"""Estimators from random directions: unbiased where they say so, and honest about noise, clipping and losses."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.metagrads import (
+    ESTIMATORS,
+    NRES,
+    PES,
+    Blend,
+    Estimate,
+    Estimator,
+    Forward,
+    FullES,
+    TruncatedES,
+    signal_to_noise,
+)
+from bygrad.optimizers import Optimizer
+from bygrad.problems import ProblemFamily
+from bygrad.unroll import Windows
+
+pytestmark = pytest.mark.core
+
+HORIZON, TARGET, THETA = 4, np.array([1.0, -2.0]), np.array([0.3, 0.1])
+
+
+class Drift(Optimizer):
+    """Adds its meta-parameters at every step: params are linear in them, and a quadratic loss is quadratic in them."""
+
+    step: jax.Array
+
+    def init(self, params):
+        return ()
+
+    def update(self, grads, state, params=None, *, value=None, key=None):
+        return self.step, state
+
+
+class Bowl(ProblemFamily):
+    """Half the squared distance to a target, times `scale`; `lost` of the instances are not numbers."""
+
+    scale: float = eqx.field(static=True, default=1.0)
+    lost: float = eqx.field(static=True, default=0.0)
+
+    def sample(self, key):
+        return jax.random.uniform(key) < self.lost
+
+    def init(self, instance, key):
+        return jnp.zeros(2)
+
+    def loss(self, params, instance, key):
+        value = 0.5 * self.scale * jnp.sum(jnp.square(params - jnp.array(TARGET)))
+        return jnp.where(instance & (params[0] != 0), jnp.nan, value)
+
+
+# The mean over s = 1..T of s (s θ - c): the meta-loss is a quadratic, so smoothing leaves its gradient as it is.
+EXACT = np.mean([s * (s * THETA - TARGET) for s in range(1, HORIZON + 1)], axis=0)
+
+
+def estimates(estimator: Estimator, truncation: int, draws: int, particles: int = 1) -> np.ndarray:
+    """Means over the windows of one run of independent estimates, `[draws, 2]`."""
+
+    @functools.partial(jax.vmap, in_axes=(0, None))
+    def draw(key: jax.Array, theta: jax.Array) -> jax.Array:
+        optimizer, windows = Drift(theta), Windows(Bowl(), HORIZON, truncation, particles)
+        state, total = estimator.init(optimizer, windows, key), jnp.zeros(2)
+        for _ in range(HORIZON // truncation):
+            estimate, state = estimator.estimate(optimizer, windows, state)
+            total += estimate.gradient.step
+        return total * truncation / HORIZON
+
+    return np.asarray(jax.jit(draw)(jax.random.split(jax.random.key(0), draws), jnp.array(THETA)), np.float64)
+
+
+def standard_errors(draws: np.ndarray) -> np.ndarray:
+    """How many standard errors the mean of the draws is away from the exact meta-gradient."""
+    return (draws.mean(0) - EXACT) / (draws.std(0, ddof=1) / np.sqrt(len(draws)))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "truncation"),
+    [(FullES(0.1), 4), (NRES(0.1), 2), (NRES(0.1), 1), (PES(0.1), 2), (PES(0.1), 1), (Forward(), 2)],
+    ids=lambda it: type(it).__name__ if isinstance(it, Estimator) else str(it),
+)
+def test_unbiased_estimators_give_the_exact_meta_gradient_on_average(estimator, truncation):
+    assert not estimator.biased
+    draws = estimates(estimator, truncation, 4_000)
+    assert np.all(draws.std(0) > 0)
+    assert np.all(np.abs(standard_errors(draws)) < 4)
+
+
+def test_truncated_evolution_strategies_fail_that_test():
+    assert TruncatedES.biased
+    assert np.max(np.abs(standard_errors(estimates(TruncatedES(0.1), 2, 4_000)))) > 10
+    assert np.all(np.abs(standard_errors(estimates(TruncatedES(0.1), 4, 4_000))) < 4)  # a whole run is no truncation
+
+
+def test_the_blend_follows_the_more_precise_of_two():
+    # Backpropagation through a run without noise is exact, and so is the blend, whatever the directions.
+    draws = estimates(Blend(0.1), 4, 20, particles=8)
+    directions = estimates(FullES(0.1), 4, 20, particles=8)
+    assert np.linalg.norm(draws - EXACT, axis=1).max() < np.linalg.norm(directions - EXACT, axis=1).mean() / 5
+
+
+def one_step(estimator: Estimator, family: ProblemFamily, particles: int = 64) -> tuple[Estimate, object]:
+    optimizer, windows = Drift(jnp.array(THETA)), Windows(family, HORIZON, 2, particles)
+    state = estimator.init(optimizer, windows, jax.random.key(1))
+    return estimator.estimate(optimizer, windows, state)
+
+
+@pytest.mark.parametrize("estimator", [NRES(), PES(), TruncatedES(), Forward()], ids=lambda it: type(it).__name__)
+def test_lost_particles_are_counted_left_out_and_replaced(estimator):
+    whole, _ = one_step(estimator, Bowl())
+    estimate, state = one_step(estimator, Bowl(lost=0.25))
+    gone = ~np.isfinite(np.asarray(estimate.losses))
+    assert 0 < gone.sum() < 32
+    assert float(estimate.lost) == pytest.approx(gone.mean())
+    assert np.all(np.isfinite(estimate.gradient.step))
+    # All losses are alike, so leaving some out must not pull the mean towards zero.
+    np.testing.assert_allclose(estimate.loss, np.mean(np.asarray(whole.losses)[~gone]), rtol=1e-5)
+    assert float(whole.lost) == 0
+    inner = state.inner
+    np.testing.assert_array_equal(np.asarray(inner.step) >= HORIZON, gone | (np.asarray(inner.step) >= HORIZON))
+    optimizer, windows = Drift(jnp.array(THETA)), Windows(Bowl(lost=0.25), HORIZON, 2, 64)
+    _, after = estimator.estimate(optimizer, windows, state)
+    assert np.all(np.asarray(after.inner.key != inner.key)[gone])
+
+
+def test_without_a_particle_left_there_is_no_estimate():
+    estimate, _ = one_step(NRES(), Bowl(lost=1.0))
+    assert float(estimate.lost) == 1
+    assert np.all(np.isnan(estimate.gradient.step))
+
+
+def test_the_robust_form_does_not_see_the_scale_of_the_loss_and_clips():
+    plain, robust, scaled = (
+        one_step(estimator, Bowl(scale=scale))[0]
+        for estimator, scale in ((NRES(), 1.0), (NRES(robust=True), 1.0), (NRES(robust=True), 1e4))
+    )
+    np.testing.assert_allclose(robust.gradient.step, scaled.gradient.step, rtol=1e-3)
+    assert float(plain.clipped) == 0
+    assert 0 < float(robust.clipped) < 0.5
+    cosine = np.dot(plain.gradient.step, robust.gradient.step)
+    assert cosine > 0.8 * np.linalg.norm(plain.gradient.step) * np.linalg.norm(robust.gradient.step)
+
+
+def test_logarithms_make_differences_relative():
+    plain, scaled = (one_step(NRES(log=True), Bowl(scale=scale))[0] for scale in (1.0, 1e3))
+    np.testing.assert_allclose(plain.gradient.step, scaled.gradient.step, rtol=1e-3)
+
+
+def test_the_signal_to_noise_ratio_is_that_of_the_particles():
+    rng = np.random.default_rng(0)
+    gradients = rng.standard_normal((50, 3)) + np.array([1.0, 0.0, 0.0])
+    mean = gradients.mean(0)
+    covariance = np.cov(gradients.T)
+    expected = mean @ mean / (np.trace(covariance) / 50)
+    ours = signal_to_noise(
+        jnp.linalg.norm(jnp.array(mean)), jnp.mean(jnp.sum(jnp.array(gradients) ** 2, 1)), jnp.array(50.0)
+    )
+    assert float(ours) == pytest.approx(expected, rel=1e-4)
+
+
+def test_members_of_a_pair_share_everything_random():
+    class Noisy(Bowl):
+        def loss(self, params, instance, key):
+            return jnp.sum(params * jax.random.normal(key, (2,)))
+
+    _, state = one_step(NRES(sigma=1e-9), Noisy())
+    for leaf in jax.tree.leaves(state.inner.params):
+        np.testing.assert_allclose(leaf[0], leaf[1], atol=1e-6)
+
+
+def test_what_cannot_work_is_refused():
+    with pytest.raises(ValueError, match="sigma is 0"):
+        NRES(0.0)
+    with pytest.raises(ValueError, match="FullES looks at whole runs, but the truncation is 2 and the horizon 4"):
+        one_step(FullES(), Bowl())
+    with pytest.raises(ValueError, match="at least 2"):
+        one_step(Blend(), Bowl(), particles=1)
+    assert [name for name, kind in ESTIMATORS.items() if not kind.biased] == ["FullES", "PES", "NRES", "Forward"]

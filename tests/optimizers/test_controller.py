@@ -1,0 +1,195 @@
+"""The controller: its equations written again in NumPy, Adam where it starts, and what it promises of its inputs."""
+
+import dataclasses
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.optimizers import Adam, Controller, Optimizer, declare, parameter_count
+from bygrad.optimizers.controller import HORIZON_PARTS, SAMPLE, TIME_SCALES, sample, time_features
+
+pytestmark = pytest.mark.core
+
+SHAPES = {"bias": (3,), "kernel": (2, 3, 2, 2), "scalar": (), "weight": (70, 40)}
+
+
+def random_trees(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [
+        {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()} for _ in range(count)
+    ]
+
+
+def trained(seed: int = 0, horizon: int = 20) -> Controller:
+    """A controller with meta-parameters that are zero nowhere."""
+    optimizer = Controller(jax.random.key(seed), hidden=5, learning_rate=0.01)
+    arrays, static = eqx.partition(optimizer, eqx.is_inexact_array)
+    leaves, structure = jax.tree.flatten(arrays)
+    rng = np.random.default_rng(seed)
+    moved = [leaf + 0.3 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    return declare(eqx.combine(jax.tree.unflatten(structure, moved), static), horizon)
+
+
+def run(optimizer: Optimizer, trees: list, params: dict) -> tuple[list, object]:
+    update, state, updates = eqx.filter_jit(optimizer.update), optimizer.init(params), []
+    for grads in trees:
+        step, state = update(grads, state, params)
+        updates.append(step)
+    return updates, state
+
+
+class Reference:
+    """The docstring of `Controller`, tensor by tensor and in float64."""
+
+    def __init__(self, optimizer: Controller, params: dict[str, np.ndarray]):
+        self.theta = {
+            field.name: np.asarray(value, np.float64)
+            for field in dataclasses.fields(optimizer)
+            if eqx.is_inexact_array(value := getattr(optimizer, field.name))
+        }
+        self.rate, self.horizon, self.count = optimizer.learning_rate, int(optimizer.horizon), 0
+        self.memory = {name: [np.zeros(leaf.shape), np.zeros(leaf.shape), 0.0] for name, leaf in params.items()}
+
+    def update(self, grads: dict[str, np.ndarray], params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        theta = self.theta
+        time = min(self.count, self.horizon)
+        self.count += 1
+        tau = np.array(
+            [math.tanh(time / scale - 1) for scale in TIME_SCALES]
+            + [math.tanh(8 * (time / self.horizon - part)) for part in HORIZON_PARTS]
+        )
+        b1, b2 = 1 / (1 + np.exp(-theta["decays"]))
+        updates = {}
+        for name, grad in grads.items():
+            g, p = grad.astype(np.float64), params[name].astype(np.float64)
+            m, v, peak = self.memory[name]
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            corrected = m / (1 - b1**self.count)
+            d = np.sqrt(v / (1 - b2**self.count)) + 1e-8
+            n, q = corrected / d, g / d
+            stride = -(-g.size // SAMPLE)
+            while g.ndim and math.gcd(stride, g.shape[-1]) > 1:
+                stride += 1
+            rms = lambda x: np.sqrt(np.mean(x.reshape(-1)[::stride] ** 2))  # noqa: B023, E731
+            peak = max(peak, rms(g))
+            features = np.array(
+                [
+                    rms(n),
+                    rms(q),
+                    np.mean((n * q).reshape(-1)[::stride]) / (rms(n) * rms(q)),
+                    np.log(rms(g) / peak) / 4,
+                    np.log10(rms(p) ** 2 + 1e-8) / 4,
+                    np.log(rms(corrected) / rms(g)),
+                    g.ndim / 2,
+                ]
+            )
+            hidden = np.tanh(theta["inputs"] @ features + theta["times"] @ tau + theta["bias"])
+            o = theta["head"] @ hidden + theta["head_times"] @ tau + theta["head_bias"]
+            updates[name] = -self.rate * np.exp(o[2]) * ((1 + o[0]) * n + o[1] * q)
+            self.memory[name] = [m, v, peak]
+        return updates
+
+
+def test_updates_are_those_of_the_equations():
+    params, *trees = random_trees(6)
+    trees[3] = {name: 0.01 * leaf for name, leaf in trees[3].items()}
+    optimizer = trained(horizon=4)  # the last step is beyond it
+    updates, state = run(optimizer, trees, params)
+    reference = Reference(optimizer, params)
+    for grads, update in zip(trees, updates, strict=True):
+        expected = reference.update(grads, params)
+        for name, leaf in update.items():
+            np.testing.assert_allclose(leaf, expected[name], rtol=2e-4, atol=1e-7, err_msg=name)
+    peaks = [reference.memory[name][2] for name in sorted(SHAPES)]
+    np.testing.assert_allclose(state.peak, peaks, rtol=1e-5)
+
+
+def test_an_untrained_controller_is_adam():
+    params, *trees = random_trees(5)
+    updates, _ = run(Controller(jax.random.key(0)), trees, params)
+    expected, _ = run(Adam(3e-3, 0.9, 0.99), trees, params)
+    for ours, theirs in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-8)
+
+
+def test_it_has_the_size_that_it_says():
+    optimizer = Controller(jax.random.key(0))
+    assert parameter_count(optimizer) == 523
+    params = {"weight": jnp.zeros((300, 400)), "bias": jnp.zeros(400)}
+    state = jax.eval_shape(optimizer.init, params)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert size <= 8.1 * 120_400
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e6])
+def test_the_scale_of_the_loss_makes_no_difference(scale):
+    params, *trees = random_trees(4)
+    updates, _ = run(trained(), trees, params)
+    scaled, _ = run(trained(), [{name: scale * leaf for name, leaf in grads.items()} for grads in trees], params)
+    for ours, theirs in zip(jax.tree.leaves(updates), jax.tree.leaves(scaled), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-7)
+
+
+def test_another_horizon_is_another_run_and_the_same_program():
+    params, *trees = random_trees(3)
+    traces = []
+
+    @eqx.filter_jit
+    def second(optimizer, params, grads):
+        traces.append(1)
+        _, state = optimizer.update(grads, optimizer.init(params), params)
+        return optimizer.update(grads, state, params)
+
+    short, _ = second(trained(horizon=2), params, trees[0])
+    long, state = second(trained(horizon=200), params, trees[0])
+    assert len(traces) == 1
+    assert int(state.horizon) == 200
+    assert not np.allclose(short["weight"], long["weight"], rtol=1e-2)
+    with pytest.raises(ValueError, match=r"The horizon is 0, but a run has at least one step"):
+        trained(horizon=0)
+
+
+def test_beyond_the_horizon_time_stands_still():
+    at_end, beyond = (time_features(jnp.int32(count), jnp.int32(50)) for count in (50, 5_000))
+    np.testing.assert_array_equal(at_end, beyond)
+    before = time_features(jnp.int32(49), jnp.int32(50))
+    assert np.any(before != at_end)
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (0, 3), (1024, 1024), (3000, 10), (4096, 6), (5, 512, 16)], ids=str)
+def test_a_sample_is_small_and_sees_every_position_of_the_last_axis(shape):
+    leaf = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    chosen = np.asarray(sample(jnp.asarray(leaf)))
+    assert chosen.size <= SAMPLE
+    assert chosen.size == min(leaf.size, chosen.size)
+    assert chosen.size > SAMPLE / 3 or chosen.size == leaf.size
+    if shape and leaf.size:
+        seen = np.unique(chosen % shape[-1])
+        assert seen.size == min(shape[-1], chosen.size)
+
+
+def test_the_gradient_of_the_meta_parameters_is_finite_where_nothing_moves():
+    optimizer, params = trained(), {"weight": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
+
+    @eqx.filter_grad
+    def slope(optimizer, grads):
+        _, state = optimizer.update(grads, optimizer.init(params), params)
+        updates, _ = optimizer.update(grads, state, params)
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(updates))
+
+    for grads in (params, {"weight": jnp.zeros((2, 3)), "bias": jnp.array([1.0, 0.0, 0.0])}):
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(slope(optimizer, grads)))
+
+
+def test_what_cannot_work_is_refused():
+    optimizer, params = Controller(jax.random.key(0)), jnp.ones(2)
+    with pytest.raises(ValueError, match=r"called without params.*Call update\(grads, state, params\)"):
+        optimizer.update(params, optimizer.init(params))
+    with pytest.raises(ValueError, match="hidden is 0"):
+        Controller(jax.random.key(0), hidden=0)
+    with pytest.raises(ValueError, match=r"b2=1.0 are not an Adam to start as"):
+        Controller(jax.random.key(0), b2=1.0)
