@@ -1,6 +1,8 @@
 """What optimizes: one class for learned and hand-designed optimizers, one file for each rule."""
 
 from .base import Coordinatewise, Learned, Optimizer, autodiff_pullback, parameter_count
+from .envelope import Envelope
+from .guard import Guard, GuardState
 from .hand_designed import SGD, Adam, AdamW, FromOptax, Nesterov, RMSprop
 from .lstm import LSTM
 from .portable import Portable, from_portable, to_portable
@@ -27,7 +29,10 @@ __all__ = [
     "Adam",
     "AdamW",
     "Coordinatewise",
+    "Envelope",
     "FromOptax",
+    "Guard",
+    "GuardState",
     "Learned",
     "LogSign",
     "Nesterov",
