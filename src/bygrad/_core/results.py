@@ -14,19 +14,13 @@ class Result(enum.IntEnum):
         member.sentence = sentence
         return member
 
-    UNDECIDED = 0, "Nothing was decided: the first trial is not over, or no losses were given."
-    LEARNED_WON = (
-        1,
-        "From the same point the learned optimizer reached a lower loss than the fallback: it moves the params.",
-    )
-    LEARNED_LOST = (
-        2,
-        "From the same point the learned optimizer did not clearly beat the fallback, which moves the params.",
-    )
+    UNDECIDED = 0, "Nothing was decided: no trial is over yet, or no losses were given."
+    LEARNED_WON = 1, "From one point the learned optimizer reached a lower loss than the fallback: it moves the params."
+    LEARNED_LOST = 2, "From one point the learned optimizer did not clearly beat the fallback: that moves the params."
     LOSS_ROSE = 3, "The loss rose under the learned optimizer: the fallback went on from the last good point."
     NOT_FINITE = (
         4,
-        "Loss or gradient stopped being finite under the learned optimizer: the fallback went on from the last good point.",
+        "A loss or gradient of the learned optimizer was not finite: the fallback took over.",
     )
     OUTSIDE_SIZE = 5, "There are far more or far fewer params than the optimizer was trained on."
     OUTSIDE_SCALE = 6, "Most gradients are of sizes that the optimizer was not trained on."

@@ -23,11 +23,11 @@ class Envelope(eqx.Module):
     It is evidence, not proof: inside, an optimizer can still fail, and outside, it can still work. `Guard` watches it,
     statically in `init` and with every `update`.
 
-    **Arguments:** `parameter_count`: params of the problems. `gradient_scale`: the sizes between which nearly all nonzero
-    gradient entries lay. `horizon`: steps of the runs. `None` for what is not known and not watched. `action`: what to
-    do outside. "warn" counts and warns; "fall back" lets the fallback take over; "refuse" raises. `factor`: how many
-    times larger or smaller than in training a problem may be. `tolerance`: the share of the nonzero gradient entries
-    that may lie outside, averaged over about ten steps.
+    **Arguments:** `parameter_count`: params of the problems. `gradient_scale`: the sizes between which nearly all
+    nonzero gradient entries lay. `horizon`: steps of the runs. `None` for what is not known and not watched. `action`:
+    what to do outside. "warn" counts and warns; "fall back" lets the fallback take over; "refuse" raises. `factor`:
+    how many times larger or smaller than in training a problem may be. `tolerance`: the share of the nonzero gradient
+    entries that may lie outside, averaged over about ten steps.
 
     >>> envelope = Envelope(parameter_count=100, gradient_scale=(1e-8, 2e-2), horizon=100)
     >>> envelope.check({"weight": jnp.zeros((30, 4))}), envelope.check({"weight": jnp.zeros((3, 3))})
@@ -71,8 +71,8 @@ class Envelope(eqx.Module):
             return True
         message = (
             f"The problem has {size:,} params, and the optimizer was trained on {trained:,}, which is more than"
-            f" {self.factor:g} times away: nothing is known about what it does there. Train one for this size, raise the"
-            " envelope's `factor`, or use a guard that falls back."
+            f" {self.factor:g} times away: nothing is known about what it does there. Train one for this size, raise"
+            " the envelope's `factor`, or use a guard that falls back."
         )
         if self.action == "refuse":
             raise ValueError(message)

@@ -14,7 +14,7 @@ from .._core.types import Params, State
 from .base import Optimizer
 from .envelope import Envelope
 from .hand_designed import Adam
-from .trials import REFERENCE, Seen, Trials, Watch
+from .trials import REFERENCE, TRIAL, Seen, Trials, Watch
 
 
 class GuardState(eqx.Module):
@@ -48,10 +48,12 @@ class Guard(Optimizer):
 
     **With losses** (`value=` and `params`)**:** at the start, and then rarely, there is a *trial*. From one point the
     fallback takes $K$ steps; then, from the same point, the learned optimizer does. It goes on if the mean of its last
-    $K/2$ losses is lower by more than `margin` standard errors; else the params return to where the fallback was. While
-    it goes on, its losses are compared window by window with the best so far. If they rise by more than 3 standard
-    errors, or are not finite, the params return to the last good point and the fallback takes over. After each defeat in
-    a row the next trial waits twice as long. The fallback is fed every gradient of the path taken: its state is warm.
+    $K/2$ losses is lower by more than `margin` standard errors; else, and as soon as 4 losses in a row lie above all
+    of the fallback's, the params return to where the fallback was.
+    While it goes on, its losses are compared window by window with the best so far. If they rise by more than 3
+    standard errors, or are not finite, the params return to the last good point and the fallback takes over. After
+    each defeat in a row the next trial waits twice as long. The fallback is fed every gradient of the path taken: its
+    state is warm.
 
     What this guarantees, whatever `learned` is:
 
@@ -64,13 +66,15 @@ class Guard(Optimizer):
       errors, if minibatches are independent. What is better for $K$ steps need not be better in the long run: that is
       not promised. For deterministic problems `BestOf` promises it, at a higher cost.
 
+    A run that ends inside a trial ends where the trial is: `settled` gives the params to keep.
+
     Updates must reach the params as they are. What scales them afterwards (a schedule, say) spoils the returns: put it
     inside, around each of the two.
 
     **Arguments:** `fallback`: `Adam(1e-3)` unless you know better. `window`: $K$, in calls; windows grow with the run,
-    to `growth` times the calls so far, so that late and slow progress can be told from noise. `share`: of the calls that
-    may be discarded; 0 judges no losses and needs no params. `margin`: in standard errors. `envelope`: what `learned`
-    was trained on. Memory: the params and the fallback's state once more.
+    to `growth` times the calls so far, so that late and slow progress can be told from noise. `share`: of the calls
+    that may be discarded; 0 judges no losses and needs no params. `margin`: in standard errors. `envelope`: what
+    `learned` was trained on. Memory: the params and the fallback's state once more.
 
     >>> from bygrad.optimizers import SGD
     >>> guard = Guard(SGD(-0.1), Adam(0.1))  # a "learned" optimizer that climbs
@@ -82,9 +86,9 @@ class Guard(Optimizer):
     ...     params = params + updates
     >>> report = guard.report(state)
     >>> report["trials"], report["won"], report["discarded"]
-    (1, 0, 10)
+    (1, 0, 4)
     >>> report["reason"]
-    'From the same point the learned optimizer did not clearly beat the fallback, which moves the params.'
+    'From one point the learned optimizer did not clearly beat the fallback: that moves the params.'
     """
 
     learned: Optimizer
@@ -204,6 +208,15 @@ class Guard(Optimizer):
             return jnp.asarray(int(Result.UNDECIDED), jnp.int32), state.strange
         code, strange = self.envelope.watch(grads, state.steps, state.strange)
         return jnp.where(state.fits, code, jnp.int32(Result.OUTSIDE_SIZE)), strange
+
+    def settled(self, params: Params, state: GuardState) -> Params:
+        """Return the params to keep when the run ends: those given, or, where a trial is under way, those from which
+        the fallback would go on."""
+        if state.watch is None:
+            return params
+        away = (state.watch.phase == TRIAL) | (state.watch.returning > 0)
+        point = jax.tree.map(lambda to, like: to.astype(like.dtype), state.watch.point, params)
+        return trees.where(away, point, params)
 
     def report(self, state: GuardState) -> dict[str, Any]:
         """Return the counters by name, and the reason of the last decision and of the envelope in words."""

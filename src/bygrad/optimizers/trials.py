@@ -22,6 +22,9 @@ RETURNS = 8
 RUN, REFERENCE, TRIAL = 0, 1, 2
 """Phases: one optimizer moves on; the fallback's part of a trial; the learned optimizer's part."""
 
+HOPELESS = 4
+"""Losses in a row, all above the highest one of the fallback's part, that end a trial early."""
+
 _HUGE = 1e30
 """What larger losses count as, so that sums of them are finite."""
 
@@ -51,7 +54,6 @@ class Losses(eqx.Module):
 
     def add(self, value: Float[Array, ""], counts: Bool[Array, ""]) -> "Losses":
         """Add a loss, if it `counts`."""
-        value = jnp.clip(jnp.where(counts, value, 0).astype(jnp.float32), -_HUGE, _HUGE)
         jump = jnp.where(self.count > 0, jnp.abs(value - self.last), 0)
         return trees.where(counts, Losses(self.count + 1, self.total + value, value, self.jumps + jump), self)
 
@@ -69,7 +71,8 @@ class Watch(eqx.Module):
     `point`, `point_state`: where to return to. In the fallback's part of a trial it is the learned optimizer's first
     step, with the fallback's state there; afterwards the fallback's next step from the last good point, with its state.
     `trusted`: whether the learned optimizer moves between trials. `returning`: calls that a return may still take.
-    `length`, `seen`, `losses`: the window. `reference`, `best`: the fallback's losses in the trial; the lowest since.
+    `length`, `seen`, `losses`: the window. `highest`: loss of the fallback's part; `above`: losses of the learned
+    optimizer's part in a row that were higher. `reference`, `best`: the fallback's level; the lowest since.
     `hold`: no trial before this step. `discarded`: calls that the path taken does not contain.
     """
 
@@ -81,6 +84,8 @@ class Watch(eqx.Module):
     length: Int[Array, ""]
     seen: Int[Array, ""]
     losses: Losses
+    highest: Float[Array, ""]
+    above: Int[Array, ""]
     reference: Level
     best: Level
     hold: Float[Array, ""]
@@ -135,6 +140,8 @@ class Trials(eqx.Module):
             length=count,
             seen=count,
             losses=Losses.none(),
+            highest=jnp.zeros(()),
+            above=count,
             reference=level,
             best=level,
             hold=jnp.zeros(()),
@@ -151,8 +158,8 @@ class Trials(eqx.Module):
         running, in_reference, in_trial = (it.phase == phase for phase in (RUN, REFERENCE, TRIAL))
         leads = in_trial | (running & it.trusted)
         arriving = (it.returning > 0) & ~_arrived(now.params, it.point)
-        seen = it.seen + 1
-        losses = it.losses.add(now.value, now.good & (2 * seen > it.length))
+        seen, value = it.seen + 1, jnp.clip(jnp.nan_to_num(now.value.astype(jnp.float32), nan=_HUGE), -_HUGE, _HUGE)
+        losses = it.losses.add(value, now.good & (2 * seen > it.length))
         level, ended = losses.level(), seen >= it.length
 
         # What this call ends, and how.
@@ -160,7 +167,8 @@ class Trials(eqx.Module):
         failed = leads & ~now.good
         judged = in_trial & ended & now.good & now.allowed
         won = judged & level.clearly_below(it.reference, self.margin)
-        lost = in_trial & ~now.allowed | judged & ~won
+        above = jnp.where(in_trial & (value > it.highest), it.above + 1, 0)
+        lost = in_trial & (~now.allowed | (above >= HOPELESS)) | judged & ~won
         checked = running & it.trusted & ended & now.good
         rose = checked & it.best.clearly_below(level, RISE)
         back = failed | lost | rose
@@ -193,6 +201,8 @@ class Trials(eqx.Module):
             length=jnp.where(start, length, it.length),
             seen=jnp.where(fresh, 0, seen),
             losses=trees.where(fresh, Losses.none(), losses),
+            highest=jnp.where(start, value, jnp.where(in_reference, jnp.maximum(it.highest, value), it.highest)),
+            above=above.astype(jnp.int32),
             reference=trees.where(swap, level, it.reference),
             best=trees.where(kept, best, it.best),
             hold=jnp.where(back, now.step + pause, it.hold),

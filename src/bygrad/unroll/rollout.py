@@ -77,7 +77,7 @@ def observe(
 ) -> tuple[Float[Array, " instances"], PyTree, Shaped[PRNGKeyArray, " instances"]]:
     """Return loss, gradient (arranged for the optimizer) and the optimizer's key of every instance where it stands."""
     loss_keys, optimizer_keys = jax.vmap(step_keys)(inner.key, inner.step)
-    value, grads = jax.vmap(jax.value_and_grad(family.loss))(inner.params, inner.instance, loss_keys)
+    value, grads = jax.vmap(family.value_and_grad)(inner.params, inner.instance, loss_keys)
     return value, lifted.see(grads), optimizer_keys
 
 
