@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from .metagrads import Backprop as Backprop
     from .metagrads import Replay as Replay
     from .optimizers import LSTM as LSTM
+    from .optimizers import Adam as Adam
+    from .optimizers import Envelope as Envelope
+    from .optimizers import Guard as Guard
     from .optimizers import Optimizer as Optimizer
     from .problems import MLPClassifier as MLPClassifier
+    from .problems import Oracle as Oracle
     from .problems import ProblemFamily as ProblemFamily
     from .problems import Quadratic as Quadratic
     from .training import Recipe as Recipe
@@ -32,9 +36,13 @@ _HOMES = {
     "tune_baselines": "evaluation",
     "Backprop": "metagrads",
     "Replay": "metagrads",
+    "Adam": "optimizers",
+    "Envelope": "optimizers",
+    "Guard": "optimizers",
     "LSTM": "optimizers",
     "Optimizer": "optimizers",
     "MLPClassifier": "problems",
+    "Oracle": "problems",
     "ProblemFamily": "problems",
     "Quadratic": "problems",
     "Recipe": "training",

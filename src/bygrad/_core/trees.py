@@ -13,6 +13,16 @@ def add(left: PyTree, right: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: a + b.astype(a.dtype), left, right)
 
 
+def where(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
+    """Take all of `yes` if the condition holds, all of `no` otherwise."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def widened(tree: PyTree) -> PyTree:
+    """Convert low precision to float32, which then neither vanishes nor overflows as easily."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
+
+
 def global_norm(tree: PyTree) -> Float[Array, ""]:
     """Euclidean norm over all leaves; zero for a tree without leaves."""
     squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]

@@ -2,7 +2,9 @@
 
 from .base import Coordinatewise, Learned, Optimizer, Scheduled, autodiff_pullback, declare, parameter_count
 from .controller import Controller
+from .envelope import Envelope
 from .global_lstm import GlobalLSTM
+from .guard import Guard, GuardState
 from .hand_designed import SGD, Adam, AdamW, FromOptax, Nesterov, RMSprop
 from .lstm import LSTM
 from .memory import MEMORIES, Matrix, Memory, MemoryLSTM, Window
@@ -39,8 +41,11 @@ __all__ = [
     "AdamW",
     "Controller",
     "Coordinatewise",
+    "Envelope",
     "FromOptax",
     "GlobalLSTM",
+    "Guard",
+    "GuardState",
     "Learned",
     "LogSign",
     "Matrix",

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._core.trees import widened
 from .._core.types import Params, State
 from .base import Optimizer
 
@@ -33,7 +34,7 @@ class FromOptax(Optimizer):
         """Return the transformation for the hyperparameters as they are, traced ones included."""
 
     def init(self, params: Params) -> State:
-        return self.transformation().init(_widened(params))
+        return self.transformation().init(widened(params))
 
     def update(
         self,
@@ -44,14 +45,9 @@ class FromOptax(Optimizer):
         value: Float[Array, ""] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Params, State]:
-        wide = None if params is None else _widened(params)
-        updates, state = self.transformation().update(_widened(grads), state, wide)
+        wide = None if params is None else widened(params)
+        updates, state = self.transformation().update(widened(grads), state, wide)
         return jax.tree.map(lambda update, grad: update.astype(grad.dtype), updates, grads), state
-
-
-def _widened(tree: Params) -> Params:
-    """Convert low precision to float32, so that moments neither vanish nor overflow."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
 
 
 class SGD(FromOptax):

@@ -6,18 +6,18 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._core import trees
 from .._core.types import Params, State
-from .base import Learned, Optimizer
+from .base import Learned, Optimizer, Scheduled, declare
 from .lstm import LSTM
 
 Rules = tuple[tuple[str, str], ...]
 """Pairs of a pattern and the name of the part for paths that match it."""
 
 
-class Partition(Optimizer, Learned):
+class Partition(Optimizer, Learned, Scheduled):
     r"""Optimizers side by side, each assigned to some of the params by their paths, and meta-trained together.
 
     The paper gives convolution weights to one LSTM and all the rest to another. Any optimizers will do: hand-designed
@@ -84,6 +84,10 @@ class Partition(Optimizer, Learned):
     def from_config(cls, config: dict[str, Any]) -> "Partition":
         parts = {name: _build(name, described) for name, described in config["parts"].items()}
         return cls(parts=parts, rules=[(pattern, name) for pattern, name in config["rules"]])
+
+    def declare(self, horizon: int | Int[Array, ""]) -> "Partition":
+        parts = [declare(part, horizon) for part in self.parts.values()]
+        return eqx.tree_at(lambda it: list(it.parts.values()), self, parts)
 
     def part_of(self, path: str) -> str:
         """Return the name of the part that a path belongs to; `ValueError` if no pattern fits it."""

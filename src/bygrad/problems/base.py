@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import dataclasses
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +49,13 @@ class ProblemFamily(eqx.Module):
         only the second-order baselines ask for it, and a family that has none may raise.
         """
 
+    def value_and_grad(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> tuple[Scalar, Params]:
+        """Return the loss and its gradient with respect to the params.
+
+        Everything that optimizes asks for this. Override it where the gradient does not come from JAX (`Oracle`).
+        """
+        return jax.value_and_grad(self.loss)(params, instance, key)
+
 
 def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
     """Refuse a family that cannot be optimized, before anything is trained on it.
@@ -75,7 +83,7 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
         shape = jax.eval_shape(family.loss, params, instance, loss_key)
     _check_value(name, shape)
     with _blame(f"the gradient of {name}.loss"):
-        differentiate = eqx.filter_jit(lambda family, *inputs: jax.value_and_grad(family.loss)(*inputs))
+        differentiate = eqx.filter_jit(lambda family, *inputs: family.value_and_grad(*inputs))
         value, grads = differentiate(family, params, instance, loss_key)
     if not jnp.isfinite(value):
         raise ValueError(
@@ -141,5 +149,7 @@ def describe_family(family: ProblemFamily) -> dict[str, Any]:
         value = getattr(family, field.name)
         if eqx.is_array(value):
             value = f"{value.dtype}{list(value.shape)}"
+        elif isinstance(value, types.FunctionType | type):
+            value = f"{value.__module__}.{value.__qualname__}"
         described[field.name] = value if isinstance(value, int | float | str | bool | None) else str(value)
     return described

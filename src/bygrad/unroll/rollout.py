@@ -13,7 +13,7 @@ from .lift import Lifted, lift
 
 
 class Inner(eqx.Module):
-    """Inner problems under way, one or a batch; every leaf but the optimizer's state starts with the axis of instances."""
+    """Inner problems under way, one or a batch: every leaf but the optimizer's state then starts with its axis."""
 
     params: Params
     optimizer_state: State
@@ -78,7 +78,7 @@ def observe(
 ) -> tuple[Float[Array, " instances"], PyTree, Shaped[PRNGKeyArray, " instances"]]:
     """Return loss, gradient (arranged for the optimizer) and the optimizer's key of every instance where it stands."""
     loss_keys, optimizer_keys = jax.vmap(step_keys)(inner.key, inner.step)
-    value, grads = jax.vmap(jax.value_and_grad(family.loss))(inner.params, inner.instance, loss_keys)
+    value, grads = jax.vmap(family.value_and_grad)(inner.params, inner.instance, loss_keys)
     return value, lifted.see(grads), optimizer_keys
 
 
@@ -122,7 +122,7 @@ def run(
 
     def body(inner: Inner, _: None) -> tuple[Inner, Array]:
         loss_key, optimizer_key = step_keys(inner.key, inner.step)
-        value, grads = jax.value_and_grad(family.loss)(inner.params, inner.instance, loss_key)
+        value, grads = family.value_and_grad(inner.params, inner.instance, loss_key)
         updates, state = optimizer.update(grads, inner.optimizer_state, inner.params, value=value, key=optimizer_key)
         return Inner(trees.add(inner.params, updates), state, inner.instance, inner.key, inner.step + 1), value
 

@@ -1,0 +1,27 @@
+"""Result codes: numbers that can live in arrays, and the sentence that each stands for."""
+
+import enum
+
+
+class Result(enum.IntEnum):
+    """What a guard decided last, and why."""
+
+    sentence: str
+
+    def __new__(cls, number: int, sentence: str) -> "Result":
+        member = int.__new__(cls, number)
+        member._value_ = number
+        member.sentence = sentence
+        return member
+
+    UNDECIDED = 0, "Nothing was decided: no trial is over yet, or no losses were given."
+    LEARNED_WON = 1, "From one point the learned optimizer reached a lower loss than the fallback: it moves the params."
+    LEARNED_LOST = 2, "From one point the learned optimizer did not clearly beat the fallback: that moves the params."
+    LOSS_ROSE = 3, "The loss rose under the learned optimizer: the fallback went on from the last good point."
+    NOT_FINITE = (
+        4,
+        "A loss or gradient of the learned optimizer was not finite: the fallback took over.",
+    )
+    OUTSIDE_SIZE = 5, "There are far more or far fewer params than the optimizer was trained on."
+    OUTSIDE_SCALE = 6, "Most gradients are of sizes that the optimizer was not trained on."
+    OUTSIDE_HORIZON = 7, "The run is longer than those that the optimizer was trained on."

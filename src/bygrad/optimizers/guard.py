@@ -1,0 +1,250 @@
+"""A guard: a learned optimizer that moves the params only while it shows that it is better than a fallback."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from .._core import trees
+from .._core.results import Result
+from .._core.types import Params, State
+from .base import Optimizer, Scheduled, declare
+from .envelope import Envelope
+from .hand_designed import Adam
+from .trials import REFERENCE, TRIAL, Seen, Trials, Watch
+
+
+class GuardState(eqx.Module):
+    """State of a `Guard`; what is counted are calls of `update`.
+
+    `steps`: all. `learned_steps`: those in which the learned optimizer moved the params. `bad_inputs`: those with
+    gradients that were not finite. `replaced`: those in which the learned optimizer's output or state was not finite.
+    `outside`: those outside the envelope; `border`: the code of the last one. `strange`: running share of gradient
+    entries outside. `fits`: whether the number of params is inside.
+    """
+
+    learned: State
+    fallback: State
+    watch: Watch | None
+    steps: Int[Array, ""]
+    learned_steps: Int[Array, ""]
+    bad_inputs: Int[Array, ""]
+    replaced: Int[Array, ""]
+    outside: Int[Array, ""]
+    border: Int[Array, ""]
+    strange: Float[Array, ""]
+    fits: Bool[Array, ""]
+
+
+class Guard(Optimizer, Scheduled):
+    r"""Lets `learned` move the params while it shows that it is better than `fallback`.
+
+    **Always:** updates and states are finite, whatever gradients, params, values and `learned` are. A call with
+    gradients that are not finite moves nothing; where an output or state of `learned` is not finite, the fallback's
+    step is taken and `learned` starts afresh; where the fallback's is not, the update is zero.
+
+    **With losses** (`value=` and `params`)**:** at the start, and then rarely, there is a *trial*. From one point the
+    fallback takes $K$ steps; then, from the same point, the learned optimizer does. It goes on if the mean of its last
+    $K/2$ losses is lower by more than `margin` standard errors; else, and as soon as 4 losses in a row lie above all
+    of the fallback's, the params return to where the fallback was.
+    While it goes on, its losses are compared window by window with the best so far. If they rise by more than 3
+    standard errors, or are not finite, the params return to the last good point and the fallback takes over. After
+    each defeat in a row the next trial waits twice as long. The fallback is fed every gradient of the path taken: its
+    state is warm.
+
+    What this guarantees, whatever `learned` is:
+
+    - *Cost:* of the first $t$ calls at most $\text{share} \cdot t + 3 K$ are discarded, $K$ the longest window so far.
+    - *Damage:* a loss that rises, or is not finite, lasts for one window. One that stands still lasts until the next
+      trial.
+    - *No worse than the fallback with as many steps:* while `learned` wins no trial, the path taken is the fallback's
+      own, up to rounding: after $t$ calls it has taken the $t$ steps less those discarded.
+    - A trial is won by the lower loss: for certain if the losses are deterministic; else within `margin` standard
+      errors, if minibatches are independent. What is better for $K$ steps need not be better in the long run: that is
+      not promised. For deterministic problems `BestOf` promises it, at a higher cost.
+
+    A run that ends inside a trial ends where the trial is: `settled` gives the params to keep.
+
+    Updates must reach the params as they are. What scales them afterwards (a schedule, say) spoils the returns: put it
+    inside, around each of the two.
+
+    **Arguments:** `fallback`: `Adam(1e-3)` unless you know better. `window`: $K$, in calls; windows grow with the run,
+    to `growth` times the calls so far, so that late and slow progress can be told from noise. `share`: of the calls
+    that may be discarded; 0 judges no losses and needs no params. `margin`: in standard errors. `envelope`: what
+    `learned` was trained on. Memory: the params and the fallback's state once more.
+
+    >>> from bygrad.optimizers import SGD
+    >>> guard = Guard(SGD(-0.1), Adam(0.1))  # a "learned" optimizer that climbs
+    >>> params = jnp.ones(2)
+    >>> state = guard.init(params)
+    >>> for _ in range(40):
+    ...     value, grads = jax.value_and_grad(lambda p: jnp.sum(p**2))(params)
+    ...     updates, state = guard.update(grads, state, params, value=value)
+    ...     params = params + updates
+    >>> report = guard.report(state)
+    >>> report["trials"], report["won"], report["discarded"]
+    (1, 0, 4)
+    >>> report["reason"]
+    'From one point the learned optimizer did not clearly beat the fallback: that moves the params.'
+    """
+
+    learned: Optimizer
+    fallback: Optimizer
+    trials: Trials
+    envelope: Envelope | None
+
+    def __init__(
+        self,
+        learned: Optimizer,
+        fallback: Optimizer | None = None,
+        *,
+        window: int = 10,
+        share: float = 0.1,
+        margin: float = 1.0,
+        growth: float = 0.02,
+        envelope: Envelope | None = None,
+    ):
+        if window < 4 or not 0 <= share <= 0.5 or margin < 0 or not 0 <= growth <= share / 2:
+            raise ValueError(
+                f"window={window}, share={share}, margin={margin}, growth={growth}: the guard could not judge, or not"
+                " keep to its share. Give window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
+            )
+        self.learned, self.fallback = learned, Adam(1e-3) if fallback is None else fallback
+        self.trials = Trials(window, share, margin, growth)
+        self.envelope = envelope
+
+    def declare(self, horizon: int | Int[Array, ""]) -> "Guard":
+        both = (declare(self.learned, horizon), declare(self.fallback, horizon))
+        return eqx.tree_at(lambda it: (it.learned, it.fallback), self, both)
+
+    def init(self, params: Params) -> GuardState:
+        fits = self.envelope is None or self.envelope.check(params)
+        fallback, count = self.fallback.init(params), jnp.zeros((), jnp.int32)
+        return GuardState(
+            learned=self.learned.init(params),
+            fallback=fallback,
+            watch=self.trials.init(params, fallback) if self.trials.share > 0 else None,
+            steps=count,
+            learned_steps=count,
+            bad_inputs=count,
+            replaced=count,
+            outside=count,
+            border=count,
+            strange=jnp.zeros(()),
+            fits=jnp.asarray(fits),
+        )
+
+    def update(
+        self,
+        grads: Params,
+        state: GuardState,
+        params: Params | None = None,
+        *,
+        value: Float[Array, ""] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, GuardState]:
+        if value is not None and params is None and state.watch is not None:
+            raise ValueError(
+                "Guard.update was given a value but no params, so it cannot return from a trial that fails. Give it"
+                " the params as well, or build it with share=0."
+            )
+        nothing = jax.tree.map(jnp.zeros_like, grads)
+        finite = trees.all_finite(grads)
+        # In place of a bad gradient the learned optimizer sees zeros. To keep its old state instead would be to hold
+        # the largest of all states twice.
+        shown = trees.where(finite, grads, nothing)
+
+        theirs, fallback = self.fallback.update(shown, state.fallback, params, value=value, key=key)
+        sound = finite & _sound(theirs, fallback, params)
+        theirs, fallback = trees.where(sound, (theirs, fallback), (nothing, state.fallback))
+
+        ours, learned = self.learned.update(shown, state.learned, params, value=value, key=key)
+        intact = _sound(ours, learned, params)
+        ours = trees.where(finite, trees.where(intact, ours, theirs), nothing)
+        learned = trees.where(intact, learned, self.learned.init(nothing))  # not of params: those may be what is bad
+
+        border, strange = self._border(shown, state)
+        inside = border == Result.UNDECIDED
+        allowed = inside if self.envelope is not None and self.envelope.action == "fall back" else jnp.asarray(True)
+
+        moves, watch, updates = allowed, state.watch, trees.where(allowed, ours, theirs)
+        if state.watch is not None and value is not None and params is not None:
+            wide = trees.widened(params)
+            seen = Seen(
+                step=state.steps,
+                params=params,
+                value=value,
+                learned_next=trees.add(wide, ours),
+                fallback_next=trees.add(wide, theirs),
+                fallback_state=fallback,
+                good=finite & jnp.isfinite(value),
+                allowed=allowed,
+            )
+            verdict, watch = self.trials.decide(state.watch, seen)
+            moves, fallback = verdict.learned_moves, verdict.fallback_state
+            back = jax.tree.map(lambda to, at, like: (to - at).astype(like.dtype), verdict.to, wide, grads)
+            updates = trees.where(verdict.jumps, back, trees.where(moves, ours, theirs))
+            updates = trees.where(trees.all_finite(updates), updates, nothing)
+            # What the fallback does in its part of a trial is no part of the learned optimizer's path.
+            learned = trees.where(state.watch.phase == REFERENCE, state.learned, learned)
+        if self.envelope is not None:
+            updates = self.envelope.act(updates, border, ~inside & (state.outside == 0))
+        return updates, GuardState(
+            learned=learned,
+            fallback=fallback,
+            watch=watch,
+            steps=state.steps + 1,
+            learned_steps=state.learned_steps + (moves & intact & finite),
+            bad_inputs=state.bad_inputs + ~finite,
+            replaced=state.replaced + ~intact,
+            outside=state.outside + ~inside,
+            border=jnp.where(inside, state.border, border),
+            strange=strange,
+            fits=state.fits,
+        )
+
+    def _border(self, grads: Params, state: GuardState) -> tuple[Int[Array, ""], Float[Array, ""]]:
+        """Return the code of the border that is crossed, `UNDECIDED` inside all, and the share of strange gradients."""
+        if self.envelope is None:
+            return jnp.asarray(int(Result.UNDECIDED), jnp.int32), state.strange
+        code, strange = self.envelope.watch(grads, state.steps, state.strange)
+        return jnp.where(state.fits, code, jnp.int32(Result.OUTSIDE_SIZE)), strange
+
+    def settled(self, params: Params, state: GuardState) -> Params:
+        """Return the params to keep when the run ends: those given, or, where a trial is under way, those from which
+        the fallback would go on."""
+        if state.watch is None:
+            return params
+        away = (state.watch.phase == TRIAL) | (state.watch.returning > 0)
+        point = jax.tree.map(lambda to, like: to.astype(like.dtype), state.watch.point, params)
+        return trees.where(away, point, params)
+
+    def report(self, state: GuardState) -> dict[str, Any]:
+        """Return the counters by name, and the reason of the last decision and of the envelope in words."""
+        counted = ("steps", "learned_steps", "bad_inputs", "replaced", "outside")
+        told: dict[str, Any] = {name: _plain(getattr(state, name)) for name in counted}
+        if (watch := state.watch) is not None:
+            told |= {name: _plain(getattr(watch, name)) for name in ("discarded", "trials", "won", "rollbacks")}
+            told["reason"] = _in_words(watch.reason)
+        if self.envelope is not None:
+            told["envelope"] = _in_words(state.border)
+        return told
+
+
+def _sound(updates: Params, state: State, params: Params | None) -> Bool[Array, ""]:
+    """Whether updates, the state, and params after the updates are finite."""
+    after = () if params is None else trees.add(params, updates)
+    return trees.all_finite((updates, eqx.filter(state, eqx.is_inexact_array), after))
+
+
+def _plain(number: Array) -> Any:
+    """A number, or a list of them for a batch of states."""
+    return np.asarray(number).tolist()
+
+
+def _in_words(code: Array) -> Any:
+    words = [Result(one).sentence for one in np.ravel(np.asarray(code))]
+    return words[0] if jnp.ndim(code) == 0 else words

@@ -1,0 +1,225 @@
+"""When a guard lets the learned optimizer move: trials from one point, and a watch over the loss in between.
+
+The trials follow the loss-guarded L2O of Prémont-Schwarz, Vítků & Feyereisl (ICML 2022, arXiv:2201.12426): run both
+optimizers from one point and keep the better. There every step is guarded, at twice the cost; here trials are rare.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from .._core import trees
+from .._core.results import Result
+from .._core.types import Params, State
+
+RISE = 3.0
+"""Standard errors by which a loss must be above the best for a rise."""
+
+RETURNS = 8
+"""Calls that a return may take. One is enough unless the params are so large that the difference is rounded off."""
+
+RUN, REFERENCE, TRIAL = 0, 1, 2
+"""Phases: one optimizer moves on; the fallback's part of a trial; the learned optimizer's part."""
+
+HOPELESS = 4
+"""Losses in a row, all above the highest one of the fallback's part, that end a trial early."""
+
+_HUGE = 1e30
+"""What larger losses count as, so that sums of them are finite."""
+
+
+class Level(eqx.Module):
+    """A mean of losses with its standard error."""
+
+    mean: Float[Array, ""]
+    error: Float[Array, ""]
+
+    def clearly_below(self, other: "Level", margin: float) -> Bool[Array, ""]:
+        """Whether it is lower by more than `margin` standard errors of the difference."""
+        return self.mean + margin * (self.error + other.error) < other.mean
+
+
+class Losses(eqx.Module):
+    """Losses one after the other: how many, their sum, the last one, and the sum of the jumps between them."""
+
+    count: Float[Array, ""]
+    total: Float[Array, ""]
+    last: Float[Array, ""]
+    jumps: Float[Array, ""]
+
+    @classmethod
+    def none(cls) -> "Losses":
+        return cls(*(jnp.zeros(()) for _ in range(4)))
+
+    def add(self, value: Float[Array, ""], counts: Bool[Array, ""]) -> "Losses":
+        """Add a loss, if it `counts`."""
+        jump = jnp.where(self.count > 0, jnp.abs(value - self.last), 0)
+        return trees.where(counts, Losses(self.count + 1, self.total + value, value, self.jumps + jump), self)
+
+    def level(self) -> Level:
+        r"""Return the mean and its error; huge, if there are none. The noise comes from the jumps, as
+        $E|v_{i+1} - v_i| = 2 \sigma / \sqrt\pi$: so a trend is not taken for noise."""
+        some = jnp.maximum(self.count, 1)
+        deviation = 0.5 * jnp.pi**0.5 * self.jumps / jnp.maximum(self.count - 1, 1)
+        return Level(jnp.where(self.count > 0, self.total / some, _HUGE), deviation / jnp.sqrt(some))
+
+
+class Watch(eqx.Module):
+    """Where the trials stand.
+
+    `point`, `point_state`: where to return to. In the fallback's part of a trial it is the learned optimizer's first
+    step, with the fallback's state there; afterwards the fallback's next step from the last good point, with its state.
+    `trusted`: whether the learned optimizer moves between trials. `returning`: calls that a return may still take.
+    `length`, `seen`, `losses`: the window. `highest`: loss of the fallback's part; `above`: losses of the learned
+    optimizer's part in a row that were higher. `reference`, `best`: the fallback's level; the lowest since.
+    `hold`: no trial before this step. `discarded`: calls that the path taken does not contain.
+    """
+
+    point: Params
+    point_state: State
+    phase: Int[Array, ""]
+    trusted: Bool[Array, ""]
+    returning: Int[Array, ""]
+    length: Int[Array, ""]
+    seen: Int[Array, ""]
+    losses: Losses
+    highest: Float[Array, ""]
+    above: Int[Array, ""]
+    reference: Level
+    best: Level
+    hold: Float[Array, ""]
+    lost_in_a_row: Int[Array, ""]
+    discarded: Int[Array, ""]
+    trials: Int[Array, ""]
+    won: Int[Array, ""]
+    rollbacks: Int[Array, ""]
+    reason: Int[Array, ""]
+
+
+class Seen(eqx.Module):
+    """What a call shows: the step, the params and the loss there, where each optimizer would go, and whether `good`
+    (loss and gradient are finite) and `allowed` (by the envelope). `fallback_state`: after its step."""
+
+    step: Int[Array, ""]
+    params: Params
+    value: Float[Array, ""]
+    learned_next: Params
+    fallback_next: Params
+    fallback_state: State
+    good: Bool[Array, ""]
+    allowed: Bool[Array, ""]
+
+
+class Verdict(eqx.Module):
+    """Whether the learned optimizer moves; whether, instead of either, the params jump `to` somewhere; and the
+    fallback's state there."""
+
+    learned_moves: Bool[Array, ""]
+    jumps: Bool[Array, ""]
+    to: Params
+    fallback_state: State
+
+
+class Trials(eqx.Module):
+    """Decides who moves; see `Guard` for the arguments and for what it guarantees."""
+
+    window: int = eqx.field(static=True)
+    share: float = eqx.field(static=True)
+    margin: float = eqx.field(static=True)
+    growth: float = eqx.field(static=True)
+
+    def init(self, params: Params, fallback_state: State) -> Watch:
+        count, level = jnp.zeros((), jnp.int32), Level(jnp.zeros(()), jnp.zeros(()))
+        return Watch(
+            point=trees.widened(params),
+            point_state=fallback_state,
+            phase=count,
+            trusted=jnp.zeros((), bool),
+            returning=count,
+            length=count,
+            seen=count,
+            losses=Losses.none(),
+            highest=jnp.zeros(()),
+            above=count,
+            reference=level,
+            best=level,
+            hold=jnp.zeros(()),
+            lost_in_a_row=count,
+            discarded=count,
+            trials=count,
+            won=count,
+            rollbacks=count,
+            reason=count,
+        )
+
+    def decide(self, it: Watch, now: Seen) -> tuple[Verdict, Watch]:
+        """Take one call into account."""
+        running, in_reference, in_trial = (it.phase == phase for phase in (RUN, REFERENCE, TRIAL))
+        leads = in_trial | (running & it.trusted)
+        arriving = (it.returning > 0) & ~_arrived(now.params, it.point)
+        seen, value = it.seen + 1, jnp.clip(jnp.nan_to_num(now.value.astype(jnp.float32), nan=_HUGE), -_HUGE, _HUGE)
+        losses = it.losses.add(value, now.good & (2 * seen > it.length))
+        level, ended = losses.level(), seen >= it.length
+
+        # What this call ends, and how.
+        swap = in_reference & ended
+        failed = leads & ~now.good
+        judged = in_trial & ended & now.good & now.allowed
+        won = judged & level.clearly_below(it.reference, self.margin)
+        above = jnp.where(in_trial & (value > it.highest), it.above + 1, 0)
+        lost = in_trial & (~now.allowed | (above >= HOPELESS)) | judged & ~won
+        checked = running & it.trusted & ended & now.good
+        rose = checked & it.best.clearly_below(level, RISE)
+        back = failed | lost | rose
+        kept = won | checked & ~rose
+
+        length = jnp.maximum(self.window, (self.growth * now.step).astype(jnp.int32))
+        affordable = it.discarded + length <= self.share * (now.step + 2 * length)
+        due = (now.step >= it.hold) & (affordable | (it.trials == 0))
+        start = running & (kept | ~it.trusted) & ~arriving & now.good & now.allowed & due
+        jumps, good_point = swap | back | arriving, swap | kept
+        verdict = Verdict(
+            learned_moves=leads & now.allowed & ~jumps & ~start,
+            jumps=jumps,
+            to=it.point,
+            fallback_state=trees.where(jumps, it.point_state, now.fallback_state),
+        )
+        fresh = start | swap | won | back | checked | (running & ~it.trusted)
+        discarded = jnp.where(won, it.length, jnp.where(back, seen, arriving))
+        pause = it.length / self.share * jnp.exp2(it.lost_in_a_row.astype(jnp.float32))
+        reason = jnp.where(won, Result.LEARNED_WON, it.reason)
+        reason = jnp.where(lost, Result.LEARNED_LOST, jnp.where(rose, Result.LOSS_ROSE, reason))
+        best = trees.where(won | (level.mean < it.best.mean), level, it.best)
+        point = trees.where(good_point, now.fallback_next, it.point)
+        return verdict, Watch(
+            point=trees.where(start, now.learned_next, point),
+            point_state=trees.where(start | good_point, now.fallback_state, it.point_state),
+            phase=jnp.select([start, swap, won | back], [REFERENCE, TRIAL, RUN], it.phase).astype(jnp.int32),
+            trusted=won | (it.trusted & ~back & now.allowed),
+            returning=jnp.where(back, RETURNS, jnp.where(arriving, it.returning - 1, 0)).astype(jnp.int32),
+            length=jnp.where(start, length, it.length),
+            seen=jnp.where(fresh, 0, seen),
+            losses=trees.where(fresh, Losses.none(), losses),
+            highest=jnp.where(start, value, jnp.where(in_reference, jnp.maximum(it.highest, value), it.highest)),
+            above=above.astype(jnp.int32),
+            reference=trees.where(swap, level, it.reference),
+            best=trees.where(kept, best, it.best),
+            hold=jnp.where(back, now.step + pause, it.hold),
+            lost_in_a_row=jnp.where(won, 0, jnp.minimum(it.lost_in_a_row + back, 16)),
+            discarded=it.discarded + discarded,
+            trials=it.trials + start,
+            won=it.won + won,
+            rollbacks=it.rollbacks + (back & running),
+            reason=jnp.where(failed, Result.NOT_FINITE, reason).astype(jnp.int32),
+        )
+
+
+def _arrived(params: Params, point: Params) -> Bool[Array, ""]:
+    """Whether params are where they were sent, up to rounding."""
+
+    def near(param: Array, wanted: Array) -> Array:
+        size = jnp.max(jnp.abs(wanted), initial=0)
+        return jnp.max(jnp.abs(param - wanted), initial=0) <= 0.1 * jnp.finfo(param.dtype).eps ** 0.5 * size
+
+    return jnp.all(jnp.stack([jnp.asarray(True), *jax.tree.leaves(jax.tree.map(near, params, point))]))

@@ -1,0 +1,157 @@
+"""Problems whose values and gradients come from a plain function: NumPy, PyTorch, SciPy, a simulator, C or Fortran."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._core.types import Instance, Params, PRNGKeyArray, PyTree, Scalar
+from .base import ProblemFamily
+
+
+class Oracle(ProblemFamily):
+    """A family given by a function that JAX cannot trace.
+
+    Meta-training needs nothing but values and gradients, as Adam needs nothing else: `Replay` works, and so does what
+    does not differentiate at all. What would differentiate the function itself (`Backprop`) is refused.
+
+    The functions run on the host, once for every instance and step, with NumPy arrays and in no certain order. They
+    must be pure: the same arguments, the same result.
+
+    **Arguments:** `function`: takes params and a seed, and returns the value and the gradient, in the structure of the
+    params; with `draw`, it takes the instance third. `start`: takes a seed (and the instance) and returns the params
+    to start from; or the params, the same for all. `draw`: takes a seed and returns an instance, a tree of arrays.
+    Seeds are whole numbers below 2³², for `numpy.random.default_rng` or `torch.manual_seed`. In `function` it draws
+    the minibatch or the noise; there, `None` asks for the objective without noise.
+
+    >>> def bowl(params, seed):
+    ...     return np.sum(params**2), 2 * params
+    >>> family = Oracle(bowl, lambda seed: np.random.default_rng(seed).standard_normal(3))
+    >>> params = family.init((), jax.random.key(0))
+    >>> value, grads = jax.jit(family.value_and_grad)(params, (), jax.random.key(1))
+    >>> bool(jnp.allclose(grads, 2 * params))
+    True
+    """
+
+    function: Callable[..., tuple[Any, Params]] = eqx.field(static=True)
+    start: Callable[..., Params] | None = eqx.field(static=True)
+    start_params: Params
+    draw: Callable[[int], Instance] | None = eqx.field(static=True)
+    params_like: "Structure" = eqx.field(static=True)
+    instance_like: "Structure" = eqx.field(static=True)
+
+    def __init__(
+        self,
+        function: Callable[..., tuple[Any, Params]],
+        start: Callable[..., Params] | Params,
+        draw: Callable[[int], Instance] | None = None,
+    ):
+        self.function, self.draw = function, draw
+        self.start = start if callable(start) else None
+        # One draw tells the structures, which must be known before anything is compiled.
+        instance = () if draw is None else draw(0)
+        params = start(0, *self._third(instance)) if callable(start) else start
+        self.start_params = () if callable(start) else jax.tree.map(jnp.asarray, start)
+        self.params_like, self.instance_like = Structure.of(params), Structure.of(instance)
+
+    def sample(self, key: PRNGKeyArray) -> Instance:
+        if self.draw is None:
+            return ()
+        return _on_host(self.draw, self.instance_like, key)
+
+    def init(self, instance: Instance, key: PRNGKeyArray) -> Params:
+        if self.start is None:
+            return self.start_params
+        return _on_host(self.start, self.params_like, key, *self._third(instance))
+
+    def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
+        # Once differentiable, for those who know losses only: the gradient is known.
+        @jax.custom_jvp
+        def value(params: Params) -> Scalar:
+            return self.value_and_grad(params, instance, key)[0]
+
+        @value.defjvp
+        def _(primals: tuple[Params], tangents: tuple[Params]) -> tuple[Scalar, Scalar]:
+            at, grads = self.value_and_grad(*primals, instance, key)
+            products = jax.tree.map(lambda grad, tangent: jnp.sum(grad * tangent), grads, *tangents)
+            return at, sum(jax.tree.leaves(products), jnp.zeros(())).astype(at.dtype)
+
+        return value(params)
+
+    def value_and_grad(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> tuple[Scalar, Params]:
+        like = Structure.of((np.zeros(()), self.params_like.example()))
+        call = jax.custom_jvp(lambda params: _on_host(self._evaluate, like, key, instance, params))
+        call.defjvp(_refuse_second_derivatives)
+        return call(params)
+
+    def _evaluate(self, seed: int | None, instance: Instance, params: Params) -> tuple[Any, Params]:
+        value, grads = self.function(params, seed, *self._third(instance))
+        return value, grads
+
+    def _third(self, instance: Instance) -> tuple[Instance, ...]:
+        return () if self.draw is None else (instance,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """How a tree of arrays is built: hashable, so that it can be compiled in."""
+
+    tree: Any
+    leaves: tuple[jax.ShapeDtypeStruct, ...]
+
+    @classmethod
+    def of(cls, tree: PyTree) -> "Structure":
+        """Describe NumPy arrays or numbers, with the dtypes that JAX gives them."""
+        leaves, structure = jax.tree.flatten(tree)
+        arrays = [np.asarray(leaf) for leaf in leaves]
+        return cls(
+            structure, tuple(jax.ShapeDtypeStruct(it.shape, jax.dtypes.canonicalize_dtype(it.dtype)) for it in arrays)
+        )
+
+    def example(self) -> PyTree:
+        return jax.tree.unflatten(self.tree, [np.zeros(leaf.shape, leaf.dtype) for leaf in self.leaves])
+
+    def fit(self, tree: PyTree) -> list[np.ndarray]:
+        """Return the leaves of a tree of this structure as arrays. Raises `ValueError` for another structure."""
+        found = Structure.of(tree)
+        if found.tree != self.tree or [leaf.shape for leaf in found.leaves] != [leaf.shape for leaf in self.leaves]:
+            raise ValueError(
+                f"A function of an Oracle returned {found.in_words()}, but {self.in_words()} is needed, and cannot be"
+                " compiled anew. Return (value, grads), grads built like the params, and draws built like the first."
+            )
+        pairs = zip(jax.tree.leaves(tree), self.leaves, strict=True)
+        return [np.asarray(leaf).astype(like.dtype) for leaf, like in pairs]
+
+    def in_words(self) -> str:
+        leaves = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves]
+        return str(jax.tree.unflatten(self.tree, leaves)).replace("'", "")
+
+
+def _on_host(function: Callable[..., Any], like: Structure, key: PRNGKeyArray | None, *arguments: PyTree) -> PyTree:
+    """Call `function(seed, *arguments)` outside of JAX; under `vmap` once for every row, in one visit to the host."""
+    # A seed is given in any case: it tells by how much the call is mapped.
+    seeds = jnp.zeros((), jnp.uint32) if key is None else jax.random.bits(key, dtype=jnp.uint32)
+
+    def host(seeds: Any, arguments: PyTree) -> PyTree:
+        seeds, arguments = np.asarray(seeds), jax.tree.map(np.asarray, arguments)
+        rows = []
+        for row in np.ndindex(seeds.shape):
+            mine = jax.tree.map(lambda leaf, row=row: leaf[row], arguments)
+            rows.append(like.fit(function(None if key is None else int(seeds[row]), *mine)))
+        stacked = [np.stack(leaves).reshape((*seeds.shape, *leaves[0].shape)) for leaves in zip(*rows, strict=True)]
+        return jax.tree.unflatten(like.tree, stacked)
+
+    shapes = jax.tree.unflatten(like.tree, like.leaves)
+    return jax.pure_callback(host, shapes, seeds, arguments, vmap_method="broadcast_all")
+
+
+def _refuse_second_derivatives(primals: Any, tangents: Any) -> Any:
+    raise TypeError(
+        "An Oracle gives values and gradients and no more: how they change with the params is not known, so nothing can"
+        " be differentiated through it (Backprop, second derivatives). Meta-train with Replay(), the default, or with"
+        " an estimator that does not differentiate the problem."
+    )
