@@ -1,6 +1,7 @@
 """What an artifact says about itself: which optimizer, trained how, on what, with which tensors."""
 
 import dataclasses
+import hashlib
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +79,13 @@ class Manifest:
         """Return the manifest as JSON in its one spelling: keys sorted, ASCII, no spaces."""
         checked = dataclasses.replace(self)  # the dicts inside may have been changed since they were checked
         return dump(dataclasses.asdict(checked), sort_keys=True)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what decides the steps: class, configuration, features and tensors, whatever they are called."""
+        what = {name: getattr(self, name) for name in ("optimizer", "config", "features")}
+        tensors = {name: dataclasses.asdict(spec) for name, spec in self.tensors.items()}
+        return hashlib.sha256(dump({**what, "tensors": tensors}, sort_keys=True).encode("ascii")).hexdigest()
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":

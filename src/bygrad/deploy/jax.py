@@ -20,6 +20,14 @@ def load(name: str | os.PathLike[str]) -> Optimizer:
     """
     path = find(name)
     artifact = load_artifact(path)
+    try:
+        return from_artifact(artifact)
+    except ArtifactError as error:
+        raise error.at(path) from error.__cause__
+
+
+def from_artifact(artifact: Artifact) -> Optimizer:
+    """Return the trained optimizer of an artifact that was read. **Raises:** `ArtifactError` if it cannot be rebuilt."""
     manifest = artifact.manifest
     try:
         return from_portable(
@@ -27,7 +35,7 @@ def load(name: str | os.PathLike[str]) -> Optimizer:
         )
     except ValueError as error:
         cause, _, rest = str(error).partition(". ")
-        raise ArtifactError(f"{path}: {cause}", "The optimizer cannot be rebuilt from it", rest.rstrip(".")) from error
+        raise ArtifactError(cause, "The optimizer cannot be rebuilt from it", rest.rstrip(".")) from error
 
 
 def export(
