@@ -1,14 +1,15 @@
 """Artifacts as PyTorch optimizers. This module and what it imports never import JAX."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..artifacts import Artifact, find
+from ..artifacts import Artifact, Step, find
 from ..artifacts import load as load_artifact
 from .torch_rules import Rule, rule_of
 
@@ -140,3 +141,17 @@ class LearnedOptimizer(Optimizer):
         return {**super().__getstate__(), "_artifact": self._artifact, "_rule": self._rule}
 
 
+
+
+def replay(artifact: Artifact, steps: Sequence[Step]) -> list[dict[str, np.ndarray]]:
+    """Return the updates of an artifact's rule on recorded inputs."""
+    rule = rule_of(artifact)
+
+    def tensors(arrays: Mapping[str, np.ndarray]) -> list[Tensor]:
+        return [torch.from_numpy(array.copy()) for array in arrays.values()]
+
+    states, updates = [rule.start(param) for param in tensors(steps[0].params)], []
+    for step in steps:
+        moved = rule.step(tensors(step.grads), states, tensors(step.params), torch.tensor(step.value))
+        updates.append({name: update.numpy() for name, update in zip(step.grads, moved, strict=True)})
+    return updates
