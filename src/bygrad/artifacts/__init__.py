@@ -14,14 +14,18 @@ from .file import Artifact, from_bytes, load, save, to_bytes
 from .manifest import SCHEMA, Manifest
 from .shipped import find, shipped_names
 from .tensors import TensorSpec, describe
+from .trajectory import Step, Trajectory, draw_steps
 
 __all__ = [
     "SCHEMA",
     "Artifact",
     "ArtifactError",
     "Manifest",
+    "Step",
     "TensorSpec",
+    "Trajectory",
     "describe",
+    "draw_steps",
     "find",
     "from_bytes",
     "load",

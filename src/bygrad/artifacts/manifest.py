@@ -1,6 +1,7 @@
 """What an artifact says about itself: which optimizer, trained how, on what, with which tensors."""
 
 import dataclasses
+import hashlib
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 from .errors import ArtifactError
 from .strict_json import dump, listing, parse_object, plain, shorten
 from .tensors import TensorSpec, check_dtype, check_names, check_shape
+from .trajectory import Trajectory
 
-SCHEMA = 1
-"""The version of the manifest's fields that this bygrad writes, and the newest that it reads."""
+SCHEMA = 2
+"""The version of the manifest's fields that this bygrad writes, and the newest that it reads. The first had no
+`trajectory`; artifacts of it load, and stay as they are."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
 _DAMAGED = "Copy the file again, or write it with bygrad.artifacts.save"
@@ -33,6 +36,8 @@ class Manifest:
     - `validation`: what it reached on problems it was not trained on; JSON.
     - `versions`: package name to version at training time.
     - `licence`: SPDX identifier of the meta-parameters' licence.
+    - `trajectory`: what the optimizer did on a few inputs, to be replayed elsewhere (`Trajectory.to_fields`); empty for
+      an artifact without one.
     - `schema`: version of these fields; leave it.
 
     The JSON fields are copied, and tuples in them become lists, so that what is loaded equals what was saved.
@@ -53,6 +58,7 @@ class Manifest:
     validation: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     licence: str = "Apache-2.0"
+    trajectory: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -69,15 +75,27 @@ class Manifest:
             raise _bad_value("optimizer", self.optimizer, "no class has such a name", "Use the name of the class")
         if not self.licence:
             raise _bad_value("licence", self.licence, "others need to know what they may do", "Give an SPDX identifier")
-        for name in ("config", "training", "validation", "versions"):
+        if self.schema < 2 and self.trajectory:
+            raise _bad_value("schema", self.schema, "it has no trajectory, and there is one", "Leave it out")
+        for name in ("config", "training", "validation", "versions", "trajectory"):
             object.__setattr__(self, name, plain(getattr(self, name), name))
+        if self.trajectory:
+            Trajectory.from_fields(self.trajectory)
         check_names(self.tensors)
         object.__setattr__(self, "tensors", dict(self.tensors))
 
     def to_json(self) -> str:
         """Return the manifest as JSON in its one spelling: keys sorted, ASCII, no spaces."""
         checked = dataclasses.replace(self)  # the dicts inside may have been changed since they were checked
-        return dump(dataclasses.asdict(checked), sort_keys=True)
+        fields = dataclasses.asdict(checked)
+        return dump({name: fields[name] for name in _kinds(self.schema)}, sort_keys=True)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what decides the steps: class, configuration, features and tensors, whatever they are called."""
+        what = {name: getattr(self, name) for name in ("optimizer", "config", "features")}
+        tensors = {name: dataclasses.asdict(spec) for name, spec in self.tensors.items()}
+        return hashlib.sha256(dump({**what, "tensors": tensors}, sort_keys=True).encode("ascii")).hexdigest()
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -92,10 +110,10 @@ class Manifest:
         guessed and nothing ignored. A newer schema is told first, since it explains the rest.
         """
         check_schema(fields)
-        _check_keys("the manifest", fields, set(_KINDS))
+        _check_keys("the manifest", fields, set(_kinds(fields.get("schema"))))
         _check_type("tensors", fields["tensors"], dict)
         tensors = {name: _spec(name, value) for name, value in fields["tensors"].items()}
-        known = {**fields, "tensors": tensors}
+        known = {"trajectory": {}, **fields, "tensors": tensors}
         _check_types(known)
         return cls(**known)
 
@@ -111,7 +129,13 @@ _KINDS: dict[str, type] = {
     "validation": dict,
     "versions": dict,
     "licence": str,
+    "trajectory": dict,
 }
+
+
+def _kinds(schema: object) -> dict[str, type]:
+    """The fields of a schema."""
+    return {name: kind for name, kind in _KINDS.items() if schema != 1 or name != "trajectory"}
 
 
 def check_schema(fields: dict[str, Any]) -> None:

@@ -1,14 +1,22 @@
 """Artifacts as optimizers in JAX."""
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Artifact, ArtifactError, Manifest, describe, find
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..artifacts import SCHEMA, Artifact, ArtifactError, Manifest, Step, Trajectory, describe, draw_steps, find
 from ..artifacts import load as load_artifact
 from ..artifacts import save as save_artifact
+from ..artifacts.trajectory import TOLERANCE
 from ..optimizers import LEARNED, Optimizer, Portable, from_portable, to_portable
 
 
@@ -20,6 +28,14 @@ def load(name: str | os.PathLike[str]) -> Optimizer:
     """
     path = find(name)
     artifact = load_artifact(path)
+    try:
+        return from_artifact(artifact)
+    except ArtifactError as error:
+        raise error.at(path) from error.__cause__
+
+
+def from_artifact(artifact: Artifact) -> Optimizer:
+    """Return the trained optimizer of an artifact that was read. **Raises:** `ArtifactError` if it cannot be rebuilt."""
     manifest = artifact.manifest
     try:
         return from_portable(
@@ -27,7 +43,7 @@ def load(name: str | os.PathLike[str]) -> Optimizer:
         )
     except ValueError as error:
         cause, _, rest = str(error).partition(". ")
-        raise ArtifactError(f"{path}: {cause}", "The optimizer cannot be rebuilt from it", rest.rstrip(".")) from error
+        raise ArtifactError(cause, "The optimizer cannot be rebuilt from it", rest.rstrip(".")) from error
 
 
 def export(
@@ -38,7 +54,7 @@ def export(
     training: dict[str, Any],
     validation: dict[str, Any],
 ) -> Artifact:
-    """Write a learned optimizer as an artifact and return it.
+    """Write a learned optimizer as an artifact and return it, with a golden trajectory that `verify` replays.
 
     **Arguments:** `name`: what the artifact calls itself, as in `mine/mnist`. `training`: what it was trained on and
     how. `validation`: what it reached on held-out instances. Both are JSON values.
@@ -54,9 +70,35 @@ def export(
         validation=validation,
         versions=versions(),
     )
-    artifact = Artifact(manifest, portable.tensors)
+    artifact = with_trajectory(Artifact(manifest, portable.tensors), optimizer)
     save_artifact(Path(path), artifact)
     return artifact
+
+
+def with_trajectory(artifact: Artifact, optimizer: Optimizer) -> Artifact:
+    """Return the artifact with the golden trajectory of `optimizer`, which is the one in it."""
+    steps = draw_steps()
+    golden = Trajectory(steps, replay(optimizer, steps), TOLERANCE)
+    return Artifact(
+        dataclasses.replace(artifact.manifest, schema=SCHEMA, trajectory=golden.to_fields()), artifact.tensors
+    )
+
+
+def replay(optimizer: Optimizer, steps: Sequence[Step]) -> list[dict[str, np.ndarray]]:
+    """Return the updates of an optimizer on recorded inputs. Products are exact float32, also on accelerators."""
+    inputs = [(step.grads, step.params, np.float32(step.value)) for step in steps]
+    with jax.default_matmul_precision("highest"):
+        updates = _replay(optimizer, jax.tree.map(jnp.asarray, inputs))
+    return [{name: np.asarray(array, np.float32) for name, array in step.items()} for step in updates]
+
+
+@eqx.filter_jit
+def _replay(optimizer: Optimizer, inputs: list[tuple[Any, Any, Any]]) -> list[dict[str, Any]]:
+    state, updates = optimizer.init(inputs[0][1]), []
+    for grads, params, value in inputs:
+        update, state = optimizer.update(grads, state, params, value=value, key=jax.random.key(0))
+        updates.append(update)
+    return updates
 
 
 def versions() -> dict[str, str]:

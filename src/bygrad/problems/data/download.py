@@ -1,4 +1,4 @@
-"""The one module of the package that uses the network: data sets from the Hugging Face hub."""
+"""Data sets from the Hugging Face hub. With `deploy/hub.py`, the only module of the package that uses the network."""
 
 import numpy as np
 

@@ -1,0 +1,39 @@
+"""The rules of learned optimizers in PyTorch, one file for each: what `bygrad.optimizers` computes, without JAX."""
+
+from ...artifacts import Artifact, ArtifactError
+from .base import Rule
+from .lstm import LSTM
+
+RULES: dict[str, type[Rule]] = {"LSTM": LSTM}
+"""The rules that PyTorch has, by the class name of the optimizer in JAX."""
+
+
+def rule_of(artifact: Artifact) -> Rule:
+    """Return the rule of an artifact. **Raises:** `ArtifactError` by name for one that PyTorch does not have."""
+    manifest = artifact.manifest
+    if manifest.optimizer not in RULES:
+        raise ArtifactError(
+            f"{manifest.name} is a {manifest.optimizer}, which this bygrad cannot run in PyTorch",
+            f"There is no rule of that name among {', '.join(RULES)}",
+            "Use it in JAX with bygrad.deploy.optax, or upgrade: pip install --upgrade bygrad",
+        )
+    rule = RULES[manifest.optimizer]
+    if manifest.features != rule.feature_version:
+        raise ArtifactError(
+            f"{manifest.name} was trained with version {manifest.features} of {manifest.optimizer}'s features, and this"
+            f" bygrad computes version {rule.feature_version} in PyTorch",
+            "Its meta-parameters would mean something else",
+            "Use the bygrad that it was written with, or train it again",
+        )
+    try:
+        return rule(manifest.config, artifact.tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"the configuration and tensors of {manifest.name} are not those of {manifest.optimizer}"
+            f" ({type(error).__name__}: {error})",
+            "The optimizer cannot be rebuilt from it",
+            "Copy the file again, or use the bygrad that it was written with",
+        ) from error
+
+
+__all__ = ["RULES", "Rule", "rule_of"]

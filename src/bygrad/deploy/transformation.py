@@ -1,0 +1,160 @@
+"""Optimizers as optax transformations."""
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+from jaxtyping import PRNGKeyArray, PyTree
+from optax import GradientTransformationExtraArgs
+
+from .._core import trees
+from .._core.types import Params, State
+from ..artifacts import Artifact
+from ..optimizers import Optimizer
+from .jax import from_artifact, load
+
+
+class DeployedState(NamedTuple):
+    r"""The optax state: the optimizer with its meta-parameters $\theta$, and what it remembers between two steps."""
+
+    optimizer: Optimizer
+    state: State
+
+
+def optax(
+    optimizer: Optimizer | Artifact | str | os.PathLike[str],
+    *,
+    guard: Callable[[Optimizer], Optimizer] | None = None,
+) -> GradientTransformationExtraArgs:
+    r"""Return an optimizer as an optax transformation: its updates are *added* to the params, as Adam's are.
+
+    $\theta$ lies in the optax state, where `init` copies it. So it is never compiled into a program, a step is traced
+    once for all artifacts of a structure, and several states that are donated share no memory. (A jitted `init` alone
+    holds $\theta$ as a constant: call it outside `jit`, or inside the program that trains, where that does not matter.)
+
+    Updates go downhill already. To scale them, chain with `optax.scale(factor)` or `optax.scale_by_schedule(schedule)`;
+    `optax.scale_by_learning_rate` would turn them around, as it is meant for bare gradients.
+
+    **Arguments:** `optimizer`: the name of a shipped artifact, a file, an artifact that was read, or any optimizer of
+    this package. `guard`: what to wrap it in, a function from the bare optimizer to the guarded one.
+
+    **Returns:** A transformation for trees of floating-point arrays of any shapes. Its `update` takes `value`, the loss
+    where the gradient was taken, for rules that look at it, and `key`, for rules that draw; other extra arguments
+    belong to other parts of a chain and are ignored.
+
+    **Raises:** `ArtifactError` as `load` does. `init` and `update` raise `TypeError` naming the leaf for params that are
+    not floating-point, and `update` `ValueError` for gradients that do not fit the params.
+
+        >>> import optax, bygrad.deploy
+        >>> transformation = optax.chain(bygrad.deploy.optax("paper/quadratic"), optax.scale(0.5))
+        >>> params = {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}
+        >>> state = transformation.init(params)
+        >>> updates, state = transformation.update(params, state, params, value=3.0)
+        >>> bool(jnp.all(updates["w"] < 0))
+        True
+    """
+    match optimizer:
+        case Optimizer():
+            bare = optimizer
+        case Artifact():
+            bare = from_artifact(optimizer)
+        case _:
+            bare = load(optimizer)
+    deployed = bare if guard is None else guard(bare)
+    _check_theta(deployed)
+
+    def init(params: Params) -> DeployedState:
+        _check_floating("params", params)
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+            return jax.eval_shape(init, params)
+        theta = _copied(deployed, params)
+        return DeployedState(theta, _own_buffers(deployed.init(params), (deployed, params)))
+
+    # All deployed optimizers share one function for their updates, and so its traces.
+    return GradientTransformationExtraArgs(init, _update)
+
+
+def _update(
+    updates: Params,
+    state: DeployedState,
+    params: Params | None = None,
+    *,
+    value: ArrayLike | None = None,
+    key: PRNGKeyArray | None = None,
+    **_: Any,
+) -> tuple[Params, DeployedState]:
+    _check_floating("gradients", updates)
+    if params is not None:
+        _check_alike(updates, params)
+    loss = None if value is None else jnp.asarray(value)
+    new_updates, new = state.optimizer.update(updates, state.state, params, value=loss, key=key)
+    return new_updates, DeployedState(state.optimizer, new)
+
+
+def _copied(optimizer: Optimizer, params: Params) -> Optimizer:
+    r"""Copy $\theta$, to every device of the params where those lie on several: a step then moves nothing."""
+    copy = jax.tree.map(jnp.copy, optimizer)
+    for leaf in jax.tree.leaves(params):
+        sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.is_fully_addressable:
+            return jax.device_put(copy, NamedSharding(sharding.mesh, PartitionSpec()))
+    return copy
+
+
+def _own_buffers(state: State, others: PyTree) -> State:
+    """Copy what the state shares with others or holds twice: a buffer cannot be donated two times."""
+    seen = {id(leaf) for leaf in jax.tree.leaves(others)}
+
+    def own(leaf: Any) -> Any:
+        if id(leaf) in seen:
+            return jnp.copy(leaf)
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(own, state)
+
+
+def _check_theta(optimizer: Optimizer) -> None:
+    for name, leaf in trees.named_leaves(optimizer).items():
+        if not isinstance(leaf, jax.Array):
+            raise TypeError(
+                f"The leaf {name} of {type(optimizer).__name__} is a {type(leaf).__name__}, not an array, so it cannot"
+                " travel in the optax state. Make it a static field of the class, or a JAX array."
+            )
+
+
+def _check_floating(what: str, tree: PyTree) -> None:
+    for name, leaf in trees.named_leaves(tree).items():
+        dtype = jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(
+                f"The {what} have a complex leaf {name or '(the only one)'} ({dtype}). The rule was learned on real"
+                " numbers, and what it would do to complex ones is not defined. Wrap the transformation in"
+                " optax.contrib.split_real_and_imaginary, which gives it both parts as real numbers."
+            )
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"The {what} have a leaf {name or '(the only one)'} of dtype {dtype}, which cannot take a small step."
+                " Leave it out with optax.masked or optax.partition."
+            )
+
+
+def _check_alike(grads: Params, params: Params) -> None:
+    """Refuse gradients with other leaves than the params, where JAX would speak of tree definitions."""
+    ours, theirs = trees.named_leaves(grads), trees.named_leaves(params)
+    if different := sorted(ours.keys() ^ theirs.keys()):
+        raise ValueError(
+            f"The gradients and the params are different trees: {different[0] or '(a single leaf)'} stands only in the"
+            f" {'gradients' if different[0] in ours else 'params'}. A state belongs to one structure. Give the gradient"
+            " with respect to these params."
+        )
+    for name, leaf in ours.items():
+        if jnp.shape(leaf) != jnp.shape(theirs[name]):
+            raise ValueError(
+                f"The gradient of {name or 'the params'} has the shape {list(jnp.shape(leaf))}, and the param"
+                f" {list(jnp.shape(theirs[name]))}. Give the gradient with respect to these params."
+            )

@@ -1,0 +1,77 @@
+"""Whether an artifact takes the steps here that it took where it was written."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..artifacts import Artifact, ArtifactError, Trajectory, find, load
+from ..artifacts.trajectory import Arrays
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The golden trajectory replayed in a `framework`: its `deviation` from the file, or why it was not replayed."""
+
+    framework: str
+    deviation: float | None
+    remark: str = ""
+
+
+def verify(artifact: Artifact | str | os.PathLike[str]) -> list[Replay]:
+    """Read an artifact, which checks every byte of it, and replay its golden trajectory in JAX and in PyTorch.
+
+    **Arguments:** `artifact`: a shipped artifact by name, a file, or an artifact that was read.
+
+    **Returns:** What came out, for each framework: an artifact of before there were trajectories, a framework that is
+    not installed, and a rule that PyTorch does not have are remarks.
+
+    **Raises:** `ArtifactError` as `load` does, and where a replay is off by more than the tolerance that the file says.
+
+        >>> [replay.framework for replay in verify("paper/quadratic")]
+        ['JAX', 'PyTorch']
+    """
+    if not isinstance(artifact, Artifact):
+        artifact = load(find(artifact))
+    replays: dict[str, Callable[[Artifact, Trajectory], list[Arrays]]] = {"JAX": _in_jax, "PyTorch": _in_torch}
+    if not artifact.manifest.trajectory:
+        remark = "no golden trajectory in the file, which was written before there were any: only its bytes are verified"
+        return [Replay(framework, None, remark) for framework in replays]
+    golden = Trajectory.from_fields(artifact.manifest.trajectory)
+    return [_replay(framework, run, artifact, golden) for framework, run in replays.items()]
+
+
+def _replay(
+    framework: str, run: Callable[[Artifact, Trajectory], list[Arrays]], artifact: Artifact, golden: Trajectory
+) -> Replay:
+    try:
+        deviation = golden.deviation(run(artifact, golden))
+    except NotImplementedError as reason:
+        return Replay(framework, None, str(reason))
+    if deviation <= golden.tolerance:
+        return Replay(framework, deviation)
+    raise ArtifactError(
+        f"{artifact.manifest.name}: its updates in {framework} are off by {deviation:.2g} of the largest, and"
+        f" {golden.tolerance:.2g} is allowed",
+        "It does not do here what it did when it was written",
+        f"Use the versions that it was written with ({artifact.manifest.versions}), and report this",
+    )
+
+
+def _in_jax(artifact: Artifact, golden: Trajectory) -> list[dict[str, np.ndarray]]:
+    from .jax import from_artifact, replay
+
+    return replay(from_artifact(artifact), golden.steps)
+
+
+def _in_torch(artifact: Artifact, golden: Trajectory) -> list[dict[str, np.ndarray]]:
+    if importlib.util.find_spec("torch") is None:
+        raise NotImplementedError("PyTorch is not installed: pip install 'bygrad[torch]'")
+    from .torch import replay
+    from .torch_rules import RULES
+
+    if artifact.manifest.optimizer not in RULES:
+        raise NotImplementedError(f"{artifact.manifest.optimizer} cannot be run in PyTorch, which has {', '.join(RULES)}")
+    return replay(artifact, golden.steps)

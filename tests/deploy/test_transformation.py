@@ -1,0 +1,310 @@
+"""A deployed optimizer is a good citizen of optax: it composes, compiles once, and is never compiled in."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bygrad
+from bygrad.artifacts import find, load
+from bygrad.deploy import optax as deployed
+from bygrad.optimizers import HAND_DESIGNED, LEARNED, LSTM, SGD, Adam, Learned, Optimizer, Scaled
+
+pytestmark = pytest.mark.core
+
+KINDS = LEARNED | HAND_DESIGNED
+
+
+class OfTheLoss(Optimizer):
+    """Steps down the gradient by the loss: to see what arrives."""
+
+    def init(self, params):
+        return ()
+
+    def update(self, grads, state, params=None, *, value=None, key=None):
+        if value is None:
+            raise ValueError("needs a value")
+        return jax.tree.map(lambda grad: -value * grad, grads), state
+
+
+def make(name: str) -> Optimizer:
+    kind = KINDS[name]
+    return kind(jax.random.key(0)) if issubclass(kind, Learned) else kind()
+
+
+@pytest.fixture(scope="module")
+def small() -> LSTM:
+    return LSTM(jax.random.key(0), (3,), Scaled())
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, object]:
+    return {"scalar": jnp.float32(0.5), "pair": [jnp.linspace(-1, 1, 6).reshape(2, 3), jnp.zeros((0, 2))]}
+
+
+def close(left: object, right: object, rtol: float = 1e-6) -> None:
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for ours, theirs in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=1e-7)
+
+
+def test_a_name_a_file_an_artifact_and_the_optimizer_are_the_same(params):
+    name = "paper/quadratic"
+    given = (name, find(name), str(find(name)), load(find(name)), bygrad.load(name))
+    results = []
+    for it in given:
+        transformation = deployed(it)
+        updates, state = transformation.update(params, transformation.init(params), params)
+        results.append(updates)
+        assert jax.tree.structure(state.optimizer) == jax.tree.structure(bygrad.load(name))
+    for updates in results[1:]:
+        close(updates, results[0], rtol=0)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_state_is_stable_and_so_nothing_compiles_twice(name, params):
+    transformation = deployed(make(name))
+    describe = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), tree)  # noqa: E731
+    state = jax.eval_shape(transformation.init, params)
+    step = jax.jit(lambda grads, state, params: transformation.update(grads, state, params, value=1.0))
+    updates, after = jax.eval_shape(step, params, state, params)
+    assert describe(after) == describe(state) == describe(transformation.init(params))
+    assert describe(updates) == describe(jax.eval_shape(lambda: params))
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_donating_twice_from_one_artifact(name):
+    transformation = deployed(make(name))
+    params = {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}
+
+    @jax.jit
+    def plain(params, state):
+        updates, state = transformation.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    donating = jax.jit(plain.__wrapped__, donate_argnums=(0, 1))
+    expected, _ = plain(params, transformation.init(params))
+    for _ in range(2):
+        own = jax.tree.map(jnp.copy, params)
+        result, state = donating(own, transformation.init(own))
+        close(result, expected)
+        donating(result, state)
+
+
+def test_one_trace_for_all_artifacts_and_no_constant_in_it(params):
+    one, other = (deployed(LSTM(jax.random.key(seed), (20,))) for seed in range(2))
+    traces = []
+
+    @jax.jit
+    def step(grads, state, params):
+        traces.append(None)
+        return one.update(grads, state, params)
+
+    step(params, one.init(params), params)
+    swapped, _ = step(params, other.init(params), params)
+    assert len(traces) == 1
+    close(swapped, jax.jit(other.update)(params, other.init(params), params)[0])
+    assert one.update is other.update
+
+    program = jax.make_jaxpr(step.__wrapped__)(params, one.init(params), params)
+    assert sum(np.asarray(constant).nbytes for constant in program.consts) < 1000
+    theta = sum(leaf.nbytes for leaf in jax.tree.leaves(one.init(params).optimizer))
+    assert theta > 5000
+    assert len(jax.jit(step.__wrapped__).lower(params, one.init(params), params).as_text()) < 3 * theta
+
+
+def test_the_copy_in_the_state_is_what_counts(small, params):
+    transformation = deployed(small)
+    state = transformation.init(params)
+    zero = state._replace(optimizer=jax.tree.map(jnp.zeros_like, state.optimizer))
+    updates, _ = transformation.update(params, zero, params)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(updates))
+
+
+WRAPPERS = {
+    "chain": (lambda it: optax.chain(optax.clip_by_global_norm(0.1), it, optax.scale(0.5)), 0.5),
+    "masked": (lambda it: optax.masked(it, {"scalar": True, "pair": [True, False]}), 1.0),
+    "partition": (
+        lambda it: optax.partition(
+            {"ours": it, "none": optax.set_to_zero()}, {"scalar": "ours", "pair": ["ours", "none"]}
+        ),
+        1.0,
+    ),
+    "apply_if_finite": (lambda it: optax.apply_if_finite(it, 3), 1.0),
+    "inject": (
+        lambda it: optax.inject_hyperparams(lambda factor: optax.chain(it, optax.scale(factor)))(
+            optax.constant_schedule(0.25)
+        ),
+        0.25,
+    ),
+    "schedule": (lambda it: optax.chain(it, optax.scale_by_schedule(lambda count: 1.0 / (1 + count))), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_composes(name, small, params):
+    wrap, factor = WRAPPERS[name]
+    transformation = wrap(deployed(small))
+    grads = jax.tree.map(lambda leaf: 0.01 * leaf, params)  # small enough not to be clipped
+    step = jax.jit(lambda grads, state: transformation.update(grads, state, params, value=1.0, unheard_of=2))
+    updates, _ = step(grads, transformation.init(params))
+    bare, _ = small.update(grads, small.init(params), params)
+    close(updates, jax.tree.map(lambda leaf: factor * leaf, bare), rtol=1e-5)
+
+
+def test_takes_a_step_for_several_gradients(small, params):
+    transformation = optax.MultiSteps(deployed(small), every_k_schedule=2)
+    step = jax.jit(lambda grads, state: transformation.update(grads, state, params))
+    state = transformation.init(params)
+    first, state = step(jax.tree.map(lambda leaf: 3 * leaf, params), state)
+    second, _ = step(params, state)
+    close(first, jax.tree.map(jnp.zeros_like, params))
+    close(second, small.update(jax.tree.map(lambda leaf: 2 * leaf, params), small.init(params), params)[0], rtol=1e-5)
+
+
+def test_scan_and_vmap_are_loops(small):
+    transformation = deployed(small)
+    starts = jnp.linspace(-1, 1, 6).reshape(2, 3)
+
+    def run(start):
+        def body(carry, _):
+            params, state = carry
+            updates, state = transformation.update(2 * params, state, params, value=jnp.sum(params**2))
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(body, (start, transformation.init(start)), length=3)
+        return params
+
+    looped = []
+    for start in starts:
+        params, state = start, transformation.init(start)
+        for _ in range(3):
+            updates, state = transformation.update(2 * params, state, params)
+            params = optax.apply_updates(params, updates)
+        looped.append(params)
+    close(jax.jit(jax.vmap(run))(starts), jnp.stack(looped), rtol=1e-5)
+
+
+def test_a_batch_of_optimizers_is_one_more_axis(params):
+    transformation = deployed(SGD())
+    state = transformation.init(params)
+    rates = jnp.array([0.5, 2.0])
+    batch = state._replace(optimizer=SGD(rates))
+    updates, _ = jax.vmap(lambda state: transformation.update(params, state, params))(batch)
+    for rate, scalar in zip(rates, updates["scalar"], strict=True):
+        np.testing.assert_allclose(scalar, -rate * params["scalar"], rtol=1e-6)
+
+
+def test_low_precision_params(small):
+    for dtype in (jnp.bfloat16, jnp.float16):
+        params = {"w": jnp.linspace(-1, 1, 4).astype(dtype)}
+        transformation = deployed(small)
+        updates, state = transformation.update(params, transformation.init(params), params)
+        assert updates["w"].dtype == dtype
+        assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
+
+
+def test_value_and_guard_arrive(params):
+    transformation = deployed(OfTheLoss())
+    updates, _ = transformation.update(params, transformation.init(params), params, value=2.0)
+    close(updates, jax.tree.map(lambda leaf: -2.0 * leaf, params))
+    with pytest.raises(ValueError, match="needs a value"):
+        transformation.update(params, transformation.init(params), params)
+    guarded = deployed(OfTheLoss(), guard=lambda bare: SGD(1.0) if isinstance(bare, OfTheLoss) else bare)
+    updates, _ = guarded.update(params, guarded.init(params), params)
+    close(updates, jax.tree.map(lambda leaf: -leaf, params))
+
+
+def test_abstract_params(small, params):
+    abstract = jax.eval_shape(lambda: params)
+    state = deployed(small).init(abstract)
+    concrete = deployed(small).init(params)
+    assert jax.tree.structure(state) == jax.tree.structure(concrete)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
+
+
+def test_complex_params_are_refused_by_name_and_the_remedy_works(small):
+    params = {"layers": [{"w": jnp.ones(2, jnp.complex64) * (1 + 2j)}]}
+    with pytest.raises(TypeError, match=r"params have a complex leaf layers/0/w \(complex64\).*split_real_and_imaginary"):
+        deployed(small).init(params)
+    state = deployed(small).init({"layers": [{"w": jnp.ones(2)}]})
+    with pytest.raises(TypeError, match="gradients have a complex leaf layers/0/w"):
+        deployed(small).update(params, state)
+    transformation = optax.contrib.split_real_and_imaginary(deployed(small))
+    updates, _ = transformation.update(params, transformation.init(params), params)
+    assert updates["layers"][0]["w"].dtype == jnp.complex64
+
+
+def test_other_dtypes_are_refused_by_name(small):
+    with pytest.raises(TypeError, match=r"leaf count of dtype int32, .* optax.masked"):
+        deployed(small).init({"count": jnp.zeros((), jnp.int32), "w": jnp.ones(2)})
+
+
+@pytest.mark.parametrize(
+    ("grads", "message"),
+    [
+        ({"w": jnp.ones(2)}, "b stands only in the params"),
+        ({"w": jnp.ones(2), "b": jnp.ones(1), "a": jnp.ones(1)}, "a stands only in the gradients"),
+        ({"w": jnp.ones(3), "b": jnp.ones(1)}, r"gradient of w has the shape \[3\], and the param \[2\]"),
+    ],
+)
+def test_gradients_of_other_params_are_refused_by_path(small, grads, message):
+    params = {"w": jnp.ones(2), "b": jnp.ones(1)}
+    transformation = deployed(small)
+    with pytest.raises(ValueError, match=message):
+        transformation.update(grads, transformation.init(params), params)
+
+
+def test_an_optimizer_with_other_leaves_is_refused(params):
+    loose = eqx.tree_at(lambda it: it.learning_rate, Adam(), 0.1)
+    with pytest.raises(TypeError, match="leaf learning_rate of Adam is a float"):
+        deployed(loose)
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from bygrad.deploy import optax as deployed
+from bygrad.optimizers import LSTM
+
+assert jax.device_count() == 8
+mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
+specs = {"w": P("a", "b"), "b": P()}
+transformation = deployed(LSTM(jax.random.key(0), (3,)))
+here = {"w": jnp.linspace(-1, 1, 48).reshape(8, 6), "b": jnp.ones(3)}
+apart = {name: jax.device_put(leaf, NamedSharding(mesh, specs[name])) for name, leaf in here.items()}
+
+@jax.jit
+def step(params, state):
+    updates, state = transformation.update(params, state, params)
+    return optax.apply_updates(params, updates), state
+
+def run(params):
+    state = transformation.init(params)
+    for _ in range(3):
+        params, state = step(params, state)
+    return params, state
+
+(expected, _), before = run(here), step._cache_size()
+params, state = run(apart)
+assert step._cache_size() == before + 1, "compiled again for the second step"
+for name, leaf in params.items():
+    np.testing.assert_allclose(leaf, expected[name], rtol=1e-6)
+    assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, specs[name]), leaf.ndim)
+assert state.state["w"].sharding.is_equivalent_to(NamedSharding(mesh, P(None, "a", "b")), 3)
+assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.optimizer))
+"""
+
+
+def test_params_on_eight_devices_take_the_same_steps():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
