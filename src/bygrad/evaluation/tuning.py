@@ -18,6 +18,8 @@ from .runs import Curves, area, final
 POINTS = 17
 """Learning rates of a grid: four a decade over four decades."""
 
+_A_DECADE = 4
+
 EXTENSIONS = 3
 """How many times a grid may be continued when the best rate stands at its edge."""
 
@@ -60,13 +62,17 @@ def tune(
     horizon: int,
     runs: int = 8,
     final_window: int = 1,
+    points: int = POINTS,
+    scale: float = 1.0,
 ) -> Tuning:
     """Run a hand-designed optimizer at every learning rate of a log grid, on the same instances.
 
-    The grid has 17 rates, four a decade; when the best for either measure stands at an edge, the grid is
-    continued that way by as many rates again, so that the optimum is an interior one.
+    The grid has four rates a decade; when the best for either measure stands at an edge, the grid is continued that way
+    by as many rates again, so that the optimum is an interior one.
 
     **Arguments:** `runs`: instances to average over. `final_window`: how many last losses make the final loss.
+    `points`: rates of a grid. `scale`: times 0.1 for gradient descent, and times 0.01 for the others, it is the middle
+    of the first grid.
     """
     keys = jax.random.split(key, runs)
 
@@ -77,15 +83,15 @@ def tune(
         finals, areas = np.where(np.isfinite(measures), measures, np.inf)
         return finals, areas
 
-    centre = _CENTRES.get(type(optimizer).__name__, 1e-2)
-    rates = centre * np.logspace(-2, 2, POINTS)
+    centre = scale * _CENTRES.get(type(optimizer).__name__, 1e-2)
+    rates = centre * 10.0 ** ((np.arange(points) - points // 2) / _A_DECADE)
     finals, areas = measure(rates)
     for _ in range(EXTENSIONS):
         best = {int(np.argmin(finals)), int(np.argmin(areas))}
         if best.isdisjoint({0, len(rates) - 1}):
             break
-        shift = 10.0**4.25 if len(rates) - 1 in best else 10.0**-4.25
-        start = rates[-POINTS:] if shift > 1 else rates[:POINTS]
+        shift = 10.0 ** ((1 if len(rates) - 1 in best else -1) * points / _A_DECADE)
+        start = rates[-points:] if shift > 1 else rates[:points]
         more = start * shift
         new = measure(more)
         order = np.argsort(np.concatenate([rates, more]))

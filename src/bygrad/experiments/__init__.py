@@ -6,9 +6,11 @@ from .mnist import MNIST
 from .paper import paper_curves
 from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN
 from .reproduce import reproduce
+from .style import STYLE
+from .stylize import paint, stylize
 from .work import evaluate, train
 
-EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST)}
+EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST, STYLE)}
 """The experiments, by name."""
 
 __all__ = [
@@ -19,7 +21,9 @@ __all__ = [
     "Level",
     "Setting",
     "evaluate",
+    "paint",
     "paper_curves",
     "reproduce",
+    "stylize",
     "train",
 ]

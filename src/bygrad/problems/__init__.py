@@ -5,13 +5,17 @@ from .catalogue import FAMILIES, find_family
 from .data import ImageData, load_images
 from .mlp import MLPClassifier
 from .quadratic import Quadratic
+from .style import StyleTransfer
+from .vgg import VGG16
 
 __all__ = [
     "FAMILIES",
+    "VGG16",
     "ImageData",
     "MLPClassifier",
     "ProblemFamily",
     "Quadratic",
+    "StyleTransfer",
     "check_family",
     "describe_family",
     "find_family",

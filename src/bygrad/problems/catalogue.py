@@ -10,6 +10,7 @@ from .base import ProblemFamily
 from .data import load_images
 from .mlp import MLPClassifier
 from .quadratic import Quadratic
+from .style import StyleTransfer
 
 Split: TypeAlias = Literal["train", "test"]
 Builder: TypeAlias = Callable[[str, Split], ProblemFamily]
@@ -22,6 +23,9 @@ FAMILIES: dict[str, Builder] = {
     "mnist-40-units": lambda data, split: MLPClassifier.from_data(load_images(data), split, hidden=40),
     "mnist-2-layers": lambda data, split: MLPClassifier.from_data(load_images(data), split, layers=2),
     "mnist-relu": lambda data, split: MLPClassifier.from_data(load_images(data), split, activation="relu"),
+    "style": lambda data, split: StyleTransfer.embedded(split),
+    "style-32": lambda data, split: StyleTransfer.embedded(split, 32),
+    "style-128-new": lambda data, split: StyleTransfer.embedded(split, 128, "houses_at_auvers"),
 }
 """The families of the paper, by name."""
 
