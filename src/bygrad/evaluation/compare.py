@@ -40,7 +40,8 @@ class Protocol:
     tune a baseline on. `second_order_runs`: instances for L-BFGS, whose steps cost many times more; 0 leaves it out.
     `final_window`: how many last losses make the final loss. `seed`: of the fresh instances; the tuning instances come
     from another branch of it. `chunk`: runs side by side. `rates` and `rate_scale`: size and place of the first grid of
-    learning rates (`tune`), for problems whose useful steps are not those of networks.
+    learning rates (`tune`), for problems whose useful steps are not those of networks. `rates_at_once`: how many run
+    side by side, all by default; 1 for problems that gain nothing from a batch.
     """
 
     horizon: int
@@ -52,6 +53,7 @@ class Protocol:
     chunk: int = 16
     rates: int = POINTS
     rate_scale: float = 1.0
+    rates_at_once: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("horizon", "runs", "tuning_runs", "final_window", "chunk", "rates"):
@@ -88,6 +90,7 @@ def tune_baselines(
             final_window=protocol.final_window,
             points=protocol.rates,
             scale=protocol.rate_scale,
+            at_once=protocol.rates_at_once,
         )
 
     tunings = {}

@@ -64,6 +64,7 @@ def tune(
     final_window: int = 1,
     points: int = POINTS,
     scale: float = 1.0,
+    at_once: int | None = None,
 ) -> Tuning:
     """Run a hand-designed optimizer at every learning rate of a log grid, on the same instances.
 
@@ -72,12 +73,12 @@ def tune(
 
     **Arguments:** `runs`: instances to average over. `final_window`: how many last losses make the final loss.
     `points`: rates of a grid. `scale`: times 0.1 for gradient descent, and times 0.01 for the others, it is the middle
-    of the first grid.
+    of the first grid. `at_once`: rates that run side by side, all of them by default.
     """
     keys = jax.random.split(key, runs)
 
     def measure(rates: np.ndarray) -> tuple[Curves, Curves]:
-        curves = np.asarray(_CURVES(with_learning_rate(optimizer, rates), family, keys, horizon), np.float64)
+        curves = np.asarray(_CURVES(with_learning_rate(optimizer, rates), family, keys, horizon, at_once), np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             measures = np.stack([final(curves, final_window), area(curves)]).mean(axis=-1)
         finals, areas = np.where(np.isfinite(measures), measures, np.inf)
@@ -101,10 +102,14 @@ def tune(
     return Tuning(rates, finals, areas)
 
 
-def _curves(optimizers: FromOptax, family: ProblemFamily, keys: Any, horizon: int) -> Any:
+def _curves(optimizers: FromOptax, family: ProblemFamily, keys: Any, horizon: int, at_once: int | None) -> Any:
     """`loss_curves` for a batch of learning rates: `[rates, runs, horizon + 1]`."""
-    axes = jax.tree.map(lambda leaf: 0 if leaf is optimizers.learning_rate else None, optimizers)  # pyright: ignore
-    return jax.vmap(lambda one: loss_curves(one, family, keys, horizon), in_axes=(axes,))(optimizers)
+    rates = optimizers.learning_rate  # pyright: ignore[reportAttributeAccessIssue]
+
+    def one(rate: Any) -> Any:
+        return loss_curves(with_learning_rate(optimizers, rate), family, keys, horizon)
+
+    return jax.vmap(one)(rates) if at_once is None else jax.lax.map(one, rates, batch_size=at_once)
 
 
 _CURVES = Program(_curves)

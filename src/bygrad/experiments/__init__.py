@@ -1,5 +1,6 @@
 """The paper's experiments and ours, as declarations, and what carries them out."""
 
+from .cifar import CIFAR
 from .declaration import Budget, Experiment, Level, Setting
 from .display import Display
 from .mnist import MNIST
@@ -10,7 +11,7 @@ from .style import STYLE
 from .stylize import paint, stylize
 from .work import evaluate, train
 
-EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST, STYLE)}
+EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST, *CIFAR, STYLE)}
 """The experiments, by name."""
 
 __all__ = [

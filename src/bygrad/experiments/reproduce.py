@@ -179,11 +179,18 @@ def _best_two(optimizers: dict[str, Any]) -> dict[str, Optimizer]:
     return {row["label"]: with_learning_rate(HAND_DESIGNED[row["label"]](), row["learning_rate"]) for row in best}
 
 
+def _on_the_way(row: dict[str, Any], step: int) -> dict[str, Any]:
+    return {"mean": row["curve"][step], "low": row["curve_low"][step], "high": row["curve_high"][step]}
+
+
 def _levels(setting: Setting, results: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for level in setting.levels:
-        ours = results["optimizers"]["lstm"][level.measure]
-        label, best = best_baseline(results["optimizers"], level.measure)
+        rows_of = results["optimizers"]
+        if level.step is not None:
+            rows_of = {name: row | {level.measure: _on_the_way(row, level.step)} for name, row in rows_of.items()}
+        ours = rows_of["lstm"][level.measure]
+        label, best = best_baseline(rows_of, level.measure)
         if level.relative:  # a loss that JSON could not hold was infinite
             ours = {key: np.inf if value is None else value / best for key, value in ours.items()}
         mean = np.inf if ours["mean"] is None else ours["mean"]

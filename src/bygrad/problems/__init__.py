@@ -2,6 +2,7 @@
 
 from .base import ProblemFamily, check_family, describe_family
 from .catalogue import FAMILIES, find_family
+from .convnet import ConvClassifier, with_labels
 from .data import ImageData, load_images
 from .mlp import MLPClassifier
 from .quadratic import Quadratic
@@ -11,6 +12,7 @@ from .vgg import VGG16
 __all__ = [
     "FAMILIES",
     "VGG16",
+    "ConvClassifier",
     "ImageData",
     "MLPClassifier",
     "ProblemFamily",
@@ -20,4 +22,5 @@ __all__ = [
     "describe_family",
     "find_family",
     "load_images",
+    "with_labels",
 ]
