@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         "verify": verify,
         "push": push,
         "pull": pull,
+        "stylize": stylize,
     }
     _keep_compiled_programs()
     try:
@@ -304,6 +305,34 @@ def pull(
     artifact = hub.pull(repo, revision=revision, out=out)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{artifact.manifest.name}, a {artifact.manifest.optimizer}: {_escape(str(out))}")
+
+
+def stylize(
+    content: Positional[Annotated[Path, arg(help="The picture to paint.", metavar="CONTENT")]],
+    style: Positional[Annotated[Path, arg(help="A picture in the style to paint it in.", metavar="STYLE")]],
+    out: Annotated[Path, arg(help="The picture to write.", metavar="FILE", aliases=["-o"])],
+    size: Annotated[int, arg(help="Pixels of the longer side.")] = 128,
+    artifact: Annotated[str, arg(help="A shipped artifact by name, or a file.")] = "paper/style",
+    steps: Annotated[int, arg(help="Updates; the shipped optimizer was trained for 128.")] = 128,
+    seed: Seed = 0,
+) -> None:
+    """Paint a picture in the style of another, with a learned optimizer."""
+    from .deploy.jax import load
+    from .experiments import stylize as carry_out
+
+    optimizer = load(artifact)
+    with _display() as display:
+        loss = carry_out(
+            content,
+            style,
+            out,
+            optimizer,
+            size=size,
+            steps=steps,
+            seed=seed,
+            tick=lambda done, loss: display.phase("painting", done, steps, f"loss {loss:.4g}"),
+        )
+    Console().print(f"loss {loss:.4g}: {out}", highlight=False, soft_wrap=True)
 
 
 def _keep_compiled_programs() -> None:

@@ -65,10 +65,16 @@ def test_a_declaration_holds_together(name):
         assert setting.figure is None or setting.figure in figures
         assert 1 <= setting.final_window <= setting.horizon
         assert setting.levels
-    # It is trained for the horizon and the measure in which it is tested first.
+    assert experiment.training_family in FAMILIES
+    # It is trained for a horizon and a measure in which it is tested.
+    tested = {(setting.horizon, setting.final_window) for setting in experiment.settings}
     for recipe in experiment.recipes.values():
-        assert recipe.horizon == experiment.settings[0].horizon
-        assert recipe.final_window == experiment.settings[0].final_window
+        assert (recipe.horizon, recipe.final_window) in tested
+    assert all(
+        level.step is None or level.step <= setting.horizon
+        for setting in experiment.settings
+        for level in setting.levels
+    )
     assert isinstance(eqx.filter_eval_shape(experiment.optimizer, jax.random.key(0)), Learned)
 
 

@@ -213,7 +213,7 @@ def test_missing_file_says_so(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ValueError, match="neither an npz file nor named like an IDX file"):
+    with pytest.raises(ValueError, match="neither an npz file nor named like a file of IDX"):
         load_images(tmp_path / "notes.txt")
 
 

@@ -141,8 +141,6 @@ class LearnedOptimizer(Optimizer):
         return {**super().__getstate__(), "_artifact": self._artifact, "_rule": self._rule}
 
 
-
-
 def replay(artifact: Artifact, steps: Sequence[Step]) -> list[dict[str, np.ndarray]]:
     """Return the updates of an artifact's rule on recorded inputs."""
     rule = rule_of(artifact)

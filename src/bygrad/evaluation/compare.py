@@ -17,7 +17,7 @@ from ..problems import ProblemFamily
 from .runs import SIDE_BY_SIDE, Curves, area, compile_curves, final, run_curves, run_in_chunks
 from .second_order import bfgs_curves, has_objective, lbfgs_curves
 from .statistics import bootstrap_curves, bootstrap_mean
-from .tuning import Tuning, tune, with_learning_rate
+from .tuning import POINTS, Tuning, tune, with_learning_rate
 
 CONVENTION = (
     "The loss at step t is the loss after t updates, on the minibatch that the next update would use; step 0 is the"
@@ -39,7 +39,9 @@ class Protocol:
     **Arguments:** `horizon`: steps of a run. `runs`: fresh instances for every optimizer. `tuning_runs`: instances to
     tune a baseline on. `second_order_runs`: instances for L-BFGS, whose steps cost many times more; 0 leaves it out.
     `final_window`: how many last losses make the final loss. `seed`: of the fresh instances; the tuning instances come
-    from another branch of it. `chunk`: runs side by side.
+    from another branch of it. `chunk`: runs side by side. `rates` and `rate_scale`: size and place of the first grid of
+    learning rates (`tune`), for problems whose useful steps are not those of networks. `rates_at_once`: how many run
+    side by side, all by default; 1 for problems that gain nothing from a batch.
     """
 
     horizon: int
@@ -49,9 +51,12 @@ class Protocol:
     final_window: int = 1
     seed: int = 0
     chunk: int = 16
+    rates: int = POINTS
+    rate_scale: float = 1.0
+    rates_at_once: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "runs", "tuning_runs", "final_window", "chunk"):
+        for name in ("horizon", "runs", "tuning_runs", "final_window", "chunk", "rates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: there would be nothing to compare. Give 1 or more.")
         if self.final_window > self.horizon:
@@ -83,6 +88,9 @@ def tune_baselines(
             horizon=protocol.horizon,
             runs=protocol.tuning_runs,
             final_window=protocol.final_window,
+            points=protocol.rates,
+            scale=protocol.rate_scale,
+            at_once=protocol.rates_at_once,
         )
 
     tunings = {}

@@ -4,6 +4,7 @@ matplotlib is imported inside the functions: the package works without it, and `
 a display. Losses that are missing or not finite are drawn as gaps.
 """
 
+import base64
 import io
 import math
 import re
@@ -287,6 +288,29 @@ def tuning_curves(results: Results) -> "matplotlib.figure.Figure":
     panels[0].plot([], [], "o", color=_GREY, markersize=5.5, label="chosen")
     place = {"loc": "upper left", "bbox_to_anchor": (0.87, 0.92), "borderaxespad": 0}
     figure.legend(*panels[0].get_legend_handles_labels(), handlelength=1.6, **place)
+    return figure
+
+
+@_styled
+def pictures(results: Results) -> "matplotlib.figure.Figure":
+    """The images of `results["pictures"]`, a row for each optimizer and instance, under the names of the columns."""
+    from matplotlib.figure import Figure
+
+    columns, rows = results["pictures"]["columns"], results["pictures"]["rows"]
+    figure = Figure(figsize=(7.4, 7.4 / (len(columns) + 1) * len(rows) + 0.3))
+    grid = {"left": 0.13, "right": 0.995, "bottom": 0.005, "top": 1 - 0.3 / figure.get_figheight()}
+    panels = figure.subplots(
+        len(rows), len(columns), squeeze=False, gridspec_kw=grid | {"wspace": 0.03, "hspace": 0.03}
+    )
+    for row, line in zip(rows, panels, strict=True):
+        for image, axes in zip(row["images"], line, strict=True):
+            pixels = np.frombuffer(base64.b64decode(image["data"]), np.uint8).reshape(image["shape"])
+            axes.imshow(pixels, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        line[0].set_ylabel(row["label"], rotation=0, ha="right", va="center")
+    for column, axes in zip(columns, panels[0], strict=True):
+        axes.set_title(column, loc="center")
     return figure
 
 

@@ -14,6 +14,8 @@
      "meta_training": {"steps", "meta_loss", "validation_steps", "validation", "validation_label",
                        "baselines": {"Adam": level, ...}, "rollbacks": [{"step", "reason"}]} | null,
      "levels": [{"what", "paper", "reach", "ours", "low", "high", "reached"}],       # may be missing
+     "pictures": {"caption", "columns": [title, ...],                                # may be missing
+                  "rows": [{"label", "images": [{"shape": [h, w, 3], "data": bytes in base64}, ...]}, ...]},
      "configuration": {...}, "versions": {...}, "machine": ..., "command": ...,
      "seconds": {"tuning": ..., "meta_training": ..., "evaluation": ...}}
 """
@@ -139,6 +141,7 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
     wanted = {
         "loss": (figures.loss_curves, True),
         "metatraining": (figures.meta_training_curve, bool(training.get("validation") or training.get("meta_loss"))),
+        "pictures": (figures.pictures, bool(plain.get("pictures"))),
         "tuning": (figures.tuning_curves, any(entry.get("tuning") for entry in plain["optimizers"].values())),
     }
     drawn = {}
@@ -228,6 +231,8 @@ def _page(results: Results, drawn: Mapping[str, str]) -> str:
         *(f'<p class="notes">{escape(note)}</p>' for note in _notes(results)),
         *_levels(results.get("levels") or []),
     ]
+    if "pictures" in drawn:
+        parts += ["<h2>Pictures</h2>", _figure(drawn, "pictures", results["pictures"]["caption"])]
     if "metatraining" in drawn:
         rollbacks = (results.get("meta_training") or {}).get("rollbacks") or []
         returned = "; ".join(f"meta-step {rollback['step']}: {rollback['reason']}" for rollback in rollbacks)

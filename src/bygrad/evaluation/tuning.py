@@ -18,6 +18,8 @@ from .runs import Curves, area, final
 POINTS = 17
 """Learning rates of a grid: four a decade over four decades."""
 
+_A_DECADE = 4
+
 EXTENSIONS = 3
 """How many times a grid may be continued when the best rate stands at its edge."""
 
@@ -60,32 +62,37 @@ def tune(
     horizon: int,
     runs: int = 8,
     final_window: int = 1,
+    points: int = POINTS,
+    scale: float = 1.0,
+    at_once: int | None = None,
 ) -> Tuning:
     """Run a hand-designed optimizer at every learning rate of a log grid, on the same instances.
 
-    The grid has 17 rates, four a decade; when the best for either measure stands at an edge, the grid is
-    continued that way by as many rates again, so that the optimum is an interior one.
+    The grid has four rates a decade; when the best for either measure stands at an edge, the grid is continued that way
+    by as many rates again, so that the optimum is an interior one.
 
     **Arguments:** `runs`: instances to average over. `final_window`: how many last losses make the final loss.
+    `points`: rates of a grid. `scale`: times 0.1 for gradient descent, and times 0.01 for the others, it is the middle
+    of the first grid. `at_once`: rates that run side by side, all of them by default.
     """
     keys = jax.random.split(key, runs)
 
     def measure(rates: np.ndarray) -> tuple[Curves, Curves]:
-        curves = np.asarray(_CURVES(with_learning_rate(optimizer, rates), family, keys, horizon), np.float64)
+        curves = np.asarray(_CURVES(with_learning_rate(optimizer, rates), family, keys, horizon, at_once), np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             measures = np.stack([final(curves, final_window), area(curves)]).mean(axis=-1)
         finals, areas = np.where(np.isfinite(measures), measures, np.inf)
         return finals, areas
 
-    centre = _CENTRES.get(type(optimizer).__name__, 1e-2)
-    rates = centre * np.logspace(-2, 2, POINTS)
+    centre = scale * _CENTRES.get(type(optimizer).__name__, 1e-2)
+    rates = centre * 10.0 ** ((np.arange(points) - points // 2) / _A_DECADE)
     finals, areas = measure(rates)
     for _ in range(EXTENSIONS):
         best = {int(np.argmin(finals)), int(np.argmin(areas))}
         if best.isdisjoint({0, len(rates) - 1}):
             break
-        shift = 10.0**4.25 if len(rates) - 1 in best else 10.0**-4.25
-        start = rates[-POINTS:] if shift > 1 else rates[:POINTS]
+        shift = 10.0 ** ((1 if len(rates) - 1 in best else -1) * points / _A_DECADE)
+        start = rates[-points:] if shift > 1 else rates[:points]
         more = start * shift
         new = measure(more)
         order = np.argsort(np.concatenate([rates, more]))
@@ -95,10 +102,14 @@ def tune(
     return Tuning(rates, finals, areas)
 
 
-def _curves(optimizers: FromOptax, family: ProblemFamily, keys: Any, horizon: int) -> Any:
+def _curves(optimizers: FromOptax, family: ProblemFamily, keys: Any, horizon: int, at_once: int | None) -> Any:
     """`loss_curves` for a batch of learning rates: `[rates, runs, horizon + 1]`."""
-    axes = jax.tree.map(lambda leaf: 0 if leaf is optimizers.learning_rate else None, optimizers)  # pyright: ignore
-    return jax.vmap(lambda one: loss_curves(one, family, keys, horizon), in_axes=(axes,))(optimizers)
+    rates = optimizers.learning_rate  # pyright: ignore[reportAttributeAccessIssue]
+
+    def one(rate: Any) -> Any:
+        return loss_curves(with_learning_rate(optimizers, rate), family, keys, horizon)
+
+    return jax.vmap(one)(rates) if at_once is None else jax.lax.map(one, rates, batch_size=at_once)
 
 
 _CURVES = Program(_curves)

@@ -1,5 +1,6 @@
 """The paper's experiments and ours, as declarations, and what carries them out."""
 
+from .cifar import CIFAR
 from .declaration import Budget, Experiment, Level, Setting
 from .display import Display
 from .mnist import MNIST
@@ -7,10 +8,12 @@ from .paper import paper_curves
 from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN
 from .reproduce import reproduce
 from .study import Study, Task, carry_out
+from .style import STYLE
+from .stylize import paint, stylize
 from .variations import VARIATIONS
 from .work import evaluate, train
 
-EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST)}
+EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST, *CIFAR, STYLE)}
 """The experiments, by name."""
 
 STUDIES: dict[str, Study] = {it.name: it for it in (VARIATIONS,)}
@@ -28,7 +31,9 @@ __all__ = [
     "Task",
     "carry_out",
     "evaluate",
+    "paint",
     "paper_curves",
     "reproduce",
+    "stylize",
     "train",
 ]

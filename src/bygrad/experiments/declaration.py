@@ -8,6 +8,7 @@ from .._core.types import PRNGKeyArray
 from ..evaluation import Protocol
 from ..optimizers import Optimizer
 from ..training import Recipe
+from .pictures import Illustrate
 
 Budget = Literal["quick", "paper"]
 
@@ -16,20 +17,25 @@ Budget = Literal["quick", "paper"]
 class Level:
     """A figure to reach: `measure` of a setting, the paper's own value where it has one, and the value to reach.
 
-    `reach` is None where the paper's claim is a failure: then what happens is reported and not judged.
+    `reach` is None where the paper's claim is a failure: then what happens is reported and not judged. `relative`:
+    whether these figures are shares of the best tuned baseline's. `step`: judge the loss after so many updates, on the
+    way to the final one; the baselines' rates are those tuned for the final one.
     """
 
     what: str
     measure: Literal["final", "area"]
     paper: float | None
     reach: float | None
+    relative: bool = False
+    step: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """A family and a horizon to compare optimizers on.
 
-    `family`: its name in `bygrad.problems.FAMILIES`. `figure`: the paper's figure that shows it.
+    `family`: its name in `bygrad.problems.FAMILIES`. `figure`: the paper's figure that shows it. `runs`: fewer than the
+    protocol's, where a run costs many times more.
     """
 
     name: str
@@ -39,14 +45,17 @@ class Setting:
     final_window: int
     figure: str | None = None
     levels: tuple[Level, ...] = ()
+    runs: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """An optimizer to learn, and the settings to test it in; the first one is the one it is trained on.
+    """An optimizer to learn, and the settings to test it in; the first one is the one it is trained on, unless
+    `train_on` names another family.
 
     `optimizer` builds the untrained one. `recipes`: how to train it, by budget. `protocols`: how to compare, by budget;
-    horizon and final window come from the setting. `quick` tests in the first setting only.
+    horizon and final window come from the setting. `quick` tests in the first setting only. `illustrate` makes pictures
+    of runs, for problems that have any.
     """
 
     name: str
@@ -55,6 +64,13 @@ class Experiment:
     recipes: dict[Budget, Recipe]
     protocols: dict[Budget, Protocol]
     settings: tuple[Setting, ...]
+    train_on: str | None = None
+    illustrate: Illustrate | None = None
+
+    @property
+    def training_family(self) -> str:
+        """The name of the family that the optimizer is trained on."""
+        return self.train_on or self.settings[0].family
 
     def settings_of(self, budget: Budget) -> tuple[Setting, ...]:
         """The settings that a budget covers."""

@@ -53,10 +53,11 @@ class Display:
         """Print a line that stays."""
         self._progress.console.print(Text(line, style=style), soft_wrap=True)
 
-    def phase(self, what: str, done: int, total: int) -> None:
+    def phase(self, what: str, done: int, total: int, note: str = "") -> None:
         """Show how far a phase is: the `watch` of an evaluation."""
-        self._show(what, done, total, f"{done}/{total}")
-        self._line_now_and_then(f"{what} {done}/{total}")
+        note = f"{done}/{total}  {note}".rstrip()
+        self._show(what, done, total, note)
+        self._line_now_and_then(f"{what} {note}")
 
     def event(self, event: Event) -> None:
         """Show an event of meta-training: its `watch`."""

@@ -10,13 +10,22 @@ import jax
 import numpy as np
 
 from .._core.files import write_text_atomically
-from ..evaluation import Protocol, Tuning, best_baseline, strict_json, tune_baselines, write_report
-from ..optimizers import Optimizer
+from ..evaluation import (
+    Protocol,
+    Tuning,
+    best_baseline,
+    strict_json,
+    tune_baselines,
+    with_learning_rate,
+    write_report,
+)
+from ..optimizers import HAND_DESIGNED, Optimizer
 from ..problems import find_family
 from ..training import describe
 from .declaration import Budget, Experiment, Setting
 from .display import Display
 from .paper import paper_curves
+from .pictures import Illustrate
 from .work import evaluate, meta_training_results, train
 
 
@@ -53,7 +62,7 @@ def reproduce(
     checkpoint = folder / "metatraining" / "checkpoint.safetensors"
     trained = train(
         experiment.optimizer(jax.random.key(seed)),
-        find_family(main.family, data=data, split="train"),
+        find_family(experiment.training_family, data=data, split="train"),
         recipe,
         folder,
         display,
@@ -66,7 +75,9 @@ def reproduce(
     results, reached = {}, []
     for setting in (main, *others):
         target = folder if setting is main else folder / setting.name
-        result = _results_of(target, setting, trained.optimizer, protocol, tunings, main, data, display, command)
+        result = _results_of(
+            target, setting, trained.optimizer, protocol, tunings, main, data, display, command, experiment.illustrate
+        )
         if setting is main:
             result["experiment"] = experiment.name
             results = result
@@ -115,7 +126,8 @@ def _tunings(folder: Path, setting: Setting, protocol: Protocol, data: str, disp
 
 
 def _protocol_of(setting: Setting, protocol: Protocol) -> Protocol:
-    return dataclasses.replace(protocol, horizon=setting.horizon, final_window=setting.final_window)
+    runs = protocol.runs if setting.runs is None else min(setting.runs, protocol.runs)
+    return dataclasses.replace(protocol, horizon=setting.horizon, final_window=setting.final_window, runs=runs)
 
 
 def _results_of(
@@ -128,6 +140,7 @@ def _results_of(
     data: str,
     display: Display,
     command: str,
+    illustrate: Illustrate | None,
 ) -> dict[str, Any]:
     """Compare in one setting, or read what an interrupted run has compared. Every setting tunes its own baselines."""
     path = folder / "comparison.json"
@@ -147,6 +160,12 @@ def _results_of(
     results["configuration"]["data"] = data
     if setting.figure is not None:
         results["paper"] = paper_curves(setting.figure)
+    if illustrate is not None:
+        results["pictures"] = illustrate(
+            find_family(setting.family, data=data, split="test"),
+            {"LSTM": optimizer, **_best_two(results["optimizers"])},
+            protocol.keys[1],
+        )
     write_text_atomically(path, json.dumps(strict_json(results)))
     label, level = best_baseline(results["optimizers"], "final")
     ours = results["optimizers"]["lstm"]["final"]["mean"]
@@ -154,11 +173,28 @@ def _results_of(
     return results
 
 
+def _best_two(optimizers: dict[str, Any]) -> dict[str, Optimizer]:
+    """Return the two baselines whose final losses are lowest, at the rates tuned for it, by label."""
+    baselines = [row for row in optimizers.values() if row["kind"] == "hand-designed"]
+    best = sorted(baselines, key=lambda row: np.inf if row["final"]["mean"] is None else row["final"]["mean"])[:2]
+    return {row["label"]: with_learning_rate(HAND_DESIGNED[row["label"]](), row["learning_rate"]) for row in best}
+
+
+def _on_the_way(row: dict[str, Any], step: int) -> dict[str, Any]:
+    return {"mean": row["curve"][step], "low": row["curve_low"][step], "high": row["curve_high"][step]}
+
+
 def _levels(setting: Setting, results: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for level in setting.levels:
-        ours = results["optimizers"]["lstm"][level.measure]
-        label, best = best_baseline(results["optimizers"], level.measure)
+        rows_of = results["optimizers"]
+        if level.step is not None:
+            rows_of = {name: row | {level.measure: _on_the_way(row, level.step)} for name, row in rows_of.items()}
+        ours = rows_of["lstm"][level.measure]
+        label, best = best_baseline(rows_of, level.measure)
+        if level.relative:  # a loss that JSON could not hold was infinite
+            ours = {key: np.inf if value is None else value / best for key, value in ours.items()}
+        mean = np.inf if ours["mean"] is None else ours["mean"]
         rows.append(
             {
                 "what": f"{setting.title}: {level.what} (best tuned baseline: {label} {best:.4g})",
@@ -167,7 +203,7 @@ def _levels(setting: Setting, results: dict[str, Any]) -> list[dict[str, Any]]:
                 "ours": ours["mean"],
                 "low": ours["low"],
                 "high": ours["high"],
-                "reached": None if level.reach is None else ours["mean"] is not None and ours["mean"] <= level.reach,
+                "reached": None if level.reach is None else bool(mean <= level.reach),
             }
         )
     return rows

@@ -2,18 +2,36 @@
 
 import difflib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from .base import ProblemFamily
+from .convnet import ConvClassifier, with_labels
 from .data import load_images
 from .mlp import MLPClassifier
 from .quadratic import Quadratic
+from .style import StyleTransfer
 
 Split: TypeAlias = Literal["train", "test"]
 Builder: TypeAlias = Callable[[str, Split], ProblemFamily]
 """Builds a family from the name of a data source and a split; families without data look at neither."""
+
+
+def _cifar(data: str, split: Split, labels: Sequence[int] = range(10)) -> ProblemFamily:
+    if data == "mnist":
+        raise ValueError(
+            "CIFAR-10 does not come with the package, as it has no license to pass on. Give --data (or data=): a folder"
+            " of its binary files, an npz file, or hf:uoft-cs/cifar10, which downloads it."
+        )
+    images = load_images(data)
+    if images.x_train.shape[1:] != (32, 32, 3) or images.classes != 10:
+        raise ValueError(
+            f"{images.name} holds images of shape {images.x_train.shape[1:]} in {images.classes} classes, and so is not"
+            " CIFAR-10, which has (32, 32, 3) in 10. For other images, make a ConvClassifier in a file of your own."
+        )
+    return ConvClassifier.from_data(with_labels(images, labels), split)
+
 
 FAMILIES: dict[str, Builder] = {
     "quadratic": lambda data, split: Quadratic(),
@@ -22,8 +40,16 @@ FAMILIES: dict[str, Builder] = {
     "mnist-40-units": lambda data, split: MLPClassifier.from_data(load_images(data), split, hidden=40),
     "mnist-2-layers": lambda data, split: MLPClassifier.from_data(load_images(data), split, layers=2),
     "mnist-relu": lambda data, split: MLPClassifier.from_data(load_images(data), split, activation="relu"),
+    "style": lambda data, split: StyleTransfer.embedded(split),
+    "style-32": lambda data, split: StyleTransfer.embedded(split, 32),
+    "style-128-new": lambda data, split: StyleTransfer.embedded(split, 128, "houses_at_auvers"),
+    "cifar10": _cifar,
+    "cifar5": lambda data, split: _cifar(data, split, range(5)),
+    "cifar5-held-out": lambda data, split: _cifar(data, split, range(5, 10)),
+    "cifar2": lambda data, split: _cifar(data, split, range(2)),
+    "cifar2-held-out": lambda data, split: _cifar(data, split, range(2, 10)),
 }
-"""The families of the paper, by name."""
+"""The families of the paper, by name. Those of CIFAR-10 need `data`; the held-out labels are all the others."""
 
 
 def find_family(name: str, *, data: str = "mnist", split: Split = "train") -> ProblemFamily:

@@ -12,7 +12,7 @@ from .base import ProblemFamily
 from .data import ImageData
 
 Activation = Literal["sigmoid", "relu", "tanh", "gelu", "elu"]
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": jax.nn.sigmoid,
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
@@ -104,7 +104,7 @@ class MLPClassifier(ProblemFamily):
         else:
             chosen = jax.random.randint(key, (self.batch,), 0, self.images.shape[0])
             images, labels = self.images[chosen], self.labels[chosen]
-        activation = _ACTIVATIONS[self.activation]
+        activation = ACTIVATIONS[self.activation]
         x = images.astype(params[0]["weight"].dtype) / 255
         for layer in params[:-1]:
             x = activation(x @ layer["weight"] + layer["bias"])

@@ -85,7 +85,9 @@ class Coordinatewise(Rule):
         for (device, dtype), indices in alike.items():
             flat_grads = [grads[index].reshape(-1) for index in indices]
             flat_updates = [updates[index].view(-1) for index in indices]
-            matrices = [(state := states[index]["state"]).view(state.shape[0], grads[index].numel()) for index in indices]
+            matrices = [
+                (state := states[index]["state"]).view(state.shape[0], grads[index].numel()) for index in indices
+            ]
             cuts = blocks([grad.numel() for grad in flat_grads], BLOCK)
             width = max((sum(stop - start for _, start, stop in pieces) for pieces in cuts), default=0)
             workspace = torch.empty((self.inputs + matrices[0].shape[0], width), dtype=dtype, device=device)

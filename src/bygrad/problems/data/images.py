@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .cifar import BINARY_FILES, JPEG_ARRAYS, decode_jpegs, read_binary_folder
+
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _EMBEDDED = {"mnist": "mnist_10k_2k.npz"}
 _DOWNLOAD = "hf:"
@@ -19,8 +21,9 @@ _LARGEST_LABEL = 2**16 - 1
 _LABELS = f"Labels are class numbers, counted from 0 and at most {_LARGEST_LABEL:,}: renumber them."
 _SOURCES = (
     "'mnist' (embedded: the first 10,000 training and 2,000 test images), "
-    "'hf:ylecun/mnist' or another data set on the Hugging Face hub (downloads it), "
-    f"or the path of an npz file with the arrays {', '.join(_ARRAYS)} or of a folder of IDX files"
+    "'hf:ylecun/mnist', 'hf:uoft-cs/cifar10' or another data set on the Hugging Face hub (downloads it), "
+    f"or the path of an npz file with the arrays {', '.join(_ARRAYS)}, of a folder of IDX files, or of the binary files"
+    " of CIFAR-10"
 )
 
 # Each file of an IDX data set goes by two names; either may be compressed.
@@ -90,9 +93,12 @@ def load_images(source: str | os.PathLike[str] = "mnist") -> ImageData:
 
         - `"mnist"` (the default, because it needs neither files nor network): the first 10,000 training and 2,000
             test images of MNIST, embedded in the package;
-        - the path of an `.npz` file with the arrays `x_train`, `y_train`, `x_test` and `y_test`;
+        - the path of an `.npz` file with the arrays `x_train`, `y_train`, `x_test` and `y_test`, or, with each image a
+            JPEG, `jpeg_train`, `offset_train`, `label_train` and the same for the test set (needs Pillow, in the extra
+            `data`);
         - the path of a folder of IDX files, MNIST's own format (`train-images-idx3-ubyte` and the three others,
             plain or `.gz`), or of one of these files; the others are read beside it;
+        - the path of CIFAR-10's folder of binary files (`data_batch_1.bin` and the five others), or of one of them;
         - `"hf:owner/name"`, such as `"hf:ylecun/mnist"`: a data set on the Hugging Face hub with the splits `train`
             and `test`. It is downloaded, and kept in that library's cache; needs `pip install 'bygrad[data]'`.
 
@@ -123,13 +129,16 @@ def load_images(source: str | os.PathLike[str] = "mnist") -> ImageData:
         if path.name == name and not path.suffix:
             raise ValueError(f"Unknown data {name!r}. Give {_SOURCES}.")
         raise FileNotFoundError(f"{path} does not exist. Give {_SOURCES}.")
+    folder = path if path.is_dir() else path.parent
+    if any((folder / file).is_file() for file in BINARY_FILES) and (path.is_dir() or path.name in BINARY_FILES):
+        return _assemble(name, read_binary_folder(folder))
     if path.is_dir():
         return _assemble(name, _read_idx_folder(path))
     if path.name in _IDX_NAMES:
         return _assemble(name, _read_idx_folder(path.parent))
     if path.suffix == ".npz" or zipfile.is_zipfile(path):
         return _assemble(name, _read_npz(path))
-    raise ValueError(f"{path} is neither an npz file nor named like an IDX file. Give {_SOURCES}.")
+    raise ValueError(f"{path} is neither an npz file nor named like a file of IDX or of CIFAR-10. Give {_SOURCES}.")
 
 
 def _check_split(name: str, split: str, images: np.ndarray, labels: np.ndarray) -> None:
@@ -169,13 +178,15 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files
-            for reading in set(names).intersection(_ARRAYS):
+            for reading in set(names).intersection((*_ARRAYS, *JPEG_ARRAYS)):
                 arrays[reading] = archive[reading]
     except (ValueError, OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path}: {reading} cannot be read ({error}). The file is damaged, or holds Python objects, which are "
             "never loaded because unpickling runs code: write plain arrays with numpy.savez."
         ) from error
+    if arrays.keys() >= set(JPEG_ARRAYS):
+        return decode_jpegs(str(path), arrays)
     if missing := [field for field in _ARRAYS if field not in arrays]:
         raise ValueError(
             f"{path} has no {', '.join(missing)}; it holds {', '.join(names) or 'nothing'}. "

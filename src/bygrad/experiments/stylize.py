@@ -1,0 +1,100 @@
+"""Painting a picture of the user's own in the style of another, with a trained optimizer."""
+
+import os
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from .._core.programs import Program
+from .._core.types import Params, PRNGKeyArray, Scalar, State
+from ..optimizers import Optimizer
+from ..problems import ProblemFamily, StyleTransfer
+from ..problems.data.files import kind_of, read_picture, write_picture
+from ..problems.vgg import STRIDE
+from .pictures import to_bytes
+
+Tick = Callable[[int, float], None]
+"""Is told the number of updates made and the loss before the last one."""
+
+
+class Painting(eqx.Module):
+    """A picture under way, and the best so far."""
+
+    image: Params
+    state: State
+    best: Params
+    best_loss: Scalar
+
+
+def stylize(
+    content: str | os.PathLike[str],
+    style: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    optimizer: Optimizer,
+    *,
+    size: int = 128,
+    steps: int = 128,
+    seed: int = 0,
+    tick: Tick | None = None,
+) -> float:
+    """Paint the picture `content` in the style of the picture `style`; write it to `out` and return its loss.
+
+    The image kept is that of the lowest loss on the way, so an optimizer that runs away does no harm.
+
+    **Arguments:** `size`: pixels of the longer side of both. `steps`: updates. `out`: ends in .png or .jpg.
+
+    **Raises:** `FileNotFoundError` and `ValueError` for pictures that cannot be read, before anything is computed;
+    `FloatingPointError` if no image had a finite loss.
+    """
+    kind_of(out)
+    if steps < 1:
+        raise ValueError(f"steps is {steps}: the picture would stay noise. Give 1 or more.")
+    photograph, painting = read_picture(content, size, STRIDE), read_picture(style, size, STRIDE)
+    image, loss = paint(photograph, painting, optimizer, steps=steps, seed=seed, tick=tick)
+    write_picture(out, image)
+    return loss
+
+
+def paint(
+    photograph: UInt8[np.ndarray, "h w 3"],
+    painting: UInt8[np.ndarray, "_ _ 3"],
+    optimizer: Optimizer,
+    *,
+    steps: int,
+    seed: int = 0,
+    tick: Tick | None = None,
+) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
+    """Return the image of the lowest loss after 0 to `steps` updates, as bytes, with that loss."""
+    family = StyleTransfer.of(photograph[None], painting)
+    content = eqx.filter_jit(family.content)(family.photographs[0])
+    start = family.init(content, jax.random.key(seed))
+    now = Painting(start, optimizer.init(start), start, jnp.asarray(jnp.inf))
+    for step in range(1, steps + 1):
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        now, loss = _STEP(now, optimizer, family, content, key)
+        if tick is not None:
+            tick(step, float(loss))
+    now, _ = _STEP(now, optimizer, family, content, jax.random.key(seed))  # looks at the last image
+    if not np.isfinite(now.best_loss):
+        raise FloatingPointError(
+            "No image had a finite loss, so there is nothing to show. This optimizer was not made for style transfer:"
+            " try --artifact paper/style."
+        )
+    return to_bytes(now.best), float(now.best_loss)
+
+
+def _step(
+    now: Painting, optimizer: Optimizer, family: ProblemFamily, content: Params, key: PRNGKeyArray
+) -> tuple[Painting, Scalar]:
+    value, grads = jax.value_and_grad(family.loss)(now.image, content, None)
+    updates, state = optimizer.update(grads, now.state, now.image, value=value, key=key)
+    better = value < now.best_loss
+    best = jnp.where(better, now.image, now.best)
+    return Painting(now.image + updates, state, best, jnp.where(better, value, now.best_loss)), value
+
+
+_STEP = Program(_step)

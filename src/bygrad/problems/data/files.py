@@ -1,0 +1,65 @@
+"""Pictures in files: reading and writing with Pillow, which comes with the extra `report`."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..._core.files import write_atomically
+
+
+def read_picture(path: str | os.PathLike[str], size: int, multiple: int = 1) -> np.ndarray:
+    """Read a picture, resized so that its longer side has `size` pixels: RGB bytes `[height, width, 3]`.
+
+    **Arguments:** `path`: a file of any kind that Pillow reads; the first frame of several. `size`: in pixels.
+    `multiple`: both sides become multiples of it, which changes the proportions a little.
+
+    **Raises:** `FileNotFoundError`, `ValueError` for what is not a picture, `ImportError` without Pillow.
+    """
+    Image, ImageOps = _pillow()
+    if size < multiple:
+        raise ValueError(f"size is {size}, but a side needs {multiple} pixels or more. Give a larger size.")
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}, so there is no picture to read. Check the path.")
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file).convert("RGB")  # as its camera was held
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a picture ({error}): it is of another kind, cut short or damaged. Give a JPEG,"
+            " PNG or another format that Pillow reads."
+        ) from error
+    scale = size / max(picture.size)
+    sides = [max(multiple, round(side * scale / multiple) * multiple) for side in picture.size]
+    return np.asarray(picture.resize((sides[0], sides[1]), Image.Resampling.LANCZOS))
+
+
+def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
+    """Write RGB bytes `[height, width, 3]` as PNG or JPEG, which the ending decides; the file is whole or absent."""
+    Image, _ = _pillow()
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format=kind_of(path))
+    write_atomically(path, buffer.getvalue())
+
+
+def _pillow() -> tuple[Any, Any]:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ImportError(
+            f"Pictures are read and written with Pillow, which is not installed ({error}). Install it with: pip install"
+            " 'bygrad[report]'."
+        ) from error
+    return Image, ImageOps
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """Return the format that the ending of a path asks for; `ValueError` for one that nothing here writes."""
+    kinds = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+    ending = Path(path).suffix.lower()
+    if ending not in kinds:
+        raise ValueError(f"{path} ends in {ending or 'nothing'}, so the format is not clear. End it in .png or .jpg.")
+    return kinds[ending]
