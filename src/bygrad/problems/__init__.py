@@ -2,23 +2,36 @@
 
 from .base import ProblemFamily, check_family, describe_family
 from .catalogue import FAMILIES, find_family
+from .control import QuadrotorControl
 from .convnet import ConvClassifier, with_labels
 from .data import ImageData, load_images
 from .mlp import MLPClassifier
 from .oracle import Oracle
+from .oscillation import DampedOscillation
+from .pharmacokinetics import OralDose
 from .quadratic import Quadratic
+from .sparse_coding import SparseCoding
+from .structured import Bounded, Composite, LeastSquares, QuadraticProgram
 from .style import StyleTransfer
 from .vgg import VGG16
 
 __all__ = [
     "FAMILIES",
     "VGG16",
+    "Bounded",
+    "Composite",
     "ConvClassifier",
+    "DampedOscillation",
     "ImageData",
+    "LeastSquares",
     "MLPClassifier",
     "Oracle",
+    "OralDose",
     "ProblemFamily",
     "Quadratic",
+    "QuadraticProgram",
+    "QuadrotorControl",
+    "SparseCoding",
     "StyleTransfer",
     "check_family",
     "describe_family",

@@ -1,0 +1,122 @@
+"""Families whose structure a solver can use: sums of squares, composite objectives, quadratic programs."""
+
+import abc
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from .._core.types import Instance, Params, Scalar
+from .base import ProblemFamily
+
+
+class Bounded(ProblemFamily):
+    """A family whose params may have bounds; `bygrad.solve` minimizes it by L-BFGS."""
+
+    def bounds(self, instance: Instance) -> tuple[Params, Params] | None:
+        """Return the lowest and the highest params that are allowed, infinite where there is no limit, or None."""
+        return None
+
+    def restart(self, instance: Instance, key: PRNGKeyArray) -> Params:
+        """Draw another start, for solvers that try several; those of `init` where a family says nothing else."""
+        return self.init(instance, key)
+
+
+class LeastSquares(Bounded):
+    r"""Nonlinear least squares: $f_i(p) = \frac12 \lVert r_i(p) \rVert^2$.
+
+    It is a `ProblemFamily`, so every optimizer can be trained and tested on it. `bygrad.solve` uses more than the
+    gradient: the Jacobian of the residuals.
+
+    >>> import jax, jax.numpy as jnp
+    >>> class Decay(LeastSquares):
+    ...     def sample(self, key):
+    ...         rate = jax.random.uniform(key, minval=0.5, maxval=2.0)
+    ...         return jnp.exp(-rate * jnp.linspace(0.0, 2.0, 5))
+    ...     def init(self, instance, key):
+    ...         return jnp.ones(2)
+    ...     def residuals(self, params, instance):
+    ...         return params[0] * jnp.exp(-params[1] * jnp.linspace(0.0, 2.0, 5)) - instance
+    """
+
+    @abc.abstractmethod
+    def residuals(self, params: Params, instance: Instance) -> Float[Array, " n"]:
+        """Return what should be zero, a vector: model minus data, each divided by its standard deviation."""
+
+    def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
+        return 0.5 * jnp.sum(jnp.square(self.residuals(params, instance)))
+
+
+class Composite(ProblemFamily):
+    r"""A smooth part and a simple one: $f_i(p) = g_i(p) + h_i(p)$, where the proximal map of $h$ is known.
+
+    $\operatorname{prox}_{s h}(v) = \arg\min_p \, h(p) + \lVert p - v \rVert^2 / 2s$. Params are one vector.
+    """
+
+    @abc.abstractmethod
+    def smooth(self, params: Float[Array, " p"], instance: Instance) -> Scalar:
+        """Return $g$, which must be differentiable."""
+
+    @abc.abstractmethod
+    def penalty(self, params: Float[Array, " p"], instance: Instance) -> Scalar:
+        """Return $h$, which may have kinks."""
+
+    @abc.abstractmethod
+    def prox(self, params: Float[Array, " p"], step: Scalar, instance: Instance) -> Float[Array, " p"]:
+        r"""Return $\operatorname{prox}_{s h}$ at `params` for the step $s$."""
+
+    @abc.abstractmethod
+    def curvature(self) -> Scalar:
+        r"""Return an $L$ with $\nabla g$ $L$-Lipschitz for every instance: steps up to $1/L$ are safe."""
+
+    def gap(self, params: Float[Array, " p"], gradient: Float[Array, " p"], instance: Instance) -> Scalar | None:
+        r"""Return an upper bound on $f(p) - \min f$, given $\nabla g(p)$, or None where no duality gap is known."""
+        return None
+
+    def loss(self, params: Float[Array, " p"], instance: Instance, key: PRNGKeyArray | None) -> Scalar:
+        return self.smooth(params, instance) + self.penalty(params, instance)
+
+
+class QuadraticProgram(ProblemFamily):
+    r"""Convex quadratic programs that share their matrices:
+    $\min_p \frac12 p^\top P p + q_i^\top p$ subject to $l_i \le A p \le u_i$.
+
+    As a `ProblemFamily`, its loss is the objective plus `penalty` times half the squared violation of the constraints.
+    """
+
+    @property
+    @abc.abstractmethod
+    def matrices(self) -> tuple[Float[Array, "n n"], Float[Array, "m n"]]:
+        """Return $P$, symmetric and positive semidefinite, and $A$."""
+
+    @abc.abstractmethod
+    def vectors(self, instance: Instance) -> tuple[Float[Array, " n"], Float[Array, " m"], Float[Array, " m"]]:
+        """Return $q$, $l$ and $u$ of an instance; a row with $l = u$ is an equation, infinite values are no limit."""
+
+    @property
+    def equations(self) -> Bool[Array, " m"]:
+        """Say which rows are equations, $l = u$, in every instance: they are weighted more. Default: none."""
+        _, constraints = self.matrices
+        return jnp.zeros(constraints.shape[0], bool)
+
+    @property
+    def penalty(self) -> float:
+        """What half the squared violation weighs in `loss`."""
+        return 100.0
+
+    def init(self, instance: Instance, key: PRNGKeyArray) -> Float[Array, " n"]:
+        quadratic, _ = self.matrices
+        return jnp.zeros(quadratic.shape[0], quadratic.dtype)
+
+    def objective(self, params: Float[Array, " n"], instance: Instance) -> Scalar:
+        """Return the objective without the constraints."""
+        quadratic, _ = self.matrices
+        linear, _, _ = self.vectors(instance)
+        return 0.5 * params @ quadratic @ params + linear @ params
+
+    def loss(self, params: Float[Array, " n"], instance: Instance, key: PRNGKeyArray | None) -> Scalar:
+        _, constraints = self.matrices
+        _, low, high = self.vectors(instance)
+        rows = constraints @ params
+        violation = rows - jax.lax.stop_gradient(jnp.clip(rows, low, high))
+        return self.objective(params, instance) + 0.5 * self.penalty * jnp.sum(jnp.square(violation))

@@ -1,0 +1,43 @@
+"""Batch-first solvers for families of problems: classical, and learned inside the classical ones."""
+
+from .admm import ADMM
+from .base import Flat, Method, Progress
+from .certificate import failure_bound, has_drifted, percentile_bound
+from .engine import run
+from .fit import Card, LearnedSolver
+from .implicit import implicit
+from .lbfgs import LBFGS
+from .learn import learn, parse_seconds
+from .learned import LearnedDamping, LearnedStart, Whitening
+from .levenberg_marquardt import Damping, GainRatio, LevenbergMarquardt, Seen
+from .proximal import ProximalGradient
+from .solution import STATUS, Solution
+from .solve import solve
+
+__all__ = [
+    "ADMM",
+    "LBFGS",
+    "STATUS",
+    "Card",
+    "Damping",
+    "Flat",
+    "GainRatio",
+    "LearnedDamping",
+    "LearnedSolver",
+    "LearnedStart",
+    "LevenbergMarquardt",
+    "Method",
+    "Progress",
+    "ProximalGradient",
+    "Seen",
+    "Solution",
+    "Whitening",
+    "failure_bound",
+    "has_drifted",
+    "implicit",
+    "learn",
+    "parse_seconds",
+    "percentile_bound",
+    "run",
+    "solve",
+]

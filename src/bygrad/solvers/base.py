@@ -1,0 +1,103 @@
+"""What a batch-first solver is: a start and a step for one instance, without branches."""
+
+import abc
+import math
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._core.types import Instance, Params, Scalar
+from ..problems import Bounded, ProblemFamily
+from .solution import RUNNING
+
+
+class Progress(NamedTuple):
+    """How far one instance is; the fields are those of `Solution`, `memory` is the method's own."""
+
+    x: Float[Array, " p"]
+    cost: Scalar
+    certificate: Scalar
+    status: Int[Array, ""]
+    nit: Int[Array, ""]
+    nfev: Int[Array, ""]
+    memory: PyTree
+
+    @classmethod
+    def begin(cls, x: Float[Array, " p"], memory: PyTree) -> "Progress":
+        """Return the state before anything is evaluated: the cost is infinite, so the first trial is better."""
+        infinite, zero = jnp.full((), jnp.inf, x.dtype), jnp.zeros((), jnp.int32)
+        return cls(x, infinite, infinite, jnp.int32(RUNNING), zero, zero, memory)
+
+
+class Flat(eqx.Module):
+    """A family seen by a solver: its params as one vector."""
+
+    family: ProblemFamily
+    structure: Any = eqx.field(static=True)
+    shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, family: ProblemFamily, instance: Instance) -> "Flat":
+        """Find out what the params look like, without computing anything."""
+        like = jax.eval_shape(lambda one: family.init(one, jax.random.key(0)), instance)
+        leaves, structure = jax.tree.flatten(like)
+        return cls(family, structure, tuple(leaf.shape for leaf in leaves))
+
+    def params(self, x: Float[Array | np.ndarray, "*rows p"]) -> Params:
+        """Return a vector, or rows of them, as the family's params."""
+        leaves, start = [], 0
+        for shape in self.shapes:
+            size = math.prod(shape)
+            leaves.append(x[..., start : start + size].reshape(*x.shape[:-1], *shape))
+            start += size
+        return jax.tree.unflatten(self.structure, leaves)
+
+    def vector(self, params: Params) -> Float[Array, " p"]:
+        """Return params as one vector."""
+        return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(params)])
+
+    @property
+    def size(self) -> int:
+        """Number of params."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def loss(self, x: Float[Array, " p"], instance: Instance) -> Scalar:
+        """Return the objective without noise."""
+        return self.family.loss(self.params(x), instance, None)
+
+    def bounds(self, x: Float[Array, " p"], instance: Instance) -> tuple[Array, Array]:
+        """Return the lowest and the highest vector that are allowed."""
+        limits = self.family.bounds(instance) if isinstance(self.family, Bounded) else None
+        if limits is None:
+            return jnp.full_like(x, -jnp.inf), jnp.full_like(x, jnp.inf)
+        low, high = (self.vector(limit).astype(x.dtype) for limit in limits)
+        return low, high
+
+
+class Method(eqx.Module):
+    """A solver: pure functions of one instance, which the engine runs on thousands at once.
+
+    A step never branches: what an instance does differently, its own numbers say (damping, flags). A finished
+    instance may be given further steps, whose results are discarded.
+
+    **Arguments:** `tol`: what counts as solved. `max_steps`: steps after which an instance is given up.
+    """
+
+    tol: eqx.AbstractVar[float | Array]
+    max_steps: eqx.AbstractVar[int | Array]
+
+    def prepare(self, flat: Flat, dtype: Any) -> "Method":
+        """Do once what all instances share, a factorization say; returns the method to run."""
+        return self
+
+    @abc.abstractmethod
+    def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
+        """Return the state before the first step from `x`."""
+
+    @abc.abstractmethod
+    def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
+        """Take one step."""

@@ -1,0 +1,90 @@
+"""What held-out instances prove about new ones, exactly and whatever the distribution; and when it no longer holds."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+CONFIDENCE = 0.999
+"""With which bounds hold: one certificate in a thousand may be wrong."""
+
+
+def failure_bound(failures: int, trials: int, confidence: float = CONFIDENCE) -> float:
+    r"""Return an upper bound on the probability of failure (Clopper and Pearson).
+
+    The bound is the largest $p$ with $P(\operatorname{Bin}(N, p) \le m) \ge 1 - c$ for $m$ failures in $N$ trials. Over
+    the draw of the trials, it lies below the true probability with probability $1 - c$ at most, for every $N$ and
+    every distribution. It says nothing about instances from another distribution.
+
+    >>> round(failure_bound(0, 1000), 5)
+    0.00688
+
+    **Arguments:** `failures`, `trials`: counts, independent of what was learned. `confidence`: $c$, in (0, 1).
+
+    **Raises:** `ValueError` for counts that cannot be.
+    """
+    _check(failures, trials, confidence)
+    if failures == trials:
+        return 1.0
+    return _bisect(lambda p: _at_most(failures, trials, p) >= 1 - confidence)
+
+
+def percentile_bound(values: np.ndarray, quantile: float = 0.99, confidence: float = CONFIDENCE) -> float:
+    r"""Return an upper bound on a quantile from independent draws, infinite where there are too few.
+
+    It is the $k$-th smallest value with the least $k$ for which $P(\operatorname{Bin}(N, q) < k) \ge c$: fewer than $k$
+    of $N$ draws lie below the quantile $q$ with that probability, and then the $k$-th does not.
+
+    >>> percentile_bound(np.arange(2000.0))
+    1994.0
+    """
+    count = len(values)
+    _check(0, count, confidence)
+    for k in range(1, count + 1):
+        if _at_most(k - 1, count, quantile) >= confidence:
+            return float(np.sort(values)[k - 1])
+    return math.inf
+
+
+def has_drifted(
+    failures: int, trials: int, known_failures: int, known_trials: int, confidence: float = CONFIDENCE
+) -> bool:
+    """Say whether failures in service are more than chance allows, given those on held-out instances.
+
+    Half of `1 - confidence` goes to the bound on the known rate, half to chance at that rate: where nothing has
+    changed, the alarm is false with probability `1 - confidence` at most.
+    """
+    if trials == 0:
+        return False
+    half = 1 - (1 - confidence) / 2
+    rate = failure_bound(known_failures, known_trials, half)
+    return failures > 0 and rate < 1 and 1 - _at_most(failures - 1, trials, rate) <= 1 - half
+
+
+def _check(failures: int, trials: int, confidence: float) -> None:
+    if not 0 <= failures <= trials or trials == 0 or not 0 < confidence < 1:
+        raise ValueError(
+            f"{failures} failures in {trials} trials at a confidence of {confidence} bound nothing. Give at least one"
+            " trial, no more failures than trials, and a confidence between 0 and 1."
+        )
+
+
+def _at_most(count: int, trials: int, p: float) -> float:
+    """Return the probability of at most `count` successes in `trials`."""
+    if p <= 0 or count >= trials:
+        return 1.0
+    if p >= 1:
+        return 0.0
+    k = np.arange(count + 1)
+    logs = np.array([math.lgamma(n + 1) for n in range(trials + 1)])
+    terms = logs[trials] - logs[k] - logs[trials - k] + k * math.log(p) + (trials - k) * math.log1p(-p)
+    return float(min(1.0, np.exp(terms).sum()))
+
+
+def _bisect(holds: Callable[[float], bool]) -> float:
+    """Return the end of the interval from 0 in which a condition holds."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return high

@@ -1,0 +1,160 @@
+"""Runs a method on a batch of any size: a working set of fixed size, refilled as instances finish.
+
+`vmap` of a loop runs until the *slowest* instance has stopped. Here a chunk of steps runs on a working set, the host
+looks which instances have finished, keeps their results and gives their rows to instances that wait. When none wait,
+the rows that still run move together into a smaller working set. All programs have shapes of the working set alone: a
+batch of any size compiles the same few.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, PyTree
+
+from .._core import trees
+from .._core.programs import Program
+from .base import Flat, Method, Progress
+from .solution import RUNNING
+
+SHRINK = 4
+"""A working set shrinks when no more than one in so many of its rows run. Each size is compiled once."""
+
+SMALLEST = 16
+"""Rows of the smallest working set: below, a chunk costs the same."""
+
+STEPS = 5
+"""Steps of a chunk: enough to hide the look of the host, few enough that finished rows do not wait long."""
+
+Rows = dict[str, np.ndarray]
+Watch = Callable[[str, int, int], None]
+
+
+def run(
+    method: Method,
+    flat: Flat,
+    instances: PyTree[np.ndarray],
+    x: np.ndarray,
+    *,
+    batch: int = 1024,
+    steps: int = STEPS,
+    watch: Watch | None = None,
+) -> Rows:
+    """Solve every instance from its row of `x`.
+
+    **Arguments:** `instances`: a pytree of NumPy arrays, one row an instance. `x`: `[rows, p]`. `batch`: the most rows
+    that are worked on at once. `steps`: steps of a chunk. `watch`: told `("solving", finished, rows)`.
+
+    **Returns:** the fields of `Progress` as arrays by name, without `memory`.
+    """
+    rows, waiting = len(x), 0
+    results: Rows = {}
+    if rows == 0:
+        return _empty(x)
+    size = capacity(rows, batch)
+    slots = np.full(size, -1)
+    working: tuple[Any, Progress] | None = None
+    while waiting < rows or np.any(slots >= 0):
+        if working is not None and waiting == rows and (smaller := _smaller(slots)) < size:
+            size, kept = smaller, np.flatnonzero(slots >= 0)
+            pick = np.resize(kept, size)
+            slots = np.where(np.arange(size) < len(kept), slots[pick], -1)
+            working = _take(working, jnp.asarray(pick), jnp.asarray(slots >= 0))
+        free = np.flatnonzero(slots < 0)[: rows - waiting]
+        fresh = np.zeros(size, bool)
+        fresh[free] = True
+        slots[free] = np.arange(waiting, waiting + len(free))
+        waiting += len(free)
+        if working is None or len(free):
+            source = np.maximum(slots, 0)
+            given = jax.tree.map(lambda leaf: jnp.asarray(leaf[source]), (instances, x))  # noqa: B023
+            working = (
+                _begin(method, flat, *given)
+                if working is None
+                else _refill(method, flat, working, *given, jnp.asarray(fresh))
+            )
+        working = working[0], _advance(method, flat, *working, jnp.int32(steps))
+        _harvest(results, rows, slots, working[1])
+        if watch is not None:
+            watch("solving", waiting - int(np.sum(slots >= 0)), rows)
+    return results
+
+
+def capacity(rows: int, batch: int) -> int:
+    """Return the size of the working set: the rows, rounded up to `batch` divided by a power of `SHRINK`."""
+    size = batch
+    while size > SMALLEST and size // SHRINK >= rows:
+        size //= SHRINK
+    return size
+
+
+def _smaller(slots: np.ndarray) -> int:
+    size, running = len(slots), int(np.sum(slots >= 0))
+    while size > SMALLEST and size // SHRINK >= running:
+        size //= SHRINK
+    return size
+
+
+def _harvest(results: Rows, rows: int, slots: np.ndarray, at: Progress) -> None:
+    """Keep the results of the rows that have finished, and free their slots."""
+    done = (slots >= 0) & (np.asarray(at.status) != RUNNING)
+    for name, field in at._asdict().items():
+        if name == "memory" or not np.any(done):
+            continue
+        values = np.asarray(field)
+        if name not in results:
+            results[name] = np.empty((rows, *values.shape[1:]), values.dtype)
+        results[name][slots[done]] = values[done]
+    slots[done] = -1
+
+
+def _empty(x: np.ndarray) -> Rows:
+    real, whole = np.empty(0, x.dtype), np.empty(0, np.int32)
+    return {"x": x, "cost": real, "certificate": real, "status": whole, "nit": whole, "nfev": whole}
+
+
+def _begin_(method: Method, flat: Flat, instances: PyTree, x: Array) -> tuple[PyTree, Progress]:
+    return instances, jax.vmap(lambda one, x: method.start(flat, one, x))(instances, x)
+
+
+def _refill_(
+    method: Method,
+    flat: Flat,
+    working: tuple[PyTree, Progress],
+    instances: PyTree,
+    x: Array,
+    fresh: Bool[Array, " rows"],
+) -> tuple[PyTree, Progress]:
+    return trees.select_rows(fresh, _begin_(method, flat, instances, x), working)
+
+
+def _take_(
+    working: tuple[PyTree, Progress], pick: Int[Array, " rows"], real: Bool[Array, " rows"]
+) -> tuple[PyTree, Progress]:
+    instances, at = jax.tree.map(lambda leaf: leaf[pick], working)
+    return instances, at._replace(status=jnp.where(real, at.status, 0))
+
+
+def _advance_(method: Method, flat: Flat, instances: PyTree, at: Progress, steps: Int[Array, ""]) -> Progress:
+    """Take a chunk of steps, or fewer where all have finished; what has finished stays as it is."""
+
+    def go_on(carry: tuple[Any, Progress]) -> Array:
+        return (carry[0] < steps) & jnp.any(carry[1].status == RUNNING)
+
+    def body(carry: tuple[Any, Progress]) -> tuple[Any, Progress]:
+        count, at = carry
+        after = jax.vmap(lambda one, at: method.step(flat, one, at))(instances, at)
+        after = after._replace(
+            status=jnp.where((after.status == RUNNING) & (after.nit >= method.max_steps), 0, after.status)
+        )
+        return count + 1, trees.select_rows(at.status == RUNNING, after, at)
+
+    return jax.lax.while_loop(go_on, body, (jnp.int32(0), at))[1]
+
+
+_begin = Program(_begin_)
+_refill = Program(_refill_)
+_take = Program(_take_)
+_advance = Program(_advance_)

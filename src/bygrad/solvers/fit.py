@@ -1,0 +1,172 @@
+"""A solver that was learned for a family: what `learn` returns, and how it solves without ever being trusted."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from .._core.programs import Program
+from ..problems import ProblemFamily
+from .base import Flat, Method
+from .certificate import has_drifted
+from .engine import Rows, Watch, run
+from .learned import LearnedStart
+from .solution import Solution
+from .solve import as_rows, as_solution, best_of, precision, with_arrays
+from .starts import in_blocks, starting_points
+
+Guard = Literal["certificate", "best_of_two"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What was measured when a solver was learned; JSON values. `report` writes it out.
+
+    **Arguments:** `kept`: the name of the candidate that is used. `candidates`: what each one reached on held-out
+    instances. `heldout`: how many these were. `failures`, `fallbacks`: how many of them the kept one did not solve to
+    the tolerance, and how many needed the classical solver. `failure_bound`, `steps_bound`: what that proves about
+    new instances, at `confidence`. `break_even`: instances after which learning has paid, against each rival.
+    """
+
+    kept: str
+    candidates: dict[str, dict[str, float]]
+    heldout: int
+    failures: int
+    fallbacks: int
+    failure_bound: float
+    steps_bound: float | None
+    confidence: float
+    tol: float
+    seconds: dict[str, float]
+    break_even: dict[str, float | None]
+    pays: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedSolver:
+    """A solver for one family: a method, perhaps with learned damping, perhaps a learned start, and its fallback.
+
+    **Arguments:** `method`, `start`, `starts`: the method, the learned start or None, and how many of its proposals are
+    tried. `classical`, `classical_starts`: the tuned classical solver that takes over where the learned one fails.
+    """
+
+    family: ProblemFamily
+    method: Method
+    classical: Method
+    start: LearnedStart | None
+    starts: int
+    classical_starts: int
+    card: Card | None = None
+
+    def solve(
+        self,
+        instances: PyTree[Any],
+        *,
+        guard: Guard = "certificate",
+        seed: int = 0,
+        batch: int = 1024,
+        dtype: Any = np.float64,
+        watch: Watch | None = None,
+    ) -> Solution:
+        """Solve a batch like `bygrad.solve`.
+
+        **Guarantee** (any network, also one that answers nonsense): with `guard="certificate"`, every instance that is
+        returned as a success has its certificate below the tolerance, as the classical solver would have it. All others
+        have been solved again by the classical solver from its own starts, and the lower cost is returned. So the
+        outcome is never worse than a failure of both, and the extra cost is at most the learned attempt. With
+        `guard="best_of_two"` the classical solver runs on every instance, and no returned cost is above the classical
+        one, for twice the work. *Sketch:* the second run does not depend on the first, and a minimum of two is taken.
+
+        `Solution.warnings` says so when more instances than chance allows needed the fallback, compared with the
+        held-out instances: then the family has drifted, and the card no longer holds.
+        """
+        with precision(dtype):
+            arrays, rows = as_rows(instances, dtype)
+            if rows is None:
+                raise ValueError("The instances hold no arrays, so there is nothing to tell them apart, or to learn.")
+            flat = Flat.of(
+                self.family, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), arrays)
+            )
+            results = self._attempt(flat, arrays, rows, seed, batch, dtype, watch)
+            again = np.ones(rows, bool) if guard == "best_of_two" else results["status"] <= 0
+            fallback = np.zeros(rows, bool)
+            learned = self.start is not None or self.method is not self.classical
+            if learned and again.any():
+                results, fallback = self._fall_back(flat, arrays, results, again, seed, batch, dtype, watch)
+            return as_solution(flat, results, fallback, self._alarm(int(fallback.sum()), rows, guard, learned))
+
+    def report(self) -> str:
+        """Say in words what was learned, what it is worth, and what is proven about it."""
+        from .report import report
+
+        return report(self)
+
+    def _attempt(
+        self, flat: Flat, instances: Any, rows: int, seed: int, batch: int, dtype: Any, watch: Watch | None
+    ) -> Rows:
+        own = starting_points(
+            flat,
+            instances,
+            rows,
+            None,
+            starts=self.starts if self.start is None else 1,
+            seed=seed,
+            batch=batch,
+            dtype=dtype,
+        )
+        if self.start is not None:
+            propose = lambda flat, instances, own: proposals(self.start, self.starts, flat, instances, own)  # noqa: E731
+            own = in_blocks(propose, flat, (instances, own), rows, batch, dtype).reshape(rows * self.starts, flat.size)
+        method = with_arrays(self.method, dtype).prepare(flat, dtype)
+        every = jax.tree.map(lambda leaf: np.repeat(leaf, self.starts, axis=0), instances)
+        return best_of(run(method, flat, every, own, batch=batch, watch=watch), self.starts)
+
+    def _fall_back(
+        self,
+        flat: Flat,
+        instances: Any,
+        results: Rows,
+        again: np.ndarray,
+        seed: int,
+        batch: int,
+        dtype: Any,
+        watch: Watch | None,
+    ) -> tuple[Rows, np.ndarray]:
+        classical = dataclasses.replace(self, method=self.classical, start=None, starts=self.classical_starts)
+        some = jax.tree.map(lambda leaf: leaf[again], instances)
+        second = classical._attempt(flat, some, int(again.sum()), seed, batch, dtype, watch)
+        where = np.flatnonzero(again)
+        first = {name: values[where] for name, values in results.items()}
+        # A solved one beats an unsolved one, and among equals the lower cost wins; NaN is never lower.
+        solved = (second["status"] > 0).astype(int) - (first["status"] > 0)
+        better = (solved > 0) | ((solved == 0) & (second["cost"] < first["cost"]))
+        merged = {name: values.copy() for name, values in results.items()}
+        for name in merged:
+            chosen = np.where(better.reshape(-1, *[1] * (second[name].ndim - 1)), second[name], first[name])
+            merged[name][where] = first[name] + second[name] if name in ("nit", "nfev") else chosen
+        fallback = np.zeros(len(again), bool)
+        fallback[where] = better if again.all() else True
+        return merged, fallback
+
+    def _alarm(self, fallbacks: int, rows: int, guard: Guard, learned: bool) -> tuple[str, ...]:
+        card = self.card
+        if card is None or not learned or guard != "certificate" or rows == 0:
+            return ()
+        if not has_drifted(fallbacks, rows, card.fallbacks, card.heldout, card.confidence):
+            return ()
+        return (
+            f"{fallbacks} of {rows} instances needed the classical solver, but only {card.fallbacks} of {card.heldout}"
+            " held-out ones did: the family has drifted. The results are as good as the classical solver's, but the"
+            " card no longer holds. Learn again on recent instances.",
+        )
+
+
+def _proposals_(
+    start: LearnedStart, count: int, flat: Flat, instances: PyTree, own: Float[Array, "rows p"]
+) -> Float[Array, "rows count p"]:
+    return jax.vmap(lambda one, x: start.best(flat, one, x, count))(instances, own)
+
+
+proposals = Program(_proposals_)

@@ -1,0 +1,286 @@
+"""`learn`: find the cheapest solver that wins on a family, and say so when learning does not pay."""
+
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ..problems import Composite, LeastSquares, ProblemFamily, QuadraticProgram
+from .admm import ADMM
+from .base import Flat, Method
+from .certificate import CONFIDENCE, failure_bound, percentile_bound
+from .engine import Watch
+from .fit import Card, LearnedSolver, proposals
+from .lbfgs import LBFGS
+from .learned import LearnedDamping, LearnedStart, Whitening, vector_of
+from .levenberg_marquardt import GainRatio, LevenbergMarquardt
+from .proximal import ProximalGradient
+from .solution import Solution
+from .solve import as_rows
+from .starts import in_blocks, starting_points
+from .training import Examples, train_damping, train_start
+
+TUNING = 20
+"""Instances that hyperparameters are tuned on: few, so that a classical solver is tuned in seconds."""
+
+STARTS = (1, 2, 3, 5)
+"""Numbers of starts that the classical solver is tried with."""
+
+MARGIN = 0.01
+"""How much success a faster candidate may give up against the best classical one."""
+
+
+def learn(
+    family: ProblemFamily,
+    *,
+    budget: str | float = "60s",
+    tol: float = 1e-3,
+    instances: PyTree[Any] | None = None,
+    heldout: int = 1000,
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> LearnedSolver:
+    r"""Learn a solver for a family: tuned, with a learned start, with learned damping, whatever is cheapest and wins.
+
+    1. The classical solver is tuned on 20 instances, and tried with 1, 2, 3 and 5 starts.
+    2. A network from the instance to several starts is learned from solved instances.
+    3. A network for the damping of Levenberg–Marquardt is learned through its unrolled steps (least squares only).
+
+    All are then timed on held-out instances that nothing was tuned or trained on. Kept is the fastest of those whose
+    success is within `MARGIN` of the best classical one. If that is a classical one, learning does not pay, and the
+    report says so.
+
+    **Arguments:**
+
+    - `budget`: seconds for all of it, as a number or as in "90s", "5min", "1h". Compilation counts.
+    - `tol`: what counts as solved: a cost within a factor $1 + \mathrm{tol}$ of the best that any candidate or a
+      multistart with 10 starts has found.
+    - `instances`: past data to learn from, rows as in `bygrad.solve`; a part is held out. Default: the family's `sample`.
+    - `heldout`: instances that the comparison and the certificate rest on.
+    - `seed`: of everything random. `watch`: told what is done, and how far it is.
+
+    **Returns:** `LearnedSolver`; `solve` it, `report` on it.
+
+    **Raises:** `ValueError` for a budget that is none, or too few instances.
+    """
+    seconds, began = parse_seconds(budget), time.perf_counter()
+    train, held = _instances(family, instances, heldout, seed)
+    base = LearnedSolver(family, _grid(family, tol)[0], _grid(family, tol)[0], None, 1, 1)
+
+    base = _tuned(base, train, tol, seed)
+    tuned = time.perf_counter()
+    solvers = {f"tuned, {n} start{'s' * (n > 1)}": _with_starts(base, n) for n in _starts_of(family)}
+    if learnable := isinstance(family, LeastSquares) or not isinstance(family, Composite | QuadraticProgram):
+        solvers |= _learned(base, train, tol, seconds, began, seed, watch)
+    trained = time.perf_counter()
+
+    measured = {name: _measure(solver, held, seed) for name, solver in solvers.items()}
+    # The reference that success is measured against: every candidate, and ten starts.
+    reference = np.min([it.cost for it, _ in measured.values()], axis=0)
+    if learnable:
+        reference = np.fmin(reference, _with_starts(base, 10).solve(held, seed=seed + 1).cost)
+    candidates = {name: _summary(it, time_, reference, tol) for name, (it, time_) in measured.items()}
+    kept = _choose(candidates)
+    chosen = solvers[kept]
+    solution, each = measured[kept]
+    failed = int(np.sum(~_solved(solution, reference, tol)))
+    rivals = {name: it for name, it in candidates.items() if name.startswith("tuned")}
+    bound = percentile_bound(solution.nit.astype(float))
+    card = Card(
+        kept=kept,
+        candidates=candidates,
+        heldout=len(reference),
+        failures=failed,
+        fallbacks=int(solution.used_fallback.sum()),
+        failure_bound=failure_bound(failed, len(reference)),
+        steps_bound=bound if math.isfinite(bound) else None,
+        confidence=CONFIDENCE,
+        tol=tol,
+        seconds={
+            "tuning": tuned - began,
+            "training": trained - tuned,
+            "comparison": time.perf_counter() - trained,
+        },
+        break_even={name: _break_even(trained - began, it["seconds"], each) for name, it in rivals.items()},
+        pays=not kept.startswith("tuned"),
+    )
+    return LearnedSolver(
+        family, chosen.method, base.classical, chosen.start, chosen.starts, _classical_starts(candidates), card
+    )
+
+
+def parse_seconds(budget: str | float) -> float:
+    """Return a budget such as "90s", "5min", "1h" or 60 in seconds."""
+    text = f"{budget}".strip()
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|m|h)?", text)
+    seconds = float(found[1]) * {"s": 1, "min": 60, "m": 60, "h": 3600}[found[2] or "s"] if found else 0.0
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"The budget {text!r} is no time that could be spent. Write it as 90s, 5min or 1h.")
+    return seconds
+
+
+def _instances(family: ProblemFamily, given: Any, heldout: int, seed: int) -> tuple[Any, Any]:
+    """Return instances to learn from and instances to judge by."""
+    if given is None:
+        draw = jax.jit(jax.vmap(family.sample))
+        keys = jax.random.split(jax.random.key(seed), 4096 + heldout)
+        given = jax.tree.map(np.asarray, draw(keys))
+    arrays, rows = as_rows(given, np.float64)
+    if rows is None:
+        raise ValueError("The instances of this family hold no arrays, so there is nothing to learn about them.")
+    heldout = min(heldout, rows // 2)
+    if heldout < 50:
+        raise ValueError(
+            f"There are {rows} instances, which is too few to learn from some and to judge by others. Give 100 or more;"
+            " 2,000 is a good number."
+        )
+    order = np.random.default_rng(seed).permutation(rows)
+    pick = lambda rows: jax.tree.map(lambda leaf: leaf[rows], arrays)  # noqa: E731
+    return pick(order[heldout:]), pick(order[:heldout])
+
+
+def _grid(family: ProblemFamily, tol: float) -> list[Method]:
+    """Return the settings of the classical solver that are tried, the default first."""
+    if isinstance(family, LeastSquares):
+        rules = [GainRatio(initial, shrink) for shrink in (1 / 3, 0.1) for initial in (1e-2, 1e-1, 1e-3, 1.0)]
+        return [LevenbergMarquardt(rule, tol=close) for close in (1e-1 * tol, tol) for rule in rules]
+    if isinstance(family, Composite):
+        return [ProximalGradient(tol=tol)]
+    if isinstance(family, QuadraticProgram):
+        return [ADMM(rho, adapt=adapt, tol=tol) for adapt in (5.0, 2.0) for rho in (0.1, 1.0, 10.0)]
+    return [LBFGS(tol=close, gain=close) for close in (1e-3 * tol, 1e-2 * tol)]
+
+
+def _starts_of(family: ProblemFamily) -> tuple[int, ...]:
+    return STARTS if not isinstance(family, Composite | QuadraticProgram) else (1,)  # convex: one is enough
+
+
+def _tuned(base: LearnedSolver, train: Any, tol: float, seed: int) -> LearnedSolver:
+    """Choose the settings with the fewest evaluations among those that solve no fewer of the tuning instances."""
+    some = jax.tree.map(lambda leaf: leaf[:TUNING], train)
+    tried = [_with_method(base, method) for method in _grid(base.family, tol)]
+    found = [solver.solve(some, seed=seed, batch=64) for solver in tried]
+    reference = np.min([it.cost for it in found], axis=0)
+    solved = [int(np.sum(_solved(it, reference, tol))) for it in found]
+    enough = [i for i, count in enumerate(solved) if count == max(solved)]
+    return tried[min(enough, key=lambda i: found[i].nfev.sum())]
+
+
+def _learned(
+    base: LearnedSolver, train: Any, tol: float, seconds: float, began: float, seed: int, watch: Watch | None
+) -> dict[str, LearnedSolver]:
+    """Solve instances, learn a start from them, then a damping from that start."""
+    left = lambda: seconds - (time.perf_counter() - began)  # noqa: E731
+    solver, parts, rows = _with_starts(base, 3), [], len(jax.tree.leaves(train)[0])
+    for at in range(TUNING, rows, 512):
+        if parts and left() < 0.75 * seconds:
+            break
+        part = jax.tree.map(lambda leaf: leaf[at : at + 512], train)  # noqa: B023
+        parts.append((part, solver.solve(part, seed=seed + at)))
+        if watch is not None:
+            watch("solving examples", min(at + 512, rows), rows)
+    flat = Flat.of(base.family, jax.tree.map(lambda leaf: leaf[0], train))
+    examples = _examples(flat, parts)
+    vectors = jax.vmap(vector_of)(examples.instances)
+    whitening = Whitening.of(vectors, examples.params)
+    start_key, damping_key = jax.random.split(jax.random.key(seed))
+    least_squares = isinstance(base.family, LeastSquares)
+    share = 0.3 if least_squares else 0.7
+    start = LearnedStart.untrained(whitening, 8, start_key)
+    start = train_start(start, flat, examples, max(share * left(), 1.0), seed, watch)
+    started = {f"learned start, best {n}": _with_starts(base, n, start) for n in STARTS[:3]}
+    if not isinstance(base.method, LevenbergMarquardt):
+        return started
+    rule = base.method.damping
+    assert isinstance(rule, GainRatio)
+    damping = LearnedDamping.untrained(whitening, rule, damping_key)
+    own = starting_points(
+        flat,
+        jax.tree.map(np.asarray, examples.instances),
+        len(examples.cost),
+        None,
+        starts=1,
+        seed=seed,
+        batch=1024,
+        dtype=np.float32,
+    )
+    propose = lambda flat, instances, own: proposals(start, 1, flat, instances, own)  # noqa: E731
+    first = in_blocks(propose, flat, (jax.tree.map(np.asarray, examples.instances), own), len(own), 1024, np.float32)
+    damping = train_damping(
+        damping, base.method, flat, examples, jnp.asarray(first[:, 0]), tol, max(0.8 * left(), 1.0), seed, watch
+    )
+    method = LevenbergMarquardt(damping, base.method.tol, base.method.max_steps)
+    return started | {
+        f"learned start and damping, best {n}": _with_method(_with_starts(base, n, start), method) for n in STARTS[:3]
+    }
+
+
+def _examples(flat: Flat, parts: list[tuple[Any, Solution]]) -> Examples:
+    """Put solved instances together; those without a finite cost teach nothing."""
+    instances = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[part for part, _ in parts])
+    params = np.concatenate(
+        [np.concatenate([leaf.reshape(len(it), -1) for leaf in jax.tree.leaves(it.x)], axis=1) for _, it in parts]
+    )
+    cost = np.concatenate([it.cost for _, it in parts])
+    good = np.isfinite(cost) & np.isfinite(params).all(axis=1)
+    single = lambda leaf: jnp.asarray(leaf[good], jnp.float32 if leaf.dtype == np.float64 else leaf.dtype)  # noqa: E731
+    tiny = 1e-6 * np.median(np.abs(cost[good])) + 1e-30
+    return Examples(jax.tree.map(single, instances), single(params), single(np.maximum(cost, tiny)))
+
+
+def _measure(solver: LearnedSolver, held: Any, seed: int) -> tuple[Solution, float]:
+    """Solve the held-out instances twice; the second time nothing compiles, and counts. Seconds for an instance."""
+    solver.solve(held, seed=seed)
+    began = time.perf_counter()
+    solution = solver.solve(held, seed=seed)
+    return solution, (time.perf_counter() - began) / len(solution)
+
+
+def _solved(solution: Solution, reference: np.ndarray, tol: float) -> np.ndarray:
+    """Say which instances are within the tolerance of the best known cost."""
+    return np.isfinite(solution.cost) & (solution.cost <= reference + tol * np.abs(reference) + 1e-12)
+
+
+def _summary(solution: Solution, seconds: float, reference: np.ndarray, tol: float) -> dict[str, float]:
+    return {
+        "success": float(np.mean(_solved(solution, reference, tol))),
+        "seconds": seconds,
+        "throughput": 1 / seconds,
+        "evaluations": float(np.mean(solution.nfev)),
+        "worst_steps": float(np.max(solution.nit)),
+        "fallbacks": float(np.mean(solution.used_fallback)),
+    }
+
+
+def _choose(candidates: dict[str, dict[str, float]]) -> str:
+    """Return the fastest whose success is near that of the best classical one; a tie of 5 % goes to the simpler."""
+    best = max(it["success"] for name, it in candidates.items() if name.startswith("tuned"))
+    enough = {name: it["seconds"] for name, it in candidates.items() if it["success"] >= best - MARGIN}
+    fastest = min(enough.values())
+    return next(name for name, seconds in enough.items() if seconds <= 1.05 * fastest)
+
+
+def _classical_starts(candidates: dict[str, dict[str, float]]) -> int:
+    """Return the number of starts of the classical candidate that solves most."""
+    classical = [name for name in candidates if name.startswith("tuned")]
+    best = max(classical, key=lambda name: candidates[name]["success"])
+    return int(best.split()[1])
+
+
+def _break_even(learning: float, rival: float, ours: float) -> float | None:
+    """Return how many instances repay the learning; None for never."""
+    return math.ceil(learning / (rival - ours)) if rival > ours else None
+
+
+def _with_method(solver: LearnedSolver, method: Method) -> LearnedSolver:
+    classical = solver.classical if solver.start is not None else method
+    return LearnedSolver(solver.family, method, classical, solver.start, solver.starts, solver.classical_starts)
+
+
+def _with_starts(solver: LearnedSolver, starts: int, start: LearnedStart | None = None) -> LearnedSolver:
+    return LearnedSolver(solver.family, solver.method, solver.classical, start, starts, solver.classical_starts)

@@ -1,0 +1,154 @@
+"""What is learned inside a solver: where to start, and how strongly Levenberg–Marquardt is damped."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .._core.types import Instance, Scalar
+from .base import Flat
+from .levenberg_marquardt import Damping, GainRatio, Seen
+
+WIDTH = 96
+"""Hidden units of each of the two layers: an evaluation costs less than that of most simulators."""
+
+
+class Whitening(eqx.Module):
+    """Turns an instance into a vector of numbers about 1 in size, and params as well; arrays, but not trained."""
+
+    instance_mean: Float[Array, " d"]
+    instance_scale: Float[Array, " d"]
+    params_mean: Float[Array, " p"]
+    params_scale: Float[Array, " p"]
+
+    @classmethod
+    def of(cls, instances: Float[Array, "rows d"], params: Float[Array, "rows p"]) -> "Whitening":
+        """Measure means and spreads; the params' come from solutions and are robust against those that ran off."""
+        middle = jnp.median(params, axis=0)
+        spread = 1.4826 * jnp.median(jnp.abs(params - middle), axis=0)
+        scale = jnp.std(instances, axis=0)
+        return cls(
+            jnp.mean(instances, axis=0),
+            jnp.where(scale > 1e-6, scale, 1.0),
+            middle,
+            jnp.where(spread > 1e-6, spread, 1.0),
+        )
+
+    def instance(self, instance: Instance) -> Float[Array, " d"]:
+        """Return the instance in units of its spread, in float32, cut where it lies far outside."""
+        fixed = jax.lax.stop_gradient(self)
+        return _cut((vector_of(instance) - fixed.instance_mean) / fixed.instance_scale, 10.0)
+
+    def params(self, x: Float[Array, " p"]) -> Float[Array, " p"]:
+        """Return params in units of their spread."""
+        fixed = jax.lax.stop_gradient(self)
+        return _cut((x.astype(jnp.float32) - fixed.params_mean) / fixed.params_scale, 10.0)
+
+
+class LearnedStart(eqx.Module):
+    r"""A network from an instance to several starts, of which the one with the lowest cost is taken.
+
+    **Guarantee:** the family's own start is among the candidates. So the cost at the start is never above that of the
+    classical start, whatever the network says: candidates that are not finite are never taken. A solver that never
+    raises the cost ends at or below the cost of the classical start.
+    """
+
+    network: eqx.nn.MLP
+    whitening: Whitening
+    proposals: int = eqx.field(static=True)
+
+    @classmethod
+    def untrained(cls, whitening: Whitening, proposals: int, key: PRNGKeyArray) -> "LearnedStart":
+        """Return a network that proposes the middle of the params, whatever the instance."""
+        inputs, params = whitening.instance_mean.size, whitening.params_mean.size
+        network = eqx.nn.MLP(inputs, proposals * params, WIDTH, 2, activation=jax.nn.gelu, key=key)
+        return cls(network, whitening, proposals)
+
+    def propose(self, instance: Instance) -> Float[Array, "proposals p"]:
+        """Return the network's starts, in float32."""
+        fixed = jax.lax.stop_gradient(self.whitening)
+        raw = self.network(self.whitening.instance(instance)).reshape(self.proposals, -1)
+        return fixed.params_mean + fixed.params_scale * raw
+
+    def best(self, flat: Flat, instance: Instance, own: Float[Array, " p"], count: int) -> Float[Array, "count p"]:
+        """Return the `count` best of the proposals and the family's `own` start, the best one first."""
+        low, high = flat.bounds(own, instance)
+        candidates = jnp.concatenate([own[None], self.propose(instance).astype(own.dtype)])
+        candidates = jnp.clip(candidates, low, high)
+        costs = jax.vmap(lambda x: flat.loss(x, instance))(candidates)
+        finite = jnp.isfinite(costs) & jnp.all(jnp.isfinite(candidates), axis=1)
+        order = jnp.argsort(jnp.where(finite, costs, jnp.inf))
+        # Where there are fewer finite candidates than asked for, the first is repeated.
+        return jnp.where(finite[order[:count], None], candidates[order[:count]], candidates[order[0]])
+
+
+class LearnedDamping(Damping):
+    r"""A network that corrects the damping of each param, and the length of the step, in the first steps.
+
+    It sees the instance, the params, the cosines between residuals and Jacobian, the correlations of the Jacobian's
+    columns, and how the last step went. $\lambda_j = \lambda e^{4 \tanh o_j}$ with the classical $\lambda$, and the
+    factor on the step is $e^{0.6 \tanh o}$. An untrained network is the classical rule exactly. After `steps` steps the
+    classical rule goes on alone (a steady state), so that the end converges as it always does.
+
+    Its guarantee is that of `LevenbergMarquardt`: it holds for any rule.
+    """
+
+    network: eqx.nn.MLP
+    whitening: Whitening
+    base: GainRatio
+    steps: int = eqx.field(static=True, default=8)
+
+    @classmethod
+    def untrained(cls, whitening: Whitening, base: GainRatio, key: PRNGKeyArray, steps: int = 8) -> "LearnedDamping":
+        """Return the classical rule, ready to be trained."""
+        params = whitening.params_mean.size
+        inputs = whitening.instance_mean.size + 2 * params + params * (params - 1) // 2 + 6
+        network = eqx.nn.MLP(inputs, params + 1, WIDTH, 2, activation=jax.nn.gelu, key=key)
+        last = network.layers[-1]
+        zero = eqx.tree_at(lambda it: (it.weight, it.bias), last, (jnp.zeros_like(last.weight), jnp.zeros(params + 1)))
+        return cls(eqx.tree_at(lambda it: it.layers[-1], network, zero), whitening, base, steps)
+
+    def start(self, instance: Instance, x: Float[Array, " p"]) -> Any:
+        return self.whitening.instance(instance), self.base.start(instance, x)
+
+    def next(self, seen: Seen, state: Any) -> tuple[Array, Scalar, Any]:
+        features, base_state = state
+        damping, factor, base_state = self.base.next(seen, base_state)
+        raw = jnp.tanh(self.network(self._inputs(seen, features, damping[0])))
+        early = seen.nit < self.steps
+        damping = jnp.where(early, damping * jnp.exp(4.0 * raw[:-1]).astype(damping.dtype), damping)
+        factor = jnp.where(early, jnp.exp(0.6 * raw[-1]).astype(damping.dtype), factor)
+        return damping, factor, (features, base_state)
+
+    def _inputs(self, seen: Seen, features: Array, damping: Array) -> Float[Array, " inputs"]:
+        length = jnp.diagonal(seen.gram)
+        real = length > 0
+        inverse = jnp.where(real, jax.lax.rsqrt(jnp.where(real, length, 1.0)), 0.0)
+        known = jnp.isfinite(seen.cost) & (seen.cost > 0)
+        cost = jnp.where(known, seen.cost, 1.0)
+        cosines = seen.slope * inverse * jax.lax.rsqrt(2 * cost)
+        correlations = (seen.gram * inverse[:, None] * inverse[None, :])[jnp.triu_indices(len(inverse), 1)]
+        course = jnp.stack(
+            [
+                seen.nit / 8.0,
+                seen.taken.astype(cost.dtype),
+                jnp.clip(seen.ratio, -1, 2),
+                jnp.log(damping) / 5,
+                jnp.log(cost) / 5,
+                jnp.clip(seen.gained / cost, 0, 10) / 3,
+            ]
+        )
+        parts = (features, self.whitening.params(seen.x), cosines, correlations, course)
+        inputs = jnp.concatenate([part.astype(jnp.float32) for part in parts])
+        return _cut(jax.lax.stop_gradient(inputs), 10.0)
+
+
+def vector_of(instance: PyTree[Any]) -> Float[Array, " d"]:
+    """Return an instance as one vector in float32."""
+    return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(instance)])
+
+
+def _cut(values: Array, limit: float) -> Array:
+    return jnp.clip(jnp.nan_to_num(values, nan=0.0), -limit, limit)

@@ -1,0 +1,234 @@
+"""Levenberg–Marquardt for thousands of least-squares problems at once."""
+
+import abc
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .._core.types import Instance, Params, Scalar
+from ..problems import LeastSquares
+from .base import Flat, Method, Progress
+from .solution import RUNNING
+
+ACCEPT = 1e-4
+"""The share of the predicted decrease that a step must reach."""
+
+LOWEST, HIGHEST = 1e-12, 1e12
+"""Limits of the damping. The upper one ends an instance: steps that small change nothing."""
+
+
+class Model(NamedTuple):
+    r"""The quadratic model at x, and the trial that it proposes.
+
+    `gram` is $J^\top J$, `slope` $J^\top r$, `scale` the largest diagonal of the Gram matrix so far (Marquardt's, as in
+    MINPACK: steps do not depend on the units of the params). `predicted`: the decrease that the trial promises.
+    """
+
+    trial: Float[Array, " p"]
+    gram: Float[Array, "p p"]
+    slope: Float[Array, " p"]
+    scale: Float[Array, " p"]
+    predicted: Scalar
+    damping: Any
+
+
+class Seen(NamedTuple):
+    """What a damping rule sees after a trial: whether it was taken, and the model where the instance stands now."""
+
+    first: Bool[Array, ""]
+    taken: Bool[Array, ""]
+    ratio: Scalar
+    cost: Scalar
+    gained: Scalar
+    nit: Any
+    x: Float[Array, " p"]
+    gram: Float[Array, "p p"]
+    slope: Float[Array, " p"]
+
+
+class Damping(eqx.Module):
+    """How strongly each param is held back: the one choice that Levenberg–Marquardt leaves open."""
+
+    @abc.abstractmethod
+    def start(self, instance: Instance, x: Float[Array, " p"]) -> Params:
+        """Return the rule's state before the first step."""
+
+    @abc.abstractmethod
+    def next(self, seen: Seen, state: Params) -> tuple[Float[Array, " p"], Scalar, Params]:
+        """Return the damping of each param (relative to the scale), a factor on the step, and the new state."""
+
+
+class GainRatio(Damping):
+    r"""Nielsen's rule: $\lambda \gets \lambda \max(s, 1 - (2\varrho - 1)^3)$ after a step with gain ratio $\varrho$.
+
+    After a rejected one $\lambda \gets \lambda \nu$ and $\nu \gets 2 \nu$.
+
+    **Arguments:** `initial`: damping of the first step, relative to the diagonal of the Gram matrix. `shrink`: the
+    smallest factor $s$ after a good step.
+
+    **Source:** Nielsen, *Damping parameter in Marquardt's method* (1999), equation 2.4.
+    """
+
+    initial: float | Array = 1e-2
+    shrink: float | Array = 1 / 3
+
+    def start(self, instance: Instance, x: Float[Array, " p"]) -> tuple[Array, Array]:
+        return jnp.full((), self.initial, x.dtype), jnp.full((), 2.0, x.dtype)
+
+    def next(self, seen: Seen, state: Any) -> tuple[Array, Scalar, Any]:
+        value, growth = state
+        good = value * jnp.maximum(self.shrink, 1 - (2 * jnp.clip(seen.ratio, 0, 1) - 1) ** 3)
+        value = jnp.where(seen.first, value, jnp.where(seen.taken, good, value * growth))
+        growth = jnp.where(seen.taken, 2.0, 2 * growth)
+        value = jnp.clip(value, LOWEST, HIGHEST * 10)
+        return jnp.full_like(seen.x, value), jnp.ones((), seen.x.dtype), (value, growth)
+
+
+class LevenbergMarquardt(Method):
+    r"""Levenberg–Marquardt with a gain ratio and bounds: $(J^\top J + \lambda D) \, s = -J^\top r$.
+
+    A step costs one evaluation of the residuals with their Jacobian, whether it is taken or not: under `vmap` a saved
+    evaluation is computed anyway. Bounds: params that press against one are left out of the step, and the trial is
+    projected.
+
+    The certificate is MINPACK's: the largest cosine between the residuals and a column of the Jacobian,
+    $\max_j |J_j^\top r| / (\lVert J_j \rVert \lVert r \rVert)$, over the params that no bound holds. It is 0 at a
+    stationary point, whatever the units. Success means that it is below `tol`, or that neither the model nor the step
+    can gain more than `tol`, relative to the cost and to x.
+
+    **Guarantee (any damping rule, also a learned one that fails):** a trial is taken only if it lowers the cost by at
+    least `ACCEPT` times what the model predicts. So the cost never rises, and $x$ is the best point seen. A rule's
+    damping is multiplied by 4 for every rejection in a row and kept within limits. *Assume* that J is Lipschitz and
+    bounded on the level set of the start. *Then* every cluster point of the iterates is stationary. *Sketch:* the
+    predicted decrease is at least $\frac12 \lVert g \rVert_{(A + \lambda D)^{-1}}^2$, and it differs from the actual
+    one by $O(\lVert s \rVert^2)$ with $\lVert s \rVert = O(\lVert g \rVert / \lambda)$. So after finitely many
+    rejections the ratio exceeds `ACCEPT`, with a damping bounded on the level set. The sum of the decreases is
+    bounded by the first cost, hence $g \to 0$ along the accepted steps. A rule changes how fast it gets there and in
+    which basin, not what counts as solved.
+
+    **Arguments:** `tol`: as above; 1e-8 is SciPy's. `max_steps`: evaluations for an instance. `damping`: the rule.
+
+    **Source:** Marquardt (1963); Moré, *The Levenberg–Marquardt algorithm: implementation and theory* (1978).
+    """
+
+    damping: Damping = GainRatio()
+    tol: float | Array = 1e-8
+    max_steps: int | Array = 100
+
+    def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
+        low, high = flat.bounds(x, instance)
+        x = jnp.clip(x, low, high)
+        zeros = jnp.zeros_like(x)
+        rejected = jnp.zeros((), x.dtype)
+        model = Model(
+            x, jnp.zeros((x.size, x.size), x.dtype), zeros, zeros, rejected, (self.damping.start(instance, x), rejected)
+        )
+        return Progress.begin(x, model)
+
+    def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
+        model: Model = at.memory
+        cost, gram, slope, finite = _evaluate(flat, instance, model.trial)
+        first = at.nit == 0
+        gained = jnp.where(first, 0.0, at.cost - cost)
+        ratio = gained / jnp.where(model.predicted > 0, model.predicted, 1.0)
+        taken = finite & (first | ((ratio >= ACCEPT) & (model.predicted > 0)))
+
+        keep = lambda new, old: jnp.where(taken, new, old)  # noqa: E731
+        x, best = keep(model.trial, at.x), keep(cost, at.cost)
+        gram, slope = keep(gram, model.gram), keep(slope, model.slope)
+        scale = jnp.maximum(model.scale, jnp.diagonal(gram))
+        seen = Seen(first, taken, jnp.where(finite, ratio, -1.0), best, gained, at.nit, x, gram, slope)
+        trial, predicted, free, damping, stuck = self._propose(flat, instance, seen, scale, model.damping)
+
+        certificate = _certificate(gram, slope, best, free)
+        weight = jnp.sqrt(scale)
+        small_step = jnp.linalg.norm(weight * (trial - x)) <= self.tol * jnp.linalg.norm(weight * x)
+        small_gain = ~first & finite & (jnp.abs(gained) <= self.tol * best) & (model.predicted <= self.tol * at.cost)
+        ends = [
+            (first & ~finite, -1),
+            (certificate <= self.tol, 1),
+            (small_gain & (ratio <= 2), 2),
+            (taken & small_step, 3),
+            (stuck, -2),
+        ]
+        status = jnp.select([when for when, _ in ends], [jnp.int32(code) for _, code in ends], jnp.int32(RUNNING))
+        memory = Model(trial, gram, slope, scale, predicted, damping)
+        return Progress(x, best, certificate, status, at.nit + 1, at.nfev + 1, memory)
+
+    def _propose(
+        self, flat: Flat, instance: Instance, seen: Seen, scale: Array, state: Any
+    ) -> tuple[Array, Scalar, Array, Any, Array]:
+        rule_state, rejected = state
+        damping, factor, rule_state = self.damping.next(seen, rule_state)
+        rejected = jnp.where(seen.taken, 0.0, rejected + 1)
+        # A rule that answers nonsense is held like one that answers well: growing damping, finite factors. The
+        # classical rule grows by itself, so the guard only begins where that would have had ample effect.
+        guard = 4.0 ** jnp.maximum(rejected - 4, 0)
+        damping = jnp.clip(jnp.nan_to_num(damping, nan=1.0), LOWEST, HIGHEST) * guard
+        factor = jnp.clip(jnp.nan_to_num(factor, nan=1.0), 0.1, 2.0)
+        factor = jnp.where(rejected > 4, 1.0, factor)
+
+        low, high = flat.bounds(seen.x, instance)
+        held = ((seen.x <= low) & (seen.slope > 0)) | ((seen.x >= high) & (seen.slope < 0))
+        free = ~held
+        system = jnp.where(free[:, None] & free[None, :], seen.gram, 0.0)
+        diagonal = jnp.where(free, damping * jnp.where(scale > 0, scale, 1.0), 1.0)
+        step = solve_spd(system + jnp.diag(diagonal), jnp.where(free, -seen.slope, 0.0))
+        trial = jnp.clip(seen.x + factor * step, low, high)
+        trial = jnp.where(jnp.isfinite(trial), trial, seen.x)
+        moved = trial - seen.x
+        predicted = -(moved @ seen.slope + 0.5 * moved @ seen.gram @ moved)
+        stuck = jnp.min(damping) > HIGHEST
+        return trial, predicted, free, (rule_state, rejected), stuck
+
+
+def _evaluate(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Array, Array, Array]:
+    """Return the cost, Gram matrix, slope, and whether all of them are finite; what is not becomes zero."""
+    family = flat.family
+    assert isinstance(family, LeastSquares)
+
+    def residuals(x: Array) -> tuple[Array, Array]:
+        values = family.residuals(flat.params(x), instance)
+        return values, values
+
+    jacobian, values = jax.jacfwd(residuals, has_aux=True)(x)
+    cost, gram, slope = 0.5 * values @ values, jacobian.T @ jacobian, jacobian.T @ values
+    finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(gram)) & jnp.all(jnp.isfinite(slope))
+    zero = lambda it: jnp.where(finite, it, 0.0)  # noqa: E731
+    return jnp.where(finite, cost, jnp.inf), zero(gram), zero(slope), finite
+
+
+def _certificate(gram: Array, slope: Array, cost: Scalar, free: Array) -> Scalar:
+    length = jnp.diagonal(gram) * 2 * cost
+    inside = free & (length > 0) & jnp.isfinite(length)
+    cosines = jnp.where(inside, jnp.abs(slope) / jnp.sqrt(jnp.where(inside, length, 1.0)), 0.0)
+    return jnp.where(jnp.isfinite(cost), jnp.max(cosines, initial=0.0), jnp.inf)
+
+
+def solve_spd(matrix: Float[Array, "p p"], target: Float[Array, " p"]) -> Float[Array, " p"]:
+    """Solve a small symmetric positive definite system; NaN where it is not positive definite.
+
+    Up to 8 unknowns the factorization is written out: under `vmap` its operations then run over the whole batch, where
+    a call of LAPACK for each instance would cost more than the arithmetic in it.
+    """
+    size = matrix.shape[0]
+    if size > 8:
+        return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(matrix), True), target)
+    lower: list[list[Any]] = [[None] * size for _ in range(size)]
+    inverse: list[Any] = []
+    for j in range(size):
+        rest = matrix[j, j] - sum((lower[j][k] ** 2 for k in range(j)), start=jnp.zeros((), matrix.dtype))
+        inverse.append(jax.lax.rsqrt(rest))
+        for i in range(j + 1, size):
+            dot = sum((lower[i][k] * lower[j][k] for k in range(j)), start=jnp.zeros((), matrix.dtype))
+            lower[i][j] = (matrix[i, j] - dot) * inverse[j]
+    half: list[Any] = []
+    for i in range(size):
+        half.append((target[i] - sum(lower[i][k] * half[k] for k in range(i))) * inverse[i])
+    solution: list[Any] = [None] * size
+    for i in reversed(range(size)):
+        solution[i] = (half[i] - sum(lower[k][i] * solution[k] for k in range(i + 1, size))) * inverse[i]
+    return jnp.stack(solution)

@@ -1,0 +1,122 @@
+"""Accelerated proximal gradient with restart for thousands of composite problems at once."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._core.types import Instance, Scalar
+from ..problems import Composite
+from .base import Flat, Method, Progress
+from .solution import RUNNING
+
+
+class Memory(NamedTuple):
+    """The point before and the gradients at both; the trial; the momentum's t; and whether the trial was a safe step."""
+
+    before: Float[Array, " p"]
+    gradient: Float[Array, " p"]
+    gradient_before: Float[Array, " p"]
+    trial: Float[Array, " p"]
+    t: Scalar
+    safe: Scalar
+
+
+class ProximalGradient(Method):
+    r"""FISTA with restart, a schedule of learned numbers before it, and one guard for both.
+
+    $y = x + \beta (x - x_-)$, then the trial is $\operatorname{prox}_{s \theta h}(y - s \nabla g(y))$ with the step $s$.
+    Afterwards: $s = 1/L$, $\theta = 1$ and Nesterov's $\beta$. For the first steps `schedule` may hold others.
+
+    **Guard (sufficient decrease).** A trial is taken if it does not raise the cost (up to rounding). Otherwise $x$ stays, momentum is
+    forgotten, and the next trial is the plain proximal gradient step with $1/L$ from $x$. No evaluation is spent on the
+    test itself: cost and gradient at the trial are needed anyway.
+
+    **Guarantee (any schedule).** The cost never rises, beyond rounding. *Assume* that $g$ has an $L$-Lipschitz gradient, and that f is
+    bounded below. *Then* after the schedule's end, the gradient mapping $G$ goes to zero along the safe steps, and for
+    convex $f$ the cost converges to the minimum at FISTA's rate between restarts. *Sketch:* a step with $1/L$ from $x$
+    lowers the cost by at least $\lVert G(x) \rVert^2 / 2L$, and all others do not raise it. A rejected trial is
+    followed by a safe step, so it costs one evaluation. A schedule can waste its own length in steps, no more.
+
+    The certificate is the duality gap relative to the cost, where the family has one (`Composite.gap`): an instance
+    below `tol` is *proven* to be within a factor of the minimum. Otherwise it is the gradient mapping's largest entry.
+
+    **Arguments:** `schedule`: `[steps, 3]`, the logarithms of $s L$ and of $\theta$, and $\beta$; or None.
+    `step_size`: $s L$ after it, at most 1. `tol`, `max_steps`: as for every method. The gradient of $g$ is
+    extrapolated to $y$ instead of evaluated, which is exact where $g$ is quadratic (`affine`).
+
+    **Source:** Beck and Teboulle (2009), equation 4.1; O'Donoghue and Candès (2015), section 3.2, for the restart.
+    """
+
+    schedule: Float[Array, "steps 3"] | None = None
+    affine: bool = eqx.field(static=True, default=True)
+    step_size: float | Array = 1.0
+    tol: float | Array = 1e-4
+    max_steps: int | Array = 2000
+
+    def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
+        zero = jnp.zeros((), x.dtype)
+        return Progress.begin(x, Memory(x, jnp.zeros_like(x), jnp.zeros_like(x), x, zero + 1, zero))
+
+    def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
+        family = flat.family
+        assert isinstance(family, Composite)
+        memory: Memory = at.memory
+        bound = jnp.asarray(family.curvature(), at.x.dtype)
+        value, gradient = jax.value_and_grad(family.smooth)(memory.trial, instance)
+        cost = value + family.penalty(memory.trial, instance)
+        finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(gradient))
+        first = at.nit == 0
+        # Near the minimum costs differ by rounding alone, and the certificate can still improve.
+        slack = 4 * jnp.finfo(at.x.dtype).eps * jnp.abs(jnp.where(first, 0.0, at.cost))
+        taken = finite & (first | (cost <= at.cost + slack))
+
+        keep = lambda new, old: jnp.where(taken, new, old)  # noqa: E731
+        x, best, slope = keep(memory.trial, at.x), keep(cost, at.cost), keep(gradient, memory.gradient)
+        before = jnp.where(first, x, jnp.where(taken, at.x, x))
+        slope_before = jnp.where(first, slope, jnp.where(taken, memory.gradient, slope))
+        t = jnp.where(taken, memory.t, 1.0)
+        t_next = 0.5 * (1 + jnp.sqrt(1 + 4 * t * t))
+        size, shrink, beta = self._numbers(at.nit, (t - 1) / t_next, taken, x)
+
+        y = x + beta * (x - before)
+        if self.affine:
+            slope_y = slope + beta * (slope - slope_before)
+        else:
+            slope_y = jax.grad(family.smooth)(y, instance)
+        trial = family.prox(y - size / bound * slope_y, size * shrink / bound, instance)
+        trial = jnp.where(jnp.isfinite(trial), trial, x)
+
+        gap = family.gap(x, slope, instance)
+        if gap is None:
+            plain = family.prox(x - slope / bound, 1 / bound, instance)
+            certificate = jnp.max(bound * jnp.abs(x - plain), initial=0.0)
+        else:
+            certificate = gap / jnp.maximum(jnp.abs(best), jnp.finfo(x.dtype).tiny)
+        certificate = jnp.where(jnp.isfinite(best), certificate, jnp.inf)
+        # Twice in a row rejected, the second time a safe step: what is left is rounding.
+        stuck = ~taken & (memory.safe > 0)
+        status = jnp.select(
+            [first & ~finite, certificate <= self.tol, stuck],
+            [jnp.int32(-1), jnp.int32(1), jnp.int32(-2)],
+            jnp.int32(RUNNING),
+        )
+        safe = jnp.where(taken, 0.0, 1.0).astype(x.dtype)
+        after = Memory(before, slope, slope_before, trial, t_next, safe)
+        count = 1 if self.affine else 2
+        return Progress(x, best, certificate, status, at.nit + 1, at.nfev + count, after)
+
+    def _numbers(self, nit: Array, beta: Array, taken: Array, x: Array) -> tuple[Array, Array, Array]:
+        """Return step, threshold factor and momentum of the next trial."""
+        size, one = jnp.asarray(self.step_size, x.dtype), jnp.ones((), x.dtype)
+        if self.schedule is not None:
+            steps = len(self.schedule)
+            row = self.schedule[jnp.minimum(nit, steps - 1)].astype(x.dtype)
+            row = jnp.clip(jnp.nan_to_num(row), -4.0, 4.0)
+            learned = nit < steps
+            size = jnp.where(learned, jnp.exp(row[0]), size)
+            one = jnp.where(learned, jnp.exp(row[1]), one)
+            beta = jnp.where(learned, row[2], beta)
+        return jnp.where(taken, size, 1.0), jnp.where(taken, one, 1.0), jnp.where(taken, beta, 0.0)

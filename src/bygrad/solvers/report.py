@@ -1,0 +1,35 @@
+"""The report on a learned solver, in words."""
+
+from .fit import LearnedSolver
+
+
+def report(solver: LearnedSolver) -> str:
+    """Write a learned solver's card out: what each candidate reached, what is kept, and what is proven about it."""
+    card = solver.card
+    if card is None:
+        return f"{type(solver.family).__name__}: nothing was measured for this solver."
+    lines = [
+        f"{type(solver.family).__name__}: {card.kept} is kept."
+        + ("" if card.pays else " Learning does not pay here: a classical solver is as fast at the same success."),
+        "",
+        f"On {card.heldout} held-out instances, solved: within {card.tol:g} of the best known cost",
+        f"{'candidate':<38}{'success':>9}{'fits/s':>10}{'evals':>8}{'worst':>7}{'fallback':>10}{'break-even':>12}",
+    ]
+    for name, it in card.candidates.items():
+        even = card.break_even.get(name)
+        lines.append(
+            f"{name:<38}{it['success']:>9.1%}{it['throughput']:>10.0f}{it['evaluations']:>8.1f}{it['worst_steps']:>7.0f}"
+            f"{it['fallbacks']:>10.1%}{'' if even is None or not card.pays else f'{even:,.0f}':>12}"
+        )
+    steps = "no bound: too few instances" if card.steps_bound is None else f"at most {card.steps_bound:.0f}"
+    lines += [
+        "",
+        f"With confidence {card.confidence:.1%}, for new instances of the same distribution:",
+        f"  the probability not to be solved is at most {card.failure_bound:.2%} ({card.failures} of {card.heldout} held"
+        " out were not)",
+        f"  99 in 100 take, in steps, {steps}",
+        "  " + ", ".join(f"{what} {seconds:.0f} s" for what, seconds in card.seconds.items()),
+    ]
+    if card.pays:
+        lines.append("  break-even: instances after which tuning and training are repaid, against that candidate")
+    return "\n".join(lines)

@@ -1,0 +1,58 @@
+"""What a solver returns: arrays in SciPy's words, one row for each instance."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+RUNNING = 100
+"""Internal: not finished."""
+
+STATUS: dict[int, str] = {
+    3: "The next step is below the tolerance, relative to x.",
+    2: "What a step can still gain is below the tolerance, relative to the cost.",
+    1: "The certificate is below the tolerance.",
+    0: "The limit of steps is reached. Allow more steps, or give a better start.",
+    -1: "The cost or its derivatives are not finite at the start. Check the instance for NaN, and the start.",
+    -2: "No step lowers the cost, and the certificate is above the tolerance. Loosen tol, or use float64.",
+    -3: "No point satisfies the constraints: a direction proves it. Check the limits of this instance.",
+}
+"""What the codes of `status` say. As in SciPy: positive is success, 0 is out of steps, negative is failure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    r"""Solutions of a batch of instances; every array has one row for each instance.
+
+    **Arguments:**
+
+    - `x`: the params, a pytree like the family's with the batch as its first axis.
+    - `cost`: the objective there (for least squares half the sum of squares, as in SciPy).
+    - `certificate`: what the solver can show: 0 is exact. Which number it is, each method says.
+    - `status`: a code of `STATUS`; `success` is `status > 0`, and `message` says it in words.
+    - `nit`, `nfev`: steps taken, and evaluations of the objective (of the residuals with their Jacobian).
+    - `used_fallback`: whether the classical solver had to solve what a learned one had not.
+    - `warnings`: what concerns the batch as a whole, as a drift of the family.
+    """
+
+    x: Any
+    cost: np.ndarray
+    certificate: np.ndarray
+    status: np.ndarray
+    nit: np.ndarray
+    nfev: np.ndarray
+    used_fallback: np.ndarray
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def success(self) -> np.ndarray:
+        """Whether each instance is solved to the tolerance."""
+        return self.status > 0
+
+    @property
+    def message(self) -> np.ndarray:
+        """Say in words how each instance ended."""
+        return np.array([STATUS[int(code)] for code in self.status.ravel()], dtype=object).reshape(self.status.shape)
+
+    def __len__(self) -> int:
+        return len(self.status)

@@ -1,0 +1,133 @@
+"""`solve`: a batch of instances of one family, by the classical method that fits its structure."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ..problems import Composite, LeastSquares, ProblemFamily, QuadraticProgram
+from .admm import ADMM
+from .base import Flat, Method
+from .engine import Rows, Watch, run
+from .lbfgs import LBFGS
+from .levenberg_marquardt import LevenbergMarquardt
+from .proximal import ProximalGradient
+from .solution import Solution
+from .starts import starting_points
+
+
+def solve(
+    family: ProblemFamily,
+    instances: PyTree[Any],
+    *,
+    method: Method | None = None,
+    x0: PyTree[Any] | None = None,
+    starts: int = 1,
+    seed: int = 0,
+    batch: int = 1024,
+    dtype: Any = np.float64,
+    watch: Watch | None = None,
+) -> Solution:
+    r"""Minimize $f_i$ for every instance of a batch, and never fail as a whole.
+
+    An instance that is NaN, that diverges or that needs many steps costs its own row only.
+
+    **Arguments:**
+
+    - `family`: what is solved: `LeastSquares` by Levenberg–Marquardt, `Composite` by accelerated proximal gradients,
+      `QuadraticProgram` by ADMM, any other by L-BFGS.
+    - `instances`: a pytree of arrays, one instance a row (NumPy or JAX; memory-mapped files as well).
+    - `method`: another solver, or this one with other settings.
+    - `x0`: params to start from, one row an instance, or one for all (a warm start). Default: the family's `init`.
+    - `starts`: starts for each instance, the lowest result counts. All but the first are drawn by `Bounded.restart`.
+    - `seed`: of these draws. `batch`: rows that are worked on at once; 1024 keeps small problems in cache.
+    - `dtype`: precision of the computation. Normal equations need float64, whatever `jax_enable_x64` says.
+    - `watch`: told `("solving", finished, rows)` after every chunk.
+
+    **Returns:** `Solution`.
+
+    **Raises:** `ValueError` for instances or starts whose numbers of rows differ.
+
+    >>> import jax, numpy as np
+    >>> from bygrad.problems import DampedOscillation
+    >>> family = DampedOscillation(start="spectrum")
+    >>> data = jax.vmap(family.sample)(jax.random.split(jax.random.key(0), 3))
+    >>> found = solve(family, data)
+    >>> found.success.tolist(), found.x.shape
+    ([True, True, True], (3, 5))
+    """
+    if starts < 1:
+        raise ValueError(f"starts is {starts}, so nothing would be solved. Give 1 or more.")
+    with precision(dtype):
+        instances, rows = as_rows(instances, dtype)
+        flat = Flat.of(family, jax.tree.map(lambda leaf: leaf[0], instances) if rows else instances)
+        method = with_arrays(method or default_method(family), dtype).prepare(flat, dtype)
+        first = starting_points(flat, instances, rows, x0, starts=starts, seed=seed, batch=batch, dtype=dtype)
+        every = jax.tree.map(lambda leaf: np.repeat(leaf, starts, axis=0), instances)
+        results = run(method, flat, every, first, batch=batch, watch=watch)
+        return as_solution(flat, best_of(results, starts))
+
+
+def default_method(family: ProblemFamily) -> Method:
+    """Return the method for a family's structure, with settings that serve most problems."""
+    if isinstance(family, LeastSquares):
+        return LevenbergMarquardt()
+    if isinstance(family, Composite):
+        return ProximalGradient()
+    if isinstance(family, QuadraticProgram):
+        return ADMM()
+    return LBFGS()
+
+
+def precision(dtype: Any) -> Any:
+    """Return the context in which JAX computes in `dtype`."""
+    return jax.enable_x64(np.dtype(dtype) == np.float64)
+
+
+def with_arrays(method: Method, dtype: Any) -> Method:
+    """Make a method's numbers arguments of the compiled programs: other settings then compile nothing."""
+
+    def as_array(leaf: Any) -> Any:
+        if isinstance(leaf, bool) or not isinstance(leaf, int | float):
+            return leaf
+        return jnp.asarray(leaf, jnp.int32 if isinstance(leaf, int) else dtype)
+
+    return jax.tree.map(as_array, method)
+
+
+def as_rows(instances: PyTree[Any], dtype: Any) -> tuple[PyTree[np.ndarray], int | None]:
+    """Return instances as NumPy arrays, floating-point ones in `dtype`, and how many there are (None: no arrays)."""
+
+    def convert(leaf: Any) -> np.ndarray:
+        array = np.asarray(leaf)
+        return array.astype(dtype, copy=False) if np.issubdtype(array.dtype, np.floating) else array
+
+    arrays = jax.tree.map(convert, instances)
+    counts = {leaf.shape[:1] for leaf in jax.tree.leaves(arrays)}
+    if len(counts) > 1 or () in counts:
+        shapes = ", ".join(str(list(leaf.shape)) for leaf in jax.tree.leaves(arrays))
+        raise ValueError(
+            f"The arrays of the instances have shapes {shapes}: their first axes differ, so rows cannot be told apart."
+            " Give every array one row for each instance; what all share belongs into the family."
+        )
+    return arrays, counts.pop()[0] if counts else None
+
+
+def as_solution(flat: Flat, rows: Rows, used_fallback: np.ndarray | None = None, warnings: Any = ()) -> Solution:
+    """Return the engine's rows in the family's own structure."""
+    fallback = np.zeros(len(rows["status"]), bool) if used_fallback is None else used_fallback
+    fields = {name: rows[name] for name in ("cost", "certificate", "status", "nit", "nfev")}
+    return Solution(x=flat.params(rows["x"]), **fields, used_fallback=fallback, warnings=tuple(warnings))
+
+
+def best_of(rows: Rows, starts: int) -> Rows:
+    """Keep for each instance the start that ended lowest; steps and evaluations are those of all its starts."""
+    if starts == 1:
+        return rows
+    cost = rows["cost"].reshape(-1, starts)
+    best = np.argmin(np.where(np.isnan(cost), np.inf, cost), axis=1)
+    pick = best + starts * np.arange(len(cost))
+    total = {name: rows[name].reshape(-1, starts).sum(axis=1) for name in ("nit", "nfev")}
+    return {name: values[pick] for name, values in rows.items()} | total

@@ -1,0 +1,152 @@
+"""Training of what is learned inside a solver, within a number of seconds."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from .._core import trees
+from .._core.types import Scalar
+from .base import Flat
+from .engine import Watch
+from .learned import LearnedDamping, LearnedStart
+from .levenberg_marquardt import LevenbergMarquardt
+
+Model = TypeVar("Model", bound=eqx.Module)
+BATCH = 256
+
+
+class Examples(NamedTuple):
+    """Instances with the best solutions known: rows of instances, params and costs, in float32."""
+
+    instances: PyTree
+    params: Float[Array, "rows p"]
+    cost: Float[Array, " rows"]
+
+    def pick(self, rows: np.ndarray) -> "Examples":
+        """Return some of them."""
+        return jax.tree.map(lambda leaf: leaf[rows], self)
+
+
+def train_start(
+    start: LearnedStart, flat: Flat, examples: Examples, seconds: float, seed: int, watch: Watch | None = None
+) -> LearnedStart:
+    """Fit the proposals: first to known solutions, the nearest proposal of each; then to what counts, their cost.
+
+    The second loss is a soft minimum over proposals of the logarithm of the excess cost. It sees the tail: an instance
+    whose cost is a thousand times too high counts three times one that is ten times too high.
+    """
+
+    def nearest(start: LearnedStart, batch: Examples) -> Scalar:
+        def one(instance: Any, x: Array) -> Scalar:
+            scale = jax.lax.stop_gradient(start.whitening.params_scale)
+            distance = jnp.mean(optax.losses.huber_loss((start.propose(instance) - x) / scale), axis=1)
+            return 0.9 * jnp.min(distance) + 0.1 * jnp.mean(distance)
+
+        return jnp.mean(jax.vmap(one)(batch.instances, batch.params))
+
+    def lowest(start: LearnedStart, batch: Examples) -> Scalar:
+        def one(instance: Any, cost: Scalar) -> Scalar:
+            costs = jax.vmap(lambda x: flat.loss(x, instance))(start.propose(instance))
+            excess = jnp.log1p(jnp.clip(jnp.nan_to_num(costs / cost, nan=1e6) - 1, 0.0, 1e6))
+            return -0.3 * jax.nn.logsumexp(-excess / 0.3)
+
+        return jnp.mean(jax.vmap(one)(batch.instances, batch.cost)) + 0.05 * nearest(start, batch)
+
+    start = _descend(start, nearest, examples, 0.35 * seconds, 3e-3, seed, "learning a start", watch)
+    return _descend(start, lowest, examples, 0.65 * seconds, 1e-3, seed + 1, "learning a start", watch)
+
+
+def train_damping(
+    damping: LearnedDamping,
+    method: LevenbergMarquardt,
+    flat: Flat,
+    examples: Examples,
+    starts: Float[Array, "rows p"],
+    tol: float,
+    seconds: float,
+    seed: int,
+    watch: Watch | None = None,
+) -> LearnedDamping:
+    """Train the damping through unrolled, guarded steps from `starts`.
+
+    The loss is the mean over steps of $\\log(\\text{excess} + \\text{tol})$, the excess cost relative to the best known.
+    It sees the tail, as every instance that is not solved counts with how far it is from it.
+    """
+
+    def loss(damping: LearnedDamping, batch: tuple[Examples, Array]) -> Scalar:
+        examples, starts = batch
+        learned = eqx.tree_at(lambda it: it.damping, method, damping)
+
+        def one(instance: Any, x: Array, cost: Scalar) -> Scalar:
+            def step(at: Any, _: None) -> tuple[Any, Scalar]:
+                at = learned.step(flat, instance, at)
+                return at, jnp.log(jnp.clip(at.cost / cost - 1, 0.0, 1e6) + tol)
+
+            _, terms = jax.lax.scan(jax.checkpoint(step), learned.start(flat, instance, x), length=damping.steps)
+            return jnp.mean(terms[2:])
+
+        values = jax.vmap(one)(examples.instances, starts, examples.cost)
+        return jnp.mean(jnp.where(jnp.isfinite(values), values, 0.0))
+
+    return _descend(damping, loss, (examples, starts), seconds, 2e-3, seed, "learning the damping", watch)
+
+
+def _descend(
+    model: Model,
+    loss: Callable[[Model, Any], Scalar],
+    examples: Any,
+    seconds: float,
+    rate: float,
+    seed: int,
+    what: str,
+    watch: Watch | None,
+) -> Model:
+    """Minimize by Adam for so many seconds, compilation included; the rate falls along a cosine of the time spent.
+
+    A batch whose gradient is not finite is left out. The result is the average of the last third.
+    """
+    began = time.perf_counter()
+    arrays, static = eqx.partition(model, eqx.is_inexact_array)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
+
+    @jax.jit
+    def update(arrays: Any, state: Any, average: Any, batch: Any, rate: Array, weight: Array) -> tuple[Any, ...]:
+        grads = jax.grad(lambda arrays: loss(eqx.combine(arrays, static), batch))(arrays)
+        finite = trees.all_finite(grads)
+        grads = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0.0), grads)
+        updates, state = optimizer.update(grads, state)
+        arrays = jax.tree.map(lambda leaf, step: leaf - rate * step, arrays, updates)
+        return arrays, state, jax.tree.map(lambda old, new: old + weight * (new - old), average, arrays)
+
+    state, average = optimizer.init(arrays), arrays
+    averaged, count, told = 0, 0, began
+    for rows in _batches(len(jax.tree.leaves(examples)[0]), seed):
+        spent = (time.perf_counter() - began) / seconds
+        if spent >= 1 and count > 0:
+            break
+        averaged = averaged + 1 if spent > 2 / 3 else 1
+        now = rate * 0.5 * (1 + np.cos(np.pi * min(spent, 1.0)))
+        batch = jax.tree.map(lambda leaf: leaf[rows], examples)  # noqa: B023
+        arrays, state, average = update(arrays, state, average, batch, jnp.float32(now), jnp.float32(1 / averaged))
+        jax.block_until_ready(average)
+        count += 1
+        if watch is not None and time.perf_counter() - told > 0.5:
+            told = time.perf_counter()
+            watch(what, int(1000 * min(spent, 1.0)), 1000)
+    return eqx.combine(average, static)
+
+
+def _batches(rows: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield rows of batches, epoch by epoch, for ever."""
+    draw, size = np.random.default_rng(seed), min(BATCH, rows)
+    while True:
+        order = draw.permutation(rows)
+        for at in range(0, rows - size + 1, size):
+            yield order[at : at + size]

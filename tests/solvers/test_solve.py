@@ -1,0 +1,273 @@
+"""The classical core: right answers against SciPy and closed forms, and no instance that harms another."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+from bygrad.problems import LeastSquares, OralDose, ProblemFamily, Quadratic, QuadrotorControl, SparseCoding
+from bygrad.problems.structured import Bounded, QuadraticProgram
+from bygrad.solvers import ADMM, LBFGS, STATUS, LevenbergMarquardt, ProximalGradient, solve
+from bygrad.solvers.levenberg_marquardt import solve_spd
+
+TIMES = np.linspace(0.0, 2.0, 9)
+
+
+class Decay(LeastSquares):
+    """Two params; tests know its solution from SciPy."""
+
+    limited: bool = False
+
+    def sample(self, key):
+        rate, noise = jax.random.uniform(key, minval=0.5, maxval=2.0), jax.random.normal(key, (9,))
+        return jnp.exp(-rate * jnp.asarray(TIMES)) + 0.05 * noise
+
+    def init(self, instance, key):
+        return {"height": jnp.ones(()), "rate": jnp.ones((1,))}
+
+    def residuals(self, params, instance):
+        return params["height"] * jnp.exp(-params["rate"] * jnp.asarray(TIMES)) - instance
+
+    def bounds(self, instance):
+        if not self.limited:
+            return None
+        return {"height": jnp.zeros(()), "rate": jnp.ones((1,))}, {
+            "height": jnp.full((), 0.9),
+            "rate": jnp.full((1,), 9.0),
+        }
+
+
+class Rosenbrock(Bounded):
+    highest: float = np.inf
+
+    def sample(self, key):
+        return jax.random.uniform(key, minval=5.0, maxval=100.0)
+
+    def init(self, instance, key):
+        return jnp.array([-1.2, 1.0])
+
+    def loss(self, params, instance, key):
+        return (1 - params[0]) ** 2 + instance * (params[1] - params[0] ** 2) ** 2
+
+    def bounds(self, instance):
+        return jnp.full(2, -np.inf), jnp.full(2, self.highest)
+
+
+@pytest.fixture(scope="module")
+def decays() -> np.ndarray:
+    return np.asarray(jax.vmap(Decay().sample)(jax.random.split(jax.random.key(1), 40)), float)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("limited", [False, True], ids=["free", "bounds"])
+def test_least_squares_agrees_with_scipy(limited, decays):
+    optimize = pytest.importorskip("scipy.optimize")
+    found = solve(Decay(limited=limited), decays, batch=16)
+    assert found.success.all() and (found.status[found.success] > 0).all()
+    limits = ([0, 1], [0.9, 9]) if limited else (-np.inf, np.inf)
+    for row, data in enumerate(decays[:12]):
+        theirs = optimize.least_squares(
+            lambda p, data=data: p[0] * np.exp(-p[1] * TIMES) - data, [0.5, 2.0], bounds=limits, xtol=1e-12, ftol=1e-12
+        )
+        assert found.cost[row] == pytest.approx(theirs.cost, rel=1e-6)
+        assert [found.x["height"][row], found.x["rate"][row, 0]] == pytest.approx(list(theirs.x), abs=1e-4)
+    if limited:
+        assert np.sum(found.x["height"] == 0.9) > 3  # bounds bind, exactly
+
+
+def test_one_bad_instance_costs_its_own_row_only(decays):
+    spoilt = decays.copy()
+    spoilt[3], spoilt[20, 2], spoilt[31] = np.nan, np.inf, 1e300
+    good = np.ones(40, bool)
+    good[[3, 20, 31]] = False
+    clean, found = solve(Decay(), decays, batch=16), solve(Decay(), spoilt, batch=16)
+    np.testing.assert_array_equal(found.cost[good], clean.cost[good])
+    np.testing.assert_array_equal(found.nit[good], clean.nit[good])
+    assert list(found.status[[3, 20]]) == [-1, -1] and not found.success[[3, 20, 31]].any()
+    assert "not finite" in found.message[3] and found.message[0] == STATUS[int(found.status[0])]
+
+
+@pytest.mark.parametrize("rows", [1, 70])
+def test_the_size_of_the_batch_changes_nothing(rows, decays):
+    data = np.tile(decays, (2, 1))[:rows]
+    found = solve(Decay(), data, batch=16)
+    np.testing.assert_allclose(found.cost, solve(Decay(), data, batch=256).cost, rtol=1e-9)
+    assert len(found) == rows and found.x["rate"].shape == (rows, 1)
+
+
+def test_an_empty_batch_is_solved():
+    assert len(solve(Decay(), np.empty((0, 9)))) == 0
+
+
+def test_what_runs_out_of_steps_says_so_and_a_warm_start_needs_fewer(decays):
+    short = solve(Decay(), decays, method=LevenbergMarquardt(max_steps=2), batch=16)
+    assert (short.status == 0).all() and (short.nit == 2).all()
+    whole = solve(Decay(), decays, batch=16)
+    warm = solve(Decay(), decays, x0=whole.x, batch=16)
+    assert warm.success.all() and warm.nit.mean() < 0.6 * whole.nit.mean()
+
+
+def test_several_starts_are_never_worse():
+    family = OralDose()
+    data = np.asarray(jax.vmap(family.sample)(jax.random.split(jax.random.key(0), 10)), float)
+    one, three = solve(family, data, batch=16), solve(family, data, starts=3, batch=16)
+    assert (three.cost <= one.cost * (1 + 1e-9)).all()
+    assert (three.nfev > one.nfev).all()
+
+
+def test_units_of_the_params_change_nothing(decays):
+    class Rescaled(Decay):
+        def residuals(self, params, instance):
+            return super().residuals({"height": 1e3 * params["height"], "rate": 1e-3 * params["rate"]}, instance)
+
+        def init(self, instance, key):
+            return {"height": jnp.full((), 1e-3), "rate": jnp.full((1,), 1e3)}
+
+    here, there = solve(Decay(), decays, batch=16), solve(Rescaled(), decays, batch=16)
+    np.testing.assert_allclose(here.cost, there.cost, rtol=1e-7)
+    np.testing.assert_array_equal(here.nit, there.nit)
+
+
+def test_lbfgs_finds_minima_free_and_bounded():
+    weights = np.linspace(5.0, 100.0, 20)
+    free = solve(Rosenbrock(), weights, batch=16)
+    assert free.success.all()
+    np.testing.assert_allclose(free.x, 1.0, atol=1e-3)
+    bounded = solve(Rosenbrock(highest=0.5), weights, batch=16)
+    assert bounded.success.all()
+    np.testing.assert_allclose(bounded.x, np.tile([0.5, 0.25], (20, 1)), atol=1e-3)
+    assert (bounded.certificate <= LBFGS().tol).any()
+
+
+def test_lbfgs_solves_a_problem_family_as_it_is():
+    family = Quadratic(dimension=6, distribution="gaussian")
+    instances = jax.vmap(family.sample)(jax.random.split(jax.random.key(0), 8))
+    found = solve(family, instances, method=LBFGS(max_steps=3000, gain=0.0, tol=1e-6), batch=16)
+    assert found.success.mean() >= 7 / 8  # one may be nearly singular
+    assert (found.cost[found.success] < 1e-6).all()
+
+
+@pytest.fixture(scope="module")
+def coding() -> SparseCoding:
+    rng = np.random.default_rng(0)
+    images = np.cumsum(np.cumsum(rng.normal(size=(4, 24, 24)), axis=1), axis=2)
+    return SparseCoding.from_images(images, side=4, atoms=6, count=32)
+
+
+def test_the_gap_bounds_the_distance_to_the_minimum(coding):
+    exact = solve(coding, coding.patches, method=ProximalGradient(tol=1e-8, max_steps=20_000), batch=16)
+    rough = solve(coding, coding.patches, method=ProximalGradient(tol=1e-2), batch=16)
+    assert exact.success.all() and rough.success.all()
+    excess = rough.cost - exact.cost
+    assert (excess <= rough.certificate * rough.cost + 1e-12).all() and (excess > 0).any()
+    assert rough.nit.mean() < 0.5 * exact.nit.mean()
+
+
+def test_sparse_coding_agrees_with_coordinate_descent(coding):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    found = solve(coding, coding.patches, method=ProximalGradient(tol=1e-8, max_steps=20_000), batch=16)
+    dictionary = np.asarray(coding.dictionary, float)
+    for row in range(6):
+        patch = np.asarray(coding.patches[row], float)
+        strength = float(coding.strength) * np.max(np.abs(dictionary.T @ patch))
+        theirs = linear_model.Lasso(alpha=strength / len(patch), fit_intercept=False, tol=1e-12, max_iter=100_000)
+        theirs.fit(dictionary, patch)
+        cost = 0.5 * np.sum((dictionary @ theirs.coef_ - patch) ** 2) + strength * np.sum(np.abs(theirs.coef_))
+        assert found.cost[row] == pytest.approx(cost, rel=1e-6)
+
+
+class Projection(QuadraticProgram):
+    """The nearest point of a box on a line through it: solutions by hand, and instances without any."""
+
+    def sample(self, key):
+        return jax.random.normal(key, (2,))
+
+    @property
+    def matrices(self):
+        return jnp.eye(2), jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+
+    @property
+    def equations(self):
+        return jnp.array([False, False, True])
+
+    def vectors(self, instance):
+        total = jnp.ones(1, instance.dtype) * jnp.where(instance[0] > 50, 5.0, 1.0)
+        low, high = jnp.zeros(2, instance.dtype), jnp.ones(2, instance.dtype)
+        return -instance, jnp.concatenate([low, total]), jnp.concatenate([high, total])
+
+
+def test_quadratic_programs_by_hand_and_infeasible_ones():
+    points = np.array([[0.5, 0.5], [2.0, 0.0], [0.3, 0.1], [100.0, 0.0], [np.nan, 0.0]])
+    found = solve(Projection(), points, method=ADMM(tol=1e-8), batch=16)
+    np.testing.assert_allclose(found.x[:3], [[0.5, 0.5], [1.0, 0.0], [0.6, 0.4]], atol=1e-6)
+    assert list(found.status) == [1, 1, 1, -3, -1]
+
+
+def test_control_satisfies_the_conditions_of_an_optimum():
+    family = QuadrotorControl.build(horizon=4)
+    states = np.asarray(jax.vmap(family.sample)(jax.random.split(jax.random.key(0), 20)), float)
+    found = solve(family, states, method=ADMM(tol=1e-6), batch=16)
+    assert found.success.all()
+    quadratic, constraints = (np.asarray(it, float) for it in family.matrices)
+    for row in range(3):
+        linear, low, high = (np.asarray(it, float) for it in family.vectors(jnp.asarray(states[row])))
+        x = found.x[row]
+        rows = constraints @ x
+        assert (rows > low - 1e-4).all() and (rows < high + 1e-4).all()
+        # No feasible direction descends: the gradient is a combination of the active rows with the right signs.
+        active = (rows < low + 1e-4) | (rows > high - 1e-4)
+        gradient = quadratic @ x + linear
+        weights, *_ = np.linalg.lstsq(constraints[active].T, -gradient, rcond=None)
+        assert np.abs(constraints[active].T @ weights + gradient).max() < 1e-3
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 9])
+def test_the_written_out_cholesky_solves(size):
+    rng = np.random.default_rng(size)
+    root, target = rng.normal(size=(size, size)).astype(np.float32), rng.normal(size=size).astype(np.float32)
+    matrix = root @ root.T + np.eye(size, dtype=np.float32)
+    np.testing.assert_allclose(
+        solve_spd(jnp.asarray(matrix), jnp.asarray(target)), np.linalg.solve(matrix, target), rtol=2e-4, atol=1e-5
+    )
+    assert not np.isfinite(solve_spd(-jnp.asarray(matrix), jnp.asarray(target))).any()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"starts": 0}, "starts is 0"),
+        ({"x0": {"height": np.ones(3), "rate": np.ones((3, 1))}}, "x0 has shapes"),
+        ({"instances": (np.ones((4, 9)), np.ones(3))}, "first axes differ"),
+        ({"instances": np.float64(1)}, "first axes differ"),
+    ],
+)
+def test_mistakes_are_refused(change, says, decays):
+    with pytest.raises(ValueError, match=says):
+        solve(Decay(), **({"instances": decays} | change))
+
+
+def test_the_precision_of_the_caller_is_left_alone(decays):
+    found = solve(Decay(), decays, batch=16)
+    assert found.cost.dtype == np.float64 and jnp.zeros(1).dtype == jnp.float32
+    rough = solve(Decay(), decays, dtype=np.float32, method=LevenbergMarquardt(tol=1e-4), batch=16)
+    assert rough.cost.dtype == np.float32
+    np.testing.assert_allclose(rough.cost, found.cost, rtol=1e-3)
+
+
+def test_a_family_without_arrays_in_its_instances():
+    class Bowl(ProblemFamily):
+        def sample(self, key):
+            return ()
+
+        def init(self, instance, key):
+            return jax.random.normal(key, (3,))
+
+        def loss(self, params: Array, instance, key):
+            return jnp.sum(jnp.square(params - 1))
+
+    found = solve(Bowl(), (), x0=np.zeros((5, 3)), batch=16)
+    np.testing.assert_allclose(found.x, 1.0, atol=1e-4)
+    with pytest.raises(ValueError, match="number is not known"):
+        solve(Bowl(), ())
