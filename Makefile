@@ -31,7 +31,7 @@ unit: .venv/.installed-test
 	@echo "pytest, `$(BIN)/python --version`"
 	@$(BIN)/python -m pytest -q -n $(JOBS)
 
-# JAX 0.10 is the last for Python 3.11; a second environment runs the core of the tests on the newest one.
+# JAX 0.10 is the last for Python 3.11; a second environment, without PyTorch, runs the core of the tests on the newest.
 newest: .venv313/.installed-test
 	@if [ -e .venv313/.installed-test ]; then \
 		echo "pytest -m core, `.venv313/bin/python --version`"; \
@@ -67,8 +67,8 @@ clean:
 	@touch $@
 
 .venv/.installed-test: pyproject.toml .venv/.made
-	@echo "Installing bygrad, what it needs, and the test tools into .venv"
-	@$(BIN)/python $(PIP_INSTALL) --editable '.[report,test]'
+	@echo "Installing bygrad, what it needs, PyTorch, and the test tools into .venv"
+	@$(BIN)/python $(PIP_INSTALL) --editable '.[report,test,torch]'
 	@touch .venv/.installed-report $@
 
 # Leaves no stamp, and `newest` then has nothing to run, where there is no Python 3.13 or it cannot make an environment.
