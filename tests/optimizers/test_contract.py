@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.optimizers import HAND_DESIGNED, LEARNED, Learned, Optimizer
+from bygrad.optimizers import HAND_DESIGNED, LEARNED, TRANSFER_BASELINES, Learned, Optimizer
 
 pytestmark = pytest.mark.core
 
-KINDS = LEARNED | HAND_DESIGNED
+KINDS = LEARNED | HAND_DESIGNED | TRANSFER_BASELINES
 
 
 @pytest.fixture(scope="module", params=KINDS)

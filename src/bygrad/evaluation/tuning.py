@@ -23,7 +23,8 @@ _A_DECADE = 4
 EXTENSIONS = 3
 """How many times a grid may be continued when the best rate stands at its edge."""
 
-_CENTRES = {"SGD": 1e-1, "Nesterov": 1e-1}  # the adaptive ones take steps of about their learning rate: 1e-2
+# The adaptive ones take steps of about their learning rate: 1e-2. Lion's are never smaller than it.
+_CENTRES = {"SGD": 1e-1, "Nesterov": 1e-1, "Lion": 1e-3, "Muon": 3e-2}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,16 +1,21 @@
 """What optimizes: one class for learned and hand-designed optimizers, one file for each rule."""
 
 from .base import Coordinatewise, Learned, Optimizer, Scheduled, autodiff_pullback, declare, parameter_count
+from .celo2 import Celo2
 from .controller import Controller
 from .envelope import Envelope
 from .global_lstm import GlobalLSTM
 from .guard import Guard, GuardState
-from .hand_designed import SGD, Adam, AdamW, FromOptax, Nesterov, RMSprop
+from .hand_designed import SGD, Adam, AdamW, AdamWCosine, FromOptax, Nesterov, RMSprop
 from .lstm import LSTM
 from .memory import MEMORIES, Matrix, Memory, MemoryLSTM, Window
+from .mlp_rule import MLPRule
+from .modern import Lion, Muon, ScheduleFree, evaluation_point
 from .partition import Partition
 from .portable import Portable, from_portable, to_portable
 from .preprocess import PREPROCESSORS, LogSign, Preprocessor, Scaled
+from .rnnprop import RNNprop
+from .star import STAR
 
 LEARNED: dict[str, type[Learned]] = {
     "LSTM": LSTM,
@@ -18,6 +23,10 @@ LEARNED: dict[str, type[Learned]] = {
     "MemoryLSTM": MemoryLSTM,
     "Partition": Partition,
     "Controller": Controller,
+    "RNNprop": RNNprop,
+    "MLPRule": MLPRule,
+    "STAR": STAR,
+    "Celo2": Celo2,
 }
 """The learned optimizers, by class name."""
 
@@ -30,6 +39,17 @@ HAND_DESIGNED: dict[str, type[FromOptax]] = {
 }
 """The baselines, by class name; each has a `learning_rate` to tune."""
 
+TRANSFER_BASELINES: dict[str, type[FromOptax]] = {
+    "Adam": Adam,
+    "AdamWCosine": AdamWCosine,
+    "Nesterov": Nesterov,
+    "RMSprop": RMSprop,
+    "Lion": Lion,
+    "Muon": Muon,
+    "ScheduleFree": ScheduleFree,
+}
+"""What the transfer benchmark compares with. Its own table, as the paper's comparisons name theirs in `HAND_DESIGNED`."""
+
 __all__ = [
     "HAND_DESIGNED",
     "LEARNED",
@@ -37,8 +57,12 @@ __all__ = [
     "MEMORIES",
     "PREPROCESSORS",
     "SGD",
+    "STAR",
+    "TRANSFER_BASELINES",
     "Adam",
     "AdamW",
+    "AdamWCosine",
+    "Celo2",
     "Controller",
     "Coordinatewise",
     "Envelope",
@@ -47,21 +71,27 @@ __all__ = [
     "Guard",
     "GuardState",
     "Learned",
+    "Lion",
     "LogSign",
+    "MLPRule",
     "Matrix",
     "Memory",
     "MemoryLSTM",
+    "Muon",
     "Nesterov",
     "Optimizer",
     "Partition",
     "Portable",
     "Preprocessor",
     "RMSprop",
+    "RNNprop",
     "Scaled",
+    "ScheduleFree",
     "Scheduled",
     "Window",
     "autodiff_pullback",
     "declare",
+    "evaluation_point",
     "from_portable",
     "parameter_count",
     "to_portable",

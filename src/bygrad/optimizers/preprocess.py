@@ -59,6 +59,18 @@ class Scaled(Preprocessor):
         return (self.scale * grads)[None]
 
 
+class Given(Preprocessor):
+    """Nothing: for an optimizer that makes the inputs of its network itself, this only tells how many there are."""
+
+    features: int = eqx.field(static=True)  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __call__(self, grads: Float[Array, "*c"]) -> Float[Array, "features *c"]:
+        raise ValueError(
+            f"A network with {self.features} inputs of its own got gradients, and has no way to look at them. Use"
+            " `step_inputs`, or another preprocessor."
+        )
+
+
 PREPROCESSORS: dict[str, type[Preprocessor]] = {"LogSign": LogSign, "Scaled": Scaled}
 """The preprocessors, by class name."""
 

@@ -1,0 +1,67 @@
+"""Hand-designed optimizers of after Adam. Every rule is optax's."""
+
+from typing import Any, ClassVar
+
+import jax
+import optax
+from jaxtyping import Array, Float
+
+from .._core.types import Params, State
+from .base import Optimizer
+from .hand_designed import _UNDER_ROOT, FromOptax, _hyperparameter
+
+
+class Lion(FromOptax):
+    r"""Lion (Chen et al., 2023): $u = -\eta \operatorname{sgn}(\beta_1 m + (1 - \beta_1) g)$, with
+    $m \leftarrow \beta_2 m + (1 - \beta_2) g$ after that.
+
+    All steps have the size of the learning rate, so it wants a rate some ten times smaller than Adam's.
+    """
+
+    learning_rate: Float[Array, "..."] = _hyperparameter(1e-3)
+    b1: Float[Array, "..."] = _hyperparameter(0.9)
+    b2: Float[Array, "..."] = _hyperparameter(0.99)
+
+    def transformation(self) -> optax.GradientTransformation:
+        return optax.lion(self.learning_rate, b1=self.b1, b2=self.b2, weight_decay=0.0)
+
+
+class Muon(FromOptax):
+    r"""Muon (Jordan et al., 2024): momentum whose matrices are orthogonalized by five Newton-Schulz iterations.
+
+    Arrays of rank other than 2 are left to Adam with Nesterov's momentum, at the same learning rate. A coordinate's
+    step depends on its whole matrix.
+    """
+
+    per_coordinate: ClassVar[bool] = False
+
+    learning_rate: Float[Array, "..."] = _hyperparameter(2e-2)
+    momentum: Float[Array, "..."] = _hyperparameter(0.95)
+
+    def transformation(self) -> optax.GradientTransformation:
+        return optax.contrib.muon(self.learning_rate, beta=self.momentum, adam_eps_root=_UNDER_ROOT)
+
+
+class ScheduleFree(FromOptax):
+    r"""Schedule-free AdamW (Defazio et al., 2024), without weight decay: averaging in place of a schedule.
+
+    The params are $y = \beta_1 x + (1 - \beta_1) z$, where gradients are taken; $z$ takes RMSprop's steps, and $x$ is
+    their average. What the method promises holds at $x$: `evaluation_point` returns it. Losses along a run, which are
+    those of the minibatches of the gradients, are the ones at $y$.
+    """
+
+    learning_rate: Float[Array, "..."] = _hyperparameter(1e-2)
+    b1: Float[Array, "..."] = _hyperparameter(0.9)
+    b2: Float[Array, "..."] = _hyperparameter(0.999)
+
+    def transformation(self) -> optax.GradientTransformation:
+        base = optax.adamw(self.learning_rate, b1=0.0, b2=self.b2, eps_root=_UNDER_ROOT, weight_decay=0.0)
+        return optax.contrib.schedule_free(base, self.learning_rate, b1=self.b1)  # pyright: ignore[reportArgumentType]
+
+
+def evaluation_point(optimizer: Optimizer, state: State, params: Params) -> Params:
+    """Return where an optimizer wants to be judged after a run: at its average, where it keeps one, or at the params."""
+    if not isinstance(optimizer, ScheduleFree):
+        return params
+    point: Any = optax.contrib.schedule_free_eval_params(state, params)
+    return jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), point, params)
