@@ -48,7 +48,7 @@ TRANSFER_BASELINES: dict[str, type[FromOptax]] = {
     "Muon": Muon,
     "ScheduleFree": ScheduleFree,
 }
-"""What the transfer benchmark compares with. Its own table, as the paper's comparisons name theirs in `HAND_DESIGNED`."""
+"""What the transfer benchmark compares with: its own table, as the paper's comparisons are with `HAND_DESIGNED`."""
 
 __all__ = [
     "HAND_DESIGNED",

@@ -60,7 +60,7 @@ class ScheduleFree(FromOptax):
 
 
 def evaluation_point(optimizer: Optimizer, state: State, params: Params) -> Params:
-    """Return where an optimizer wants to be judged after a run: at its average, where it keeps one, or at the params."""
+    """Return where an optimizer is to be judged after a run: at its average, where it keeps one, or at the params."""
     if not isinstance(optimizer, ScheduleFree):
         return params
     point: Any = optax.contrib.schedule_free_eval_params(state, params)
