@@ -138,6 +138,9 @@ def reproduce(
     resume: Resume = False,
     seed: Seed = 0,
     data: Data = "mnist",
+    artifacts: Annotated[tuple[str, ...], arg(help="Trained optimizers to test, for `transfer`: names or files.")] = (
+        "general/controller",
+    ),
     json: Json = None,
 ) -> None:
     """Carry out an experiment of the paper: tune baselines, meta-train, compare, report."""
@@ -146,7 +149,7 @@ def reproduce(
     experiment = _known(EXPERIMENTS | STUDIES, name, "experiment")
     folder = out or Path("runs") / f"{name}-{budget}"
     with _display() as display:
-        results = carry_out(experiment, Task(budget, folder, display, resume, seed, data, _command()))
+        results = carry_out(experiment, Task(budget, folder, display, resume, seed, data, _command(), artifacts))
     _finish(results, folder, json)
 
 

@@ -1,6 +1,8 @@
 """Fair comparison: equally tuned baselines, statistics, figures and the report."""
 
+from .aggregate import bootstrap_iqm, interquartile_mean, performance_profile
 from .compare import CONVENTION, Protocol, best_baseline, compare, compare_bfgs, tune_baselines
+from .grid import GridRuns, run_grid
 from .report import results_table, strict_json, write_report
 from .runs import area, final, run_curves
 from .second_order import bfgs_curves, lbfgs_curves
@@ -9,6 +11,7 @@ from .tuning import Tuning, tune, with_learning_rate
 
 __all__ = [
     "CONVENTION",
+    "GridRuns",
     "Interval",
     "Protocol",
     "Tuning",
@@ -16,13 +19,17 @@ __all__ = [
     "best_baseline",
     "bfgs_curves",
     "bootstrap_curves",
+    "bootstrap_iqm",
     "bootstrap_mean",
     "compare",
     "compare_bfgs",
     "final",
+    "interquartile_mean",
     "lbfgs_curves",
+    "performance_profile",
     "results_table",
     "run_curves",
+    "run_grid",
     "strict_json",
     "tune",
     "tune_baselines",

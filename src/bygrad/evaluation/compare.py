@@ -133,11 +133,11 @@ def compare(
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         list(pool.map(lambda it: compile_curves(it, family, protocol.keys[1], **options), everything))
     for name, optimizer in learned.items():
-        results[name.lower()] = _summary("learned", name, *run(optimizer, name), protocol)
+        results[name.lower()] = summarize("learned", name, *run(optimizer, name), protocol)
     for name, tuning in tunings.items():
         optimizer = HAND_DESIGNED[name]()
         curves, seconds = run(with_learning_rate(optimizer, tuning.best_final), name)
-        summary = _summary("hand-designed", name, curves, seconds, protocol)
+        summary = summarize("hand-designed", name, curves, seconds, protocol)
         if tuning.best_area != tuning.best_final:
             curves, _ = run(with_learning_rate(optimizer, tuning.best_area), name)
         summary["area"] = _interval(area(curves))
@@ -173,7 +173,7 @@ def _second_order(
         chunk=min(protocol.chunk, runs),
         tick=tick,
     )
-    summary = _summary("second-order", label, curves, seconds, protocol)
+    summary = summarize("second-order", label, curves, seconds, protocol)
     summary["note"] = (
         "Sees the objective without noise (all data) and evaluates it several times a step, in a line search: its steps"
         " are not the others' steps. Compare by wall-clock."
@@ -181,7 +181,8 @@ def _second_order(
     return summary
 
 
-def _summary(kind: str, label: str, curves: Curves, seconds: float, protocol: Protocol) -> dict[str, Any]:
+def summarize(kind: str, label: str, curves: Curves, seconds: float, protocol: Protocol) -> dict[str, Any]:
+    """Return the entry of a report's `optimizers` for curves `[runs, horizon + 1]`."""
     mean, low, high = bootstrap_curves(curves)
     return {
         "kind": kind,

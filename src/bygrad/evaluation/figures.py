@@ -314,6 +314,37 @@ def pictures(results: Results) -> "matplotlib.figure.Figure":
     return figure
 
 
+@_styled
+def profiles(results: Results) -> "matplotlib.figure.Figure":
+    """Performance profiles: the share of runs whose loss is at most so many times the reference's, for each optimizer.
+
+    **Arguments:** `results`: `measure`, the label of the axis, and `profiles`, for each optimizer its `label`, `kind`,
+    `levels` and `shares`.
+    """
+    from matplotlib.figure import Figure
+
+    entries = results["profiles"]
+    figure = Figure(figsize=(5.6, 3.4))
+    axes = figure.subplots(gridspec_kw={"left": 0.12, "right": 0.72, "bottom": 0.15, "top": 0.95})
+    palette = colours(list(entries))
+    for name, entry in entries.items():
+        learned = entry["kind"] == "learned"
+        axes.plot(
+            entry["levels"],
+            entry["shares"],
+            color=palette[name],
+            linewidth=2.0 if learned else 1.2,
+            label=entry["label"],
+            zorder=30 if learned else 10,
+        )
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel(results["measure"])
+    axes.set_ylabel("share of runs")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
 def save(figure: "matplotlib.figure.Figure", stem: Path) -> None:
     """Write `figure` as `<stem>.png` (200 dots per inch) and `<stem>.svg`, each whole or absent.
 

@@ -186,14 +186,14 @@ def _rows(results: Results) -> list[tuple[str, list[str], list[bool]]]:
         second_order = entry["kind"] == "second-order"
         measures, leads = [], []
         for key in best:
-            measures += [_interval(entry[key], entry["runs"]), _number(entry[key].get("median"))]
+            measures += [_interval(entry[key], entry["runs"]), number(entry[key].get("median"))]
             leads += [not second_order and math.isfinite(best[key]) and _mean(entry[key]) == best[key], False]
         cells = [
             entry["label"] + "*" * second_order,
             entry["kind"],
             " / ".join(rates) or _MISSING,
             *measures,
-            _number(entry["seconds_per_step"] and 1000 * entry["seconds_per_step"]),
+            number(entry["seconds_per_step"] and 1000 * entry["seconds_per_step"]),
             str(entry["runs"]),
             str(entry["diverged"]),
         ]
@@ -216,7 +216,7 @@ def _notes(results: Results) -> list[str]:
     for entry in entries:
         median = entry["final"].get("median")
         if median is not None and _mean(entry["final"]) > 10 * abs(median) and not entry["diverged"]:
-            notes.append(f"{entry['label']}: a few bad runs decide its mean. Median final loss: {_number(median)}.")
+            notes.append(f"{entry['label']}: a few bad runs decide its mean. Median final loss: {number(median)}.")
     return notes + [f"{entry['label']}: {entry['note']}" for entry in entries if entry.get("note")]
 
 
@@ -227,7 +227,7 @@ def _page(results: Results, drawn: Mapping[str, str]) -> str:
         f"<p>{escape(_statement(results))}</p>",
         _figure(drawn, "loss", "Mean loss over runs with its 95 % interval. An arrow: goes on beyond the axis."),
         "<h2>Results</h2>",
-        _html_table(_HEADINGS, rows, text_columns=2),
+        html_table(_HEADINGS, rows, text_columns=2),
         *(f'<p class="notes">{escape(note)}</p>' for note in _notes(results)),
         *_levels(results.get("levels") or []),
     ]
@@ -243,11 +243,16 @@ def _page(results: Results, drawn: Mapping[str, str]) -> str:
         caption = "Each baseline over its learning rates. A line that leaves the top does harm or diverges."
         parts += ["<h2>Tuning of the baselines</h2>", _figure(drawn, "tuning", caption)]
     parts += _provenance(results)
+    return document(results["title"], [part for part in parts if part])
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """Return a whole page of the given parts, which are HTML already."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(results['title'])}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
 
@@ -268,11 +273,11 @@ def _levels(levels: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = []
     for level in levels:
         ours = {"mean": level["ours"], "low": level.get("low"), "high": level.get("high")}
-        shown = _number(ours["mean"]) if ours["low"] is ours["high"] is None else _interval(ours, 0)
-        numbers = [_number(level.get("paper")), _number(level.get("reach")), shown, words[level.get("reached")]]
+        shown = number(ours["mean"]) if ours["low"] is ours["high"] is None else _interval(ours, 0)
+        numbers = [number(level.get("paper")), number(level.get("reach")), shown, words[level.get("reached")]]
         rows.append(("", [_cell(level["what"], False), *(_cell(number, False) for number in numbers)]))
     headings = ("level", "paper", "to reach", "ours [95 %]", "reached")
-    return ["<h2>Levels to reach</h2>", _html_table(headings, rows, text_columns=1)]
+    return ["<h2>Levels to reach</h2>", html_table(headings, rows, text_columns=1)]
 
 
 def _provenance(results: Results) -> list[str]:
@@ -297,7 +302,7 @@ def _figure(drawn: Mapping[str, str], name: str, caption: str) -> str:
     return f"<figure>{svg.strip()}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _html_table(headings: Iterable[str], rows: Iterable[tuple[str, list[str]]], text_columns: int) -> str:
+def html_table(headings: Iterable[str], rows: Iterable[tuple[str, list[str]]], text_columns: int) -> str:
     """Of cells that are HTML already; the first `text_columns` align left, the numbers right."""
 
     def line(tag: str, cells: Iterable[str]) -> str:
@@ -322,7 +327,7 @@ def _infinite(value: Number) -> float:
     return value if value is not None and math.isfinite(value) else math.inf
 
 
-def _number(value: Number, decimals: int | None = None) -> str:
+def number(value: Number, decimals: int | None = None) -> str:
     """Three significant digits, or the `decimals` given; an en dash for what is missing."""
     if value is None:
         return _MISSING
@@ -338,7 +343,7 @@ def _interval(interval: Mapping[str, Number], runs: int) -> str:
     """`mean [low, high]` to two digits of the width. From one run there is no interval to show."""
     mean, low, high = (_infinite(interval[key]) for key in ("mean", "low", "high"))
     if runs == 1:
-        return _number(mean)
+        return number(mean)
     width = high - low if math.isfinite(high) else 0.0
     size = math.floor(math.log10(abs(mean))) if mean and math.isfinite(mean) else 0
     exponential = not 1e-4 <= abs(mean) < 1e5  # as `_number` writes it
@@ -347,7 +352,7 @@ def _interval(interval: Mapping[str, Number], runs: int) -> str:
         if width <= 0 or exponential
         else min(max(0, 1 - math.floor(math.log10(width)), 2 - size), max(0, 4 - size))
     )
-    return f"{_number(mean, decimals)} [{_number(low, decimals)}, {_number(high, decimals)}]"
+    return f"{number(mean, decimals)} [{number(low, decimals)}, {number(high, decimals)}]"
 
 
 def _duration(seconds: Number) -> str:

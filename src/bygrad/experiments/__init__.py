@@ -10,13 +10,14 @@ from .reproduce import reproduce
 from .study import Study, Task, carry_out
 from .style import STYLE
 from .stylize import paint, stylize
+from .transfer import TRANSFER
 from .variations import VARIATIONS
 from .work import evaluate, train
 
 EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST, *CIFAR, STYLE)}
 """The experiments, by name."""
 
-STUDIES: dict[str, Study] = {it.name: it for it in (VARIATIONS,)}
+STUDIES: dict[str, Study] = {it.name: it for it in (VARIATIONS, TRANSFER)}
 """The experiments that are more than one optimizer on one family, by name."""
 
 __all__ = [

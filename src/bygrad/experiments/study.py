@@ -12,7 +12,7 @@ from .reproduce import reproduce
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """How to carry a study out: the arguments of `bygrad reproduce`."""
+    """How to carry a study out: the arguments of `bygrad reproduce`. `artifacts`: of studies that test trained ones."""
 
     budget: Budget
     folder: Path
@@ -21,6 +21,7 @@ class Task:
     seed: int = 0
     data: str = "mnist"
     command: str = ""
+    artifacts: tuple[str, ...] = ("general/controller",)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What is optimized: problem families, one file each."""
 
+from .attention import CharacterModel
 from .base import ProblemFamily, check_family, describe_family
 from .catalogue import FAMILIES, find_family
 from .control import QuadrotorControl
@@ -19,6 +20,7 @@ __all__ = [
     "FAMILIES",
     "VGG16",
     "Bounded",
+    "CharacterModel",
     "Composite",
     "ConvClassifier",
     "DampedOscillation",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from .attention import CharacterModel
 from .base import ProblemFamily
 from .convnet import ConvClassifier, with_labels
 from .data import load_images
@@ -40,6 +41,7 @@ FAMILIES: dict[str, Builder] = {
     "mnist-40-units": lambda data, split: MLPClassifier.from_data(load_images(data), split, hidden=40),
     "mnist-2-layers": lambda data, split: MLPClassifier.from_data(load_images(data), split, layers=2),
     "mnist-relu": lambda data, split: MLPClassifier.from_data(load_images(data), split, activation="relu"),
+    "characters": lambda data, split: CharacterModel.embedded(split),
     "style": lambda data, split: StyleTransfer.embedded(split),
     "style-32": lambda data, split: StyleTransfer.embedded(split, 32),
     "style-128-new": lambda data, split: StyleTransfer.embedded(split, 128, "houses_at_auvers"),

@@ -1,0 +1,259 @@
+"""How far do optimizers carry without tuning? A row for each way in which a problem differs from those learned on."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from .._core.files import write_text_atomically
+from .._core.types import Instance, Params, PRNGKeyArray, Scalar
+from ..deploy.jax import load, versions
+from ..evaluation import CONVENTION, Protocol, area, final, run_grid, strict_json
+from ..evaluation.compare import summarize
+from ..optimizers import TRANSFER_BASELINES, Optimizer
+from ..problems import CharacterModel, ConvClassifier, MLPClassifier, ProblemFamily, describe_family, load_images
+from ..problems.data import ImageData
+from .declaration import Budget
+from .reproduce import claim
+from .study import Study, Task
+from .transfer_report import aggregate, write_transfer_report
+from .work import machine
+
+Split = Literal["train", "test"]
+
+CENTRES = {"Nesterov": 1e-1, "Lion": 1e-3, "Muon": 3e-2}
+"""Where a baseline's learning rates are centred, if not at 1e-2."""
+
+RATES = 13
+"""Learning rates of a baseline in every row: four a decade over three decades."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A problem that differs in one respect, `axis`, from the base: a 64-32-10 ReLU perceptron on digits of 8 x 8
+    pixels, in minibatches of 64.
+
+    `build` makes its family over a split of the images. `horizon`: times the budget's. `one_by_one`: see `run_grid`.
+    """
+
+    name: str
+    axis: str
+    build: Callable[[ImageData, Split], ProblemFamily]
+    horizon: float = 1.0
+    one_by_one: bool = False
+    full_only: bool = False
+
+
+class LossTimes(ProblemFamily):
+    """The problems of another family, with all losses times a constant."""
+
+    family: ProblemFamily
+    factor: float
+
+    def sample(self, key: PRNGKeyArray) -> Instance:
+        return self.family.sample(key)
+
+    def init(self, instance: Instance, key: PRNGKeyArray) -> Params:
+        return self.family.init(instance, key)
+
+    def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
+        return self.factor * self.family.loss(params, instance, key)
+
+
+def digits(images: ImageData, split: Split, **options: Any) -> MLPClassifier:
+    """The base problem, changed by options of `MLPClassifier`."""
+    base: dict[str, Any] = {"hidden": 32, "activation": "relu", "scale": 0.15, "batch": 64}
+    return MLPClassifier.from_data(small(images), split, **(base | options))
+
+
+def small(images: ImageData) -> ImageData:
+    """Images of 28 x 28 pixels as means of 3 x 3 of them, without the border: 8 x 8."""
+
+    def pool(pixels: np.ndarray) -> np.ndarray:
+        if pixels.shape[1:] != (28, 28):
+            raise ValueError(
+                f"{images.name} has images of shape {pixels.shape[1:]}, but the rows of this benchmark are made of"
+                " 28 x 28 pixels. Use the embedded digits (--data mnist), or a data set of that shape."
+            )
+        return pixels[:, 2:26, 2:26].reshape(-1, 8, 3, 8, 3).mean(axis=(2, 4)).astype(np.uint8)
+
+    return ImageData(images.name, pool(images.x_train), images.y_train, pool(images.x_test), images.y_test)
+
+
+def _convolutional(images: ImageData, split: Split) -> ProblemFamily:
+    pooled = small(images)
+    with_channel = ImageData(
+        pooled.name, pooled.x_train[..., None], pooled.y_train, pooled.x_test[..., None], pooled.y_test
+    )
+    return ConvClassifier.from_data(
+        with_channel, split, channels=(8, 8), kernel=3, hidden=16, activation="relu", scale=0.1, batch=64
+    )
+
+
+def _changed(**options: Any) -> Callable[[ImageData, Split], ProblemFamily]:
+    return lambda images, split: digits(images, split, **options)
+
+
+def _times(factor: float) -> Callable[[ImageData, Split], ProblemFamily]:
+    return lambda images, split: LossTimes(digits(images, split), factor)
+
+
+def _mnist(images: ImageData, split: Split) -> ProblemFamily:
+    return MLPClassifier.from_data(images, split, hidden=32, activation="relu", scale=0.05, batch=64)
+
+
+ROWS = (
+    Row("base", "none: a family like those learned on", _changed()),
+    Row("tanh", "activation", _changed(activation="tanh")),
+    Row("sigmoid", "activation", _changed(activation="sigmoid")),
+    Row("gelu", "activation", _changed(activation="gelu")),
+    Row("128 units", "width", _changed(hidden=128)),
+    Row("4 layers", "depth", _changed(layers=4, scale=0.2)),
+    Row("convolution", "architecture", _convolutional, one_by_one=True),
+    Row("attention", "architecture and data: characters", lambda images, split: CharacterModel.embedded(split)),
+    Row("MNIST", "data: 28 x 28 pixels", _mnist),
+    Row("batch 8", "batch size", _changed(batch=8)),
+    Row("batch 512", "batch size", _changed(batch=512), full_only=True),
+    Row("start x 1/4", "initial scale", _changed(scale=0.15 / 4)),
+    Row("start x 4", "initial scale", _changed(scale=0.15 * 4)),
+    Row("horizon x 1/4", "horizon", _changed(), 0.25),
+    Row("horizon x 4", "horizon", _changed(), 4.0),
+    Row("horizon x 25", "horizon", _changed(), 25.0, full_only=True),
+    Row("loss x 1000", "loss scale", _times(1e3)),
+    Row("loss / 1000", "loss scale", _times(1e-3)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """What a budget spends on a row: steps of a run, and runs to tune a baseline on and to report."""
+
+    horizon: int
+    tuning_runs: int
+    runs: int
+    rows: tuple[Row, ...]
+
+
+EFFORTS: dict[Budget, Effort] = {
+    "quick": Effort(200, 2, 4, tuple(row for row in ROWS if not row.full_only)),
+    "paper": Effort(400, 8, 16, ROWS),
+}
+
+
+def carry_out_rows(task: Task, effort: Effort, learned: dict[str, Optimizer]) -> dict[str, Any]:
+    """Run every row, or read what an interrupted run has done of it; report, and return the results of the base row."""
+    identity = {"study": "transfer", "budget": task.budget, "seed": task.seed, "data": task.data}
+    claim(task.folder, identity | {"learned": sorted(learned)}, task.resume)
+    images, rows = load_images(task.data), {}
+    for done, row in enumerate(effort.rows):
+        task.display.phase("rows", done, len(effort.rows))
+        rows[row.name] = run_row(row, effort, learned, images, task, task.folder / "rows" / f"{done:02d}.json")
+    task.display.phase("rows", len(effort.rows), len(effort.rows))
+    found = aggregate(rows, list(learned))
+    for line in found["summary"]:
+        task.display.say(line)
+    results = _base_results(rows, found, effort, learned, task)
+    write_transfer_report(found, results, task.folder)
+    return results
+
+
+def run_row(
+    row: Row, effort: Effort, learned: dict[str, Optimizer], images: ImageData, task: Task, path: Path
+) -> dict[str, Any]:
+    """Run every optimizer on a row; keep what was measured in `path`.
+
+    Each entry of `optimizers` has the kind, the `rates` `[n]`, and per rate and run the mean loss over the run, the
+    final and the test loss, first of the tuning runs, then of the others; and the curves at the best rate.
+    """
+    if path.exists():
+        return json.loads(path.read_text())
+    family, held_out = row.build(images, "train"), row.build(images, "test")
+    horizon = max(1, round(row.horizon * effort.horizon))
+    keys = jax.random.split(
+        jax.random.fold_in(jax.random.key(task.seed), 0x7AF), effort.tuning_runs + effort.runs
+    )  # the same for every row
+    optimizers: dict[str, Any] = {}
+    contenders = {name: (optimizer, "learned", None) for name, optimizer in learned.items()}
+    for name, kind in TRANSFER_BASELINES.items():
+        rates = CENTRES.get(name, 1e-2) * np.logspace(-1.5, 1.5, RATES)
+        contenders[name] = (kind(), "hand-designed", rates)
+    window = max(1, horizon // 20)
+    for name, (optimizer, kind, rates) in contenders.items():
+        task.display.phase(f"{row.name}: {name}", len(optimizers), len(contenders))
+        lanes = np.zeros(RATES) if rates is None else rates
+        ran = run_grid(optimizer, lanes, family, held_out, keys, horizon, one_by_one=row.one_by_one)
+        curves, test = (ran.curves, ran.test) if rates is not None else (ran.curves[:1], ran.test[:1])
+        with np.errstate(over="ignore", invalid="ignore"):
+            measures = {"mean": area(curves) / horizon, "final": final(curves, window), "test": test}
+        best = choose(measures["mean"][:, : effort.tuning_runs])
+        optimizers[name] = {
+            "kind": kind,
+            "rates": None if rates is None else rates.tolist(),
+            "tuning_runs": effort.tuning_runs,
+            "seconds": ran.seconds,
+            "curves": curves[best, effort.tuning_runs :].tolist(),
+            **{measure: values.tolist() for measure, values in measures.items()},
+        }
+    result = {
+        "name": row.name,
+        "axis": row.axis,
+        "horizon": horizon,
+        "final_window": window,
+        "family": describe_family(family),
+        "optimizers": optimizers,
+    }
+    write_text_atomically(path, json.dumps(strict_json(result)))
+    return json.loads(path.read_text())
+
+
+def choose(losses: np.ndarray) -> int:
+    """Return the rate `[rates, runs]` whose mean is least; a rate at which a run is lost is infinitely bad."""
+    return int(np.argmin(np.where(np.isfinite(losses), losses, np.inf).mean(axis=1)))
+
+
+def _base_results(
+    rows: dict[str, Any], found: dict[str, Any], effort: Effort, learned: dict[str, Optimizer], task: Task
+) -> dict[str, Any]:
+    base = next(iter(rows.values()))
+    protocol = Protocol(base["horizon"], runs=effort.runs, final_window=base["final_window"])
+    optimizers = {}
+    for name, entry in base["optimizers"].items():
+        curves = np.asarray(entry["curves"], float)
+        summary = summarize(entry["kind"], name, curves, entry["seconds"], protocol)
+        best = choose(np.asarray(entry["mean"], float)[:, : effort.tuning_runs])
+        summary["learning_rate"] = None if entry["rates"] is None else entry["rates"][best]
+        optimizers[name.lower()] = summary
+    return {
+        "experiment": "transfer",
+        "title": "Transfer: the base problem",
+        "convention": CONVENTION,
+        "horizon": base["horizon"],
+        "runs": effort.runs,
+        "seed": task.seed,
+        "optimizers": optimizers,
+        "meta_training": None,
+        "levels": found["levels"],
+        "transfer": {key: found[key] for key in ("table", "aggregates", "shares", "calibrated", "axes")},
+        "configuration": {
+            "data": task.data,
+            "learned": sorted(learned),
+            "rates": RATES,
+            "tuning_runs": effort.tuning_runs,
+            "rows": [row.name for row in effort.rows],
+        },
+        "versions": versions(),
+        "machine": machine(),
+        "command": task.command,
+    }
+
+
+def _carry_out(task: Task) -> dict[str, Any]:
+    learned = {Path(name).stem if name.endswith(".safetensors") else name: load(name) for name in task.artifacts}
+    return carry_out_rows(task, EFFORTS[task.budget], learned)
+
+
+TRANSFER = Study("transfer", "Trained optimizers, untuned, on problems that differ in one respect", _carry_out)

@@ -1,0 +1,186 @@
+"""What the rows of the transfer benchmark say together: shares of rows won, interquartile means, profiles, a page."""
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._core.files import write_text_atomically
+from ..evaluation import bootstrap_iqm, performance_profile, write_report
+from ..evaluation.figures import profiles, save
+from ..evaluation.report import document, html_table, number
+
+MEASURES = {
+    "mean": "mean training loss over the run",
+    "final": "training loss at the end",
+    "test": "loss on held-out data at the end",
+}
+
+CALIBRATED = "AdamWCosine, one rate"
+REFERENCE = "Adam"
+LEVELS = np.logspace(-1, 1, 81)
+REACH = {CALIBRATED: 0.8, REFERENCE: 0.6}
+"""Shares of rows in which an untuned optimizer should beat these."""
+
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
+    """Return what the rows say together, as JSON values.
+
+    `table`: for every row and column, means over the runs of each measure, the learning rate and the seconds of a step.
+    `aggregates`: for every column and measure, the interquartile mean over rows and runs of the loss relative to tuned
+    Adam's mean in the row, with its interval; and the share of runs that diverged. `shares`: for every learned
+    optimizer, the share of rows in which it beats tuned Adam and the calibrated AdamW with a cosine, for every measure,
+    and for the mean loss at equal time. `profiles`, `levels`, `summary`: for the figure, the report and the terminal.
+    """
+    rate = calibrate(rows)
+    columns = {name: {row: _at_best(entry, name) for row, entry in rows.items()} for name in _names(rows)}
+    columns[CALIBRATED] = {row: _at_rate(entry, "AdamWCosine", rate) for row, entry in rows.items()}
+    kinds = {name: "learned" if name in learned else "hand-designed" for name in columns}
+    table, aggregates, drawn = {}, {}, {}
+    for name, cells in columns.items():
+        table[name] = {row: {key: cell[key] for key in (*MEASURES, "rate", "seconds")} for row, cell in cells.items()}
+        aggregates[name] = {"kind": kinds[name], "diverged": float(np.mean([cell["lost"] for cell in cells.values()]))}
+        for measure in MEASURES:
+            scores = np.stack([cells[row]["runs"][measure] / columns[REFERENCE][row][measure] for row in rows])
+            aggregates[name][measure] = bootstrap_iqm(scores)._asdict()
+            if measure == "mean":
+                shares = performance_profile(scores, LEVELS).tolist()
+                drawn[name] = {"label": name, "kind": kinds[name], "levels": LEVELS.tolist(), "shares": shares}
+    shares, levels, summary = {}, [], []
+    for name in learned:
+        shares[name] = {}
+        for rival, reach in REACH.items():
+            won = {
+                measure: float(np.mean([table[name][row][measure] < table[rival][row][measure] for row in rows]))
+                for measure in MEASURES
+            }
+            won["equal time"] = float(np.mean([_wins_in_time(columns[name][row], columns[rival][row]) for row in rows]))
+            shares[name][rival] = won
+            told = ", ".join(f"{measure} {share:.0%}" for measure, share in won.items())
+            tuned = "per-row tuned Adam" if rival == REFERENCE else f"AdamW with a cosine at one rate ({rate:.3g})"
+            summary.append(f"{name}, not tuned, beats {tuned} in these parts of {len(rows)} rows: {told}")
+            levels.append(
+                {
+                    "what": f"share of rows in which {name}, not tuned, has a lower mean training loss than {tuned}",
+                    "paper": None,
+                    "reach": reach,
+                    "ours": won["mean"],
+                    "low": won["mean"],
+                    "high": won["mean"],
+                    "reached": won["mean"] >= reach,
+                }
+            )
+    return {
+        "table": table,
+        "aggregates": aggregates,
+        "shares": shares,
+        "calibrated": rate,
+        "profiles": drawn,
+        "levels": levels,
+        "summary": summary,
+        "axes": {row: entry["axis"] for row, entry in rows.items()},
+    }
+
+
+def calibrate(rows: Rows) -> float:
+    """Return the one learning rate at which AdamW with a cosine does best over all rows, by the runs kept for tuning:
+    least in the mean over rows of the logarithm of its mean loss."""
+    entries = [row["optimizers"]["AdamWCosine"] for row in rows.values()]
+    losses = np.stack([np.asarray(it["mean"], float)[:, : it["tuning_runs"]].mean(axis=1) for it in entries])
+    losses = np.where(np.isfinite(losses), losses, np.inf)
+    return float(entries[0]["rates"][int(np.argmin(np.mean(np.log(losses), axis=0)))])
+
+
+def _names(rows: Rows) -> list[str]:
+    return list(next(iter(rows.values()))["optimizers"])
+
+
+def _at_best(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    entry = row["optimizers"][name]
+    tuned = np.asarray(entry["mean"], float)[:, : entry["tuning_runs"]].mean(axis=1)
+    return _cell(entry, int(np.argmin(np.where(np.isfinite(tuned), tuned, np.inf))), np.asarray(entry["curves"], float))
+
+
+def _at_rate(row: Mapping[str, Any], name: str, rate: float) -> dict[str, Any]:
+    entry = row["optimizers"][name]
+    index = int(np.argmin(np.abs(np.log(np.asarray(entry["rates"]) / rate))))
+    best = _at_best(row, name)
+    # Curves are kept at the best rate only, so elsewhere there is no comparison at equal time but this: all of the run.
+    return _cell(entry, index, best["curves"] if best["rate"] == entry["rates"][index] else None)
+
+
+def _cell(entry: Mapping[str, Any], index: int, curves: np.ndarray | None) -> dict[str, Any]:
+    runs = {measure: np.asarray(entry[measure], float)[index, entry["tuning_runs"] :] for measure in MEASURES}
+    # In JSON a loss that is not finite is null, which reads back as NaN.
+    runs = {measure: np.where(np.isfinite(values), values, np.inf) for measure, values in runs.items()}
+    return {
+        **{measure: float(np.mean(values)) for measure, values in runs.items()},
+        "runs": runs,
+        "rate": None if entry["rates"] is None else entry["rates"][index],
+        "seconds": entry["seconds"],
+        "curves": curves,
+        "lost": float(np.mean(~np.isfinite(runs["final"]))),
+    }
+
+
+def _wins_in_time(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether the mean loss is lower over the time in which both have been running."""
+    if ours["curves"] is None or theirs["curves"] is None:
+        return bool(ours["mean"] < theirs["mean"])
+    time = min(it["seconds"] * (it["curves"].shape[1] - 1) for it in (ours, theirs))
+    means = [np.mean(it["curves"][:, : max(1, int(time / it["seconds"]))]) for it in (ours, theirs)]
+    return bool(means[0] < means[1])
+
+
+def write_transfer_report(found: Mapping[str, Any], results: dict[str, Any], folder: Path) -> Path:
+    """Write `report.html`, the profiles, and beside them, in `base`, the report of the base row; return the page."""
+    write_report(results, folder / "base")
+    save(profiles({"profiles": found["profiles"], "measure": "mean loss over tuned Adam's"}), folder / "profiles")
+    write_text_atomically(folder / "results.json", (folder / "base" / "results.json").read_text())
+    columns = list(found["table"])
+    parts = [
+        "<h1>Transfer</h1>",
+        "<p>Every row differs from the first in one respect. Learned optimizers run as they are. Baselines are tuned in"
+        " each row for the mean loss, on other runs than those shown; the last column has one learning rate for all"
+        " rows, the best over them.</p>",
+        *(f"<p>{escape(line)}</p>" for line in found["summary"]),
+        "<h2>All rows together</h2>",
+        html_table(
+            ("optimizer", *(f"{text}, interquartile mean [95 %]" for text in MEASURES.values()), "diverged"),
+            [(entry["kind"], _aggregate_cells(name, entry)) for name, entry in found["aggregates"].items()],
+            text_columns=1,
+        ),
+        '<p class="notes">Losses relative to the mean of tuned Adam in the row: below 1 is better. A run that ends in a'
+        " loss that is not finite has diverged, and counts as infinite.</p>",
+        f"<figure>{(folder / 'profiles.svg').read_text().partition('<svg')[1]}"
+        f"{(folder / 'profiles.svg').read_text().partition('<svg')[2]}</figure>",
+    ]
+    for measure, text in MEASURES.items():
+        rows = [(row, _row_cells(found, row, measure, columns)) for row in found["axes"]]
+        parts += [f"<h2>{escape(text.capitalize())}</h2>", html_table(("row", "differs in", *columns), rows, 2)]
+    rows = [(row, _row_cells(found, row, "seconds", columns, 1e6)) for row in found["axes"]]
+    parts += [
+        "<h2>Microseconds of a step</h2>",
+        html_table(("row", "differs in", *columns), rows, 2),
+        '<p class="notes">Of problem and optimizer together, many runs side by side.</p>',
+        f"<pre>{escape(results['command'])}</pre>",
+    ]
+    write_text_atomically(folder / "report.html", document("Transfer", parts))
+    return folder / "report.html"
+
+
+def _aggregate_cells(name: str, entry: Mapping[str, Any]) -> list[str]:
+    intervals = [entry[measure] for measure in MEASURES]
+    shown = [f"{number(it['mean'])} [{number(it['low'])}, {number(it['high'])}]" for it in intervals]
+    return [escape(name), *shown, f"{entry['diverged']:.0%}"]
+
+
+def _row_cells(found: Mapping[str, Any], row: str, key: str, columns: list[str], times: float = 1.0) -> list[str]:
+    values = [times * found["table"][name][row][key] for name in columns]
+    best = min(values)
+    shown = [f"<b>{number(value)}</b>" if value == best else number(value) for value in values]
+    return [escape(row), escape(found["axes"][row]), *shown]

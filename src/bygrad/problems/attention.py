@@ -1,0 +1,108 @@
+"""Predicting the next character with a small transformer: networks that are neither perceptrons nor convolutional."""
+
+import importlib.resources
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from .base import ProblemFamily
+
+TEST_PART = 10
+"""One part in so many, the end of the text, is kept for the test split."""
+
+Weights = dict[str, Array]
+
+
+class CharacterModel(ProblemFamily):
+    r"""Cross-entropy of a causal transformer with one block, on windows of a text drawn with replacement.
+
+    $$x \leftarrow x + \operatorname{attention}(\operatorname{norm} x), \qquad
+    x \leftarrow x + W_2 \operatorname{gelu}(W_1 \operatorname{norm} x)$$
+
+    on embeddings of characters and of places; the logits come from a linear layer on the normalized $x$. Layer norm has
+    a learned gain. Weights start from $N(0, \text{scale}^2 / \text{inputs})$, embeddings from
+    $N(0, (0.1\,\text{scale})^2)$. Instances differ in the initial params and in the windows.
+
+    **Arguments:** `text` `[n]`: characters as numbers in `0..characters-1`. `characters`: how many there are. `width`:
+    of $x$, a multiple of `heads`. `window`: characters that a prediction can look back on. `batch`: windows a step.
+    """
+
+    text: UInt8[Array, " n"]
+    characters: int = eqx.field(static=True)
+    width: int = eqx.field(static=True, default=32)
+    heads: int = eqx.field(static=True, default=2)
+    window: int = eqx.field(static=True, default=16)
+    scale: float = eqx.field(static=True, default=1.0)
+    batch: int = eqx.field(static=True, default=16)
+
+    def __check_init__(self) -> None:
+        if self.width < 1 or self.heads < 1 or self.width % self.heads or self.batch < 1 or self.window < 1:
+            raise ValueError(
+                f"width={self.width}, heads={self.heads}, window={self.window}, batch={self.batch}: there is no such"
+                " transformer or minibatch. Give positive numbers, and a width that the heads divide."
+            )
+        if len(self.text) <= self.window:
+            raise ValueError(
+                f"The text has {len(self.text)} characters, but a window of {self.window} needs at least one more to"
+                " predict. Give a longer text, or a smaller window."
+            )
+
+    @classmethod
+    def embedded(cls, split: Literal["train", "test"] = "train", *, batch: int = 16) -> "CharacterModel":
+        """Build the family over the text that comes with the package, 11,000 characters of the Apache License."""
+        file = importlib.resources.files("bygrad.problems.data") / "apache_2.txt"
+        codes = np.frombuffer(file.read_bytes(), np.uint8)
+        alphabet, text = np.unique(codes, return_inverse=True)
+        border = len(text) - len(text) // TEST_PART
+        part = text[:border] if split == "train" else text[border:]
+        return cls(jnp.asarray(part, jnp.uint8), characters=len(alphabet), batch=batch)
+
+    def sample(self, key: PRNGKeyArray) -> tuple[()]:
+        return ()
+
+    def init(self, instance: tuple[()], key: PRNGKeyArray) -> Weights:
+        width = self.width
+        shapes = {
+            "attend": (width, 3 * width),
+            "join": (width, width),
+            "up": (width, 4 * width),
+            "down": (4 * width, width),
+            "output": (width, self.characters),
+        }
+        keys = iter(jax.random.split(key, len(shapes) + 2))
+        weights = {
+            name: self.scale * shape[0] ** -0.5 * jax.random.normal(next(keys), shape) for name, shape in shapes.items()
+        }
+        weights |= {f"gain{i}": jnp.ones(width) for i in range(3)}
+        weights["characters"] = 0.1 * self.scale * jax.random.normal(next(keys), (self.characters, width))
+        weights["places"] = 0.1 * self.scale * jax.random.normal(next(keys), (self.window, width))
+        return weights
+
+    def loss(self, params: Weights, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
+        last = len(self.text) - self.window
+        # Without a key: windows side by side, which cover the text once.
+        starts = jnp.arange(0, last, self.window) if key is None else jax.random.randint(key, (self.batch,), 0, last)
+        codes = self.text[starts[:, None] + jnp.arange(self.window + 1)].astype(jnp.int32)
+        scores = jax.nn.log_softmax(self._logits(params, codes[:, :-1]))
+        return -jnp.mean(jnp.take_along_axis(scores, codes[:, 1:, None], axis=2))
+
+    def _logits(self, params: Weights, codes: Array) -> Float[Array, "batch window characters"]:
+        x = params["characters"][codes] + params["places"]
+        split = lambda part: part.reshape(*part.shape[:2], self.heads, -1)  # noqa: E731
+        asked, known, told = map(split, jnp.split(_norm(x, params["gain0"]) @ params["attend"], 3, axis=2))
+        fit = jnp.einsum("bihd,bjhd->bhij", asked, known) / asked.shape[-1] ** 0.5
+        places = jnp.arange(self.window)
+        fit = jnp.where(places[:, None] >= places, fit, -jnp.inf)
+        seen = jnp.einsum("bhij,bjhd->bihd", jax.nn.softmax(fit), told)
+        x = x + seen.reshape(x.shape) @ params["join"]
+        x = x + jax.nn.gelu(_norm(x, params["gain1"]) @ params["up"]) @ params["down"]
+        return _norm(x, params["gain2"]) @ params["output"]
+
+
+def _norm(x: Float[Array, "*b width"], gain: Float[Array, " width"]) -> Float[Array, "*b width"]:
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    return gain * centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-5)

@@ -1,0 +1,127 @@
+"""The transfer benchmark, carried out with an untrained stand-in, and what is made of its rows."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bygrad.evaluation import strict_json
+from bygrad.experiments import STUDIES, Display
+from bygrad.experiments.study import Task
+from bygrad.experiments.transfer import RATES, ROWS, Effort, LossTimes, carry_out_rows, choose, digits
+from bygrad.experiments.transfer_report import CALIBRATED, aggregate, calibrate
+from bygrad.optimizers import TRANSFER_BASELINES, Controller
+from bygrad.problems import ImageData, check_family, load_images
+
+
+def images() -> ImageData:
+    data = load_images("mnist")
+    return ImageData("some", data.x_train[:200], data.y_train[:200], data.x_test[:200], data.y_test[:200])
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_row_is_a_problem_with_held_out_data(row):
+    data = images()
+    families = [row.build(data, split) for split in ("train", "test")]
+    assert jax.tree.structure(families[0]) == jax.tree.structure(families[1])
+    if row.name in ("attention", "loss x 1000"):
+        check_family(families[0], jax.random.key(0))
+
+
+def test_rows_differ_in_what_they_say():
+    assert len({row.name for row in ROWS}) == len(ROWS)
+    assert ROWS[0].name == "base"
+    assert RATES >= 12
+    assert "transfer" in STUDIES
+
+
+def test_a_loss_times_a_constant_has_the_same_start():
+    family = digits(images(), "train")
+    scaled = LossTimes(family, 1e3)
+    params = scaled.init((), jax.random.key(0))
+    key = jax.random.key(1)
+    np.testing.assert_allclose(scaled.loss(params, (), key), 1e3 * family.loss(params, (), key), rtol=1e-6)
+
+
+def test_a_rate_at_which_a_run_is_lost_is_not_chosen():
+    assert choose(np.array([[1.0, np.nan], [3.0, 2.0], [2.0, 2.0]])) == 2
+
+
+def entry(mean: list[list[float]], rates: list[float] | None, kind: str = "hand-designed") -> dict[str, object]:
+    """Losses `[rates, runs]` of an optimizer, the first run for tuning."""
+    losses = np.asarray(mean)
+    best = int(np.argmin(np.where(np.isfinite(losses[:, 0]), losses[:, 0], np.inf)))
+    curves = np.repeat(losses[best, 1:, None], 5, axis=1)
+    return strict_json(
+        {"kind": kind, "rates": rates, "tuning_runs": 1, "seconds": 1e-3, "curves": curves.tolist()}
+        | {measure: mean for measure in ("mean", "final", "test")}
+    )
+
+
+def rows(ours: float, adam: float, cosine: list[float]) -> dict[str, dict[str, object]]:
+    rates = [1e-3, 1e-2]
+    easy = {
+        "Ours": entry([[ours, ours, ours]], None, "learned"),
+        "Adam": entry([[adam, adam, adam], [9.0, 9.0, 9.0]], rates),
+        "AdamWCosine": entry([[rate, rate, rate] for rate in cosine], rates),
+    }
+    hard = {
+        "Ours": entry([[2.0, 2.0, np.nan]], None, "learned"),
+        "Adam": entry([[9.0, 9.0, 9.0], [1.0, 1.0, 1.0]], rates),
+        "AdamWCosine": entry([[4.0, 4.0, 4.0], [1.5, 1.5, 1.5]], rates),
+    }
+    return {
+        name: {"name": name, "axis": name, "horizon": 4, "final_window": 1, "optimizers": optimizers}
+        for name, optimizers in (("easy", easy), ("hard", hard))
+    }
+
+
+def test_rows_are_put_together():
+    found = aggregate(rows(ours=0.5, adam=1.0, cosine=[0.4, 0.8]), ["Ours"])
+    # One rate for both rows: 1e-2, since 4 x 0.4 is more than 1.5 x 0.8.
+    assert found["calibrated"] == 1e-2
+    assert found["table"][CALIBRATED]["easy"]["mean"] == 0.8
+    assert found["table"]["AdamWCosine"]["easy"]["mean"] == 0.4
+    assert found["table"]["Adam"]["hard"] == {"mean": 1.0, "final": 1.0, "test": 1.0, "rate": 1e-2, "seconds": 1e-3}
+    # A lost run is an infinite mean, and loses the row.
+    assert found["table"]["Ours"]["hard"]["mean"] == np.inf
+    assert found["shares"]["Ours"]["Adam"] == {"mean": 0.5, "final": 0.5, "test": 0.5, "equal time": 0.5}
+    assert found["aggregates"]["Ours"]["diverged"] == 0.25
+    assert found["aggregates"]["Adam"]["mean"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert [level["reached"] for level in found["levels"]] == [False, False]
+
+
+def test_the_calibrated_rate_is_chosen_on_the_runs_for_tuning_alone():
+    table = rows(ours=1.0, adam=1.0, cosine=[1.0, 1.0])
+    for row in table.values():
+        row["optimizers"]["AdamWCosine"]["mean"] = [[1.0, 9.0, 9.0], [2.0, 0.0, 0.0]]
+    assert calibrate(table) == 1e-3
+
+
+def test_it_runs_resumes_and_reports(tmp_path):
+    text = io.StringIO()
+    effort = Effort(4, 1, 2, (ROWS[0],))
+    learned = {"stand-in": Controller(jax.random.key(0))}
+    task = Task("quick", tmp_path / "out", Display(Console(file=text, width=200)), command="bygrad reproduce transfer")
+    results = carry_out_rows(task, effort, learned)
+    assert set(results["optimizers"]) == {"stand-in", *(name.lower() for name in TRANSFER_BASELINES)}
+    row = json.loads((task.folder / "rows" / "00.json").read_text())
+    for name, entry in row["optimizers"].items():
+        rates = 1 if name == "stand-in" else RATES
+        assert np.shape(entry["mean"]) == np.shape(entry["test"]) == (rates, 3)
+        assert np.shape(entry["curves"]) == (2, 5)
+        assert entry["seconds"] > 0
+    # An untrained controller is Adam at its rate, 3e-3, and beats nobody who is tuned.
+    assert [level["what"][:19] for level in results["levels"]] == ["share of rows in wh"] * 2
+    page = (task.folder / "report.html").read_text()
+    assert "stand-in" in page and CALIBRATED in page and "<svg" in page
+    # What was done is read and not run again.
+    row["optimizers"]["Lion"]["seconds"] = 123.0
+    (task.folder / "rows" / "00.json").write_text(json.dumps(row))
+    again = carry_out_rows(Task(**{**vars(task), "resume": True}), effort, learned)
+    assert again["optimizers"]["lion"]["seconds_per_step"] == 123.0
+    with pytest.raises(ValueError, match="another experiment"):
+        carry_out_rows(Task(**{**vars(task), "resume": True, "seed": 1}), effort, learned)

@@ -1,0 +1,58 @@
+"""The character model: causal, a proper likelihood, and with a text of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.problems import CharacterModel, check_family
+
+pytestmark = pytest.mark.core
+
+
+@pytest.fixture(scope="module")
+def model() -> CharacterModel:
+    text = jnp.asarray(np.random.default_rng(0).integers(0, 5, 60), jnp.uint8)
+    return CharacterModel(text, characters=5, width=8, heads=2, window=6, batch=3)
+
+
+def test_it_starts_near_the_uniform_distribution_and_has_gradients(model):
+    params = check_family(model, jax.random.key(0))
+    assert set(params) > {"attend", "output", "characters", "places"}
+    loss = float(model.loss(params, (), None))
+    assert loss == pytest.approx(np.log(5), abs=1.0)
+    assert loss > 0
+
+
+def test_a_prediction_does_not_see_what_comes_after_it(model):
+    params = model.init((), jax.random.key(1))
+    codes = jnp.arange(6)[None] % 5
+    before = model._logits(params, codes)
+    after = model._logits(params, codes.at[0, 4].set(0))
+    np.testing.assert_allclose(before[0, :4], after[0, :4], rtol=1e-5)
+    assert np.abs(before[0, 4:] - after[0, 4:]).max() > 1e-3
+
+
+def test_the_objective_is_the_mean_over_windows_side_by_side(model):
+    params = model.init((), jax.random.key(1))
+    losses = []
+    for start in range(0, 54, 6):
+        window = np.asarray(model.text[start : start + 7], int)
+        scores = jax.nn.log_softmax(model._logits(params, jnp.asarray(window[None, :-1]))[0])
+        losses.append(-np.mean(np.asarray(scores)[np.arange(6), window[1:]]))
+    np.testing.assert_allclose(model.loss(params, (), None), np.mean(losses), rtol=1e-5)
+
+
+def test_the_text_that_comes_with_the_package_is_divided():
+    train, test = (CharacterModel.embedded(split) for split in ("train", "test"))
+    assert train.characters == test.characters
+    assert len(train.text) > 8 * len(test.text)
+    assert int(max(train.text.max(), test.text.max())) == train.characters - 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"width": 9}, "a width that the heads divide"), ({"window": 60}, "longer text")]
+)
+def test_what_does_not_exist_is_refused(model, options, words):
+    with pytest.raises(ValueError, match=words):
+        CharacterModel(model.text, characters=5, **{"width": 8, "heads": 2, "window": 6} | options)
