@@ -106,8 +106,9 @@ def test_it_runs_resumes_and_reports(tmp_path):
     effort = Effort(4, 1, 2, (ROWS[0],))
     learned = {"stand-in": Controller(jax.random.key(0))}
     task = Task("quick", tmp_path / "out", Display(Console(file=text, width=200)), command="bygrad reproduce transfer")
-    results = carry_out_rows(task, effort, learned)
-    assert set(results["optimizers"]) == {"stand-in", *(name.lower() for name in TRANSFER_BASELINES)}
+    baselines = {name: TRANSFER_BASELINES[name] for name in ("Adam", "AdamWCosine")}
+    results = carry_out_rows(task, effort, learned, baselines)
+    assert set(results["optimizers"]) == {"stand-in", "adam", "adamwcosine"}
     row = json.loads((task.folder / "rows" / "00.json").read_text())
     for name, entry in row["optimizers"].items():
         rates = 1 if name == "stand-in" else RATES
@@ -119,9 +120,9 @@ def test_it_runs_resumes_and_reports(tmp_path):
     page = (task.folder / "report.html").read_text()
     assert "stand-in" in page and CALIBRATED in page and "<svg" in page
     # What was done is read and not run again.
-    row["optimizers"]["Lion"]["seconds"] = 123.0
+    row["optimizers"]["Adam"]["seconds"] = 123.0
     (task.folder / "rows" / "00.json").write_text(json.dumps(row))
-    again = carry_out_rows(Task(**{**vars(task), "resume": True}), effort, learned)
-    assert again["optimizers"]["lion"]["seconds_per_step"] == 123.0
+    again = carry_out_rows(Task(**{**vars(task), "resume": True}), effort, learned, baselines)
+    assert again["optimizers"]["adam"]["seconds_per_step"] == 123.0
     with pytest.raises(ValueError, match="another experiment"):
-        carry_out_rows(Task(**{**vars(task), "resume": True, "seed": 1}), effort, learned)
+        carry_out_rows(Task(**{**vars(task), "resume": True, "seed": 1}), effort, learned, baselines)

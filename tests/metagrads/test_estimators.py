@@ -43,7 +43,16 @@ def build(name: str, x64: bool) -> Optimizer:
         if kind is Partition:
             parts = {"biases": Nesterov(), "rest": eqx.filter_jit(LSTM)(jax.random.key(0), (4, 3))}
             return Partition(parts=parts, rules=(("*bias", "biases"), ("*", "rest")))
-        return eqx.filter_jit(kind)(jax.random.key(0), (4, 3)) if issubclass(kind, Learned) else kind()
+        built = eqx.filter_jit(kind)(jax.random.key(0), (4, 3)) if issubclass(kind, Learned) else kind()
+        return _nudged(built) if name in LONG else built
+
+
+@eqx.filter_jit
+def _nudged(optimizer: Optimizer) -> Optimizer:
+    """Move what starts at zero, or there would be no gradient below it to compare."""
+    arrays, static = eqx.partition(optimizer, eqx.is_inexact_array)
+    moved = jax.tree.map(lambda leaf: leaf + 0.01 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), arrays)
+    return eqx.combine(moved, static)
 
 
 def assert_equal(ours: Estimate, theirs: Estimate, tolerance: float) -> None:
@@ -56,13 +65,13 @@ def assert_equal(ours: Estimate, theirs: Estimate, tolerance: float) -> None:
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
 
 
-# Rules of hundreds of operations: they take minutes operation by operation, so two families must do.
+# Rules of hundreds of operations: they take minutes operation by operation, so one family must do.
 LONG = ("MLPRule", "STAR", "Celo2")
 SHORT = [name for name in OPTIMIZERS if name not in LONG]
 
 # Every family with every optimizer in float64, where nothing can hide; in float32 each of them at least once.
 PAIRS = [(family, name, True, 1e-10) for family in FAMILIES for name in SHORT]
-PAIRS += [(family, name, True, 1e-8) for family in ("uniform", "tanh") for name in LONG]
+PAIRS += [("tanh", name, True, 1e-8) for name in LONG]
 PAIRS += [(family, name, False, 1e-5) for family in FAMILIES for name in SHORT if name in LEARNED]
 PAIRS += [(family, name, False, 1e-5) for family in ("uniform", "sigmoid") for name in HAND_DESIGNED]
 # A partition passes its parts on, whatever the family.
@@ -140,8 +149,9 @@ class HalfBlind(ProblemFamily):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("horizon", [1, 4])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "horizon"), [(name, horizon) for name in OPTIMIZERS for horizon in (1, 4) if name in SHORT or horizon == 1]
+)
 def test_meta_gradients_are_finite_where_gradients_vanish(name, horizon):
     optimizer = build(name, False)
     windows = Windows(HalfBlind(), horizon, truncation=1, instances=1)

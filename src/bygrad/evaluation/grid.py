@@ -89,7 +89,7 @@ def _grid(
     if not one_by_one:
         return jax.vmap(run)(rates, keys)
 
-    def in_turn(lane: tuple[Array, PRNGKeyArray]) -> tuple[Array, Array]:
+    def in_turn(lane: tuple[Array, Shaped[PRNGKeyArray, " runs"]]) -> tuple[Array, Array]:
         rate, keys = lane
         return jax.lax.map(lambda key: jax.tree.map(lambda it: it[0], run(rate, key[None])), keys)
 

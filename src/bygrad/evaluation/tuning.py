@@ -24,7 +24,7 @@ EXTENSIONS = 3
 """How many times a grid may be continued when the best rate stands at its edge."""
 
 # The adaptive ones take steps of about their learning rate: 1e-2. Lion's are never smaller than it.
-_CENTRES = {"SGD": 1e-1, "Nesterov": 1e-1, "Lion": 1e-3, "Muon": 3e-2}
+CENTRES = {"SGD": 1e-1, "Nesterov": 1e-1, "Lion": 1e-3, "Muon": 3e-2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def tune(
         finals, areas = np.where(np.isfinite(measures), measures, np.inf)
         return finals, areas
 
-    centre = scale * _CENTRES.get(type(optimizer).__name__, 1e-2)
+    centre = scale * CENTRES.get(type(optimizer).__name__, 1e-2)
     rates = centre * 10.0 ** ((np.arange(points) - points // 2) / _A_DECADE)
     finals, areas = measure(rates)
     for _ in range(EXTENSIONS):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,8 @@ from .._core.types import Instance, Params, PRNGKeyArray, Scalar
 from ..deploy.jax import load, versions
 from ..evaluation import CONVENTION, Protocol, area, final, run_grid, strict_json
 from ..evaluation.compare import summarize
-from ..optimizers import TRANSFER_BASELINES, Optimizer
+from ..evaluation.tuning import CENTRES
+from ..optimizers import TRANSFER_BASELINES, FromOptax, Optimizer
 from ..problems import CharacterModel, ConvClassifier, MLPClassifier, ProblemFamily, describe_family, load_images
 from ..problems.data import ImageData
 from .declaration import Budget
@@ -24,9 +25,6 @@ from .transfer_report import aggregate, write_transfer_report
 from .work import machine
 
 Split = Literal["train", "test"]
-
-CENTRES = {"Nesterov": 1e-1, "Lion": 1e-3, "Muon": 3e-2}
-"""Where a baseline's learning rates are centred, if not at 1e-2."""
 
 RATES = 13
 """Learning rates of a baseline in every row: four a decade over three decades."""
@@ -144,14 +142,23 @@ EFFORTS: dict[Budget, Effort] = {
 }
 
 
-def carry_out_rows(task: Task, effort: Effort, learned: dict[str, Optimizer]) -> dict[str, Any]:
-    """Run every row, or read what an interrupted run has done of it; report, and return the results of the base row."""
+def carry_out_rows(
+    task: Task,
+    effort: Effort,
+    learned: Mapping[str, Optimizer],
+    baselines: Mapping[str, type[FromOptax]] = TRANSFER_BASELINES,
+) -> dict[str, Any]:
+    """Run every row, or read what an interrupted run has done of it; report, and return the results of the base row.
+
+    Adam and AdamWCosine must be among the baselines: the others are compared with them.
+    """
     identity = {"study": "transfer", "budget": task.budget, "seed": task.seed, "data": task.data}
     claim(task.folder, identity | {"learned": sorted(learned)}, task.resume)
     images, rows = load_images(task.data), {}
     for done, row in enumerate(effort.rows):
         task.display.phase("rows", done, len(effort.rows))
-        rows[row.name] = run_row(row, effort, learned, images, task, task.folder / "rows" / f"{done:02d}.json")
+        path = task.folder / "rows" / f"{done:02d}.json"
+        rows[row.name] = run_row(row, effort, learned, baselines, images, task, path)
     task.display.phase("rows", len(effort.rows), len(effort.rows))
     found = aggregate(rows, list(learned))
     for line in found["summary"]:
@@ -162,7 +169,13 @@ def carry_out_rows(task: Task, effort: Effort, learned: dict[str, Optimizer]) ->
 
 
 def run_row(
-    row: Row, effort: Effort, learned: dict[str, Optimizer], images: ImageData, task: Task, path: Path
+    row: Row,
+    effort: Effort,
+    learned: Mapping[str, Optimizer],
+    baselines: Mapping[str, type[FromOptax]],
+    images: ImageData,
+    task: Task,
+    path: Path,
 ) -> dict[str, Any]:
     """Run every optimizer on a row; keep what was measured in `path`.
 
@@ -178,7 +191,7 @@ def run_row(
     )  # the same for every row
     optimizers: dict[str, Any] = {}
     contenders = {name: (optimizer, "learned", None) for name, optimizer in learned.items()}
-    for name, kind in TRANSFER_BASELINES.items():
+    for name, kind in baselines.items():
         rates = CENTRES.get(name, 1e-2) * np.logspace(-1.5, 1.5, RATES)
         contenders[name] = (kind(), "hand-designed", rates)
     window = max(1, horizon // 20)
@@ -216,7 +229,7 @@ def choose(losses: np.ndarray) -> int:
 
 
 def _base_results(
-    rows: dict[str, Any], found: dict[str, Any], effort: Effort, learned: dict[str, Optimizer], task: Task
+    rows: dict[str, Any], found: dict[str, Any], effort: Effort, learned: Mapping[str, Optimizer], task: Task
 ) -> dict[str, Any]:
     base = next(iter(rows.values()))
     protocol = Protocol(base["horizon"], runs=effort.runs, final_window=base["final_window"])

@@ -51,7 +51,7 @@ FAMILIES: dict[str, Builder] = {
     "cifar2": lambda data, split: _cifar(data, split, range(2)),
     "cifar2-held-out": lambda data, split: _cifar(data, split, range(2, 10)),
 }
-"""The families of the paper, by name. Those of CIFAR-10 need `data`; the held-out labels are all the others."""
+"""The families of the paper, and text characters, by name. Those of CIFAR-10 need `data`; the held-out labels are all the others."""
 
 
 def find_family(name: str, *, data: str = "mnist", split: Split = "train") -> ProblemFamily:
