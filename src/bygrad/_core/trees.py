@@ -35,6 +35,16 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
 
 
+def near(tree: PyTree, wanted: PyTree) -> Bool[Array, ""]:
+    """Whether every leaf is as wanted, up to the rounding of a few sums in the dtype of `tree`."""
+
+    def near(leaf: Array, wanted: Array) -> Array:
+        size = jnp.max(jnp.abs(wanted), initial=0)
+        return jnp.max(jnp.abs(leaf - wanted), initial=0) <= 0.1 * jnp.finfo(leaf.dtype).eps ** 0.5 * size
+
+    return jnp.all(jnp.stack([jnp.asarray(True), *jax.tree.leaves(jax.tree.map(near, tree, wanted))]))
+
+
 def select_rows(mask: Bool[Array, " rows"], yes: PyTree, no: PyTree) -> PyTree:
     """Take the rows (first axis of every leaf) where `mask` holds from `yes`, the others from `no`."""
     return jax.tree.map(lambda a, b: jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), yes, no)

@@ -1,6 +1,7 @@
 """What optimizes: one class for learned and hand-designed optimizers, one file for each rule."""
 
 from .base import Coordinatewise, Learned, Optimizer, Scheduled, autodiff_pullback, declare, parameter_count
+from .best_of import BestOf, BestOfState
 from .controller import Controller
 from .envelope import Envelope
 from .global_lstm import GlobalLSTM
@@ -39,6 +40,8 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "BestOf",
+    "BestOfState",
     "Controller",
     "Coordinatewise",
     "Envelope",

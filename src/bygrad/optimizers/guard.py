@@ -107,13 +107,13 @@ class Guard(Optimizer, Scheduled):
         growth: float = 0.02,
         envelope: Envelope | None = None,
     ):
-        if window < 4 or not 0 <= share <= 0.5 or margin < 0 or not 0 <= growth <= share / 2:
+        if window < 4 or not 0 <= share <= 0.5 or margin < 0 or not (0 <= growth <= share / 2 or share == 0):
             raise ValueError(
                 f"window={window}, share={share}, margin={margin}, growth={growth}: the guard could not judge, or not"
                 " keep to its share. Give window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
             )
         self.learned, self.fallback = learned, Adam(1e-3) if fallback is None else fallback
-        self.trials = Trials(window, share, margin, growth)
+        self.trials = Trials(window, float(share), float(margin), float(growth))
         self.envelope = envelope
 
     def declare(self, horizon: int | Int[Array, ""]) -> "Guard":

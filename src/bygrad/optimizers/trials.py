@@ -5,7 +5,6 @@ optimizers from one point and keep the better. There every step is guarded, at t
 """
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -157,7 +156,7 @@ class Trials(eqx.Module):
         """Take one call into account."""
         running, in_reference, in_trial = (it.phase == phase for phase in (RUN, REFERENCE, TRIAL))
         leads = in_trial | (running & it.trusted)
-        arriving = (it.returning > 0) & ~_arrived(now.params, it.point)
+        arriving = (it.returning > 0) & ~trees.near(now.params, it.point)
         seen, value = it.seen + 1, jnp.clip(jnp.nan_to_num(now.value.astype(jnp.float32), nan=_HUGE), -_HUGE, _HUGE)
         losses = it.losses.add(value, now.good & (2 * seen > it.length))
         level, ended = losses.level(), seen >= it.length
@@ -213,13 +212,3 @@ class Trials(eqx.Module):
             rollbacks=it.rollbacks + (back & running),
             reason=jnp.where(failed, Result.NOT_FINITE, reason).astype(jnp.int32),
         )
-
-
-def _arrived(params: Params, point: Params) -> Bool[Array, ""]:
-    """Whether params are where they were sent, up to rounding."""
-
-    def near(param: Array, wanted: Array) -> Array:
-        size = jnp.max(jnp.abs(wanted), initial=0)
-        return jnp.max(jnp.abs(param - wanted), initial=0) <= 0.1 * jnp.finfo(param.dtype).eps ** 0.5 * size
-
-    return jnp.all(jnp.stack([jnp.asarray(True), *jax.tree.leaves(jax.tree.map(near, params, point))]))
