@@ -1,5 +1,6 @@
-"""The guard: finite in all cases, on the fallback's path where the learned optimizer is bad, else on the learned one's."""
+"""The guard: finite in all cases; the fallback's path where the learned optimizer is bad, else the learned one's."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 import bygrad
-from bygrad.optimizers import SGD, Adam, Guard, Optimizer
+from bygrad.optimizers import SGD, Adam, BestOf, Guard, Optimizer
 from bygrad.problems import MLPClassifier, ProblemFamily, find_family
 from bygrad.unroll import begin, rollout
 
@@ -206,6 +207,21 @@ def test_a_learned_optimizer_outside_its_family():
             params = jax.vmap(guard.settled)(params, state)
         final[name] = float(jnp.mean(jax.vmap(lambda p: family.loss(p, (), None))(params)))
     assert final["guard"] <= 1.05 * final["adam"]
+
+
+@pytest.mark.parametrize("kind", [Guard, BestOf])
+def test_params_and_state_can_be_donated(kind):
+    optimizer, params = kind(SGD(0.1), Adam(0.1)), {"a": jnp.ones(4), "b": jnp.ones(())}
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state):
+        updates, state = optimizer.update(params, state, params, value=jnp.sum(params["a"]))
+        return jax.tree.map(jnp.add, params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(2):
+        params, state = step(params, state)
+    assert finite((params, state))
 
 
 def test_what_cannot_work_is_refused():

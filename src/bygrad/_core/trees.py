@@ -18,6 +18,11 @@ def where(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
+def copied(tree: PyTree) -> PyTree:
+    """Copy every array, so that no two leaves share their memory: a shared one could not be donated."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+
+
 def widened(tree: PyTree) -> PyTree:
     """Convert low precision to float32, which then neither vanishes nor overflows as easily."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)

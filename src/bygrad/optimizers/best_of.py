@@ -86,7 +86,7 @@ class BestOf(Optimizer):
     def init(self, params: Params) -> BestOfState:
         count, wide = jnp.zeros((), jnp.int32), trees.widened(params)
         no = jnp.zeros((), bool)
-        return BestOfState(
+        state = BestOfState(
             learned=Run(wide, self.learned.init(params), count),
             fallback=Run(wide, self.fallback.init(params), count),
             learneds_turn=no,
@@ -95,6 +95,7 @@ class BestOf(Optimizer):
             best_value=jnp.asarray(_WORST),
             best_is_learned=no,
         )
+        return trees.copied(state)
 
     def update(
         self,

@@ -123,7 +123,7 @@ class Guard(Optimizer, Scheduled):
     def init(self, params: Params) -> GuardState:
         fits = self.envelope is None or self.envelope.check(params)
         fallback, count = self.fallback.init(params), jnp.zeros((), jnp.int32)
-        return GuardState(
+        state = GuardState(
             learned=self.learned.init(params),
             fallback=fallback,
             watch=self.trials.init(params, fallback) if self.trials.share > 0 else None,
@@ -136,6 +136,7 @@ class Guard(Optimizer, Scheduled):
             strange=jnp.zeros(()),
             fits=jnp.asarray(fits),
         )
+        return trees.copied(state)
 
     def update(
         self,
