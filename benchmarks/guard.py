@@ -3,9 +3,9 @@
     python benchmarks/guard.py [--steps 1000 10000] [--runs 8] [--quick] [--json FILE]
 
 Every cell is a network, a learned optimizer and a number of steps. The fallback is Adam, its learning rate tuned for
-the network and the steps on separate seeds. Losses are those of the whole data set at the end of a run, at the params that
-`settled` gives: the mean of the runs, and its ratio to the fallback's. Then what the guard costs: the share of the
-evaluations that were discarded, and the time of one update of a network's params, guarded and bare.
+the network and the steps on separate seeds. Losses are those of the whole data set at the end of a run, at the params
+that `settled` gives: the mean of the runs, and its ratio to the fallback's. Then what the guard costs: the share of
+the evaluations that were discarded, and the time of one update of a network's params, guarded and bare.
 """
 
 from typing import Any
