@@ -49,10 +49,9 @@ class Guard(Optimizer, Scheduled):
     **With losses** (`value=` and `params`)**:** at the start, and then rarely, there is a *trial*. From one point the
     fallback takes $K$ steps; then, from the same point, the learned optimizer does. It goes on if the mean of its last
     $K/2$ losses is lower by more than `margin` standard errors; else, and as soon as 4 losses in a row lie above all
-    of the fallback's, the params return to where the fallback was.
-    While it goes on, its losses are compared window by window with the best so far. If they rise by more than 3
+    of the fallback's, the params return to where the fallback was. While it goes on, its losses are compared window by window with the best so far. If they rise by more than 3
     standard errors, or are not finite, the params return to the last good point and the fallback takes over. After
-    each defeat in a row the next trial waits twice as long. The fallback is fed every gradient of the path taken: its
+    each defeat in a row the next trial waits three times as long. The fallback is fed every gradient of the path taken: its
     state is warm.
 
     What this guarantees, whatever `learned` is:
@@ -103,7 +102,7 @@ class Guard(Optimizer, Scheduled):
         *,
         window: int = 10,
         share: float = 0.1,
-        margin: float = 1.0,
+        margin: float = 2.0,
         growth: float = 0.02,
         envelope: Envelope | None = None,
     ):

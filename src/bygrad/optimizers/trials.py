@@ -21,6 +21,9 @@ RETURNS = 8
 RUN, REFERENCE, TRIAL = 0, 1, 2
 """Phases: one optimizer moves on; the fallback's part of a trial; the learned optimizer's part."""
 
+PATIENCE = 3.0
+"""Factor on the wait for the next trial, for every defeat in a row."""
+
 HOPELESS = 4
 """Losses in a row, all above the highest one of the fallback's part, that end a trial early."""
 
@@ -186,7 +189,7 @@ class Trials(eqx.Module):
         )
         fresh = start | swap | won | back | checked | (running & ~it.trusted)
         discarded = jnp.where(won, it.length, jnp.where(back, seen, arriving))
-        pause = it.length / self.share * jnp.exp2(it.lost_in_a_row.astype(jnp.float32))
+        pause = it.length / self.share * PATIENCE ** it.lost_in_a_row.astype(jnp.float32)
         reason = jnp.where(won, Result.LEARNED_WON, it.reason)
         reason = jnp.where(lost, Result.LEARNED_LOST, jnp.where(rose, Result.LOSS_ROSE, reason))
         best = trees.where(won | (level.mean < it.best.mean), level, it.best)
@@ -205,7 +208,7 @@ class Trials(eqx.Module):
             reference=trees.where(swap, level, it.reference),
             best=trees.where(kept, best, it.best),
             hold=jnp.where(back, now.step + pause, it.hold),
-            lost_in_a_row=jnp.where(won, 0, jnp.minimum(it.lost_in_a_row + back, 16)),
+            lost_in_a_row=jnp.where(won, 0, jnp.minimum(it.lost_in_a_row + back, 12)),
             discarded=it.discarded + discarded,
             trials=it.trials + start,
             won=it.won + won,
