@@ -9,14 +9,14 @@ RECORDS ?= runs/bench
 BIN := .venv/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types unit newest bench clean .venv
+.PHONY: demo test lint types unit docs newest bench clean .venv
 .NOTPARALLEL:
 
 demo: .venv/.installed-report
 	@out=runs/demo; n=2; while [ -e "$$out" ]; do out=runs/demo-$$n; n=$$((n + 1)); done; \
 	$(BIN)/bygrad reproduce mnist --budget quick --out "$$out"
 
-test: lint types unit newest
+test: lint types unit docs newest
 
 lint: .venv/.installed-test
 	@echo "ruff"
@@ -30,6 +30,11 @@ types: .venv/.installed-test
 unit: .venv/.installed-test
 	@echo "pytest, `$(BIN)/python --version`"
 	@$(BIN)/python -m pytest -q -n $(JOBS)
+
+# Into build/docs. A warning is an error: a broken link or a docstring that cannot be read.
+docs: .venv/.installed-test
+	@echo "sphinx"
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 # JAX 0.10 is the last for Python 3.11; a second environment, without PyTorch, runs the core of the tests on the newest.
 newest: .venv313/.installed-test
@@ -68,7 +73,7 @@ clean:
 
 .venv/.installed-test: pyproject.toml .venv/.made
 	@echo "Installing bygrad, what it needs, PyTorch, and the test tools into .venv"
-	@$(BIN)/python $(PIP_INSTALL) --editable '.[report,test,torch]'
+	@$(BIN)/python $(PIP_INSTALL) --editable '.[report,test,torch,docs]'
 	@touch .venv/.installed-report $@
 
 # Leaves no stamp, and `newest` then has nothing to run, where there is no Python 3.13 or it cannot make an environment.

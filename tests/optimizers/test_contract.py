@@ -6,17 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.optimizers import HAND_DESIGNED, LEARNED, TRANSFER_BASELINES, Learned, Optimizer
+from bygrad.optimizers import HAND_DESIGNED, LEARNED, LSTM, TRANSFER_BASELINES, Adam, Guard, Optimizer
 
 pytestmark = pytest.mark.core
 
-KINDS = LEARNED | HAND_DESIGNED | TRANSFER_BASELINES
+WRAPPERS = {"Guard": lambda: Guard(LSTM(jax.random.key(0), (4,)), Adam())}
+KINDS = LEARNED | HAND_DESIGNED | TRANSFER_BASELINES | WRAPPERS
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def optimizer(request: pytest.FixtureRequest) -> Optimizer:
     kind = KINDS[request.param]
-    return kind(jax.random.key(0)) if issubclass(kind, Learned) else kind()
+    return kind(jax.random.key(0)) if kind in LEARNED.values() else kind()
 
 
 def tree(*dtypes: jnp.dtype, seed: int = 0) -> dict[str, object]:

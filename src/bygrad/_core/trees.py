@@ -18,6 +18,11 @@ def where(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
+def copied(tree: PyTree) -> PyTree:
+    """Copy every array, so that no two leaves share their memory: a shared one could not be donated."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+
+
 def widened(tree: PyTree) -> PyTree:
     """Convert low precision to float32, which then neither vanishes nor overflows as easily."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
@@ -33,6 +38,16 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every entry of every leaf is finite."""
     flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
+
+
+def near(tree: PyTree, wanted: PyTree) -> Bool[Array, ""]:
+    """Whether every leaf is as wanted, up to the rounding of a few sums in the dtype of `tree`."""
+
+    def near(leaf: Array, wanted: Array) -> Array:
+        size = jnp.max(jnp.abs(wanted), initial=0)
+        return jnp.max(jnp.abs(leaf - wanted), initial=0) <= 0.1 * jnp.finfo(leaf.dtype).eps ** 0.5 * size
+
+    return jnp.all(jnp.stack([jnp.asarray(True), *jax.tree.leaves(jax.tree.map(near, tree, wanted))]))
 
 
 def select_rows(mask: Bool[Array, " rows"], yes: PyTree, no: PyTree) -> PyTree:

@@ -1,6 +1,7 @@
 """What optimizes: one class for learned and hand-designed optimizers, one file for each rule."""
 
 from .base import Coordinatewise, Learned, Optimizer, Scheduled, autodiff_pullback, declare, parameter_count
+from .best_of import BestOf, BestOfState
 from .celo2 import Celo2
 from .controller import Controller
 from .envelope import Envelope
@@ -62,6 +63,8 @@ __all__ = [
     "Adam",
     "AdamW",
     "AdamWCosine",
+    "BestOf",
+    "BestOfState",
     "Celo2",
     "Controller",
     "Coordinatewise",

@@ -49,10 +49,9 @@ class Guard(Optimizer, Scheduled):
     **With losses** (`value=` and `params`)**:** at the start, and then rarely, there is a *trial*. From one point the
     fallback takes $K$ steps; then, from the same point, the learned optimizer does. It goes on if the mean of its last
     $K/2$ losses is lower by more than `margin` standard errors; else, and as soon as 4 losses in a row lie above all
-    of the fallback's, the params return to where the fallback was.
-    While it goes on, its losses are compared window by window with the best so far. If they rise by more than 3
+    of the fallback's, the params return to where the fallback was. While it goes on, its losses are compared window by window with the best so far. If they rise by more than 3
     standard errors, or are not finite, the params return to the last good point and the fallback takes over. After
-    each defeat in a row the next trial waits twice as long. The fallback is fed every gradient of the path taken: its
+    each defeat in a row the next trial waits three times as long. The fallback is fed every gradient of the path taken: its
     state is warm.
 
     What this guarantees, whatever `learned` is:
@@ -103,17 +102,17 @@ class Guard(Optimizer, Scheduled):
         *,
         window: int = 10,
         share: float = 0.1,
-        margin: float = 1.0,
+        margin: float = 2.0,
         growth: float = 0.02,
         envelope: Envelope | None = None,
     ):
-        if window < 4 or not 0 <= share <= 0.5 or margin < 0 or not 0 <= growth <= share / 2:
+        if window < 4 or not 0 <= share <= 0.5 or margin < 0 or not (0 <= growth <= share / 2 or share == 0):
             raise ValueError(
                 f"window={window}, share={share}, margin={margin}, growth={growth}: the guard could not judge, or not"
                 " keep to its share. Give window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
             )
         self.learned, self.fallback = learned, Adam(1e-3) if fallback is None else fallback
-        self.trials = Trials(window, share, margin, growth)
+        self.trials = Trials(window, float(share), float(margin), float(growth))
         self.envelope = envelope
 
     def declare(self, horizon: int | Int[Array, ""]) -> "Guard":
@@ -123,7 +122,7 @@ class Guard(Optimizer, Scheduled):
     def init(self, params: Params) -> GuardState:
         fits = self.envelope is None or self.envelope.check(params)
         fallback, count = self.fallback.init(params), jnp.zeros((), jnp.int32)
-        return GuardState(
+        state = GuardState(
             learned=self.learned.init(params),
             fallback=fallback,
             watch=self.trials.init(params, fallback) if self.trials.share > 0 else None,
@@ -136,6 +135,7 @@ class Guard(Optimizer, Scheduled):
             strange=jnp.zeros(()),
             fits=jnp.asarray(fits),
         )
+        return trees.copied(state)
 
     def update(
         self,

@@ -5,7 +5,6 @@ optimizers from one point and keep the better. There every step is guarded, at t
 """
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -21,6 +20,9 @@ RETURNS = 8
 
 RUN, REFERENCE, TRIAL = 0, 1, 2
 """Phases: one optimizer moves on; the fallback's part of a trial; the learned optimizer's part."""
+
+PATIENCE = 3.0
+"""Factor on the wait for the next trial, for every defeat in a row."""
 
 HOPELESS = 4
 """Losses in a row, all above the highest one of the fallback's part, that end a trial early."""
@@ -157,7 +159,7 @@ class Trials(eqx.Module):
         """Take one call into account."""
         running, in_reference, in_trial = (it.phase == phase for phase in (RUN, REFERENCE, TRIAL))
         leads = in_trial | (running & it.trusted)
-        arriving = (it.returning > 0) & ~_arrived(now.params, it.point)
+        arriving = (it.returning > 0) & ~trees.near(now.params, it.point)
         seen, value = it.seen + 1, jnp.clip(jnp.nan_to_num(now.value.astype(jnp.float32), nan=_HUGE), -_HUGE, _HUGE)
         losses = it.losses.add(value, now.good & (2 * seen > it.length))
         level, ended = losses.level(), seen >= it.length
@@ -187,7 +189,7 @@ class Trials(eqx.Module):
         )
         fresh = start | swap | won | back | checked | (running & ~it.trusted)
         discarded = jnp.where(won, it.length, jnp.where(back, seen, arriving))
-        pause = it.length / self.share * jnp.exp2(it.lost_in_a_row.astype(jnp.float32))
+        pause = it.length / self.share * PATIENCE ** it.lost_in_a_row.astype(jnp.float32)
         reason = jnp.where(won, Result.LEARNED_WON, it.reason)
         reason = jnp.where(lost, Result.LEARNED_LOST, jnp.where(rose, Result.LOSS_ROSE, reason))
         best = trees.where(won | (level.mean < it.best.mean), level, it.best)
@@ -206,20 +208,10 @@ class Trials(eqx.Module):
             reference=trees.where(swap, level, it.reference),
             best=trees.where(kept, best, it.best),
             hold=jnp.where(back, now.step + pause, it.hold),
-            lost_in_a_row=jnp.where(won, 0, jnp.minimum(it.lost_in_a_row + back, 16)),
+            lost_in_a_row=jnp.where(won, 0, jnp.minimum(it.lost_in_a_row + back, 12)),
             discarded=it.discarded + discarded,
             trials=it.trials + start,
             won=it.won + won,
             rollbacks=it.rollbacks + (back & running),
             reason=jnp.where(failed, Result.NOT_FINITE, reason).astype(jnp.int32),
         )
-
-
-def _arrived(params: Params, point: Params) -> Bool[Array, ""]:
-    """Whether params are where they were sent, up to rounding."""
-
-    def near(param: Array, wanted: Array) -> Array:
-        size = jnp.max(jnp.abs(wanted), initial=0)
-        return jnp.max(jnp.abs(param - wanted), initial=0) <= 0.1 * jnp.finfo(param.dtype).eps ** 0.5 * size
-
-    return jnp.all(jnp.stack([jnp.asarray(True), *jax.tree.leaves(jax.tree.map(near, params, point))]))

@@ -52,11 +52,14 @@ class Oracle(ProblemFamily):
     ):
         self.function, self.draw = function, draw
         self.start = start if callable(start) else None
-        # One draw tells the structures, which must be known before anything is compiled.
+        # One draw tells the structures, which must be known before anything is compiled. One evaluation shows mistakes
+        # while they are easy to read.
         instance = () if draw is None else draw(0)
         params = start(0, *self._third(instance)) if callable(start) else start
         self.start_params = () if callable(start) else jax.tree.map(jnp.asarray, start)
         self.params_like, self.instance_like = Structure.of(params), Structure.of(instance)
+        params = jax.tree.unflatten(self.params_like.tree, self.params_like.fit(params))
+        self._result_like.fit(function(params, 0, *self._third(instance)))
 
     def sample(self, key: PRNGKeyArray) -> Instance:
         if self.draw is None:
@@ -83,10 +86,13 @@ class Oracle(ProblemFamily):
         return value(params)
 
     def value_and_grad(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> tuple[Scalar, Params]:
-        like = Structure.of((np.zeros(()), self.params_like.example()))
-        call = jax.custom_jvp(lambda params: _on_host(self._evaluate, like, key, instance, params))
+        call = jax.custom_jvp(lambda params: _on_host(self._evaluate, self._result_like, key, instance, params))
         call.defjvp(_refuse_second_derivatives)
         return call(params)
+
+    @property
+    def _result_like(self) -> "Structure":
+        return Structure.of((np.zeros(()), self.params_like.example()))
 
     def _evaluate(self, seed: int | None, instance: Instance, params: Params) -> tuple[Any, Params]:
         value, grads = self.function(params, seed, *self._third(instance))
@@ -108,9 +114,9 @@ class Structure:
         """Describe NumPy arrays or numbers, with the dtypes that JAX gives them."""
         leaves, structure = jax.tree.flatten(tree)
         arrays = [np.asarray(leaf) for leaf in leaves]
-        return cls(
-            structure, tuple(jax.ShapeDtypeStruct(it.shape, jax.dtypes.canonicalize_dtype(it.dtype)) for it in arrays)
-        )
+        dtypes = [jax.dtypes.canonicalize_dtype(array.dtype) for array in arrays]
+        shapes = [jax.ShapeDtypeStruct(array.shape, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
+        return cls(structure, tuple(shapes))
 
     def example(self) -> PyTree:
         return jax.tree.unflatten(self.tree, [np.zeros(leaf.shape, leaf.dtype) for leaf in self.leaves])
@@ -120,8 +126,9 @@ class Structure:
         found = Structure.of(tree)
         if found.tree != self.tree or [leaf.shape for leaf in found.leaves] != [leaf.shape for leaf in self.leaves]:
             raise ValueError(
-                f"A function of an Oracle returned {found.in_words()}, but {self.in_words()} is needed, and cannot be"
-                " compiled anew. Return (value, grads), grads built like the params, and draws built like the first."
+                f"A function of an Oracle returned {found.in_words()}, but {self.in_words()} is needed, since a"
+                " compiled program has fixed shapes. Return (value, grads), with grads built like the params, and draws"
+                " built like the first one."
             )
         pairs = zip(jax.tree.leaves(tree), self.leaves, strict=True)
         return [np.asarray(leaf).astype(like.dtype) for leaf, like in pairs]

@@ -1,0 +1,228 @@
+"""What the guard is worth and what it costs: learned optimizers inside and outside of their family, alone and guarded.
+
+    python benchmarks/guard.py [--steps 1000 10000] [--runs 8] [--quick] [--json FILE]
+
+Every cell is a network, a learned optimizer and a number of steps. The fallback is Adam, its learning rate tuned for
+the network and the steps on separate seeds. Losses are those of the whole data set at the end of a run, at the params
+that `settled` gives: the mean of the runs, and its ratio to the fallback's. Then what the guard costs: the share of
+the evaluations that were discarded, and the time of one update of a network's params, guarded and bare.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from _common import Times, lower, parser, show, write_record
+from jaxtyping import Array
+
+import bygrad
+from bygrad.optimizers import SGD, Adam, Guard, Optimizer
+from bygrad.problems import MLPClassifier, ProblemFamily, load_images
+from bygrad.unroll import begin, rollout
+
+RATES = [10**exponent for exponent in (-3.5, -3.0, -2.5, -2.0, -1.5, -1.0)]
+
+
+class Still(Optimizer):
+    """Never moves."""
+
+    def init(self, params: Any) -> tuple[()]:
+        return ()
+
+    def update(self, grads: Any, state: Any, params: Any = None, *, value: Any = None, key: Any = None) -> Any:
+        return jax.tree.map(jnp.zeros_like, grads), state
+
+
+class Drunk(Optimizer):
+    """Moves at random."""
+
+    size: Array
+
+    def init(self, params: Any) -> tuple[()]:
+        return ()
+
+    def update(self, grads: Any, state: Any, params: Any = None, *, value: Any = None, key: Any = None) -> Any:
+        assert key is not None
+        leaves, structure = jax.tree.flatten(grads)
+        keys = jax.random.split(key, len(leaves))
+        moves = [self.size * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(structure, moves), state
+
+
+def learned_optimizers() -> dict[str, Optimizer]:
+    """What is guarded: the shipped LSTM, and rules that do harm."""
+    return {
+        "paper/mnist": bygrad.load("paper/mnist"),
+        "climbs": SGD(-0.1),
+        "random": Drunk(jnp.asarray(0.01)),
+        "stands still": Still(),
+        "1e30": SGD(1e30),
+    }
+
+
+def networks(quick: bool) -> dict[str, MLPClassifier]:
+    """The LSTM's own family, and three outside of it, on images of a quarter of the width and height."""
+    data = load_images("mnist")
+    images = data.x_train.reshape(-1, 28, 28)[: 200 if quick else None, ::4, ::4].reshape(-1, 49)
+    labels = data.y_train[: len(images)]
+
+    def network(**options: Any) -> MLPClassifier:
+        return MLPClassifier(jnp.asarray(images), jnp.asarray(labels, jnp.int32), **options)
+
+    return {
+        "sigmoid (its own)": network(),
+        "ReLU": network(activation="relu"),
+        "ReLU, 2 layers": network(activation="relu", layers=2, scale=0.1),
+    }
+
+
+@eqx.filter_jit
+def losses_at_end(optimizer: Optimizer, family: ProblemFamily, keys: Array, steps: int) -> tuple[Array, Any]:
+    """Return the loss of the whole data set after a run, for every key, and the optimizer's state."""
+
+    def short(carry: Any, _: None) -> tuple[Any, None]:
+        return rollout(optimizer, family, carry, steps // 10)[0], None
+
+    end, _ = jax.lax.scan(short, begin(optimizer, family, keys), None, length=10)  # records a tenth at a time
+    params = end.params
+    if isinstance(optimizer, Guard):
+        params = jax.vmap(optimizer.settled)(params, end.optimizer_state)
+    return jax.vmap(lambda params: family.loss(params, (), None))(params), end.optimizer_state
+
+
+def tuned(family: ProblemFamily, steps: int, runs: int) -> Adam:
+    """Return Adam with the rate of the lowest mean loss on seeds of its own."""
+    keys = jax.random.split(jax.random.key(1), runs)
+
+    def score(rate: float) -> float:
+        loss = float(jnp.mean(losses_at_end(Adam(rate), family, keys, steps)[0]))
+        return loss if loss == loss else float("inf")
+
+    return Adam(min(RATES, key=score))
+
+
+def compare(name: str, family: MLPClassifier, steps: int, runs: int) -> list[dict[str, Any]]:
+    """Run the fallback, and every learned optimizer alone and guarded, on the same seeds."""
+    fallback, keys = tuned(family, steps, runs), jax.random.split(jax.random.key(2), runs)
+    reference = float(jnp.mean(losses_at_end(fallback, family, keys, steps)[0]))
+    records = []
+    for learned_name, learned in learned_optimizers().items():
+        alone = float(jnp.mean(losses_at_end(learned, family, keys, steps)[0]))
+        guard = Guard(learned, fallback)
+        guarded, state = losses_at_end(guard, family, keys, steps)
+        report = guard.report(state)
+        records.append(
+            {
+                "network": name,
+                "learned": learned_name,
+                "steps": steps,
+                "fallback_learning_rate": float(fallback.learning_rate),
+                "fallback": reference,
+                "alone": alone if alone == alone and alone < 1e30 else None,
+                "guarded": float(jnp.mean(guarded)),
+                "ratio": float(jnp.mean(guarded)) / reference,
+                "discarded_share": sum(report["discarded"]) / runs / steps,
+                "trials": sum(report["trials"]) / runs,
+                "won": sum(report["won"]) / runs,
+                "rollbacks": sum(report["rollbacks"]) / runs,
+                "learned_share": sum(report["learned_steps"]) / runs / steps,
+            }
+        )
+    return records
+
+
+def table(records: list[dict[str, Any]]) -> None:
+    """Print a cell a row."""
+    rows = [
+        {
+            "network": f"{it['network']}, {it['steps']:,} steps",
+            "learned": it["learned"],
+            "fallback": f"{it['fallback']:.4g}",
+            "alone": "diverges" if it["alone"] is None else f"{it['alone']:.4g}",
+            "guarded": f"{it['guarded']:.4g}",
+            "ratio": f"{it['ratio']:.2f}",
+            "discarded": f"{it['discarded_share']:.1%}",
+            "moved by learned": f"{it['learned_share']:.0%}",
+        }
+        for it in records
+    ]
+    show("loss at the end, mean of the runs", rows)
+
+
+def own_family(runs: int) -> dict[str, Any]:
+    """How often the guard takes the shipped LSTM's family for a strange one: the paper's network, at its horizon."""
+    data = load_images("mnist")
+    family, horizon = MLPClassifier.from_data(data, "test"), 100
+    fallback, keys = tuned(family, horizon, runs), jax.random.split(jax.random.key(3), runs)
+    guard = Guard(bygrad.load("paper/mnist"), fallback)
+    guarded, state = losses_at_end(guard, family, keys, horizon)
+    report = guard.report(state)
+    trials, won = sum(report["trials"]), sum(report["won"])
+    alone = losses_at_end(guard.learned, family, keys, horizon)[0]
+    found = {
+        "runs": runs,
+        "trials": trials,
+        "lost_trials": trials - won,
+        "rollbacks": sum(report["rollbacks"]),
+        "guarded": float(jnp.mean(guarded)),
+        "alone": float(jnp.mean(alone)),
+        "fallback": float(jnp.mean(losses_at_end(fallback, family, keys, horizon)[0])),
+    }
+    show("the LSTM on its own family, 100 steps", [{key: f"{value:.4g}" for key, value in found.items()}])
+    return found
+
+
+def update_times(count: int, repeats: int) -> list[dict[str, Any]]:
+    """Time one update of `count` params: bare optimizers and guarded ones."""
+    contenders: dict[str, Optimizer] = {
+        "Adam": Adam(),
+        "Guard(SGD, Adam), no losses": Guard(SGD(), Adam(), share=0.0),
+        "Guard(SGD, Adam)": Guard(SGD(), Adam()),
+        "LSTM": bygrad.load("paper/mnist"),
+        "Guard(LSTM, Adam)": Guard(bygrad.load("paper/mnist"), Adam()),
+    }
+    params = jnp.zeros(count)
+    grads = 0.1 * jax.random.normal(jax.random.key(0), (count,))
+    records = []
+    for name, optimizer in contenders.items():
+
+        def update(kept: Any, state: Any) -> Any:
+            optimizer, grads, params = kept
+            return optimizer.update(grads, state, params, value=jnp.sum(params))
+
+        state = optimizer.init(params)
+        kept = (optimizer, grads, params)
+        compiled = lower(update, kept, state, donate="all-except-first").compile()
+
+        def step(compiled: Any = compiled, kept: Any = kept) -> None:
+            nonlocal state
+            _, state = jax.block_until_ready(compiled(kept, state))
+
+        step()
+        records.append({"optimizer": name, "params": count, "cpu_seconds": Times.least(step, repeats).cpu})
+    rows = [{"optimizer": it["optimizer"], "CPU-ms": f"{1e3 * it['cpu_seconds']:.2f}"} for it in records]
+    show(f"one update of {count:,} params", rows)
+    return records
+
+
+def main() -> None:
+    """Measure and print."""
+    command = parser(__doc__)
+    command.add_argument("--steps", type=int, nargs="+", default=[1000, 10000], metavar="N")
+    command.add_argument("--runs", type=int, default=4)
+    options = command.parse_args()
+    counts, runs = ([50], 1) if options.quick else (options.steps, options.runs)
+
+    times = update_times(1000 if options.quick else 1_000_000, 1 if options.quick else 3)
+    family = own_family(runs if options.quick else 2 * runs)
+    cells: list[dict[str, Any]] = []
+    for steps in counts:
+        for name, network in networks(options.quick).items():
+            cells += compare(name, network, steps, runs)
+            table(cells)
+            write_record(options.json, {"rows": times, "own_family": family, "cells": cells})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""The guard: finite in all cases; the fallback's path where the learned optimizer is bad, else the learned one's."""
+
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import bygrad
+from bygrad.optimizers import SGD, Adam, BestOf, Guard, Optimizer
+from bygrad.problems import MLPClassifier, ProblemFamily, find_family
+from bygrad.unroll import begin, rollout
+
+BAD = {"climbs": 0.05, "random": 0.3, "nan": jnp.nan, "stands still": 0.0, "1e30": 1e30, "max": 3e38}
+
+
+class Bad(Optimizer):
+    """An optimizer that does harm, each in its own way; `size` is an array, so that all share their programs."""
+
+    size: jax.Array
+    random: jax.Array
+    state_too: jax.Array
+
+    def __init__(self, name: str, state_too: bool = False):
+        self.size, self.random = jnp.asarray(BAD[name], jnp.float32), jnp.asarray(name == "random")
+        self.state_too = jnp.asarray(state_too)
+
+    def init(self, params: Any) -> Any:
+        return jnp.zeros(())
+
+    def update(self, grads: Any, state: Any, params: Any = None, *, value: Any = None, key: Any = None) -> Any:
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), state.astype(jnp.int32)), ())
+
+        def move(grad: jax.Array) -> jax.Array:
+            wild = jnp.abs(self.size) > 1e6
+            update = jnp.where(wild, self.size * jnp.ones_like(grad), self.size * grad)
+            return jnp.where(self.random, self.size * noise * jnp.ones_like(grad), update).astype(grad.dtype)
+
+        return jax.tree.map(move, grads), jnp.where(self.state_too, jnp.nan, state + 1)
+
+
+class Bowl(ProblemFamily):
+    """A quadratic with eigenvalues from 0.01 to 1, and noise in the gradient and the loss if there is a key."""
+
+    noise: jax.Array
+
+    def sample(self, key):
+        return ()
+
+    def init(self, instance, key):
+        return {"a": jax.random.normal(key, (4,)), "b": jnp.ones(())}
+
+    def loss(self, params, instance, key):
+        scales = jnp.logspace(-2, 0, 4)
+        noise = self.noise * jax.random.normal(key, (5,))
+        return (
+            0.5 * jnp.sum(scales * params["a"] ** 2)
+            + 0.5 * params["b"] ** 2
+            + jnp.dot(noise[:4], params["a"])
+            + noise[4] * params["b"]
+        )
+
+
+@eqx.filter_jit
+def run(optimizer: Optimizer, family: ProblemFamily, keys: jax.Array, steps: int) -> tuple[Any, Any, Any]:
+    """Losses `[runs, steps + 1]`, last params and last state."""
+    end, trajectory = rollout(optimizer, family, begin(optimizer, family, keys), steps)
+    losses = jnp.concatenate([trajectory.value, trajectory.end_value[None]])
+    return losses.T, end.params, end.optimizer_state
+
+
+@eqx.filter_jit
+def one_step(optimizer: Optimizer, grads: Any, state: Any, params: Any, value: Any) -> Any:
+    return optimizer.update(grads, state, params, value=value)
+
+
+def finite(tree: Any) -> bool:
+    return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", BAD)
+def test_without_noise_the_path_is_the_fallbacks_own_with_fewer_steps(name):
+    keys, steps = jax.random.split(jax.random.key(1), 2), 150
+    family = Bowl(jnp.zeros(()))
+    guard = Guard(Bad(name), Adam(0.05))
+    _, params, state = run(guard, family, keys, steps)
+    losses, _, _ = run(Adam(0.05), family, keys, steps)
+    report = guard.report(state)
+    assert finite((params, state))
+    for i in range(2):
+        own = {leaf: params[leaf][i] for leaf in params}
+        kept = guard.settled(own, jax.tree.map(lambda leaf, i=i: leaf[i], state))
+        # A call is one loss: the last params have been reached by all steps that were not discarded.
+        effective = steps - report["discarded"][i]
+        np.testing.assert_allclose(family.loss(kept, (), keys[i]), losses[i, effective], rtol=2e-3)
+        assert report["won"][i] == 0 and report["trials"][i] >= 1
+        assert report["discarded"][i] <= 0.1 * steps + 30
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_with_noise_the_loss_ends_where_the_fallback_ends(name):
+    keys, steps, window = jax.random.split(jax.random.key(2), 16), 600, 50
+    family = Bowl(jnp.asarray(0.05))
+    losses, _, state = run(Guard(Bad(name), Adam(0.01)), family, keys, steps)
+    reference, _, _ = run(Adam(0.01), family, keys, steps)
+    # The median of the runs: the window may hold a trial of one of them.
+    settled, wanted = (np.median(curves[:, -window:], axis=1).mean() for curves in (losses, reference))
+    start = float(reference[:, 0].mean())
+    assert settled - wanted <= 0.05 * max(wanted, 0.02 * start)
+    assert int(state.watch.discarded.max()) <= 0.1 * steps + 3 * 12
+    # Each defeat triples the wait: 100, 300 and 900 calls for a window of 10 and a tenth of the calls.
+    assert int(jnp.max(jnp.where(state.watch.won == 0, state.watch.trials, 0))) <= 3
+
+
+@pytest.mark.core
+@settings(max_examples=60)
+@given(
+    grad=st.floats(width=32, allow_nan=True, allow_infinity=True),
+    param=st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([jnp.nan, jnp.inf]),
+    value=st.floats(width=32, allow_nan=True, allow_infinity=True),
+    name=st.sampled_from(sorted(BAD)),
+    state_too=st.booleans(),
+    phase=st.integers(0, 2),
+)
+def test_updates_and_states_are_finite_whatever_comes_in(grad, param, value, name, state_too, phase):
+    guard = Guard(Bad(name, state_too), Adam(0.1))
+    start = {"a": jnp.ones(4), "b": jnp.ones(())}
+    state = guard.init(start)
+    state = eqx.tree_at(lambda it: it.watch.phase, state, jnp.asarray(phase, jnp.int32))
+    grads, params = ({"a": jnp.full(4, x, jnp.float32), "b": jnp.ones(())} for x in (grad, param))
+    for _ in range(2):
+        updates, state = one_step(guard, grads, state, params, jnp.asarray(value, jnp.float32))
+        assert finite(updates)
+        assert not finite(params) or finite((jax.tree.map(jnp.add, params, updates), state))
+
+
+def test_one_bad_gradient_moves_nothing_and_leaves_the_fallback_warm():
+    guard, params = Guard(Bad("nan"), Adam(0.1), share=0.0), {"a": jnp.ones(4), "b": jnp.ones(())}
+    state, plain = guard.init(params), Adam(0.1).init(params)
+    for grad in (1.0, jnp.nan, 0.5):
+        grads = jax.tree.map(lambda leaf, grad=grad: grad * leaf, params)
+        updates, state = guard.update(grads, state)
+        if jnp.isfinite(grad):
+            wanted, plain = Adam(0.1).update(grads, plain)
+            np.testing.assert_allclose(updates["a"], wanted["a"], rtol=1e-6)
+        else:
+            assert not np.any(updates["a"])
+    report = guard.report(state)
+    assert (report["steps"], report["bad_inputs"], report["replaced"], report["learned_steps"]) == (3, 1, 3, 0)
+
+
+def test_a_learned_optimizer_that_is_better_keeps_its_own_path():
+    family, keys, steps = Bowl(jnp.zeros(())), jax.random.split(jax.random.key(3), 2), 100
+    guard = Guard(SGD(0.9), SGD(0.01))
+    losses, _, state = run(guard, family, keys, steps)
+    alone, _, _ = run(SGD(0.9), family, keys, steps)
+    report = guard.report(state)
+    assert report["won"] == report["trials"] == [1, 1] and report["rollbacks"] == [0, 0]
+    np.testing.assert_allclose(losses[:, -1], alone[:, steps - 10], rtol=1e-3)
+
+
+class TurnsBad(Optimizer):
+    """Good for 60 steps, then climbs."""
+
+    def init(self, params):
+        return jnp.zeros((), jnp.int32)
+
+    def update(self, grads, state, params=None, *, value=None, key=None):
+        size = jnp.where(state < 60, -0.5, 0.5)
+        return jax.tree.map(lambda grad: size * grad, grads), state + 1
+
+
+def test_one_that_turns_bad_does_harm_for_one_window():
+    family, keys = Bowl(jnp.zeros(())), jax.random.split(jax.random.key(4), 1)
+    guard = Guard(TurnsBad(), SGD(0.02))
+    losses, _, state = run(guard, family, keys, 140)
+    report = guard.report(state)
+    assert (report["won"][0], report["rollbacks"][0]) == (1, 1)
+    assert report["reason"] == [
+        "The loss rose under the learned optimizer: the fallback went on from the last good point."
+    ]
+    lowest = np.minimum.accumulate(losses[0])
+    above = np.flatnonzero(losses[0, 30:] > lowest[30:] * 1.001)
+    assert len(above) <= 2 * 10
+    assert losses[0, -1] <= losses[0, 59]
+
+
+def test_a_learned_optimizer_outside_its_family():
+    """The shipped LSTM on a small ReLU network, ten times as long as it was trained for."""
+    small = find_family("mnist")
+    pixels = small.images.reshape(-1, 28, 28)[:2000, ::4, ::4].reshape(2000, -1)
+    family = MLPClassifier(pixels, small.labels[:2000], hidden=8, activation="relu", batch=32)
+    keys, steps = jax.random.split(jax.random.key(7), 2), 500
+    adam = Adam(0.01)
+    final = {}
+    learned = bygrad.load("paper/mnist")
+    guard = Guard(learned, adam)
+    for name, optimizer in {"guard": guard, "adam": adam}.items():
+        _, params, state = run(optimizer, family, keys, steps)
+        if name == "guard":
+            params = jax.vmap(guard.settled)(params, state)
+        final[name] = float(jnp.mean(jax.vmap(lambda p: family.loss(p, (), None))(params)))
+    assert final["guard"] <= 1.05 * final["adam"]
+
+
+@pytest.mark.parametrize("kind", [Guard, BestOf])
+def test_params_and_state_can_be_donated(kind):
+    optimizer, params = kind(SGD(0.1), Adam(0.1)), {"a": jnp.ones(4), "b": jnp.ones(())}
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state):
+        updates, state = optimizer.update(params, state, params, value=jnp.sum(params["a"]))
+        return jax.tree.map(jnp.add, params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(2):
+        params, state = step(params, state)
+    assert finite((params, state))
+
+
+def test_what_cannot_work_is_refused():
+    with pytest.raises(ValueError, match=r"window=2.*could not judge.*Give window >= 4"):
+        Guard(Adam(), window=2)
+    guard, params = Guard(Adam()), jnp.ones(2)
+    with pytest.raises(ValueError, match=r"a value but no params.*share=0"):
+        guard.update(params, guard.init(params), value=jnp.ones(()))
+
+
+def test_low_precision_params_return_from_far_away():
+    guard = Guard(Bad("climbs"), SGD(0.1), window=6)
+    params = {"a": jnp.full(4, 2.0, jnp.bfloat16), "b": jnp.ones((), jnp.bfloat16)}
+    state, seen = guard.init(params), []
+    for _ in range(30):
+        value = jnp.sum(params["a"].astype(jnp.float32) ** 2)
+        updates, state = one_step(guard, jax.tree.map(lambda p: 2 * p, params), state, params, value)
+        params = jax.tree.map(jnp.add, params, updates)
+        seen.append(float(value))
+    assert params["a"].dtype == jnp.bfloat16 and seen[-1] < 0.1 * seen[0]
+    assert state.watch.point["a"].dtype == jnp.float32

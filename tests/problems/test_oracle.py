@@ -1,0 +1,131 @@
+"""Families from plain functions: the same numbers as from JAX, in every way that a family is used."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.metagrads import Backprop, Replay
+from bygrad.optimizers import SGD, Adam
+from bygrad.problems import Oracle, ProblemFamily, check_family, describe_family
+from bygrad.training import Recipe, meta_train
+from bygrad.unroll import Windows, begin, rollout
+
+
+def noisy_bowl(params, seed, instance):
+    """A quadratic with noise of a known seed; float64 throughout, as NumPy likes it."""
+    noise = 0.0 if seed is None else np.random.default_rng(seed).standard_normal(2)
+    far = np.asarray(params["p"], np.float64) - instance["center"]
+    return np.sum(instance["scale"] * far**2) + np.sum(noise * params["p"]), {"p": 2 * instance["scale"] * far + noise}
+
+
+def start(seed, instance):
+    return {"p": instance["center"] + np.random.default_rng(seed).standard_normal(2)}
+
+
+def draw(seed):
+    rng = np.random.default_rng(seed)
+    return {"center": rng.standard_normal(2), "scale": rng.uniform(0.5, 1.0)}
+
+
+class Same(ProblemFamily):
+    """The same family in JAX: what it draws comes from the oracle, what it computes does not."""
+
+    oracle: Oracle
+
+    def sample(self, key):
+        return self.oracle.sample(key)
+
+    def init(self, instance, key):
+        return self.oracle.init(instance, key)
+
+    def loss(self, params, instance, key):
+        seed = jax.random.bits(key, dtype=jnp.uint32)
+        shape = jax.ShapeDtypeStruct((2,), jnp.float32)
+        noise = jax.pure_callback(_noise, shape, seed, vmap_method="sequential")
+        return jnp.sum(instance["scale"] * (params["p"] - instance["center"]) ** 2) + jnp.sum(noise * params["p"])
+
+
+def _noise(seed):
+    return np.random.default_rng(int(seed)).standard_normal(2).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def family() -> Oracle:
+    return Oracle(noisy_bowl, start, draw)
+
+
+def test_a_batch_of_runs_equals_that_of_the_same_family_in_jax(family):
+    keys = jax.random.split(jax.random.key(0), 3)
+    trajectories = [
+        eqx.filter_jit(lambda it: rollout(SGD(0.1), it, begin(SGD(0.1), it, keys), 4)[1])(one)
+        for one in (family, Same(family))
+    ]
+    for ours, theirs in zip(*map(jax.tree.leaves, trajectories), strict=True):
+        np.testing.assert_allclose(_numbers(ours), _numbers(theirs), rtol=1e-4, atol=1e-5)
+
+
+def _numbers(leaf):
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def test_its_meta_gradient_by_replay_is_that_of_backpropagation_in_jax(family):
+    optimizer = Adam(0.1)
+
+    @eqx.filter_jit
+    def estimate(estimator, it):
+        windows = Windows(it, 6, 3, 2)
+        return estimator.estimate(optimizer, windows, estimator.init(optimizer, windows, jax.random.key(2)))[0]
+
+    by_replay, by_backprop = estimate(Replay(), family), estimate(Backprop(), Same(family))
+    np.testing.assert_allclose(by_replay.loss, by_backprop.loss, rtol=1e-4)
+    for ours, theirs in zip(*map(jax.tree.leaves, (by_replay.gradient, by_backprop.gradient)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-5)
+    with pytest.raises(TypeError, match=r"differentiated through it \(Backprop.*Meta-train with Replay"):
+        estimate(Backprop(), family)
+
+
+def test_it_is_meta_trained_like_any_other(family):
+    recipe = Recipe(
+        horizon=6, truncation=3, instances=2, meta_steps=6, meta_learning_rate=0.02, validate_every=3, validation_runs=2
+    )
+    trained = meta_train(SGD(0.01), family, recipe)
+    assert trained.optimizer.learning_rate > 0.01  # it was too small
+
+
+@pytest.mark.core
+def test_the_objective_without_noise_is_once_differentiable(family):
+    instance = family.sample(jax.random.key(4))
+    params = family.init(instance, jax.random.key(5))
+    value, grads = jax.value_and_grad(family.loss)(params, instance, None)
+    wanted_value, wanted = noisy_bowl(jax.tree.map(np.asarray, params), None, jax.tree.map(np.asarray, instance))
+    np.testing.assert_allclose(value, wanted_value, rtol=1e-5)
+    np.testing.assert_allclose(grads["p"], wanted["p"], rtol=1e-5)
+    with pytest.raises(TypeError, match="values and gradients and no more"):
+        jax.hessian(family.loss)(params, instance, None)
+
+
+@pytest.mark.core
+def test_nested_batches_come_back_in_their_places():
+    family = Oracle(lambda params, seed: (np.sum(params), params * 0 + seed), np.zeros((2, 1)))
+    keys = jax.random.split(jax.random.key(6), (3, 4))
+    evaluate = jax.vmap(jax.vmap(lambda key: family.value_and_grad(jnp.zeros((2, 1)), (), key)))
+    _, grads = jax.jit(evaluate)(keys)
+    seeds = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, dtype=jnp.uint32)))(keys)
+    assert grads.shape == (3, 4, 2, 1)
+    np.testing.assert_allclose(grads[..., 1, 0], np.asarray(seeds, np.float32), rtol=1e-6)
+
+
+def test_a_function_with_another_result_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"returned \(float32\[\], float32\[1\]\), but \(float32\[\], float32\[3\]\)"):
+        Oracle(lambda params, seed: (0.0, params[:1]), np.ones(3))
+    with pytest.raises(ValueError, match=r"returned float32\[3\], but.*Return \(value, grads\)"):
+        Oracle(lambda params, seed: params, np.ones(3))
+    with pytest.raises(ZeroDivisionError):
+        Oracle(lambda params, seed: 1 / 0, np.ones(3))
+
+
+def test_a_description_tells_the_functions(family):
+    assert describe_family(family)["function"].endswith("test_oracle.noisy_bowl")
+    assert check_family(family, jax.random.key(0))["p"].shape == (2,)
