@@ -96,8 +96,11 @@ class Trajectory:
         worst = 0.0
         for found, golden in zip(updates, self.updates, strict=True):
             size = max(float(np.max(np.abs(array))) for array in golden.values())
-            off = max(float(np.max(np.abs(found[name].astype(np.float64) - golden[name]))) for name in golden)
-            worst = max(worst, off / max(size, 1e-30)) if math.isfinite(off) else math.inf
+            differences = [found[name].astype(np.float64) - golden[name] for name in golden]
+            if not all(np.all(np.isfinite(difference)) for difference in differences):
+                return math.inf
+            off = max(float(np.max(np.abs(difference))) for difference in differences)
+            worst = max(worst, off / max(size, 1e-30))
         return worst
 
 

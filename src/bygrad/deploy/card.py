@@ -64,7 +64,7 @@ def model_card(manifest: Manifest, repo: str, file: str) -> str:
     """Return the card as Markdown with the Hugging Face Hub's metadata in front.
 
     >>> manifest = Manifest(name="mine/first", optimizer="LSTM", config={}, features=1, tensors={})
-    >>> model_card(manifest, "me/first", "optimizer.safetensors").splitlines()[7]
+    >>> model_card(manifest, "me/first", "optimizer.safetensors").splitlines()[8]
     '# mine/first'
     """
     parameters = 0
