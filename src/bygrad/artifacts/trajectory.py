@@ -68,7 +68,7 @@ class Trajectory:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "Trajectory":
-        """Return the trajectory in JSON `fields`. **Raises:** `ArtifactError` for anything that `to_fields` does not give."""
+        """Return the trajectory in JSON `fields`. **Raises:** `ArtifactError` for what `to_fields` does not give."""
         if set(fields) != {"tolerance", "shapes", "steps"}:
             raise _bad(f"has the keys {shorten(sorted(fields))}, not shapes, steps and tolerance")
         tolerance, shapes, steps = fields["tolerance"], fields["shapes"], fields["steps"]

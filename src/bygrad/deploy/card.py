@@ -35,8 +35,8 @@ from bygrad.deploy.torch import LearnedOptimizer
 optimizer = LearnedOptimizer(model.parameters(), "optimizer.safetensors")
 ```
 
-It was trained for the problems below. On others, with other sizes of gradients, or for many more steps than its horizon, it
-may do anything: compare it with a tuned baseline first (`bygrad evaluate`), or guard it.
+It was trained for the problems below. On others, with other sizes of gradients, or for many more steps than its
+horizon, it may do anything: compare it with a tuned baseline first (`bygrad evaluate`), or guard it.
 
 ## Configuration
 

@@ -98,8 +98,8 @@ def _library() -> Any:
         import huggingface_hub
     except ImportError as error:
         raise ImportError(
-            f"The Hub needs the library `huggingface_hub`, which is not installed ({error}). Install it with: pip install"
-            " 'bygrad[hub]'."
+            f"The Hub needs the library `huggingface_hub`, which is not installed ({error}). Install it with:"
+            " pip install 'bygrad[hub]'."
         ) from error
     return huggingface_hub
 
@@ -114,6 +114,6 @@ def _explained(hub: Any, what: str) -> Iterator[None]:
         # What is missing, or a token that is not enough, as the library says it; answers that are not the Hub's.
         reason = " ".join(str(error).split())
         raise ConnectionError(
-            f"{what} ({type(error).__name__}: {reason}). Nothing was changed here. Check the name, the commit, the network"
-            " and, for what is private or to be written, the token (hf auth login)."
+            f"{what} ({type(error).__name__}: {reason}). Nothing was changed here. Check the name, the commit, the"
+            " network and, for what is private or to be written, the token (hf auth login)."
         ) from error
