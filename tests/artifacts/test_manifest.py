@@ -39,7 +39,7 @@ def test_the_first_schema_has_no_trajectory_and_stays_as_it_is(artifact: Artifac
     assert old.digest == artifact.manifest.digest
     refused(json.dumps({**found, "schema": 1, "trajectory": {}}), "unknown keys: 'trajectory'")
     refused(json.dumps(found), "missing keys: 'trajectory'")
-    with pytest.raises(ArtifactError, match="schema is 1. .*it has no trajectory, and there is one"):
+    with pytest.raises(ArtifactError, match=r"schema is 1\. .*it has no trajectory, and there is one"):
         dataclasses.replace(old, trajectory={"steps": []})
 
 

@@ -265,7 +265,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(name, dtype, artifacts):
     file = io.BytesIO()
     torch.save({"params": params, "optimizer": optimizer.state_dict()}, file)
     file.seek(0)
-    saved = torch.load(file, weights_only=True)  # noqa: TID251 - as users do, and safely
+    saved = torch.load(file, weights_only=True)
     resumed = [torch.nn.Parameter(param.detach().clone()) for param in saved["params"]]
     other = LearnedOptimizer(resumed, artifacts[name])
     other.load_state_dict(saved["optimizer"])

@@ -46,8 +46,8 @@ def optax(
     where the gradient was taken, for rules that look at it, and `key`, for rules that draw; other extra arguments
     belong to other parts of a chain and are ignored.
 
-    **Raises:** `ArtifactError` as `load` does. `init` and `update` raise `TypeError` naming the leaf for params that are
-    not floating-point, and `update` `ValueError` for gradients that do not fit the params.
+    **Raises:** `ArtifactError` as `load` does. `init` and `update` raise `TypeError` naming the leaf for params that
+    are not floating-point, and `update` `ValueError` for gradients that do not fit the params.
 
         >>> import optax, bygrad.deploy
         >>> transformation = optax.chain(bygrad.deploy.optax("paper/quadratic"), optax.scale(0.5))

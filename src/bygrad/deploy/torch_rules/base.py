@@ -57,9 +57,9 @@ class Piece(NamedTuple):
 class Coordinatewise(Rule):
     r"""A rule that treats every coordinate alike and alone: its state is an array `[rows, *shape]` for every tensor.
 
-    Coordinates take their steps in blocks: large tensors are cut, small ones joined, so that Python's work does not grow
-    with the number of tensors, nor the working set with their size. A block of the state is copied to a workspace and
-    back: in the state itself the rows lie far apart, and matrix products read them slowly.
+    Coordinates take their steps in blocks: large tensors are cut, small ones joined, so that Python's work does not
+    grow with the number of tensors, nor the working set with their size. A block of the state is copied to a workspace
+    and back: in the state itself the rows lie far apart, and matrix products read them slowly.
     """
 
     @property

@@ -25,9 +25,10 @@ class Weights(NamedTuple):
 class LSTM(Coordinatewise):
     r"""An LSTM for every coordinate, all with the same weights.
 
-    The rows of the workspace are the preprocessed gradient, a row of ones, which the biases multiply, and the state: the
-    outputs of all layers, halved, and then their cells, doubled. So a layer's inputs are neighbours, and it is one matrix
-    product. The halves and doubles are there because torch's tanh takes six times as long as its sigmoid $\sigma$:
+    The rows of the workspace are the preprocessed gradient, a row of ones, which the biases multiply, and the state:
+    the outputs of all layers, halved, and then their cells, doubled. So a layer's inputs are neighbours, and it is one
+    matrix product. The halves and doubles are there because torch's tanh takes six times as long as its sigmoid
+    $\sigma$:
 
     $$2c \leftarrow \sigma_f \cdot 2c + 4 \sigma_i (\sigma(2 z_g) - \tfrac12), \qquad
     \tfrac12 h \leftarrow \sigma_o \sigma(2c) - \tfrac12 \sigma_o$$
