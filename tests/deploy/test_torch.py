@@ -16,18 +16,20 @@ import bygrad
 from bygrad.artifacts import Artifact, ArtifactError, find, load
 from bygrad.deploy import optax as deployed
 from bygrad.deploy.jax import from_artifact
-from bygrad.optimizers import LEARNED, LSTM, Optimizer, Scaled
+from bygrad.optimizers import LEARNED, LSTM, Optimizer, Scaled, controller, declare, lstm
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'bygrad[torch]'")
 
 from bygrad.deploy.torch import LearnedOptimizer  # noqa: E402
 from bygrad.deploy.torch_rules import RULES  # noqa: E402
 from bygrad.deploy.torch_rules import base as rules_base  # noqa: E402
+from bygrad.deploy.torch_rules import controller as torch_controller  # noqa: E402
+from bygrad.deploy.torch_rules import lstm as torch_lstm  # noqa: E402
 
 pytestmark = pytest.mark.core
 
 ABOUT = {"name": "test/one", "training": {}, "validation": {}}
-SHAPES = [(), (5,), (0,), (2, 0, 3), (7, 3), (2, 1, 3, 2, 2)]
+SHAPES = [(), (5,), (0,), (2, 0, 3), (7, 3), (2, 1, 3, 2, 2), (40, 33)]
 
 
 def random_theta(optimizer: Optimizer) -> Optimizer:
@@ -42,7 +44,7 @@ def random_theta(optimizer: Optimizer) -> Optimizer:
 
 
 KINDS: dict[str, Callable[[], Optimizer]] = {
-    **{name: lambda name=name: LEARNED[name](jax.random.key(0)) for name in RULES},
+    **{name: lambda name=name: LEARNED[name](jax.random.key(0)) for name in RULES if name != "LSTM"},
     "LSTM of one layer": lambda: LSTM(jax.random.key(1), (4,), Scaled(0.5), output_scale=2.0),
     "LSTM of three layers": lambda: LSTM(jax.random.key(2), (5, 3, 4), state_dtype="float32"),
 }
@@ -52,7 +54,7 @@ KINDS: dict[str, Callable[[], Optimizer]] = {
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     path = tmp_path_factory.mktemp("artifacts") / "it.safetensors"
     return {name: bygrad.export(random_theta(make()), path, **ABOUT) for name, make in KINDS.items()} | {
-        "shipped": load(find("paper/mnist"))
+        "LSTM": load(find("paper/mnist"))  # a trained one
     }
 
 
@@ -84,7 +86,7 @@ def run(optimizer: Any, params: list[Any], trees: Any) -> list[np.ndarray]:
     return [param.detach().float().numpy().copy() for param in params]
 
 
-@pytest.mark.parametrize("name", [*KINDS, "shipped"])
+@pytest.mark.parametrize("name", ["LSTM", *KINDS])
 def test_the_same_steps_as_in_jax(name, artifacts):
     """In float64 over a whole run; in float32 step by step, each from the state of the run in float64."""
     start, *trees = draw(0, 12)
@@ -127,8 +129,9 @@ def test_the_same_steps_as_in_jax(name, artifacts):
 def updates_of(optimizer: Any, params: list[Any], grads: list[np.ndarray]) -> list[np.ndarray]:
     """The updates before they are added to params, which would round them."""
     set_grads(params, grads)
+    points = [param.detach() for param in params]
     rule, states = optimizer._rule, [optimizer.state[param] or optimizer._rule.start(param) for param in params]
-    return [update.numpy() for update in rule.step([param.grad for param in params], states, params, None)]
+    return [update.numpy() for update in rule.step([param.grad for param in params], states, points, None)]
 
 
 def off(ours: list[Any], theirs: list[Any]) -> float:
@@ -146,7 +149,7 @@ def test_training_a_network_goes_the_same_way_in_both(artifacts):
     x, y = rng.standard_normal((16, 4)), rng.standard_normal((16, 2))
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).double()
     start = [param.detach().numpy().copy() for param in model.parameters()]
-    optimizer = LearnedOptimizer(model.parameters(), artifacts["shipped"])
+    optimizer = LearnedOptimizer(model.parameters(), artifacts["LSTM"])
 
     def closure() -> Any:
         optimizer.zero_grad()
@@ -161,7 +164,7 @@ def test_training_a_network_goes_the_same_way_in_both(artifacts):
             w1, b1, w2, b2 = params
             return jnp.mean((jnp.tanh(x @ w1.T + b1) @ w2.T + b2 - y) ** 2)
 
-        transformation = deployed(artifacts["shipped"])
+        transformation = deployed(artifacts["LSTM"])
         params = [jnp.asarray(leaf) for leaf in start]
         state = transformation.init(params)
 
@@ -188,6 +191,40 @@ def test_blocks_change_nothing(name, artifacts, monkeypatch):
     params = tensors(start, torch.float64)
     for ours, theirs in zip(run(LearnedOptimizer(params, artifacts[name]), params, trees), whole, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_the_constants_are_those_of_jax():
+    assert torch_lstm.FORGET_BIAS == lstm.FORGET_BIAS
+    names = [name for name in vars(torch_controller) if name.strip("_").isupper()]
+    assert len(names) == 8
+    for name in names:
+        assert getattr(torch_controller, name) == getattr(controller, name), name
+
+
+def test_a_horizon_is_declared_to_rules_that_go_by_it(small, artifacts):
+    start, *trees = draw(11, 3)
+    long, short = tensors(start), tensors(start)
+    run(LearnedOptimizer(long, artifacts["Controller"], horizon=10_000), long, trees)
+    optimizer = LearnedOptimizer(short, artifacts["Controller"], horizon=5)
+    run(optimizer, short, trees)
+    assert not torch.equal(long[4], short[4])
+    # A resumed run has the horizon that it started with.
+    other = LearnedOptimizer(short, artifacts["Controller"])
+    other.load_state_dict(optimizer.state_dict())
+    assert {int(state["horizon"]) for state in other.state.values()} == {5}
+    # As in JAX.
+    declared = declare(from_artifact(artifacts["Controller"]), 5)
+    points = [jnp.asarray(leaf, jnp.float32) for leaf in start]
+    state = declared.init(points)
+    step = jax.jit(lambda grads, state, points: declared.update(grads, state, points))
+    for grads in trees:
+        updates, state = step([jnp.asarray(grad, jnp.float32) for grad in grads], state, points)
+        points = [point + update for point, update in zip(points, updates, strict=True)]
+    np.testing.assert_allclose(short[4].detach().numpy(), points[4], rtol=1e-4)
+    with pytest.raises(ValueError, match="horizon=7 would change nothing"):
+        LearnedOptimizer(tensors(start), small, horizon=7)
+    with pytest.raises(ValueError, match="The horizon is 0"):
+        LearnedOptimizer(tensors(start), artifacts["Controller"], horizon=0)
 
 
 def test_closures_return_their_loss_and_compute_with_gradients_on(small):
@@ -305,7 +342,7 @@ def test_the_state_of_another_artifact_is_refused_and_changes_nothing(small, art
     optimizer = LearnedOptimizer(params, small)
     run(optimizer, params, [grads])
     before = copy.deepcopy(optimizer.state_dict())
-    for other in (LearnedOptimizer(tensors(start), artifacts["shipped"]), torch.optim.Adam(tensors(start))):
+    for other in (LearnedOptimizer(tensors(start), artifacts["LSTM"]), torch.optim.Adam(tensors(start))):
         with pytest.raises(ValueError, match=rf"of digest (\w+), and test/one has {small.manifest.digest}"):
             optimizer.load_state_dict(other.state_dict())
     after = optimizer.state_dict()

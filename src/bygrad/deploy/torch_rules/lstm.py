@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Coordinatewise, TensorState, compute_dtype
+from .base import Coordinatewise, TensorState, check_shapes, compute_dtype
 
 FORGET_BIAS = 1.0
 """Added to the forget gate, as in JAX."""
@@ -94,14 +94,6 @@ class LSTM(Coordinatewise):
             head, bias = 2 * self._scale * theta["head"], self._scale * theta["head_bias"][None]
             self._weights[device, dtype] = Weights(layers, tensor(head), tensor(bias))
         return self._weights[device, dtype]
-
-
-def check_shapes(tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise a `ValueError` by name for tensors that are missing, that nobody wants, or of another shape."""
-    for name in sorted(wanted.keys() | tensors.keys()):
-        found = tensors[name].shape if name in tensors else None
-        if found != wanted.get(name):
-            raise ValueError(f"tensor {name} has the shape {found}, not {wanted.get(name)}")
 
 
 _Inputs = Callable[[Tensor], Tensor]
