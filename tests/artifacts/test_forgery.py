@@ -146,9 +146,9 @@ def test_values_that_are_not_finite_are_refused_on_load(data: bytes) -> None:
 
 
 def test_a_newer_schema_says_so_before_all_else(data: bytes) -> None:
-    cause = r"written by a newer bygrad \(schema 2; this one reads up to 1\)"
-    refused(with_manifest(data, lambda manifest: manifest.update(schema=2, unheard_of=1)), cause, "Upgrade")
-    header, body = unpack(with_manifest(data, lambda manifest: manifest.update(schema=2)))
+    cause = r"written by a newer bygrad \(schema 3; this one reads up to 2\)"
+    refused(with_manifest(data, lambda manifest: manifest.update(schema=3, unheard_of=1)), cause, "Upgrade")
+    header, body = unpack(with_manifest(data, lambda manifest: manifest.update(schema=3)))
     header["w"]["dtype"] = "F8_E4M3"
     header["__metadata__"]["blake3"] = "x"
     refused(pack(header, body), cause, "pip install --upgrade bygrad")

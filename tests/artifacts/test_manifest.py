@@ -27,7 +27,29 @@ def test_round_trip(artifact: Artifact) -> None:
     assert Manifest.from_json(text) == artifact.manifest
     assert Manifest.from_json(text).to_json() == text
     assert Manifest.from_json(json.dumps(json.loads(text), indent=2)) == artifact.manifest
-    assert artifact.manifest.schema == SCHEMA == 1
+    assert artifact.manifest.schema == SCHEMA == 2
+
+
+def test_the_first_schema_has_no_trajectory_and_stays_as_it_is(artifact: Artifact) -> None:
+    found = json.loads(artifact.manifest.to_json())
+    del found["trajectory"]
+    text = json.dumps({**found, "schema": 1}, separators=(",", ":"), sort_keys=True)
+    old = Manifest.from_json(text)
+    assert old.to_json() == text
+    assert old.digest == artifact.manifest.digest
+    refused(json.dumps({**found, "schema": 1, "trajectory": {}}), "unknown keys: 'trajectory'")
+    refused(json.dumps(found), "missing keys: 'trajectory'")
+    with pytest.raises(ArtifactError, match=r"schema is 1\. .*it has no trajectory, and there is one"):
+        dataclasses.replace(old, trajectory={"steps": []})
+
+
+def test_the_digest_is_of_what_decides_the_steps_and_of_nothing_else(artifact: Artifact) -> None:
+    manifest = artifact.manifest
+    same = dataclasses.replace(manifest, name="other", training={}, licence="MIT", versions={})
+    assert same.digest == manifest.digest
+    spec = TensorSpec("F32", (2,), "0" * 64)
+    for changes in ({"optimizer": "GRU"}, {"config": {}}, {"features": 2}, {"tensors": {"w": spec}}):
+        assert dataclasses.replace(manifest, **changes).digest != manifest.digest
 
 
 def test_frozen_and_apart_from_what_it_was_made_of() -> None:
@@ -61,7 +83,7 @@ def test_a_wrong_type_is_named(artifact: Artifact, name: str, value: object) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 2}, r"written by a newer bygrad \(schema 2; this one reads up to 1\)\. .*Upgrade"),
+        ({"schema": 3}, r"written by a newer bygrad \(schema 3; this one reads up to 2\)\. .*Upgrade"),
         ({"schema": 10**50}, "written by a newer bygrad"),
         ({"schema": 0}, "schema is 0. .*the first was 1"),
         ({"features": -1}, "features is -1"),

@@ -96,7 +96,7 @@ def test_the_file_is_what_the_description_says(artifact: Artifact, data: bytes) 
     assert hashlib.sha256(data.replace(digest.encode(), b"0" * 64)).hexdigest() == digest
     manifest = json.loads(header["__metadata__"]["bygrad"])
     assert manifest["tensors"]["w"]["sha256"] == hashlib.sha256(artifact.tensors["w"].tobytes()).hexdigest()
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert manifest["config"] == {"hidden": 3, "scales": [1.0, 0.5]}
     assert manifest["licence"] == "Apache-2.0"
 

@@ -14,7 +14,7 @@ import pytest
 import bygrad
 from bygrad.artifacts import find, load
 from bygrad.deploy import optax as deployed
-from bygrad.optimizers import HAND_DESIGNED, LEARNED, LSTM, SGD, Adam, Learned, Optimizer, Scaled
+from bygrad.optimizers import HAND_DESIGNED, LEARNED, LSTM, SGD, Adam, Controller, Guard, Learned, Optimizer, Scaled
 
 pytestmark = pytest.mark.core
 
@@ -220,6 +220,36 @@ def test_value_and_guard_arrive(params):
     guarded = deployed(OfTheLoss(), guard=lambda bare: SGD(1.0) if isinstance(bare, OfTheLoss) else bare)
     updates, _ = guarded.update(params, guarded.init(params), params)
     close(updates, jax.tree.map(lambda leaf: -leaf, params))
+
+
+def test_a_fallback_makes_a_guard(params):
+    """A rule that climbs, and one that gives NaN, are caught, and the fallback moves the params."""
+    transformation = deployed(SGD(-0.1), guard=Adam(0.1))
+    start = point = jnp.array([1.0, -2.0])
+    state = transformation.init(point)
+    assert isinstance(state.optimizer, Guard)
+
+    @jax.jit
+    def step(point, state):
+        value, grads = jax.value_and_grad(lambda it: jnp.sum(it**2))(point)
+        updates, state = transformation.update(grads, state, point, value=value)
+        return point + updates, state
+
+    for _ in range(60):
+        point, state = step(point, state)
+    assert jnp.sum(point**2) < 0.1 * jnp.sum(start**2)
+    assert step._cache_size() == 1
+    envelope = deployed("paper/mnist", guard=Adam()).init(params).optimizer.envelope
+    assert envelope.horizon == load(find("paper/mnist")).manifest.training["recipe"]["horizon"]
+
+
+def test_a_horizon_is_declared_to_rules_that_go_by_it(small, params):
+    controller = Controller(jax.random.key(0))
+    states = [deployed(controller, horizon=horizon).init(params) for horizon in (7, None)]
+    assert [int(state.optimizer.horizon) for state in states] == [7, int(controller.horizon)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    with pytest.raises(ValueError, match=r"steps of a LSTM do not depend .* horizon=7 would change nothing"):
+        deployed(small, horizon=7)
 
 
 def test_abstract_params(small, params):

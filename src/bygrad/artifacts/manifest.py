@@ -135,7 +135,8 @@ _KINDS: dict[str, type] = {
 
 def _kinds(schema: object) -> dict[str, type]:
     """The fields of a schema."""
-    return {name: kind for name, kind in _KINDS.items() if schema != 1 or name != "trajectory"}
+    first = type(schema) is int and schema == 1
+    return {name: kind for name, kind in _KINDS.items() if not (first and name == "trajectory")}
 
 
 def check_schema(fields: dict[str, Any]) -> None:

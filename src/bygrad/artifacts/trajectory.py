@@ -68,7 +68,7 @@ class Trajectory:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "Trajectory":
-        """Return the trajectory in JSON `fields`. **Raises:** `ArtifactError` for anything that `to_fields` does not give."""
+        """Return the trajectory in JSON `fields`. **Raises:** `ArtifactError` for what `to_fields` does not give."""
         if set(fields) != {"tolerance", "shapes", "steps"}:
             raise _bad(f"has the keys {shorten(sorted(fields))}, not shapes, steps and tolerance")
         tolerance, shapes, steps = fields["tolerance"], fields["shapes"], fields["steps"]
@@ -96,8 +96,11 @@ class Trajectory:
         worst = 0.0
         for found, golden in zip(updates, self.updates, strict=True):
             size = max(float(np.max(np.abs(array))) for array in golden.values())
-            off = max(float(np.max(np.abs(found[name].astype(np.float64) - golden[name]))) for name in golden)
-            worst = max(worst, off / max(size, 1e-30)) if math.isfinite(off) else math.inf
+            differences = [found[name].astype(np.float64) - golden[name] for name in golden]
+            if not all(np.all(np.isfinite(difference)) for difference in differences):
+                return math.inf
+            off = max(float(np.max(np.abs(difference))) for difference in differences)
+            worst = max(worst, off / max(size, 1e-30))
         return worst
 
 

@@ -35,8 +35,8 @@ from bygrad.deploy.torch import LearnedOptimizer
 optimizer = LearnedOptimizer(model.parameters(), "optimizer.safetensors")
 ```
 
-It was trained for the problems below. On others, with other sizes of gradients, or for many more steps than its horizon, it
-may do anything: compare it with a tuned baseline first (`bygrad evaluate`), or guard it.
+It was trained for the problems below. On others, with other sizes of gradients, or for many more steps than its
+horizon, it may do anything: compare it with a tuned baseline first (`bygrad evaluate`), or guard it.
 
 ## Configuration
 
@@ -64,7 +64,7 @@ def model_card(manifest: Manifest, repo: str, file: str) -> str:
     """Return the card as Markdown with the Hugging Face Hub's metadata in front.
 
     >>> manifest = Manifest(name="mine/first", optimizer="LSTM", config={}, features=1, tensors={})
-    >>> model_card(manifest, "me/first", "optimizer.safetensors").splitlines()[7]
+    >>> model_card(manifest, "me/first", "optimizer.safetensors").splitlines()[8]
     '# mine/first'
     """
     parameters = 0

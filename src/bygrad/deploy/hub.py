@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Artifact, ArtifactError, find, load, save
+from ..artifacts import Artifact, ArtifactError, find, load, save, to_bytes
 from .card import model_card
 
 FILE = "optimizer.safetensors"
@@ -39,7 +39,7 @@ def push(artifact: str | os.PathLike[str], repo: str, *, revision: str = "main",
         api.create_repo(repo, private=private, exist_ok=True)
         if revision != "main":
             api.create_branch(repo, branch=revision, exist_ok=True)
-        files = {FILE: find(artifact).read_bytes(), "README.md": model_card(read.manifest, repo, FILE).encode()}
+        files = {FILE: to_bytes(read), "README.md": model_card(read.manifest, repo, FILE).encode()}
         done = api.create_commit(
             repo,
             [hub.CommitOperationAdd(name, data) for name, data in files.items()],
@@ -98,8 +98,8 @@ def _library() -> Any:
         import huggingface_hub
     except ImportError as error:
         raise ImportError(
-            f"The Hub needs the library `huggingface_hub`, which is not installed ({error}). Install it with: pip install"
-            " 'bygrad[hub]'."
+            f"The Hub needs the library `huggingface_hub`, which is not installed ({error}). Install it with:"
+            " pip install 'bygrad[hub]'."
         ) from error
     return huggingface_hub
 
@@ -108,10 +108,12 @@ def _library() -> Any:
 def _explained(hub: Any, what: str) -> Iterator[None]:
     try:
         yield
-    except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError) as error:
-        # A missing repository, file or commit and a token that is not enough: the library says which.
+    except ArtifactError:
+        raise
+    except (hub.errors.HfHubHTTPError, ValueError, OSError) as error:
+        # What is missing, or a token that is not enough, as the library says it; answers that are not the Hub's.
         reason = " ".join(str(error).split())
         raise ConnectionError(
-            f"{what} ({type(error).__name__}: {reason}). Nothing was changed here. Check the name, the commit, the network"
-            " and, for what is private or to be written, the token (hf auth login)."
+            f"{what} ({type(error).__name__}: {reason}). Nothing was changed here. Check the name, the commit, the"
+            " network and, for what is private or to be written, the token (hf auth login)."
         ) from error

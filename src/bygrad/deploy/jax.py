@@ -35,7 +35,7 @@ def load(name: str | os.PathLike[str]) -> Optimizer:
 
 
 def from_artifact(artifact: Artifact) -> Optimizer:
-    """Return the trained optimizer of an artifact that was read. **Raises:** `ArtifactError` if it cannot be rebuilt."""
+    """Return the trained optimizer of an artifact. **Raises:** `ArtifactError` if it cannot be rebuilt."""
     manifest = artifact.manifest
     try:
         return from_portable(

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from ..artifacts import Artifact, Step, find
 from ..artifacts import load as load_artifact
-from .torch_rules import Rule, rule_of
+from .torch_rules import Rule, Scheduled, rule_of
 
 _THETA = "theta"
 
@@ -27,9 +27,10 @@ class LearnedOptimizer(Optimizer):
 
     **Arguments:** `params`: as for every torch optimizer. `artifact`: the name of a shipped artifact, a file, or an
     artifact that was read. `lr`: multiplies every step; 1 is what was trained, so schedulers start from there.
+    `horizon`: how many steps the run will have, for rules that go by it (`Controller`); without, as in the artifact.
 
     **Raises:** `ArtifactError` as `bygrad.artifacts.load` does, and by name for a rule that PyTorch does not have;
-    `TypeError` for params that are not floating-point; `ValueError` for `lr` below 0.
+    `TypeError` for params that are not floating-point; `ValueError` for `lr` below 0, and a `horizon` without meaning.
 
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = LearnedOptimizer(model.parameters(), "paper/mnist")
@@ -47,6 +48,7 @@ class LearnedOptimizer(Optimizer):
         params: Iterable[Any],
         artifact: Artifact | str | os.PathLike[str],
         lr: float | Tensor = 1.0,
+        horizon: int | None = None,
     ) -> None:
         self._artifact = artifact if isinstance(artifact, Artifact) else load_artifact(find(artifact))
         self._rule: Rule = rule_of(self._artifact)
@@ -55,6 +57,8 @@ class LearnedOptimizer(Optimizer):
                 f"lr is {lr}, but it multiplies the steps that the optimizer was trained to take: below 0 they would go"
                 " uphill. Give 1, or less for smaller steps."
             )
+        if horizon is not None:
+            _declare(self._rule, self._artifact, horizon)
         # In every param group, because tools that take state dicts apart keep these whole.
         super().__init__(params, {"lr": lr, _THETA: self._artifact.manifest.digest})
 
@@ -62,10 +66,10 @@ class LearnedOptimizer(Optimizer):
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
             if not param.is_floating_point():
-                group = self.param_groups.pop()
+                self.param_groups.pop()
                 raise TypeError(
-                    f"A param of shape {list(param.shape)} in a group of {len(group['params'])} has dtype {param.dtype},"
-                    " and the rule was learned on real numbers. "
+                    f"A param of shape {list(param.shape)} has dtype {param.dtype}, and the rule was learned on real"
+                    " numbers. "
                     + (
                         "Give torch.view_as_real(param), and optimize both parts."
                         if param.is_complex()
@@ -139,6 +143,17 @@ class LearnedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_artifact": self._artifact, "_rule": self._rule}
+
+
+def _declare(rule: Rule, artifact: Artifact, horizon: int) -> None:
+    if horizon < 1:
+        raise ValueError(f"The horizon is {horizon}, but a run has at least one step. Give how many it will have.")
+    if not isinstance(rule, Scheduled):
+        raise ValueError(
+            f"{artifact.manifest.name} is a {artifact.manifest.optimizer}, whose steps do not depend on how long a run"
+            f" will be: horizon={horizon} would change nothing. Leave it out, and use a learning-rate scheduler."
+        )
+    rule.declare(horizon)
 
 
 def replay(artifact: Artifact, steps: Sequence[Step]) -> list[dict[str, np.ndarray]]:

@@ -13,9 +13,10 @@ from optax import GradientTransformationExtraArgs
 
 from .._core import trees
 from .._core.types import Params, State
-from ..artifacts import Artifact
-from ..optimizers import Optimizer
-from .jax import from_artifact, load
+from ..artifacts import Artifact, find
+from ..artifacts import load as load_artifact
+from ..optimizers import Envelope, Guard, Optimizer, Scheduled, declare
+from .jax import from_artifact
 
 
 class DeployedState(NamedTuple):
@@ -28,7 +29,8 @@ class DeployedState(NamedTuple):
 def optax(
     optimizer: Optimizer | Artifact | str | os.PathLike[str],
     *,
-    guard: Callable[[Optimizer], Optimizer] | None = None,
+    guard: Optimizer | Callable[[Optimizer], Optimizer] | None = None,
+    horizon: int | None = None,
 ) -> GradientTransformationExtraArgs:
     r"""Return an optimizer as an optax transformation: its updates are *added* to the params, as Adam's are.
 
@@ -40,14 +42,17 @@ def optax(
     `optax.scale_by_learning_rate` would turn them around, as it is meant for bare gradients.
 
     **Arguments:** `optimizer`: the name of a shipped artifact, a file, an artifact that was read, or any optimizer of
-    this package. `guard`: what to wrap it in, a function from the bare optimizer to the guarded one.
+    this package. `guard`: what to fall back to, say `Adam(3e-4)`: then the optimizer moves the params only while it
+    shows that it is better, inside what its artifact says that it was trained on (`Guard`, `Envelope`; give `value`).
+    Or a function from the bare optimizer to the guarded one, to choose how. `horizon`: how many steps a run will have,
+    for rules that go by it (`Controller`); without, as in the artifact.
 
     **Returns:** A transformation for trees of floating-point arrays of any shapes. Its `update` takes `value`, the loss
     where the gradient was taken, for rules that look at it, and `key`, for rules that draw; other extra arguments
     belong to other parts of a chain and are ignored.
 
-    **Raises:** `ArtifactError` as `load` does. `init` and `update` raise `TypeError` naming the leaf for params that are
-    not floating-point, and `update` `ValueError` for gradients that do not fit the params.
+    **Raises:** `ArtifactError` as `load` does. `init` and `update` raise `TypeError` naming the leaf for params that
+    are not floating-point, and `update` `ValueError` for gradients that do not fit the params.
 
         >>> import optax, bygrad.deploy
         >>> transformation = optax.chain(bygrad.deploy.optax("paper/quadratic"), optax.scale(0.5))
@@ -57,14 +62,17 @@ def optax(
         >>> bool(jnp.all(updates["w"] < 0))
         True
     """
-    match optimizer:
-        case Optimizer():
-            bare = optimizer
-        case Artifact():
-            bare = from_artifact(optimizer)
-        case _:
-            bare = load(optimizer)
-    deployed = bare if guard is None else guard(bare)
+    envelope = None
+    if not isinstance(optimizer, Optimizer):
+        artifact = optimizer if isinstance(optimizer, Artifact) else load_artifact(find(optimizer))
+        optimizer, envelope = from_artifact(artifact), Envelope.from_training(artifact.manifest.training)
+    deployed = optimizer
+    if isinstance(guard, Optimizer):
+        deployed = Guard(optimizer, guard, envelope=envelope)
+    elif guard is not None:
+        deployed = guard(optimizer)
+    if horizon is not None:
+        deployed = _declared(deployed, horizon)
     _check_theta(deployed)
 
     def init(params: Params) -> DeployedState:
@@ -93,6 +101,15 @@ def _update(
     loss = None if value is None else jnp.asarray(value)
     new_updates, new = state.optimizer.update(updates, state.state, params, value=loss, key=key)
     return new_updates, DeployedState(state.optimizer, new)
+
+
+def _declared(optimizer: Optimizer, horizon: int) -> Optimizer:
+    if not isinstance(optimizer, Scheduled):
+        raise ValueError(
+            f"The steps of a {type(optimizer).__name__} do not depend on how long a run will be: horizon={horizon}"
+            " would change nothing. Leave it out, and chain with optax.scale_by_schedule."
+        )
+    return declare(optimizer, horizon)
 
 
 def _copied(optimizer: Optimizer, params: Params) -> Optimizer:

@@ -37,9 +37,7 @@ def verify(artifact: Artifact | str | os.PathLike[str]) -> list[Replay]:
         artifact = load(find(artifact))
     replays: dict[str, Callable[[Artifact, Trajectory], list[Arrays]]] = {"JAX": _in_jax, "PyTorch": _in_torch}
     if not artifact.manifest.trajectory:
-        remark = (
-            "no golden trajectory in the file, which was written before there were any: only its bytes are verified"
-        )
+        remark = "no golden trajectory in the file, written before there were any: only its bytes are verified"
         return [Replay(framework, None, remark) for framework in replays]
     golden = Trajectory.from_fields(artifact.manifest.trajectory)
     return [_replay(framework, run, artifact, golden) for framework, run in replays.items()]

@@ -214,7 +214,9 @@ def _divided_like(param: Any, state: State) -> State:
         mesh, spec = param.sharding.mesh, param.sharding.spec
 
         def put(leaf: Array) -> Array:
-            return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - param.ndim), *spec)))
+            # Spelled as a compiled step spells it, which would otherwise compile again for its own result.
+            axes = [None] * (leaf.ndim - param.ndim) if any(spec) else []
+            return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes, *spec)))
 
         return jax.tree.map(put, state)
     return state

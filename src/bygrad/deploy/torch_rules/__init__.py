@@ -1,10 +1,11 @@
 """The rules of learned optimizers in PyTorch, one file for each: what `bygrad.optimizers` computes, without JAX."""
 
 from ...artifacts import Artifact, ArtifactError
-from .base import Rule
+from .base import Rule, Scheduled
+from .controller import Controller
 from .lstm import LSTM
 
-RULES: dict[str, type[Rule]] = {"LSTM": LSTM}
+RULES: dict[str, type[Rule]] = {"LSTM": LSTM, "Controller": Controller}
 """The rules that PyTorch has, by the class name of the optimizer in JAX."""
 
 
@@ -36,4 +37,4 @@ def rule_of(artifact: Artifact) -> Rule:
         ) from error
 
 
-__all__ = ["RULES", "Rule", "rule_of"]
+__all__ = ["RULES", "Rule", "Scheduled", "rule_of"]

@@ -41,9 +41,33 @@ class Rule(abc.ABC):
         """Return the updates, fresh tensors in the dtype that the rule computes in, and change the states in place."""
 
 
+class Scheduled(abc.ABC):
+    """What a rule needs that goes by how far a run has come."""
+
+    @abc.abstractmethod
+    def declare(self, horizon: int) -> None:
+        """Say how many steps the runs will have that start from now on."""
+
+
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype that rules compute in and keep their state in: float32, and float64 for params that are."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def check_shapes(tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise a `ValueError` by name for tensors that are missing, that nobody wants, or of another shape."""
+    for name in sorted(wanted.keys() | tensors.keys()):
+        found = tensors[name].shape if name in tensors else None
+        if found != wanted.get(name):
+            raise ValueError(f"tensor {name} has the shape {found}, not {wanted.get(name)}")
+
+
+def grouped(tensors: Sequence[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[int]]:
+    """Return the indices of the tensors that are computed on one device and in one dtype."""
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        alike.setdefault((tensor.device, compute_dtype(tensor)), []).append(index)
+    return alike
 
 
 class Piece(NamedTuple):
@@ -57,9 +81,9 @@ class Piece(NamedTuple):
 class Coordinatewise(Rule):
     r"""A rule that treats every coordinate alike and alone: its state is an array `[rows, *shape]` for every tensor.
 
-    Coordinates take their steps in blocks: large tensors are cut, small ones joined, so that Python's work does not grow
-    with the number of tensors, nor the working set with their size. A block of the state is copied to a workspace and
-    back: in the state itself the rows lie far apart, and matrix products read them slowly.
+    Coordinates take their steps in blocks: large tensors are cut, small ones joined, so that Python's work does not
+    grow with the number of tensors, nor the working set with their size. A block of the state is copied to a workspace
+    and back: in the state itself the rows lie far apart, and matrix products read them slowly.
     """
 
     @property
@@ -79,10 +103,7 @@ class Coordinatewise(Rule):
         value: Tensor | None = None,
     ) -> list[Tensor]:
         updates = [torch.empty(grad.shape, dtype=compute_dtype(grad), device=grad.device) for grad in grads]
-        alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-        for index, update in enumerate(updates):
-            alike.setdefault((update.device, update.dtype), []).append(index)
-        for (device, dtype), indices in alike.items():
+        for (device, dtype), indices in grouped(grads).items():
             flat_grads = [grads[index].reshape(-1) for index in indices]
             flat_updates = [updates[index].view(-1) for index in indices]
             matrices = [

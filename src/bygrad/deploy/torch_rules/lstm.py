@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Coordinatewise, TensorState, compute_dtype
+from .base import Coordinatewise, TensorState, check_shapes, compute_dtype
 
 FORGET_BIAS = 1.0
 """Added to the forget gate, as in JAX."""
@@ -25,9 +25,10 @@ class Weights(NamedTuple):
 class LSTM(Coordinatewise):
     r"""An LSTM for every coordinate, all with the same weights.
 
-    The rows of the workspace are the preprocessed gradient, a row of ones, which the biases multiply, and the state: the
-    outputs of all layers, halved, and then their cells, doubled. So a layer's inputs are neighbours, and it is one matrix
-    product. The halves and doubles are there because torch's tanh takes six times as long as its sigmoid $\sigma$:
+    The rows of the workspace are the preprocessed gradient, a row of ones, which the biases multiply, and the state:
+    the outputs of all layers, halved, and then their cells, doubled. So a layer's inputs are neighbours, and it is one
+    matrix product. The halves and doubles are there because torch's tanh takes six times as long as its sigmoid
+    $\sigma$:
 
     $$2c \leftarrow \sigma_f \cdot 2c + 4 \sigma_i (\sigma(2 z_g) - \tfrac12), \qquad
     \tfrac12 h \leftarrow \sigma_o \sigma(2c) - \tfrac12 \sigma_o$$
@@ -93,14 +94,6 @@ class LSTM(Coordinatewise):
             head, bias = 2 * self._scale * theta["head"], self._scale * theta["head_bias"][None]
             self._weights[device, dtype] = Weights(layers, tensor(head), tensor(bias))
         return self._weights[device, dtype]
-
-
-def check_shapes(tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise a `ValueError` by name for tensors that are missing, that nobody wants, or of another shape."""
-    for name in sorted(wanted.keys() | tensors.keys()):
-        found = tensors[name].shape if name in tensors else None
-        if found != wanted.get(name):
-            raise ValueError(f"tensor {name} has the shape {found}, not {wanted.get(name)}")
 
 
 _Inputs = Callable[[Tensor], Tensor]

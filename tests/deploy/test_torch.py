@@ -1,0 +1,470 @@
+"""An artifact in PyTorch: the steps that it takes in JAX, and a torch optimizer in everything else."""
+
+import copy
+import io
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bygrad
+from bygrad.artifacts import Artifact, ArtifactError, find, load
+from bygrad.deploy import optax as deployed
+from bygrad.deploy.jax import from_artifact
+from bygrad.optimizers import LEARNED, LSTM, Optimizer, Scaled, controller, declare, lstm
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'bygrad[torch]'")
+
+from bygrad.deploy.torch import LearnedOptimizer  # noqa: E402
+from bygrad.deploy.torch_rules import RULES  # noqa: E402
+from bygrad.deploy.torch_rules import base as rules_base  # noqa: E402
+from bygrad.deploy.torch_rules import controller as torch_controller  # noqa: E402
+from bygrad.deploy.torch_rules import lstm as torch_lstm  # noqa: E402
+
+pytestmark = pytest.mark.core
+
+ABOUT = {"name": "test/one", "training": {}, "validation": {}}
+SHAPES = [(), (5,), (0,), (2, 0, 3), (7, 3), (2, 1, 3, 2, 2), (40, 33)]
+
+
+def random_theta(optimizer: Optimizer) -> Optimizer:
+    """Meta-parameters as training might leave them: none of them is zero."""
+    rng = np.random.default_rng(0)
+
+    def disturb(leaf: Any) -> Any:
+        noise = 0.2 * rng.standard_normal(leaf.shape)
+        return leaf + jnp.asarray(noise, leaf.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(disturb, optimizer)
+
+
+KINDS: dict[str, Callable[[], Optimizer]] = {
+    **{name: lambda name=name: LEARNED[name](jax.random.key(0)) for name in RULES if name != "LSTM"},
+    "LSTM of one layer": lambda: LSTM(jax.random.key(1), (4,), Scaled(0.5), output_scale=2.0),
+    "LSTM of three layers": lambda: LSTM(jax.random.key(2), (5, 3, 4), state_dtype="float32"),
+}
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    path = tmp_path_factory.mktemp("artifacts") / "it.safetensors"
+    return {name: bygrad.export(random_theta(make()), path, **ABOUT) for name, make in KINDS.items()} | {
+        "LSTM": load(find("paper/mnist"))  # a trained one
+    }
+
+
+@pytest.fixture(scope="module")
+def small(artifacts: dict[str, Artifact]) -> Artifact:
+    return artifacts["LSTM of one layer"]
+
+
+def tensors(arrays: list[np.ndarray], dtype: Any = None) -> list[Any]:
+    return [torch.nn.Parameter(torch.from_numpy(np.array(array)).to(dtype)) for array in arrays]
+
+
+def set_grads(params: list[Any], grads: list[np.ndarray]) -> None:
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = torch.from_numpy(np.array(grad)).to(param.dtype)
+
+
+def draw(seed: int, steps: int = 0) -> Iterator[list[np.ndarray]]:
+    """Trees of arrays whose sizes span orders of magnitude: params first, then gradients."""
+    rng = np.random.default_rng(seed)
+    for _ in range(1 + steps):
+        yield [rng.standard_normal(shape) * 10.0 ** rng.uniform(-5, 0.5, shape) for shape in SHAPES]
+
+
+def run(optimizer: Any, params: list[Any], trees: Any) -> list[np.ndarray]:
+    for grads in trees:
+        set_grads(params, grads)
+        optimizer.step()
+    return [param.detach().float().numpy().copy() for param in params]
+
+
+@pytest.mark.parametrize("name", ["LSTM", *KINDS])
+def test_the_same_steps_as_in_jax(name, artifacts):
+    """In float64 over a whole run; in float32 step by step, each from the state of the run in float64."""
+    start, *trees = draw(0, 12)
+    wide, narrow = tensors(start, torch.float64), tensors(start, torch.float32)
+    torch64, torch32 = LearnedOptimizer(wide, artifacts[name]), LearnedOptimizer(narrow, artifacts[name])
+    single = from_artifact(artifacts[name])
+    step32 = jax.jit(lambda grads, state, params: single.update(grads, state, params, value=jnp.ones(())))
+    to_single = lambda tree: jax.tree.map(  # noqa: E731
+        lambda leaf: jnp.asarray(leaf, jnp.float32 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype), tree
+    )
+    with jax.enable_x64(True):
+        double = from_artifact(artifacts[name])
+        points = [jnp.asarray(leaf) for leaf in start]
+        state = double.init(points)
+        step64 = jax.jit(lambda grads, state, params: double.update(grads, state, params, value=jnp.ones(())))
+    for step, grads in enumerate(trees):
+        # float32, from the states of the float64 runs.
+        if step:
+            torch32.load_state_dict(torch64.state_dict())
+            for tensor_state in torch32.state.values():
+                for key, entry in tensor_state.items():
+                    if isinstance(entry, torch.Tensor) and entry.is_floating_point():
+                        tensor_state[key] = entry.float()
+        for param, point in zip(narrow, wide, strict=True):
+            param.data = point.detach().float()
+        here = [jnp.asarray(point.detach().numpy()) for point in narrow]
+        state32 = to_single(jax.tree.map(np.asarray, state)) if step else single.init(here)
+        theirs32, _ = step32([jnp.asarray(grad, jnp.float32) for grad in grads], state32, here)
+        ours32 = updates_of(torch32, narrow, grads)
+        assert off(ours32, theirs32) <= 1e-5, step
+        # float64.
+        with jax.enable_x64(True):
+            theirs64, state = step64([jnp.asarray(grad) for grad in grads], state, points)
+            points = [point + update for point, update in zip(points, theirs64, strict=True)]
+        run(torch64, wide, [grads])
+    moved = [np.asarray(point) - leaf for point, leaf in zip(points, start, strict=True)]
+    assert off([param.detach().numpy() - leaf for param, leaf in zip(wide, start, strict=True)], moved) <= 1e-10
+
+
+def updates_of(optimizer: Any, params: list[Any], grads: list[np.ndarray]) -> list[np.ndarray]:
+    """The updates before they are added to params, which would round them."""
+    set_grads(params, grads)
+    points = [param.detach() for param in params]
+    rule, states = optimizer._rule, [optimizer.state[param] or optimizer._rule.start(param) for param in params]
+    return [update.numpy() for update in rule.step([param.grad for param in params], states, points, None)]
+
+
+def off(ours: list[Any], theirs: list[Any]) -> float:
+    """The largest difference over the largest update."""
+    pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(ours, theirs, strict=True)]
+    size = max(float(np.max(np.abs(b))) for _, b in pairs if b.size)
+    assert all(a.shape == b.shape for a, b in pairs)
+    return max(float(np.max(np.abs(a - b))) for a, b in pairs if a.size) / size
+
+
+def test_training_a_network_goes_the_same_way_in_both(artifacts):
+    """Both frameworks compute their own gradients, and neither sees the other."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((16, 4)), rng.standard_normal((16, 2))
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).double()
+    start = [param.detach().numpy().copy() for param in model.parameters()]
+    optimizer = LearnedOptimizer(model.parameters(), artifacts["LSTM"])
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.mse_loss(model(torch.from_numpy(x)), torch.from_numpy(y))
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(closure).item() for _ in range(20)]
+    with jax.enable_x64(True):
+
+        def loss(params: list[Any]) -> Any:
+            w1, b1, w2, b2 = params
+            return jnp.mean((jnp.tanh(x @ w1.T + b1) @ w2.T + b2 - y) ** 2)
+
+        transformation = deployed(artifacts["LSTM"])
+        params = [jnp.asarray(leaf) for leaf in start]
+        state = transformation.init(params)
+
+        @jax.jit
+        def step(params: Any, state: Any) -> Any:
+            value, grads = jax.value_and_grad(loss)(params)
+            updates, state = transformation.update(grads, state, params, value=value)
+            return [a + b for a, b in zip(params, updates, strict=True)], state, value
+
+        for expected in losses:
+            params, state, value = step(params, state)
+            np.testing.assert_allclose(expected, value, rtol=1e-10)
+    for ours, theirs in zip(model.parameters(), params, strict=True):
+        np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-9, atol=1e-10)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_blocks_change_nothing(name, artifacts, monkeypatch):
+    start, *trees = draw(2, 3)
+    params = tensors(start, torch.float64)
+    whole = run(LearnedOptimizer(params, artifacts[name]), params, trees)
+    monkeypatch.setattr(rules_base, "BLOCK", 4)
+    params = tensors(start, torch.float64)
+    for ours, theirs in zip(run(LearnedOptimizer(params, artifacts[name]), params, trees), whole, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_the_constants_are_those_of_jax():
+    assert torch_lstm.FORGET_BIAS == lstm.FORGET_BIAS
+    names = [name for name in vars(torch_controller) if name.strip("_").isupper()]
+    assert len(names) == 8
+    for name in names:
+        assert getattr(torch_controller, name) == getattr(controller, name), name
+
+
+def test_a_horizon_is_declared_to_rules_that_go_by_it(small, artifacts):
+    start, *trees = draw(11, 3)
+    long, short = tensors(start), tensors(start)
+    run(LearnedOptimizer(long, artifacts["Controller"], horizon=10_000), long, trees)
+    optimizer = LearnedOptimizer(short, artifacts["Controller"], horizon=5)
+    run(optimizer, short, trees)
+    assert not torch.equal(long[4], short[4])
+    # A resumed run has the horizon that it started with.
+    other = LearnedOptimizer(short, artifacts["Controller"])
+    other.load_state_dict(optimizer.state_dict())
+    assert {int(state["horizon"]) for state in other.state.values()} == {5}
+    # As in JAX.
+    declared = declare(from_artifact(artifacts["Controller"]), 5)
+    points = [jnp.asarray(leaf, jnp.float32) for leaf in start]
+    state = declared.init(points)
+    step = jax.jit(lambda grads, state, points: declared.update(grads, state, points))
+    for grads in trees:
+        updates, state = step([jnp.asarray(grad, jnp.float32) for grad in grads], state, points)
+        points = [point + update for point, update in zip(points, updates, strict=True)]
+    np.testing.assert_allclose(short[4].detach().numpy(), points[4], rtol=1e-4)
+    with pytest.raises(ValueError, match="horizon=7 would change nothing"):
+        LearnedOptimizer(tensors(start), small, horizon=7)
+    with pytest.raises(ValueError, match="The horizon is 0"):
+        LearnedOptimizer(tensors(start), artifacts["Controller"], horizon=0)
+
+
+def test_closures_return_their_loss_and_compute_with_gradients_on(small):
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = LearnedOptimizer([weight], small)
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 3.0
+    assert weight.grad is not None and weight.requires_grad
+    assert optimizer.step() is None
+
+
+def test_the_lr_of_each_group_multiplies_and_schedulers_set_it(small):
+    start, grads = draw(3, 1)
+    bare, scaled = tensors(start), tensors(start)
+    run(LearnedOptimizer(bare, small), bare, [grads])
+    optimizer = LearnedOptimizer([{"params": scaled[:2]}, {"params": scaled[2:], "lr": 0.25}], small, lr=0.5)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
+    run(optimizer, scaled, [grads])
+    for index, (a, b, leaf) in enumerate(zip(bare, scaled, start, strict=True)):
+        moved = (0.5 if index < 2 else 0.25) * (a.detach().numpy() - leaf)
+        np.testing.assert_allclose(b.detach().numpy() - leaf, moved, rtol=1e-5, atol=1e-9)
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.025])
+    tensor_rate = tensors(start)
+    run(LearnedOptimizer(tensor_rate, small, lr=torch.tensor(0.5)), tensor_rate, [grads])
+    np.testing.assert_array_equal(tensor_rate[1].detach().numpy(), scaled[1].detach().numpy())
+    one, still = tensors(start), tensors(start)
+    run(LearnedOptimizer(one, small, lr=0.0), one, [grads])
+    assert all(torch.equal(a, b) for a, b in zip(one, still, strict=True))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_param_without_gradient_is_left_alone_with_its_state(name, artifacts):
+    start, first, second, third = draw(4, 3)
+    params, alone = tensors(start), tensors(start)
+    optimizer, other = LearnedOptimizer(params, artifacts[name]), LearnedOptimizer(alone, artifacts[name])
+    run(optimizer, params, [first])
+    run(other, alone, [first])
+    frozen, state = params[4].detach().clone(), copy.deepcopy(optimizer.state[params[4]])
+    set_grads(params, second)
+    params[4].grad = None
+    optimizer.step()
+    assert torch.equal(params[4], frozen)
+    for key, entry in optimizer.state[params[4]].items():
+        assert torch.equal(entry, state[key])
+    run(optimizer, params, [third])
+    assert not torch.equal(params[4], frozen)
+
+
+def test_gradients_of_any_memory_layout(small):
+    start, grads = draw(5, 1)
+    plain, strided = tensors([start[4]]), tensors([np.ascontiguousarray(start[4].T)])
+    strided[0].data = strided[0].data.t()
+    run(LearnedOptimizer(plain, small), plain, [[grads[4]]])
+    strided[0].grad = torch.from_numpy(np.asfortranarray(grads[4]))
+    assert not strided[0].is_contiguous() and not strided[0].grad.is_contiguous()
+    LearnedOptimizer(strided, small).step()
+    np.testing.assert_allclose(strided[0].detach(), plain[0].detach(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_a_resumed_run_goes_on_bit_for_bit(name, dtype, artifacts):
+    """Also through a file, and for bfloat16 params, whose float32 state torch alone would cast to bfloat16."""
+    start, *trees = draw(6, 6)
+    params = tensors(start, getattr(torch, dtype))
+    optimizer = LearnedOptimizer(params, artifacts[name])
+    run(optimizer, params, trees[:3])
+    file = io.BytesIO()
+    torch.save({"params": params, "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = [torch.nn.Parameter(param.detach().clone()) for param in saved["params"]]
+    other = LearnedOptimizer(resumed, artifacts[name])
+    other.load_state_dict(saved["optimizer"])
+    for theirs, ours in zip(params, resumed, strict=True):
+        for key, entry in optimizer.state[theirs].items():
+            assert other.state[ours][key].dtype == entry.dtype
+            assert torch.equal(other.state[ours][key], entry)
+            assert not entry.is_floating_point() or entry.dtype == torch.promote_types(theirs.dtype, torch.float32)
+    for ours, theirs in zip(run(other, resumed, trees[3:]), run(optimizer, params, trees[3:]), strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+
+
+def test_a_loaded_state_is_a_copy_and_hooks_see_it(small):
+    start, grads = draw(7, 1)
+    params, others = tensors(start), tensors(start)
+    optimizer, other = LearnedOptimizer(params, small), LearnedOptimizer(others, small)
+    run(optimizer, params, [grads])
+    state, seen = optimizer.state_dict(), []
+    before = state["state"][4]["state"].clone()
+
+    def double(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+        changed = {k: {name: 2 * entry for name, entry in entries.items()} for k, entries in given["state"].items()}
+        return {**given, "state": changed}
+
+    other.register_load_state_dict_pre_hook(double)
+    other.register_load_state_dict_post_hook(lambda it: seen.append(it.state[others[4]]["state"].clone()))
+    other.load_state_dict(state)
+    assert torch.equal(other.state[others[4]]["state"], 2 * before) and torch.equal(seen[0], 2 * before)
+    run(other, others, [grads])
+    assert torch.equal(state["state"][4]["state"], before)
+    assert len(other._optimizer_load_state_dict_pre_hooks) == len(other._optimizer_load_state_dict_post_hooks) == 1
+
+
+def test_the_state_of_another_artifact_is_refused_and_changes_nothing(small, artifacts):
+    start, grads = draw(8, 1)
+    params = tensors(start)
+    optimizer = LearnedOptimizer(params, small)
+    run(optimizer, params, [grads])
+    before = copy.deepcopy(optimizer.state_dict())
+    for other in (LearnedOptimizer(tensors(start), artifacts["LSTM"]), torch.optim.Adam(tensors(start))):
+        with pytest.raises(ValueError, match=rf"of digest (\w+), and test/one has {small.manifest.digest}"):
+            optimizer.load_state_dict(other.state_dict())
+    after = optimizer.state_dict()
+    assert str(before["param_groups"]) == str(after["param_groups"])
+    assert torch.equal(before["state"][4]["state"], after["state"][4]["state"])
+    assert len(optimizer._optimizer_load_state_dict_pre_hooks) == 0
+
+
+def test_the_digest_is_of_what_decides_the_steps(small, artifacts, tmp_path):
+    renamed = bygrad.export(from_artifact(small), tmp_path / "it.safetensors", **ABOUT | {"name": "test/two"})
+    assert renamed.manifest.digest == small.manifest.digest
+    assert len({artifact.manifest.digest for artifact in artifacts.values()}) == len(artifacts)
+    optimizer = LearnedOptimizer(tensors([np.ones(2)]), small)
+    assert optimizer.state_dict()["param_groups"][0]["theta"] == small.manifest.digest
+    assert small.manifest.digest in repr(optimizer)
+
+
+def test_copies_are_whole(small):
+    start, first, second = draw(9, 2)
+    params = tensors(start)
+    optimizer = LearnedOptimizer(params, small)
+    run(optimizer, params, [first])
+    params2, optimizer2 = copy.deepcopy((params, optimizer))
+    for ours, theirs in zip(run(optimizer2, params2, [second]), run(optimizer, params, [second]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_gradient_scaler_skips_what_overflows(small):
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer, scaler = LearnedOptimizer([weight], small), torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(weight.square().sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    plain = torch.nn.Parameter(torch.ones(3))
+    plain.grad = torch.full((3,), 2.0)
+    LearnedOptimizer([plain], small).step()
+    assert torch.equal(weight, plain)
+    before, state = weight.detach().clone(), optimizer.state[weight]["state"].clone()
+    optimizer.zero_grad()
+    scaler.scale(weight.sum() * float("inf")).backward()
+    scaler.step(optimizer)
+    assert torch.equal(weight, before) and torch.equal(optimizer.state[weight]["state"], state)
+
+
+@pytest.mark.slow
+def test_inside_a_compiled_training_step(small):
+    """torch.compile traces the step as a whole, or leaves it alone; either way the steps are the same."""
+    start, first, second = draw(10, 2)
+    params, compiled_params = tensors(start), tensors(start)
+    expected = run(LearnedOptimizer(params, small), params, [first, second])
+    optimizer = LearnedOptimizer(compiled_params, small)
+    step = torch.compile(lambda: optimizer.step(), backend="eager")
+    for grads in (first, second):
+        set_grads(compiled_params, grads)
+        step()
+    for ours, theirs in zip(compiled_params, expected, strict=True):
+        np.testing.assert_allclose(ours.detach().float().numpy(), theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [("complex64", "dtype torch.complex64.*Give torch.view_as_real"), ("int32", "dtype torch.int32.*Leave it out")],
+)
+def test_params_of_other_dtypes_are_refused(dtype, message, small):
+    with pytest.raises(TypeError, match=message):
+        LearnedOptimizer([torch.ones(2, dtype=getattr(torch, dtype))], small)
+
+
+def test_sparse_gradients_are_refused(small):
+    table = torch.nn.Embedding(4, 2, sparse=True)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(TypeError, match=r"layout torch.sparse_coo.*sparse=False"):
+        LearnedOptimizer(table.parameters(), small).step()
+
+
+def test_a_negative_lr_is_refused(small):
+    with pytest.raises(ValueError, match="lr is -1"):
+        LearnedOptimizer([torch.ones(2, requires_grad=True)], small, lr=-1.0)
+
+
+def changed(artifact: Artifact, **fields: Any) -> Artifact:
+    kinds = type(artifact.manifest).__dataclass_fields__
+    kept = {name: getattr(artifact.manifest, name) for name in kinds}
+    return Artifact(type(artifact.manifest)(**{**kept, **fields}), artifact.tensors)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimizer": "Unheard"}, "test/one is a Unheard, which this bygrad cannot run in PyTorch.*deploy.optax"),
+        ({"features": 99}, "trained with version 99 of LSTM's features"),
+        ({"config": {"layers": [4]}}, "not those of LSTM .KeyError"),
+        (
+            {"config": {"layers": [3], "preprocess": {"name": "Scaled", "scale": 1.0}, "output_scale": 1.0}},
+            r"tensor head has the shape \(4,\), not \(3,\)",
+        ),
+    ],
+    ids=["class", "features", "config", "shapes"],
+)
+def test_an_artifact_that_torch_cannot_run_is_refused_by_name(fields, message, small):
+    with pytest.raises(ArtifactError, match=message):
+        LearnedOptimizer([torch.ones(2, requires_grad=True)], changed(small, **fields))
+
+
+def test_never_imports_jax():
+    code = (
+        "import sys, torch, bygrad.deploy.torch as deploy\n"
+        "weight = torch.nn.Parameter(torch.ones(3)); weight.grad = torch.ones(3)\n"
+        "optimizer = deploy.LearnedOptimizer([weight], 'paper/mnist')\n"
+        "optimizer.step(); optimizer.load_state_dict(optimizer.state_dict())\n"
+        "assert not {'jax', 'jaxlib', 'equinox', 'optax'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_torch_the_rest_still_works():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import bygrad.deploy\n"
+        "found = {it.framework: it for it in bygrad.deploy.verify('paper/quadratic')}\n"
+        "assert found['JAX'].deviation < 1e-4 and 'pip install' in found['PyTorch'].remark, found"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
