@@ -197,6 +197,45 @@ def test_levels_are_judged(done):
 
 
 @pytest.mark.core
+def test_levels_may_be_shares_and_may_lie_on_the_way():
+    def row(kind: str, label: str, final: float | None, curve: list[float]) -> dict:
+        interval = {"mean": final, "low": final and final / 2, "high": final and final * 2}
+        band = {"curve": curve, "curve_low": [x / 2 for x in curve], "curve_high": [x * 2 for x in curve]}
+        return {"kind": kind, "label": label, "final": interval, **band}
+
+    shares = (
+        Level("end", "final", 0.9, 0.5, relative=True),
+        Level("half-way", "final", None, 3.0, step=1),
+        Level("half-way, a share", "final", None, 0.4, relative=True, step=1),
+    )
+    setting = Setting("main", "Tiny", "quadratic", 2, 1, levels=shares)
+    baselines = {
+        "adam": row("hand-designed", "Adam", 8.0, [9.0, 5.0, 8.0]),
+        "sgd": row("hand-designed", "SGD", 4.0, [9.0, 6.0, 4.0]),
+    }
+    levels = importlib.import_module("bygrad.experiments.reproduce")._levels
+    judged = levels(setting, {"optimizers": {"lstm": row("learned", "LSTM", 2.0, [9.0, 2.5, 2.0]), **baselines}})
+    assert [(it["ours"], it["low"], it["high"]) for it in judged] == [
+        (0.5, 0.25, 1.0),
+        (2.5, 1.25, 5.0),
+        (0.5, 0.25, 1.0),
+    ]
+    assert [it["reached"] for it in judged] == [True, True, False]
+    assert ["SGD 4" in it["what"] or "Adam 5" in it["what"] for it in judged] == [True] * 3
+    lost = levels(
+        setting, {"optimizers": {"lstm": row("learned", "LSTM", None, [9.0, math.inf, math.inf]), **baselines}}
+    )
+    assert [it["reached"] for it in lost] == [False] * 3
+
+
+@pytest.mark.core
+def test_a_setting_may_have_fewer_runs():
+    protocol_of = importlib.import_module("bygrad.experiments.reproduce")._protocol_of
+    runs = [protocol_of(Setting("a", "A", "quadratic", 5, 2, runs=n), Protocol(9, runs=8)).runs for n in (None, 3, 20)]
+    assert runs == [8, 3, 8]
+
+
+@pytest.mark.core
 def test_the_optimizer_is_the_one_that_was_compared(done, experiment):
     results, folder, _ = done
     optimizer = bygrad.load(folder / "optimizer.safetensors")
