@@ -1,25 +1,28 @@
 """Experiments: declarations that hold together, the paper's curves, and an experiment carried out from end to end."""
 
+import base64
 import csv
 import dataclasses
 import importlib
 import io
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import equinox as eqx
 import jax
 import numpy as np
 import pytest
+from jaxtyping import PRNGKeyArray
 from rich.console import Console
 
 import bygrad
 from bygrad import experiments
 from bygrad.evaluation import Protocol
 from bygrad.experiments import EXPERIMENTS, Display, Experiment, Level, Setting, paper_curves, reproduce
-from bygrad.optimizers import HAND_DESIGNED, LSTM, Learned
-from bygrad.problems import FAMILIES, find_family
+from bygrad.optimizers import HAND_DESIGNED, LSTM, Learned, Optimizer
+from bygrad.problems import FAMILIES, ProblemFamily, find_family
 from bygrad.training import RolledBack, Stepped, Validated, Warned
 
 FIGURES = Path(experiments.__file__).parent / "paper_curves.csv"
@@ -127,6 +130,12 @@ def test_the_display_shows_what_stays():
     assert "nothing was learned [really]" in lines
 
 
+def one_pixel(family: ProblemFamily, optimizers: Mapping[str, Optimizer], key: PRNGKeyArray) -> dict:
+    image = {"shape": [1, 1, 3], "data": base64.b64encode(bytes(3)).decode()}
+    rows = [{"label": label, "images": [image]} for label in optimizers]
+    return {"caption": f"One pixel of {type(family).__name__}.", "columns": ["it"], "rows": rows}
+
+
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     path = tmp_path_factory.mktemp("families") / "mine.py"
@@ -141,6 +150,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
         optimizer=lambda key: LSTM(key, (2,)),
         recipes={"quick": recipe, "paper": recipe},
         protocols={"quick": protocol, "paper": protocol},
+        illustrate=one_pixel,
         settings=(
             Setting(
                 "main",
@@ -182,6 +192,9 @@ def test_everything_is_written(done, experiment):
     assert written["meta_training"]["steps"] == [1, 2, 3]
     assert written["meta_training"]["validation_steps"] == [0, 2, 3]
     assert written["paper"] == json.loads(json.dumps(paper_curves("fig4L_quadratics")))
+    best = sorted(HAND_DESIGNED, key=lambda name: written["optimizers"][name.lower()]["final"]["mean"])[:2]
+    assert [row["label"] for row in written["pictures"]["rows"]] == ["LSTM", *best]
+    assert "One pixel of Bowl." in (folder / "report.html").read_text()
     assert set(written["seconds"]) == {"tuning", "meta_training", "evaluation"}
     assert "tuned areas" in text and "best tuned baseline" in text
     assert results["optimizers"]["lstm"]["final"] == written["optimizers"]["lstm"]["final"]
