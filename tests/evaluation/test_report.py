@@ -1,3 +1,4 @@
+import base64
 import builtins
 import copy
 import io
@@ -151,6 +152,19 @@ def test_optional_parts_may_be_missing_and_old_figures_go(results, tmp_path):
     page = write_report(results, tmp_path).read_text(encoding="utf-8")
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "report.html", "loss.png", "loss.svg"}
     assert "Meta-training" not in page and "Levels" not in page
+
+
+def test_pictures_are_shown_as_they_were_painted(results, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    image = {"shape": [4, 6, 3], "data": base64.b64encode(pixels.tobytes()).decode()}
+    rows = [{"label": HOSTILE, "images": [image, image]}, {"label": "LSTM", "images": [image, image]}]
+    results["pictures"] = {"caption": HOSTILE, "columns": ["photograph", "0"], "rows": rows}
+    page = write_report(results, tmp_path).read_text()
+    assert (tmp_path / "pictures.png").is_file() and "<h2>Pictures</h2>" in page and "<script>" not in page
+    drawn = [axes.images[0].get_array() for axes in figures.pictures(results).axes]
+    assert len(drawn) == 4
+    for array in drawn:
+        np.testing.assert_array_equal(array, pixels)
 
 
 def test_without_matplotlib_the_data_are_written_and_the_error_names_the_extra(results, tmp_path, monkeypatch):

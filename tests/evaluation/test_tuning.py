@@ -99,3 +99,17 @@ def test_every_baseline_gets_the_same_budget():
         assert len(tuning.learning_rates) % POINTS == 0
         assert len(tuning.learning_rates) == len(tuning.final) == len(tuning.area)
         assert set(tuning.as_json()) == {"learning_rates", "final", "area"}
+
+
+def test_the_first_grid_has_the_size_and_the_place_asked_for():
+    tuning = tune(SGD(), Isotropic(1e-2), jax.random.key(0), horizon=3, runs=2, points=5, scale=1e3)
+    np.testing.assert_allclose(tuning.learning_rates, 1e2 * 10 ** (np.arange(-2, 3) / 4), rtol=1e-5)
+    assert tuning.best_final == pytest.approx(1e2)
+
+
+def test_rates_one_after_the_other_give_what_all_at_once_give():
+    options = {"horizon": 3, "runs": 2, "points": 5}
+    together = tune(Adam(), Isotropic(), jax.random.key(0), **options)
+    one_by_one = tune(Adam(), Isotropic(), jax.random.key(0), **options, at_once=1)
+    np.testing.assert_allclose(one_by_one.learning_rates, together.learning_rates)
+    np.testing.assert_allclose(one_by_one.final, together.final, rtol=1e-5)

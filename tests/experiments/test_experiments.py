@@ -1,25 +1,28 @@
 """Experiments: declarations that hold together, the paper's curves, and an experiment carried out from end to end."""
 
+import base64
 import csv
 import dataclasses
 import importlib
 import io
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import equinox as eqx
 import jax
 import numpy as np
 import pytest
+from jaxtyping import PRNGKeyArray
 from rich.console import Console
 
 import bygrad
 from bygrad import experiments
 from bygrad.evaluation import Protocol
 from bygrad.experiments import EXPERIMENTS, Display, Experiment, Level, Setting, paper_curves, reproduce
-from bygrad.optimizers import HAND_DESIGNED, LSTM, Learned
-from bygrad.problems import FAMILIES, find_family
+from bygrad.optimizers import HAND_DESIGNED, LSTM, Learned, Optimizer
+from bygrad.problems import FAMILIES, ProblemFamily, find_family
 from bygrad.training import RolledBack, Stepped, Validated, Warned
 
 FIGURES = Path(experiments.__file__).parent / "paper_curves.csv"
@@ -127,6 +130,12 @@ def test_the_display_shows_what_stays():
     assert "nothing was learned [really]" in lines
 
 
+def one_pixel(family: ProblemFamily, optimizers: Mapping[str, Optimizer], key: PRNGKeyArray) -> dict:
+    image = {"shape": [1, 1, 3], "data": base64.b64encode(bytes(3)).decode()}
+    rows = [{"label": label, "images": [image]} for label in optimizers]
+    return {"caption": f"One pixel of {type(family).__name__}.", "columns": ["it"], "rows": rows}
+
+
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     path = tmp_path_factory.mktemp("families") / "mine.py"
@@ -141,6 +150,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
         optimizer=lambda key: LSTM(key, (2,)),
         recipes={"quick": recipe, "paper": recipe},
         protocols={"quick": protocol, "paper": protocol},
+        illustrate=one_pixel,
         settings=(
             Setting(
                 "main",
@@ -182,6 +192,9 @@ def test_everything_is_written(done, experiment):
     assert written["meta_training"]["steps"] == [1, 2, 3]
     assert written["meta_training"]["validation_steps"] == [0, 2, 3]
     assert written["paper"] == json.loads(json.dumps(paper_curves("fig4L_quadratics")))
+    best = sorted(HAND_DESIGNED, key=lambda name: written["optimizers"][name.lower()]["final"]["mean"])[:2]
+    assert [row["label"] for row in written["pictures"]["rows"]] == ["LSTM", *best]
+    assert "One pixel of Bowl." in (folder / "report.html").read_text()
     assert set(written["seconds"]) == {"tuning", "meta_training", "evaluation"}
     assert "tuned areas" in text and "best tuned baseline" in text
     assert results["optimizers"]["lstm"]["final"] == written["optimizers"]["lstm"]["final"]
@@ -194,6 +207,45 @@ def test_levels_are_judged(done):
     assert (total["paper"], total["reach"], total["reached"]) == (None, 1e-9, False)
     assert (lost["paper"], lost["ours"], lost["reached"]) == (2.0, math.inf, False)
     assert end["ours"] == done[0]["optimizers"]["lstm"]["final"]["mean"]
+
+
+@pytest.mark.core
+def test_levels_may_be_shares_and_may_lie_on_the_way():
+    def row(kind: str, label: str, final: float | None, curve: list[float]) -> dict:
+        interval = {"mean": final, "low": final and final / 2, "high": final and final * 2}
+        band = {"curve": curve, "curve_low": [x / 2 for x in curve], "curve_high": [x * 2 for x in curve]}
+        return {"kind": kind, "label": label, "final": interval, **band}
+
+    shares = (
+        Level("end", "final", 0.9, 0.5, relative=True),
+        Level("half-way", "final", None, 3.0, step=1),
+        Level("half-way, a share", "final", None, 0.4, relative=True, step=1),
+    )
+    setting = Setting("main", "Tiny", "quadratic", 2, 1, levels=shares)
+    baselines = {
+        "adam": row("hand-designed", "Adam", 8.0, [9.0, 5.0, 8.0]),
+        "sgd": row("hand-designed", "SGD", 4.0, [9.0, 6.0, 4.0]),
+    }
+    levels = importlib.import_module("bygrad.experiments.reproduce")._levels
+    judged = levels(setting, {"optimizers": {"lstm": row("learned", "LSTM", 2.0, [9.0, 2.5, 2.0]), **baselines}})
+    assert [(it["ours"], it["low"], it["high"]) for it in judged] == [
+        (0.5, 0.25, 1.0),
+        (2.5, 1.25, 5.0),
+        (0.5, 0.25, 1.0),
+    ]
+    assert [it["reached"] for it in judged] == [True, True, False]
+    assert ["SGD 4" in it["what"] or "Adam 5" in it["what"] for it in judged] == [True] * 3
+    lost = levels(
+        setting, {"optimizers": {"lstm": row("learned", "LSTM", None, [9.0, math.inf, math.inf]), **baselines}}
+    )
+    assert [it["reached"] for it in lost] == [False] * 3
+
+
+@pytest.mark.core
+def test_a_setting_may_have_fewer_runs():
+    protocol_of = importlib.import_module("bygrad.experiments.reproduce")._protocol_of
+    runs = [protocol_of(Setting("a", "A", "quadratic", 5, 2, runs=n), Protocol(9, runs=8)).runs for n in (None, 3, 20)]
+    assert runs == [8, 3, 8]
 
 
 @pytest.mark.core

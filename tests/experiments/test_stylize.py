@@ -1,8 +1,10 @@
 """Painting one's own pictures: what is written, what is kept, and how pictures that are none are refused."""
 
+import base64
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +12,9 @@ from PIL import Image
 from bygrad.cli import main
 from bygrad.deploy.jax import export
 from bygrad.experiments import paint, stylize
+from bygrad.experiments.pictures import painted, paintings, to_bytes
 from bygrad.optimizers import LSTM, SGD
+from bygrad.problems import ProblemFamily
 from bygrad.problems.data.files import read_picture, write_picture
 from bygrad.problems.data.pictures import load_painting, load_photographs
 
@@ -81,3 +85,50 @@ def test_a_picture_survives_a_png(folder):
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     write_picture(folder / "exact.png", picture)
     np.testing.assert_array_equal(read_picture(folder / "exact.png", 7), picture)
+
+
+class Copying(ProblemFamily):
+    """An image is to become grey."""
+
+    def sample(self, key):
+        return ()
+
+    def init(self, instance, key):
+        return 255 * jax.random.uniform(key, (4, 6, 3))
+
+    def loss(self, params, instance, key):
+        return jnp.mean(jnp.square(params - 127))
+
+
+@pytest.mark.core
+def test_rows_of_pictures_for_a_report():
+    photographs = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
+    optimizers = {"LSTM": LSTM(jax.random.key(0), (2,), output_scale=10.0), "SGD": SGD(1.0)}
+    rows = painted(Copying(), optimizers, photographs, jax.random.split(jax.random.key(1), 2))
+    assert [row["label"] for row in rows] == ["LSTM", "SGD", "LSTM", "SGD"]
+    images = np.array([[decode(image) for image in row["images"]] for row in rows]).astype(int)
+    assert images.shape == (4, 1 + 5, 4, 6, 3)  # the photograph, and after 0, 16, 32, 64 and 128 updates
+    np.testing.assert_array_equal(images[::2, 0], photographs)
+    np.testing.assert_array_equal(images[::2, 1], images[1::2, 1])  # the same noise for both
+    assert (images[0, 1] != images[2, 1]).any()  # and other noise for another run
+    # Gradient descent in closed form: the distance shrinks by 1 - 2 / 72 a step.
+    for column, step in enumerate((0, 16, 32, 64, 128), start=1):
+        expected = 127 + (images[1, 1] - 127) * (1 - 2 / 72) ** step
+        np.testing.assert_allclose(images[1, column], expected, atol=1.01)
+    assert (images[0, 5] != images[0, 1]).any()
+
+
+@pytest.mark.core
+def test_other_families_have_no_paintings():
+    with pytest.raises(TypeError, match="Copying has no pictures to show"):
+        paintings(Copying(), {"SGD": SGD(1.0)}, jax.random.key(0))
+
+
+def decode(image: dict) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(image["data"]), np.uint8).reshape(image["shape"])
+
+
+@pytest.mark.core
+def test_pixels_become_bytes():
+    image = np.array([-3.0, 0.4, 254.6, 300.0, np.nan, np.inf])
+    np.testing.assert_array_equal(to_bytes(image), [0, 0, 255, 255, 0, 255])

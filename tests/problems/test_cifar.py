@@ -1,4 +1,4 @@
-"""CIFAR-10's binary files and images kept as JPEGs, good and bad; what the families make of data that is not CIFAR-10."""
+"""CIFAR-10's binary files and images kept as JPEGs, good and bad; families by label, and other data refused."""
 
 import io
 from pathlib import Path

@@ -7,16 +7,17 @@ from typing import Any, TypeAlias
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Shaped, UInt8
 
 from .._core.types import PRNGKeyArray
 from ..optimizers import Optimizer
 from ..problems import ProblemFamily, StyleTransfer
-from ..unroll import begin, rollout
+from ..unroll import begin, draw, rollout
 
 Illustrate: TypeAlias = Callable[[ProblemFamily, Mapping[str, Optimizer], PRNGKeyArray], dict[str, Any]]
 """Maps a family, optimizers by label and a key to the `pictures` of a report's results."""
 
-STEPS = (16, 32, 64, 128)
+STEPS = (0, 16, 32, 64, 128)
 PHOTOGRAPHS = 2
 
 
@@ -25,40 +26,51 @@ def paintings(family: ProblemFamily, optimizers: Mapping[str, Optimizer], key: P
     if not isinstance(family, StyleTransfer):
         raise TypeError(f"{type(family).__name__} has no pictures to show. Give a StyleTransfer family.")
     keys = jax.random.split(key, PHOTOGRAPHS)
-    painted = {label: _images(optimizer, family, keys) for label, optimizer in optimizers.items()}
-    photographs = np.asarray(begin(next(iter(optimizers.values())), family, keys).instance["photograph"])
-    rows = [
-        {"label": label, "images": [encode(photographs[i]), *(encode(image) for image in images[:, i])]}
-        for i in range(PHOTOGRAPHS)
-        for label, images in painted.items()
-    ]
+    contents, _, _ = draw(family, keys)
     return {
         "caption": f"Photographs that were never trained on, in the style of {family.style}: the image after so many"
         " updates. All optimizers start from the same noise; baselines at the rate tuned for the final loss.",
-        "columns": ["photograph", "0", *map(str, STEPS)],
-        "rows": rows,
+        "columns": ["photograph", *map(str, STEPS)],
+        "rows": painted(family, optimizers, np.asarray(contents["photograph"]), keys),
     }
 
 
+def painted(
+    family: ProblemFamily,
+    optimizers: Mapping[str, Optimizer],
+    photographs: UInt8[np.ndarray, "runs h w 3"],
+    keys: Shaped[PRNGKeyArray, " runs"],
+) -> list[dict[str, Any]]:
+    """Return the rows of a report's pictures for a family whose params are an image: for each run, one an optimizer."""
+    images = {label: _images(optimizer, family, keys) for label, optimizer in optimizers.items()}
+    return [
+        {"label": label, "images": [encode(photograph), *(encode(image) for image in images[label][:, i])]}
+        for i, photograph in enumerate(photographs)
+        for label in optimizers
+    ]
+
+
 @eqx.filter_jit
-def _run(optimizer: Optimizer, family: ProblemFamily, keys: PRNGKeyArray) -> list[Any]:
-    inner, images = begin(optimizer, family, keys), []
-    for steps in np.diff((0, *STEPS)):
-        images.append(inner.params)
-        inner, _ = rollout(optimizer, family, inner, int(steps))
-    return [*images, inner.params]
+def _run(optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"]) -> tuple[Any, Any]:
+    """Return the params before each of the updates, `[steps, runs, ...]`, and after the last one, `[runs, ...]`."""
+    end, trajectory = rollout(optimizer, family, begin(optimizer, family, keys), STEPS[-1])
+    return jax.tree.leaves(trajectory.params)[0], end.params
 
 
-def _images(optimizer: Optimizer, family: ProblemFamily, keys: PRNGKeyArray) -> np.ndarray:
-    """Return the image after 0 and after each of `STEPS` updates, bytes `[steps, photographs, h, w, 3]`."""
-    return np.stack([to_bytes(params) for params in _run(optimizer, family, keys)])
+def _images(
+    optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"]
+) -> UInt8[np.ndarray, "steps runs h w 3"]:
+    """Return the image after each of `STEPS` updates."""
+    before, end = _run(optimizer, family, keys)
+    chosen = np.asarray(before[np.array(STEPS[:-1])])
+    return to_bytes(np.concatenate([chosen.reshape(-1, *end.shape), np.asarray(end)[None]]))
 
 
-def to_bytes(image: Any) -> np.ndarray:
+def to_bytes(image: Any) -> UInt8[np.ndarray, "..."]:
     """Round pixels in 0..255 to bytes; what lies outside is cut, and what is not finite is black."""
     return np.round(np.clip(np.nan_to_num(np.asarray(image, np.float32), nan=0.0), 0, 255)).astype(np.uint8)
 
 
-def encode(image: np.ndarray) -> dict[str, Any]:
+def encode(image: UInt8[np.ndarray, "h w 3"]) -> dict[str, Any]:
     """Write bytes `[h, w, 3]` as JSON values."""
     return {"shape": list(image.shape), "data": base64.b64encode(np.ascontiguousarray(image).tobytes()).decode()}

@@ -142,14 +142,17 @@ def _check_value(name: str, value: Any) -> None:
         )
 
 
+def _kind(leaf: Any) -> Any:
+    return f"{leaf.dtype}{list(leaf.shape)}" if eqx.is_array(leaf) else leaf
+
+
 def describe_family(family: ProblemFamily) -> dict[str, Any]:
     """Write a family as JSON values: its class, its static fields, and dtype and shape of its arrays."""
     described: dict[str, Any] = {"name": type(family).__name__}
     for field in dataclasses.fields(family):
-        value = getattr(family, field.name)
-        if eqx.is_array(value):
-            value = f"{value.dtype}{list(value.shape)}"
-        elif isinstance(value, types.FunctionType | type):
+        # Of arrays the kind alone: their entries may differ in the last digit from one machine to another.
+        value = jax.tree.map(_kind, getattr(family, field.name))
+        if isinstance(value, types.FunctionType | type):
             value = f"{value.__module__}.{value.__qualname__}"
         described[field.name] = value if isinstance(value, int | float | str | bool | None) else str(value)
     return described

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from .base import ProblemFamily
+from .convolution import convolve
 from .data import ImageData
 from .mlp import ACTIVATIONS, Activation
 
@@ -122,10 +123,8 @@ class ConvClassifier(ProblemFamily):
         x = self.images[chosen].astype(params["output"]["weight"].dtype) / 255
         for i in range(len(self.channels)):
             layer = params[f"conv{i}"]
-            x = jax.lax.conv_general_dilated(
-                x, layer["weight"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            x = pool(activation(normalize(x + layer["bias"]) + layer["shift"]))
+            x = convolve(x, layer["weight"]) + layer["bias"]
+            x = pool(activation(normalize(x) + layer["shift"]))
         x = x.reshape(self.batch, -1) @ params["hidden"]["weight"] + params["hidden"]["bias"]
         x = activation(normalize(x) + params["hidden"]["shift"])
         logits = x @ params["output"]["weight"] + params["output"]["bias"]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .convolution import convolve
 from .data.pictures import read_arrays
 
 BLOCKS = (("1_1", "1_2"), ("2_1", "2_2"), ("3_1", "3_2", "3_3"), ("4_1",))
@@ -49,8 +50,6 @@ class VGG16(eqx.Module):
                 # Not `reduce_window`, whose gradient takes longer on CPUs than a convolution.
                 x = jnp.max(x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2, -1), axis=(1, 3))
             for layer in block:
-                x = jax.lax.conv_general_dilated(
-                    x[None], self.weights[layer], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-                )[0]
+                x = convolve(x[None], self.weights[layer])[0]
                 x = features[layer] = jax.nn.relu(x + self.biases[layer])
         return features
