@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from .metagrads import Replay as Replay
     from .optimizers import LSTM as LSTM
     from .optimizers import Optimizer as Optimizer
+    from .problems import LeastSquares as LeastSquares
     from .problems import MLPClassifier as MLPClassifier
     from .problems import ProblemFamily as ProblemFamily
     from .problems import Quadratic as Quadratic
+    from .solvers import learn as learn
+    from .solvers import solve as solve
     from .training import Recipe as Recipe
     from .training import meta_train as meta_train
 
@@ -36,7 +39,10 @@ _HOMES = {
     "Optimizer": "optimizers",
     "MLPClassifier": "problems",
     "ProblemFamily": "problems",
+    "LeastSquares": "problems",
     "Quadratic": "problems",
+    "learn": "solvers",
+    "solve": "solvers",
     "Recipe": "training",
     "meta_train": "training",
 }
@@ -48,6 +54,7 @@ _ROOMS = (
     "metagrads",
     "optimizers",
     "problems",
+    "solvers",
     "training",
     "unroll",
 )

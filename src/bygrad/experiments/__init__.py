@@ -6,6 +6,7 @@ from .mnist import MNIST
 from .paper import paper_curves
 from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN
 from .reproduce import reproduce
+from .solving import learn_to_file, solve_file
 from .work import evaluate, train
 
 EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST)}
@@ -19,7 +20,9 @@ __all__ = [
     "Level",
     "Setting",
     "evaluate",
+    "learn_to_file",
     "paper_curves",
     "reproduce",
+    "solve_file",
     "train",
 ]

@@ -9,6 +9,8 @@ from typing import Literal, TypeAlias
 from .base import ProblemFamily
 from .data import load_images
 from .mlp import MLPClassifier
+from .oscillation import DampedOscillation
+from .pharmacokinetics import OralDose
 from .quadratic import Quadratic
 
 Split: TypeAlias = Literal["train", "test"]
@@ -21,9 +23,11 @@ FAMILIES: dict[str, Builder] = {
     "mnist": lambda data, split: MLPClassifier.from_data(load_images(data), split),
     "mnist-40-units": lambda data, split: MLPClassifier.from_data(load_images(data), split, hidden=40),
     "mnist-2-layers": lambda data, split: MLPClassifier.from_data(load_images(data), split, layers=2),
+    "oscillation": lambda data, split: DampedOscillation(),
+    "oral-dose": lambda data, split: OralDose(),
     "mnist-relu": lambda data, split: MLPClassifier.from_data(load_images(data), split, activation="relu"),
 }
-"""The families of the paper, by name."""
+"""The families that bygrad brings, by name."""
 
 
 def find_family(name: str, *, data: str = "mnist", split: Split = "train") -> ProblemFamily:

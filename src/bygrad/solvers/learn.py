@@ -148,7 +148,7 @@ def _grid(family: ProblemFamily, tol: float) -> list[Method]:
     """Return the settings of the classical solver that are tried, the default first."""
     if isinstance(family, LeastSquares):
         rules = [GainRatio(initial, shrink) for shrink in (1 / 3, 0.1) for initial in (1e-2, 1e-1, 1e-3, 1.0)]
-        return [LevenbergMarquardt(rule, tol=close) for close in (1e-1 * tol, tol) for rule in rules]
+        return [LevenbergMarquardt(rule, tol=close) for close in (0.1 * tol, 0.5 * tol) for rule in rules]
     if isinstance(family, Composite):
         return [ProximalGradient(tol=tol)]
     if isinstance(family, QuadraticProgram):

@@ -82,10 +82,8 @@ class ProximalGradient(Method):
         size, shrink, beta = self._numbers(at.nit, (t - 1) / t_next, taken, x)
 
         y = x + beta * (x - before)
-        if self.affine:
-            slope_y = slope + beta * (slope - slope_before)
-        else:
-            slope_y = jax.grad(family.smooth)(y, instance)
+        affine = slope + beta * (slope - slope_before)
+        slope_y = affine if self.affine else jax.grad(family.smooth)(y, instance)
         trial = family.prox(y - size / bound * slope_y, size * shrink / bound, instance)
         trial = jnp.where(jnp.isfinite(trial), trial, x)
 

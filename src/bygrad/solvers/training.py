@@ -89,7 +89,7 @@ def train_damping(
                 at = learned.step(flat, instance, at)
                 return at, jnp.log(jnp.clip(at.cost / cost - 1, 0.0, 1e6) + tol)
 
-            _, terms = jax.lax.scan(jax.checkpoint(step), learned.start(flat, instance, x), length=damping.steps)
+            _, terms = jax.lax.scan(step, learned.start(flat, instance, x), length=damping.steps)
             return jnp.mean(terms[2:])
 
         values = jax.vmap(one)(examples.instances, starts, examples.cost)
@@ -126,8 +126,8 @@ def _descend(
         return arrays, state, jax.tree.map(lambda old, new: old + weight * (new - old), average, arrays)
 
     state, average = optimizer.init(arrays), arrays
-    averaged, count, told = 0, 0, began
-    for rows in _batches(len(jax.tree.leaves(examples)[0]), seed):
+    averaged, told = 0, began
+    for count, rows in enumerate(_batches(len(jax.tree.leaves(examples)[0]), seed)):
         spent = (time.perf_counter() - began) / seconds
         if spent >= 1 and count > 0:
             break
@@ -136,7 +136,6 @@ def _descend(
         batch = jax.tree.map(lambda leaf: leaf[rows], examples)  # noqa: B023
         arrays, state, average = update(arrays, state, average, batch, jnp.float32(now), jnp.float32(1 / averaged))
         jax.block_until_ready(average)
-        count += 1
         if watch is not None and time.perf_counter() - told > 0.5:
             told = time.perf_counter()
             watch(what, int(1000 * min(spent, 1.0)), 1000)
