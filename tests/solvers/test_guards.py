@@ -24,7 +24,6 @@ from bygrad.solvers import (
     solve,
 )
 
-
 from .families import Decay, decays
 
 ADVERSARIES = {

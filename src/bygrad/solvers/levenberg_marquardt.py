@@ -97,22 +97,23 @@ class LevenbergMarquardt(Method):
     projected.
 
     The certificate is what an undamped step would still gain by the model, relative to the cost: half the squared
-    Newton decrement, $\frac12 g^\top (J^\top J)^{-1} g \, / \, f$, over the params that no bound holds. It does not depend
-    on units or on how params are combined, and near a minimum it *is* the relative excess of the cost. Success means
-    that it is below `tol`, that the last step promised and gained less than a tenth of it, or that the next step is
-    below it, relative to x.
+    Newton decrement, $\frac12 g^\top (J^\top J)^{-1} g \, / \, f$, over the params that no bound holds. It does not
+    depend on units or on how params are combined, and near a minimum it *is* the relative excess of the cost. Success
+    means that it is below `tol`, or, where damping did not make it so, that the last step promised and gained less
+    than a tenth of `tol`, or that the next step is below `tol`, relative to x.
 
     **Guarantee (any damping rule, also a learned one that fails):** a trial is taken only if it lowers the cost by at
     least `ACCEPT` times what the model predicts. So the cost never rises, and $x$ is the best point seen. A rule's
-    damping is multiplied by 4 for every rejection in a row and kept within limits. *Assume* that J is Lipschitz and
-    bounded on the level set of the start. *Then* every cluster point of the iterates is stationary. *Sketch:* the
-    predicted decrease is at least $\frac12 \lVert g \rVert_{(A + \lambda D)^{-1}}^2$, and it differs from the actual
-    one by $O(\lVert s \rVert^2)$ with $\lVert s \rVert = O(\lVert g \rVert / \lambda)$. So after finitely many
-    rejections the ratio exceeds `ACCEPT`, with a damping bounded on the level set. The sum of the decreases is
+    damping is multiplied by 4 for every rejection after the fourth in a row, and kept within limits. *Assume* that J is
+    Lipschitz and bounded on the level set of the start. *Then* every cluster point of the iterates is stationary.
+    *Sketch:* the predicted decrease is at least $\frac12 \lVert g \rVert_{(A + \lambda D)^{-1}}^2$, and it differs from
+    the actual one by $O(\lVert s \rVert^2)$ with $\lVert s \rVert = O(\lVert g \rVert / \lambda)$. So after finitely
+    many rejections the ratio exceeds `ACCEPT`, with a damping bounded on the level set. The sum of the decreases is
     bounded by the first cost, hence $g \to 0$ along the accepted steps. A rule changes how fast it gets there and in
     which basin, not what counts as solved.
 
-    **Arguments:** `tol`: as above; 1e-8 is SciPy's for the cost. `max_steps`: evaluations for an instance. `damping`: the rule.
+    **Arguments:** `tol`: as above; 1e-8 is SciPy's for the cost. `max_steps`: evaluations for an
+    instance. `damping`: the rule.
 
     **Source:** Marquardt (1963); Moré, *The Levenberg–Marquardt algorithm: implementation and theory* (1978).
     """
