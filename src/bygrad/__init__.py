@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from .optimizers import Envelope as Envelope
     from .optimizers import Guard as Guard
     from .optimizers import Optimizer as Optimizer
+    from .problems import LeastSquares as LeastSquares
     from .problems import MLPClassifier as MLPClassifier
     from .problems import Oracle as Oracle
     from .problems import ProblemFamily as ProblemFamily
     from .problems import Quadratic as Quadratic
+    from .solvers import learn as learn
+    from .solvers import solve as solve
     from .training import Recipe as Recipe
     from .training import meta_train as meta_train
 
@@ -44,7 +47,10 @@ _HOMES = {
     "MLPClassifier": "problems",
     "Oracle": "problems",
     "ProblemFamily": "problems",
+    "LeastSquares": "problems",
     "Quadratic": "problems",
+    "learn": "solvers",
+    "solve": "solvers",
     "Recipe": "training",
     "meta_train": "training",
 }
@@ -56,6 +62,7 @@ _ROOMS = (
     "metagrads",
     "optimizers",
     "problems",
+    "solvers",
     "training",
     "unroll",
 )

@@ -6,36 +6,13 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from bygrad.problems import LeastSquares, OralDose, ProblemFamily, Quadratic, QuadrotorControl, SparseCoding
+from bygrad.problems import OralDose, ProblemFamily, Quadratic, QuadrotorControl, SparseCoding
 from bygrad.problems.structured import Bounded, QuadraticProgram
 from bygrad.solvers import ADMM, LBFGS, STATUS, LevenbergMarquardt, ProximalGradient, solve
 from bygrad.solvers.levenberg_marquardt import solve_spd
 
-TIMES = np.linspace(0.0, 2.0, 9)
-
-
-class Decay(LeastSquares):
-    """Two params; tests know its solution from SciPy."""
-
-    limited: bool = False
-
-    def sample(self, key):
-        rate, noise = jax.random.uniform(key, minval=0.5, maxval=2.0), jax.random.normal(key, (9,))
-        return jnp.exp(-rate * jnp.asarray(TIMES)) + 0.05 * noise
-
-    def init(self, instance, key):
-        return {"height": jnp.ones(()), "rate": jnp.ones((1,))}
-
-    def residuals(self, params, instance):
-        return params["height"] * jnp.exp(-params["rate"] * jnp.asarray(TIMES)) - instance
-
-    def bounds(self, instance):
-        if not self.limited:
-            return None
-        return {"height": jnp.zeros(()), "rate": jnp.ones((1,))}, {
-            "height": jnp.full((), 0.9),
-            "rate": jnp.full((1,), 9.0),
-        }
+from .families import TIMES, Decay
+from .families import decays as draw
 
 
 class Rosenbrock(Bounded):
@@ -56,7 +33,7 @@ class Rosenbrock(Bounded):
 
 @pytest.fixture(scope="module")
 def decays() -> np.ndarray:
-    return np.asarray(jax.vmap(Decay().sample)(jax.random.split(jax.random.key(1), 40)), float)
+    return draw(40)
 
 
 @pytest.mark.core

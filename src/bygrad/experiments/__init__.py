@@ -7,6 +7,7 @@ from .mnist import MNIST
 from .paper import paper_curves
 from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN
 from .reproduce import reproduce
+from .solving import learn_to_file, solve_file
 from .study import Study, Task, carry_out
 from .style import STYLE
 from .stylize import paint, stylize
@@ -32,9 +33,11 @@ __all__ = [
     "Task",
     "carry_out",
     "evaluate",
+    "learn_to_file",
     "paint",
     "paper_curves",
     "reproduce",
+    "solve_file",
     "stylize",
     "train",
 ]

@@ -11,6 +11,8 @@ from .base import ProblemFamily
 from .convnet import ConvClassifier, with_labels
 from .data import load_images
 from .mlp import MLPClassifier
+from .oscillation import DampedOscillation
+from .pharmacokinetics import OralDose
 from .quadratic import Quadratic
 from .style import StyleTransfer
 
@@ -50,8 +52,10 @@ FAMILIES: dict[str, Builder] = {
     "cifar5-held-out": lambda data, split: _cifar(data, split, range(5, 10)),
     "cifar2": lambda data, split: _cifar(data, split, range(2)),
     "cifar2-held-out": lambda data, split: _cifar(data, split, range(2, 10)),
+    "oscillation": lambda data, split: DampedOscillation(),
+    "oral-dose": lambda data, split: OralDose(),
 }
-"""The families of the paper, and text characters, by name. Those of CIFAR-10 need `data`; the held-out labels are all the others."""
+"""The families that bygrad brings, by name. Those of CIFAR-10 need `data`; the held-out labels are all the others."""
 
 
 def find_family(name: str, *, data: str = "mnist", split: Split = "train") -> ProblemFamily:

@@ -56,20 +56,20 @@ class OralDose(LeastSquares):
             inflow = absorption * DOSE * jnp.exp(-absorption * t) / volume
             return inflow - capacity * c / (half + c)
 
-        def interval(c: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            begin, end = ends
-            h = (end - begin) / self.substeps
-            for i in range(self.substeps):
-                t = begin + i * h
-                k1 = rate(t, c)
-                k2 = rate(t + h / 2, c + h / 2 * k1)
-                k3 = rate(t + h / 2, c + h / 2 * k2)
-                k4 = rate(t + h, c + h * k3)
-                c = jnp.maximum(c + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), 0.0)
+        def advance(c: Array, span: tuple[Array, Array]) -> tuple[Array, Array]:
+            t, h = span
+            k1 = rate(t, c)
+            k2 = rate(t + h / 2, c + h / 2 * k1)
+            k3 = rate(t + h / 2, c + h / 2 * k2)
+            k4 = rate(t + h, c + h * k3)
+            c = jnp.maximum(c + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), 0.0)
             return c, c
 
-        _, concentrations = jax.lax.scan(interval, jnp.zeros((), params.dtype), (times[:-1], times[1:]))
-        return jnp.log(concentrations + 1e-4)
+        steps = jnp.diff(times) / self.substeps
+        begins = times[:-1, None] + steps[:, None] * jnp.arange(self.substeps, dtype=params.dtype)
+        spans = begins.ravel(), jnp.repeat(steps, self.substeps, total_repeat_length=begins.size)
+        _, course = jax.lax.scan(advance, jnp.zeros((), params.dtype), spans)
+        return jnp.log(course[self.substeps - 1 :: self.substeps] + 1e-4)
 
     def init(self, instance: Float[Array, " 12"], key: PRNGKeyArray) -> Float[Array, " 4"]:
         return self.center().astype(instance.dtype)

@@ -13,9 +13,9 @@ class SparseCoding(Composite):
     r"""The LASSO with a dictionary $D$ that all instances share:
     $\min_z \frac12 \lVert D z - y \rVert^2 + \lambda \lVert z \rVert_1$.
 
-    An instance is a patch $y$ without its mean, divided by its norm; $\lambda$ is relative to $\lVert D^\top y \rVert_\infty$,
-    at and above which nothing is used. `from_images` cuts patches from images; the dictionary is an overcomplete
-    cosine transform, as in the literature on denoising.
+    An instance is a patch $y$ without its mean, divided by its norm; $\lambda$ is relative to
+    $\lVert D^\top y \rVert_\infty$, at and above which nothing is used. `from_images` cuts patches
+    from images; the dictionary is an overcomplete cosine transform, as in the literature on denoising.
 
     The duality gap proves how far a point is from the minimum, for free: with the residual $r = y - D z$, the dual
     point is $r \min(1, \lambda / \lVert D^\top r \rVert_\infty)$.
@@ -39,7 +39,7 @@ class SparseCoding(Composite):
         strength: float = 0.2,
         seed: int = 0,
     ) -> "SparseCoding":
-        """Cut `count` patches of `side` by `side` from images `[n, height, width]`; the dictionary has `atoms`² atoms."""
+        """Cut `count` patches, `[side, side]`, from images `[n, height, width]`; the dictionary has `atoms`² atoms."""
         draw = np.random.default_rng(seed)
         height, width = images.shape[1:3]
         which = draw.integers(len(images), size=4 * count)

@@ -11,6 +11,7 @@ from .learn import learn, parse_seconds
 from .learned import LearnedDamping, LearnedStart, Whitening
 from .levenberg_marquardt import Damping, GainRatio, LevenbergMarquardt, Seen
 from .proximal import ProximalGradient
+from .safeguarded import Safeguarded
 from .solution import STATUS, Solution
 from .solve import solve
 
@@ -29,6 +30,7 @@ __all__ = [
     "Method",
     "Progress",
     "ProximalGradient",
+    "Safeguarded",
     "Seen",
     "Solution",
     "Whitening",

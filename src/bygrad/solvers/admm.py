@@ -41,9 +41,9 @@ class Factors(NamedTuple):
 class ADMM(Method):
     r"""Operator splitting for quadratic programs, with a penalty $\rho$ for each instance and no factorization for any.
 
-    OSQP solves with $P + \sigma I + \rho A^\top W A$, and factorizes again when $\rho$ changes. Here both terms are made
-    diagonal together, once for the family: the inverse is $V (1 + \rho \lambda)^{-1} V^\top$ for *every* $\rho$. So each
-    instance adapts its own, and a batch is a few matrix products.
+    OSQP solves with $P + \sigma I + \rho A^\top W A$, and factorizes again when $\rho$ changes. Here both terms are
+    made diagonal together, once for the family: the inverse is $V (1 + \rho \lambda)^{-1} V^\top$ for *every* $\rho$.
+    So each instance adapts its own, and a batch is a few matrix products.
 
     The certificate is the larger of the primal and the dual residual, each relative to its terms plus 1.
 

@@ -40,10 +40,8 @@ def percentile_bound(values: np.ndarray, quantile: float = 0.99, confidence: flo
     """
     count = len(values)
     _check(0, count, confidence)
-    for k in range(1, count + 1):
-        if _at_most(k - 1, count, quantile) >= confidence:
-            return float(np.sort(values)[k - 1])
-    return math.inf
+    enough = np.flatnonzero(_cumulative(count, quantile)[:-1] >= confidence)  # at most k - 1 lie below, for k = 1, ...
+    return float(np.sort(values)[enough[0]]) if len(enough) else math.inf
 
 
 def has_drifted(
@@ -73,12 +71,15 @@ def _at_most(count: int, trials: int, p: float) -> float:
     """Return the probability of at most `count` successes in `trials`."""
     if p <= 0 or count >= trials:
         return 1.0
-    if p >= 1:
-        return 0.0
-    k = np.arange(count + 1)
-    logs = np.array([math.lgamma(n + 1) for n in range(trials + 1)])
-    terms = logs[trials] - logs[k] - logs[trials - k] + k * math.log(p) + (trials - k) * math.log1p(-p)
-    return float(min(1.0, np.exp(terms).sum()))
+    return 0.0 if p >= 1 else float(_cumulative(trials, p)[count])
+
+
+def _cumulative(trials: int, p: float) -> np.ndarray:
+    """Return the probabilities of at most 0, 1, ..., `trials` successes, for p inside (0, 1)."""
+    k = np.arange(trials + 1)
+    logs = np.concatenate([[0.0], np.cumsum(np.log(k[1:]))])  # of the factorials
+    terms = logs[trials] - logs - logs[::-1] + k * math.log(p) + (trials - k) * math.log1p(-p)
+    return np.minimum(np.cumsum(np.exp(terms)), 1.0)
 
 
 def _bisect(holds: Callable[[float], bool]) -> float:

@@ -22,7 +22,7 @@ from .solution import RUNNING
 SHRINK = 4
 """A working set shrinks when no more than one in so many of its rows run. Each size is compiled once."""
 
-SMALLEST = 16
+SMALLEST = 64
 """Rows of the smallest working set: below, a chunk costs the same."""
 
 STEPS = 5

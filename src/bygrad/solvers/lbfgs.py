@@ -31,9 +31,9 @@ class Memory(NamedTuple):
 class LBFGS(Method):
     r"""Limited-memory BFGS with projection onto bounds, one evaluation of value and gradient a step.
 
-    A trial $\operatorname{clip}(x + t d)$ that does not lower the cost enough (Armijo) is not taken, and the next one is
-    on the same direction with $t$ from quadratic interpolation. So the line search is not a loop inside the step, and
-    instances that search do not hold up others. A direction that fails altogether is replaced by steepest descent.
+    A trial $\operatorname{clip}(x + t d)$ that does not lower the cost enough (Armijo) is not taken, and the next one
+    is on the same direction with $t$ from quadratic interpolation. So the line search is not a loop inside the step,
+    and instances that search do not hold up others. A direction that fails altogether is replaced by steepest descent.
 
     The certificate is that of L-BFGS-B: $\lVert x - \operatorname{clip}(x - \nabla f) \rVert_\infty$. Success means
     that it is below `tol`, or that a step gained less than `gain`, relative to the cost.

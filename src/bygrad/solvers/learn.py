@@ -31,6 +31,12 @@ TUNING = 20
 STARTS = (1, 2, 3, 5)
 """Numbers of starts that the classical solver is tried with."""
 
+PROPOSALS = 4
+"""Starts that a network proposes: each costs an evaluation without derivatives."""
+
+REFERENCE = 10
+"""Starts of the multistart that tells the best known cost, beside all candidates."""
+
 MARGIN = 0.01
 """How much success a faster candidate may give up against the best classical one."""
 
@@ -38,7 +44,7 @@ MARGIN = 0.01
 def learn(
     family: ProblemFamily,
     *,
-    budget: str | float = "60s",
+    budget: str | float | int = "60s",
     tol: float = 1e-3,
     instances: PyTree[Any] | None = None,
     heldout: int = 1000,
@@ -59,8 +65,9 @@ def learn(
 
     - `budget`: seconds for all of it, as a number or as in "90s", "5min", "1h". Compilation counts.
     - `tol`: what counts as solved: a cost within a factor $1 + \mathrm{tol}$ of the best that any candidate or a
-      multistart with 10 starts has found.
-    - `instances`: past data to learn from, rows as in `bygrad.solve`; a part is held out. Default: the family's `sample`.
+      multistart with `REFERENCE` starts has found.
+    - `instances`: past data to learn from, rows as in `bygrad.solve`; a part is held out. Default: draws of the
+      family's `sample`.
     - `heldout`: instances that the comparison and the certificate rest on.
     - `seed`: of everything random. `watch`: told what is done, and how far it is.
 
@@ -83,7 +90,7 @@ def learn(
     # The reference that success is measured against: every candidate, and ten starts.
     reference = np.min([it.cost for it, _ in measured.values()], axis=0)
     if learnable:
-        reference = np.fmin(reference, _with_starts(base, 10).solve(held, seed=seed + 1).cost)
+        reference = np.fmin(reference, _with_starts(base, REFERENCE).solve(held, seed=seed + 1).cost)
     candidates = {name: _summary(it, time_, reference, tol) for name, (it, time_) in measured.items()}
     kept = _choose(candidates)
     chosen = solvers[kept]
@@ -114,7 +121,7 @@ def learn(
     )
 
 
-def parse_seconds(budget: str | float) -> float:
+def parse_seconds(budget: str | float | int) -> float:
     """Return a budget such as "90s", "5min", "1h" or 60 in seconds."""
     text = f"{budget}".strip()
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|m|h)?", text)
@@ -148,7 +155,7 @@ def _grid(family: ProblemFamily, tol: float) -> list[Method]:
     """Return the settings of the classical solver that are tried, the default first."""
     if isinstance(family, LeastSquares):
         rules = [GainRatio(initial, shrink) for shrink in (1 / 3, 0.1) for initial in (1e-2, 1e-1, 1e-3, 1.0)]
-        return [LevenbergMarquardt(rule, tol=close) for close in (1e-1 * tol, tol) for rule in rules]
+        return [LevenbergMarquardt(rule, tol=close) for close in (0.1 * tol, 0.5 * tol) for rule in rules]
     if isinstance(family, Composite):
         return [ProximalGradient(tol=tol)]
     if isinstance(family, QuadraticProgram):
@@ -191,7 +198,7 @@ def _learned(
     start_key, damping_key = jax.random.split(jax.random.key(seed))
     least_squares = isinstance(base.family, LeastSquares)
     share = 0.3 if least_squares else 0.7
-    start = LearnedStart.untrained(whitening, 8, start_key)
+    start = LearnedStart.untrained(whitening, PROPOSALS, start_key)
     start = train_start(start, flat, examples, max(share * left(), 1.0), seed, watch)
     started = {f"learned start, best {n}": _with_starts(base, n, start) for n in STARTS[:3]}
     if not isinstance(base.method, LevenbergMarquardt):
@@ -234,11 +241,15 @@ def _examples(flat: Flat, parts: list[tuple[Any, Solution]]) -> Examples:
 
 
 def _measure(solver: LearnedSolver, held: Any, seed: int) -> tuple[Solution, float]:
-    """Solve the held-out instances twice; the second time nothing compiles, and counts. Seconds for an instance."""
+    """Solve the held-out instances twice; the second time nothing compiles, and counts. Seconds for an instance.
+
+    On a CPU these are seconds of the processor, which do not depend on what else it has to do.
+    """
+    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
     solver.solve(held, seed=seed)
-    began = time.perf_counter()
+    began = clock()
     solution = solver.solve(held, seed=seed)
-    return solution, (time.perf_counter() - began) / len(solution)
+    return solution, (clock() - began) / len(solution)
 
 
 def _solved(solution: Solution, reference: np.ndarray, tol: float) -> np.ndarray:
@@ -274,7 +285,7 @@ def _classical_starts(candidates: dict[str, dict[str, float]]) -> int:
 
 def _break_even(learning: float, rival: float, ours: float) -> float | None:
     """Return how many instances repay the learning; None for never."""
-    return math.ceil(learning / (rival - ours)) if rival > ours else None
+    return float(math.ceil(learning / (rival - ours))) if rival > ours else None
 
 
 def _with_method(solver: LearnedSolver, method: Method) -> LearnedSolver:

@@ -11,8 +11,8 @@ from .._core.types import Instance, Scalar
 from .base import Flat
 from .levenberg_marquardt import Damping, GainRatio, Seen
 
-WIDTH = 96
-"""Hidden units of each of the two layers: an evaluation costs less than that of most simulators."""
+START_WIDTH, DAMPING_WIDTH = 96, 32
+"""Hidden units of each of the two layers: a start is computed once, a damping in every step."""
 
 
 class Whitening(eqx.Module):
@@ -63,7 +63,7 @@ class LearnedStart(eqx.Module):
     def untrained(cls, whitening: Whitening, proposals: int, key: PRNGKeyArray) -> "LearnedStart":
         """Return a network that proposes the middle of the params, whatever the instance."""
         inputs, params = whitening.instance_mean.size, whitening.params_mean.size
-        network = eqx.nn.MLP(inputs, proposals * params, WIDTH, 2, activation=jax.nn.gelu, key=key)
+        network = eqx.nn.MLP(inputs, proposals * params, START_WIDTH, 2, activation=jax.nn.gelu, key=key)
         return cls(network, whitening, proposals)
 
     def propose(self, instance: Instance) -> Float[Array, "proposals p"]:
@@ -105,7 +105,7 @@ class LearnedDamping(Damping):
         """Return the classical rule, ready to be trained."""
         params = whitening.params_mean.size
         inputs = whitening.instance_mean.size + 2 * params + params * (params - 1) // 2 + 6
-        network = eqx.nn.MLP(inputs, params + 1, WIDTH, 2, activation=jax.nn.gelu, key=key)
+        network = eqx.nn.MLP(inputs, params + 1, DAMPING_WIDTH, 2, activation=jax.nn.gelu, key=key)
         last = network.layers[-1]
         zero = eqx.tree_at(lambda it: (it.weight, it.bias), last, (jnp.zeros_like(last.weight), jnp.zeros(params + 1)))
         return cls(eqx.tree_at(lambda it: it.layers[-1], network, zero), whitening, base, steps)

@@ -24,7 +24,8 @@ class Model(NamedTuple):
     r"""The quadratic model at x, and the trial that it proposes.
 
     `gram` is $J^\top J$, `slope` $J^\top r$, `scale` the largest diagonal of the Gram matrix so far (Marquardt's, as in
-    MINPACK: steps do not depend on the units of the params). `predicted`: the decrease that the trial promises.
+    MINPACK: steps do not depend on the units of the params). `predicted`: the decrease that the trial promises;
+    `strongest`: the largest damping behind it.
     """
 
     trial: Float[Array, " p"]
@@ -32,6 +33,7 @@ class Model(NamedTuple):
     slope: Float[Array, " p"]
     scale: Float[Array, " p"]
     predicted: Scalar
+    strongest: Scalar
     damping: Any
 
 
@@ -94,22 +96,24 @@ class LevenbergMarquardt(Method):
     evaluation is computed anyway. Bounds: params that press against one are left out of the step, and the trial is
     projected.
 
-    The certificate is MINPACK's: the largest cosine between the residuals and a column of the Jacobian,
-    $\max_j |J_j^\top r| / (\lVert J_j \rVert \lVert r \rVert)$, over the params that no bound holds. It is 0 at a
-    stationary point, whatever the units. Success means that it is below `tol`, or that neither the model nor the step
-    can gain more than `tol`, relative to the cost and to x.
+    The certificate is what an undamped step would still gain by the model, relative to the cost: half the squared
+    Newton decrement, $\frac12 g^\top (J^\top J)^{-1} g \, / \, f$, over the params that no bound holds. It does not
+    depend on units or on how params are combined, and near a minimum it *is* the relative excess of the cost. Success
+    means that it is below `tol`, or, where damping did not make it so, that the last step promised and gained less
+    than a tenth of `tol`, or that the next step is below `tol`, relative to x.
 
     **Guarantee (any damping rule, also a learned one that fails):** a trial is taken only if it lowers the cost by at
     least `ACCEPT` times what the model predicts. So the cost never rises, and $x$ is the best point seen. A rule's
-    damping is multiplied by 4 for every rejection in a row and kept within limits. *Assume* that J is Lipschitz and
-    bounded on the level set of the start. *Then* every cluster point of the iterates is stationary. *Sketch:* the
-    predicted decrease is at least $\frac12 \lVert g \rVert_{(A + \lambda D)^{-1}}^2$, and it differs from the actual
-    one by $O(\lVert s \rVert^2)$ with $\lVert s \rVert = O(\lVert g \rVert / \lambda)$. So after finitely many
-    rejections the ratio exceeds `ACCEPT`, with a damping bounded on the level set. The sum of the decreases is
+    damping is multiplied by 4 for every rejection after the fourth in a row, and kept within limits. *Assume* that J is
+    Lipschitz and bounded on the level set of the start. *Then* every cluster point of the iterates is stationary.
+    *Sketch:* the predicted decrease is at least $\frac12 \lVert g \rVert_{(A + \lambda D)^{-1}}^2$, and it differs from
+    the actual one by $O(\lVert s \rVert^2)$ with $\lVert s \rVert = O(\lVert g \rVert / \lambda)$. So after finitely
+    many rejections the ratio exceeds `ACCEPT`, with a damping bounded on the level set. The sum of the decreases is
     bounded by the first cost, hence $g \to 0$ along the accepted steps. A rule changes how fast it gets there and in
     which basin, not what counts as solved.
 
-    **Arguments:** `tol`: as above; 1e-8 is SciPy's. `max_steps`: evaluations for an instance. `damping`: the rule.
+    **Arguments:** `tol`: as above; 1e-8 is SciPy's for the cost. `max_steps`: evaluations for an
+    instance. `damping`: the rule.
 
     **Source:** Marquardt (1963); Moré, *The Levenberg–Marquardt algorithm: implementation and theory* (1978).
     """
@@ -124,7 +128,13 @@ class LevenbergMarquardt(Method):
         zeros = jnp.zeros_like(x)
         rejected = jnp.zeros((), x.dtype)
         model = Model(
-            x, jnp.zeros((x.size, x.size), x.dtype), zeros, zeros, rejected, (self.damping.start(instance, x), rejected)
+            x,
+            jnp.zeros((x.size, x.size), x.dtype),
+            zeros,
+            zeros,
+            rejected,
+            rejected,
+            (self.damping.start(instance, x), rejected),
         )
         return Progress.begin(x, model)
 
@@ -141,21 +151,23 @@ class LevenbergMarquardt(Method):
         gram, slope = keep(gram, model.gram), keep(slope, model.slope)
         scale = jnp.maximum(model.scale, jnp.diagonal(gram))
         seen = Seen(first, taken, jnp.where(finite, ratio, -1.0), best, gained, at.nit, x, gram, slope)
-        trial, predicted, free, damping, stuck = self._propose(flat, instance, seen, scale, model.damping)
+        trial, predicted, free, damping, strongest = self._propose(flat, instance, seen, scale, model.damping)
 
-        certificate = _certificate(gram, slope, best, free)
+        certificate = _certificate(gram, slope, scale, best, free)
         weight = jnp.sqrt(scale)
         small_step = jnp.linalg.norm(weight * (trial - x)) <= self.tol * jnp.linalg.norm(weight * x)
-        small_gain = ~first & finite & (jnp.abs(gained) <= self.tol * best) & (model.predicted <= self.tol * at.cost)
+        small_gain = ~first & finite & (jnp.abs(gained) <= 0.1 * self.tol * best)
+        small_gain &= model.predicted <= 0.1 * self.tol * at.cost
+        # Steps that only a strong damping made small say nothing about the minimum.
         ends = [
             (first & ~finite, -1),
             (certificate <= self.tol, 1),
-            (small_gain & (ratio <= 2), 2),
-            (taken & small_step, 3),
-            (stuck, -2),
+            (small_gain & (ratio <= 2) & (model.strongest <= 1), 2),
+            (taken & small_step & (strongest <= 1), 3),
+            (strongest > HIGHEST, -2),
         ]
         status = jnp.select([when for when, _ in ends], [jnp.int32(code) for _, code in ends], jnp.int32(RUNNING))
-        memory = Model(trial, gram, slope, scale, predicted, damping)
+        memory = Model(trial, gram, slope, scale, predicted, strongest, damping)
         return Progress(x, best, certificate, status, at.nit + 1, at.nfev + 1, memory)
 
     def _propose(
@@ -181,8 +193,7 @@ class LevenbergMarquardt(Method):
         trial = jnp.where(jnp.isfinite(trial), trial, seen.x)
         moved = trial - seen.x
         predicted = -(moved @ seen.slope + 0.5 * moved @ seen.gram @ moved)
-        stuck = jnp.min(damping) > HIGHEST
-        return trial, predicted, free, (rule_state, rejected), stuck
+        return trial, predicted, free, (rule_state, rejected), jnp.max(damping)
 
 
 def _evaluate(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Array, Array, Array]:
@@ -201,11 +212,16 @@ def _evaluate(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Array, 
     return jnp.where(finite, cost, jnp.inf), zero(gram), zero(slope), finite
 
 
-def _certificate(gram: Array, slope: Array, cost: Scalar, free: Array) -> Scalar:
-    length = jnp.diagonal(gram) * 2 * cost
-    inside = free & (length > 0) & jnp.isfinite(length)
-    cosines = jnp.where(inside, jnp.abs(slope) / jnp.sqrt(jnp.where(inside, length, 1.0)), 0.0)
-    return jnp.where(jnp.isfinite(cost), jnp.max(cosines, initial=0.0), jnp.inf)
+def _certificate(gram: Array, slope: Array, scale: Array, cost: Scalar, free: Array) -> Scalar:
+    """Return half the squared Newton decrement of the free params, relative to the cost."""
+    system = jnp.where(free[:, None] & free[None, :], gram, 0.0)
+    ridge = 16 * len(slope) * jnp.finfo(gram.dtype).eps  # a column of zeros, or one that others make up for
+    diagonal = jnp.where(free & (scale > 0), ridge * scale, 1.0)
+    slope = jnp.where(free, slope, 0.0)
+    step = jax.lax.stop_gradient(solve_spd(system + jnp.diag(diagonal), slope))
+    decrement = 0.5 * jnp.abs(slope @ step) / jnp.where(cost > 0, cost, 1.0)
+    # What cannot be factorized in this precision is not certified.
+    return jnp.where(jnp.isfinite(cost) & jnp.isfinite(decrement), decrement, jnp.inf)
 
 
 def solve_spd(matrix: Float[Array, "p p"], target: Float[Array, " p"]) -> Float[Array, " p"]:

@@ -14,7 +14,7 @@ from .solution import RUNNING
 
 
 class Memory(NamedTuple):
-    """The point before and the gradients at both; the trial; the momentum's t; and whether the trial was a safe step."""
+    """The point before and the gradients at both; the trial; the momentum's t; whether the trial was a safe step."""
 
     before: Float[Array, " p"]
     gradient: Float[Array, " p"]
@@ -27,18 +27,19 @@ class Memory(NamedTuple):
 class ProximalGradient(Method):
     r"""FISTA with restart, a schedule of learned numbers before it, and one guard for both.
 
-    $y = x + \beta (x - x_-)$, then the trial is $\operatorname{prox}_{s \theta h}(y - s \nabla g(y))$ with the step $s$.
-    Afterwards: $s = 1/L$, $\theta = 1$ and Nesterov's $\beta$. For the first steps `schedule` may hold others.
+    $y = x + \beta (x - x_-)$, then the trial is $\operatorname{prox}_{s \theta h}(y - s \nabla g(y))$ with the step
+    $s$. Classically, $s = 1/L$, $\theta = 1$ and Nesterov's $\beta$. For the first steps `schedule` may hold others.
 
-    **Guard (sufficient decrease).** A trial is taken if it does not raise the cost (up to rounding). Otherwise $x$ stays, momentum is
-    forgotten, and the next trial is the plain proximal gradient step with $1/L$ from $x$. No evaluation is spent on the
-    test itself: cost and gradient at the trial are needed anyway.
+    **Guard (sufficient decrease).** A trial is taken if it does not raise the cost (up to rounding). Otherwise $x$
+    stays, momentum is forgotten, and the next trial is the plain proximal gradient step with $1/L$ from $x$. No
+    evaluation is spent on the test itself: cost and gradient at the trial are needed anyway.
 
-    **Guarantee (any schedule).** The cost never rises, beyond rounding. *Assume* that $g$ has an $L$-Lipschitz gradient, and that f is
-    bounded below. *Then* after the schedule's end, the gradient mapping $G$ goes to zero along the safe steps, and for
-    convex $f$ the cost converges to the minimum at FISTA's rate between restarts. *Sketch:* a step with $1/L$ from $x$
-    lowers the cost by at least $\lVert G(x) \rVert^2 / 2L$, and all others do not raise it. A rejected trial is
-    followed by a safe step, so it costs one evaluation. A schedule can waste its own length in steps, no more.
+    **Guarantee (any schedule).** The cost never rises, beyond rounding. *Assume* that $g$ has an $L$-Lipschitz
+    gradient, and that f is bounded below. *Then* after the schedule's end, the gradient mapping $G$ goes to zero along
+    the safe steps, and for convex $f$ the cost converges to the minimum at FISTA's rate between restarts. *Sketch:* a
+    step with $1/L$ from $x$ lowers the cost by at least $\lVert G(x) \rVert^2 / 2L$, and all others do not raise it. A
+    rejected trial is followed by a safe step, so it costs one evaluation. A schedule can waste its own length in steps,
+    no more.
 
     The certificate is the duality gap relative to the cost, where the family has one (`Composite.gap`): an instance
     below `tol` is *proven* to be within a factor of the minimum. Otherwise it is the gradient mapping's largest entry.
@@ -82,10 +83,8 @@ class ProximalGradient(Method):
         size, shrink, beta = self._numbers(at.nit, (t - 1) / t_next, taken, x)
 
         y = x + beta * (x - before)
-        if self.affine:
-            slope_y = slope + beta * (slope - slope_before)
-        else:
-            slope_y = jax.grad(family.smooth)(y, instance)
+        affine = slope + beta * (slope - slope_before)
+        slope_y = affine if self.affine else jax.grad(family.smooth)(y, instance)
         trial = family.prox(y - size / bound * slope_y, size * shrink / bound, instance)
         trial = jnp.where(jnp.isfinite(trial), trial, x)
 

@@ -25,8 +25,8 @@ def report(solver: LearnedSolver) -> str:
     lines += [
         "",
         f"With confidence {card.confidence:.1%}, for new instances of the same distribution:",
-        f"  the probability not to be solved is at most {card.failure_bound:.2%} ({card.failures} of {card.heldout} held"
-        " out were not)",
+        f"  the probability not to be solved is at most {card.failure_bound:.2%}"
+        f" ({card.failures} of {card.heldout} held out were not)",
         f"  99 in 100 take, in steps, {steps}",
         "  " + ", ".join(f"{what} {seconds:.0f} s" for what, seconds in card.seconds.items()),
     ]

@@ -35,7 +35,13 @@ class Examples(NamedTuple):
 
 
 def train_start(
-    start: LearnedStart, flat: Flat, examples: Examples, seconds: float, seed: int, watch: Watch | None = None
+    start: LearnedStart,
+    flat: Flat,
+    examples: Examples,
+    seconds: float,
+    seed: int,
+    watch: Watch | None = None,
+    steps: int | None = None,
 ) -> LearnedStart:
     """Fit the proposals: first to known solutions, the nearest proposal of each; then to what counts, their cost.
 
@@ -59,8 +65,8 @@ def train_start(
 
         return jnp.mean(jax.vmap(one)(batch.instances, batch.cost)) + 0.05 * nearest(start, batch)
 
-    start = _descend(start, nearest, examples, 0.35 * seconds, 3e-3, seed, "learning a start", watch)
-    return _descend(start, lowest, examples, 0.65 * seconds, 1e-3, seed + 1, "learning a start", watch)
+    start = _descend(start, nearest, examples, 0.35 * seconds, 3e-3, seed, "learning a start", watch, steps)
+    return _descend(start, lowest, examples, 0.65 * seconds, 1e-3, seed + 1, "learning a start", watch, steps)
 
 
 def train_damping(
@@ -74,9 +80,9 @@ def train_damping(
     seed: int,
     watch: Watch | None = None,
 ) -> LearnedDamping:
-    """Train the damping through unrolled, guarded steps from `starts`.
+    r"""Train the damping through unrolled, guarded steps from `starts`.
 
-    The loss is the mean over steps of $\\log(\\text{excess} + \\text{tol})$, the excess cost relative to the best known.
+    The loss is the mean over steps of $\log(\text{excess} + \text{tol})$, the excess cost relative to the best known.
     It sees the tail, as every instance that is not solved counts with how far it is from it.
     """
 
@@ -89,7 +95,7 @@ def train_damping(
                 at = learned.step(flat, instance, at)
                 return at, jnp.log(jnp.clip(at.cost / cost - 1, 0.0, 1e6) + tol)
 
-            _, terms = jax.lax.scan(jax.checkpoint(step), learned.start(flat, instance, x), length=damping.steps)
+            _, terms = jax.lax.scan(step, learned.start(flat, instance, x), length=damping.steps)
             return jnp.mean(terms[2:])
 
         values = jax.vmap(one)(examples.instances, starts, examples.cost)
@@ -107,8 +113,9 @@ def _descend(
     seed: int,
     what: str,
     watch: Watch | None,
+    steps: int | None = None,
 ) -> Model:
-    """Minimize by Adam for so many seconds, compilation included; the rate falls along a cosine of the time spent.
+    """Minimize by Adam for so many seconds, compilation included, or for so many steps; the rate falls along a cosine.
 
     A batch whose gradient is not finite is left out. The result is the average of the last third.
     """
@@ -126,9 +133,9 @@ def _descend(
         return arrays, state, jax.tree.map(lambda old, new: old + weight * (new - old), average, arrays)
 
     state, average = optimizer.init(arrays), arrays
-    averaged, count, told = 0, 0, began
-    for rows in _batches(len(jax.tree.leaves(examples)[0]), seed):
-        spent = (time.perf_counter() - began) / seconds
+    averaged, told = 0, began
+    for count, rows in enumerate(_batches(len(jax.tree.leaves(examples)[0]), seed)):
+        spent = (time.perf_counter() - began) / seconds if steps is None else count / steps
         if spent >= 1 and count > 0:
             break
         averaged = averaged + 1 if spent > 2 / 3 else 1
@@ -136,7 +143,6 @@ def _descend(
         batch = jax.tree.map(lambda leaf: leaf[rows], examples)  # noqa: B023
         arrays, state, average = update(arrays, state, average, batch, jnp.float32(now), jnp.float32(1 / averaged))
         jax.block_until_ready(average)
-        count += 1
         if watch is not None and time.perf_counter() - told > 0.5:
             told = time.perf_counter()
             watch(what, int(1000 * min(spent, 1.0)), 1000)

@@ -1,0 +1,201 @@
+"""Learned solvers as files: the same self-verifying artifacts as learned optimizers."""
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._core import trees
+from ..artifacts import Artifact, ArtifactError, Manifest, describe
+from ..artifacts import load as load_artifact
+from ..artifacts import save as save_artifact
+from ..problems import ProblemFamily, describe_family, find_family
+from ..solvers import (
+    ADMM,
+    LBFGS,
+    Card,
+    GainRatio,
+    LearnedDamping,
+    LearnedSolver,
+    LearnedStart,
+    LevenbergMarquardt,
+    Method,
+    ProximalGradient,
+    Whitening,
+)
+from .jax import versions
+
+KIND = "LearnedSolver"
+FEATURES = 1
+"""Version of what the networks see: raised when old ones would mean something else."""
+
+_METHODS: dict[str, type[Any]] = {"ADMM": ADMM, "LBFGS": LBFGS, "ProximalGradient": ProximalGradient}
+
+
+def save_solver(solver: LearnedSolver, path: str | os.PathLike[str], *, family: str = "", name: str = "") -> Artifact:
+    """Write a learned solver to a file and return it as an artifact.
+
+    **Arguments:** `family`: how `find_family` finds the family: a name, or path/to/file.py:Class. It is written down
+    with the SHA-256 of the file, since a solver belongs to one family. `name`: what the artifact calls itself.
+    """
+    card = solver.card
+    networks = {"start": solver.start, "damping": _damping(solver.method)}
+    tensors = {
+        f"{part}/{leaf}": np.array(value)
+        for part, network in networks.items()
+        if network is not None
+        for leaf, value in trees.named_leaves(eqx.filter(network, eqx.is_array)).items()
+    }
+    config = {
+        "family": family,
+        "family_sha256": _sha256(family),
+        "method": _describe(solver.method),
+        "classical": _describe(solver.classical),
+        "starts": solver.starts,
+        "classical_starts": solver.classical_starts,
+        "start": None if solver.start is None else {"proposals": solver.start.proposals} | _sizes(solver.start),
+        "damping": None if (it := _damping(solver.method)) is None else {"steps": it.steps} | _sizes(it),
+    }
+    manifest = Manifest(
+        name=name or f"mine/{type(solver.family).__name__.lower()}",
+        optimizer=KIND,
+        config=config,
+        features=FEATURES,
+        tensors=describe(tensors),
+        training={"family": describe_family(solver.family)},
+        validation={} if card is None else dataclasses.asdict(card),
+        versions=versions(),
+    )
+    artifact = Artifact(manifest, tensors)
+    save_artifact(path, artifact)
+    return artifact
+
+
+def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None = None) -> LearnedSolver:
+    """Return the learned solver in a file.
+
+    **Arguments:** `family`: the family, or where to find it. Default: where the file says, but only if that is a family
+    of bygrad's own or the very file, byte for byte, that the solver was learned for. So an artifact cannot make other
+    code run.
+
+    **Raises:** `ArtifactError` for a file that is damaged, holds something else, or whose family has changed.
+    """
+    artifact = load_artifact(path)
+    manifest, config = artifact.manifest, artifact.manifest.config
+    if manifest.optimizer != KIND or manifest.features != FEATURES:
+        raise ArtifactError(
+            f"{path}: it holds {manifest.optimizer!r} with features {manifest.features}, not {KIND!r} with {FEATURES}",
+            "There is no solver in it that this bygrad can use",
+            "Give a file that `bygrad learn` wrote with this version, or learn again",
+        )
+    found = family if isinstance(family, ProblemFamily) else _family(path, family, config)
+    try:
+        start = _start(config["start"], artifact.tensors)
+        damping = _learned_damping(config["damping"], config["method"], artifact.tensors)
+        method, classical = _method(config["method"]), _method(config["classical"])
+        if damping is not None:
+            assert isinstance(method, LevenbergMarquardt)
+            method = LevenbergMarquardt(damping, method.tol, method.max_steps)
+        elif config["method"] == config["classical"]:
+            method = classical
+        card = Card(**manifest.validation) if manifest.validation else None
+        return LearnedSolver(found, method, classical, start, config["starts"], config["classical_starts"], card)
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise ArtifactError(
+            f"{path}: its configuration does not describe a solver ({type(error).__name__}: {error})",
+            "The solver cannot be rebuilt",
+            "Learn again, or load it with the bygrad that wrote it",
+        ) from error
+
+
+def _damping(method: Method) -> LearnedDamping | None:
+    rule = method.damping if isinstance(method, LevenbergMarquardt) else None
+    return rule if isinstance(rule, LearnedDamping) else None
+
+
+def _describe(method: Method) -> dict[str, Any]:
+    """Write a method's numbers down; arrays that `prepare` makes again are left out."""
+    if isinstance(method, LevenbergMarquardt):
+        rule = method.damping.base if isinstance(method.damping, LearnedDamping) else method.damping
+        assert isinstance(rule, GainRatio)
+        numbers = {"initial": rule.initial, "shrink": rule.shrink, "tol": method.tol, "max_steps": method.max_steps}
+    else:
+        fields = [field.name for field in dataclasses.fields(method) if field.name not in ("factors", "schedule")]
+        numbers = {name: getattr(method, name) for name in fields}
+    return {"name": type(method).__name__} | {
+        name: value if isinstance(value, bool | int) else float(value) for name, value in numbers.items()
+    }
+
+
+def _method(described: dict[str, Any]) -> Method:
+    numbers = {name: value for name, value in described.items() if name != "name"}
+    if described["name"] == "LevenbergMarquardt":
+        rule = GainRatio(numbers.pop("initial"), numbers.pop("shrink"))
+        return LevenbergMarquardt(rule, **numbers)
+    return _METHODS[described["name"]](**numbers)
+
+
+def _sizes(network: LearnedStart | LearnedDamping) -> dict[str, int]:
+    whitening = network.whitening
+    return {"inputs": whitening.instance_mean.size, "params": whitening.params_mean.size}
+
+
+def _whitening(described: dict[str, Any]) -> Whitening:
+    inputs, params = jnp.zeros(described["inputs"]), jnp.zeros(described["params"])
+    return Whitening(inputs, inputs, params, params)
+
+
+def _start(described: dict[str, Any] | None, tensors: dict[str, np.ndarray]) -> LearnedStart | None:
+    if described is None:
+        return None
+    blank = LearnedStart.untrained(_whitening(described), described["proposals"], jax.random.key(0))
+    return _filled(blank, "start", tensors)
+
+
+def _learned_damping(
+    described: dict[str, Any] | None, method: dict[str, Any], tensors: dict[str, np.ndarray]
+) -> LearnedDamping | None:
+    if described is None:
+        return None
+    rule = GainRatio(method["initial"], method["shrink"])
+    blank = LearnedDamping.untrained(_whitening(described), rule, jax.random.key(0), described["steps"])
+    return _filled(blank, "damping", tensors)
+
+
+def _filled(blank: Any, part: str, tensors: dict[str, np.ndarray]) -> Any:
+    """Put tensors into a network by name; a name or a shape that does not fit is an error."""
+    arrays, static = eqx.partition(blank, eqx.is_array)
+
+    def tensor(name: str, leaf: Any) -> Any:
+        value = tensors[f"{part}/{name}"]
+        if value.shape != leaf.shape:
+            raise ValueError(f"tensor {part}/{name} is {list(value.shape)} and should be {list(leaf.shape)}")
+        return jnp.asarray(value)
+
+    return eqx.combine(trees.replace_leaves(arrays, tensor), static)
+
+
+def _sha256(family: str) -> str:
+    file = Path(family.rpartition(":")[0])
+    return hashlib.sha256(file.read_bytes()).hexdigest() if ".py:" in family and file.is_file() else ""
+
+
+def _family(path: Any, family: str | None, config: dict[str, Any]) -> ProblemFamily:
+    name = family or config["family"]
+    if not name:
+        raise ArtifactError(
+            f"{path}: it does not say where its family is", "It cannot be used alone", "Give the family"
+        )
+    if family is None and ".py:" in name and _sha256(name) != config["family_sha256"]:
+        raise ArtifactError(
+            f"{path}: its family {name} is not there, or is not the file that the solver was learned for",
+            "A learned solver belongs to one family, and code is not run on a file's word",
+            "Name the family yourself (--family path/to/file.py:Class) if it is the same one, or learn again",
+        )
+    return find_family(name)

@@ -1,0 +1,124 @@
+"""What `bygrad learn` and `bygrad solve` do: a solver as a file, and files of instances larger than memory."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._core.files import write_text_atomically
+from ..deploy.solver import save_solver
+from ..problems import find_family
+from ..solvers import LearnedSolver, Solution, learn, solve
+from .display import Display
+
+BLOCK = 65_536
+"""Instances that are read, solved and written at a time: after a kill no more than these are solved again."""
+
+FIELDS = ("cost", "certificate", "status", "nit", "nfev", "used_fallback")
+
+
+def learn_to_file(
+    family: str, budget: str, tol: float, out: Path, display: Display, *, data: Path | None = None, seed: int = 0
+) -> LearnedSolver:
+    """Learn a solver for a family by name and keep it in `out`."""
+    instances = None if data is None else np.load(data, mmap_mode="r", allow_pickle=False)
+    solver = learn(find_family(family), budget=budget, tol=tol, instances=instances, seed=seed, watch=_phase(display))
+    save_solver(solver, out, family=family)
+    return solver
+
+
+def solve_file(solver: Any, data: Path, out: Path, display: Display, *, resume: bool = False) -> dict[str, Any]:
+    """Solve every instance of an npy file and write `out`, an npz with the fields of `Solution`.
+
+    The file is read block by block, so that it may be larger than memory. Each block's results go to a folder beside
+    `out`; a run that was killed goes on after the last whole block. The folder goes when `out` is written.
+
+    **Arguments:** `solver`: a `LearnedSolver`, or a family to solve classically.
+
+    **Returns:** how many were solved, how fast, and the warnings.
+
+    **Raises:** `FileExistsError` if `out` exists, or a folder of an interrupted run while `resume` is off; `ValueError`
+    if that folder belongs to other data.
+    """
+    instances = np.load(data, mmap_mode="r", allow_pickle=False)
+    if instances.ndim == 0:
+        raise ValueError(f"{data} holds a single number, not instances. Its first axis must run over instances.")
+    folder = out.with_name(f".{out.name}.parts")
+    _claim(folder, out, data, instances, solver, resume)
+    began, rows, warnings = time.perf_counter(), len(instances), []
+    fresh = 0
+    for at in range(0, rows, BLOCK):
+        part = folder / f"{at:012d}.npz"
+        if part.exists():
+            continue
+        block = np.asarray(instances[at : at + BLOCK])
+        phase = _phase(display, at, rows)
+        found = (
+            solver.solve(block, watch=phase) if isinstance(solver, LearnedSolver) else solve(solver, block, watch=phase)
+        )
+        fresh += len(block)
+        warnings += [warning for warning in found.warnings if warning not in warnings]
+        _write(part, found)
+    parts = [np.load(part, allow_pickle=False) for part in sorted(folder.glob("*.npz"))]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files} if parts else {}
+    _write_arrays(out, joined)
+    for part in folder.iterdir():
+        part.unlink()
+    folder.rmdir()
+    seconds = time.perf_counter() - began
+    solved = int(np.sum(joined["status"] > 0)) if joined else 0
+    return {
+        "rows": rows,
+        "solved": solved,
+        "seconds": seconds,
+        "rate": fresh / max(seconds, 1e-9),
+        "warnings": warnings,
+    }
+
+
+def _claim(folder: Path, out: Path, data: Path, instances: np.ndarray, solver: Any, resume: bool) -> None:
+    if out.exists():
+        raise FileExistsError(f"{out} already exists and would be overwritten. Choose another --out.")
+    # The first and the last instances tell files apart without reading all of them.
+    ends = hashlib.sha256(
+        np.ascontiguousarray(instances[:64]).tobytes() + np.ascontiguousarray(instances[-64:]).tobytes()
+    )
+    family = solver.family if isinstance(solver, LearnedSolver) else solver
+    identity = {
+        "data": str(data.resolve()),
+        "shape": list(instances.shape),
+        "ends": ends.hexdigest(),
+        "family": type(family).__name__,
+        "solver": solver.card.kept if isinstance(solver, LearnedSolver) and solver.card else "classical",
+    }
+    path = folder / "run.json"
+    if path.exists():
+        if not resume:
+            raise FileExistsError(f"{folder} holds an interrupted run. Go on with it (--resume), or remove the folder.")
+        if (found := json.loads(path.read_text())) != identity:
+            different = ", ".join(key for key in identity if found.get(key) != identity[key])
+            raise ValueError(
+                f"{folder} holds a run that differs in {different}, so its results do not belong to this one. Resume"
+                " with the same arguments, or remove the folder."
+            )
+    write_text_atomically(path, json.dumps(identity, indent=1))
+
+
+def _write(path: Path, found: Solution) -> None:
+    x = found.x if isinstance(found.x, dict) else {"x": found.x}
+    _write_arrays(path, {**x, **{name: getattr(found, name) for name in FIELDS}, "success": found.success})
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an npz that is whole or absent."""
+    temporary = path.with_name(f"{path.name}.partial")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    temporary.replace(path)
+
+
+def _phase(display: Display, done: int = 0, total: int | None = None) -> Any:
+    return lambda what, at, of: display.phase(what, done + at, total or of)

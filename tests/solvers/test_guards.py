@@ -1,0 +1,162 @@
+"""Guarantees under adversaries: proposals that are random, NaN, ascending or huge change no outcome."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.problems import SparseCoding
+from bygrad.solvers import (
+    ADMM,
+    Damping,
+    Flat,
+    GainRatio,
+    LearnedDamping,
+    LearnedSolver,
+    LearnedStart,
+    LevenbergMarquardt,
+    ProximalGradient,
+    Safeguarded,
+    Whitening,
+    solve,
+)
+
+from .families import Decay, decays
+
+ADVERSARIES = {
+    "nan": lambda seen: (jnp.full_like(seen.x, jnp.nan), jnp.nan),
+    "none": lambda seen: (jnp.zeros_like(seen.x), 1.0),
+    "negative": lambda seen: (jnp.full_like(seen.x, -1e3), -2.0),
+    "huge": lambda seen: (jnp.full_like(seen.x, 1e300), 1e300),
+    "erratic": lambda seen: (jnp.abs(jnp.sin(1e4 * (seen.x + seen.nit))) * 10.0, 2.0),
+}
+
+
+class Adversary(Damping):
+    kind: str = eqx.field(static=True)
+
+    def start(self, instance: Any, x: Any) -> Any:
+        return ()
+
+    def next(self, seen: Any, state: Any) -> Any:
+        damping, factor = ADVERSARIES[self.kind](seen)
+        return damping, jnp.asarray(factor, seen.x.dtype), state
+
+
+@pytest.fixture(scope="module")
+def data() -> np.ndarray:
+    return decays(16)
+
+
+@pytest.mark.parametrize("kind", ADVERSARIES)
+def test_any_damping_rule_ends_where_the_classical_one_does_or_says_that_it_did_not(kind, data):
+    classical = solve(Decay(), data, batch=16)
+    found = solve(Decay(), data, method=LevenbergMarquardt(Adversary(kind), max_steps=200), batch=16)
+    assert np.isfinite(found.cost).all()
+    np.testing.assert_allclose(found.cost[found.success], classical.cost[found.success], rtol=1e-5)
+    start = solve(Decay(), data, method=LevenbergMarquardt(max_steps=1), batch=16)
+    assert (found.cost <= start.cost).all()
+    if kind != "huge":  # steps of length nothing are rightly reported as no success
+        assert found.success.all()
+
+
+def spoilt_solver(fill: float, data: np.ndarray) -> LearnedSolver:
+    """A learned solver whose networks answer `fill`."""
+    whitening = Whitening.of(jnp.asarray(data, jnp.float32), jnp.ones((16, 2)))
+    start = LearnedStart.untrained(whitening, 3, jax.random.key(0))
+    damping = LearnedDamping.untrained(whitening, GainRatio(), jax.random.key(1))
+    start, damping = (
+        jax.tree.map(lambda leaf: jnp.full_like(leaf, fill) if eqx.is_inexact_array(leaf) else leaf, it)
+        for it in (start, damping)
+    )
+    damping = eqx.tree_at(lambda it: it.base, damping, GainRatio())
+    return LearnedSolver(Decay(), LevenbergMarquardt(damping), LevenbergMarquardt(), start, 2, 1)
+
+
+@pytest.mark.parametrize("guard", ["certificate", "best_of_two"])
+@pytest.mark.parametrize("fill", [np.nan, 1e30])
+def test_ruined_networks_cost_time_and_nothing_else(fill, guard, data):
+    spoilt = data.copy()
+    spoilt[3] = np.nan
+    classical = solve(Decay(), spoilt, batch=16)
+    found = spoilt_solver(fill, data).solve(spoilt, guard=guard, batch=16)
+    np.testing.assert_array_equal(found.success, classical.success)
+    good = classical.success
+    np.testing.assert_allclose(found.cost[good], classical.cost[good], rtol=1e-6)
+    if guard == "best_of_two":
+        assert (found.cost[good] <= classical.cost[good]).all()
+
+
+def test_an_untrained_damping_is_the_classical_rule(data):
+    whitening = Whitening.of(jnp.asarray(data, jnp.float32), jnp.ones((16, 2)))
+    learned = LearnedDamping.untrained(whitening, GainRatio(), jax.random.key(1))
+    ours, theirs = (solve(Decay(), data, method=LevenbergMarquardt(rule), batch=16) for rule in (learned, GainRatio()))
+    np.testing.assert_array_equal(ours.nit, theirs.nit)
+    np.testing.assert_allclose(ours.cost, theirs.cost, rtol=1e-12)
+
+
+def test_a_start_is_never_above_the_familys_own(data):
+    solver = spoilt_solver(1.0, data)
+    flat = Flat.of(Decay(), data[0])
+    own = jnp.ones(2)
+    for instance in data[:4]:
+        best = solver.start.best(flat, jnp.asarray(instance, jnp.float32), own, 2)
+        costs = [flat.loss(x, jnp.asarray(instance, jnp.float32)) for x in (*best, own)]
+        assert costs[0] <= costs[1] and costs[0] <= costs[2]
+
+
+@pytest.fixture(scope="module")
+def coding() -> SparseCoding:
+    rng = np.random.default_rng(0)
+    images = np.cumsum(np.cumsum(rng.normal(size=(4, 24, 24)), axis=1), axis=2)
+    return SparseCoding.from_images(images, side=4, atoms=6, count=16)
+
+
+@pytest.fixture(scope="module")
+def coded(coding: SparseCoding) -> np.ndarray:
+    return solve(coding, coding.patches, method=ProximalGradient(tol=1e-6, max_steps=20_000), batch=16).cost
+
+
+@pytest.mark.parametrize(
+    "row",
+    [(np.nan, 0, 0), (9.0, 9.0, 9.0), (3.0, -4.0, -3.0), (1.0, 0.0, 0.9)],
+    ids=["nan", "huge", "ascending", "mild"],
+)
+def test_sufficient_decrease_holds_any_schedule(row, coding, coded):
+    schedule = jnp.tile(jnp.array(row), (12, 1))
+    method = ProximalGradient(schedule, tol=1e-4, max_steps=20_000)
+    found = solve(coding, coding.patches, method=method, batch=16)
+    assert found.success.all()
+    assert (found.cost <= coded * (1 + 1.1e-4)).all()
+    early = solve(coding, coding.patches, method=ProximalGradient(schedule, max_steps=8), batch=16)
+    zero = 0.5 * np.sum(np.asarray(coding.patches, float) ** 2, axis=1)
+    assert (early.cost <= zero + 1e-9).all()
+
+
+PROPOSALS = {
+    "nan": lambda x, nit: jnp.full_like(x, jnp.nan),
+    "huge": lambda x, nit: 1e30 * jnp.ones_like(x),
+    "random": lambda x, nit: jnp.sin(1e4 * (jnp.arange(x.size) + nit)),
+    "ascending": lambda x, nit: 1.5 * x + 0.1,
+    "stay": lambda x, nit: x,
+}
+
+
+@pytest.mark.parametrize("kind", PROPOSALS)
+def test_safe_l2o_converges_for_any_proposal(kind, coding, coded):
+    method = Safeguarded(PROPOSALS[kind], tol=1e-4, max_steps=20_000)
+    found = solve(coding, coding.patches, method=method, batch=16)
+    assert found.success.all()
+    assert (found.cost <= coded * (1 + 1e-3)).all()
+
+
+def test_any_penalty_converges_in_the_end():
+    from .test_solve import Projection
+
+    points = np.array([[0.5, 0.5], [2.0, 0.0], [0.3, 0.1]])
+    for rho in (1e-5, 1e5):
+        found = solve(Projection(), points, method=ADMM(rho, tol=1e-6, max_steps=20_000), batch=16)
+        np.testing.assert_allclose(found.x, [[0.5, 0.5], [1.0, 0.0], [0.6, 0.4]], atol=1e-4)

@@ -1,0 +1,165 @@
+"""Learning a solver: what it keeps, what it says, how it is written down, and how files are solved."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bygrad.artifacts import ArtifactError
+from bygrad.cli import main
+from bygrad.deploy.solver import load_solver, save_solver
+from bygrad.experiments import Display, solve_file, solving
+from bygrad.problems import Quadratic
+from bygrad.solvers import Flat, LearnedSolver, LearnedStart, Whitening, learn, parse_seconds, solve
+from bygrad.solvers.training import Examples, train_start
+
+from .families import Decay, decays
+
+FILE = Path(__file__).parent / "families.py"
+
+
+@pytest.fixture(scope="module")
+def learned() -> LearnedSolver:
+    module = sys.modules["bygrad.solvers.learn"]  # the package's `learn` is the function
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "STARTS", (1, 2))
+        patch.setattr(module, "REFERENCE", 2)
+        return learn(Decay(), budget=1, instances=decays(400), seed=1)
+
+
+def test_the_kept_solver_solves_as_the_classical_one(learned):
+    data = decays(100, seed=9)
+    found, classical = learned.solve(data), solve(Decay(), data, starts=3)
+    assert found.success.all()
+    assert (found.cost <= classical.cost * (1 + 1e-3)).all()
+
+
+def test_the_card_says_what_was_measured(learned):
+    card = learned.card
+    assert card.heldout == 200 and card.kept in card.candidates
+    assert {"tuned, 1 start", "learned start, best 1", "learned start and damping, best 1"} <= set(card.candidates)
+    assert card.candidates[card.kept]["success"] == pytest.approx(1 - card.failures / 200)
+    assert card.failure_bound > card.failures / 200
+    assert card.pays == (not card.kept.startswith("tuned"))
+    said = learned.report()
+    assert card.kept in said and ("Learning does not pay here" in said) == (not card.pays)
+
+
+def test_a_learned_start_is_nearer_than_the_middle():
+    data = decays(300)
+    solved = solve(Decay(), data)
+    params = np.concatenate([solved.x["height"][:, None], solved.x["rate"]], axis=1)
+    examples = Examples(*(jnp.asarray(it, jnp.float32) for it in (data, params, solved.cost)))
+    flat = Flat.of(Decay(), data[0])
+    untrained = LearnedStart.untrained(Whitening.of(examples.instances, examples.params), 2, jax.random.key(0))
+    trained = train_start(untrained, flat, examples, 1.0, 0, steps=150)
+
+    def distance(start: LearnedStart) -> float:
+        best = jax.vmap(lambda one: start.best(flat, one, jnp.ones(2), 1)[0])(examples.instances)
+        return float(jnp.median(jnp.sum((best - examples.params) ** 2, axis=1)))
+
+    assert distance(trained) < 0.3 * distance(untrained)
+
+
+def test_drift_is_told(learned):
+    assert learned.card is not None
+    card = dataclasses.replace(learned.card, fallbacks=0, heldout=1000)
+    data = decays(40)
+    start = LearnedStart.untrained(Whitening.of(jnp.ones((4, 9)), jnp.ones((4, 2))), 2, jax.random.key(0))
+    solver = dataclasses.replace(learned, start=start, card=card)
+    assert solver.solve(data, batch=64).warnings == ()
+    drifted = data.copy()
+    drifted[:20] = np.nan
+    (warning,) = solver.solve(drifted, batch=64).warnings
+    assert "drifted" in warning and "20 of 40" in warning
+
+
+def test_a_file_gives_the_solver_back(learned, tmp_path):
+    save_solver(learned, tmp_path / "fit.safetensors", family=f"{FILE}:Decay")
+    back = load_solver(tmp_path / "fit.safetensors", Decay())
+    assert back.card == learned.card and back.report() == learned.report()
+    data = decays(30, seed=3)
+    np.testing.assert_array_equal(back.solve(data, batch=64).cost, learned.solve(data, batch=64).cost)
+    assert type(load_solver(tmp_path / "fit.safetensors").family).__name__ == "Decay"
+
+
+def test_networks_survive_the_file(learned, tmp_path):
+    whitening = Whitening.of(jnp.asarray(decays(64), jnp.float32), jax.random.normal(jax.random.key(1), (64, 2)))
+    start = LearnedStart.untrained(whitening, 4, jax.random.key(5))
+    solver = dataclasses.replace(learned, start=start, starts=2)
+    save_solver(solver, tmp_path / "fit.safetensors")
+    back = load_solver(tmp_path / "fit.safetensors", Decay())
+    instance = jnp.asarray(decays(1)[0], jnp.float32)
+    np.testing.assert_array_equal(back.start.propose(instance), start.propose(instance))
+
+
+def test_a_family_that_changed_is_refused(learned, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(FILE.read_text())
+    save_solver(learned, tmp_path / "fit.safetensors", family=f"{file}:Decay")
+    file.write_text(FILE.read_text() + "\nraise SystemExit('this must not run')\n")
+    with pytest.raises(ArtifactError, match="not the file that the solver was learned for"):
+        load_solver(tmp_path / "fit.safetensors")
+
+
+def test_a_family_without_instances_is_refused():
+    with pytest.raises(ValueError, match="too few"):
+        learn(Decay(), budget=1, instances=decays(60))
+    with pytest.raises(ValueError, match="no time"):
+        learn(Decay(), budget="soon")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5min", 300), ("1h", 3600), (2.5, 2.5), ("0.5 h", 1800)])
+def test_budgets_are_read(text, seconds):
+    assert parse_seconds(text) == seconds
+
+
+@pytest.fixture
+def display() -> Display:
+    return Display(Console(quiet=True))
+
+
+def test_files_are_solved_block_by_block_and_resumed(tmp_path, display, monkeypatch):
+    monkeypatch.setattr(solving, "BLOCK", 16)
+    data = decays(40)
+    np.save(tmp_path / "data.npy", data)
+    whole = solve(Decay(), data, batch=64)
+    calls = []
+
+    def failing(family, block, **kwargs):
+        calls.append(len(block))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return solve(family, block, batch=64)
+
+    monkeypatch.setattr(solving, "solve", failing)
+    out = tmp_path / "out.npz"
+    with pytest.raises(KeyboardInterrupt):
+        solve_file(Decay(), tmp_path / "data.npy", out, display)
+    assert not out.exists()
+    with pytest.raises(FileExistsError, match="interrupted"):
+        solve_file(Decay(), tmp_path / "data.npy", out, display)
+    with pytest.raises(ValueError, match="differs in family"):
+        solve_file(Quadratic(), tmp_path / "data.npy", out, display, resume=True)
+    done = solve_file(Decay(), tmp_path / "data.npy", out, display, resume=True)
+    assert calls == [16, 16, 16, 8] and done["rows"] == 40 and done["solved"] == 40
+    with np.load(out) as found:
+        np.testing.assert_allclose(found["cost"], whole.cost, rtol=1e-9)
+        assert found["rate"].shape == (40, 1) and found["success"].all()
+    assert [path.name for path in tmp_path.iterdir() if "parts" in path.name] == []
+    with pytest.raises(FileExistsError, match="overwritten"):
+        solve_file(Decay(), tmp_path / "data.npy", out, display)
+
+
+def test_the_command_solves_and_reports(learned, tmp_path, capsys):
+    save_solver(learned, tmp_path / "fit.safetensors", family=f"{FILE}:Decay")
+    np.save(tmp_path / "data.npy", decays(20))
+    main(["solve", str(tmp_path / "fit.safetensors"), str(tmp_path / "data.npy"), "-o", str(tmp_path / "out.npz")])
+    assert "20 of 20 solved" in capsys.readouterr().out
+    main(["report", str(tmp_path / "fit.safetensors")])
+    assert "held-out instances" in capsys.readouterr().out
