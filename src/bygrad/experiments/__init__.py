@@ -3,6 +3,7 @@
 from .cifar import CIFAR
 from .declaration import Budget, Experiment, Level, Setting
 from .display import Display
+from .horizon import HORIZON
 from .mnist import MNIST
 from .paper import paper_curves
 from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN
@@ -16,7 +17,7 @@ from .work import evaluate, train
 EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST, *CIFAR, STYLE)}
 """The experiments, by name."""
 
-STUDIES: dict[str, Study] = {it.name: it for it in (VARIATIONS,)}
+STUDIES: dict[str, Study] = {it.name: it for it in (VARIATIONS, HORIZON)}
 """The experiments that are more than one optimizer on one family, by name."""
 
 __all__ = [
