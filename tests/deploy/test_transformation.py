@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -233,7 +232,9 @@ def test_abstract_params(small, params):
 
 def test_complex_params_are_refused_by_name_and_the_remedy_works(small):
     params = {"layers": [{"w": jnp.ones(2, jnp.complex64) * (1 + 2j)}]}
-    with pytest.raises(TypeError, match=r"params have a complex leaf layers/0/w \(complex64\).*split_real_and_imaginary"):
+    with pytest.raises(
+        TypeError, match=r"params have a complex leaf layers/0/w \(complex64\).*split_real_and_imaginary"
+    ):
         deployed(small).init(params)
     state = deployed(small).init({"layers": [{"w": jnp.ones(2)}]})
     with pytest.raises(TypeError, match="gradients have a complex leaf layers/0/w"):

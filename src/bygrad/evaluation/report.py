@@ -227,7 +227,7 @@ def _page(results: Results, drawn: Mapping[str, str]) -> str:
         f"<p>{escape(_statement(results))}</p>",
         _figure(drawn, "loss", "Mean loss over runs with its 95 % interval. An arrow: goes on beyond the axis."),
         "<h2>Results</h2>",
-        _html_table(_HEADINGS, rows, text_columns=2),
+        html_table(_HEADINGS, rows, text_columns=2),
         *(f'<p class="notes">{escape(note)}</p>' for note in _notes(results)),
         *_levels(results.get("levels") or []),
     ]
@@ -243,10 +243,15 @@ def _page(results: Results, drawn: Mapping[str, str]) -> str:
         caption = "Each baseline over its learning rates. A line that leaves the top does harm or diverges."
         parts += ["<h2>Tuning of the baselines</h2>", _figure(drawn, "tuning", caption)]
     parts += _provenance(results)
+    return html_page(results["title"], parts)
+
+
+def html_page(title: str, parts: Iterable[str]) -> str:
+    """Return a whole document of these parts, which are HTML already."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(results['title'])}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in parts if part)
         + "\n</body>\n</html>\n"
     )
@@ -264,15 +269,18 @@ def _statement(results: Results) -> str:
 def _levels(levels: Sequence[Mapping[str, Any]]) -> list[str]:
     if not levels:
         return []
-    words = {True: "yes", False: "no", None: _MISSING}
-    rows = []
-    for level in levels:
-        ours = {"mean": level["ours"], "low": level.get("low"), "high": level.get("high")}
-        shown = _number(ours["mean"]) if ours["low"] is ours["high"] is None else _interval(ours, 0)
-        numbers = [_number(level.get("paper")), _number(level.get("reach")), shown, words[level.get("reached")]]
-        rows.append(("", [_cell(level["what"], False), *(_cell(number, False) for number in numbers)]))
+    rows = [("", [_cell(text, False) for text in level_cells(level)]) for level in levels]
     headings = ("level", "paper", "to reach", "ours [95 %]", "reached")
-    return ["<h2>Levels to reach</h2>", _html_table(headings, rows, text_columns=1)]
+    return ["<h2>Levels to reach</h2>", html_table(headings, rows, text_columns=1)]
+
+
+def level_cells(level: Mapping[str, Any]) -> tuple[str, ...]:
+    """Write a level as texts: what, paper, to reach, ours with its interval, and whether it is reached."""
+    words = {True: "yes", False: "no", None: _MISSING}
+    ours = {"mean": level["ours"], "low": level.get("low"), "high": level.get("high")}
+    shown = _number(ours["mean"]) if ours["low"] is ours["high"] is None else _interval(ours, 0)
+    numbers = (_number(level.get("paper")), _number(level.get("reach")), shown)
+    return (level["what"], *numbers, words[level.get("reached")])
 
 
 def _provenance(results: Results) -> list[str]:
@@ -291,14 +299,18 @@ def _provenance(results: Results) -> list[str]:
 
 
 def _figure(drawn: Mapping[str, str], name: str, caption: str) -> str:
-    """The SVG as an element of the page: without its XML prolog and comments, and with its caption as description."""
-    svg = re.sub(r"<!--.*?-->", "", drawn[name][drawn[name].index("<svg") :], flags=re.DOTALL)
+    return html_figure(drawn[name], caption)
+
+
+def html_figure(svg: str, caption: str) -> str:
+    """The SVG as an element of a page: without its XML prolog and comments, and with its caption as description."""
+    svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
     return f"<figure>{svg.strip()}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _html_table(headings: Iterable[str], rows: Iterable[tuple[str, list[str]]], text_columns: int) -> str:
-    """Of cells that are HTML already; the first `text_columns` align left, the numbers right."""
+def html_table(headings: Iterable[str], rows: Iterable[tuple[str, list[str]]], text_columns: int) -> str:
+    """A table of rows (kind, cells) that are HTML already; the first `text_columns` align left, the numbers right."""
 
     def line(tag: str, cells: Iterable[str]) -> str:
         kinds = ((' class="text"' if i < text_columns else "", cell) for i, cell in enumerate(cells))

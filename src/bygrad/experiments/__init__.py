@@ -1,8 +1,10 @@
 """The paper's experiments and ours, as declarations, and what carries them out."""
 
+from .architectures import ARCHITECTURES
 from .cifar import CIFAR
 from .declaration import Budget, Experiment, Level, Setting
 from .display import Display
+from .everything import everything
 from .horizon import HORIZON
 from .mnist import MNIST
 from .paper import paper_curves
@@ -11,14 +13,17 @@ from .reproduce import reproduce
 from .study import Study, Task, carry_out
 from .style import STYLE
 from .stylize import paint, stylize
+from .update_shapes import UPDATE_SHAPES
 from .variations import VARIATIONS
 from .work import evaluate, train
 
 EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST, *CIFAR, STYLE)}
 """The experiments, by name."""
 
-STUDIES: dict[str, Study] = {it.name: it for it in (VARIATIONS, HORIZON)}
+STUDIES: dict[str, Study] = {it.name: it for it in (VARIATIONS, HORIZON, ARCHITECTURES, UPDATE_SHAPES)}
 """The experiments that are more than one optimizer on one family, by name."""
+
+STUDIES["all"] = everything(EXPERIMENTS | STUDIES)
 
 __all__ = [
     "EXPERIMENTS",
