@@ -135,7 +135,7 @@ def list_names() -> None:
 
 
 def reproduce(
-    name: Positional[Annotated[str, arg(help="An experiment (see `bygrad list`).", metavar="NAME")]],
+    name: Positional[Annotated[str, arg(help="An experiment (see `bygrad list`), or all.", metavar="NAME")]],
     budget: Annotated[Literal["quick", "paper"], arg(help="Two minutes, or the paper's levels.")] = "quick",
     out: Folder = None,
     resume: Resume = False,
@@ -410,7 +410,8 @@ def _finish(results: dict[str, Any], folder: Path, file: Path | None) -> None:
     from .evaluation import results_table, strict_json
 
     console = Console()
-    console.print(results_table(results))
+    if results.get("optimizers"):
+        console.print(results_table(results))
     for level in results.get("levels", ()):
         verdict = {None: "reported", True: "reached", False: "NOT reached"}[level["reached"]]
         paper, reach = (("-" if level[key] is None else f"{level[key]:g}") for key in ("paper", "reach"))

@@ -3,7 +3,8 @@
 from .aggregate import bootstrap_iqm, interquartile_mean, performance_profile
 from .compare import CONVENTION, Protocol, best_baseline, compare, compare_bfgs, tune_baselines
 from .grid import GridRuns, run_grid
-from .report import results_table, strict_json, write_report
+from .page import Picture, Sheet, write_page
+from .report import level_cells, results_table, strict_json, write_report
 from .runs import area, final, run_curves
 from .second_order import bfgs_curves, lbfgs_curves
 from .statistics import Interval, bootstrap_curves, bootstrap_mean
@@ -13,7 +14,9 @@ __all__ = [
     "CONVENTION",
     "GridRuns",
     "Interval",
+    "Picture",
     "Protocol",
+    "Sheet",
     "Tuning",
     "area",
     "best_baseline",
@@ -26,6 +29,7 @@ __all__ = [
     "final",
     "interquartile_mean",
     "lbfgs_curves",
+    "level_cells",
     "performance_profile",
     "results_table",
     "run_curves",
@@ -34,5 +38,6 @@ __all__ = [
     "tune",
     "tune_baselines",
     "with_learning_rate",
+    "write_page",
     "write_report",
 ]

@@ -243,16 +243,16 @@ def _page(results: Results, drawn: Mapping[str, str]) -> str:
         caption = "Each baseline over its learning rates. A line that leaves the top does harm or diverges."
         parts += ["<h2>Tuning of the baselines</h2>", _figure(drawn, "tuning", caption)]
     parts += _provenance(results)
-    return document(results["title"], [part for part in parts if part])
+    return html_page(results["title"], parts)
 
 
-def document(title: str, parts: Iterable[str]) -> str:
-    """Return a whole page of the given parts, which are HTML already."""
+def html_page(title: str, parts: Iterable[str]) -> str:
+    """Return a whole document of these parts, which are HTML already."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
+        + "\n".join(part for part in parts if part)
         + "\n</body>\n</html>\n"
     )
 
@@ -269,15 +269,18 @@ def _statement(results: Results) -> str:
 def _levels(levels: Sequence[Mapping[str, Any]]) -> list[str]:
     if not levels:
         return []
-    words = {True: "yes", False: "no", None: _MISSING}
-    rows = []
-    for level in levels:
-        ours = {"mean": level["ours"], "low": level.get("low"), "high": level.get("high")}
-        shown = number(ours["mean"]) if ours["low"] is ours["high"] is None else _interval(ours, 0)
-        numbers = [number(level.get("paper")), number(level.get("reach")), shown, words[level.get("reached")]]
-        rows.append(("", [_cell(level["what"], False), *(_cell(number, False) for number in numbers)]))
+    rows = [("", [_cell(text, False) for text in level_cells(level)]) for level in levels]
     headings = ("level", "paper", "to reach", "ours [95 %]", "reached")
     return ["<h2>Levels to reach</h2>", html_table(headings, rows, text_columns=1)]
+
+
+def level_cells(level: Mapping[str, Any]) -> tuple[str, ...]:
+    """Write a level as texts: what, paper, to reach, ours with its interval, and whether it is reached."""
+    words = {True: "yes", False: "no", None: _MISSING}
+    ours = {"mean": level["ours"], "low": level.get("low"), "high": level.get("high")}
+    shown = number(ours["mean"]) if ours["low"] is ours["high"] is None else _interval(ours, 0)
+    numbers = (number(level.get("paper")), number(level.get("reach")), shown)
+    return (level["what"], *numbers, words[level.get("reached")])
 
 
 def _provenance(results: Results) -> list[str]:
@@ -296,14 +299,18 @@ def _provenance(results: Results) -> list[str]:
 
 
 def _figure(drawn: Mapping[str, str], name: str, caption: str) -> str:
-    """The SVG as an element of the page: without its XML prolog and comments, and with its caption as description."""
-    svg = re.sub(r"<!--.*?-->", "", drawn[name][drawn[name].index("<svg") :], flags=re.DOTALL)
+    return html_figure(drawn[name], caption)
+
+
+def html_figure(svg: str, caption: str) -> str:
+    """The SVG as an element of a page: without its XML prolog and comments, and with its caption as description."""
+    svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
     return f"<figure>{svg.strip()}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def html_table(headings: Iterable[str], rows: Iterable[tuple[str, list[str]]], text_columns: int) -> str:
-    """Of cells that are HTML already; the first `text_columns` align left, the numbers right."""
+    """A table of rows (kind, cells) that are HTML already; the first `text_columns` align left, the numbers right."""
 
     def line(tag: str, cells: Iterable[str]) -> str:
         kinds = ((' class="text"' if i < text_columns else "", cell) for i, cell in enumerate(cells))
@@ -346,7 +353,7 @@ def _interval(interval: Mapping[str, Number], runs: int) -> str:
         return number(mean)
     width = high - low if math.isfinite(high) else 0.0
     size = math.floor(math.log10(abs(mean))) if mean and math.isfinite(mean) else 0
-    exponential = not 1e-4 <= abs(mean) < 1e5  # as `_number` writes it
+    exponential = not 1e-4 <= abs(mean) < 1e5  # as `number` writes it
     decimals = (
         None
         if width <= 0 or exponential

@@ -1,8 +1,11 @@
 """The paper's experiments and ours, as declarations, and what carries them out."""
 
+from .architectures import ARCHITECTURES
 from .cifar import CIFAR
 from .declaration import Budget, Experiment, Level, Setting
 from .display import Display
+from .everything import everything
+from .horizon import HORIZON
 from .mnist import MNIST
 from .paper import paper_curves
 from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN
@@ -12,14 +15,17 @@ from .study import Study, Task, carry_out
 from .style import STYLE
 from .stylize import paint, stylize
 from .transfer import TRANSFER
+from .update_shapes import UPDATE_SHAPES
 from .variations import VARIATIONS
 from .work import evaluate, train
 
 EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST, *CIFAR, STYLE)}
 """The experiments, by name."""
 
-STUDIES: dict[str, Study] = {it.name: it for it in (VARIATIONS, TRANSFER)}
+STUDIES: dict[str, Study] = {it.name: it for it in (VARIATIONS, HORIZON, ARCHITECTURES, UPDATE_SHAPES, TRANSFER)}
 """The experiments that are more than one optimizer on one family, by name."""
+
+STUDIES["all"] = everything(EXPERIMENTS | STUDIES)
 
 __all__ = [
     "EXPERIMENTS",

@@ -10,7 +10,7 @@ import numpy as np
 from .._core.files import write_text_atomically
 from ..evaluation import bootstrap_iqm, performance_profile, write_report
 from ..evaluation.figures import profiles, save
-from ..evaluation.report import document, html_table, number
+from ..evaluation.report import html_page, html_table, number
 
 MEASURES = {
     "mean": "mean training loss over the run",
@@ -169,7 +169,7 @@ def write_transfer_report(found: Mapping[str, Any], results: dict[str, Any], fol
         '<p class="notes">Of problem and optimizer together, many runs side by side.</p>',
         f"<pre>{escape(results['command'])}</pre>",
     ]
-    write_text_atomically(folder / "report.html", document("Transfer", parts))
+    write_text_atomically(folder / "report.html", html_page("Transfer", parts))
     return folder / "report.html"
 
 

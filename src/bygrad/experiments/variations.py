@@ -133,11 +133,11 @@ def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
     trained, courses = {}, {}
     for label, build in contest.contenders.items():
         task.display.say(f"{contest.title}: {label}")
-        place = folder / label
+        name = label.lower().replace("+", "-")
+        place = folder / name
         resume = (place / "metatraining" / "checkpoint.safetensors").exists()
-        outcome = train(
-            build(jax.random.key(task.seed)), family, recipe, place, task.display, name=label, resume=resume
-        )
+        untrained, name = build(jax.random.key(task.seed)), f"paper/{contest.name}-{name}"
+        outcome = train(untrained, family, recipe, place, task.display, name=name, resume=resume)
         trained[label], courses[label] = outcome.optimizer, meta_training_results(outcome, {})
     fresh = find_family(contest.family, data=task.data, split="test")
     results = evaluate(

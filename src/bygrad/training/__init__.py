@@ -2,6 +2,7 @@
 
 from .._core.hosts import LostProcessError
 from .checkpoint import CheckpointError
+from .curriculum import Curriculum, Graduated, Round, learn_by_curriculum
 from .devices import meet
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
 from .loop import MetaTrained, meta_train
@@ -9,18 +10,22 @@ from .recipe import Recipe, describe
 
 __all__ = [
     "CheckpointError",
+    "Curriculum",
     "Event",
+    "Graduated",
     "Log",
     "LostProcessError",
     "MetaTrained",
     "Planned",
     "Recipe",
     "RolledBack",
+    "Round",
     "Stepped",
     "Validated",
     "Warned",
     "Watcher",
     "describe",
+    "learn_by_curriculum",
     "meet",
     "meta_train",
 ]

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+import equinox as eqx
+
 from ..metagrads import Estimator, Replay
 
 
@@ -60,7 +62,12 @@ class Recipe:
 def describe(recipe: Recipe) -> dict[str, Any]:
     """Write a recipe as JSON values."""
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-    estimator = recipe.estimator
-    static = {field.name: getattr(estimator, field.name) for field in dataclasses.fields(estimator)}
-    fields["estimator"] = {"name": type(estimator).__name__, **static}
-    return fields
+    return {name: _plain(value) for name, value in fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Write an estimator, and whatever it is made of, as JSON values."""
+    if isinstance(value, eqx.Module):
+        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"name": type(value).__name__, **fields}
+    return value.tolist() if eqx.is_array(value) else value

@@ -135,5 +135,15 @@ def loss_curves(
     optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int
 ) -> Float[Array, "runs horizon_plus_1"]:
     """Run the optimizer on fresh instances: column `t` is the loss after `t` updates, `t = 0..horizon`."""
-    _, trajectory = rollout(optimizer, family, begin(declare(optimizer, horizon), family, keys), horizon)
-    return jnp.concatenate([trajectory.value, trajectory.end_value[None]]).T
+    optimizer = declare(optimizer, horizon)
+    lifted = lift(optimizer)
+
+    # Not by `rollout`: of a long run nothing is kept but its losses.
+    def body(inner: Inner, _: None) -> tuple[Inner, Array]:
+        value, grads, key = observe(lifted, family, inner)
+        updates, state = lifted.update(grads, inner.optimizer_state, lifted.see(inner.params), value, key)
+        moved = lifted.apply(inner.params, updates)
+        return Inner(moved, state, inner.instance, inner.key, inner.step + 1), value
+
+    end, values = jax.lax.scan(body, begin(optimizer, family, keys), None, length=horizon)
+    return jnp.concatenate([values, observe(lifted, family, end)[0][None]]).T

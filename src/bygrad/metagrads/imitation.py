@@ -1,0 +1,112 @@
+"""Imitation of a hand-designed optimizer beside learning from what is achieved: Chen et al. (2020), section 3.2."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from .._core import trees
+from .._core.types import State
+from ..optimizers import Optimizer
+from ..unroll import Inner, Trajectory, Windows, instance_axes, lift, replay, rollout
+from .base import Estimate, Estimator
+
+
+class Imitated(eqx.Module):
+    """State of `Imitate`: that of the estimator, the teacher's runs, the pupil's state along them, and the windows."""
+
+    achieved: Any
+    shown: Inner
+    pupil: State
+    windows: Int[Array, ""]
+
+
+class Imitate(Estimator):
+    r"""Adds to every few windows' meta-gradient the gradient of an imitation loss.
+
+    A teacher runs on instances of its own; the pupil sees the gradients that the teacher meets, and is drawn to its
+    updates $u^*$, on the teacher's path, not on its own:
+
+    $$\ell = \frac{\tfrac{1}{2} \operatorname{mean} (u - u^*)^2}{\operatorname{mean} (u^*)^2}$$
+
+    Divided by the teacher's own size, so that the loss is 1/2 for a pupil that stands still, and its gradient is of a
+    size that does not depend on the learning rate. The teacher knows what to do late in a run, where a young pupil
+    never comes. The meta-loss that is reported is the estimator's.
+
+    **Arguments:** `estimator`: of the meta-gradient. `teacher`: what to imitate; it does not learn. `weight`: of the
+    imitation's gradient. `every`: windows from one imitation to the next; 4 adds about a quarter to the cost.
+
+    Source: Chen, Zhang, Jingyang, Chang, Liu, Amini and Wang, *Training Stronger Baselines for Learning to Optimize*
+    (NeurIPS 2020); there the two losses take turns at random.
+    """
+
+    estimator: Estimator
+    teacher: Optimizer
+    weight: float = eqx.field(static=True, default=0.1)
+    every: int = eqx.field(static=True, default=4)
+
+    def __check_init__(self) -> None:
+        if self.every < 1 or not self.weight > 0:
+            raise ValueError(
+                f"every={self.every}, weight={self.weight}: nothing would be imitated. Give a weight above 0 and every"
+                " of at least 1, or use the estimator without imitation."
+            )
+
+    def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Imitated:
+        own, shown = jax.random.split(key)
+        inner = windows.begin(self.teacher, shown)
+        pupil = lift(optimizer).init(inner.params)
+        return Imitated(self.estimator.init(optimizer, windows, own), inner, pupil, jnp.zeros((), jnp.int32))
+
+    def axes(self, optimizer: Optimizer, state: Imitated) -> PyTree:
+        achieved, shown = self.estimator.axes(optimizer, state.achieved), instance_axes(self.teacher, state.shown)
+        return Imitated(achieved, shown, lift(optimizer).axes(state.pupil), None)  # pyright: ignore[reportArgumentType]
+
+    def estimate(self, optimizer: Optimizer, windows: Windows, state: Imitated) -> tuple[Estimate, Imitated]:
+        estimate, achieved = self.estimator.estimate(optimizer, windows, state.achieved)
+
+        def imitate(shown: Inner, pupil: State) -> tuple[PyTree, Inner, State]:
+            return self._imitate(optimizer, windows, shown, pupil)
+
+        def wait(shown: Inner, pupil: State) -> tuple[PyTree, Inner, State]:
+            return jax.tree.map(jnp.zeros_like, estimate.gradient), shown, pupil
+
+        turn = state.windows % self.every == 0
+        drawn, shown, pupil = jax.lax.cond(turn, imitate, wait, state.shown, state.pupil)
+        gradient = jax.tree.map(lambda own, other: own + self.weight * other, estimate.gradient, drawn)
+        after = Imitated(achieved, shown, pupil, state.windows + 1)
+        return Estimate(estimate.loss, gradient, estimate.losses), after
+
+    def _imitate(
+        self, optimizer: Optimizer, windows: Windows, shown: Inner, pupil: State
+    ) -> tuple[PyTree, Inner, State]:
+        """Let the teacher run for a window; return the gradient of the imitation loss, the runs, the pupil's state."""
+        lifted = lift(optimizer)
+        done = windows.done(shown)
+        shown = windows.renew(self.teacher, shown)
+        start = lifted.select(done, lifted.init(shown.params), pupil)
+        end, seen = rollout(self.teacher, windows.family, shown, windows.truncation)
+        # The path is laid out as the teacher wants it; a hand-designed one takes params as they are.
+        path = jax.tree.map(lambda leaf, last: jnp.concatenate([leaf, last[None]]), seen.params, end.params)
+        taught = jax.vmap(lifted.see)(jax.tree.map(lambda leaf: leaf[1:] - leaf[:-1], path))
+        grads, params = jax.vmap(lifted.see)(seen.grads), jax.vmap(lifted.see)(seen.params)
+        end_grads = lifted.see(seen.end_grads)
+
+        def follow(state: State, inputs: tuple[Any, ...]) -> tuple[State, PyTree]:
+            updates, state = lifted.update(inputs[0], state, *inputs[1:])
+            return state, updates
+
+        pupil, updates = jax.lax.scan(follow, start, (grads, params, seen.value, seen.key))
+        size = _mean_square(taught)
+        count = sum(leaf.size for leaf in jax.tree.leaves(taught))
+        scale = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0) / count
+        weights = jax.tree.map(lambda ours, theirs: scale * (ours - theirs), updates, taught)
+        trajectory = Trajectory(start, grads, params, seen.value, seen.key, end_grads, seen.end_value)
+        return replay(optimizer, trajectory, weights), end, pupil
+
+
+def _mean_square(tree: PyTree) -> Float[Array, ""]:
+    count = sum(leaf.size for leaf in jax.tree.leaves(tree))
+    return jnp.square(trees.global_norm(tree)) / count

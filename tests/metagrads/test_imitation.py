@@ -1,0 +1,89 @@
+"""Imitation: a loss in closed form for a pupil of the teacher's kind, and turns."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.metagrads import Backprop, Imitate, Replay
+from bygrad.optimizers import LSTM, SGD, Adam
+from bygrad.problems import Quadratic
+from bygrad.training import Recipe, describe
+from bygrad.unroll import Windows
+
+pytestmark = pytest.mark.core
+
+WINDOWS = Windows(Quadratic(3), horizon=4, truncation=2, instances=2)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.05, 0.1])
+def test_for_a_pupil_of_the_same_kind_the_loss_has_a_closed_form(rate):
+    """Updates are rates times the same gradients: the loss is half the square of the relative error of the rate."""
+    taught, weight, pupil = 0.05, 0.3, SGD(rate)
+    imitate = Imitate(Backprop(), SGD(taught), weight=weight, every=1)
+    state = imitate.init(pupil, WINDOWS, jax.random.key(0))
+    for _ in range(3):  # an instance is renewed in between
+        own, _ = Backprop().estimate(pupil, WINDOWS, state.achieved)
+        both, state = imitate.estimate(pupil, WINDOWS, state)
+        added = both.gradient.learning_rate - own.gradient.learning_rate
+        scale = abs(float(own.gradient.learning_rate))
+        np.testing.assert_allclose(added, weight * (rate - taught) / taught**2, rtol=1e-4, atol=1e-5 * scale)
+        np.testing.assert_array_equal(both.loss, own.loss)
+
+
+def test_the_gradient_is_that_of_the_loss_along_the_teachers_path():
+    pupil, teacher = LSTM(jax.random.key(0), (3,)), Adam(0.1)
+    imitate = Imitate(Replay(), teacher, weight=1.0, every=1)
+    state = imitate.init(pupil, WINDOWS, jax.random.key(0))
+    own, _ = Replay().estimate(pupil, WINDOWS, state.achieved)
+    both, after = imitate.estimate(pupil, WINDOWS, state)
+
+    grads, taught = [], []  # of both instances, step by step
+    for i in range(2):
+        params, instance = state.shown.params[i], jax.tree.map(lambda leaf, i=i: leaf[i], state.shown.instance)
+        memory = teacher.init(params)
+        for _ in range(2):
+            grad = jax.grad(WINDOWS.family.loss)(params, instance, None)
+            update, memory = teacher.update(grad, memory)
+            grads.append(grad), taught.append(update)
+            params = params + update
+        np.testing.assert_allclose(after.shown.params[i], params, rtol=1e-4)
+
+    @jax.grad
+    def expected(theta):
+        optimizer, errors = eqx.combine(theta, pupil), []
+        for i in range(2):
+            memory = optimizer.init(grads[0])
+            for t in (2 * i, 2 * i + 1):
+                update, memory = optimizer.update(grads[t], memory)
+                errors.append(update - taught[t])
+        return 0.5 * jnp.mean(jnp.square(jnp.stack(errors))) / jnp.mean(jnp.square(jnp.stack(taught)))
+
+    expected = expected(eqx.filter(pupil, eqx.is_inexact_array))
+    for a, b, c in zip(*map(jax.tree.leaves, (both.gradient, own.gradient, expected)), strict=True):
+        np.testing.assert_allclose(a - b, c, rtol=2e-3, atol=1e-4 * float(jnp.max(jnp.abs(c))))
+
+
+def test_turns_are_taken():
+    pupil = SGD(0.1)
+    imitate = Imitate(Replay(), SGD(0.05), every=2)
+    state = imitate.init(pupil, WINDOWS, jax.random.key(0))
+    imitated = []
+    for _ in range(4):
+        own, _ = Replay().estimate(pupil, WINDOWS, state.achieved)
+        both, state = imitate.estimate(pupil, WINDOWS, state)
+        imitated.append(bool(abs(both.gradient.learning_rate - own.gradient.learning_rate) > 1e-3))
+    assert imitated == [True, False, True, False]
+
+
+def test_a_recipe_with_imitation_is_json():
+    described = describe(Recipe(estimator=Imitate(Replay(0.5), SGD(0.25), every=3)))["estimator"]
+    assert described["estimator"]["coordinates"] == 0.5
+    assert described["teacher"] == {"name": "SGD", "learning_rate": 0.25}
+
+
+@pytest.mark.parametrize("options", [{"every": 0}, {"weight": 0.0}])
+def test_imitation_of_nothing_is_refused(options):
+    with pytest.raises(ValueError, match="nothing would be imitated"):
+        Imitate(Replay(), SGD(), **options)

@@ -1,0 +1,88 @@
+"""The curriculum: who goes on to the next stage, when a stage ends, and that nothing is done twice."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bygrad.optimizers import SGD
+from bygrad.problems import Quadratic
+from bygrad.training import Curriculum, Recipe, Stepped, learn_by_curriculum
+from bygrad.unroll import loss_curves
+
+FAMILY = Quadratic(2)
+RECIPE = Recipe(truncation=2, instances=2, meta_steps=2, meta_learning_rate=5e-3, validation_runs=2)
+CURRICULUM = Curriculum(RECIPE, horizons=(2, 4, 8), rounds=3, patience=1, runs=2, late=0.5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("curriculum")
+
+
+@pytest.fixture(scope="module")
+def graduated(folder):
+    return learn_by_curriculum(SGD(0.02), FAMILY, CURRICULUM, folder=folder)
+
+
+@pytest.mark.core
+def test_each_stage_is_judged_by_the_next_horizon_and_ends_when_nothing_comes(graduated):
+    for stage, (horizon, judged_by) in enumerate(((2, 4), (4, 8))):
+        course = [it for it in graduated.rounds if it.stage == stage]
+        assert [it.round for it in course] == list(range(len(course)))
+        assert {(it.horizon, it.judged_by) for it in course} == {(horizon, judged_by)}
+        best = np.inf
+        for it in course:
+            assert it.best == (it.loss < best)
+            best = min(best, it.loss)
+        assert len(course) == 1 + CURRICULUM.rounds or not course[-1].best
+        assert all(it.best for it in course[:-1])  # the patience is 1
+    assert {it.stage for it in graduated.rounds} == {0, 1}
+
+
+@pytest.mark.core
+def test_the_best_of_the_last_stage_comes_out(graduated):
+    best = min(it.loss for it in graduated.rounds if it.stage == 1)
+    keys = jax.random.split(jax.random.key(RECIPE.seed), 2)
+    late = loss_curves(graduated.optimizer, FAMILY, keys, 8)[:, -4:]
+    np.testing.assert_allclose(np.mean(late), best, rtol=1e-6)
+    start = next(it for it in graduated.rounds if it.stage == 1)
+    assert best <= start.loss
+    assert float(graduated.optimizer.learning_rate) > 0.02  # small steps are what there is to learn from
+
+
+@pytest.mark.core
+def test_resuming_repeats_nothing_and_gives_the_same(graduated, folder):
+    events = []
+    again = learn_by_curriculum(SGD(0.02), FAMILY, CURRICULUM, folder=folder, resume=True, watch=events.append)
+    assert again.rounds == graduated.rounds
+    np.testing.assert_array_equal(again.optimizer.learning_rate, graduated.optimizer.learning_rate)
+    assert not any(isinstance(event, Stepped) for event in events)
+
+
+@pytest.mark.core
+def test_another_curriculum_and_a_used_folder_are_refused(graduated, folder):
+    with pytest.raises(FileExistsError, match="already holds a curriculum"):
+        learn_by_curriculum(SGD(0.02), FAMILY, CURRICULUM, folder=folder)
+    other = Curriculum(RECIPE, horizons=(2, 4), runs=2)
+    with pytest.raises(ValueError, match="is another one"):
+        learn_by_curriculum(SGD(0.02), FAMILY, other, folder=folder, resume=True)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("horizons", [(2,), (4, 2), (3, 6)])
+def test_horizons_that_do_not_grow_are_refused(horizons):
+    with pytest.raises(ValueError, match="a curriculum needs at least two"):
+        Curriculum(RECIPE, horizons=horizons)
+
+
+@pytest.mark.core
+def test_an_optimizer_that_diverges_goes_in_and_a_better_one_comes_out(tmp_path):
+    """A rate far above 2 over the curvature: runs of the next horizon overflow, which counts as infinitely bad."""
+    curriculum = Curriculum(RECIPE, horizons=(2, 60), rounds=1, runs=2)
+    graduated = learn_by_curriculum(SGD(80.0), FAMILY, curriculum, folder=tmp_path)
+    assert graduated.rounds[0].loss == np.inf
+    assert not graduated.rounds[0].best
+    again = learn_by_curriculum(SGD(80.0), FAMILY, curriculum, folder=tmp_path, resume=True)
+    assert again.rounds == graduated.rounds
