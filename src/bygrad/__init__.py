@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from .evaluation import Protocol as Protocol
     from .evaluation import compare as compare
     from .evaluation import tune_baselines as tune_baselines
+    from .experiments import specialize as specialize
+    from .metagrads import NRES as NRES
     from .metagrads import Backprop as Backprop
     from .metagrads import Replay as Replay
     from .optimizers import LSTM as LSTM
+    from .optimizers import Controller as Controller
     from .optimizers import Optimizer as Optimizer
     from .problems import MLPClassifier as MLPClassifier
     from .problems import ProblemFamily as ProblemFamily
@@ -30,8 +33,11 @@ _HOMES = {
     "Protocol": "evaluation",
     "compare": "evaluation",
     "tune_baselines": "evaluation",
+    "specialize": "experiments",
     "Backprop": "metagrads",
+    "NRES": "metagrads",
     "Replay": "metagrads",
+    "Controller": "optimizers",
     "LSTM": "optimizers",
     "Optimizer": "optimizers",
     "MLPClassifier": "problems",

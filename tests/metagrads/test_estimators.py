@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bygrad.metagrads import Backprop, Estimate, Replay
-from bygrad.optimizers import HAND_DESIGNED, LEARNED, Learned, Optimizer
+from bygrad.optimizers import HAND_DESIGNED, LEARNED, LSTM, Learned, Optimizer
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
 from bygrad.problems.mlp import Activation
 from bygrad.unroll import Windows
@@ -40,7 +40,9 @@ FAMILIES = {
 def build(name: str, x64: bool) -> Optimizer:
     kind = OPTIMIZERS[name]
     with jax.enable_x64(x64):
-        return eqx.filter_jit(kind)(jax.random.key(0), (4, 3)) if issubclass(kind, Learned) else kind()
+        if not issubclass(kind, Learned):
+            return kind()
+        return eqx.filter_jit(kind)(jax.random.key(0), *(((4, 3),) if kind is LSTM else ()))
 
 
 def assert_equal(ours: Estimate, theirs: Estimate, tolerance: float) -> None:

@@ -6,6 +6,7 @@ from .mnist import MNIST
 from .paper import paper_curves
 from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN
 from .reproduce import reproduce
+from .specialize import Specialized, specialize
 from .work import evaluate, train
 
 EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST)}
@@ -18,8 +19,10 @@ __all__ = [
     "Experiment",
     "Level",
     "Setting",
+    "Specialized",
     "evaluate",
     "paper_curves",
     "reproduce",
+    "specialize",
     "train",
 ]

@@ -40,7 +40,7 @@ def train(
 
     **Arguments:** `name`: what the artifact calls itself. `levels`: areas of tuned baselines, to compare progress with.
     """
-    display.levels, display.meta_steps = levels or {}, recipe.meta_steps
+    display.levels, display.meta_steps, display.seconds = levels or {}, recipe.meta_steps, recipe.seconds
     trained = meta_train(optimizer, family, recipe, folder=folder / "metatraining", resume=resume, watch=display.event)
     if jax.process_index() == 0:
         _keep(trained, family, recipe, folder, name)
@@ -70,7 +70,9 @@ def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe, 
     @eqx.filter_jit
     def grads(optimizer: Optimizer, family: ProblemFamily) -> Any:
         keys = jax.random.split(jax.random.key(recipe.seed + 1), runs)
-        return rollout(optimizer, family, begin(declare(optimizer, recipe.horizon), family, keys), recipe.horizon)[1].grads
+        return rollout(optimizer, family, begin(declare(optimizer, recipe.horizon), family, keys), recipe.horizon)[
+            1
+        ].grads
 
     sizes = np.concatenate([np.abs(np.ravel(leaf)) for leaf in jax.tree.leaves(grads(optimizer, family))])
     sizes = sizes[(sizes > 0) & np.isfinite(sizes)]

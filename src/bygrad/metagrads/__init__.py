@@ -6,6 +6,7 @@ from .blend import Blend
 from .evolution import Evolution
 from .forward import Forward
 from .full_es import FullES
+from .members import Members
 from .nres import NRES
 from .pes import PES
 from .replay import Replay, choose_coordinates
@@ -34,6 +35,7 @@ __all__ = [
     "Evolution",
     "Forward",
     "FullES",
+    "Members",
     "Replay",
     "TruncatedES",
     "choose_coordinates",

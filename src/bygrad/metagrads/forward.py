@@ -25,7 +25,7 @@ class Forward(Estimator):
 
     $$\hat g = \frac1N \sum_i \epsilon_i \, \frac{d L_i(\theta + s \epsilon_i)}{ds} \Big|_{s=0} .$$
 
-    `NRES` with $\sigma \to 0$: unbiased for the meta-loss of the whole horizon itself, exact derivatives of the problem's
+    `NRES` with $\sigma \to 0$: unbiased for the meta-loss of the whole horizon itself, derivatives of the problem's
     gradient included (one Hessian-vector product a step), and so without the smoothing that tames chaotic problems.
     """
 
@@ -70,6 +70,4 @@ def _moving(inner: Inner) -> Inner:
     """What has a derivative with respect to the meta-parameters; `None` elsewhere."""
     fixed = jax.tree.map(lambda leaf: None, inner)
     moving = eqx.filter((inner.params, inner.optimizer_state), eqx.is_inexact_array)
-    return eqx.tree_at(
-        lambda it: (it.params, it.optimizer_state), fixed, moving, is_leaf=lambda leaf: leaf is None
-    )
+    return eqx.tree_at(lambda it: (it.params, it.optimizer_state), fixed, moving, is_leaf=lambda leaf: leaf is None)

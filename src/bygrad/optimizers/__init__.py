@@ -2,7 +2,7 @@
 
 from .base import Coordinatewise, Learned, Optimizer, Scheduled, autodiff_pullback, declare, parameter_count
 from .controller import Controller
-from .hand_designed import SGD, Adam, AdamW, FromOptax, Nesterov, RMSprop
+from .hand_designed import SGD, Adam, AdamW, AdamWCosine, FromOptax, Nesterov, RMSprop
 from .lstm import LSTM
 from .portable import Portable, from_portable, to_portable
 from .preprocess import PREPROCESSORS, LogSign, Preprocessor, Scaled
@@ -16,6 +16,7 @@ HAND_DESIGNED: dict[str, type[FromOptax]] = {
     "RMSprop": RMSprop,
     "Adam": Adam,
     "AdamW": AdamW,
+    "AdamWCosine": AdamWCosine,
 }
 """The baselines, by class name; each has a `learning_rate` to tune."""
 
@@ -27,6 +28,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "AdamWCosine",
     "Controller",
     "Coordinatewise",
     "FromOptax",

@@ -10,10 +10,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._core.types import Params, State
-from .base import Optimizer
+from .base import Optimizer, Scheduled
 
 _UNDER_ROOT = 1e-30
 """Added to Adam's second moment: far too small to change a step, and the derivative of the root at zero is finite."""
@@ -119,3 +119,26 @@ class AdamW(FromOptax):
             eps_root=_UNDER_ROOT,
             weight_decay=self.weight_decay,
         )
+
+
+class AdamWCosine(FromOptax, Scheduled):
+    r"""`AdamW` with a learning rate that falls along half a cosine, from $\eta$ to 0 at the horizon.
+
+    The horizon is declared, as to every optimizer with a schedule (`declare`).
+    """
+
+    learning_rate: Float[Array, "..."] = _hyperparameter(1e-2)
+    b1: Float[Array, "..."] = _hyperparameter(0.9)
+    b2: Float[Array, "..."] = _hyperparameter(0.999)
+    weight_decay: Float[Array, "..."] = _hyperparameter(1e-2)
+    horizon: Int[Array, ""] = eqx.field(converter=lambda steps: jnp.asarray(steps, jnp.int32), default=1_000)
+
+    def declare(self, horizon: int | Int[Array, ""]) -> "AdamWCosine":
+        return eqx.tree_at(lambda it: it.horizon, self, jnp.asarray(horizon, jnp.int32))
+
+    def transformation(self) -> optax.GradientTransformation:
+        def rate(count: Any) -> Array:
+            part = jnp.minimum(count.astype(self.learning_rate.dtype) / self.horizon, 1)
+            return self.learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * part))
+
+        return optax.adamw(rate, b1=self.b1, b2=self.b2, eps=1e-8, eps_root=_UNDER_ROOT, weight_decay=self.weight_decay)

@@ -47,8 +47,8 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}: nothing would be learned. Give a positive number.")
         if not 0 < self.meta_b2 < 1 or self.warmup < 0 or (self.seconds is not None and not self.seconds > 0):
             raise ValueError(
-                f"meta_b2={self.meta_b2}, warmup={self.warmup}, seconds={self.seconds}: the decay must lie between 0 and"
-                " 1, the warm-up be 0 or more meta-steps, and the time be positive, or nothing is learned."
+                f"meta_b2={self.meta_b2}, warmup={self.warmup}, seconds={self.seconds}: the decay must lie between 0"
+                " and 1, the warm-up be 0 or more meta-steps, and the time be positive, or nothing is learned."
             )
         if self.final_window > self.horizon:
             raise ValueError(
@@ -60,7 +60,10 @@ class Recipe:
 def describe(recipe: Recipe) -> dict[str, Any]:
     """Write a recipe as JSON values."""
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-    estimator = recipe.estimator
-    static = {field.name: getattr(estimator, field.name) for field in dataclasses.fields(estimator)}
-    fields["estimator"] = {"name": type(estimator).__name__, **static}
-    return fields
+    return fields | {"estimator": _described(recipe.estimator)}
+
+
+def _described(estimator: Estimator) -> dict[str, Any]:
+    fields = {field.name: getattr(estimator, field.name) for field in dataclasses.fields(estimator)}
+    nested = {name: _described(value) for name, value in fields.items() if isinstance(value, Estimator)}
+    return {"name": type(estimator).__name__, **fields, **nested}

@@ -13,7 +13,6 @@ from ..problems import ProblemFamily
 from .lift import Lifted, lift
 from .rollout import Inner, draw
 
-
 HORIZON_BRANCH = 0x4071
 """Branch of the key of a run that its horizon is drawn from."""
 
