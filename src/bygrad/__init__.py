@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from .evaluation import Protocol as Protocol
     from .evaluation import compare as compare
     from .evaluation import tune_baselines as tune_baselines
+    from .experiments import specialize as specialize
+    from .metagrads import NRES as NRES
     from .metagrads import Backprop as Backprop
     from .metagrads import Replay as Replay
     from .optimizers import LSTM as LSTM
     from .optimizers import Adam as Adam
+    from .optimizers import Controller as Controller
     from .optimizers import Envelope as Envelope
     from .optimizers import Guard as Guard
     from .optimizers import Optimizer as Optimizer
@@ -37,11 +40,14 @@ _HOMES = {
     "Protocol": "evaluation",
     "compare": "evaluation",
     "tune_baselines": "evaluation",
+    "specialize": "experiments",
     "Backprop": "metagrads",
+    "NRES": "metagrads",
     "Replay": "metagrads",
     "Adam": "optimizers",
     "Envelope": "optimizers",
     "Guard": "optimizers",
+    "Controller": "optimizers",
     "LSTM": "optimizers",
     "Optimizer": "optimizers",
     "MLPClassifier": "problems",

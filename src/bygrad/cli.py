@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         "list": list_names,
         "reproduce": reproduce,
         "train": train,
+        "specialize": specialize,
         "evaluate": evaluate,
         "inspect": inspect,
         "verify": verify,
@@ -149,11 +150,23 @@ def reproduce(
     """Carry out an experiment of the paper: tune baselines, meta-train, compare, report."""
     from .experiments import EXPERIMENTS, STUDIES, Task, carry_out
 
+    if name == "general":
+        _reproduce_general(out or Path("runs") / "general", resume, data)
+        return
     experiment = _known(EXPERIMENTS | STUDIES, name, "experiment")
     folder = out or Path("runs") / f"{name}-{budget}"
     with _display() as display:
         results = carry_out(experiment, Task(budget, folder, display, resume, seed, data, _command(), artifacts))
     _finish(results, folder, json)
+
+
+def _reproduce_general(folder: Path, resume: bool, data: str) -> None:
+    """Meta-train the controller that comes with the package; its one recipe is its budget, and its seeds are fixed."""
+    from .experiments.general import general
+
+    with _display() as display:
+        general(folder, display, resume=resume, data=data)
+        display.say(f"optimizer: {folder / 'controller.safetensors'}")
 
 
 def train(
@@ -218,6 +231,42 @@ def train(
         )
         display.say(f"optimizer: {folder / 'optimizer.safetensors'}")
         display.say(f"compare it: bygrad evaluate {folder / 'optimizer.safetensors'} --family {family}")
+
+
+def specialize(
+    family: Positional[Families],
+    budget: Annotated[str, arg(help="Time for meta-training: seconds, or as 90s, 10m, 1h.", metavar="TIME")] = "90s",
+    objective: Annotated[
+        Literal["training", "validation"], arg(help="What counts: the training loss, or the loss on held-out data.")
+    ] = "training",
+    horizon: Annotated[int, arg(help="Steps of a run.")] = 400,
+    out: Folder = None,
+    resume: Resume = False,
+    seed: Seed = 0,
+    data: Data = "mnist",
+    json: Json = None,
+) -> None:
+    """Learn an optimizer for a family of problems in the time given, and say what it is worth."""
+    from .experiments import specialize as carry_out
+    from .problems import find_family
+
+    label = family.rpartition(":")[2].lower()
+    folder = out or Path("runs") / f"specialize-{label}"
+    problems = find_family(family, data=data, split="train")
+    with _display() as display:
+        done = carry_out(
+            problems,
+            budget,
+            objective=objective,
+            horizon=horizon,
+            folder=folder,
+            resume=resume,
+            seed=seed,
+            display=display,
+            command=_command(),
+        )
+    _finish(done.results, folder, json)
+    Console().print(f"optimizer: {done.path}", highlight=False, soft_wrap=True)
 
 
 def evaluate(

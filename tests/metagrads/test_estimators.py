@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bygrad.metagrads import Backprop, Estimate, Replay
-from bygrad.optimizers import HAND_DESIGNED, LEARNED, LSTM, Learned, Nesterov, Optimizer, Partition
+from bygrad.optimizers import HAND_DESIGNED, LEARNED, LSTM, Controller, Learned, Nesterov, Optimizer, Partition
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
 from bygrad.problems.mlp import Activation
 from bygrad.unroll import Windows
@@ -43,7 +43,10 @@ def build(name: str, x64: bool) -> Optimizer:
         if kind is Partition:
             parts = {"biases": Nesterov(), "rest": eqx.filter_jit(LSTM)(jax.random.key(0), (4, 3))}
             return Partition(parts=parts, rules=(("*bias", "biases"), ("*", "rest")))
-        built = eqx.filter_jit(kind)(jax.random.key(0), (4, 3)) if issubclass(kind, Learned) else kind()
+        if not issubclass(kind, Learned):
+            return kind()
+        small = () if kind is Controller else ((4, 3),)
+        built = eqx.filter_jit(kind)(jax.random.key(0), *small)
         return _nudged(built) if name in LONG else built
 
 

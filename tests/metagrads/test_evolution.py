@@ -17,11 +17,12 @@ from bygrad.metagrads import (
     Estimator,
     Forward,
     FullES,
+    Members,
     TruncatedES,
     signal_to_noise,
 )
 from bygrad.optimizers import Optimizer
-from bygrad.problems import ProblemFamily
+from bygrad.problems import Mixture, ProblemFamily
 from bygrad.unroll import Windows
 
 pytestmark = pytest.mark.core
@@ -174,6 +175,27 @@ def test_members_of_a_pair_share_everything_random():
     _, state = one_step(NRES(sigma=1e-9), Noisy())
     for leaf in jax.tree.leaves(state.inner.params):
         np.testing.assert_allclose(leaf[0], leaf[1], atol=1e-6)
+
+
+def test_the_meta_gradient_of_a_mixture_is_the_mean_over_its_members():
+    mixture = Mixture((Bowl(), Bowl(scale=3.0)), (1.0, 2.0))
+    estimate, state = one_step(Members(NRES()), mixture)
+    optimizer, parts = Drift(jnp.array(THETA)), []
+    for i, member in enumerate(mixture.members):
+        windows = Windows(member, HORIZON, 2, 64)
+        start = NRES().init(optimizer, windows, jax.random.fold_in(jax.random.key(1), i))
+        parts.append(NRES().estimate(optimizer, windows, start)[0])
+    np.testing.assert_allclose(estimate.gradient.step, np.mean([it.gradient.step for it in parts], axis=0), rtol=1e-5)
+    np.testing.assert_allclose(estimate.loss, (parts[0].loss + 2 * parts[1].loss) / 2, rtol=1e-5)
+    ratios = [
+        float(signal_to_noise(jnp.linalg.norm(it.gradient.step), it.square, jnp.array(64.0)))
+        for it in (*parts, estimate)
+    ]
+    assert ratios[2] > min(ratios[:2])
+    axes = Members(NRES()).axes(optimizer, state)
+    assert jax.tree.structure(axes) == jax.tree.structure(state)
+    with pytest.raises(TypeError, match="needs a Mixture, but the family is Bowl"):
+        one_step(Members(NRES()), Bowl())
 
 
 def test_what_cannot_work_is_refused():

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from bygrad.optimizers import HAND_DESIGNED, FromOptax, parameter_count
+from bygrad.optimizers import HAND_DESIGNED, FromOptax, declare, parameter_count
 
 pytestmark = pytest.mark.core
 
@@ -50,18 +50,23 @@ def rmsprop(x: np.ndarray, gradient: Gradient) -> Iterator[np.ndarray]:
         x = x - 1e-2 * g / (np.sqrt(square) + 1e-8)
 
 
-def adam(x: np.ndarray, gradient: Gradient, decay: float = 0.0) -> Iterator[np.ndarray]:
+def adam(x: np.ndarray, gradient: Gradient, decay: float = 0.0, horizon: int | None = None) -> Iterator[np.ndarray]:
     mean, square, t = np.zeros_like(x), np.zeros_like(x), 0
     while True:
         yield x
         g, t = gradient(x), t + 1
         mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g * g
         step = mean / (1 - 0.9**t) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
-        x = x - 1e-2 * (step + decay * x)
+        rate = 1e-2 if horizon is None else 1e-2 * (1 + np.cos(np.pi * min((t - 1) / horizon, 1))) / 2
+        x = x - rate * (step + decay * x)
 
 
 def adamw(x: np.ndarray, gradient: Gradient) -> Iterator[np.ndarray]:
     return adam(x, gradient, decay=1e-2)
+
+
+def adamw_cosine(x: np.ndarray, gradient: Gradient) -> Iterator[np.ndarray]:
+    return adam(x, gradient, decay=1e-2, horizon=80)  # the last steps are beyond it
 
 
 # The last column: RMSprop's constant stands elsewhere than Torch's, which is seen where gradients are small.
@@ -71,6 +76,11 @@ REFERENCES = {
     "RMSprop": (rmsprop, lambda: optax.rmsprop(1e-2, decay=0.99, eps=1e-16), 1e-6),
     "Adam": (adam, lambda: optax.adam(1e-2), 1e-10),
     "AdamW": (adamw, lambda: optax.adamw(1e-2, weight_decay=1e-2), 1e-10),
+    "AdamWCosine": (
+        adamw_cosine,
+        lambda: optax.adamw(optax.cosine_decay_schedule(1e-2, 80), weight_decay=1e-2),
+        1e-10,
+    ),
 }
 
 
@@ -96,7 +106,7 @@ def test_a_hundred_steps_equal_the_formulas(name):
     x, gradient = problem()
     expected = np.stack([point for point, _ in zip(reference(x, gradient), range(STEPS), strict=False)])
     with jax.enable_x64(True):
-        points = path(HAND_DESIGNED[name](learning_rate=1e-2), x, gradient)
+        points = path(declare(HAND_DESIGNED[name](learning_rate=1e-2), 80), x, gradient)
         theirs = path(plain(), x, gradient)
     assert points.dtype == np.float64
     assert np.abs(points[-1] - points[0]).max() > 0.1
@@ -139,6 +149,6 @@ def test_a_batch_of_hyperparameters_is_a_batch_of_optimizers(name, field, values
 
 @pytest.mark.parametrize("name", HAND_DESIGNED)
 def test_hyperparameters_are_the_meta_parameters(name):
-    leaves = jax.tree.leaves(HAND_DESIGNED[name]())
+    leaves = jax.tree.leaves(eqx.filter(HAND_DESIGNED[name](), eqx.is_inexact_array))
     assert all(leaf.dtype == jnp.float32 and leaf.shape == () for leaf in leaves)
     assert parameter_count(HAND_DESIGNED[name]()) == len(leaves) >= 1

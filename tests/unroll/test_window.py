@@ -2,10 +2,11 @@
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.optimizers import LSTM, Adam
+from bygrad.optimizers import LSTM, Adam, Controller
 from bygrad.problems import Quadratic
 from bygrad.unroll import Windows, rollout
 
@@ -65,6 +66,22 @@ def test_an_instance_is_renewed_when_its_horizon_is_over_and_only_then(name):
             assert int(inner.step[i]) == int(renewed.step[i]) + 2
     assert [i for i, _ in seen] == [2, 1, 0, 2]  # the oldest first
     assert len({params for _, params in seen}) == len(seen)  # and never the same problem again
+
+
+def test_runs_can_have_horizons_of_their_own():
+    windows = Windows(Quadratic(2), horizon=80, truncation=5, instances=400, shortest=10)
+    optimizer = Controller(jax.random.key(0), hidden=2)
+    inner = windows.begin(optimizer, jax.random.key(1))
+    horizons = np.asarray(windows.horizons(inner.key))
+    assert set(horizons % 5) == {0} and horizons.min() == 10 and horizons.max() == 80
+    assert np.median(horizons) == pytest.approx(np.sqrt(10 * 80), rel=0.15)  # uniform in the logarithm
+    np.testing.assert_array_equal(inner.optimizer_state.horizon, horizons)  # and the optimizer knows its own
+    assert np.all(np.asarray(inner.step) < horizons)
+    done = eqx.tree_at(lambda it: it.step, inner, jnp.full(400, 40, jnp.int32))
+    renewed = windows.renew(optimizer, done)
+    np.testing.assert_array_equal(np.asarray(renewed.step) == 0, horizons <= 40)
+    with pytest.raises(ValueError, match="The shortest horizon is 90"):
+        Windows(Quadratic(2), horizon=80, truncation=5, instances=1, shortest=90)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from .paper import paper_curves
 from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN
 from .reproduce import reproduce
 from .solving import learn_to_file, solve_file
+from .specialize import Specialized, specialize
 from .study import Study, Task, carry_out
 from .style import STYLE
 from .stylize import paint, stylize
@@ -35,6 +36,7 @@ __all__ = [
     "Experiment",
     "Level",
     "Setting",
+    "Specialized",
     "Study",
     "Task",
     "carry_out",
@@ -44,6 +46,7 @@ __all__ = [
     "paper_curves",
     "reproduce",
     "solve_file",
+    "specialize",
     "stylize",
     "train",
 ]

@@ -17,13 +17,15 @@ class Display:
     """Progress on the terminal. Use it as a context; give its methods as `watch` to what runs.
 
     Lines that stay: what was tuned, every validation, every rollback and warning. Below them, on a terminal, one bar
-    that moves. `levels`: areas of the tuned baselines, to hold the validations against.
+    that moves. `seconds`: when meta-training ends, where time decides. `levels`: areas of the tuned baselines, to hold
+    the validations against.
     """
 
     def __init__(self, console: Console):
         self.console = console
         self.levels: Mapping[str, float] = {}
         self.meta_steps = 0
+        self.seconds: float | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -83,10 +85,15 @@ class Display:
         self._rates = [*self._rates[-20:], (event.step, event.seconds)]
         (first, begun), (last, now) = self._rates[0], self._rates[-1]
         speed = (last - first) / (now - begun) if now > begun else 0.0
-        note = f"{event.step}/{self.meta_steps}  meta-loss {smooth:.4g}{self._particles(event)}"
+        steps = f"{event.step}/{self.meta_steps}" if self.seconds is None else f"{event.step} meta-steps"
+        note = f"{steps}  meta-loss {smooth:.4g}{self._particles(event)}"
         note += f"  {speed:.1f} meta-steps/s"
-        self._show("meta-training", event.step, self.meta_steps, note)
         left = (self.meta_steps - event.step) / speed if speed else math.nan
+        if self.seconds is None:
+            self._show("meta-training", event.step, self.meta_steps, note)
+        else:
+            left = max(0.0, self.seconds - event.seconds)
+            self._show("meta-training", round(event.seconds), round(self.seconds), note)
         self._line_now_and_then(f"meta-training {note}, {left:.0f} s left")
 
     def _particles(self, event: Stepped) -> str:

@@ -7,6 +7,7 @@ from .evolution import Evolution
 from .forward import Forward
 from .full_es import FullES
 from .imitation import Imitate
+from .members import Members
 from .nres import NRES
 from .pes import PES
 from .replay import Replay, choose_coordinates
@@ -36,6 +37,7 @@ __all__ = [
     "Forward",
     "FullES",
     "Imitate",
+    "Members",
     "Replay",
     "TruncatedES",
     "choose_coordinates",

@@ -18,7 +18,8 @@ from .particles import Pairs
 class Evolution(Estimator):
     r"""An estimator from the difference of the losses of a pair,
 
-    $$\hat g = \frac1N \sum_i \frac{L_i(\theta + \sigma \epsilon_i) - L_i(\theta - \sigma \epsilon_i)}{2 \sigma} \, e_i,$$
+    $$\hat g = \frac1N \sum_i
+    \frac{L_i(\theta + \sigma \epsilon_i) - L_i(\theta - \sigma \epsilon_i)}{2 \sigma} \, e_i,$$
 
     with $L_i$ the mean loss after each update of a window and $e_i$ the direction of the pair, over all that has
     happened to it. What it estimates is the gradient of the meta-loss smoothed with $N(0, \sigma^2 I)$: a curve that no

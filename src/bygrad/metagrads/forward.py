@@ -25,7 +25,7 @@ class Forward(Estimator):
 
     $$\hat g = \frac1N \sum_i \epsilon_i \, \frac{d L_i(\theta + s \epsilon_i)}{ds} \Big|_{s=0} .$$
 
-    `NRES` with $\sigma \to 0$: unbiased for the meta-loss of the whole horizon itself, exact derivatives of the problem's
+    `NRES` with $\sigma \to 0$: unbiased for the meta-loss of the whole horizon itself, derivatives of the problem's
     gradient included (one Hessian-vector product a step), and so without the smoothing that tames chaotic problems.
     """
 

@@ -11,9 +11,9 @@ from .evolution import Evolution
 
 
 class NRES(Evolution):
-    """A pair keeps one direction for the whole of a run, over all its windows.
+    r"""A pair keeps one direction for the whole of a run, over all its windows.
 
-    Unbiased, like `PES`, for the meta-loss of the whole horizon, smoothed, at a $\\theta$ that stays: what an early
+    Unbiased, like `PES`, for the meta-loss of the whole horizon, smoothed, at a $\theta$ that stays: what an early
     update does to late losses is in the difference of the two members. Directions do not add up, so its variance is the
     smallest of its kind (Li et al., theorem 5 and equation 6: persistent noise, with K = T).
     """

@@ -11,10 +11,10 @@ from .evolution import Evolution
 
 
 class PES(Evolution):
-    """A pair draws a new direction for every window, and all that it has drawn in this run are added up.
+    r"""A pair draws a new direction for every window, and all that it has drawn in this run are added up.
 
-    Unbiased for the meta-loss of the whole horizon, smoothed, at a $\\theta$ that stays (equation 8); its variance grows
-    with the number of windows of a run.
+    Unbiased for the meta-loss of the whole horizon, smoothed, at a $\theta$ that stays (equation 8); its variance
+    grows with the number of windows of a run.
     """
 
     biased: ClassVar[bool] = False

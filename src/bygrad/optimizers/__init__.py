@@ -37,6 +37,7 @@ HAND_DESIGNED: dict[str, type[FromOptax]] = {
     "RMSprop": RMSprop,
     "Adam": Adam,
     "AdamW": AdamW,
+    "AdamWCosine": AdamWCosine,
 }
 """The baselines, by class name; each has a `learning_rate` to tune."""
 

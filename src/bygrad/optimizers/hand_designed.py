@@ -134,6 +134,7 @@ class AdamWCosine(FromOptax, Scheduled):
 
     def transformation(self) -> optax.GradientTransformation:
         def rate(count: Any) -> Array:
-            return self.learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(count / self.horizon, 1)))
+            part = jnp.minimum(count.astype(self.learning_rate.dtype) / self.horizon, 1)
+            return self.learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * part))
 
         return optax.adamw(rate, b1=self.b1, b2=self.b2, eps=1e-8, eps_root=_UNDER_ROOT, weight_decay=self.weight_decay)

@@ -6,6 +6,8 @@ from .catalogue import FAMILIES, find_family
 from .control import QuadrotorControl
 from .convnet import ConvClassifier, with_labels
 from .data import ImageData, load_images
+from .held_out import HeldOut
+from .mixture import Mixture
 from .mlp import MLPClassifier
 from .oracle import Oracle
 from .oscillation import DampedOscillation
@@ -24,9 +26,11 @@ __all__ = [
     "Composite",
     "ConvClassifier",
     "DampedOscillation",
+    "HeldOut",
     "ImageData",
     "LeastSquares",
     "MLPClassifier",
+    "Mixture",
     "Oracle",
     "OralDose",
     "ProblemFamily",

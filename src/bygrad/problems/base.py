@@ -56,6 +56,16 @@ class ProblemFamily(eqx.Module):
         """
         return jax.value_and_grad(self.loss)(params, instance, key)
 
+    def held_out_loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
+        """Return the loss on data that `loss` never sees, for those who care about more than the training loss.
+
+        **Raises:** `NotImplementedError`: this family has no such data.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no held-out data, so it cannot be judged by a validation loss. Write its"
+            " `held_out_loss(params, instance, key)`, or choose the training objective."
+        )
+
 
 def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
     """Refuse a family that cannot be optimized, before anything is trained on it.

@@ -32,7 +32,7 @@ class MLPClassifier(ProblemFamily):
 
     **Arguments:** `images` `[n, pixels]`, bytes, divided by 255 when used. `labels` `[n]` in `0..classes-1`. `hidden`:
     units a layer. `layers`: number of hidden layers; 0 is logistic regression. `activation`, `scale`: see above.
-    `batch`: images a step.
+    `batch`: images a step. `held_out`: how many of the last images are kept for `held_out_loss` and not trained on.
     """
 
     images: UInt8[Array, "n pixels"]
@@ -43,6 +43,7 @@ class MLPClassifier(ProblemFamily):
     activation: Activation = eqx.field(static=True, default="sigmoid")
     scale: float = eqx.field(static=True, default=0.01)
     batch: int = eqx.field(static=True, default=128)
+    held_out: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
         if self.activation not in get_args(Activation):
@@ -53,6 +54,11 @@ class MLPClassifier(ProblemFamily):
             raise ValueError(
                 f"hidden={self.hidden}, layers={self.layers}, batch={self.batch}: there is no such network or"
                 " minibatch. Give hidden >= 1, layers >= 0 and batch >= 1."
+            )
+        if not 0 <= self.held_out < len(self.images):
+            raise ValueError(
+                f"held_out is {self.held_out} of {len(self.images)} images, but some must be left to train on. Give at"
+                " least 0 and less than all."
             )
 
     @classmethod
@@ -66,6 +72,7 @@ class MLPClassifier(ProblemFamily):
         activation: Activation = "sigmoid",
         scale: float = 0.01,
         batch: int = 128,
+        held_out: int = 0,
     ) -> "MLPClassifier":
         """Build the family over one split of a data set.
 
@@ -82,6 +89,7 @@ class MLPClassifier(ProblemFamily):
             activation=activation,
             scale=scale,
             batch=batch,
+            held_out=held_out,
         )
 
     def sample(self, key: PRNGKeyArray) -> tuple[()]:
@@ -99,10 +107,18 @@ class MLPClassifier(ProblemFamily):
         ]
 
     def loss(self, params: Layers, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
+        return self._cross_entropy(params, key, 0, len(self.images) - self.held_out)
+
+    def held_out_loss(self, params: Layers, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
+        if not self.held_out:
+            return super().held_out_loss(params, instance, key)
+        return self._cross_entropy(params, key, len(self.images) - self.held_out, len(self.images))
+
+    def _cross_entropy(self, params: Layers, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:
         if key is None:
-            images, labels = self.images, self.labels
+            images, labels = self.images[start:end], self.labels[start:end]
         else:
-            chosen = jax.random.randint(key, (self.batch,), 0, self.images.shape[0])
+            chosen = jax.random.randint(key, (self.batch,), start, end)
             images, labels = self.images[chosen], self.labels[chosen]
         activation = ACTIVATIONS[self.activation]
         x = images.astype(params[0]["weight"].dtype) / 255

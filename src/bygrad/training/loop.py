@@ -89,8 +89,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
         self.watch = watch if self.devices.lead else None
         if recipe.seconds is not None and jax.process_count() > 1:
             raise ValueError(
-                f"The recipe ends after {recipe.seconds} s, but {jax.process_count()} processes have as many clocks, and"
-                " would not take the same steps. Give meta_steps alone."
+                f"The recipe ends after {recipe.seconds} s, but {jax.process_count()} processes have as many clocks,"
+                " and would not take the same steps. Give meta_steps alone."
             )
         windows = Windows(family, recipe.horizon, recipe.truncation, recipe.instances, recipe.shortest)
         self.train_key, validation_key = jax.random.split(jax.random.key(recipe.seed))

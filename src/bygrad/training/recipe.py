@@ -49,8 +49,8 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}: nothing would be learned. Give a positive number.")
         if not 0 < self.meta_b2 < 1 or self.warmup < 0 or (self.seconds is not None and not self.seconds > 0):
             raise ValueError(
-                f"meta_b2={self.meta_b2}, warmup={self.warmup}, seconds={self.seconds}: the decay must lie between 0 and"
-                " 1, the warm-up be 0 or more meta-steps, and the time be positive, or nothing is learned."
+                f"meta_b2={self.meta_b2}, warmup={self.warmup}, seconds={self.seconds}: the decay must lie between 0"
+                " and 1, the warm-up be 0 or more meta-steps, and the time be positive, or nothing is learned."
             )
         if self.final_window > self.horizon:
             raise ValueError(

@@ -13,7 +13,7 @@ from .lift import Lifted, lift
 
 
 class Inner(eqx.Module):
-    """Inner problems under way, one or a batch: every leaf but the optimizer's state then starts with its axis."""
+    """Inner problems under way, one or a batch; then every leaf but the optimizer's state starts with their axis."""
 
     params: Params
     optimizer_state: State

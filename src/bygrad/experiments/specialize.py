@@ -1,0 +1,363 @@
+"""Learning an optimizer for one family within a time budget, with the evidence that it is worth using."""
+
+import dataclasses
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from .._core.files import write_text_atomically
+from .._core.programs import Program
+from ..artifacts import load as load_artifact
+from ..deploy.jax import export, load
+from ..evaluation import (
+    Protocol,
+    Tuning,
+    area,
+    best_baseline,
+    run_curves,
+    strict_json,
+    tune_baselines,
+    with_learning_rate,
+    write_report,
+)
+from ..metagrads import NRES
+from ..optimizers import HAND_DESIGNED, Controller, Optimizer, declare
+from ..problems import HeldOut, ProblemFamily, check_family, describe_family
+from ..training import Recipe, Stepped, meta_train
+from ..unroll import loss_curves
+from .display import Display
+from .work import evaluate, meta_training_results, train
+
+Objective = Literal["training", "validation"]
+
+BASELINES = ("Nesterov", "Adam", "AdamWCosine")
+"""What is tuned to compare with: the best of the hand-designed ones on networks, with and without a schedule."""
+
+PILOT_STEPS = 6
+VALIDATIONS = 12
+_CURVES = Program(loss_curves)
+
+
+@dataclasses.dataclass(frozen=True)
+class Specialized:
+    """What came out: the optimizer, where it is kept, and the results of the report beside it."""
+
+    optimizer: Optimizer
+    path: Path
+    results: dict[str, Any]
+
+
+def specialize(
+    family: ProblemFamily,
+    budget: str | float = "90s",
+    *,
+    objective: Objective = "training",
+    horizon: int = 400,
+    folder: Path | str = "runs/specialize",
+    resume: bool = False,
+    seed: int = 0,
+    runs: int = 64,
+    display: Display | None = None,
+    command: str = "",
+) -> Specialized:
+    """Learn an optimizer for `family` in the time given, and say what it is worth.
+
+    Tunes the hand-designed baselines on held-out instances; starts a `Controller` as the tuned Adam; meta-trains it
+    with noise-reuse evolution strategies until the budget is spent, keeping what is best on held-out instances; and
+    compares on fresh ones, in steps and in seconds. If what was learned is no better there than where it started, the
+    start is what is returned, and said to be. All settings are chosen here.
+
+    **Arguments:** `budget`: time for meta-training, compilation included: seconds, or text as `90s`, `10m`, `1h`;
+    tuning and comparing come on top. `objective`: `"validation"` judges by held-out data, for families that have any
+    (`ProblemFamily.held_out_loss`). `horizon`: steps of a run. `folder`: for `optimizer.safetensors`, `report.html`,
+    `results.json` and `metatraining/`. `resume`: go on with what an interrupted call left there. `runs`: fresh
+    instances to compare on.
+
+    **Raises:** `ValueError`: the budget or the family cannot work, or the folder holds something else;
+    `NotImplementedError`: a family without held-out data and `objective="validation"`. `FileExistsError`: the folder
+    is in use and `resume` is off.
+    """
+    seconds = parse_budget(budget)
+    folder = Path(folder)
+    problems = HeldOut(family) if objective == "validation" else family
+    check_family(problems, jax.random.key(seed))
+    identity = {"family": describe_family(family), "objective": objective, "horizon": horizon, "seed": seed}
+    _claim(folder, identity | {"budget": seconds}, resume)
+    if display is None:
+        with Display(Console(quiet=True)) as quiet:
+            return _specialize(problems, family, seconds, objective, horizon, folder, seed, runs, quiet, command)
+    return _specialize(problems, family, seconds, objective, horizon, folder, seed, runs, display, command)
+
+
+def _specialize(
+    problems: ProblemFamily,
+    family: ProblemFamily,
+    seconds: float,
+    objective: Objective,
+    horizon: int,
+    folder: Path,
+    seed: int,
+    runs: int,
+    display: Display,
+    command: str,
+) -> Specialized:
+    protocol = Protocol(
+        horizon, runs=runs, tuning_runs=8, second_order_runs=0, final_window=max(1, horizon // 20), seed=seed, chunk=8
+    )
+    tunings = _tunings(folder, problems, protocol, display)
+    levels = {name: float(np.min(tuning.area)) for name, tuning in tunings.items()}
+    display.say("tuned areas  " + "  ".join(f"{name} {level:.4g}" for name, level in levels.items()))
+
+    rate = tunings["Adam"].best_area
+    start = declare(Controller(jax.random.key(seed), learning_rate=rate), horizon)
+    recipe = _paced(choose_recipe(horizon, seconds, seed), start, problems, folder)
+    checkpoint = folder / "metatraining" / "checkpoint.safetensors"
+    trained = train(
+        start,
+        problems,
+        recipe,
+        folder,
+        display,
+        name=f"mine/{type(family).__name__.lower()}",
+        resume=checkpoint.exists(),
+        levels=levels,
+    )
+    pilot = seconds - (recipe.seconds or seconds)
+    spent = trained.log.events[-1].seconds + pilot
+
+    results = evaluate(
+        {"Controller": trained.optimizer, "Start": start},
+        problems,
+        problems,
+        protocol,
+        display,
+        title=f"{type(family).__name__}, {horizon} steps, specialized in {seconds:.0f} s",
+        command=command,
+        tunings=tunings,
+    )
+    results["meta_training"] = meta_training_results(trained, levels)
+    results["seconds"]["meta_training"] = spent
+    rows = results["optimizers"]
+    rows["start"]["label"] = f"Adam({rate:.2g}), b2 = 0.99: the start"
+    better = _mean(rows["controller"]["area"]) < _mean(rows["start"]["area"])
+    optimizer, path = trained.optimizer if better else start, folder / "optimizer.safetensors"
+    if not better:
+        display.say("what was learned is no better than its start on fresh instances: the start is kept", "yellow")
+        rows["controller"]["note"] = "No better than its start on fresh instances: the start is what was kept."
+    worth = _worth(optimizer, rows["controller" if better else "start"], rows, problems, protocol, spent)
+    results["specialization"] = worth | {"objective": objective, "kept": "learned" if better else "start"}
+    results["levels"] = _rows_of(worth)
+    export(
+        optimizer,
+        path,
+        name=f"mine/{type(family).__name__.lower()}",
+        training=load_artifact(path).manifest.training | {"objective": objective, "seconds": spent},
+        validation=strict_json(results["specialization"]),
+    )
+    write_report(results, folder)
+    for line in sentences(worth):
+        display.say(line, "bold")
+    return Specialized(declare(load(path), horizon), path, results)
+
+
+def choose_recipe(horizon: int, seconds: float, seed: int) -> Recipe:
+    """Choose how to meta-train a controller in the time given, for runs of `horizon` steps.
+
+    Noise-reuse evolution strategies in the robust form, in windows of about 20 steps: of what was compared at 90
+    seconds, the only one that is both unbiased for the horizon and cheap.
+    """
+    divisors = [steps for steps in range(1, horizon + 1) if horizon % steps == 0]
+    truncation = min(divisors, key=lambda steps: abs(math.log(steps / 20)))
+    return Recipe(
+        horizon=horizon,
+        truncation=truncation,
+        instances=8,
+        meta_steps=1_000_000,
+        meta_learning_rate=3e-3,
+        clip=1.0,
+        estimator=NRES(sigma=0.02, robust=True),
+        validate_every=1_000_000,
+        validation_runs=16,
+        final_window=max(1, horizon // 20),
+        seed=seed,
+        meta_b2=0.99,
+        warmup=20,
+        seconds=seconds,
+    )
+
+
+def _paced(recipe: Recipe, start: Optimizer, family: ProblemFamily, folder: Path) -> Recipe:
+    """Compile, see how long a meta-step takes, and set validations at regular times; or read what was set before."""
+    path = folder / "pace.json"
+    if path.exists():
+        return dataclasses.replace(recipe, **json.loads(path.read_text()))
+    began = time.perf_counter()
+    pilot = dataclasses.replace(recipe, meta_steps=PILOT_STEPS, seconds=None)
+    times = [event.seconds for event in meta_train(start, family, pilot).log.of(Stepped)]
+    step = (times[-1] - times[1]) / (len(times) - 2)
+    left = recipe.seconds - (time.perf_counter() - began) if recipe.seconds is not None else math.inf
+    pace = {"validate_every": max(1, round(left / step / VALIDATIONS)), "seconds": max(left, 10 * step)}
+    write_text_atomically(path, json.dumps(pace))
+    return dataclasses.replace(recipe, **pace)
+
+
+def _worth(
+    optimizer: Optimizer,
+    ours: Mapping[str, Any],
+    rows: Mapping[str, Mapping[str, Any]],
+    family: ProblemFamily,
+    protocol: Protocol,
+    spent: float,
+) -> dict[str, Any]:
+    """Hold the kept optimizer against the best tuned baselines: in steps, in seconds, and over many runs."""
+    horizon = protocol.horizon
+    (area_label, best_area), (final_label, best_final) = (best_baseline(rows, key) for key in ("area", "final"))
+    by_label = {row["label"]: row for row in rows.values() if row["kind"] == "hand-designed"}
+    rival = with_learning_rate(HAND_DESIGNED[area_label](), by_label[area_label]["area_learning_rate"])
+    ours_step, rival_step = seconds_per_step([optimizer, rival], family, protocol)
+
+    # The same wall-clock as the rival's whole run: ours is told that its run is so much shorter, or longer.
+    same_time = max(1, math.floor(horizon * rival_step / ours_step))
+    curves, _ = run_curves(
+        optimizer, family, protocol.keys[1], horizon=same_time, runs=protocol.runs, chunk=protocol.chunk
+    )
+    saved = _seconds_saved(ours["curve"], best_final, protocol.final_window, ours_step, horizon * rival_step)
+    return {
+        "mean_loss": _mean(ours["area"]) / horizon,
+        "final_loss": _mean(ours["final"]),
+        "best_mean_baseline": area_label,
+        "best_mean_loss": best_area / horizon,
+        "best_final_baseline": final_label,
+        "best_final_loss": best_final,
+        "mean_loss_at_equal_seconds": float(np.mean(area(curves))) / same_time,
+        "steps_at_equal_seconds": same_time,
+        "seconds_per_step": ours_step,
+        "baseline_seconds_per_step": rival_step,
+        "seconds_of_meta_training": spent,
+        "seconds_saved_per_run": saved,
+        "break_even_runs": None if saved is None or saved <= 0 else math.ceil(spent / saved),
+    }
+
+
+def seconds_per_step(optimizers: list[Optimizer], family: ProblemFamily, protocol: Protocol) -> list[float]:
+    """Time single runs, problem and optimizer together: the least of several, by turns, so that what else the machine
+    does disturbs all alike."""
+    keys = jax.random.split(protocol.keys[1], 1)
+    times: list[list[float]] = [[] for _ in optimizers]
+    for _ in range(6):
+        for optimizer, taken in zip(optimizers, times, strict=True):
+            began = time.perf_counter()
+            jax.block_until_ready(_CURVES(optimizer, family, keys, protocol.horizon))
+            taken.append(time.perf_counter() - began)
+    return [min(taken[1:]) / protocol.horizon for taken in times]  # the first ones compile
+
+
+def _seconds_saved(
+    curve: list[float], level: float, window: int, ours_step: float, rival_seconds: float
+) -> float | None:
+    """Return what a run saves that may stop when it is where the best baseline ends; `None` if it never is."""
+    smooth = np.convolve(curve, np.ones(window) / window, "valid")
+    reached = np.flatnonzero(smooth <= level)
+    return float(rival_seconds - (reached[0] + window - 1) * ours_step) if reached.size else None
+
+
+def sentences(worth: Mapping[str, Any]) -> list[str]:
+    """Say in words what a specialization is worth."""
+    mean, final = (worth[f"{key}_loss"] / worth[f"best_{key}_loss"] for key in ("mean", "final"))
+    same_time = worth["mean_loss_at_equal_seconds"] / worth["best_mean_loss"]
+    ratio = worth["seconds_per_step"] / worth["baseline_seconds_per_step"]
+    lines = [
+        f"mean loss over the run: {mean:.2f} x that of the best tuned baseline ({worth['best_mean_baseline']}) at equal"
+        f" steps, {same_time:.2f} x at equal seconds; a step takes {ratio:.2f} x as long",
+        f"final loss: {final:.2f} x that of the best tuned baseline ({worth['best_final_baseline']})",
+    ]
+    if worth["break_even_runs"] is None:
+        lines.append("it saves no time: it does not get sooner where the best tuned baseline ends")
+    else:
+        lines.append(
+            f"a run gets where the best tuned baseline ends {worth['seconds_saved_per_run']:.3g} s sooner, so"
+            f" {worth['break_even_runs']:,} runs repay the meta-training"
+        )
+    return lines
+
+
+def _rows_of(worth: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The evidence as rows of a report: what to reach is the level of the best tuned baseline."""
+
+    def row(what: str, ours: float | None, reach: float | None) -> dict[str, Any]:
+        reached = None if ours is None or reach is None else ours <= reach
+        return {
+            "what": what,
+            "paper": None,
+            "reach": reach,
+            "ours": ours,
+            "low": None,
+            "high": None,
+            "reached": reached,
+        }
+
+    steps = worth["steps_at_equal_seconds"]
+    return [
+        row(f"mean loss at equal steps ({worth['best_mean_baseline']})", worth["mean_loss"], worth["best_mean_loss"]),
+        row(
+            f"mean loss at equal seconds: {steps} of our steps ({worth['best_mean_baseline']})",
+            worth["mean_loss_at_equal_seconds"],
+            worth["best_mean_loss"],
+        ),
+        row(f"final loss ({worth['best_final_baseline']})", worth["final_loss"], worth["best_final_loss"]),
+        row("runs that repay the meta-training", worth["break_even_runs"], None),
+    ]
+
+
+def parse_budget(budget: str | float) -> float:
+    """Read a time: a number of seconds, or text as `90s`, `10m`, `1.5h`.
+
+    >>> parse_budget("1.5m")
+    90.0
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(budget).strip())
+    if match is None or not float(match[1]) > 0:
+        raise ValueError(f"The budget is {budget!r}, which is no time. Write seconds, or 90s, 10m, 1.5h.")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _tunings(folder: Path, family: ProblemFamily, protocol: Protocol, display: Display) -> dict[str, Tuning]:
+    path = folder / "tuning.json"
+    if path.exists():
+        return {
+            name: Tuning(**{key: np.asarray(values, float) for key, values in fields.items()})
+            for name, fields in json.loads(path.read_text()).items()
+        }
+    baselines = {name: HAND_DESIGNED[name] for name in BASELINES}
+    tunings = tune_baselines(family, protocol, baselines, watch=display.phase)
+    write_text_atomically(path, json.dumps({name: tuning.as_json() for name, tuning in tunings.items()}))
+    return tunings
+
+
+def _claim(folder: Path, identity: dict[str, Any], resume: bool) -> None:
+    path = folder / "specialization.json"
+    if folder.exists() and any(folder.iterdir()):
+        if not resume:
+            raise FileExistsError(
+                f"{folder} already exists, and what is in it would be overwritten. Go on with it (resume=True,"
+                " --resume) or choose another folder."
+            )
+        if (found := json.loads(path.read_text()) if path.exists() else {}) != identity:
+            raise ValueError(
+                f"{folder} holds something else ({found} instead of {identity}), so it cannot be resumed as this."
+                " Resume with the same arguments, or choose another folder."
+            )
+    write_text_atomically(path, json.dumps(identity, indent=2))
+
+
+def _mean(interval: Mapping[str, float | None]) -> float:
+    mean = interval["mean"]
+    return math.inf if mean is None or not math.isfinite(mean) else mean

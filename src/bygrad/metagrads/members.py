@@ -1,0 +1,67 @@
+"""The meta-gradient of a mixture, from each of its members apart."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
+
+from .._core import trees
+from ..optimizers import Optimizer
+from ..problems import Mixture
+from ..unroll import Windows
+from .base import Estimate, Estimator
+
+
+class Members(Estimator):
+    r"""Estimates the meta-gradient of every member of a `Mixture` by itself: $\hat g = \frac1k \sum_j \hat g_j$.
+
+    For an optimizer that treats tensors separately, that is the meta-gradient of the mixture. Estimators from random
+    directions then draw other directions for each member, so as many more of them for the same cost; and in the robust
+    form no member drowns the others, whatever the size of its losses.
+
+    **Arguments:** `estimator`: for each member.
+    """
+
+    biased: ClassVar[bool] = True  # as the estimator that it is made of, which a class cannot know
+
+    estimator: Estimator
+
+    def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> tuple[Any, ...]:
+        return tuple(
+            self.estimator.init(optimizer, part, jax.random.fold_in(key, i)) for i, part in enumerate(_parts(windows))
+        )
+
+    def axes(self, optimizer: Optimizer, state: tuple[Any, ...]) -> PyTree:
+        return tuple(self.estimator.axes(optimizer, part) for part in state)
+
+    def estimate(
+        self, optimizer: Optimizer, windows: Windows, state: tuple[Any, ...]
+    ) -> tuple[Estimate, tuple[Any, ...]]:
+        pairs = [
+            self.estimator.estimate(optimizer, part, inner) for part, inner in zip(_parts(windows), state, strict=True)
+        ]
+        estimates = [estimate for estimate, _ in pairs]
+        count = len(estimates)
+        gradient = jax.tree.map(lambda *leaves: sum(leaves) / count, *(it.gradient for it in estimates))
+        weights = windows.family.weights if isinstance(windows.family, Mixture) else ()
+        loss = sum(weight * it.loss for weight, it in zip(weights, estimates, strict=True)) / count
+        losses = sum(weight * it.losses for weight, it in zip(weights, estimates, strict=True)) / count
+        square = None
+        if all(it.square is not None for it in estimates):
+            # Directions are independent between members, so their variances add up.
+            spread = sum(it.square - jnp.square(trees.global_norm(it.gradient)) for it in estimates)
+            square = jnp.square(trees.global_norm(gradient)) + spread / count**2
+        share = lambda values: None if any(it is None for it in values) else sum(values) / count  # noqa: E731
+        clipped, lost = share([it.clipped for it in estimates]), share([it.lost for it in estimates])
+        return Estimate(loss, gradient, losses, square, clipped, lost), tuple(inner for _, inner in pairs)
+
+
+def _parts(windows: Windows) -> list[Windows]:
+    if not isinstance(windows.family, Mixture):
+        raise TypeError(
+            f"Members needs a Mixture, but the family is {type(windows.family).__name__}, which has no members. Use the"
+            " estimator that is inside it directly."
+        )
+    return [dataclasses.replace(windows, family=member) for member in windows.family.members]

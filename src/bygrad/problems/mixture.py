@@ -1,0 +1,47 @@
+"""Several families at once."""
+
+import equinox as eqx
+import jax
+
+from .._core.types import Instance, Params, PRNGKeyArray, Scalar
+from .base import ProblemFamily
+
+
+class Mixture(ProblemFamily):
+    r"""One problem of every member family, side by side: $f(p_1, \dots, p_k) = \frac1k \sum_j w_j f_j(p_j)$.
+
+    Problems of different shapes do not fit into one batch, but they fit beside each other: to an optimizer that treats
+    tensors separately, a mixture is all of its members, and to everything that knows families it is a family.
+
+    **Arguments:** `members`: the families, of any kinds. `weights`: of their losses, 1 by default; they should make the
+    losses of the members alike in size.
+    """
+
+    members: tuple[ProblemFamily, ...]
+    weights: tuple[float, ...] = eqx.field(static=True)
+
+    def __init__(self, members: tuple[ProblemFamily, ...], weights: tuple[float, ...] | None = None):
+        if not members or (weights is not None and len(weights) != len(members)):
+            raise ValueError(
+                f"A mixture of {len(members)} families with {len(members) if weights is None else len(weights)} weights"
+                " is not defined. Give at least one family, and a weight for each or none at all."
+            )
+        self.members = tuple(members)
+        self.weights = tuple(map(float, weights)) if weights is not None else (1.0,) * len(members)
+
+    def sample(self, key: PRNGKeyArray) -> Instance:
+        return tuple(member.sample(jax.random.fold_in(key, i)) for i, member in enumerate(self.members))
+
+    def init(self, instance: Instance, key: PRNGKeyArray) -> Params:
+        return tuple(
+            member.init(part, jax.random.fold_in(key, i))
+            for i, (member, part) in enumerate(zip(self.members, instance, strict=True))
+        )
+
+    def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
+        parts = zip(self.members, self.weights, params, instance, strict=True)
+        losses = [
+            weight * member.loss(*inputs, None if key is None else jax.random.fold_in(key, i))
+            for i, (member, weight, *inputs) in enumerate(parts)
+        ]
+        return sum(losses[1:], start=losses[0]) / len(losses)

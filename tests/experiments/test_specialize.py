@@ -1,0 +1,112 @@
+"""Specializing: a budget in, an optimizer with its evidence out, and never a worse one than at the start."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bygrad
+from bygrad.experiments.specialize import Specialized, parse_budget, sentences, specialize
+from bygrad.optimizers import Controller
+from bygrad.problems import ProblemFamily
+
+HORIZON = 12
+
+
+class Bowl(ProblemFamily):
+    """Half the squared distance to the origin."""
+
+    def sample(self, key):
+        return jax.random.uniform(key, (2,), minval=0.5, maxval=1.0)
+
+    def init(self, instance, key):
+        return instance
+
+    def loss(self, params, instance, key):
+        return 0.5 * jnp.sum(params**2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("specialize") / "bowl"
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path) -> Specialized:
+    return specialize(Bowl(), "10s", horizon=HORIZON, runs=8, folder=folder)
+
+
+def test_it_leaves_an_optimizer_with_its_evidence(done, folder):
+    assert {"optimizer.safetensors", "report.html", "results.json"} <= {path.name for path in folder.iterdir()}
+    optimizer = bygrad.load(done.path)
+    assert isinstance(optimizer, Controller)
+    results = json.loads((folder / "results.json").read_text())
+    worth = results["specialization"]
+    rows = results["optimizers"]
+    assert set(rows) == {"controller", "start", "nesterov", "adam", "adamwcosine"}
+    kept = rows["controller" if worth["kept"] == "learned" else "start"]
+    assert worth["mean_loss"] == pytest.approx(kept["area"]["mean"] / HORIZON)
+    assert kept["area"]["mean"] <= rows["start"]["area"]["mean"]
+    best = min(rows[name]["area"]["mean"] for name in ("nesterov", "adam", "adamwcosine"))
+    assert worth["best_mean_loss"] == pytest.approx(best / HORIZON)
+    assert worth["seconds_of_meta_training"] < 60
+    manifest = bygrad.artifacts.load(done.path).manifest
+    assert manifest.validation["mean_loss"] == worth["mean_loss"]
+    assert manifest.training["recipe"]["estimator"]["name"] == "NRES"
+    assert "runs that repay the meta-training" in (folder / "report.html").read_text()
+
+
+def test_what_is_done_is_not_done_again(done, folder):
+    again = specialize(Bowl(), "10s", horizon=HORIZON, runs=8, folder=folder, resume=True)
+    for ours, theirs in zip(jax.tree.leaves(again.optimizer), jax.tree.leaves(done.optimizer), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(FileExistsError, match="already exists"):
+        specialize(Bowl(), "10s", horizon=HORIZON, folder=folder)
+    with pytest.raises(ValueError, match="holds something else"):
+        specialize(Bowl(), "20s", horizon=HORIZON, folder=folder, resume=True)
+
+
+def test_a_family_without_held_out_data_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"Bowl has no held-out data.*or choose the training objective"):
+        specialize(Bowl(), objective="validation", folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("2m", 120), ("0.5h", 1800), ("7", 7), (3.5, 3.5)], ids=str)
+def test_budgets_are_read(text, seconds):
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("text", ["0", "soon", "-3s", "10 parsecs", "nan"])
+def test_what_is_no_budget_is_refused(text):
+    with pytest.raises(ValueError, match="which is no time"):
+        parse_budget(text)
+
+
+@pytest.mark.core
+def test_worth_in_words_says_when_no_time_is_saved():
+    worth = {
+        "mean_loss": 1.0,
+        "best_mean_loss": 2.0,
+        "best_mean_baseline": "Adam",
+        "final_loss": 3.0,
+        "best_final_loss": 2.0,
+        "best_final_baseline": "Nesterov",
+        "mean_loss_at_equal_seconds": 1.5,
+        "seconds_per_step": 2.0,
+        "baseline_seconds_per_step": 1.0,
+        "seconds_saved_per_run": None,
+        "break_even_runs": None,
+    }
+    mean, final, last = sentences(worth)
+    assert mean.startswith(
+        "mean loss over the run: 0.50 x that of the best tuned baseline (Adam) at equal steps, 0.75 x"
+    )
+    assert "1.50 x that of the best tuned baseline (Nesterov)" in final
+    assert last.startswith("it saves no time")
+    assert "repay" in sentences(worth | {"seconds_saved_per_run": 0.5, "break_even_runs": 180})[2]

@@ -1,0 +1,74 @@
+"""Families made from families: judged by held-out data, and several side by side."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.problems import HeldOut, Mixture, MLPClassifier, Quadratic, check_family
+
+pytestmark = pytest.mark.core
+
+KEY = jax.random.key(0)
+
+
+def perceptron(held_out: int = 0) -> MLPClassifier:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (30, 6), dtype=np.uint8), rng.integers(0, 3, 30, dtype=np.int32)
+    return MLPClassifier(jnp.asarray(images), jnp.asarray(labels), 3, hidden=4, scale=1.0, batch=5, held_out=held_out)
+
+
+def test_held_out_images_are_not_trained_on():
+    family = perceptron(held_out=10)
+    params = family.init((), KEY)
+    first = MLPClassifier(family.images[:20], family.labels[:20], 3, hidden=4)
+    last = MLPClassifier(family.images[20:], family.labels[20:], 3, hidden=4)
+    np.testing.assert_allclose(family.loss(params, (), None), first.loss(params, (), None), rtol=1e-6)
+    np.testing.assert_allclose(family.held_out_loss(params, (), None), last.loss(params, (), None), rtol=1e-6)
+    np.testing.assert_array_equal(family.loss(params, (), KEY), first_batch(first, params))
+
+
+def first_batch(family: MLPClassifier, params: object) -> jax.Array:
+    smaller = MLPClassifier(family.images, family.labels, 3, hidden=4, batch=5)
+    return smaller.loss(params, (), KEY)
+
+
+def test_a_family_judged_by_held_out_data_has_its_value_and_the_gradient_of_the_training_loss():
+    family = perceptron(held_out=10)
+    judged = HeldOut(family)
+    params = check_family(judged, KEY)
+    value, grads = jax.value_and_grad(judged.loss)(params, (), None)
+    np.testing.assert_allclose(value, family.held_out_loss(params, (), None), rtol=1e-6)
+    for ours, theirs in zip(
+        jax.tree.leaves(grads), jax.tree.leaves(jax.grad(family.loss)(params, (), None)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    noisy = jax.grad(judged.loss)(params, (), KEY)
+    for ours, theirs in zip(
+        jax.tree.leaves(noisy), jax.tree.leaves(jax.grad(family.loss)(params, (), KEY)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_a_family_without_held_out_data_says_so():
+    for family in (Quadratic(2), perceptron()):
+        with pytest.raises(NotImplementedError, match=f"{type(family).__name__} has no held-out data"):
+            family.held_out_loss(family.init(family.sample(KEY), KEY), family.sample(KEY), KEY)
+    with pytest.raises(ValueError, match="held_out is 30 of 30 images"):
+        perceptron(held_out=30)
+
+
+def test_a_mixture_is_all_of_its_members_side_by_side():
+    members = (Quadratic(3), perceptron(), Quadratic(2, "gaussian"))
+    family = Mixture(members, (1.0, 0.5, 2.0))
+    params = check_family(family, KEY)
+    instance = family.sample(KEY)
+    keys = [jax.random.fold_in(KEY, i) for i in range(3)]
+    terms = [
+        weight * member.loss(part, piece, key)
+        for weight, member, part, piece, key in zip(family.weights, members, params, instance, keys, strict=True)
+    ]
+    np.testing.assert_allclose(family.loss(params, instance, KEY), sum(terms) / 3, rtol=1e-6)
+    assert instance[0][0].shape == (3, 3) and instance[2][0].shape == (2, 2)
+    with pytest.raises(ValueError, match="2 families with 1 weights"):
+        Mixture(members[:2], (1.0,))
