@@ -12,7 +12,7 @@ import numpy as np
 
 from .._core.programs import Program
 from .._core.types import PRNGKeyArray
-from ..optimizers import HAND_DESIGNED, FromOptax, Optimizer
+from ..optimizers import HAND_DESIGNED, PAPER_BASELINES, FromOptax, Optimizer
 from ..problems import ProblemFamily
 from .runs import SIDE_BY_SIDE, Curves, area, compile_curves, final, run_curves, run_in_chunks
 from .second_order import bfgs_curves, has_objective, lbfgs_curves
@@ -75,7 +75,7 @@ class Protocol:
 def tune_baselines(
     family: ProblemFamily,
     protocol: Protocol,
-    baselines: Mapping[str, type[FromOptax]] = HAND_DESIGNED,
+    baselines: Mapping[str, type[FromOptax]] = PAPER_BASELINES,
     watch: Watch | None = None,
 ) -> dict[str, Tuning]:
     """Tune every baseline on instances of its own; the same number of rates and of runs for each."""

@@ -39,7 +39,10 @@ HAND_DESIGNED: dict[str, type[FromOptax]] = {
     "AdamW": AdamW,
     "AdamWCosine": AdamWCosine,
 }
-"""The baselines, by class name; each has a `learning_rate` to tune."""
+"""Hand-designed optimizers, by class name; each has a `learning_rate` to tune."""
+
+PAPER_BASELINES = {name: HAND_DESIGNED[name] for name in ("SGD", "Nesterov", "RMSprop", "Adam", "AdamW")}
+"""What a comparison tunes unless it is told otherwise: the paper's four, and Adam with weight decay."""
 
 TRANSFER_BASELINES: dict[str, type[FromOptax]] = {
     "Adam": Adam,
@@ -50,13 +53,14 @@ TRANSFER_BASELINES: dict[str, type[FromOptax]] = {
     "Muon": Muon,
     "ScheduleFree": ScheduleFree,
 }
-"""What the transfer benchmark compares with: its own table, as the paper's comparisons are with `HAND_DESIGNED`."""
+"""What the transfer benchmark compares with: its own table, as the paper's comparisons are with `PAPER_BASELINES`."""
 
 __all__ = [
     "HAND_DESIGNED",
     "LEARNED",
     "LSTM",
     "MEMORIES",
+    "PAPER_BASELINES",
     "PREPROCESSORS",
     "SGD",
     "STAR",
