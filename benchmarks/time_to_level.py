@@ -30,7 +30,7 @@ from _common import console, parser, show, write_record
 
 from bygrad.evaluation import Protocol, best_baseline, compare, tune_baselines
 from bygrad.experiments import EXPERIMENTS
-from bygrad.optimizers import HAND_DESIGNED
+from bygrad.optimizers import PAPER_BASELINES
 from bygrad.problems import find_family
 from bygrad.training import Event, Planned, Stepped, Validated, meta_train
 
@@ -117,7 +117,7 @@ def baseline_level(options: Any) -> tuple[str, float]:
         final_window=SETTING.final_window,
         chunk=4,
     )
-    kinds = {"Adam": HAND_DESIGNED["Adam"]} if options.quick else HAND_DESIGNED
+    kinds = {"Adam": PAPER_BASELINES["Adam"]} if options.quick else PAPER_BASELINES
     return best_baseline(compare({}, tune_baselines(family, protocol, kinds), family, protocol), "area")
 
 

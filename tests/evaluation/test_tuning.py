@@ -7,7 +7,7 @@ import pytest
 
 from bygrad.evaluation import Protocol, tune, tune_baselines, with_learning_rate
 from bygrad.evaluation.tuning import EXTENSIONS, POINTS
-from bygrad.optimizers import HAND_DESIGNED, SGD, Adam
+from bygrad.optimizers import PAPER_BASELINES, SGD, Adam
 from bygrad.problems import ProblemFamily
 from bygrad.unroll import loss_curves
 
@@ -92,9 +92,9 @@ def test_every_baseline_gets_the_same_budget():
     tunings = tune_baselines(
         Isotropic(), Protocol(4, tuning_runs=2), watch=lambda what, done, total: told.append((what, done, total))
     )
-    assert list(tunings) == list(HAND_DESIGNED)
-    assert told[0] == ("tuning SGD", 0, len(HAND_DESIGNED))
-    assert told[-1] == ("tuning", len(HAND_DESIGNED), len(HAND_DESIGNED))
+    assert list(tunings) == list(PAPER_BASELINES)
+    assert told[0] == ("tuning SGD", 0, len(PAPER_BASELINES))
+    assert told[-1] == ("tuning", len(PAPER_BASELINES), len(PAPER_BASELINES))
     for tuning in tunings.values():
         assert len(tuning.learning_rates) % POINTS == 0
         assert len(tuning.learning_rates) == len(tuning.final) == len(tuning.area)

@@ -21,7 +21,7 @@ import bygrad
 from bygrad import experiments
 from bygrad.evaluation import Protocol
 from bygrad.experiments import EXPERIMENTS, Display, Experiment, Level, Setting, paper_curves, reproduce
-from bygrad.optimizers import HAND_DESIGNED, LSTM, Learned, Optimizer
+from bygrad.optimizers import LSTM, PAPER_BASELINES, Learned, Optimizer
 from bygrad.problems import FAMILIES, ProblemFamily, find_family
 from bygrad.training import RolledBack, Stepped, Validated, Warned
 
@@ -187,12 +187,12 @@ def test_everything_is_written(done, experiment):
     assert (folder / "cliff" / "report.html").is_file()
     written = json.loads((folder / "results.json").read_text())
     assert (written["experiment"], written["command"], written["seed"]) == ("tiny", "bygrad reproduce tiny", 0)
-    assert set(written["optimizers"]) == {"lstm", *(name.lower() for name in HAND_DESIGNED), "lbfgs"}
-    assert set(written["meta_training"]["baselines"]) == set(HAND_DESIGNED)
+    assert set(written["optimizers"]) == {"lstm", *(name.lower() for name in PAPER_BASELINES), "lbfgs"}
+    assert set(written["meta_training"]["baselines"]) == set(PAPER_BASELINES)
     assert written["meta_training"]["steps"] == [1, 2, 3]
     assert written["meta_training"]["validation_steps"] == [0, 2, 3]
     assert written["paper"] == json.loads(json.dumps(paper_curves("fig4L_quadratics")))
-    best = sorted(HAND_DESIGNED, key=lambda name: written["optimizers"][name.lower()]["final"]["mean"])[:2]
+    best = sorted(PAPER_BASELINES, key=lambda name: written["optimizers"][name.lower()]["final"]["mean"])[:2]
     assert [row["label"] for row in written["pictures"]["rows"]] == ["LSTM", *best]
     assert "One pixel of Bowl." in (folder / "report.html").read_text()
     assert set(written["seconds"]) == {"tuning", "meta_training", "evaluation"}
