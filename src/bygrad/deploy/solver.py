@@ -101,7 +101,7 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
         method, classical = _method(config["method"]), _method(config["classical"])
         if damping is not None:
             assert isinstance(method, LevenbergMarquardt)
-            method = LevenbergMarquardt(damping, method.tol, method.max_steps)
+            method = LevenbergMarquardt(damping=damping, tol=method.tol, max_steps=method.max_steps)
         elif config["method"] == config["classical"]:
             method = classical
         card = Card(**manifest.validation) if manifest.validation else None
@@ -137,7 +137,7 @@ def _method(described: dict[str, Any]) -> Method:
     numbers = {name: value for name, value in described.items() if name != "name"}
     if described["name"] == "LevenbergMarquardt":
         rule = GainRatio(numbers.pop("initial"), numbers.pop("shrink"))
-        return LevenbergMarquardt(rule, **numbers)
+        return LevenbergMarquardt(damping=rule, **numbers)
     return _METHODS[described["name"]](**numbers)
 
 

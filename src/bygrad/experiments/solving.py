@@ -116,7 +116,7 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an npz that is whole or absent."""
     temporary = path.with_name(f"{path.name}.partial")
     with temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     temporary.replace(path)
 
 

@@ -56,8 +56,8 @@ class QuadrotorControl(QuadraticProgram):
                 np.concatenate([np.tile(high, states), np.full(4 * horizon, 13.0 - HOVER)]),
             ]
         )
-        arrays = (jnp.asarray(it, jnp.float32) for it in (quadratic, constraints, linear, limits))
-        return cls(*arrays, spread)
+        single = lambda it: jnp.asarray(it, jnp.float32)  # noqa: E731
+        return cls(single(quadratic), single(constraints), single(linear), single(limits), spread)
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, " 12"]:
         scale = jnp.array([0.1] * 3 + [0.5] * 3 + [0.2] * 6)

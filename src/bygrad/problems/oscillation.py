@@ -65,9 +65,5 @@ class DampedOscillation(LeastSquares):
         f, phase = jax.random.uniform(key, (2,), instance.dtype)
         return jnp.stack([1.0, -0.7, 2 + 13 * f, jnp.pi * (2 * phase - 1), 0.0]).astype(instance.dtype)
 
-    def bounds(self, instance: Float[Array, " points"]) -> tuple[Array, Array]:
-        wide = 2 * jnp.pi
-        return jnp.array([0.0, -4.0, 0.0, -wide, -5.0]), jnp.array([10.0, 3.0, 20.0, wide, 5.0])
-
     def residuals(self, params: Float[Array, " 5"], instance: Float[Array, " points"]) -> Float[Array, " points"]:
         return (self.signal(params) - instance) / self.noise

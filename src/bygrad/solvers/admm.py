@@ -1,5 +1,6 @@
 """ADMM for thousands of quadratic programs with the same matrices: one factorization for all."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -75,7 +76,7 @@ class ADMM(Method):
         inverse = np.linalg.inv(root)
         values, vectors = np.linalg.eigh(inverse @ (constraints.T * weights) @ constraints @ inverse.T)
         factors = Factors(*(jnp.asarray(it, dtype) for it in (inverse.T @ vectors, np.maximum(values, 0), weights)))
-        return ADMM(self.rho, self.relaxation, self.adapt, self.tol, self.max_steps, self.inner, factors)
+        return dataclasses.replace(self, factors=factors)
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         family = flat.family

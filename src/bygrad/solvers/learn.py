@@ -31,7 +31,7 @@ TUNING = 20
 STARTS = (1, 2, 3, 5)
 """Numbers of starts that the classical solver is tried with."""
 
-PROPOSALS = 4
+PROPOSALS = 8
 """Starts that a network proposes: each costs an evaluation without derivatives."""
 
 REFERENCE = 10
@@ -83,7 +83,7 @@ def learn(
     tuned = time.perf_counter()
     solvers = {f"tuned, {n} start{'s' * (n > 1)}": _with_starts(base, n) for n in _starts_of(family)}
     if learnable := isinstance(family, LeastSquares) or not isinstance(family, Composite | QuadraticProgram):
-        solvers |= _learned(base, train, tol, seconds, began, seed, watch)
+        solvers |= _learned(base, train, tol, seconds, began, seed, watch, family.sample if instances is None else None)
     trained = time.perf_counter()
 
     measured = {name: _measure(solver, held, seed) for name, solver in solvers.items()}
@@ -155,11 +155,11 @@ def _grid(family: ProblemFamily, tol: float) -> list[Method]:
     """Return the settings of the classical solver that are tried, the default first."""
     if isinstance(family, LeastSquares):
         rules = [GainRatio(initial, shrink) for shrink in (1 / 3, 0.1) for initial in (1e-2, 1e-1, 1e-3, 1.0)]
-        return [LevenbergMarquardt(rule, tol=close) for close in (0.1 * tol, 0.5 * tol) for rule in rules]
+        return [LevenbergMarquardt(damping=rule, tol=close) for close in (0.1 * tol, 0.5 * tol) for rule in rules]
     if isinstance(family, Composite):
         return [ProximalGradient(tol=tol)]
     if isinstance(family, QuadraticProgram):
-        return [ADMM(rho, adapt=adapt, tol=tol) for adapt in (5.0, 2.0) for rho in (0.1, 1.0, 10.0)]
+        return [ADMM(rho=rho, adapt=adapt, tol=tol) for adapt in (5.0, 2.0) for rho in (0.1, 1.0, 10.0)]
     return [LBFGS(tol=close, gain=close) for close in (1e-3 * tol, 1e-2 * tol)]
 
 
@@ -179,7 +179,14 @@ def _tuned(base: LearnedSolver, train: Any, tol: float, seed: int) -> LearnedSol
 
 
 def _learned(
-    base: LearnedSolver, train: Any, tol: float, seconds: float, began: float, seed: int, watch: Watch | None
+    base: LearnedSolver,
+    train: Any,
+    tol: float,
+    seconds: float,
+    began: float,
+    seed: int,
+    watch: Watch | None,
+    sample: Any,
 ) -> dict[str, LearnedSolver]:
     """Solve instances, learn a start from them, then a damping from that start."""
     left = lambda: seconds - (time.perf_counter() - began)  # noqa: E731
@@ -197,9 +204,9 @@ def _learned(
     whitening = Whitening.of(vectors, examples.params)
     start_key, damping_key = jax.random.split(jax.random.key(seed))
     least_squares = isinstance(base.family, LeastSquares)
-    share = 0.3 if least_squares else 0.7
+    share = 0.5 if least_squares else 0.9
     start = LearnedStart.untrained(whitening, PROPOSALS, start_key)
-    start = train_start(start, flat, examples, max(share * left(), 1.0), seed, watch)
+    start = train_start(start, flat, examples, max(share * left(), 1.0), seed, watch, sample=sample)
     started = {f"learned start, best {n}": _with_starts(base, n, start) for n in STARTS[:3]}
     if not isinstance(base.method, LevenbergMarquardt):
         return started
@@ -221,7 +228,7 @@ def _learned(
     damping = train_damping(
         damping, base.method, flat, examples, jnp.asarray(first[:, 0]), tol, max(0.8 * left(), 1.0), seed, watch
     )
-    method = LevenbergMarquardt(damping, base.method.tol, base.method.max_steps)
+    method = LevenbergMarquardt(damping=damping, tol=base.method.tol, max_steps=base.method.max_steps)
     return started | {
         f"learned start and damping, best {n}": _with_method(_with_starts(base, n, start), method) for n in STARTS[:3]
     }

@@ -15,7 +15,7 @@ def report(solver: LearnedSolver) -> str:
         f"On {card.heldout} held-out instances, solved: within {card.tol:g} of the best known cost",
         f"{'candidate':<38}{'success':>9}{'fits/s':>10}{'evals':>8}{'worst':>7}{'fallback':>10}{'break-even':>12}",
     ]
-    for name, it in card.candidates.items():
+    for name, it in sorted(card.candidates.items(), key=_simplest_first):
         even = card.break_even.get(name)
         lines.append(
             f"{name:<38}{it['success']:>9.1%}{it['throughput']:>10.0f}{it['evaluations']:>8.1f}{it['worst_steps']:>7.0f}"
@@ -33,3 +33,9 @@ def report(solver: LearnedSolver) -> str:
     if card.pays:
         lines.append("  break-even: instances after which tuning and training are repaid, against that candidate")
     return "\n".join(lines)
+
+
+def _simplest_first(candidate: tuple[str, object]) -> tuple[bool, bool, str]:
+    """Sort classical candidates before learned ones; a file keeps no order."""
+    name = candidate[0]
+    return not name.startswith("tuned"), "damping" in name, name

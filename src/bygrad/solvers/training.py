@@ -42,11 +42,13 @@ def train_start(
     seed: int,
     watch: Watch | None = None,
     steps: int | None = None,
+    sample: Callable[[Array], Any] | None = None,
 ) -> LearnedStart:
     """Fit the proposals: first to known solutions, the nearest proposal of each; then to what counts, their cost.
 
-    The second loss is a soft minimum over proposals of the logarithm of the excess cost. It sees the tail: an instance
-    whose cost is a thousand times too high counts three times one that is ten times too high.
+    The second loss is a soft minimum over proposals of the logarithm of the cost. It sees the tail: an instance whose
+    cost is a thousand times too high counts three times one that is ten times too high. It needs no solutions, so where
+    the family can `sample`, every batch is new and nothing can be learned by heart.
     """
 
     def nearest(start: LearnedStart, batch: Examples) -> Scalar:
@@ -57,16 +59,20 @@ def train_start(
 
         return jnp.mean(jax.vmap(one)(batch.instances, batch.params))
 
-    def lowest(start: LearnedStart, batch: Examples) -> Scalar:
-        def one(instance: Any, cost: Scalar) -> Scalar:
+    floor = 0.5 * jnp.median(examples.cost)
+
+    def lowest(start: LearnedStart, batch: Any) -> Scalar:
+        def one(instance: Any) -> Scalar:
             costs = jax.vmap(lambda x: flat.loss(x, instance))(start.propose(instance))
-            excess = jnp.log1p(jnp.clip(jnp.nan_to_num(costs / cost, nan=1e6) - 1, 0.0, 1e6))
-            return -0.3 * jax.nn.logsumexp(-excess / 0.3)
+            logs = jnp.log1p(jnp.clip(jnp.nan_to_num(costs / floor, nan=1e6, posinf=1e6), 0.0, 1e6))
+            return -0.3 * jax.nn.logsumexp(-logs / 0.3)
 
-        return jnp.mean(jax.vmap(one)(batch.instances, batch.cost)) + 0.05 * nearest(start, batch)
+        instances = batch if sample is None else jax.vmap(lambda seed: sample(jax.random.key(seed)))(batch)
+        return jnp.mean(jax.vmap(one)(instances))
 
+    fresh = examples.instances if sample is None else np.arange(seed + 2**20, seed + 2**21)
     start = _descend(start, nearest, examples, 0.35 * seconds, 3e-3, seed, "learning a start", watch, steps)
-    return _descend(start, lowest, examples, 0.65 * seconds, 1e-3, seed + 1, "learning a start", watch, steps)
+    return _descend(start, lowest, fresh, 0.65 * seconds, 1e-3, seed + 1, "learning a start", watch, steps)
 
 
 def train_damping(
