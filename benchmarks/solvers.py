@@ -9,6 +9,7 @@ SciPy has one thread; the first call of each, which compiles, is not counted and
 Needs scipy and optimistix: pip install 'bygrad[solvers]'.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +17,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimistix as optx
 from _common import console, parser, show, write_record
-from scipy import optimize
 
 from bygrad.problems import DampedOscillation, LeastSquares, OralDose
 from bygrad.solvers import LevenbergMarquardt, solve
+
+try:
+    import optimistix as optx
+    from scipy import optimize
+except ImportError as error:
+    console.print(f"{error}: nothing is compared without SciPy and Optimistix. pip install 'bygrad[solvers]'")
+    sys.exit(0)
 
 TOL = 1e-3
 FAMILIES: dict[str, LeastSquares] = {

@@ -28,7 +28,7 @@ def report(solver: LearnedSolver) -> str:
         f"  the probability not to be solved is at most {card.failure_bound:.2%}"
         f" ({card.failures} of {card.heldout} held out were not)",
         f"  99 in 100 take, in steps, {steps}",
-        "  " + ", ".join(f"{what} {seconds:.0f} s" for what, seconds in card.seconds.items()),
+        "  " + ", ".join(f"{what} {seconds:.0f} s" for what, seconds in sorted(card.seconds.items())),
     ]
     if card.pays:
         lines.append("  break-even: instances after which tuning and training are repaid, against that candidate")
