@@ -55,10 +55,11 @@ def scipy_loop(family: LeastSquares, data: np.ndarray) -> np.ndarray:
     for instance in data:
         start = np.asarray(family.init(jnp.asarray(instance), jax.random.key(0)))
         bounds = [np.asarray(it) for it in family.bounds(instance) or (-np.inf, np.inf)]
+        slope: Any = lambda x, instance=instance: np.asarray(jacobian(x, instance))  # noqa: E731
         found = optimize.least_squares(
             lambda x, instance=instance: np.asarray(residuals(x, instance)),
             np.clip(start, *bounds),
-            jac=lambda x, instance=instance: np.asarray(jacobian(x, instance)),
+            jac=slope,
             bounds=bounds,
             x_scale="jac",
         )

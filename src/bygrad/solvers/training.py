@@ -67,8 +67,7 @@ def train_start(
             logs = jnp.log1p(jnp.clip(jnp.nan_to_num(costs / floor, nan=1e6, posinf=1e6), 0.0, 1e6))
             return -0.3 * jax.nn.logsumexp(-logs / 0.3)
 
-        instances = batch if sample is None else jax.vmap(lambda seed: sample(jax.random.key(seed)))(batch)
-        return jnp.mean(jax.vmap(one)(instances))
+        return jnp.mean(jax.vmap(lambda it: one(it if sample is None else sample(jax.random.key(it))))(batch))
 
     fresh = examples.instances if sample is None else np.arange(seed + 2**20, seed + 2**21)
     start = _descend(start, nearest, examples, 0.35 * seconds, 3e-3, seed, "learning a start", watch, steps)
