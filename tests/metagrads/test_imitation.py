@@ -17,7 +17,7 @@ pytestmark = pytest.mark.core
 WINDOWS = Windows(Quadratic(3), horizon=4, truncation=2, instances=2)
 
 
-@pytest.mark.parametrize("rate", [0.02, 0.05, 0.1])
+@pytest.mark.parametrize("rate", [0.02, 0.05])
 def test_for_a_pupil_of_the_same_kind_the_loss_has_a_closed_form(rate):
     """Updates are rates times the same gradients: the loss is half the square of the relative error of the rate."""
     taught, weight, pupil = 0.05, 0.3, SGD(rate)
@@ -36,8 +36,8 @@ def test_the_gradient_is_that_of_the_loss_along_the_teachers_path():
     pupil, teacher = LSTM(jax.random.key(0), (3,)), Adam(0.1)
     imitate = Imitate(Replay(), teacher, weight=1.0, every=1)
     state = imitate.init(pupil, WINDOWS, jax.random.key(0))
-    own, _ = Replay().estimate(pupil, WINDOWS, state.achieved)
-    both, after = imitate.estimate(pupil, WINDOWS, state)
+    own, _ = eqx.filter_jit(Replay().estimate)(pupil, WINDOWS, state.achieved)
+    both, after = eqx.filter_jit(imitate.estimate)(pupil, WINDOWS, state)
 
     grads, taught = [], []  # of both instances, step by step
     for i in range(2):

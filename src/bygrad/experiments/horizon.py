@@ -25,7 +25,7 @@ _ROUND = Recipe(
     meta_steps=100,
     meta_learning_rate=3e-3,
     clip=0.1,
-    estimator=Imitate(Replay(0.25), Adam(1e-2)),
+    estimator=Imitate(Replay(0.25), Adam()),  # at its default rate, 1e-2
     validation_runs=2,
     final_window=10,
 )

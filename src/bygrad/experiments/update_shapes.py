@@ -165,7 +165,7 @@ def _draw_responses(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.4, 4.6), layout="constrained")
-    panels = figure.subplots(4, RESPONSES // 4, sharex=True, sharey=True)
+    panels = figure.subplots(4, RESPONSES // 4, sharex=True, sharey="row")
     palette = colours([name.lower() for name in responses])
     for step, axes in enumerate(panels.flat):
         for name, found in responses.items():
@@ -174,6 +174,7 @@ def _draw_responses(
             axes.axvline(grads[step], color="#999999", linewidth=0.6, linestyle="--")
         axes.set_title(f"{step + 1}", fontsize=7, pad=2)
         axes.tick_params(labelsize=6)
+        axes.locator_params(nbins=3)
     figure.supxlabel("gradient", fontsize=8)
     figure.supylabel("update", fontsize=8)
     panels[0][-1].legend(fontsize=6, frameon=False)

@@ -166,11 +166,17 @@ def differences(
 
     A difference counts as reached, the later contender as better, if all of its interval lies below zero.
     """
-    options = {"horizon": protocol.horizon, "runs": protocol.runs, "chunk": protocol.chunk}
-    finals = {
-        label: final(run_curves(optimizer, family, protocol.keys[1], **options)[0], protocol.final_window)
-        for label, optimizer in trained.items()
-    }
+    finals = {}
+    for label, optimizer in trained.items():
+        curves, _ = run_curves(
+            optimizer,
+            family,
+            protocol.keys[1],
+            horizon=protocol.horizon,
+            runs=protocol.runs,
+            chunk=protocol.chunk,
+        )
+        finals[label] = final(curves, protocol.final_window)
     baseline, level = best_baseline(results["optimizers"], "final")
     rows = [
         {

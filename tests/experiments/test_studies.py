@@ -1,0 +1,153 @@
+"""Studies: what they compute, and all experiments in one index."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bygrad.evaluation import Protocol, bfgs_curves, lbfgs_curves
+from bygrad.experiments import EXPERIMENTS, STUDIES, Display, Study, Task
+from bygrad.experiments.everything import everything
+from bygrad.experiments.horizon import CURRICULA, PROTOCOLS
+from bygrad.experiments.update_shapes import choose, history, sweep
+from bygrad.experiments.variations import MNIST, QUADRATICS, Contest, differences, hold
+from bygrad.metagrads import Replay
+from bygrad.optimizers import LSTM, SGD, Adam, GlobalLSTM, Scaled
+from bygrad.problems import Quadratic
+from bygrad.training import Recipe, describe
+
+
+def task_in(folder, **options) -> Task:
+    return Task("quick", folder, Display(Console(file=io.StringIO())), command="bygrad reproduce", **options)
+
+
+def level(name: str, reached: bool | None) -> dict[str, object]:
+    return {"what": name, "paper": 0.5, "reach": 0.4, "ours": 0.3, "low": 0.2, "high": 0.4, "reached": reached}
+
+
+@pytest.mark.core
+def test_all_runs_everything_once_goes_on_after_a_failure_and_writes_an_index(tmp_path):
+    ran = []
+
+    def study(name: str, fails: bool = False) -> Study:
+        def carry_out(task: Task) -> dict[str, object]:
+            ran.append((name, task.folder, task.resume))
+            if fails:
+                raise FileNotFoundError("the images are <not> there")
+            task.folder.mkdir(parents=True, exist_ok=True)
+            (task.folder / "loss.svg").write_text('<svg><path id="p1"/></svg>')
+            return {"levels": [level(f"final of {name}", True), level("reported", None)]}
+
+        return Study(name, f"The study {name}", carry_out)
+
+    every = everything({"one": study("one"), "two": study("two", fails=True), "three": study("three")})
+    results = every.carry_out(task_in(tmp_path))
+    assert ran == [(name, tmp_path / name, False) for name in ("one", "two", "three")]
+    assert len(results["levels"]) == 4
+    assert results["refused"] == {"two": "the images are <not> there"}
+    page = (tmp_path / "report.html").read_text()
+    assert "2 of 2 levels are reached" in page
+    for text in ("final of one", "final of three", "the images are &lt;not&gt; there", "0.300"):
+        assert text in page
+    # Figures of all experiments stand on one page: their ids must differ.
+    assert 'id="one-loss-p1"' in page
+    assert 'id="three-loss-p1"' in page
+    assert json.loads((tmp_path / "results.json").read_text())["levels"]["one"][0]["ours"] == 0.3
+    with pytest.raises(FileExistsError, match="--resume"):
+        every.carry_out(task_in(tmp_path))
+    every.carry_out(task_in(tmp_path, resume=True))
+    assert [resumed for _, _, resumed in ran[3:]] == [True, False, True]  # the second has left nothing
+
+
+@pytest.mark.core
+def test_all_is_all():
+    assert {"all", *EXPERIMENTS}.isdisjoint(set(STUDIES) - {"all"})
+    assert {"variations", "horizon", "architectures", "update-shapes"} < set(STUDIES)
+
+
+@pytest.mark.core
+def test_the_contenders_are_trained_alike_and_the_recipes_are_json():
+    for contest in (QUADRATICS, MNIST):
+        for budget, recipe in contest.recipes.items():
+            json.dumps(describe(recipe))
+            assert recipe.horizon == contest.protocols[budget].horizon
+            assert recipe.final_window == contest.protocols[budget].final_window
+    for budget, curriculum in CURRICULA.items():
+        json.dumps(describe(curriculum.recipe))
+        assert PROTOCOLS[budget].horizon > curriculum.horizons[-1] / 2
+
+
+@pytest.mark.core
+def test_differences_are_taken_run_by_run():
+    """With rates that differ a little, runs differ much more among themselves than within a pair."""
+    protocol = Protocol(3, runs=16, tuning_runs=1, chunk=16)
+    baseline = {"label": "Adam", "kind": "hand-designed", "final": {"mean": 1e9}}
+    optimizers, results = {"a": SGD(0.010), "b": SGD(0.011)}, {"optimizers": {"x": baseline}}
+    rows = differences(optimizers, Quadratic(3), protocol, "Title", results)
+    assert [row["reached"] for row in rows] == [True, True, True]
+    (one, other), difference = rows[:2], rows[2]
+    assert difference["ours"] == pytest.approx(other["ours"] - one["ours"], rel=1e-6)
+    assert difference["high"] - difference["low"] < 0.5 * (one["high"] - one["low"])
+    assert "final loss of b minus that of a" in difference["what"]
+
+
+@pytest.mark.slow
+def test_a_contest_is_held_once(tmp_path):
+    recipe = Recipe(4, 2, 2, 2, estimator=Replay(), validate_every=2, validation_runs=2)
+    options = {"layers": (2,), "preprocess": Scaled()}
+    contest = Contest(
+        "tiny",
+        "Something small",
+        "quadratic",
+        {"LSTM": lambda key: LSTM(key, **options), "LSTM+GAC": lambda key: GlobalLSTM(key, **options)},
+        {"quick": recipe},
+        {"quick": Protocol(4, runs=4, tuning_runs=2, second_order_runs=2, chunk=4)},
+        bfgs=True,
+    )
+    task = task_in(tmp_path)
+    results = hold(contest, task, tmp_path / "tiny")
+    assert {"lstm", "lstm+gac", "adam", "lbfgs", "bfgs"} <= set(results["optimizers"])
+    assert len(results["levels"]) == 3
+    assert (tmp_path / "tiny" / "lstm-gac" / "optimizer.safetensors").exists()
+    assert "NTM" not in (tmp_path / "tiny" / "report.html").read_text()
+    kept = json.loads((tmp_path / "tiny" / "results.json").read_text())
+    kept["levels"][0]["ours"] = -1.0
+    (tmp_path / "tiny" / "results.json").write_text(json.dumps(kept))
+    assert hold(contest, task, tmp_path / "tiny")["levels"][0]["ours"] == -1.0
+
+
+@pytest.mark.core
+def test_histories_and_responses_of_gradient_descent_are_lines():
+    grads = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    np.testing.assert_allclose(history(SGD(0.5), grads), -0.5 * grads, rtol=1e-6)
+    swept, responses = sweep({"SGD": SGD(0.5)}, grads[:, 0])
+    np.testing.assert_allclose(responses["SGD"], np.tile(-0.5 * swept, (5, 1)), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.core
+def test_responses_pass_through_the_updates_that_were_taken():
+    grads = np.array([0.3, -0.2, 0.1, 0.25], np.float32)
+    swept, responses = sweep({"Adam": Adam(0.1)}, grads)
+    taken = history(Adam(0.1), grads[:, None])[:, 0]
+    for step, update in enumerate(taken):
+        assert np.interp(grads[step], swept, responses["Adam"][step]) == pytest.approx(update, abs=3e-3)
+
+
+@pytest.mark.core
+def test_coordinates_are_chosen_by_the_size_of_their_gradients():
+    grads = np.arange(1, 201)[None, ::-1] * np.array([[1.0], [-1.0]])
+    sizes = np.abs(grads[0, choose(grads, 3)])
+    assert sizes[0] == pytest.approx(100, abs=1)
+    assert sizes[-1] == pytest.approx(198, abs=1)
+    assert list(sizes) == sorted(sizes)
+
+
+def test_bfgs_reaches_the_minimum_of_quadratics():
+    keys = jax.random.split(jax.random.key(0), 3)
+    ours, limited = (np.asarray(curves(Quadratic(4), keys, 20)) for curves in (bfgs_curves, lbfgs_curves))
+    np.testing.assert_array_equal(ours[:, 0], limited[:, 0])
+    assert np.all(ours[:, -1] < 1e-4)
+    assert np.all(np.diff(ours, axis=1) < 1e-6)
