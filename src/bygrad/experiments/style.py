@@ -40,7 +40,7 @@ STYLE = Experiment(
     # Useful steps are some ten pixel values, a thousand times those of networks.
     protocols={
         "quick": Protocol(128, runs=2, tuning_runs=1, second_order_runs=0, chunk=2, rates=5, rate_scale=1_000.0),
-        "paper": Protocol(128, runs=24, tuning_runs=2, second_order_runs=2, chunk=4, rates=9, rate_scale=1_000.0),
+        "paper": Protocol(128, runs=24, tuning_runs=1, second_order_runs=2, chunk=4, rates=9, rate_scale=1_000.0),
     },
     train_on="style-32",
     illustrate=paintings,
