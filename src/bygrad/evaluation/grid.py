@@ -77,11 +77,12 @@ def _grid(
         tuned = declare(tuned, horizon)
         end, trajectory = rollout(tuned, family, begin(tuned, family, keys), horizon)
         curves = jnp.concatenate([trajectory.value, trajectory.end_value[None]]).T
-        if held_out is None:
+        judged = held_out
+        if judged is None:
             return curves, jnp.full(keys.shape[0], jnp.nan)
 
         def judge(params: Params, state: Any, instance: Instance) -> Scalar:
-            return objective(held_out, evaluation_point(tuned, state, params), instance)
+            return objective(judged, evaluation_point(tuned, state, params), instance)
 
         axes = (0, lift(tuned).axes(end.optimizer_state), 0)
         return curves, jax.vmap(judge, in_axes=axes)(end.params, end.optimizer_state, end.instance)

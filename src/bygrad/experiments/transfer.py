@@ -190,7 +190,9 @@ def run_row(
         jax.random.fold_in(jax.random.key(task.seed), 0x7AF), effort.tuning_runs + effort.runs
     )  # the same for every row
     optimizers: dict[str, Any] = {}
-    contenders = {name: (optimizer, "learned", None) for name, optimizer in learned.items()}
+    contenders: dict[str, tuple[Optimizer, str, np.ndarray | None]] = {
+        name: (optimizer, "learned", None) for name, optimizer in learned.items()
+    }
     for name, kind in baselines.items():
         rates = CENTRES.get(name, 1e-2) * np.logspace(-1.5, 1.5, RATES)
         contenders[name] = (kind(), "hand-designed", rates)

@@ -10,7 +10,7 @@ import numpy as np
 from .._core.files import write_text_atomically
 from ..evaluation import bootstrap_iqm, performance_profile, write_report
 from ..evaluation.figures import profiles, save
-from ..evaluation.report import html_page, html_table, number
+from ..evaluation.report import html_figure, html_page, html_table, number
 
 MEASURES = {
     "mean": "mean training loss over the run",
@@ -156,8 +156,9 @@ def write_transfer_report(found: Mapping[str, Any], results: dict[str, Any], fol
         ),
         '<p class="notes">Losses relative to the mean of tuned Adam in the row: below 1 is better. A run that ends in a'
         " loss that is not finite has diverged, and counts as infinite.</p>",
-        f"<figure>{(folder / 'profiles.svg').read_text().partition('<svg')[1]}"
-        f"{(folder / 'profiles.svg').read_text().partition('<svg')[2]}</figure>",
+        html_figure(
+            (folder / "profiles.svg").read_text(), "Share of runs whose mean loss is at most so many times Adam's."
+        ),
     ]
     for measure, text in MEASURES.items():
         rows = [(row, _row_cells(found, row, measure, columns)) for row in found["axes"]]

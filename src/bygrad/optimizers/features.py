@@ -254,41 +254,62 @@ def perceptron(
     """
     features = features_of(*inputs)
     shape = features[0].shape
-    scales = jnp.stack([jax.lax.rsqrt(mean_square(x) + epsilon) for x in features])
-    unrolled = int(np.prod(shape)) >= UNROLLED and max(len(layer.bias) for layer in layers) <= UNROLLED_UNITS
-    if unrolled:  # or the two uses would share the features, and all of them would be written to memory
-        inputs, scales = jax.lax.optimization_barrier((inputs, scales))
-        features = features_of(*inputs)
     first, *rest = layers
     count = len(features)
-    weight, bias = first.weight[:, :count] * scales, first.bias
+    weight, bias = first.weight[:, :count], first.bias
     if constants is not None:
         bias = bias + first.weight[:, count:] @ constants
-    # What is constant along an axis is summed at its own size.
+    # What is constant along an axis is normalized and summed at its own size.
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, x in enumerate(features):
         groups.setdefault(x.shape, []).append(i)
-    parts = []
-    for size, members in groups.items():
-        chosen = jnp.stack([weight[:, i] for i in members], axis=1)
-        parts.append(_mix(chosen, [features[i] for i in members], unrolled and size == shape))
-    hidden: Any = [sum(part[k] for part in parts) + bias[k] for k in range(len(bias))]
+    if int(np.prod(shape)) >= UNROLLED and max(len(layer.bias) for layer in layers) <= UNROLLED_UNITS:
+        scales = jnp.stack([jax.lax.rsqrt(mean_square(x) + epsilon) for x in features])
+        # Without the barrier the two uses would share the features, and all of them would be written to memory.
+        inputs, scales = jax.lax.optimization_barrier((inputs, scales))
+        return _unrolled(weight * scales, bias, rest, features_of(*inputs), groups)
+
+    def normalized(members: list[int]) -> Array:
+        stacked = jnp.stack([features[i] for i in members])
+        axes = tuple(range(1, stacked.ndim))
+        squares = jnp.sum(jnp.square(stacked), axes, keepdims=True) / max(stacked[0].size, 1)
+        return stacked * jax.lax.rsqrt(squares + epsilon)
+
+    column = lambda bias: bias.reshape(-1, *[1] * len(shape))  # noqa: E731
+    parts = [jnp.tensordot(weight[:, np.array(members)], normalized(members), 1) for members in groups.values()]
+    hidden = sum(parts[1:], start=parts[0]) + column(bias)
     for layer in rest:
-        mixed = _mix(layer.weight, [jax.nn.relu(unit) for unit in hidden], unrolled)
-        hidden = [mixed[k] + layer.bias[k] for k in range(len(layer.bias))]
+        hidden = jnp.tensordot(layer.weight, jax.nn.relu(hidden), 1) + column(layer.bias)
     return [jnp.broadcast_to(output, shape) for output in hidden]
+
+
+def _unrolled(
+    weight: Float[Array, "units features"],
+    bias: Float[Array, " units"],
+    rest: Sequence[Dense],
+    features: Sequence[Float[Array, "..."]],
+    groups: dict[tuple[int, ...], list[int]],
+) -> list[Float[Array, "..."]]:
+    """Write the network out unit by unit, so that it becomes one loop over the params."""
+    shape = features[0].shape
+    parts: list[Any] = []
+    for size, members in groups.items():
+        if size == shape:
+            parts.append([sum(weight[k, i] * features[i] for i in members) for k in range(len(bias))])
+        else:
+            parts.append(jnp.tensordot(weight[:, np.array(members)], jnp.stack([features[i] for i in members]), 1))
+    hidden = [sum(part[k] for part in parts) + bias[k] for k in range(len(bias))]
+    for layer in rest:
+        seen = [jax.nn.relu(unit) for unit in hidden]
+        hidden = [
+            sum(layer.weight[k, i] * x for i, x in enumerate(seen)) + layer.bias[k] for k in range(len(layer.bias))
+        ]
+    return hidden
 
 
 def mean_square(x: Array) -> Float[Array, ""]:
     """Return the mean square, zero for an empty array: a NaN from there would spread to the meta-gradient."""
     return jnp.sum(jnp.square(x)) / max(x.size, 1)
-
-
-def _mix(weight: Float[Array, "units inputs"], inputs: Sequence[Array], unrolled: bool) -> Any:
-    """Return `weight` times the inputs, for each unit: a sum written out, or a matrix product."""
-    if unrolled:
-        return [sum(weight[k, i] * x for i, x in enumerate(inputs)) for k in range(weight.shape[0])]
-    return jnp.tensordot(weight, jnp.stack(inputs), 1)
 
 
 def _mean(array: Array, axis: int) -> Array:
