@@ -15,6 +15,7 @@ from ..evaluation import area, final, run_curves
 from ..metagrads import NRES, Members
 from ..optimizers import Adam, Controller, Optimizer, declare
 from ..problems import Mixture, MLPClassifier, ProblemFamily, Quadratic, describe_family, load_images
+from ..problems.data import shrink
 from ..problems.mlp import Activation
 from ..training import Recipe, describe
 from .display import Display
@@ -28,15 +29,15 @@ RECIPE = Recipe(
     shortest=100,
     truncation=20,
     instances=8,
-    meta_steps=1_000,
-    meta_learning_rate=3e-3,
+    meta_steps=300,
+    meta_learning_rate=1e-3,
     clip=1.0,
     estimator=Members(NRES(sigma=0.02, robust=True)),
-    validate_every=200,
+    validate_every=100,
     validation_runs=8,
     final_window=20,
     meta_b2=0.99,
-    warmup=100,
+    warmup=20,
 )
 
 
@@ -62,19 +63,6 @@ def digits(
         scale=scale,
         batch=batch,
     )
-
-
-def shrink(images: np.ndarray, pixels: int) -> np.ndarray:
-    """Average images `[n, 28, 28]` over squares; what the squares leave over is cut from the (empty) border.
-
-    >>> shrink(np.full((1, 28, 28), 7, np.uint8), 8).shape
-    (1, 8, 8)
-    """
-    side = 28 // pixels
-    start = (28 - side * pixels) // 2
-    cut = images[:, start : start + side * pixels, start : start + side * pixels]
-    means = cut.reshape(-1, pixels, side, pixels, side).mean(axis=(2, 4))
-    return np.round(means).astype(np.uint8)
 
 
 def mixture(data: str = "mnist") -> Mixture:
