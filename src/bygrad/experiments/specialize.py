@@ -181,7 +181,7 @@ def choose_recipe(horizon: int, seconds: float, seed: int) -> Recipe:
         truncation=truncation,
         instances=8,
         meta_steps=1_000_000,
-        meta_learning_rate=3e-3,
+        meta_learning_rate=1e-3,
         clip=1.0,
         estimator=NRES(sigma=0.02, robust=True),
         validate_every=1_000_000,
