@@ -181,7 +181,7 @@ def choose_recipe(horizon: int, seconds: float, seed: int) -> Recipe:
         truncation=truncation,
         instances=8,
         meta_steps=1_000_000,
-        meta_learning_rate=3e-3,
+        meta_learning_rate=1e-3,
         clip=1.0,
         estimator=NRES(sigma=0.02, robust=True),
         validate_every=1_000_000,
@@ -271,8 +271,8 @@ def _seconds_saved(
 
 def sentences(worth: Mapping[str, Any]) -> list[str]:
     """Say in words what a specialization is worth."""
-    mean, final = (worth[f"{key}_loss"] / worth[f"best_{key}_loss"] for key in ("mean", "final"))
-    same_time = worth["mean_loss_at_equal_seconds"] / worth["best_mean_loss"]
+    mean, final = (_ratio(worth[f"{key}_loss"], worth[f"best_{key}_loss"]) for key in ("mean", "final"))
+    same_time = _ratio(worth["mean_loss_at_equal_seconds"], worth["best_mean_loss"])
     ratio = worth["seconds_per_step"] / worth["baseline_seconds_per_step"]
     lines = [
         f"mean loss over the run: {mean:.2f} x that of the best tuned baseline ({worth['best_mean_baseline']}) at equal"
@@ -287,6 +287,11 @@ def sentences(worth: Mapping[str, Any]) -> list[str]:
             f" {worth['break_even_runs']:,} runs repay the meta-training"
         )
     return lines
+
+
+def _ratio(ours: float, theirs: float) -> float:
+    """Return how much larger a loss is, infinite where the other one is zero."""
+    return ours / theirs if theirs > 0 else math.inf if ours > 0 else 1.0
 
 
 def _rows_of(worth: Mapping[str, Any]) -> list[dict[str, Any]]:

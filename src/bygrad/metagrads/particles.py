@@ -1,9 +1,9 @@
 r"""What estimators with a random direction for every instance have in common.
 
 An instance is a particle: it has a direction $\epsilon \sim N(0, I)$ in the space of $\theta$, drawn from the key of
-its run. An antithetic pair runs one instance twice, with $\theta + \sigma \epsilon$ and $\theta - \sigma \epsilon$; the two
-share everything random: instance, start, minibatches, and the time when they are renewed. That coupling is where most
-of the precision comes from.
+its run. An antithetic pair runs one instance twice, with $\theta + \sigma \epsilon$ and $\theta - \sigma \epsilon$; the
+two share everything random: instance, start, minibatches, and the time when they are renewed. That coupling is where
+most of the precision comes from.
 """
 
 from typing import Any

@@ -1,5 +1,6 @@
 """Families by name, and a user's own from a file."""
 
+import dataclasses
 import difflib
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from typing import Literal, TypeAlias
 from .attention import CharacterModel
 from .base import ProblemFamily
 from .convnet import ConvClassifier, with_labels
-from .data import load_images
+from .data import load_images, shrink
 from .mlp import MLPClassifier
 from .oscillation import DampedOscillation
 from .pharmacokinetics import OralDose
@@ -36,9 +37,21 @@ def _cifar(data: str, split: Split, labels: Sequence[int] = range(10)) -> Proble
     return ConvClassifier.from_data(with_labels(images, labels), split)
 
 
+def _digits(data: str, split: Split) -> ProblemFamily:
+    images = load_images(data)
+    if images.x_train.shape[1:] != (28, 28):
+        raise ValueError(
+            f"{images.name} holds images of shape {images.x_train.shape[1:]}, but digits are averaged from 28 x 28"
+            " pixels. Use the embedded ones (--data mnist), or others of that shape."
+        )
+    small = dataclasses.replace(images, x_train=shrink(images.x_train, 8), x_test=shrink(images.x_test, 8))
+    return MLPClassifier.from_data(small, split, hidden=32, activation="relu", scale=0.1, batch=64)
+
+
 FAMILIES: dict[str, Builder] = {
     "quadratic": lambda data, split: Quadratic(),
     "quadratic-gaussian": lambda data, split: Quadratic(distribution="gaussian"),
+    "digits": _digits,
     "mnist": lambda data, split: MLPClassifier.from_data(load_images(data), split),
     "mnist-40-units": lambda data, split: MLPClassifier.from_data(load_images(data), split, hidden=40),
     "mnist-2-layers": lambda data, split: MLPClassifier.from_data(load_images(data), split, layers=2),

@@ -1,0 +1,51 @@
+"""The controller that comes with the package: what it was trained on, and that it helps where it was not."""
+
+import jax
+import numpy as np
+import pytest
+
+from bygrad.artifacts import find, load
+from bygrad.deploy.jax import load as load_optimizer
+from bygrad.evaluation import area, run_curves
+from bygrad.experiments.general import RECIPE, SEEDS, digits, held_out, mixture
+from bygrad.optimizers import Adam, declare
+from bygrad.problems import MLPClassifier
+from bygrad.problems.data import shrink
+from bygrad.training import describe
+
+
+def test_images_become_means_of_squares():
+    images = np.random.default_rng(0).integers(0, 256, (2, 28, 28), dtype=np.uint8)
+    small = shrink(images, 8)
+    assert small.shape == (2, 8, 8) and small.dtype == np.uint8
+    np.testing.assert_array_equal(small[1, 2, 3], np.round(images[1, 8:11, 11:14].mean()))
+    np.testing.assert_array_equal(shrink(images, 28), images)
+
+
+def test_the_seed_is_chosen_on_networks_that_the_mixture_has_none_of():
+    def kind(family: MLPClassifier) -> tuple:
+        return family.images.shape[1], family.layers, family.hidden, family.activation
+
+    seen = {kind(member) for member in mixture().members if isinstance(member, MLPClassifier)}
+    assert len(seen) == 6
+    assert seen.isdisjoint(map(kind, held_out().values()))
+
+
+def test_the_shipped_controller_says_how_to_make_it_again():
+    training = load(find("general/controller")).manifest.training
+    assert training["recipe"] | {"seed": None} == describe(RECIPE) | {"seed": None}
+    assert training["seeds"] == list(SEEDS)
+    assert training["command"] == "bygrad reproduce general"
+    assert len(training["mixture"]) == len(mixture().members)
+
+
+@pytest.mark.core
+def test_the_shipped_controller_beats_adam_on_a_network_that_it_has_not_seen():
+    family, horizon = digits(2, 12, "elu"), 150
+    ours, *theirs = (
+        run_curves(declare(it, horizon), family, jax.random.key(5), horizon=horizon, runs=4, chunk=4)[0]
+        for it in (load_optimizer("general/controller"), Adam(1e-3), Adam(3e-3))
+    )
+    for curves in theirs:
+        assert np.mean(area(ours)) < 0.9 * np.mean(area(curves))
+        assert np.mean(ours[:, -10:]) < np.mean(curves[:, -10:])
