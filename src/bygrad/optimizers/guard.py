@@ -49,10 +49,10 @@ class Guard(Optimizer, Scheduled):
     **With losses** (`value=` and `params`)**:** at the start, and then rarely, there is a *trial*. From one point the
     fallback takes $K$ steps; then, from the same point, the learned optimizer does. It goes on if the mean of its last
     $K/2$ losses is lower by more than `margin` standard errors; else, and as soon as 4 losses in a row lie above all
-    of the fallback's, the params return to where the fallback was. While it goes on, its losses are compared window by window with the best so far. If they rise by more than 3
-    standard errors, or are not finite, the params return to the last good point and the fallback takes over. After
-    each defeat in a row the next trial waits three times as long. The fallback is fed every gradient of the path taken: its
-    state is warm.
+    of the fallback's, the params return to where the fallback was. While it goes on, its losses are compared window by
+    window with the best so far. If they rise by more than 3 standard errors, or are not finite, the params return to
+    the last good point and the fallback takes over. After each defeat in a row the next trial waits three times as
+    long. The fallback is fed every gradient of the path taken: its state is warm.
 
     What this guarantees, whatever `learned` is:
 
@@ -161,10 +161,20 @@ class Guard(Optimizer, Scheduled):
         sound = finite & _sound(theirs, fallback, params)
         theirs, fallback = trees.where(sound, (theirs, fallback), (nothing, state.fallback))
 
-        ours, learned = self.learned.update(shown, state.learned, params, value=value, key=key)
-        intact = _sound(ours, learned, params)
+        def step() -> tuple[Params, State, Bool[Array, ""]]:
+            ours, learned = self.learned.update(shown, state.learned, params, value=value, key=key)
+            intact = _sound(ours, learned, params)
+            # Afresh, but not from the params: those may be what is bad.
+            return ours, trees.where(intact, learned, self.learned.init(nothing)), intact
+
+        if state.watch is None or value is None:
+            ours, learned, intact = step()
+        else:
+            # What the fallback does in its part of a trial is no part of the learned optimizer's path. Not to take the
+            # step, rather than to take it back, leaves a large state in place.
+            waits = state.watch.phase == REFERENCE
+            ours, learned, intact = jax.lax.cond(waits, lambda: (nothing, state.learned, waits), step)
         ours = trees.where(finite, trees.where(intact, ours, theirs), nothing)
-        learned = trees.where(intact, learned, self.learned.init(nothing))  # not of params: those may be what is bad
 
         border, strange = self._border(shown, state)
         inside = border == Result.UNDECIDED
@@ -188,8 +198,6 @@ class Guard(Optimizer, Scheduled):
             back = jax.tree.map(lambda to, at, like: (to - at).astype(like.dtype), verdict.to, wide, grads)
             updates = trees.where(verdict.jumps, back, trees.where(moves, ours, theirs))
             updates = trees.where(trees.all_finite(updates), updates, nothing)
-            # What the fallback does in its part of a trial is no part of the learned optimizer's path.
-            learned = trees.where(state.watch.phase == REFERENCE, state.learned, learned)
         if self.envelope is not None:
             updates = self.envelope.act(updates, border, ~inside & (state.outside == 0))
         return updates, GuardState(
