@@ -78,10 +78,10 @@ class Guard(Optimizer, Scheduled):
     >>> from bygrad.optimizers import SGD
     >>> guard = Guard(SGD(-0.1), Adam(0.1))  # a "learned" optimizer that climbs
     >>> params = jnp.ones(2)
-    >>> state = guard.init(params)
+    >>> state, update = guard.init(params), eqx.filter_jit(guard.update)
     >>> for _ in range(40):
     ...     value, grads = jax.value_and_grad(lambda p: jnp.sum(p**2))(params)
-    ...     updates, state = guard.update(grads, state, params, value=value)
+    ...     updates, state = update(grads, state, params, value=value)
     ...     params = params + updates
     >>> report = guard.report(state)
     >>> report["trials"], report["won"], report["discarded"]
@@ -111,7 +111,7 @@ class Guard(Optimizer, Scheduled):
                 f"window={window}, share={share}, margin={margin}, growth={growth}: the guard could not judge, or not"
                 " keep to its share. Give window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
             )
-        self.learned, self.fallback = learned, Adam(1e-3) if fallback is None else fallback
+        self.learned, self.fallback = learned, Adam(jnp.asarray(1e-3)) if fallback is None else fallback
         self.trials = Trials(window, float(share), float(margin), float(growth))
         self.envelope = envelope
 
