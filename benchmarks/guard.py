@@ -54,10 +54,10 @@ def learned_optimizers() -> dict[str, Optimizer]:
     """What is guarded: the shipped LSTM, and rules that do harm."""
     return {
         "paper/mnist": bygrad.load("paper/mnist"),
-        "climbs": SGD(-0.1),
+        "climbs": SGD(jnp.asarray(-0.1)),
         "random": Drunk(jnp.asarray(0.01)),
         "stands still": Still(),
-        "1e30": SGD(1e30),
+        "1e30": SGD(jnp.asarray(1e30)),
     }
 
 
@@ -96,10 +96,10 @@ def tuned(family: ProblemFamily, steps: int, runs: int) -> Adam:
     keys = jax.random.split(jax.random.key(1), runs)
 
     def score(rate: float) -> float:
-        loss = float(jnp.mean(losses_at_end(Adam(rate), family, keys, steps)[0]))
+        loss = float(jnp.mean(losses_at_end(Adam(jnp.asarray(rate)), family, keys, steps)[0]))
         return loss if loss == loss else float("inf")
 
-    return Adam(min(RATES, key=score))
+    return Adam(jnp.asarray(min(RATES, key=score)))
 
 
 def compare(name: str, family: MLPClassifier, steps: int, runs: int) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from bygrad.optimizers import SGD, Adam, BestOf, Guard, Optimizer
 from bygrad.problems import MLPClassifier, ProblemFamily, find_family
 from bygrad.unroll import begin, rollout
 
+RUNS, STEPS = 8, 400  # of most tests, so that they share their programs
 BAD = {"climbs": 0.05, "random": 0.3, "nan": jnp.nan, "stands still": 0.0, "1e30": 1e30, "max": 3e38}
 
 
@@ -86,14 +87,14 @@ def finite(tree: Any) -> bool:
 @pytest.mark.core
 @pytest.mark.parametrize("name", BAD)
 def test_without_noise_the_path_is_the_fallbacks_own_with_fewer_steps(name):
-    keys, steps = jax.random.split(jax.random.key(1), 2), 150
+    keys, steps = jax.random.split(jax.random.key(1), RUNS), STEPS
     family = Bowl(jnp.zeros(()))
-    guard = Guard(Bad(name), Adam(0.05))
+    guard = Guard(Bad(name), Adam(0.01))
     _, params, state = run(guard, family, keys, steps)
-    losses, _, _ = run(Adam(0.05), family, keys, steps)
+    losses, _, _ = run(Adam(0.01), family, keys, steps)
     report = guard.report(state)
     assert finite((params, state))
-    for i in range(2):
+    for i in range(RUNS):
         own = {leaf: params[leaf][i] for leaf in params}
         kept = guard.settled(own, jax.tree.map(lambda leaf, i=i: leaf[i], state))
         # A call is one loss: the last params have been reached by all steps that were not discarded.
@@ -104,18 +105,19 @@ def test_without_noise_the_path_is_the_fallbacks_own_with_fewer_steps(name):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_with_noise_the_loss_ends_where_the_fallback_ends(name):
-    keys, steps, window = jax.random.split(jax.random.key(2), 16), 600, 50
+def test_with_noise_the_loss_follows_the_fallbacks(name):
+    keys, steps, window = jax.random.split(jax.random.key(2), RUNS), STEPS, 50
     family = Bowl(jnp.asarray(0.05))
     losses, _, state = run(Guard(Bad(name), Adam(0.01)), family, keys, steps)
     reference, _, _ = run(Adam(0.01), family, keys, steps)
-    # The median of the runs: the window may hold a trial of one of them.
-    settled, wanted = (np.median(curves[:, -window:], axis=1).mean() for curves in (losses, reference))
-    start = float(reference[:, 0].mean())
-    assert settled - wanted <= 0.05 * max(wanted, 0.02 * start)
-    assert int(state.watch.discarded.max()) <= 0.1 * steps + 3 * 12
-    # Each defeat triples the wait: 100, 300 and 900 calls for a window of 10 and a tenth of the calls.
-    assert int(jnp.max(jnp.where(state.watch.won == 0, state.watch.trials, 0))) <= 3
+    # Medians of the runs: the window may hold a trial of one of them. The guard is behind by what it discards.
+    discarded = int(state.watch.discarded.max())
+    settled = np.median(losses[:, -window:], axis=1).mean()
+    wanted = np.median(reference[:, -window - discarded : -discarded], axis=1).mean()
+    assert settled <= 1.05 * wanted + 0.002 * float(reference[:, 0].mean())
+    assert discarded <= 0.1 * steps + 3 * 12
+    # Each defeat triples the wait: 100 and then 300 calls for a window of 10 and a tenth of the calls.
+    assert int(jnp.max(jnp.where(state.watch.won == 0, state.watch.trials, 0))) <= 2
 
 
 @pytest.mark.core

@@ -80,7 +80,7 @@ class BestOf(Optimizer):
                 f"share={share}, horizon={horizon}: one of the two would never run, or nothing would. Give a share"
                 " between 0 and 1, and at least one call."
             )
-        self.learned, self.fallback = learned, Adam(1e-3) if fallback is None else fallback
+        self.learned, self.fallback = learned, Adam(jnp.asarray(1e-3)) if fallback is None else fallback
         self.share, self.horizon = share, horizon
 
     def init(self, params: Params) -> BestOfState:

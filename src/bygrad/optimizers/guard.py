@@ -49,10 +49,10 @@ class Guard(Optimizer, Scheduled):
     **With losses** (`value=` and `params`)**:** at the start, and then rarely, there is a *trial*. From one point the
     fallback takes $K$ steps; then, from the same point, the learned optimizer does. It goes on if the mean of its last
     $K/2$ losses is lower by more than `margin` standard errors; else, and as soon as 4 losses in a row lie above all
-    of the fallback's, the params return to where the fallback was. While it goes on, its losses are compared window by window with the best so far. If they rise by more than 3
-    standard errors, or are not finite, the params return to the last good point and the fallback takes over. After
-    each defeat in a row the next trial waits three times as long. The fallback is fed every gradient of the path taken: its
-    state is warm.
+    of the fallback's, the params return to where the fallback was. While it goes on, its losses are compared window by
+    window with the best so far. If they rise by more than 3 standard errors, or are not finite, the params return to
+    the last good point and the fallback takes over. After each defeat in a row the next trial waits three times as
+    long. The fallback is fed every gradient of the path taken: its state is warm.
 
     What this guarantees, whatever `learned` is:
 
@@ -78,10 +78,10 @@ class Guard(Optimizer, Scheduled):
     >>> from bygrad.optimizers import SGD
     >>> guard = Guard(SGD(-0.1), Adam(0.1))  # a "learned" optimizer that climbs
     >>> params = jnp.ones(2)
-    >>> state = guard.init(params)
+    >>> state, update = guard.init(params), eqx.filter_jit(guard.update)
     >>> for _ in range(40):
     ...     value, grads = jax.value_and_grad(lambda p: jnp.sum(p**2))(params)
-    ...     updates, state = guard.update(grads, state, params, value=value)
+    ...     updates, state = update(grads, state, params, value=value)
     ...     params = params + updates
     >>> report = guard.report(state)
     >>> report["trials"], report["won"], report["discarded"]
@@ -111,7 +111,7 @@ class Guard(Optimizer, Scheduled):
                 f"window={window}, share={share}, margin={margin}, growth={growth}: the guard could not judge, or not"
                 " keep to its share. Give window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
             )
-        self.learned, self.fallback = learned, Adam(1e-3) if fallback is None else fallback
+        self.learned, self.fallback = learned, Adam(jnp.asarray(1e-3)) if fallback is None else fallback
         self.trials = Trials(window, float(share), float(margin), float(growth))
         self.envelope = envelope
 
@@ -161,10 +161,20 @@ class Guard(Optimizer, Scheduled):
         sound = finite & _sound(theirs, fallback, params)
         theirs, fallback = trees.where(sound, (theirs, fallback), (nothing, state.fallback))
 
-        ours, learned = self.learned.update(shown, state.learned, params, value=value, key=key)
-        intact = _sound(ours, learned, params)
+        def step() -> tuple[Params, State, Bool[Array, ""]]:
+            ours, learned = self.learned.update(shown, state.learned, params, value=value, key=key)
+            intact = _sound(ours, learned, params)
+            # Afresh, but not from the params: those may be what is bad.
+            return ours, trees.where(intact, learned, self.learned.init(nothing)), intact
+
+        if state.watch is None or value is None:
+            ours, learned, intact = step()
+        else:
+            # What the fallback does in its part of a trial is no part of the learned optimizer's path. Not to take the
+            # step, rather than to take it back, leaves a large state in place.
+            waits = state.watch.phase == REFERENCE
+            ours, learned, intact = jax.lax.cond(waits, lambda: (nothing, state.learned, waits), step)
         ours = trees.where(finite, trees.where(intact, ours, theirs), nothing)
-        learned = trees.where(intact, learned, self.learned.init(nothing))  # not of params: those may be what is bad
 
         border, strange = self._border(shown, state)
         inside = border == Result.UNDECIDED
@@ -188,8 +198,6 @@ class Guard(Optimizer, Scheduled):
             back = jax.tree.map(lambda to, at, like: (to - at).astype(like.dtype), verdict.to, wide, grads)
             updates = trees.where(verdict.jumps, back, trees.where(moves, ours, theirs))
             updates = trees.where(trees.all_finite(updates), updates, nothing)
-            # What the fallback does in its part of a trial is no part of the learned optimizer's path.
-            learned = trees.where(state.watch.phase == REFERENCE, state.learned, learned)
         if self.envelope is not None:
             updates = self.envelope.act(updates, border, ~inside & (state.outside == 0))
         return updates, GuardState(
