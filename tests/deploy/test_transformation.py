@@ -58,14 +58,8 @@ def close(left: object, right: object, rtol: float = 1e-6) -> None:
 def test_a_name_a_file_an_artifact_and_the_optimizer_are_the_same(params):
     name = "paper/quadratic"
     given = (name, find(name), str(find(name)), load(find(name)), bygrad.load(name))
-    results = []
     for it in given:
-        transformation = deployed(it)
-        updates, state = transformation.update(params, transformation.init(params), params)
-        results.append(updates)
-        assert jax.tree.structure(state.optimizer) == jax.tree.structure(bygrad.load(name))
-    for updates in results[1:]:
-        close(updates, results[0], rtol=0)
+        close(deployed(it).init(params).optimizer, given[-1], rtol=0)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -38,7 +38,7 @@ def test_shipped_artifacts_do_here_what_they_did(name):
         assert replay.deviation is None or replay.deviation < 1e-4
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", ["Controller"])  # the others are as those above
 def test_what_is_exported_is_verified(name, tmp_path):
     bygrad.export(LEARNED[name](jax.random.key(1)), tmp_path / "it.safetensors", **ABOUT)
     in_jax, in_torch = verify(tmp_path / "it.safetensors")

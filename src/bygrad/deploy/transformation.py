@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import PRNGKeyArray, PyTree
@@ -75,7 +76,7 @@ def optax(
         deployed = _declared(deployed, horizon)
     _check_theta(deployed)
 
-    def init(params: Params) -> DeployedState:
+    def init(params: Params) -> Any:
         _check_floating("params", params)
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
             return jax.eval_shape(init, params)
@@ -88,13 +89,13 @@ def optax(
 
 def _update(
     updates: Params,
-    state: DeployedState,
+    state: Any,
     params: Params | None = None,
     *,
     value: ArrayLike | None = None,
     key: PRNGKeyArray | None = None,
     **_: Any,
-) -> tuple[Params, DeployedState]:
+) -> tuple[Params, Any]:
     _check_floating("gradients", updates)
     if params is not None:
         _check_alike(updates, params)
@@ -116,7 +117,7 @@ def _copied(optimizer: Optimizer, params: Params) -> Optimizer:
     r"""Copy $\theta$, to every device of the params where those lie on several: a step then moves nothing."""
     copy = jax.tree.map(jnp.copy, optimizer)
     for leaf in jax.tree.leaves(params):
-        sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+        sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and sharding.is_fully_addressable:
             return jax.device_put(copy, NamedSharding(sharding.mesh, PartitionSpec()))
     return copy

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 BLOCK = 4096
-"""Coordinates that take a step at a time: what happens inside stays in cache. Measured: 2048 to 8192 are alike."""
+"""Coordinates that take a step at a time: what happens inside stays in cache. Measured: 2048 to 8192 are alike. How the
+state of coordinatewise rules is laid out depends on it: another number could not read the state dicts of today."""
 
 TensorState = dict[str, Tensor]
 """What a rule remembers of one tensor of the params."""
@@ -79,21 +80,40 @@ class Piece(NamedTuple):
 
 
 class Coordinatewise(Rule):
-    r"""A rule that treats every coordinate alike and alone: its state is an array `[rows, *shape]` for every tensor.
+    r"""A rule that treats every coordinate alike and alone.
 
     Coordinates take their steps in blocks: large tensors are cut, small ones joined, so that Python's work does not
-    grow with the number of tensors, nor the working set with their size. A block of the state is copied to a workspace
-    and back: in the state itself the rows lie far apart, and matrix products read them slowly.
+    grow with the number of tensors, nor the working set with their size. The state of a tensor is one vector: for each
+    of its blocks in turn a matrix `[rows, c]`, row by row. So a whole block takes its step where it lies.
     """
 
     @property
     @abc.abstractmethod
     def inputs(self) -> int:
-        """Rows of the workspace above those of the state, for what the rule computes from the gradients."""
+        """The first rows of a block, which the rule computes from the gradients anew: no part of what it remembers."""
+
+    @property
+    @abc.abstractmethod
+    def rows(self) -> int:
+        """All rows of a block, `inputs` and what the rule remembers."""
+
+    @property
+    @abc.abstractmethod
+    def scratch(self) -> int:
+        """Rows that the rule writes and forgets: to allocate them for every block would take as long as a product."""
+
+    @property
+    @abc.abstractmethod
+    def state_dtype(self) -> torch.dtype | None:
+        """What the state is kept in; `None` for the dtype that is computed in."""
 
     @abc.abstractmethod
-    def step_block(self, grads: Tensor, work: Tensor) -> Tensor:
-        """Return the updates `[c]` for `grads` `[c]` and change the state, `work[inputs:]`, in place."""
+    def step_block(self, grads: Tensor, work: Tensor, scratch: Tensor, out: Tensor) -> None:
+        """Write the updates `[c]` for `grads` `[c]` to `out`, and change `work` `[rows, c]` in place."""
+
+    def start(self, param: Tensor) -> TensorState:
+        dtype = self.state_dtype or compute_dtype(param)
+        return {"state": torch.zeros(self.rows * param.numel(), dtype=dtype, device=param.device)}
 
     def step(
         self,
@@ -106,45 +126,47 @@ class Coordinatewise(Rule):
         for (device, dtype), indices in grouped(grads).items():
             flat_grads = [grads[index].reshape(-1) for index in indices]
             flat_updates = [updates[index].view(-1) for index in indices]
-            matrices = [
-                (state := states[index]["state"]).view(state.shape[0], grads[index].numel()) for index in indices
-            ]
+            flat_states = [states[index]["state"] for index in indices]
             cuts = blocks([grad.numel() for grad in flat_grads], BLOCK)
             width = max((sum(stop - start for _, start, stop in pieces) for pieces in cuts), default=0)
-            workspace = torch.empty((self.inputs + matrices[0].shape[0], width), dtype=dtype, device=device)
+            scratch = torch.empty(self.scratch * width, dtype=dtype, device=device)
             for pieces in cuts:
-                columns = [matrices[tensor][:, start:stop] for tensor, start, stop in pieces]
                 block = [flat_grads[tensor][start:stop] for tensor, start, stop in pieces]
+                held = [
+                    flat_states[tensor][self.rows * start : self.rows * stop].view(self.rows, stop - start)
+                    for tensor, start, stop in pieces
+                ]
                 joined = (block[0] if len(block) == 1 else torch.cat(block)).to(dtype)
-                work = workspace[:, : joined.numel()]
-                widths = [part.numel() for part in block]
-                parts = work[self.inputs :].split(widths, dim=1)
-                for part, column in zip(parts, columns, strict=True):
-                    part.copy_(column)
-                results = self.step_block(joined, work).split(widths)
-                for part, column in zip(parts, columns, strict=True):
-                    column.copy_(part)
-                for (tensor, start, stop), result in zip(pieces, results, strict=True):
-                    flat_updates[tensor][start:stop] = result
+                work = (held[0] if len(held) == 1 else torch.cat(held, dim=1)).to(dtype)
+                outs = [flat_updates[tensor][start:stop] for tensor, start, stop in pieces]
+                out = outs[0] if len(outs) == 1 else torch.empty_like(joined)
+                size = joined.numel()
+                self.step_block(joined, work, scratch[: self.scratch * size].view(self.scratch, size), out)
+                if work is not held[0]:
+                    widths = [part.numel() for part in outs]
+                    for part, new in zip(held, work.split(widths, dim=1), strict=True):
+                        part.copy_(new)
+                    for part, new in zip(outs, out.split(widths), strict=True):
+                        part.copy_(new)
         return updates
 
 
 def blocks(sizes: Sequence[int], width: int) -> list[list[Piece]]:
-    """Cut and join runs of these sizes into blocks of at most `width`; the pieces of each keep their order.
+    """Cut runs of these sizes at every multiple of `width`, and join what is left into blocks of at most `width`.
 
     >>> [[tuple(piece) for piece in block] for block in blocks([3, 0, 1, 6], 4)]
-    [[(0, 0, 3), (2, 0, 1)], [(3, 0, 4)], [(3, 4, 6)]]
+    [[(3, 0, 4)], [(0, 0, 3), (2, 0, 1)], [(3, 4, 6)]]
     """
-    result: list[list[Piece]] = []
+    whole: list[list[Piece]] = []
+    joined: list[list[Piece]] = []
     room = 0
     for tensor, size in enumerate(sizes):
-        start = 0
-        while start < size:
-            if room == 0:
-                result.append([])
+        rest = size - size % width
+        whole += [[Piece(tensor, start, start + width)] for start in range(0, rest, width)]
+        if rest < size:
+            if size - rest > room:
+                joined.append([])
                 room = width
-            stop = min(size, start + room)
-            result[-1].append(Piece(tensor, start, stop))
-            room -= stop - start
-            start = stop
-    return result
+            joined[-1].append(Piece(tensor, rest, size))
+            room -= size - rest
+    return whole + joined

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Coordinatewise, TensorState, check_shapes, compute_dtype
+from .base import Coordinatewise, check_shapes
 
 FORGET_BIAS = 1.0
 """Added to the forget gate, as in JAX."""
 
 
 class Weights(NamedTuple):
-    """The weights of each layer on the rows of the workspace that it reads, and the head's weights and bias."""
+    """The weights of each layer on the rows of a block that it reads, and the head's weights and bias."""
 
     layers: list[Tensor]
     head: Tensor
@@ -25,7 +25,7 @@ class Weights(NamedTuple):
 class LSTM(Coordinatewise):
     r"""An LSTM for every coordinate, all with the same weights.
 
-    The rows of the workspace are the preprocessed gradient, a row of ones, which the biases multiply, and the state:
+    The rows of a block are the preprocessed gradient, a row of ones, which the biases multiply, and then
     the outputs of all layers, halved, and then their cells, doubled. So a layer's inputs are neighbours, and it is one
     matrix product. The halves and doubles are there because torch's tanh takes six times as long as its sigmoid
     $\sigma$:
@@ -55,22 +55,31 @@ class LSTM(Coordinatewise):
     def inputs(self) -> int:
         return self._features + 1
 
-    def start(self, param: Tensor) -> TensorState:
-        dtype = self._state_dtype or compute_dtype(param)
-        return {"state": torch.zeros((2 * sum(self._units), *param.shape), dtype=dtype, device=param.device)}
+    @property
+    def scratch(self) -> int:
+        return 5 * max(self._units)
 
-    def step_block(self, grads: Tensor, work: Tensor) -> Tensor:
+    @property
+    def rows(self) -> int:
+        return self.inputs + 2 * sum(self._units)
+
+    @property
+    def state_dtype(self) -> torch.dtype | None:
+        return self._state_dtype
+
+    def step_block(self, grads: Tensor, work: Tensor, scratch: Tensor, out: Tensor) -> None:
         weights = self._weights_for(grads.device, grads.dtype)
-        work[: self._features] = self._preprocess(grads)
-        work[self._features] = 1.0
+        self._preprocess(grads, work[: self._features])
+        work[self._features].fill_(1.0)
         first, below, cell = 0, self.inputs, self.inputs + sum(self._units)
         for weight, units in zip(weights.layers, self._units, strict=True):
             h, c = work[below : below + units], work[cell : cell + units]
-            i, g, f, o = torch.mm(weight, work[first : below + units]).sigmoid_().view(4, units, -1)
+            gates, squashed = scratch[: 4 * units], scratch[4 * units : 5 * units]
+            i, g, f, o = torch.mm(weight, work[first : below + units], out=gates).sigmoid_().split(units)
             c.mul_(f).addcmul_(i, g.sub_(0.5), value=4.0)
-            torch.sub(torch.sigmoid(c).mul_(o), o, alpha=0.5, out=h)
+            torch.sub(torch.sigmoid(c, out=squashed).mul_(o), o, alpha=0.5, out=h)
             first, below, cell = self._features, below + units, cell + units
-        return torch.addmv(weights.bias, work[below - self._units[-1] : below].t(), weights.head)
+        torch.mv(work[below - self._units[-1] : below].t(), weights.head, out=out).add_(weights.bias)
 
     def _weights_for(self, device: torch.device, dtype: torch.dtype) -> Weights:
         if (device, dtype) not in self._weights:
@@ -96,21 +105,22 @@ class LSTM(Coordinatewise):
         return self._weights[device, dtype]
 
 
-_Inputs = Callable[[Tensor], Tensor]
+_Inputs = Callable[[Tensor, Tensor], object]
+"""Writes the inputs for gradients `[c]` to rows `[features, c]`."""
 
 
 def _log_sign(p: float = 10.0) -> tuple[int, _Inputs]:
     smallest, factor = math.exp(-p), math.exp(p)
 
-    def inputs(grads: Tensor) -> Tensor:
-        log = grads.abs().clamp_(min=smallest).log_().div_(p)
-        return torch.stack([log, (grads * factor).clamp_(-1.0, 1.0)])
+    def inputs(grads: Tensor, rows: Tensor) -> None:
+        torch.abs(grads, out=rows[0]).clamp_(min=smallest).log_().div_(p)
+        torch.mul(grads, factor, out=rows[1]).clamp_(-1.0, 1.0)
 
     return 2, inputs
 
 
 def _scaled(scale: float = 1.0) -> tuple[int, _Inputs]:
-    return 1, lambda grads: (scale * grads)[None]
+    return 1, lambda grads, rows: torch.mul(grads, scale, out=rows[0])
 
 
 _PREPROCESSORS: dict[str, Callable[..., tuple[int, _Inputs]]] = {"LogSign": _log_sign, "Scaled": _scaled}
