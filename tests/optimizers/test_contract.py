@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.optimizers import HAND_DESIGNED, LEARNED, TRANSFER_BASELINES, Adam, Guard, Optimizer
+from bygrad.optimizers import HAND_DESIGNED, LEARNED, SGD, TRANSFER_BASELINES, Adam, Guard, Optimizer
 
 pytestmark = pytest.mark.core
 
