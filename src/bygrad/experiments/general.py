@@ -149,7 +149,7 @@ def judge(optimizer: Optimizer, data: str, horizon: int, runs: int = 16) -> dict
     for name, family in held_out(data).items():
         curves = [
             run_curves(declare(it, horizon), family, jax.random.key(0x9E4), horizon=horizon, runs=runs, chunk=runs)[0]
-            for it in (optimizer, Adam(3e-3, b2=0.99))
+            for it in (optimizer, Adam(3e-3, b2=0.99))  # pyright: ignore[reportArgumentType]
         ]
         areas, finals = ([float(np.mean(measure(it))) for it in curves] for measure in (area, lambda c: final(c, 20)))
         ratios[name] = {"area": areas[0] / areas[1], "final": finals[0] / finals[1]}

@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._core import trees
+from .._core.types import Scalar
 from ..optimizers import Optimizer
 from ..problems import Mixture
 from ..unroll import Windows
@@ -46,16 +47,23 @@ class Members(Estimator):
         count = len(estimates)
         gradient = jax.tree.map(lambda *leaves: sum(leaves) / count, *(it.gradient for it in estimates))
         weights = windows.family.weights if isinstance(windows.family, Mixture) else ()
-        loss = sum(weight * it.loss for weight, it in zip(weights, estimates, strict=True)) / count
-        losses = sum(weight * it.losses for weight, it in zip(weights, estimates, strict=True)) / count
-        square = None
-        if all(it.square is not None for it in estimates):
-            # Directions are independent between members, so their variances add up.
-            spread = sum(it.square - jnp.square(trees.global_norm(it.gradient)) for it in estimates)
-            square = jnp.square(trees.global_norm(gradient)) + spread / count**2
-        share = lambda values: None if any(it is None for it in values) else sum(values) / count  # noqa: E731
-        clipped, lost = share([it.clipped for it in estimates]), share([it.lost for it in estimates])
-        return Estimate(loss, gradient, losses, square, clipped, lost), tuple(inner for _, inner in pairs)
+        # Directions are independent between members, so their variances add up.
+        squares = _stack([it.square for it in estimates])
+        spread = squares - jnp.stack([jnp.square(trees.global_norm(it.gradient)) for it in estimates])
+        estimate = Estimate(
+            loss=jnp.array(weights) @ jnp.stack([it.loss for it in estimates]) / count,
+            gradient=gradient,
+            losses=jnp.array(weights) @ jnp.stack([it.losses for it in estimates]) / count,
+            square=jnp.square(trees.global_norm(gradient)) + jnp.sum(spread) / count**2,
+            clipped=jnp.mean(_stack([it.clipped for it in estimates])),
+            lost=jnp.mean(_stack([it.lost for it in estimates])),
+        )
+        return estimate, tuple(inner for _, inner in pairs)
+
+
+def _stack(values: list[Scalar | None]) -> Float[Array, " members"]:
+    """What estimators without particles do not say is not a number."""
+    return jnp.stack([jnp.asarray(jnp.nan) if value is None else value for value in values])
 
 
 def _parts(windows: Windows) -> list[Windows]:

@@ -41,7 +41,7 @@ class Mixture(ProblemFamily):
     def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
         parts = zip(self.members, self.weights, params, instance, strict=True)
         losses = [
-            weight * member.loss(*inputs, None if key is None else jax.random.fold_in(key, i))
-            for i, (member, weight, *inputs) in enumerate(parts)
+            weight * member.loss(part, piece, None if key is None else jax.random.fold_in(key, i))
+            for i, (member, weight, part, piece) in enumerate(parts)
         ]
         return sum(losses[1:], start=losses[0]) / len(losses)

@@ -80,11 +80,11 @@ class Windows(eqx.Module):
 
     def horizons(self, keys: Shaped[PRNGKeyArray, " instances"]) -> Int[Array, " instances"]:
         """Return the horizon of every run, from its key."""
-        if self.shortest is None:
+        if (shortest := self.shortest) is None:
             return jnp.full(keys.shape, self.horizon, jnp.int32)
 
         def draw_one(key: PRNGKeyArray) -> Int[Array, ""]:
-            low, high = (math.log(steps / self.truncation) for steps in (self.shortest, self.horizon))
+            low, high = (math.log(steps / self.truncation) for steps in (shortest, self.horizon))
             part = jax.random.uniform(jax.random.fold_in(key, HORIZON_BRANCH))
             return self.truncation * jnp.round(jnp.exp(low + (high - low) * part)).astype(jnp.int32)
 
