@@ -5,6 +5,7 @@ compared take turns, so that other work on the machine slows both; the least tim
 """
 
 import statistics
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -111,8 +112,6 @@ def compare(name: str, optimizer: Optimizer, grads: list[Any], repeats: int, fol
 
 def main() -> None:
     """Measure and print."""
-    import tempfile
-
     command = parser(__doc__)
     command.add_argument("--params", type=float, default=1e6, metavar="N")
     command.add_argument("--repeats", type=int, default=15)
