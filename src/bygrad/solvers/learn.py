@@ -97,14 +97,16 @@ def learn(
     solution, each = measured[kept]
     failed = int(np.sum(~_solved(solution, reference, tol)))
     rivals = {name: it for name, it in candidates.items() if name.startswith("tuned")}
-    bound = percentile_bound(solution.nit.astype(float))
+    # The kept one was chosen on the same instances: each candidate gets an equal part of what may go wrong.
+    level = 1 - (1 - CONFIDENCE) / (2 * len(candidates))
+    bound = percentile_bound(solution.nit.astype(float), confidence=level)
     card = Card(
         kept=kept,
         candidates=candidates,
         heldout=len(reference),
         failures=failed,
         fallbacks=int(solution.used_fallback.sum()),
-        failure_bound=failure_bound(failed, len(reference)),
+        failure_bound=failure_bound(failed, len(reference), level),
         steps_bound=bound if math.isfinite(bound) else None,
         confidence=CONFIDENCE,
         tol=tol,
