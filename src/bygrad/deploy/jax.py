@@ -86,19 +86,18 @@ def with_trajectory(artifact: Artifact, optimizer: Optimizer) -> Artifact:
 
 def replay(optimizer: Optimizer, steps: Sequence[Step]) -> list[dict[str, np.ndarray]]:
     """Return the updates of an optimizer on recorded inputs. Products are exact float32, also on accelerators."""
-    inputs = [(step.grads, step.params, np.float32(step.value)) for step in steps]
     with jax.default_matmul_precision("highest"):
-        updates = _replay(optimizer, jax.tree.map(jnp.asarray, inputs))
-    return [{name: np.asarray(array, np.float32) for name, array in step.items()} for step in updates]
+        state, updates = optimizer.init(jax.tree.map(jnp.asarray, steps[0].params)), []
+        for step in steps:
+            inputs = jax.tree.map(jnp.asarray, (step.grads, step.params, np.float32(step.value)))
+            update, state = _take_step(optimizer, state, *inputs)
+            updates.append({name: np.asarray(array, np.float32) for name, array in update.items()})
+    return updates
 
 
 @eqx.filter_jit
-def _replay(optimizer: Optimizer, inputs: list[tuple[Any, Any, Any]]) -> list[dict[str, Any]]:
-    state, updates = optimizer.init(inputs[0][1]), []
-    for grads, params, value in inputs:
-        update, state = optimizer.update(grads, state, params, value=value, key=jax.random.key(0))
-        updates.append(update)
-    return updates
+def _take_step(optimizer: Optimizer, state: Any, grads: Any, params: Any, value: Any) -> tuple[Any, Any]:
+    return optimizer.update(grads, state, params, value=value, key=jax.random.key(0))
 
 
 def versions() -> dict[str, str]:
