@@ -297,7 +297,7 @@ def _ratio(ours: float, theirs: float) -> float:
 def _rows_of(worth: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The evidence as rows of a report: what to reach is the level of the best tuned baseline."""
 
-    def row(what: str, ours: float | None, reach: float | None) -> dict[str, Any]:
+    def row(what: str, ours: float | int | None, reach: float | None) -> dict[str, Any]:
         reached = None if ours is None or reach is None else ours <= reach
         return {
             "what": what,
