@@ -297,7 +297,7 @@ def _ratio(ours: float, theirs: float) -> float:
 def _rows_of(worth: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The evidence as rows of a report: what to reach is the level of the best tuned baseline."""
 
-    def row(what: str, ours: float | None, reach: float | None) -> dict[str, Any]:
+    def row(what: str, ours: float | int | None, reach: float | None) -> dict[str, Any]:
         reached = None if ours is None or reach is None else ours <= reach
         return {
             "what": what,
@@ -310,7 +310,7 @@ def _rows_of(worth: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
 
     steps = worth["steps_at_equal_seconds"]
-    return [
+    rows = [
         row(f"mean loss at equal steps ({worth['best_mean_baseline']})", worth["mean_loss"], worth["best_mean_loss"]),
         row(
             f"mean loss at equal seconds: {steps} of our steps ({worth['best_mean_baseline']})",
@@ -318,8 +318,10 @@ def _rows_of(worth: Mapping[str, Any]) -> list[dict[str, Any]]:
             worth["best_mean_loss"],
         ),
         row(f"final loss ({worth['best_final_baseline']})", worth["final_loss"], worth["best_final_loss"]),
-        row("runs that repay the meta-training", worth["break_even_runs"], None),
     ]
+    if worth["break_even_runs"] is not None:
+        rows.append(row("runs that repay the meta-training", worth["break_even_runs"], None))
+    return rows
 
 
 def parse_budget(budget: str | float) -> float:
