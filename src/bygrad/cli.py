@@ -150,23 +150,11 @@ def reproduce(
     """Carry out an experiment of the paper: tune baselines, meta-train, compare, report."""
     from .experiments import EXPERIMENTS, STUDIES, Task, carry_out
 
-    if name == "general":
-        _reproduce_general(out or Path("runs") / "general", resume, data)
-        return
     experiment = _known(EXPERIMENTS | STUDIES, name, "experiment")
     folder = out or Path("runs") / f"{name}-{budget}"
     with _display() as display:
         results = carry_out(experiment, Task(budget, folder, display, resume, seed, data, _command(), artifacts))
     _finish(results, folder, json)
-
-
-def _reproduce_general(folder: Path, resume: bool, data: str) -> None:
-    """Meta-train the controller that comes with the package; its one recipe is its budget, and its seeds are fixed."""
-    from .experiments.general import general
-
-    with _display() as display:
-        general(folder, display, resume=resume, data=data)
-        display.say(f"optimizer: {folder / 'controller.safetensors'}")
 
 
 def train(

@@ -7,7 +7,7 @@ import pytest
 from bygrad.artifacts import find, load
 from bygrad.deploy.jax import load as load_optimizer
 from bygrad.evaluation import area, run_curves
-from bygrad.experiments.general import RECIPE, SEEDS, digits, held_out, mixture
+from bygrad.experiments.general import RECIPE, digits, held_out, mixture
 from bygrad.optimizers import Adam, declare
 from bygrad.problems import MLPClassifier
 from bygrad.problems.data import shrink
@@ -34,8 +34,8 @@ def test_the_seed_is_chosen_on_networks_that_the_mixture_has_none_of():
 def test_the_shipped_controller_says_how_to_make_it_again():
     training = load(find("general/controller")).manifest.training
     assert training["recipe"] | {"seed": None} == describe(RECIPE) | {"seed": None}
-    assert training["seeds"] == list(SEEDS)
-    assert training["command"] == "bygrad reproduce general"
+    assert training["chosen_seed"] in training["seeds"]
+    assert training["command"].startswith("bygrad reproduce general")
     assert len(training["mixture"]) == len(mixture().members)
 
 

@@ -5,6 +5,7 @@ from .cifar import CIFAR
 from .declaration import Budget, Experiment, Level, Setting
 from .display import Display
 from .everything import everything
+from .general import GENERAL
 from .horizon import HORIZON
 from .mnist import MNIST
 from .paper import paper_curves
@@ -23,7 +24,9 @@ from .work import evaluate, train
 EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST, *CIFAR, STYLE)}
 """The experiments, by name."""
 
-STUDIES: dict[str, Study] = {it.name: it for it in (VARIATIONS, HORIZON, ARCHITECTURES, UPDATE_SHAPES, TRANSFER)}
+STUDIES: dict[str, Study] = {
+    it.name: it for it in (VARIATIONS, HORIZON, ARCHITECTURES, UPDATE_SHAPES, GENERAL, TRANSFER)
+}
 """The experiments that are more than one optimizer on one family, by name."""
 
 STUDIES["all"] = everything(EXPERIMENTS | STUDIES)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,18 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core.files import write_text_atomically
-from ..deploy.jax import export
-from ..evaluation import area, final, run_curves
+from ..deploy.jax import export, versions
+from ..evaluation import Sheet, area, final, run_curves, strict_json, write_page
 from ..metagrads import NRES, Members
 from ..optimizers import Adam, Controller, Optimizer, declare
 from ..problems import Mixture, MLPClassifier, ProblemFamily, Quadratic, describe_family, load_images
 from ..problems.data import shrink
 from ..problems.mlp import Activation
 from ..training import Recipe, describe
-from .display import Display
+from .declaration import Budget
+from .reproduce import claim
+from .study import Study, Task
 from .work import train
 
-SEEDS = (0,)
+SEEDS: dict[Budget, int] = {"quick": 1, "paper": 3}
+"""How many controllers are meta-trained, to choose one of."""
 PIXELS = 8
 
 RECIPE = Recipe(
@@ -90,56 +92,70 @@ def held_out(data: str = "mnist") -> dict[str, ProblemFamily]:
     }
 
 
-def general(
-    folder: Path,
-    display: Display,
-    *,
-    resume: bool = False,
-    data: str = "mnist",
-    seeds: tuple[int, ...] = SEEDS,
-    recipe: Recipe = RECIPE,
-) -> dict[str, Any]:
-    """Meta-train a controller from every seed, choose one on held-out architectures, and keep it in `folder`.
+def _carry_out(task: Task) -> dict[str, Any]:
+    """Meta-train a controller from every seed, choose one on held-out architectures, and keep it in the folder.
 
     Leaves there `controller.safetensors`, with the recipe and the scores of all seeds in its manifest, and a folder for
-    every seed. Returns the scores.
+    every seed.
     """
-    if folder.exists() and any(folder.iterdir()) and not resume:
-        raise FileExistsError(
-            f"{folder} already exists, and what is in it would be overwritten. Go on with it (--resume) or choose"
-            " another folder (--out)."
-        )
-    family, scores, optimizers = mixture(data), {}, {}
+    seeds = list(range(task.seed, task.seed + SEEDS[task.budget]))
+    identity = {"experiment": GENERAL.name, "budget": task.budget, "seed": task.seed, "data": task.data}
+    claim(task.folder, identity | {"recipe": describe(RECIPE)}, task.resume)
+    family, scores, optimizers = mixture(task.data), {}, {}
     for seed in seeds:
-        part = folder / f"seed-{seed}"
+        part = task.folder / f"seed-{seed}"
         trained = train(
             Controller(jax.random.key(seed)),
             family,
-            dataclasses.replace(recipe, seed=seed),
+            dataclasses.replace(RECIPE, seed=seed),
             part,
-            display,
+            task.display,
             name=f"general/controller-{seed}",
-            resume=resume and (part / "metatraining" / "checkpoint.safetensors").exists(),
+            resume=task.resume and (part / "metatraining" / "checkpoint.safetensors").exists(),
         )
         optimizers[seed] = trained.optimizer
-        scores[str(seed)] = judge(trained.optimizer, data, recipe.horizon // 2)
-        display.say(f"seed {seed}: best at meta-step {trained.best.step}, {json.dumps(scores[str(seed)])}")
+        scores[str(seed)] = judge(trained.optimizer, task.data, RECIPE.horizon // 2)
+        task.display.say(f"seed {seed}: best at meta-step {trained.best.step}, {json.dumps(scores[str(seed)])}")
     chosen = min(seeds, key=lambda seed: mean_ratio(scores[str(seed)]))
     export(
         optimizers[chosen],
-        folder / "controller.safetensors",
+        task.folder / "controller.safetensors",
         name="general/controller",
         training={
-            "command": "bygrad reproduce general",
+            "command": f"bygrad reproduce general --budget {task.budget} --seed {task.seed}",
             "mixture": [describe_family(member) for member in family.members],
-            "recipe": describe(recipe),
-            "seeds": list(seeds),
+            "recipe": describe(RECIPE),
+            "seeds": seeds,
             "chosen_seed": chosen,
         },
         validation={"relative_to": "Adam(3e-3, b2=0.99), the start", "held_out": scores},
     )
-    write_text_atomically(folder / "scores.json", json.dumps(scores, indent=1))
-    return {"scores": scores, "chosen": chosen}
+    results = {
+        "experiment": GENERAL.name,
+        "title": GENERAL.title,
+        "scores": scores,
+        "chosen": chosen,
+        "command": task.command,
+        "versions": versions(),
+    }
+    write_text_atomically(task.folder / "results.json", json.dumps(strict_json(results), indent=1))
+    _write_page(task, results)
+    return results
+
+
+def _write_page(task: Task, results: dict[str, Any]) -> None:
+    rows = [
+        (seed, name, f"{ratios['area']:.3f}", f"{ratios['final']:.3f}")
+        for seed, by_name in results["scores"].items()
+        for name, ratios in by_name.items()
+    ]
+    statement = (
+        f"Controllers of {len(results['scores'])} seeds on architectures that none was meta-trained on, untuned, over"
+        f" {RECIPE.horizon // 2} steps. Ratios to the Adam(3e-3, b2=0.99) that each started as: below 1 is better. Seed"
+        f" {results['chosen']} is kept, and was chosen by these numbers. {task.command}"
+    )
+    headings = ("seed", "held-out architecture", "area", "final loss")
+    write_page(task.folder, GENERAL.title, statement, [Sheet("Held-out architectures", headings, tuple(rows), 2)])
 
 
 def judge(optimizer: Optimizer, data: str, horizon: int, runs: int = 16) -> dict[str, dict[str, float]]:
@@ -160,3 +176,6 @@ def mean_ratio(scores: dict[str, dict[str, float]]) -> float:
     """Return the geometric mean of all ratios of a seed; infinite if one is not a number."""
     values = np.array([value for row in scores.values() for value in row.values()])
     return float(np.exp(np.mean(np.log(values)))) if np.all(np.isfinite(values)) else float("inf")
+
+
+GENERAL = Study("general", "A controller for networks in general, meta-trained on a mixture", _carry_out)
