@@ -66,7 +66,7 @@ def test_what_is_done_is_not_done_again(done, folder):
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(FileExistsError, match="already exists"):
         specialize(Bowl(), "3s", horizon=HORIZON, folder=folder)
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="holds another experiment"):
         specialize(Bowl(), "20s", horizon=HORIZON, folder=folder, resume=True)
 
 

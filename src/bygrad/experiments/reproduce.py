@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def reproduce(
 
 
 def claim(folder: Path, identity: dict[str, Any], resume: bool) -> None:
-    """Write down what a folder is for, or check that it is for this, as `reproduce` does."""
+    """Write down what a folder is for, or check that it is for this and that `resume` is on."""
     path = folder / "experiment.json"
     if folder.exists() and any(folder.iterdir()):
         if not resume:
@@ -112,15 +113,22 @@ def claim(folder: Path, identity: dict[str, Any], resume: bool) -> None:
 
 
 def _tunings(folder: Path, setting: Setting, protocol: Protocol, data: str, display: Display) -> dict[str, Tuning]:
-    """Tune the baselines of a setting, or read what an interrupted run has tuned."""
+    def tune() -> dict[str, Tuning]:
+        family = find_family(setting.family, data=data, split="train")
+        return tune_baselines(family, _protocol_of(setting, protocol), watch=display.phase)
+
+    return kept_tunings(folder, tune)
+
+
+def kept_tunings(folder: Path, tune: Callable[[], dict[str, Tuning]]) -> dict[str, Tuning]:
+    """Tune baselines, or read what an interrupted run in the folder has tuned."""
     path = folder / "tuning.json"
     if path.exists():
         return {
             name: Tuning(**{key: np.asarray(values, float) for key, values in fields.items()})
             for name, fields in json.loads(path.read_text()).items()
         }
-    family = find_family(setting.family, data=data, split="train")
-    tunings = tune_baselines(family, _protocol_of(setting, protocol), watch=display.phase)
+    tunings = tune()
     write_text_atomically(path, json.dumps({name: tuning.as_json() for name, tuning in tunings.items()}))
     return tunings
 
