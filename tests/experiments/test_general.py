@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 
 from bygrad.artifacts import find, load
 from bygrad.deploy.jax import load as load_optimizer
@@ -39,7 +38,6 @@ def test_the_shipped_controller_says_how_to_make_it_again():
     assert len(training["mixture"]) == len(mixture().members)
 
 
-@pytest.mark.core
 def test_the_shipped_controller_beats_adam_on_a_network_that_it_has_not_seen():
     family, horizon = digits(2, 12, "elu"), 150
     ours, *theirs = (

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from bygrad.metagrads import Backprop, Estimate, Replay
-from bygrad.optimizers import HAND_DESIGNED, LEARNED, LSTM, Controller, Learned, Nesterov, Optimizer, Partition
+from bygrad.optimizers import (
+    HAND_DESIGNED,
+    LEARNED,
+    LSTM,
+    PAPER_BASELINES,
+    Controller,
+    Learned,
+    Nesterov,
+    Optimizer,
+    Partition,
+)
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
 from bygrad.problems.mlp import Activation
 from bygrad.unroll import Windows
@@ -47,7 +57,7 @@ def build(name: str, x64: bool) -> Optimizer:
             return kind()
         small = () if kind is Controller else ((4, 3),)
         built = eqx.filter_jit(kind)(jax.random.key(0), *small)
-        return _nudged(built) if name in LONG else built
+        return _nudged(built) if name in (*LONG, "Controller") else built
 
 
 @eqx.filter_jit
@@ -71,15 +81,14 @@ def assert_equal(ours: Estimate, theirs: Estimate, tolerance: float) -> None:
 # Rules of hundreds of operations: they take minutes operation by operation, so one family must do.
 LONG = ("MLPRule", "STAR", "Celo2")
 SHORT = [name for name in OPTIMIZERS if name not in LONG]
+# Of what goes through the same code whatever the family, every family meets these.
+EVERYWHERE = ("LSTM", *PAPER_BASELINES)
 
-# Every family with every optimizer in float64, where nothing can hide; in float32 each of them at least once.
-PAIRS = [(family, name, True, 1e-10) for family in FAMILIES for name in SHORT]
-PAIRS += [("0 layers", name, True, 1e-8) for name in LONG]
-PAIRS += [(family, name, False, 1e-5) for family in FAMILIES for name in SHORT if name in LEARNED]
-PAIRS += [(family, name, False, 1e-5) for family in ("uniform", "sigmoid") for name in HAND_DESIGNED]
-# Those that are more than coordinates go through the same code whatever the family.
-GLOBAL = ("Partition", "GlobalLSTM", "MemoryLSTM")
-PAIRS = [pair for pair in PAIRS if pair[1] not in GLOBAL or pair[::2] == ("0 layers", True)]
+# Every family in float64, where nothing can hide; in float32 each of them at least once.
+PAIRS = [(family, name, True, 1e-10) for family in FAMILIES for name in EVERYWHERE]
+PAIRS += [("0 layers", name, True, 1e-8) for name in OPTIMIZERS if name not in EVERYWHERE]
+PAIRS += [(family, "LSTM", False, 1e-5) for family in FAMILIES]
+PAIRS += [(family, name, False, 1e-5) for family in ("uniform", "sigmoid") for name in PAPER_BASELINES]
 
 
 @pytest.mark.parametrize(

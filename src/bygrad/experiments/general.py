@@ -79,7 +79,7 @@ def mixture(data: str = "mnist") -> Mixture:
             digits(0, 1, "relu", data=data, scale=0.01),
             Quadratic(10),
         ),
-        weights=(1, 1, 1, 1, 1, 1, 0.3),
+        weights=(*[1.0] * 6, 0.3),
     )
 
 

@@ -175,6 +175,7 @@ def _draw_responses(
         axes.set_title(f"{step + 1}", fontsize=7, pad=2)
         axes.tick_params(labelsize=6)
         axes.locator_params(nbins=3)
+        axes.set_xticks([0, float(f"{swept[-1] / 2:.1g}")])
     figure.supxlabel("gradient", fontsize=8)
     figure.supylabel("update", fontsize=8)
     panels[0][-1].legend(fontsize=6, frameon=False)
