@@ -86,9 +86,8 @@ EVERYWHERE = ("LSTM", *PAPER_BASELINES)
 
 # Every family in float64, where nothing can hide; in float32 each of them at least once.
 PAIRS = [(family, name, True, 1e-10) for family in FAMILIES for name in EVERYWHERE]
-PAIRS += [("0 layers", name, True, 1e-8) for name in OPTIMIZERS if name not in EVERYWHERE]
-PAIRS += [(family, "LSTM", False, 1e-5) for family in FAMILIES]
-PAIRS += [(family, name, False, 1e-5) for family in ("uniform", "sigmoid") for name in PAPER_BASELINES]
+PAIRS += [("0 layers", name, True, 1e-8) for name in OPTIMIZERS if name not in EVERYWHERE and name != "MLPRule"]
+PAIRS += [(family, name, False, 1e-5) for family in ("uniform", "sigmoid") for name in EVERYWHERE]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +112,13 @@ def test_replay_equals_backpropagation_without_second_derivatives(family, name, 
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("name", [name for name in LEARNED if name in (*SHORT, "Celo2")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in (*LONG, "RNNprop", "GlobalLSTM") else [])
+        for name in LEARNED
+    ],
+)
 def test_replay_equals_backpropagation_when_compiled(name):
     windows = Windows(perceptron(), horizon=4, truncation=2, instances=3)
     optimizer = build(name, False)
@@ -144,8 +149,8 @@ def test_backpropagation_with_second_derivatives_equals_finite_differences(famil
 
         _, gradient = estimate(theta)
         for direction in np.random.default_rng(0).standard_normal((3, theta.size)):
-            ahead, behind = (estimate(theta + h * direction)[0] for h in (1e-5, -1e-5))
-            np.testing.assert_allclose(gradient @ direction, (ahead - behind) / 2e-5, rtol=1e-6)
+            ahead, behind = (estimate(theta + h * direction)[0] for h in (1e-6, -1e-6))
+            np.testing.assert_allclose(gradient @ direction, (ahead - behind) / 2e-6, rtol=1e-6)
 
 
 class HalfBlind(ProblemFamily):
