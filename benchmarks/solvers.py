@@ -23,8 +23,8 @@ from bygrad.problems import DampedOscillation, LeastSquares, OralDose
 from bygrad.solvers import LevenbergMarquardt, solve
 
 try:
-    import optimistix as optx
-    from scipy import optimize
+    import optimistix as optx  # pyright: ignore[reportMissingImports]
+    from scipy import optimize  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     console.print(f"{error}: nothing is compared without SciPy and Optimistix. pip install 'bygrad[solvers]'")
     sys.exit(0)
