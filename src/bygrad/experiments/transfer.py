@@ -17,7 +17,7 @@ from ..evaluation.compare import summarize
 from ..evaluation.tuning import CENTRES
 from ..optimizers import TRANSFER_BASELINES, FromOptax, Optimizer
 from ..problems import CharacterModel, ConvClassifier, MLPClassifier, ProblemFamily, describe_family, load_images
-from ..problems.data import ImageData
+from ..problems.data import ImageData, shrink
 from .declaration import Budget
 from .reproduce import claim
 from .study import Study, Task
@@ -77,7 +77,7 @@ def small(images: ImageData) -> ImageData:
                 f"{images.name} has images of shape {pixels.shape[1:]}, but the rows of this benchmark are made of"
                 " 28 x 28 pixels. Use the embedded digits (--data mnist), or a data set of that shape."
             )
-        return pixels[:, 2:26, 2:26].reshape(-1, 8, 3, 8, 3).mean(axis=(2, 4)).astype(np.uint8)
+        return shrink(pixels, 8)
 
     return ImageData(images.name, pool(images.x_train), images.y_train, pool(images.x_test), images.y_test)
 
