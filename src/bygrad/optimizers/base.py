@@ -15,7 +15,13 @@ from .._core.types import Params, State
 AnyOptimizer = TypeVar("AnyOptimizer", bound="Optimizer")
 
 STEP_BLOCK = 2048
-"""Coordinates of a large array that take a step at a time. Measured: 1024 to 4096 are alike."""
+"""Coordinates of a large array that take a step at a time on a CPU. Measured: 1024 to 4096 are alike."""
+
+
+def coordinates_at_a_time(cpu: int, accelerator: int) -> int:
+    """Return how many coordinates to work on at a time on the default device: on a CPU, as many as its cache holds; on
+    an accelerator, enough to keep all of it busy, within a bounded part of its memory."""
+    return cpu if jax.default_backend() == "cpu" else accelerator
 
 
 class Optimizer(eqx.Module):
@@ -149,7 +155,7 @@ class Coordinatewise(Optimizer):
 
         Not for reverse-mode differentiation, which would keep the whole state once for every block.
         """
-        size, width = grads.size, STEP_BLOCK
+        size, width = grads.size, coordinates_at_a_time(STEP_BLOCK, accelerator=2**18)
         # Blocks would lie across the borders of arrays that are divided over devices, which a trace cannot tell: each
         # device would have to gather all of the state. So where there are several devices, the step is left whole.
         if size <= width or jax.device_count() > 1:
