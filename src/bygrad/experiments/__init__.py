@@ -1,5 +1,6 @@
 """The paper's experiments and ours, as declarations, and what carries them out."""
 
+from .activations import ACTIVATIONS
 from .architectures import ARCHITECTURES
 from .cifar import CIFAR
 from .declaration import Budget, Experiment, Level, Setting
@@ -25,7 +26,7 @@ EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATI
 """The experiments, by name."""
 
 STUDIES: dict[str, Study] = {
-    it.name: it for it in (VARIATIONS, HORIZON, ARCHITECTURES, UPDATE_SHAPES, GENERAL, TRANSFER)
+    it.name: it for it in (VARIATIONS, HORIZON, ARCHITECTURES, UPDATE_SHAPES, GENERAL, ACTIVATIONS, TRANSFER)
 }
 """The experiments that are more than one optimizer on one family, by name."""
 

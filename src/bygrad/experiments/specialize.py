@@ -19,6 +19,7 @@ from ..artifacts import load as load_artifact
 from ..deploy.jax import export, load
 from ..evaluation import (
     Protocol,
+    Tuning,
     area,
     best_baseline,
     run_curves,
@@ -109,11 +110,8 @@ def _specialize(
     display: Display,
     command: str,
 ) -> Specialized:
-    protocol = Protocol(
-        horizon, runs=runs, tuning_runs=8, second_order_runs=0, final_window=max(1, horizon // 20), seed=seed, chunk=8
-    )
-    baselines = {name: HAND_DESIGNED[name] for name in BASELINES}
-    tunings = kept_tunings(folder, lambda: tune_baselines(problems, protocol, baselines, watch=display.phase))
+    protocol = protocol_of(horizon, runs, seed)
+    tunings = kept_tunings(folder, lambda: tune_rivals(problems, protocol, display))
     levels = {name: float(np.min(tuning.area)) for name, tuning in tunings.items()}
     display.say("tuned areas  " + "  ".join(f"{name} {level:.4g}" for name, level in levels.items()))
 
@@ -167,6 +165,18 @@ def _specialize(
     for line in sentences(worth):
         display.say(line, "bold")
     return Specialized(declare(load(path), horizon), path, results)
+
+
+def protocol_of(horizon: int, runs: int, seed: int) -> Protocol:
+    """How a specialized optimizer is compared."""
+    return Protocol(
+        horizon, runs=runs, tuning_runs=8, second_order_runs=0, final_window=max(1, horizon // 20), seed=seed, chunk=8
+    )
+
+
+def tune_rivals(family: ProblemFamily, protocol: Protocol, display: Display) -> dict[str, Tuning]:
+    """Tune what a specialized optimizer is compared with."""
+    return tune_baselines(family, protocol, {name: HAND_DESIGNED[name] for name in BASELINES}, watch=display.phase)
 
 
 def _beats(learned: Optimizer, start: Optimizer, family: ProblemFamily, protocol: Protocol) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from .attention import CharacterModel
 from .base import ProblemFamily
 from .convnet import ConvClassifier, with_labels
 from .data import load_images, shrink
-from .mlp import MLPClassifier
+from .mlp import Activation, MLPClassifier
 from .oscillation import DampedOscillation
 from .pharmacokinetics import OralDose
 from .quadratic import Quadratic
@@ -41,7 +42,7 @@ DIGITS = 1_400
 """Images that the family `digits` trains on."""
 
 
-def _digits(data: str, split: Split) -> ProblemFamily:
+def _digits(data: str, split: Split, activation: Activation = "relu") -> ProblemFamily:
     images = load_images(data)
     if images.x_train.shape[1:] != (28, 28):
         raise ValueError(
@@ -53,13 +54,14 @@ def _digits(data: str, split: Split) -> ProblemFamily:
     small = dataclasses.replace(
         images, x_train=shrink(images.x_train[few], 8), x_test=shrink(images.x_test, 8), y_train=images.y_train[few]
     )
-    return MLPClassifier.from_data(small, split, hidden=32, activation="relu", scale=0.1, batch=64)
+    return MLPClassifier.from_data(small, split, hidden=32, activation=activation, scale=0.1, batch=64)
 
 
 FAMILIES: dict[str, Builder] = {
     "quadratic": lambda data, split: Quadratic(),
     "quadratic-gaussian": lambda data, split: Quadratic(distribution="gaussian"),
     "digits": _digits,
+    **{f"digits-{name}": functools.partial(_digits, activation=name) for name in ("sigmoid", "tanh", "gelu")},
     "mnist": lambda data, split: MLPClassifier.from_data(load_images(data), split),
     "mnist-40-units": lambda data, split: MLPClassifier.from_data(load_images(data), split, hidden=40),
     "mnist-2-layers": lambda data, split: MLPClassifier.from_data(load_images(data), split, layers=2),
