@@ -13,6 +13,7 @@ from .paper import paper_curves
 from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN
 from .reproduce import reproduce
 from .solving import learn_to_file, solve_file
+from .specializations import SPECIALIZATIONS
 from .specialize import Specialized, specialize
 from .study import Study, Task, carry_out
 from .style import STYLE
@@ -26,7 +27,8 @@ EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATI
 """The experiments, by name."""
 
 STUDIES: dict[str, Study] = {
-    it.name: it for it in (VARIATIONS, HORIZON, ARCHITECTURES, UPDATE_SHAPES, GENERAL, ACTIVATIONS, TRANSFER)
+    it.name: it
+    for it in (VARIATIONS, HORIZON, ARCHITECTURES, UPDATE_SHAPES, GENERAL, SPECIALIZATIONS, ACTIVATIONS, TRANSFER)
 }
 """The experiments that are more than one optimizer on one family, by name."""
 
