@@ -11,6 +11,7 @@ from .horizon import HORIZON
 from .mnist import MNIST
 from .paper import paper_curves
 from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN
+from .repairs import REPAIRED
 from .reproduce import reproduce
 from .solving import learn_to_file, solve_file
 from .specializations import SPECIALIZATIONS
@@ -28,7 +29,17 @@ EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATI
 
 STUDIES: dict[str, Study] = {
     it.name: it
-    for it in (VARIATIONS, HORIZON, ARCHITECTURES, UPDATE_SHAPES, GENERAL, SPECIALIZATIONS, ACTIVATIONS, TRANSFER)
+    for it in (
+        VARIATIONS,
+        HORIZON,
+        ARCHITECTURES,
+        UPDATE_SHAPES,
+        GENERAL,
+        SPECIALIZATIONS,
+        ACTIVATIONS,
+        REPAIRED,
+        TRANSFER,
+    )
 }
 """The experiments that are more than one optimizer on one family, by name."""
 

@@ -13,6 +13,7 @@ from .oracle import Oracle
 from .oscillation import DampedOscillation
 from .pharmacokinetics import OralDose
 from .quadratic import Quadratic
+from .random_scale import RandomScale
 from .sparse_coding import SparseCoding
 from .structured import Bounded, Composite, LeastSquares, QuadraticProgram
 from .style import StyleTransfer
@@ -37,6 +38,7 @@ __all__ = [
     "Quadratic",
     "QuadraticProgram",
     "QuadrotorControl",
+    "RandomScale",
     "SparseCoding",
     "StyleTransfer",
     "check_family",
