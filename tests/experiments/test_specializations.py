@@ -1,9 +1,9 @@
-"""Three families, specialized for two objectives: what is made of the comparisons."""
+"""Small networks, specialized for two objectives: what is made of the comparisons."""
 
 import pytest
 
 from bygrad.experiments import STUDIES
-from bygrad.experiments.specializations import FAMILIES, OBJECTIVES, levels_of
+from bygrad.experiments.specializations import CASES, OBJECTIVES, levels_of
 from bygrad.problems import HeldOut, find_family
 
 
@@ -19,7 +19,7 @@ def results(ours: float) -> dict[str, object]:
 
 
 def test_training_is_held_against_the_best_baseline_in_steps_in_seconds_and_at_the_end():
-    steps, seconds, end = levels_of("digits, training", results(0.7))
+    steps, seconds, end = levels_of("digits, 400 steps, training", results(0.7))
     assert [level["ours"] for level in (steps, seconds, end)] == pytest.approx([0.7, 0.77, 0.7])
     assert [level["reached"] for level in (steps, seconds, end)] == [True, True, False]
     assert levels_of("mnist, training", results(0.7))[-1]["reached"] is None
@@ -34,7 +34,8 @@ def test_held_out_loss_is_held_against_the_schedule_and_against_the_best():
 
 def test_every_family_can_hold_images_out():
     assert "specialize" in STUDIES and "validation" in OBJECTIVES
-    for name, held_out in FAMILIES.items():
-        family = find_family(name)
-        assert 0 < held_out < len(family.images) / 2  # pyright: ignore[reportAttributeAccessIssue]
+    assert len({case.name for case in CASES}) == len(CASES)
+    for case in CASES:
+        family = find_family(case.family)
+        assert 0 < case.held_out < len(family.images) / 2  # pyright: ignore[reportAttributeAccessIssue]
         HeldOut(family)

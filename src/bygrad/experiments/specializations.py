@@ -1,4 +1,4 @@
-"""What 90 seconds of learning are worth: a controller specialized on three families, for training and held-out loss."""
+"""What 90 seconds of learning are worth: controllers specialized on small networks, for training and held-out loss."""
 
 import dataclasses
 import json
@@ -14,13 +14,26 @@ from .specialize import Objective, specialize
 from .study import Study, Task
 from .work import machine
 
-FAMILIES: dict[str, int] = {"digits": 400, "mnist": 2_000, "digits-conv": 400}
-"""Families, and how many of their images are kept from training where the objective is the held-out loss."""
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A family, the steps of its runs, and how many of its images are kept from training where held-out loss counts."""
+
+    family: str
+    horizon: int
+    held_out: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}, {self.horizon} steps"
+
+
+CASES = (Case("digits", 400, 400), Case("mnist", 100, 2_000), Case("mnist", 400, 2_000), Case("digits-conv", 400, 400))
+"""Small perceptrons; the paper's network over the paper's 100 steps, and over more; and a convolutional network."""
 
 OBJECTIVES: tuple[Objective, ...] = ("training", "validation")
 SECONDS: dict[Budget, float] = {"quick": 15.0, "paper": 90.0}
 RUNS: dict[Budget, int] = {"quick": 8, "paper": 100}
-HORIZON = 400
 
 
 def _carry_out(task: Task) -> dict[str, Any]:
@@ -28,21 +41,21 @@ def _carry_out(task: Task) -> dict[str, Any]:
     identity = {"experiment": SPECIALIZATIONS.name, "budget": task.budget, "seed": task.seed, "data": task.data}
     claim(task.folder, identity, task.resume)
     found: dict[str, dict[str, Any]] = {}
-    for name, held_out in FAMILIES.items():
+    for case in CASES:
         for objective in OBJECTIVES:
-            folder = task.folder / f"{name}-{objective}"
+            folder = task.folder / f"{case.family}-{case.horizon}-{objective}"
             if (kept := folder / "results.json").exists():
-                found[f"{name}, {objective}"] = json.loads(kept.read_text())
+                found[f"{case.name}, {objective}"] = json.loads(kept.read_text())
                 continue
-            task.display.say(f"{name}, {objective} loss", "bold")
-            family = find_family(name, data=task.data)
+            task.display.say(f"{case.name}, {objective} loss", "bold")
+            family = find_family(case.family, data=task.data)
             if objective == "validation":
-                family = dataclasses.replace(family, held_out=held_out)  # pyright: ignore[reportCallIssue]
+                family = dataclasses.replace(family, held_out=case.held_out)  # pyright: ignore[reportCallIssue]
             specialized = specialize(
                 family,
                 seconds,
                 objective=objective,
-                horizon=HORIZON,
+                horizon=case.horizon,
                 folder=folder,
                 resume=folder.exists(),
                 seed=task.seed,
@@ -50,7 +63,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
                 display=task.display,
                 command=task.command,
             )
-            found[f"{name}, {objective}"] = strict_json(specialized.results)
+            found[f"{case.name}, {objective}"] = strict_json(specialized.results)
     levels = [level for what, results in found.items() for level in levels_of(what, results)]
     results = {
         "experiment": SPECIALIZATIONS.name,
@@ -63,8 +76,8 @@ def _carry_out(task: Task) -> dict[str, Any]:
     }
     write_text_atomically(task.folder / "results.json", json.dumps(strict_json(results), indent=1))
     statement = (
-        f"Controllers, meta-trained for {seconds:.0f} s each, compilation included, and compared on {runs} fresh runs"
-        f" of {HORIZON} steps. Ratios to the best of the tuned baselines (Nesterov, Adam, AdamW with a cosine), and for"
+        f"Controllers, meta-trained for {seconds:.0f} s each, compilation included, and compared on {runs} fresh runs."
+        " Ratios to the best of the tuned baselines (Nesterov, Adam, AdamW with a cosine), and for"
         " held-out loss to AdamW with a cosine: below 1 is better. The reports of each are in the folders beside this"
         f" page. {task.command}"
     )
@@ -106,4 +119,4 @@ def _level(what: str, ours: float, theirs: float, reach: float | None) -> dict[s
     }
 
 
-SPECIALIZATIONS = Study("specialize", "Controllers specialized in 90 seconds, on three families", _carry_out)
+SPECIALIZATIONS = Study("specialize", "Controllers specialized in 90 seconds, on small networks", _carry_out)
