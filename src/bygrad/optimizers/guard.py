@@ -112,12 +112,12 @@ class Guard(Optimizer, Scheduled):
                 " keep to its share. Give window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
             )
         self.learned, self.fallback = learned, Adam(jnp.asarray(1e-3)) if fallback is None else fallback
-        self.trials = Trials(window, float(share), float(margin), float(growth))
+        self.trials = Trials(window, float(share), float(margin), float(growth), jnp.zeros((), jnp.int32))
         self.envelope = envelope
 
     def declare(self, horizon: int | Int[Array, ""]) -> "Guard":
-        both = (declare(self.learned, horizon), declare(self.fallback, horizon))
-        return eqx.tree_at(lambda it: (it.learned, it.fallback), self, both)
+        parts = declare(self.learned, horizon), declare(self.fallback, horizon), jnp.asarray(horizon, jnp.int32)
+        return eqx.tree_at(lambda it: (it.learned, it.fallback, it.trials.horizon), self, parts)
 
     def init(self, params: Params) -> GuardState:
         fits = self.envelope is None or self.envelope.check(params)
@@ -235,7 +235,7 @@ class Guard(Optimizer, Scheduled):
         counted = ("steps", "learned_steps", "bad_inputs", "replaced", "outside")
         told: dict[str, Any] = {name: _plain(getattr(state, name)) for name in counted}
         if (watch := state.watch) is not None:
-            told |= {name: _plain(getattr(watch, name)) for name in ("discarded", "trials", "won", "rollbacks")}
+            told |= {name: _plain(getattr(watch, name)) for name in ("discarded", "trials", "won", "rollbacks", "stalls")}
             told["reason"] = _in_words(watch.reason)
         if self.envelope is not None:
             told["envelope"] = _in_words(state.border)
