@@ -4,8 +4,8 @@
 
 Every cell is a network, a learned optimizer and a number of steps, which the guard is told. The fallback is Adam, its
 learning rate tuned for the network and the steps on separate seeds. Losses are those of the whole data set at the end
-of a run, at the params that `settled` gives: the mean of the runs, and its ratio to the fallback's, whose level is 1.05.
-Then what the guard costs: the share of the evaluations that were discarded, and the time of one update of a network's
+of a run, at the params that `settled` gives: the mean of the runs, and its ratio to the fallback's (level: 1.05). Then
+what the guard costs: the share of the evaluations that were discarded, and the time of one update of a network's
 params, guarded and bare.
 
 With `--json` the record is written after every cell, and one that is there is gone on with: what it holds is not

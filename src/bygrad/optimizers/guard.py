@@ -235,7 +235,9 @@ class Guard(Optimizer, Scheduled):
         counted = ("steps", "learned_steps", "bad_inputs", "replaced", "outside")
         told: dict[str, Any] = {name: _plain(getattr(state, name)) for name in counted}
         if (watch := state.watch) is not None:
-            told |= {name: _plain(getattr(watch, name)) for name in ("discarded", "trials", "won", "rollbacks", "stalls")}
+            told |= {
+                name: _plain(getattr(watch, name)) for name in ("discarded", "trials", "won", "rollbacks", "stalls")
+            }
             told["reason"] = _in_words(watch.reason)
         if self.envelope is not None:
             told["envelope"] = _in_words(state.border)

@@ -124,16 +124,18 @@ class Guard(Rule, Scheduled):
             loss = float(value)
             verdict = self._trials.decide(watch, counts.steps, loss, finite and math.isfinite(loss), allowed)
             moves, updates, here = verdict.moves == "learned", ours if verdict.moves == "learned" else theirs, fallback
+            points = [state[_POINT] for state in states]
             if verdict.moves == "back":
                 here = [_part(_THERE, state) for state in states]
-                # From far away a sum would not get there: the difference of the points is rounded.
-                for state, param in zip(states, params, strict=True):
-                    param.copy_(state[_POINT])
-                updates = [torch.zeros_like(point) for point in wide]
             if verdict.keeps is not None:
                 steps = ours if verdict.keeps == "learned" else theirs
                 for state, point, update, memory in zip(states, wide, steps, fallback, strict=True):
                     state |= _point(point + update, memory)
+            if verdict.moves == "back":
+                # From far away a sum would not get there: the difference of the points is rounded.
+                for param, point in zip(params, points, strict=True):
+                    param.copy_(point)
+                updates = [torch.zeros_like(point) for point in points]
             fallback = here
         if not _finite(updates):
             updates = [torch.zeros_like(point) for point in wide]
@@ -225,7 +227,8 @@ def _steps(
 
 def _finite(tensors: Sequence[Tensor]) -> bool:
     """Whether all entries are finite; waits for the device once."""
-    flags = [torch.linalg.vector_norm(it, math.inf).isfinite() for it in tensors if it.numel()]
+    # Both ends of the values, in one pass; NaN is found at both.
+    flags = [torch.stack(torch.aminmax(it)).isfinite().all() for it in tensors if it.numel()]
     return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
 
 
