@@ -102,6 +102,8 @@ class LearnedOptimizer(Optimizer):
         self._take_step(None if value is None else torch.as_tensor(value).detach())
         return loss
 
+    # A training step that is compiled leaves this out: decisions are Python's, and loops over blocks would be unrolled.
+    @torch.compiler.disable
     def _take_step(self, value: Tensor | None) -> None:
         moving = [(param, group["lr"]) for group in self.param_groups for param in group["params"]]
         guarded = isinstance(self._rule, Guard)

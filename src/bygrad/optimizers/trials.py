@@ -24,8 +24,9 @@ RUN, REFERENCE, TRIAL = 0, 1, 2
 PATIENCE = 3.0
 """Factor on the wait for the next trial, for every defeat since two trials in a row were won."""
 
-STALE = 2
-"""Windows in a row without a new lowest loss after which the fallback goes on from where the learned optimizer is."""
+STALE_WINDOWS, STALE_PART = 2, 1 / 3
+"""The fallback goes on from where the learned optimizer is once that has had no new lowest loss for so many windows
+and for this part of the time that it has moved: a loss that falls under its noise is not taken for one at rest."""
 
 SHORTEST = 4
 """Calls that a trial needs at least."""
@@ -81,7 +82,8 @@ class Watch(eqx.Module):
     `trusted`: whether the learned optimizer moves between trials. `returning`: calls that a return may still take.
     `length`, `seen`, `losses`: the window. `highest`: loss of the fallback's part; `above`: losses of the learned
     optimizer's part in a row that were higher. `begin`, `reference`, `best`: the level where the trial began; the
-    fallback's; the lowest since; `stale`: windows since that. `hold`: no trial before this step. `discarded`: calls
+    fallback's; the lowest since the learned optimizer moves. `led`, `fell`: calls since then, up to now and up to the
+    lowest level. `hold`: no trial before this step. `discarded`: calls
     that the path taken does not contain. `horizon`: calls of the run; 0 if nobody declared them.
     """
 
@@ -98,7 +100,8 @@ class Watch(eqx.Module):
     begin: Level
     reference: Level
     best: Level
-    stale: Int[Array, ""]
+    led: Int[Array, ""]
+    fell: Int[Array, ""]
     hold: Float[Array, ""]
     defeats: Int[Array, ""]
     discarded: Int[Array, ""]
@@ -159,7 +162,8 @@ class Trials(eqx.Module):
             begin=level,
             reference=level,
             best=level,
-            stale=count,
+            led=count,
+            fell=count,
             hold=jnp.zeros(()),
             defeats=count,
             discarded=count,
@@ -189,9 +193,10 @@ class Trials(eqx.Module):
         lost = in_trial & (~now.allowed | (above >= HOPELESS)) | judged & ~won
         checked = running & it.trusted & ended & now.good
         rose = checked & it.best.clearly_below(level, RISE)
-        lower = level.mean < it.best.mean
-        stale = jnp.where(checked & ~lower, it.stale + 1, 0)
-        stalled = checked & ~rose & (stale >= STALE)
+        lower = won | checked & (level.mean < it.best.mean)
+        led = jnp.where(won, 0, it.led + (running & it.trusted))
+        fell = jnp.where(lower, led, it.fell)
+        stalled = checked & ~rose & (led - fell >= jnp.maximum(STALE_WINDOWS * it.length, STALE_PART * led))
         back = failed | lost | rose
         kept = won | checked & ~rose & ~stalled
         waited = running & ~it.trusted & ended & ~arriving
@@ -211,7 +216,6 @@ class Trials(eqx.Module):
         pause = it.length / self.share * PATIENCE ** it.defeats.astype(jnp.float32)
         reason = jnp.where(won, Result.LEARNED_WON, jnp.where(stalled, Result.STALLED, it.reason))
         reason = jnp.where(lost, Result.LEARNED_LOST, jnp.where(rose, Result.LOSS_ROSE, reason))
-        best = trees.where(won | lower, level, it.best)
         point = trees.where(good_point, now.fallback_next, it.point)
         return verdict, Watch(
             point=trees.where(start, now.learned_next, point),
@@ -226,8 +230,9 @@ class Trials(eqx.Module):
             above=above.astype(jnp.int32),
             begin=trees.where(start, level, it.begin),
             reference=trees.where(swap, level, it.reference),
-            best=trees.where(kept, best, it.best),
-            stale=jnp.where(checked | won, stale, it.stale).astype(jnp.int32),
+            best=trees.where(lower, level, it.best),
+            led=led.astype(jnp.int32),
+            fell=fell.astype(jnp.int32),
             hold=jnp.where(defeat, now.step + pause, it.hold),
             # A trial that is won after a defeat is no reason for trust: the one after it is.
             defeats=jnp.where(won & it.trusted, 0, jnp.minimum(it.defeats + defeat, 12)),

@@ -35,6 +35,7 @@ class Guard(Rule, Scheduled):
 
     It decides and guarantees what `bygrad.Guard` does, which explains it. A return to an earlier point is exact here,
     so it takes one step. Decisions are Python's: on an accelerator, every step waits for the loss and for the checks.
+    It belongs to one optimizer.
 
     **Arguments:** `learned`, `fallback`: two rules, say what `LearnedOptimizer` gives to its `guard`, and `Adam(3e-4)`.
     The others as for `bygrad.Guard`.

@@ -10,7 +10,7 @@ from ..._core.results import Result
 RISE = 3.0
 RUN, REFERENCE, TRIAL = 0, 1, 2
 PATIENCE = 3.0
-STALE = 2
+STALE_WINDOWS, STALE_PART = 2, 1 / 3
 SHORTEST = 4
 HOPELESS = 4
 _HUGE = 1e30
@@ -61,7 +61,8 @@ class Watch:
     begin: Level = Level()
     reference: Level = Level()
     best: Level = Level()
-    stale: int = 0
+    led: int = 0
+    fell: int = 0
     hold: float = 0.0
     defeats: int = 0
     discarded: int = 0
@@ -119,7 +120,7 @@ class Trials(NamedTuple):
         level = it.losses.level()
         if ended and all(level.clearly_below(other, self.margin) for other in (it.reference, it.begin)):
             it.defeats = 0 if it.trusted else it.defeats
-            it.phase, it.trusted, it.best, it.stale = RUN, True, level, 0
+            it.phase, it.trusted, it.best, it.led, it.fell = RUN, True, level, 0, 0
             it.won, it.discarded, it.reason = it.won + 1, it.discarded + it.length, int(Result.LEARNED_WON)
             self._anew(it)
             return Verdict("learned", "fallback")
@@ -128,6 +129,7 @@ class Trials(NamedTuple):
         return Verdict("learned")
 
     def _lead(self, it: Watch, step: int, value: float, good: bool, allowed: bool) -> Verdict:
+        it.led += 1
         if not good:
             it.rollbacks += 1
             return self._return(it, step, Result.NOT_FINITE)
@@ -138,9 +140,9 @@ class Trials(NamedTuple):
         if it.best.clearly_below(level, RISE):
             it.rollbacks += 1
             return self._return(it, step, Result.LOSS_ROSE)
-        lower = level.mean < it.best.mean
-        it.best, it.stale = level if lower else it.best, 0 if lower else it.stale + 1
-        if it.stale >= STALE:
+        if level.mean < it.best.mean:
+            it.best, it.fell = level, it.led
+        if it.led - it.fell >= max(STALE_WINDOWS * it.length, STALE_PART * it.led):
             it.trusted, it.stalls, it.reason = False, it.stalls + 1, int(Result.STALLED)
             self._defeat(it, step)
             self._anew(it)
