@@ -1,6 +1,7 @@
 """What is optimized: problem families, one file each."""
 
 from .attention import CharacterModel
+from .ball_and_stick import BallAndStick
 from .base import ProblemFamily, check_family, describe_family
 from .catalogue import FAMILIES, find_family
 from .control import QuadrotorControl
@@ -21,6 +22,7 @@ from .vgg import VGG16
 __all__ = [
     "FAMILIES",
     "VGG16",
+    "BallAndStick",
     "Bounded",
     "CharacterModel",
     "Composite",

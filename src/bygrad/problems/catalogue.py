@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from .attention import CharacterModel
+from .ball_and_stick import BallAndStick
 from .base import ProblemFamily
 from .convnet import ConvClassifier, with_labels
 from .data import load_images, shrink
@@ -77,6 +78,7 @@ FAMILIES: dict[str, Builder] = {
     "cifar2-held-out": lambda data, split: _cifar(data, split, range(2, 10)),
     "oscillation": lambda data, split: DampedOscillation(),
     "oral-dose": lambda data, split: OralDose(),
+    "ball-and-stick": lambda data, split: BallAndStick.embedded(),
 }
 """The families that bygrad brings, by name. Those of CIFAR-10 need `data`; the held-out labels are all the others."""
 
