@@ -8,6 +8,7 @@ from .control import QuadrotorControl
 from .convnet import ConvClassifier, with_labels
 from .data import ImageData, load_images
 from .held_out import HeldOut
+from .lennard_jones import LennardJones
 from .mixture import Mixture
 from .mlp import MLPClassifier
 from .oracle import Oracle
@@ -31,6 +32,7 @@ __all__ = [
     "HeldOut",
     "ImageData",
     "LeastSquares",
+    "LennardJones",
     "MLPClassifier",
     "Mixture",
     "Oracle",

@@ -13,6 +13,7 @@ from .ball_and_stick import BallAndStick
 from .base import ProblemFamily
 from .convnet import ConvClassifier, with_labels
 from .data import load_images, shrink
+from .lennard_jones import LennardJones
 from .mlp import Activation, MLPClassifier
 from .oscillation import DampedOscillation
 from .pharmacokinetics import OralDose
@@ -79,6 +80,7 @@ FAMILIES: dict[str, Builder] = {
     "oscillation": lambda data, split: DampedOscillation(),
     "oral-dose": lambda data, split: OralDose(),
     "ball-and-stick": lambda data, split: BallAndStick.embedded(),
+    "lennard-jones": lambda data, split: LennardJones(),
 }
 """The families that bygrad brings, by name. Those of CIFAR-10 need `data`; the held-out labels are all the others."""
 
