@@ -1,12 +1,14 @@
 """What is optimized: problem families, one file each."""
 
 from .attention import CharacterModel
+from .ball_and_stick import BallAndStick
 from .base import ProblemFamily, check_family, describe_family
 from .catalogue import FAMILIES, find_family
 from .control import QuadrotorControl
 from .convnet import ConvClassifier, with_labels
 from .data import ImageData, load_images
 from .held_out import HeldOut
+from .lennard_jones import LennardJones
 from .mixture import Mixture
 from .mlp import MLPClassifier
 from .oracle import Oracle
@@ -22,6 +24,7 @@ from .vgg import VGG16
 __all__ = [
     "FAMILIES",
     "VGG16",
+    "BallAndStick",
     "Bounded",
     "CharacterModel",
     "Composite",
@@ -30,6 +33,7 @@ __all__ = [
     "HeldOut",
     "ImageData",
     "LeastSquares",
+    "LennardJones",
     "MLPClassifier",
     "Mixture",
     "Oracle",

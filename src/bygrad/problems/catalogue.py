@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from .attention import CharacterModel
+from .ball_and_stick import BallAndStick
 from .base import ProblemFamily
 from .convnet import ConvClassifier, with_labels
 from .data import ImageData, load_images, shrink
+from .lennard_jones import LennardJones
 from .mlp import Activation, MLPClassifier
 from .oscillation import DampedOscillation
 from .pharmacokinetics import OralDose
@@ -87,6 +89,8 @@ FAMILIES: dict[str, Builder] = {
     "cifar2-held-out": lambda data, split: _cifar(data, split, range(2, 10)),
     "oscillation": lambda data, split: DampedOscillation(),
     "oral-dose": lambda data, split: OralDose(),
+    "ball-and-stick": lambda data, split: BallAndStick.embedded(),
+    "lennard-jones": lambda data, split: LennardJones(),
 }
 """The families that bygrad brings, by name. Those of CIFAR-10 need `data`; the held-out labels are all the others."""
 

@@ -1,7 +1,7 @@
 """ADMM for thousands of quadratic programs with the same matrices: one factorization for all."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -58,6 +58,8 @@ class ADMM(Method):
 
     **Source:** Stellato et al., *OSQP* (2020), algorithm 1 and equation 13.
     """
+
+    batch: ClassVar[int] = 1024  # a step is a matrix product
 
     rho: float | Array = 0.1
     relaxation: float | Array = 1.6

@@ -2,7 +2,7 @@
 
 import abc
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -86,6 +86,9 @@ class Method(eqx.Module):
 
     **Arguments:** `tol`: what counts as solved. `max_steps`: steps after which an instance is given up.
     """
+
+    batch: ClassVar[int] = 256
+    """Instances that are worked on at once, unless the caller says otherwise: small problems then stay in cache."""
 
     tol: eqx.AbstractVar[float | Array]
     max_steps: eqx.AbstractVar[int | Array]

@@ -66,7 +66,7 @@ class LearnedSolver:
         *,
         guard: Guard = "certificate",
         seed: int = 0,
-        batch: int = 1024,
+        batch: int | None = None,
         dtype: Any = np.float64,
         watch: Watch | None = None,
     ) -> Solution:
@@ -89,6 +89,7 @@ class LearnedSolver:
             flat = Flat.of(
                 self.family, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), arrays)
             )
+            batch = self.method.batch if batch is None else batch
             results = self._attempt(flat, arrays, rows, seed, batch, dtype, watch)
             again = np.ones(rows, bool) if guard == "best_of_two" else results["status"] <= 0
             fallback = np.zeros(rows, bool)
