@@ -6,6 +6,7 @@ from .catalogue import FAMILIES, find_family
 from .control import QuadrotorControl
 from .convnet import ConvClassifier, with_labels
 from .data import ImageData, load_images
+from .dispatch import EconomicDispatch
 from .held_out import HeldOut
 from .mixture import Mixture
 from .mlp import MLPClassifier
@@ -26,6 +27,7 @@ __all__ = [
     "Composite",
     "ConvClassifier",
     "DampedOscillation",
+    "EconomicDispatch",
     "HeldOut",
     "ImageData",
     "LeastSquares",
