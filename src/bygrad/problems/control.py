@@ -50,13 +50,11 @@ class QuadrotorControl(QuadraticProgram):
         low, high = np.full(12, -np.inf), np.full(12, np.inf)
         low[:2], high[:2], low[5] = -np.pi / 6, np.pi / 6, -1.0
         # The first state is given, wherever it is: limits on it could only make the program infeasible.
-        low, high = (
-            np.concatenate([[it] * 12, np.tile(limit, horizon)]) for it, limit in ((-np.inf, low), (np.inf, high))
-        )
+        first = np.full(12, np.inf)
         limits = np.stack(
             [
-                np.concatenate([low, np.full(4 * horizon, 9.6 - HOVER)]),
-                np.concatenate([high, np.full(4 * horizon, 13.0 - HOVER)]),
+                np.concatenate([-first, np.tile(low, horizon), np.full(4 * horizon, 9.6 - HOVER)]),
+                np.concatenate([first, np.tile(high, horizon), np.full(4 * horizon, 13.0 - HOVER)]),
             ]
         )
         limited = np.isfinite(limits).any(axis=0)

@@ -41,9 +41,9 @@ class ADMM(Method):
     r"""Operator splitting for quadratic programs, with a penalty $\rho$ for each instance and no factorization for any.
 
     Equations are eliminated once for the family, so that every iterate satisfies them. In what is left, OSQP solves
-    with $P + \rho A^\top A$, and factorizes again when $\rho$ changes. Here both terms are diagonal at once (`Reduced`):
-    the inverse is $T (\kappa + \rho \lambda)^{-1} T^\top$ for *every* $\rho$. So each instance adapts its own, and an
-    iteration of a batch is two matrix products.
+    with $P + \rho A^\top A$, and factorizes again when $\rho$ changes. Here both terms are made diagonal at once
+    (`Reduced`): the inverse is $T (\kappa + \rho \lambda)^{-1} T^\top$ for *every* $\rho$. So each instance adapts its
+    own, and an iteration of a batch is two matrix products.
 
     The certificate is the larger of the primal and the dual residual, each relative to its terms plus 1: the primal one
     in the largest entry, the dual one in the length of the gradient along the equations. A family with
@@ -77,11 +77,9 @@ class ADMM(Method):
         family = flat.family
         assert isinstance(family, QuadraticProgram)
         quadratic, constraints = (np.asarray(it, float) for it in family.matrices)
-        reduced = reduce_program(
-            quadratic, constraints, np.asarray(family.equations), np.asarray(family.ceiling, float)
-        )
-        as_array = lambda it: jnp.asarray(it, dtype if it.dtype == float else jnp.int32)  # noqa: E731
-        return dataclasses.replace(self, reduced=jax.tree.map(as_array, reduced))
+        equations, ceiling = np.asarray(family.equations), np.asarray(family.ceiling, float)
+        reduced = reduce_program(quadratic, constraints, equations, ceiling, dtype)
+        return dataclasses.replace(self, reduced=reduced)
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         family, to = flat.family, self.reduced

@@ -1,7 +1,8 @@
 """Quadratic programs without their equations, in coordinates in which every penalty is diagonal."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -19,9 +20,9 @@ class Reduced(NamedTuple):
     $\operatorname{diag} \kappa$ and $R^\top R$ is $\operatorname{diag} \lambda$ with the scaled rows $R = D A T$, both
     at once. So $T^\top (P + \rho A^\top D^2 A) T$ is diagonal for every $\rho$.
 
-    The rows' scale $D$ gives $D A (T^\top P T)^{-1} A^\top D$ a unit diagonal: $\rho = 1$ then balances the curvature of
-    the objective and the penalty along each row (Giselsson and Boyd, *Linear convergence and metric selection*, 2017,
-    section 6). Directions that neither the objective nor a row sees are left out.
+    The rows' scale $D$ gives $D A (T^\top P T)^{-1} A^\top D$ a unit diagonal: $\rho = 1$ then balances the curvature
+    of the objective and the penalty along each row (Giselsson and Boyd, *Linear convergence and metric selection*,
+    2017, section 6). Directions that neither the objective nor a row sees are left out.
 
     Leaves: `basis` $T$; `rows` $R$; `curvature` $\kappa$; `weight` $\lambda$; `inverse`, with which
     `inverse.T @ r` is the gradient in orthonormal coordinates of the null space; `scale` $D$; `ceiling`: the largest
@@ -30,20 +31,20 @@ class Reduced(NamedTuple):
     of the program are which.
     """
 
-    basis: Float[Array | np.ndarray, "n k"]
-    rows: Float[Array | np.ndarray, "m k"]
-    curvature: Float[Array | np.ndarray, " k"]
-    weight: Float[Array | np.ndarray, " k"]
-    inverse: Float[Array | np.ndarray, "k j"]
-    scale: Float[Array | np.ndarray, " m"]
-    ceiling: Float[Array | np.ndarray, " m"]
-    solve: Float[Array | np.ndarray, "n e"]
-    pull: Float[Array | np.ndarray, "k e"]
-    shift: Float[Array | np.ndarray, "m e"]
-    quadratic: Float[Array | np.ndarray, "n e"]
-    consistent: Float[Array | np.ndarray, "e e"]
-    equations: Int[Array | np.ndarray, " e"]
-    limits: Int[Array | np.ndarray, " m"]
+    basis: Float[Array, "n k"]
+    rows: Float[Array, "m k"]
+    curvature: Float[Array, " k"]
+    weight: Float[Array, " k"]
+    inverse: Float[Array, "k j"]
+    scale: Float[Array, " m"]
+    ceiling: Float[Array, " m"]
+    solve: Float[Array, "n e"]
+    pull: Float[Array, "k e"]
+    shift: Float[Array, "m e"]
+    quadratic: Float[Array, "n e"]
+    consistent: Float[Array, "e e"]
+    equations: Int[Array, " e"]
+    limits: Int[Array, " m"]
 
 
 def reduce_program(
@@ -51,8 +52,9 @@ def reduce_program(
     constraints: Float[np.ndarray, "rows n"],
     equations: np.ndarray,
     ceiling: Float[np.ndarray, " rows"],
+    dtype: Any,
 ) -> Reduced:
-    """Eliminate the equations and make what is left diagonal; O(n³), once for a family."""
+    """Eliminate the equations and make what is left diagonal, in float64; O(n³), once for a family."""
     which, limits = np.flatnonzero(equations), np.flatnonzero(~equations)
     given, rows = constraints[which], constraints[limits]
     solve, free = _null_space(given)
@@ -72,7 +74,7 @@ def reduce_program(
     weight = np.clip(weight, 0.0, 1.0)
     turned = root @ turn
     basis = free @ turned
-    return Reduced(
+    found: dict[str, np.ndarray] = dict(
         basis=basis,
         rows=seen @ turned,
         curvature=1 - weight,
@@ -88,6 +90,7 @@ def reduce_program(
         equations=which,
         limits=limits,
     )
+    return Reduced(**{name: jnp.asarray(it, dtype if it.dtype == float else jnp.int32) for name, it in found.items()})
 
 
 def _null_space(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,7 @@ class LearnedWarmStart(eqx.Module):
         inputs, outputs = whitening.instance_mean.size, whitening.params_mean.size
         network = eqx.nn.MLP(inputs, outputs + 1, WIDTH, 2, activation=jax.nn.gelu, key=key)
         last = network.layers[-1]
-        zero = eqx.tree_at(lambda it: (it.weight, it.bias), last, (0 * last.weight, 0 * last.bias))
+        zero = eqx.tree_at(lambda it: (it.weight, it.bias), last, (jnp.zeros_like(last.weight), jnp.zeros(outputs + 1)))
         return cls(eqx.tree_at(lambda it: it.layers[-1], network, zero), whitening, linear)
 
     def __call__(self, instance: Instance) -> tuple[Float[Array, " m"], Float[Array, " m"], Scalar]:
