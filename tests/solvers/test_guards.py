@@ -15,6 +15,7 @@ from bygrad.solvers import (
     Flat,
     GainRatio,
     LearnedDamping,
+    LearnedSchedule,
     LearnedSolver,
     LearnedStart,
     LevenbergMarquardt,
@@ -127,11 +128,11 @@ def coded(coding: SparseCoding) -> np.ndarray:
 )
 def test_sufficient_decrease_holds_any_schedule(row, coding, coded):
     schedule = jnp.tile(jnp.array(row), (12, 1))
-    method = ProximalGradient(schedule, tol=1e-4, max_steps=20_000)
+    method = ProximalGradient(LearnedSchedule(schedule), tol=1e-4, max_steps=20_000)
     found = solve(coding, coding.patches, method=method, batch=16)
     assert found.success.all()
     assert (found.cost <= coded * (1 + 1.1e-4)).all()
-    early = solve(coding, coding.patches, method=ProximalGradient(schedule, max_steps=8), batch=16)
+    early = solve(coding, coding.patches, method=ProximalGradient(LearnedSchedule(schedule), max_steps=8), batch=16)
     zero = 0.5 * np.sum(np.asarray(coding.patches, float) ** 2, axis=1)
     assert (early.cost <= zero + 1e-9).all()
 

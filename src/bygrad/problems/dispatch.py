@@ -129,7 +129,8 @@ class EconomicDispatch(QuadraticProgram):
 
         mu = jnp.clip(dual[units:], -self.price, self.price)
         slope = linear + self.transfer.T @ mu
-        cheapest, value = self._merit_order(slope, total)
+        # The bound's gradient is that at the optimum of both: those of the outputs and of the price vanish (Danskin).
+        cheapest, value = jax.lax.stop_gradient(self._merit_order(slope, total))
         least = cheapest @ (quadratic * cheapest + slope - value) + value * total
         lowest = least - high @ jnp.maximum(mu, 0) + low @ jnp.maximum(-mu, 0)
         served = (total >= 0) & (total <= jnp.sum(self.capacity))

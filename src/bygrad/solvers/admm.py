@@ -91,18 +91,16 @@ class ADMM(Method):
         push = to.quadratic @ given
         shift = to.shift @ given
         low, high = (to.scale * it[to.limits] - shift for it in (low, high))
-        z = to.scale * (constraints.astype(x.dtype)[to.limits] @ x) - shift
-        z, y, rho = jnp.clip(z, low, high), jnp.zeros_like(z), jnp.full((), self.rho, x.dtype)
+        dual, rho = jnp.zeros_like(shift), jnp.full((), self.rho, x.dtype)
         if self.warm is not None:
-            proposed = [it.astype(x.dtype) for it in self.warm(instance)]
-            rows, multipliers = to.scale * proposed[0] - shift, proposed[1] / to.scale
-            penalty = jnp.clip(rho * jnp.exp(proposed[2]), LOWEST, HIGHEST)
-            finite = jnp.all(jnp.isfinite(rows)) & jnp.all(jnp.isfinite(multipliers)) & jnp.isfinite(penalty)
-            pick = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
-            z, y, rho = pick(jnp.clip(rows, low, high), z), pick(multipliers, y), pick(penalty, rho)
+            better, multipliers, factor = (it.astype(x.dtype) for it in self.warm(instance))
+            finite = jnp.all(jnp.isfinite(better)) & jnp.all(jnp.isfinite(multipliers)) & jnp.isfinite(factor)
+            x, dual = jnp.where(finite, better, x), jnp.where(finite, multipliers, dual)
+            rho = jnp.where(finite, jnp.clip(rho * jnp.exp(factor), LOWEST, HIGHEST), rho)
+        z = jnp.clip(to.scale * (constraints.astype(x.dtype)[to.limits] @ x) - shift, low, high)
         memory = Memory(
             z=z,
-            y=y,
+            y=dual / to.scale,
             rho=rho,
             linear=to.basis.T @ linear + to.pull @ given,
             low=low,
@@ -112,7 +110,7 @@ class ADMM(Method):
         )
         # Equations that contradict each other: no point satisfies them.
         wrong = _largest(to.consistent @ given - given) > 1e-4 * (1 + _largest(given))
-        at = Progress.begin(x, memory, jnp.zeros_like(z))
+        at = Progress.begin(x, memory, dual)
         return at._replace(status=jnp.where(wrong, jnp.int32(-3), at.status))
 
     def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:

@@ -1,6 +1,7 @@
 """Accelerated proximal gradient with restart for thousands of composite problems at once."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float
 from .._core.types import Instance, Scalar
 from ..problems import Composite
 from .base import Flat, Method, Progress
+from .schedule import LearnedSchedule
 from .solution import RUNNING
 
 
@@ -44,18 +46,24 @@ class ProximalGradient(Method):
     The certificate is the duality gap relative to the cost, where the family has one (`Composite.gap`): an instance
     below `tol` is *proven* to be within a factor of the minimum. Otherwise it is the gradient mapping's largest entry.
 
-    **Arguments:** `schedule`: `[steps, 3]`, the logarithms of $s L$ and of $\theta$, and $\beta$; or None.
-    `step_size`: $s L$ after it, at most 1. `tol`, `max_steps`: as for every method. The gradient of $g$ is
-    extrapolated to $y$ instead of evaluated, which is exact where $g$ is quadratic (`affine`).
+    **Arguments:** `schedule`: learned numbers for the first steps, or None. `step_size`: $s L$ after it, at most 1.
+    `tol`, `max_steps`: as for every method. `affine`: the gradient of $g$ is extrapolated to $y$ instead of evaluated,
+    which is exact where $g$ is quadratic. `bound`: $L$, set by `prepare`.
 
     **Source:** Beck and Teboulle (2009), equation 4.1; O'Donoghue and Candès (2015), section 3.2, for the restart.
     """
 
-    schedule: Float[Array, "steps 3"] | None = None
+    schedule: LearnedSchedule | None = None
     affine: bool = eqx.field(static=True, default=True)
     step_size: float | Array = 1.0
     tol: float | Array = 1e-4
     max_steps: int | Array = 2000
+    bound: Scalar | None = None
+
+    def prepare(self, flat: Flat, dtype: Any) -> "ProximalGradient":
+        family = flat.family
+        assert isinstance(family, Composite)
+        return dataclasses.replace(self, bound=jnp.asarray(family.curvature(), dtype))
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         zero = jnp.zeros((), x.dtype)
@@ -64,8 +72,8 @@ class ProximalGradient(Method):
     def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
         family = flat.family
         assert isinstance(family, Composite)
-        memory: Memory = at.memory
-        bound = jnp.asarray(family.curvature(), at.x.dtype)
+        assert self.bound is not None
+        memory, bound = at.memory, self.bound
         value, gradient = jax.value_and_grad(family.smooth)(memory.trial, instance)
         cost = value + family.penalty(memory.trial, instance)
         finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(gradient))
@@ -88,13 +96,14 @@ class ProximalGradient(Method):
         trial = family.prox(y - size / bound * slope_y, size * shrink / bound, instance)
         trial = jnp.where(jnp.isfinite(trial), trial, x)
 
-        gap = family.gap(x, slope, instance)
+        # At the trial, not at x: what the gap needs is then known from the gradient.
+        gap = family.gap(memory.trial, gradient, instance)
         if gap is None:
-            plain = family.prox(x - slope / bound, 1 / bound, instance)
-            certificate = jnp.max(bound * jnp.abs(x - plain), initial=0.0)
+            plain = family.prox(memory.trial - gradient / bound, 1 / bound, instance)
+            certificate = jnp.max(bound * jnp.abs(memory.trial - plain), initial=0.0)
         else:
-            certificate = gap / jnp.maximum(jnp.abs(best), jnp.finfo(x.dtype).tiny)
-        certificate = jnp.where(jnp.isfinite(best), certificate, jnp.inf)
+            certificate = gap / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
+        certificate = jnp.where(taken, certificate, at.certificate)
         # Twice in a row rejected, the second time a safe step: what is left is rounding.
         stuck = ~taken & (memory.safe > 0)
         status = jnp.select(
@@ -111,11 +120,5 @@ class ProximalGradient(Method):
         """Return step, threshold factor and momentum of the next trial."""
         size, one = jnp.asarray(self.step_size, x.dtype), jnp.ones((), x.dtype)
         if self.schedule is not None:
-            steps = len(self.schedule)
-            row = self.schedule[jnp.minimum(nit, steps - 1)].astype(x.dtype)
-            row = jnp.clip(jnp.nan_to_num(row), -4.0, 4.0)
-            learned = nit < steps
-            size = jnp.where(learned, jnp.exp(row[0]), size)
-            one = jnp.where(learned, jnp.exp(row[1]), one)
-            beta = jnp.where(learned, row[2], beta)
+            size, one, beta = self.schedule(nit, size, one, beta)
         return jnp.where(taken, size, 1.0), jnp.where(taken, one, 1.0), jnp.where(taken, beta, 0.0)
