@@ -67,7 +67,9 @@ def save_solver(solver: LearnedSolver, path: str | os.PathLike[str], *, family: 
         "start": None if solver.start is None else {"proposals": solver.start.proposals} | _sizes(solver.start),
         "damping": None if (it := _damping(solver.method)) is None else {"steps": it.steps} | _sizes(it),
         "warm": None if (it := _learned_parts(solver.method)["warm"]) is None else {"size": it.size} | _sizes(it),
-        "schedule": None if (it := _learned_parts(solver.method)["schedule"]) is None else len(it.rows),
+        "schedule": None
+        if (it := _learned_parts(solver.method)["schedule"]) is None
+        else {"steps": len(it.rows), "metric": list(it.metric.shape)},
     }
     manifest = Manifest(
         name=name or f"mine/{type(solver.family).__name__.lower()}",
@@ -112,8 +114,8 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
         elif isinstance(method, ADMM) and (shape := config["warm"]) is not None:
             blank = LearnedWarmStart.blank(_whitening(shape), shape["size"], jax.random.key(0))
             method = dataclasses.replace(method, warm=_filled(blank, "warm", artifact.tensors))
-        elif isinstance(method, ProximalGradient) and (steps := config["schedule"]) is not None:
-            blank = LearnedSchedule(jnp.zeros((steps, 3)))
+        elif isinstance(method, ProximalGradient) and (shape := config["schedule"]) is not None:
+            blank = LearnedSchedule(jnp.zeros((shape["steps"], 3)), jnp.zeros(shape["metric"]))
             method = dataclasses.replace(method, schedule=_filled(blank, "schedule", artifact.tensors))
         elif config["method"] == config["classical"]:
             method = classical

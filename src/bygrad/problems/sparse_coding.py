@@ -69,9 +69,13 @@ class SparseCoding(Composite):
         return self.weight(instance) * jnp.sum(jnp.abs(params))
 
     def prox(
-        self, params: Float[Array, " atoms"], step: Float[Array, ""], instance: Float[Array, " pixels"]
+        self, params: Float[Array, " atoms"], step: Float[Array, "*atoms"], instance: Float[Array, " pixels"]
     ) -> Float[Array, " atoms"]:
         return jnp.sign(params) * jnp.maximum(jnp.abs(params) - step * self.weight(instance), 0.0)
+
+    @property
+    def separable(self) -> bool:
+        return True
 
     def curvature(self) -> Float[Array, ""]:
         return jnp.linalg.norm(self.dictionary, ord=2) ** 2

@@ -65,6 +65,11 @@ class Composite(ProblemFamily):
     def prox(self, params: Float[Array, " p"], step: Scalar, instance: Instance) -> Float[Array, " p"]:
         r"""Return $\operatorname{prox}_{s h}$ at `params` for the step $s$."""
 
+    @property
+    def separable(self) -> bool:
+        """Whether `prox` takes a step for each param as well, as it can where $h$ is a sum over params. Default: no."""
+        return False
+
     @abc.abstractmethod
     def curvature(self) -> Scalar:
         r"""Return an $L$ with $\nabla g$ $L$-Lipschitz for every instance: steps up to $1/L$ are safe."""

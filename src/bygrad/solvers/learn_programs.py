@@ -32,9 +32,8 @@ def learned_programs(
     if isinstance(base.family, Composite):
         assert isinstance(base.method, ProximalGradient)
         instances = jax.tree.map(_single, train)
-        schedule = train_schedule(
-            LearnedSchedule.classical(), base.method, flat, instances, max(left(), 1.0), seed, watch
-        )
+        schedule = LearnedSchedule.classical(params=flat.size if base.family.separable else None)
+        schedule = train_schedule(schedule, base.method, flat, instances, max(left(), 1.0), seed, watch)
         method = dataclasses.replace(base.method, schedule=schedule)
         return {"learned schedule": dataclasses.replace(base, method=method)}
     assert isinstance(base.family, QuadraticProgram) and isinstance(base.method, ADMM)

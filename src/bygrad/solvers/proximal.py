@@ -16,7 +16,10 @@ from .solution import RUNNING
 
 
 class Memory(NamedTuple):
-    """The point before and the gradients at both; the trial; the momentum's t; whether the trial was a safe step."""
+    """The point before and the gradients at both; the trial; the momentum's t; whether the trial was a safe step.
+
+    `highest`: the cost at the start, above which no trial is taken.
+    """
 
     before: Float[Array, " p"]
     gradient: Float[Array, " p"]
@@ -24,6 +27,7 @@ class Memory(NamedTuple):
     trial: Float[Array, " p"]
     t: Scalar
     safe: Scalar
+    highest: Scalar
 
 
 class ProximalGradient(Method):
@@ -32,11 +36,13 @@ class ProximalGradient(Method):
     $y = x + \beta (x - x_-)$, then the trial is $\operatorname{prox}_{s \theta h}(y - s \nabla g(y))$ with the step
     $s$. Classically, $s = 1/L$, $\theta = 1$ and Nesterov's $\beta$. For the first steps `schedule` may hold others.
 
-    **Guard (sufficient decrease).** A trial is taken if it does not raise the cost (up to rounding). Otherwise $x$
-    stays, momentum is forgotten, and the next trial is the plain proximal gradient step with $1/L$ from $x$. No
-    evaluation is spent on the test itself: cost and gradient at the trial are needed anyway.
+    **Guard (sufficient decrease).** A trial is taken if it does not raise the cost (up to rounding); during a schedule,
+    if it does not raise it above that at the start. Otherwise $x$ stays, momentum is forgotten, and the next trial is
+    the plain proximal gradient step with $1/L$ from $x$. No evaluation is spent on the test itself: cost and gradient
+    at the trial are needed anyway.
 
-    **Guarantee (any schedule).** The cost never rises, beyond rounding. *Assume* that $g$ has an $L$-Lipschitz
+    **Guarantee (any schedule).** The cost is never above that at the start, and never rises after the schedule, beyond
+    rounding. *Assume* that $g$ has an $L$-Lipschitz
     gradient, and that f is bounded below. *Then* after the schedule's end, the gradient mapping $G$ goes to zero along
     the safe steps, and for convex $f$ the cost converges to the minimum at FISTA's rate between restarts. *Sketch:* a
     step with $1/L$ from $x$ lowers the cost by at least $\lVert G(x) \rVert^2 / 2L$, and all others do not raise it. A
@@ -67,7 +73,9 @@ class ProximalGradient(Method):
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         zero = jnp.zeros((), x.dtype)
-        return Progress.begin(x, Memory(x, jnp.zeros_like(x), jnp.zeros_like(x), x, zero + 1, zero))
+        return Progress.begin(
+            x, Memory(x, jnp.zeros_like(x), jnp.zeros_like(x), x, zero + 1, zero, jnp.full_like(zero, jnp.inf))
+        )
 
     def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
         family = flat.family
@@ -80,7 +88,8 @@ class ProximalGradient(Method):
         first = at.nit == 0
         # Near the minimum costs differ by rounding alone, and the certificate can still improve.
         slack = 4 * jnp.finfo(at.x.dtype).eps * jnp.abs(jnp.where(first, 0.0, at.cost))
-        taken = finite & (first | (cost <= at.cost + slack))
+        free = jnp.bool_(False) if self.schedule is None else at.nit <= len(self.schedule.rows)
+        taken = finite & (first | (cost <= jnp.where(free, memory.highest, at.cost) + slack))
 
         keep = lambda new, old: jnp.where(taken, new, old)  # noqa: E731
         x, best, slope = keep(memory.trial, at.x), keep(cost, at.cost), keep(gradient, memory.gradient)
@@ -112,7 +121,8 @@ class ProximalGradient(Method):
             jnp.int32(RUNNING),
         )
         safe = jnp.where(taken, 0.0, 1.0).astype(x.dtype)
-        after = Memory(before, slope, slope_before, trial, t_next, safe)
+        highest = jnp.where(first, best, memory.highest)
+        after = Memory(before, slope, slope_before, trial, t_next, safe, highest)
         count = 1 if self.affine else 2
         return Progress(x, best, certificate, status, at.nit + 1, at.nfev + count, after)
 
