@@ -13,6 +13,7 @@ from .mlp import MLPClassifier
 from .oracle import Oracle
 from .oscillation import DampedOscillation
 from .pharmacokinetics import OralDose
+from .portfolio import MeanVariance
 from .quadratic import Quadratic
 from .sparse_coding import SparseCoding
 from .structured import Bounded, Composite, LeastSquares, QuadraticProgram
@@ -32,6 +33,7 @@ __all__ = [
     "ImageData",
     "LeastSquares",
     "MLPClassifier",
+    "MeanVariance",
     "Mixture",
     "Oracle",
     "OralDose",

@@ -10,12 +10,16 @@ from typing import Literal, TypeAlias
 
 from .attention import CharacterModel
 from .base import ProblemFamily
+from .control import QuadrotorControl
 from .convnet import ConvClassifier, with_labels
 from .data import load_images, shrink
+from .dispatch import EconomicDispatch
 from .mlp import Activation, MLPClassifier
 from .oscillation import DampedOscillation
 from .pharmacokinetics import OralDose
+from .portfolio import MeanVariance
 from .quadratic import Quadratic
+from .sparse_coding import SparseCoding
 from .style import StyleTransfer
 
 Split: TypeAlias = Literal["train", "test"]
@@ -77,6 +81,10 @@ FAMILIES: dict[str, Builder] = {
     "cifar2-held-out": lambda data, split: _cifar(data, split, range(2, 10)),
     "oscillation": lambda data, split: DampedOscillation(),
     "oral-dose": lambda data, split: OralDose(),
+    "quadrotor": lambda data, split: QuadrotorControl.build(),
+    "dispatch": lambda data, split: EconomicDispatch.embedded(),
+    "patches": lambda data, split: SparseCoding.embedded(split),
+    "portfolio": lambda data, split: MeanVariance.simulated(seed=int(split == "test")),
 }
 """The families that bygrad brings, by name. Those of CIFAR-10 need `data`; the held-out labels are all the others."""
 

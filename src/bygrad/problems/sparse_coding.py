@@ -1,11 +1,14 @@
 """Sparse coding: few atoms of one dictionary for every image patch."""
 
+from typing import Literal
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .data.pictures import load_photographs
 from .structured import Composite
 
 
@@ -27,6 +30,11 @@ class SparseCoding(Composite):
     dictionary: Float[Array, "pixels atoms"]
     patches: Float[Array, "count pixels"]
     strength: float = eqx.field(static=True, default=0.2)
+
+    @classmethod
+    def embedded(cls, split: Literal["train", "test"] = "train", count: int = 8192) -> "SparseCoding":
+        """Cut patches from the embedded photographs, in shades of grey; no photograph is in both splits."""
+        return cls.from_images(load_photographs(split).astype(float).mean(axis=3), count=count)
 
     @classmethod
     def from_images(
