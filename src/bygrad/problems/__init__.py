@@ -7,6 +7,7 @@ from .catalogue import FAMILIES, find_family
 from .control import QuadrotorControl
 from .convnet import ConvClassifier, with_labels
 from .data import ImageData, load_images
+from .dispatch import EconomicDispatch
 from .held_out import HeldOut
 from .lennard_jones import LennardJones
 from .mixture import Mixture
@@ -14,6 +15,7 @@ from .mlp import MLPClassifier
 from .oracle import Oracle
 from .oscillation import DampedOscillation
 from .pharmacokinetics import OralDose
+from .portfolio import MeanVariance
 from .quadratic import Quadratic
 from .random_scale import RandomScale
 from .sparse_coding import SparseCoding
@@ -30,11 +32,13 @@ __all__ = [
     "Composite",
     "ConvClassifier",
     "DampedOscillation",
+    "EconomicDispatch",
     "HeldOut",
     "ImageData",
     "LeastSquares",
     "LennardJones",
     "MLPClassifier",
+    "MeanVariance",
     "Mixture",
     "Oracle",
     "OralDose",

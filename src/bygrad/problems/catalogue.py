@@ -11,13 +11,17 @@ from typing import Literal, TypeAlias
 from .attention import CharacterModel
 from .ball_and_stick import BallAndStick
 from .base import ProblemFamily
+from .control import QuadrotorControl
 from .convnet import ConvClassifier, with_labels
 from .data import ImageData, load_images, shrink
+from .dispatch import EconomicDispatch
 from .lennard_jones import LennardJones
 from .mlp import Activation, MLPClassifier
 from .oscillation import DampedOscillation
 from .pharmacokinetics import OralDose
+from .portfolio import MeanVariance
 from .quadratic import Quadratic
+from .sparse_coding import SparseCoding
 from .style import StyleTransfer
 
 Split: TypeAlias = Literal["train", "test"]
@@ -91,6 +95,10 @@ FAMILIES: dict[str, Builder] = {
     "oral-dose": lambda data, split: OralDose(),
     "ball-and-stick": lambda data, split: BallAndStick.embedded(),
     "lennard-jones": lambda data, split: LennardJones(),
+    "quadrotor": lambda data, split: QuadrotorControl.build(),
+    "dispatch": lambda data, split: EconomicDispatch.embedded(),
+    "patches": lambda data, split: SparseCoding.embedded(split),
+    "portfolio": lambda data, split: MeanVariance.simulated(seed=int(split == "test")),
 }
 """The families that bygrad brings, by name. Those of CIFAR-10 need `data`; the held-out labels are all the others."""
 

@@ -121,7 +121,8 @@ def as_solution(flat: Flat, rows: Rows, used_fallback: np.ndarray | None = None,
     """Return the engine's rows in the family's own structure."""
     fallback = np.zeros(len(rows["status"]), bool) if used_fallback is None else used_fallback
     fields = {name: rows[name] for name in ("cost", "certificate", "status", "nit", "nfev")}
-    return Solution(x=flat.params(rows["x"]), **fields, used_fallback=fallback, warnings=tuple(warnings))
+    dual = rows["dual"] if "dual" in rows else np.zeros((len(fallback), 0))
+    return Solution(flat.params(rows["x"]), **fields, used_fallback=fallback, dual=dual, warnings=tuple(warnings))
 
 
 def best_of(rows: Rows, starts: int) -> Rows:
