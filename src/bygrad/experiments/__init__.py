@@ -17,6 +17,7 @@ from .specialize import Specialized, specialize
 from .study import Study, Task, carry_out
 from .style import STYLE
 from .stylize import paint, stylize
+from .thousands import THOUSANDS
 from .transfer import TRANSFER
 from .update_shapes import UPDATE_SHAPES
 from .variations import VARIATIONS
@@ -26,7 +27,7 @@ EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATI
 """The experiments, by name."""
 
 STUDIES: dict[str, Study] = {
-    it.name: it for it in (VARIATIONS, HORIZON, ARCHITECTURES, UPDATE_SHAPES, GENERAL, ACTIVATIONS, TRANSFER)
+    it.name: it for it in (VARIATIONS, HORIZON, ARCHITECTURES, UPDATE_SHAPES, GENERAL, ACTIVATIONS, TRANSFER, THOUSANDS)
 }
 """The experiments that are more than one optimizer on one family, by name."""
 

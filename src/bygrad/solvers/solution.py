@@ -31,6 +31,7 @@ class Solution:
     - `certificate`: what the solver can show: 0 is exact. Which number it is, each method says.
     - `status`: a code of `STATUS`; `success` is `status > 0`, and `message` says it in words.
     - `nit`, `nfev`: steps taken, and evaluations of the objective (of the residuals with their Jacobian).
+    - `finished`: when each was done, on the clock of `time.perf_counter`: nobody waits for the slowest.
     - `used_fallback`: whether the classical solver had to solve what a learned one had not.
     - `warnings`: what concerns the batch as a whole, as a drift of the family.
     """
@@ -41,6 +42,7 @@ class Solution:
     status: np.ndarray
     nit: np.ndarray
     nfev: np.ndarray
+    finished: np.ndarray
     used_fallback: np.ndarray
     warnings: tuple[str, ...] = ()
 
