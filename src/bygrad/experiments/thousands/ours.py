@@ -18,7 +18,7 @@ from ...unroll import Inner, lift, observe
 from .judge import MARGIN, Assessed, Kind, assess, excess
 from .rivals import Outcome, Run
 
-REFERENCE_STARTS = 10
+REFERENCE_STARTS, REFERENCE_BATCH = 10, 256
 LOOK = 10
 """Steps of the paper's optimizer between two looks at whether an instance is solved."""
 
@@ -180,13 +180,14 @@ def reference(flat: Flat, instances: PyTree, seed: int) -> Assessed:
     """Return the best answers that can be had: many starts, to a tolerance far below all that are compared."""
     family = flat.family
     if isinstance(family, QuadraticProgram):
-        found = solve(family, instances, method=ADMM(tol=1e-8, max_steps=50_000))
+        found = solve(family, instances, method=ADMM(tol=1e-6, max_steps=10_000), batch=REFERENCE_BATCH)
     elif isinstance(family, Composite):
-        found = solve(family, instances, method=dataclasses.replace(classical_method(family, 1e-8), max_steps=20_000))
+        accurate = dataclasses.replace(classical_method(family, 1e-6), max_steps=10_000)
+        found = solve(family, instances, method=accurate, batch=REFERENCE_BATCH)
     else:
         accurate = LBFGS(tol=1e-9, gain=1e-14, max_steps=2_000)
         method = LevenbergMarquardt(tol=1e-10, max_steps=200) if _is_least_squares(flat) else accurate
-        found = solve(family, instances, method=method, starts=REFERENCE_STARTS, seed=seed)
+        found = solve(family, instances, method=method, starts=REFERENCE_STARTS, seed=seed, batch=REFERENCE_BATCH)
     return assess(flat, instances, rows_of(found.x))
 
 

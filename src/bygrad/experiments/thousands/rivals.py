@@ -29,13 +29,16 @@ class Outcome(NamedTuple):
 Run = Callable[[PyTree], Outcome]
 """Solves a batch of instances, rows of arrays."""
 
+Build = Callable[[float], Run]
+"""Maps a tolerance to what solves to it; what compiles, compiles once for all tolerances."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Rival:
     """A solver of others.
 
     **Arguments:** `needs`: modules, and what to install where one is missing. `serves`: whether it suits a family.
-    `build`: from the flat family and the tolerance to what solves batches. `loops`: it solves one instance after the
+    `build`: from the flat family to solvers by tolerance. `loops`: it solves one instance after the
     other on one core; a process on every other core would serve as well, so that is what it is credited with.
     """
 
@@ -43,7 +46,7 @@ class Rival:
     group: str
     needs: dict[str, str]
     serves: Callable[[ProblemFamily], bool]
-    build: Callable[[Flat, float], Run]
+    build: Callable[[Flat], Build]
     loops: bool = True
 
     @property
@@ -53,19 +56,19 @@ class Rival:
         return f"not installed: pip install {' '.join(absent)}" if absent else None
 
 
-def looped(solve_one: Callable[[Any], tuple[np.ndarray, float]]) -> Run:
-    """Return what solves instances one by one from `solve_one`, which returns params and evaluations."""
+def looped(solve_one: Callable[[Any, float], tuple[np.ndarray, float]]) -> Build:
+    """Return what solves instances one by one, from what maps instance and tolerance to params and evaluations."""
 
-    def run(instances: PyTree) -> Outcome:
+    def run(instances: PyTree, tol: float) -> Outcome:
         x, finished, evaluations = [], [], []
         for one in each(instances):
-            found, count = solve_one(one)
+            found, count = solve_one(one, tol)
             x.append(found)
             evaluations.append(count)
             finished.append(time.perf_counter())
         return Outcome(np.stack(x), np.array(finished), np.array(evaluations, float), np.zeros(len(x), bool))
 
-    return run
+    return lambda tol: _in_double(lambda instances: run(instances, tol))
 
 
 def each(instances: PyTree) -> Iterator[Any]:
@@ -84,7 +87,7 @@ def _limits(flat: Flat, x: np.ndarray, one: Any) -> tuple[np.ndarray, np.ndarray
     return np.asarray(low), np.asarray(high)
 
 
-def scipy_least_squares(flat: Flat, tol: float) -> Run:
+def scipy_least_squares(flat: Flat) -> Build:
     """Fit one by one by `scipy.optimize.least_squares`, with residuals and Jacobian compiled by JAX."""
     optimize: Any = importlib.import_module("scipy.optimize")
     family = flat.family
@@ -92,11 +95,11 @@ def scipy_least_squares(flat: Flat, tol: float) -> Run:
     values = jax.jit(lambda x, one: family.residuals(flat.params(x), one))
     slopes = jax.jit(jax.jacfwd(lambda x, one: family.residuals(flat.params(x), one)))
     init = _init(flat)
-    close = min(0.1 * tol, 1e-4)
 
-    def one_by_one(one: Any) -> tuple[np.ndarray, float]:
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
         start = init(one)
         low, high = _limits(flat, start, one)
+        close = min(0.1 * tol, 1e-4)
         found = optimize.least_squares(
             lambda x: np.asarray(values(x, one)),
             np.clip(start, low, high),
@@ -109,10 +112,10 @@ def scipy_least_squares(flat: Flat, tol: float) -> Run:
         )
         return found.x, found.nfev
 
-    return _in_double(looped(one_by_one))
+    return looped(one_by_one)
 
 
-def scipy_minimize(flat: Flat, tol: float) -> Run:
+def scipy_minimize(flat: Flat) -> Build:
     """Minimize one by one by SciPy's L-BFGS-B, with value and gradient compiled by JAX."""
     optimize: Any = importlib.import_module("scipy.optimize")
     compiled = jax.jit(jax.value_and_grad(flat.loss))
@@ -122,7 +125,7 @@ def scipy_minimize(flat: Flat, tol: float) -> Run:
         value, slope = compiled(x, one)
         return float(value), np.asarray(slope, float)
 
-    def one_by_one(one: Any) -> tuple[np.ndarray, float]:
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
         start = init(one)
         low, high = _limits(flat, start, one)
         bounds = None if np.all(np.isinf(low)) and np.all(np.isinf(high)) else list(zip(low, high, strict=True))
@@ -132,56 +135,54 @@ def scipy_minimize(flat: Flat, tol: float) -> Run:
         )
         return found.x, found.nfev
 
-    return _in_double(looped(one_by_one))
+    return looped(one_by_one)
 
 
-def optimistix_least_squares(flat: Flat, tol: float) -> Run:
+def optimistix_least_squares(flat: Flat) -> Build:
     """Compile `vmap` of Optimistix's Levenberg–Marquardt; it runs until the slowest instance of a batch stops."""
     optimistix: Any = importlib.import_module("optimistix")
     family = flat.family
     assert isinstance(family, LeastSquares)
-    close = min(0.1 * tol, 1e-4)
 
-    def one(instance: Any) -> tuple[Array, Array]:
+    def one(instance: Any, tol: Array) -> tuple[Array, Array]:
         start = flat.vector(family.init(instance, jax.random.key(0)))
-        solver = optimistix.LevenbergMarquardt(rtol=close, atol=close)
+        solver = optimistix.LevenbergMarquardt(rtol=tol, atol=tol)
         fun = lambda x, instance: family.residuals(flat.params(x), instance)  # noqa: E731
         found = optimistix.least_squares(fun, solver, start, args=instance, max_steps=256, throw=False)
         return found.value, found.stats["num_steps"]
 
-    return _in_double(_vmapped(one))
+    return _vmapped(one)
 
 
-def optimistix_minimise(flat: Flat, tol: float) -> Run:
+def optimistix_minimise(flat: Flat) -> Build:
     """Compile `vmap` of Optimistix's BFGS."""
     optimistix: Any = importlib.import_module("optimistix")
-    close = min(0.1 * tol, 1e-4)
 
-    def one(instance: Any) -> tuple[Array, Array]:
+    def one(instance: Any, tol: Array) -> tuple[Array, Array]:
         start = flat.vector(flat.family.init(instance, jax.random.key(0)))
-        solver = optimistix.BFGS(rtol=close, atol=close)
+        solver = optimistix.BFGS(rtol=tol, atol=tol)
         found = optimistix.minimise(flat.loss, solver, start, args=instance, max_steps=1024, throw=False)
         return found.value, found.stats["num_steps"]
 
-    return _in_double(_vmapped(one))
+    return _vmapped(one)
 
 
-def _vmapped(one: Callable[[Any], tuple[Array, Array]], batch: int = 1024) -> Run:
-    compiled = jax.jit(jax.vmap(one))
+def _vmapped(one: Callable[[Any, Array], tuple[Array, Array]], batch: int = 1024) -> Build:
+    compiled = jax.jit(jax.vmap(one, in_axes=(0, None)))
 
-    def run(instances: PyTree) -> Outcome:
+    def run(instances: PyTree, tol: float) -> Outcome:
         rows = len(jax.tree.leaves(instances)[0])
         parts, finished = [], np.empty(rows)
         for at in range(0, rows, batch):
             # The last batch is filled up, as another shape would compile again.
             pick = np.minimum(np.arange(at, at + min(batch, rows)), rows - 1)
-            x, steps = compiled(jax.tree.map(lambda leaf: leaf[pick], instances))  # noqa: B023
+            x, steps = compiled(jax.tree.map(lambda leaf: leaf[pick], instances), min(0.1 * tol, 1e-4))  # noqa: B023
             parts.append((np.asarray(x)[: rows - at], np.asarray(steps, float)[: rows - at]))
             finished[at : at + batch] = time.perf_counter()
         x, steps = (np.concatenate(it) for it in zip(*parts, strict=True))
         return Outcome(x, finished, steps, np.zeros(rows, bool))
 
-    return run
+    return lambda tol: _in_double(lambda instances: run(instances, tol))
 
 
 def _in_double(run: Run) -> Run:
@@ -194,7 +195,7 @@ def _in_double(run: Run) -> Run:
     return inside
 
 
-def coordinate_descent(flat: Flat, tol: float) -> Run:
+def coordinate_descent(flat: Flat) -> Build:
     """Code patches by scikit-learn's coordinate descent on the Gram matrix, as its `sparse_encode` does.
 
     Each patch is divided by its own penalty, so that one model serves all. It is not `sparse_encode` itself because
@@ -206,7 +207,7 @@ def coordinate_descent(flat: Flat, tol: float) -> Run:
     dictionary = np.asarray(family.dictionary, float, order="F")
     gram, pixels = dictionary.T @ dictionary, len(dictionary)
 
-    def run(instances: np.ndarray) -> Outcome:
+    def run(instances: np.ndarray, tol: float) -> Outcome:
         weight = family.strength * np.max(np.abs(instances @ dictionary), axis=1)
         x = np.empty((len(instances), dictionary.shape[1]))
         finished, steps = np.empty(len(instances)), np.empty(len(instances))
@@ -223,70 +224,66 @@ def coordinate_descent(flat: Flat, tol: float) -> Run:
             finished[some] = time.perf_counter()
         return Outcome(x, finished, steps, np.zeros(len(instances), bool))
 
-    return run
+    return lambda tol: lambda instances: run(instances, tol)
 
 
-def osqp(flat: Flat, tol: float) -> Run:
+def osqp(flat: Flat) -> Build:
     """Set OSQP up once, then update the vectors and solve; it starts where the last program ended, as by default."""
     module: Any = importlib.import_module("osqp")
     sparse: Any = importlib.import_module("scipy.sparse")
     family, vectors = _program(flat)
     quadratic, constraints = (np.asarray(it, float) for it in family.matrices)
-    state: dict[str, Any] = {}
+    solvers: dict[float, Any] = {}
 
-    def one_by_one(one: Any) -> tuple[np.ndarray, float]:
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
         q, low, high = vectors(one)
-        if not state:
-            state["solver"] = module.OSQP()
+        if tol not in solvers:
+            solvers[tol] = module.OSQP()
             matrices = sparse.csc_matrix(np.triu(quadratic)), sparse.csc_matrix(constraints)
             settings = {"verbose": False, "eps_abs": tol, "eps_rel": tol, "max_iter": 20_000}
-            state["solver"].setup(matrices[0], q, matrices[1], low, high, **settings)
+            solvers[tol].setup(matrices[0], q, matrices[1], low, high, **settings)
         else:
-            state["solver"].update(q=q, l=low, u=high)
-        found = state["solver"].solve(raise_error=False)
+            solvers[tol].update(q=q, l=low, u=high)
+        found = solvers[tol].solve(raise_error=False)
         x = np.full(len(q), np.nan) if found.x is None else np.array(found.x, float)
         return x, float(found.info.iter)
 
-    return _in_double(looped(one_by_one))
+    return looped(one_by_one)
 
 
-def clarabel(flat: Flat, tol: float) -> Run:
+def clarabel(flat: Flat) -> Build:
     """Set Clarabel's interior point method up once, then update the vectors and solve, each from the start."""
     module: Any = importlib.import_module("clarabel")
     sparse: Any = importlib.import_module("scipy.sparse")
     family, vectors = _program(flat)
     quadratic, constraints = (np.asarray(it, float) for it in family.matrices)
     equations = np.asarray(family.equations)
-    state: dict[str, Any] = {}
+    solvers: dict[float, Any] = {}
 
-    def right(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        upper, lower = state["upper"], state["lower"]
-        return np.concatenate([high[equations], high[upper], -low[lower]])
-
-    def one_by_one(one: Any) -> tuple[np.ndarray, float]:
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
         q, low, high = vectors(one)
-        if not state:
-            state["upper"], state["lower"] = ~equations & np.isfinite(high), ~equations & np.isfinite(low)
-            rows = [constraints[equations], constraints[state["upper"]], -constraints[state["lower"]]]
+        above, below = ~equations & np.isfinite(high), ~equations & np.isfinite(low)  # in every instance the same
+        b = np.concatenate([high[equations], high[above], -low[below]])
+        if tol not in solvers:
+            rows = [constraints[equations], constraints[above], -constraints[below]]
             cones = [module.ZeroConeT(len(rows[0])), module.NonnegativeConeT(len(rows[1]) + len(rows[2]))]
             settings = module.DefaultSettings()
             settings.verbose = settings.presolve_enable = False
             settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tol
             matrices = sparse.csc_matrix(np.triu(quadratic)), sparse.csc_matrix(np.concatenate(rows))
-            b = right(low, high)
-            state["solver"] = module.DefaultSolver(matrices[0], q, matrices[1], b, cones, settings)
+            solvers[tol] = module.DefaultSolver(matrices[0], q, matrices[1], b, cones, settings)
         else:
-            state["solver"].update(q=q, b=right(low, high))
-        found = state["solver"].solve()
+            solvers[tol].update(q=q, b=b)
+        found = solvers[tol].solve()
         return np.array(found.x, float), float(found.iterations)
 
-    return _in_double(looped(one_by_one))
+    return looped(one_by_one)
 
 
 def _program(flat: Flat) -> tuple[QuadraticProgram, Callable[[Any], tuple[np.ndarray, ...]]]:
     family = flat.family
     assert isinstance(family, QuadraticProgram)
-    compiled = jax.jit(family.vectors)
+    compiled = jax.jit(lambda one: family.vectors(one))
     return family, lambda one: tuple(np.asarray(it, float) for it in compiled(one))
 
 
