@@ -37,9 +37,10 @@ def kind_of(flat: Flat, instance: Instance, certificate: Certificate | None = No
         return "gap"
     if isinstance(flat.family, QuadraticProgram):
         return "program"
-    x = jnp.zeros(flat.size)
-    gap = isinstance(flat.family, Composite) and flat.family.gap(x, x, instance) is not None
-    return "gap" if gap else "cost"
+    family, x = flat.family, jnp.zeros(flat.size)
+    if not isinstance(family, Composite):
+        return "cost"
+    return "cost" if jax.eval_shape(lambda one: family.gap(x, x, one), instance) is None else "gap"
 
 
 def assess(
@@ -51,18 +52,13 @@ def assess(
     violation of a constraint of a `QuadraticProgram`, relative to 1 plus the largest row; 0 for all others.
     """
     with precision(np.float64):
-        judged = _Judged(flat, certificate)
-        both = in_blocks(_assess, judged, (instances, np.asarray(x, float)), len(x), 256, np.float64)  # pyright: ignore[reportArgumentType]
+        program = lambda flat, instances, x: _assess(flat, certificate, instances, x)  # noqa: E731
+        both = in_blocks(program, flat, (instances, np.asarray(x, float)), len(x), 256, np.float64)
     return Assessed(both[:, 0], both[:, 1])
 
 
-class _Judged(NamedTuple):
-    flat: Flat
-    certificate: Certificate | None
-
-
-def _assess_(judged: _Judged, instances: PyTree, x: Array) -> Float[Array, "rows 2"]:
-    return jax.vmap(lambda one, x: jnp.stack(_assess_one(*judged, one, x)))(instances, x)
+def _assess_(flat: Flat, certificate: Certificate | None, instances: PyTree, x: Array) -> Float[Array, "rows 2"]:
+    return jax.vmap(lambda one, x: jnp.stack(_assess_one(flat, certificate, one, x)))(instances, x)
 
 
 def _assess_one(
@@ -119,7 +115,7 @@ def time_to_solve(
     times = np.sort(seconds[solved])
     if wanted > len(times):
         return None
-    return float(times[wanted - 1] * (batch or len(seconds)) / len(seconds)) if wanted else 0.0
+    return float(times[wanted - 1] * ((batch or len(seconds)) / len(seconds))) if wanted else 0.0
 
 
 def profile(
@@ -129,7 +125,7 @@ def profile(
 
     Times that are equal give one step; of many, about a hundred are kept.
     """
-    times = np.sort(seconds[solved]) * (batch or len(seconds)) / len(seconds)
+    times = np.sort(seconds[solved]) * ((batch or len(seconds)) / len(seconds))
     shares = np.arange(1, len(times) + 1) / len(seconds)
     last = np.append(times[1:] > times[:-1], True) if len(times) else np.zeros(0, bool)
     times, shares = times[last], shares[last]

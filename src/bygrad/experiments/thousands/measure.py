@@ -95,12 +95,12 @@ def _rows(instances: PyTree, start: int, stop: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[start:stop], instances)
 
 
-def keep(path: Path, cell: Cell) -> None:
-    """Write a cell, whole or not at all."""
+def keep(path: Path, **arrays: Any) -> None:
+    """Write arrays as an npz, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.partial")
     with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **cell._asdict())
+        np.savez(file, allow_pickle=False, **arrays)
     temporary.replace(path)
 
 

@@ -110,7 +110,7 @@ def scipy_least_squares(flat: Flat) -> Build:
             xtol=close,
             gtol=1e-8,
         )
-        return found.x, found.nfev
+        return found.x, float(found.nfev)
 
     return looped(one_by_one)
 
@@ -133,7 +133,7 @@ def scipy_minimize(flat: Flat) -> Build:
         found = optimize.minimize(
             both, np.clip(start, low, high), (one,), jac=True, method="L-BFGS-B", bounds=bounds, options=options
         )
-        return found.x, found.nfev
+        return found.x, float(found.nfev)
 
     return looped(one_by_one)
 

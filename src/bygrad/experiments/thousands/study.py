@@ -92,7 +92,7 @@ def compare(task: Task, effort: Effort, cases: Sequence[Case]) -> dict[str, Any]
             task.display.say(f"{case.name} was not compared: {error}", "yellow")
         results = results_of(blocks, problems, around, task, dataclasses.asdict(effort))
         write_text_atomically(task.folder / "results.json", json.dumps(strict_json(results), indent=1))
-        write(task.folder, results)
+    write(task.folder, results)
     return results
 
 
@@ -135,13 +135,11 @@ class _Comparison:
         path = self._place("references", f"{name.replace(' ', '-')}.npz")
         if not path.exists():
             self.task.display.phase(f"{self.case.name}: best known costs", 0, 1, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
             rows = len(jax.tree.leaves(instances)[0])
             # What proves how far it is from the minimum needs nothing to be compared with.
             proven = self.kind == "gap"
             cost = np.zeros(rows) if proven else ours.reference(self.flat, instances, self.task.seed).cost
-            with path.open("wb") as file:
-                np.savez(file, allow_pickle=False, cost=cost)
+            keep(path, cost=cost)
         with np.load(path, allow_pickle=False) as file:
             return file["cost"]
 
@@ -210,7 +208,7 @@ class _Comparison:
             if row.loops:
                 instances = self._for_loops(name, instances)
             worth = lambda some, x: assess(self.flat, some, x, self.case.certificate)  # noqa: E731
-            keep(path, measure(row, instances, worth, self.effort.singles))
+            keep(path, **measure(row, instances, worth, self.effort.singles)._asdict())
         return kept(path)
 
     def _for_loops(self, name: str, instances: PyTree) -> PyTree:
