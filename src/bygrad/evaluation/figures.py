@@ -320,10 +320,11 @@ def pictures(results: Results) -> "matplotlib.figure.Figure":
 
 @_styled
 def profiles(results: Results) -> "matplotlib.figure.Figure":
-    """Performance profiles: the share of runs whose loss is at most so many times the reference's, for each optimizer.
+    """Profiles: the share of runs whose loss is at most so many times the reference's, for each optimizer; or of
+    instances that a solver has solved after so many seconds.
 
     **Arguments:** `results`: `measure`, the label of the axis, and `profiles`, for each optimizer its `label`, `kind`,
-    `levels` and `shares`.
+    `levels` and `shares`. `share` labels the other axis; `steps`: the shares rise at the levels and not between them.
     """
     from matplotlib.figure import Figure
 
@@ -340,12 +341,40 @@ def profiles(results: Results) -> "matplotlib.figure.Figure":
             linewidth=2.0 if learned else 1.2,
             label=entry["label"],
             zorder=30 if learned else 10,
+            drawstyle="steps-post" if results.get("steps") else "default",
         )
     axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
     axes.set_xlabel(results["measure"])
-    axes.set_ylabel("share of runs")
+    axes.set_ylabel(results.get("share", "share of runs"))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+@_styled
+def gains(results: Results) -> "matplotlib.figure.Figure":
+    """What batching, tuning and learning each multiply the throughput by, as bars for every family, from a line at 1.
+
+    **Arguments:** `results`: `gains`, for each family the factors by name; None where one is not known.
+    """
+    from matplotlib.figure import Figure
+
+    steps = {"batching": "#009E73", "tuning": "#E69F00", "learning": "#0072B2"}
+    families = list(results["gains"])
+    figure = Figure(figsize=(max(4.0, 1.3 * len(families) + 1.5), 3.2))
+    axes = figure.subplots(gridspec_kw={"left": 0.13, "right": 0.97, "bottom": 0.12, "top": 0.88})
+    for place, (step, colour) in enumerate(steps.items()):
+        factors = _array([results["gains"][family].get(step) for family in families])
+        at = np.arange(len(families)) + 0.27 * (place - 1)
+        axes.bar(at, factors - 1, 0.25, bottom=1, color=colour, label=step)
+        for x, factor in zip(at, factors, strict=True):
+            if np.isfinite(factor):
+                axes.text(x, max(factor, 1.0), f"{factor:.2g}", ha="center", va="bottom", fontsize=7)
+    axes.axhline(1.0, color=_GREY, linewidth=0.8)
+    axes.set_yscale("log")
+    axes.set_ylabel("factor on the throughput")
+    axes.set_xticks(range(len(families)), families)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2)
     return figure
 
 

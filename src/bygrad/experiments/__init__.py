@@ -19,6 +19,7 @@ from .specialize import Specialized, specialize
 from .study import Study, Task, carry_out
 from .style import STYLE
 from .stylize import paint, stylize
+from .thousands import THOUSANDS
 from .transfer import TRANSFER
 from .update_shapes import UPDATE_SHAPES
 from .variations import VARIATIONS
@@ -39,6 +40,7 @@ STUDIES: dict[str, Study] = {
         ACTIVATIONS,
         REPAIRED,
         TRANSFER,
+        THOUSANDS,
     )
 }
 """The experiments that are more than one optimizer on one family, by name."""

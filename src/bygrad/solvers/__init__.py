@@ -7,7 +7,7 @@ from .engine import run
 from .fit import Card, LearnedSolver
 from .implicit import implicit
 from .lbfgs import LBFGS
-from .learn import learn, parse_seconds
+from .learn import classical_method, learn, parse_seconds
 from .learned import LearnedDamping, LearnedStart, Whitening
 from .levenberg_marquardt import Damping, GainRatio, LevenbergMarquardt, Seen
 from .proximal import ProximalGradient
@@ -40,6 +40,7 @@ __all__ = [
     "Seen",
     "Solution",
     "Whitening",
+    "classical_method",
     "failure_bound",
     "has_drifted",
     "implicit",

@@ -6,6 +6,7 @@ wait, the rows that still run move together into a smaller working set. All prog
 alone: a batch of any size compiles the same few.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,7 @@ def run(
     **Arguments:** `instances`: a pytree of NumPy arrays, one row an instance. `x`: `[rows, p]`. `batch`: the most rows
     that are worked on at once. `watch`: told `("solving", finished, rows)`.
 
-    **Returns:** the fields of `Progress` as arrays by name, without `memory`.
+    **Returns:** the fields of `Progress` as arrays by name, without `memory`; and `finished`, see `Solution`.
     """
     rows, waiting = len(x), 0
     results: Rows = {}
@@ -103,8 +104,9 @@ def _smaller(slots: np.ndarray) -> int:
 def _harvest(results: Rows, rows: int, slots: np.ndarray, at: Progress) -> None:
     """Keep the results of the rows that have finished, and free their slots."""
     done = (slots >= 0) & (np.asarray(at.status) != RUNNING)
-    for name, field in at._asdict().items():
-        if name == "memory" or not np.any(done):
+    fields = at._replace(memory=None)._asdict() | {"finished": np.full(len(slots), time.perf_counter())}
+    for name, field in fields.items():
+        if field is None or not np.any(done):
             continue
         values = np.asarray(field)
         if name not in results:
@@ -115,7 +117,8 @@ def _harvest(results: Rows, rows: int, slots: np.ndarray, at: Progress) -> None:
 
 def _empty(x: np.ndarray) -> Rows:
     real, whole = np.empty(0, x.dtype), np.empty(0, np.int32)
-    return {"x": x, "cost": real, "certificate": real, "status": whole, "nit": whole, "nfev": whole}
+    counts = {"status": whole, "nit": whole, "nfev": whole}
+    return {"x": x, "cost": real, "certificate": real, "finished": np.empty(0), **counts}
 
 
 def _begin_(

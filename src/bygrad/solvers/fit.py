@@ -154,6 +154,7 @@ class LearnedSolver:
         for name in merged:
             chosen = np.where(better.reshape(-1, *[1] * (second[name].ndim - 1)), second[name], first[name])
             merged[name][where] = first[name] + second[name] if name in ("nit", "nfev") else chosen
+        merged["finished"][where] = second["finished"]
         fallback = np.zeros(len(again), bool)
         fallback[where] = better if again.all() else True
         return merged, fallback

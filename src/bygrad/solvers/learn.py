@@ -179,6 +179,11 @@ def _grid(family: ProblemFamily, tol: float) -> list[Method]:
     return [LBFGS(tol=close, gain=close) for close in (1e-3 * tol, 1e-2 * tol)]
 
 
+def classical_method(family: ProblemFamily, tol: float) -> Method:
+    """Return the classical method for a family, with the settings for a tolerance that tuning starts from."""
+    return _grid(family, tol)[0]
+
+
 def _starts_of(family: ProblemFamily) -> tuple[int, ...]:
     return STARTS if not isinstance(family, Composite | QuadraticProgram) else (1,)  # convex: one is enough
 

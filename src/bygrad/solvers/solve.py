@@ -120,17 +120,18 @@ def as_rows(instances: PyTree[Any], dtype: Any) -> tuple[PyTree[np.ndarray], int
 def as_solution(flat: Flat, rows: Rows, used_fallback: np.ndarray | None = None, warnings: Any = ()) -> Solution:
     """Return the engine's rows in the family's own structure."""
     fallback = np.zeros(len(rows["status"]), bool) if used_fallback is None else used_fallback
-    fields = {name: rows[name] for name in ("cost", "certificate", "status", "nit", "nfev")}
+    fields = {name: rows[name] for name in ("cost", "certificate", "status", "nit", "nfev", "finished")}
     dual = rows["dual"] if "dual" in rows else np.zeros((len(fallback), 0))
     return Solution(flat.params(rows["x"]), **fields, used_fallback=fallback, dual=dual, warnings=tuple(warnings))
 
 
 def best_of(rows: Rows, starts: int) -> Rows:
-    """Keep for each instance the start that ended lowest; steps and evaluations are those of all its starts."""
+    """Keep for each instance the start that ended lowest; steps, evaluations and time are those of all its starts."""
     if starts == 1:
         return rows
     cost = rows["cost"].reshape(-1, starts)
     best = np.argmin(np.where(np.isnan(cost), np.inf, cost), axis=1)
     pick = best + starts * np.arange(len(cost))
     total = {name: rows[name].reshape(-1, starts).sum(axis=1) for name in ("nit", "nfev")}
+    total["finished"] = rows["finished"].reshape(-1, starts).max(axis=1)
     return {name: values[pick] for name, values in rows.items()} | total

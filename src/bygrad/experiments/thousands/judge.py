@@ -1,0 +1,148 @@
+"""One measure of success for every solver of a family, and what follows from times: profiles, gains, break-even."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from ..._core.programs import Program
+from ..._core.types import Instance, Scalar
+from ...problems import Composite, QuadraticProgram
+from ...solvers import Flat
+from ...solvers.solve import precision
+from ...solvers.starts import in_blocks
+
+Kind = Literal["gap", "program", "cost"]
+Certificate = Callable[[Any, Array, Instance], Scalar]
+"""Maps family, params as a vector and instance to a proven bound on the excess cost, relative to the cost."""
+
+MARGIN = 0.01
+"""A difference in the success rate that two solvers still count as equal with."""
+
+
+class Assessed(NamedTuple):
+    """What is true of answers, computed alike for all solvers: the cost, and what else must be small (`excess`)."""
+
+    cost: Float[np.ndarray, " rows"]
+    error: Float[np.ndarray, " rows"]
+
+
+def kind_of(flat: Flat, instance: Instance, certificate: Certificate | None = None) -> Kind:
+    """Say how a family's answers are judged: by a proven gap, as a quadratic program, or by the best known cost."""
+    if certificate is not None:
+        return "gap"
+    if isinstance(flat.family, QuadraticProgram):
+        return "program"
+    family, x = flat.family, jnp.zeros(flat.size)
+    if not isinstance(family, Composite):
+        return "cost"
+    return "cost" if jax.eval_shape(lambda one: family.gap(x, x, one), instance) is None else "gap"
+
+
+def assess(
+    flat: Flat, instances: PyTree[np.ndarray], x: Float[np.ndarray, "rows p"], certificate: Certificate | None = None
+) -> Assessed:
+    """Compute cost and error of answers in float64, with params moved into their bounds first.
+
+    The error is the certificate's bound, or the duality gap of a `Composite` relative to its cost, or the largest
+    violation of a constraint of a `QuadraticProgram`, relative to 1 plus the largest row; 0 for all others.
+    """
+    with precision(np.float64):
+        program = lambda flat, instances, x: _assess(flat, certificate, instances, x)  # noqa: E731
+        both = in_blocks(program, flat, (instances, np.asarray(x, float)), len(x), 256, np.float64)
+    return Assessed(both[:, 0], both[:, 1])
+
+
+def _assess_(flat: Flat, certificate: Certificate | None, instances: PyTree, x: Array) -> Float[Array, "rows 2"]:
+    return jax.vmap(lambda one, x: jnp.stack(_assess_one(flat, certificate, one, x)))(instances, x)
+
+
+def _assess_one(
+    flat: Flat, certificate: Certificate | None, instance: Instance, x: Array
+) -> tuple[Scalar, Scalar | float]:
+    family = flat.family
+    x = jnp.clip(x, *flat.bounds(x, instance))
+    if isinstance(family, QuadraticProgram):
+        cost, rows = family.objective(x, instance), family.matrices[1].astype(x.dtype) @ x
+        _, low, high = family.vectors(instance)
+        error = jnp.max(jnp.abs(rows - jnp.clip(rows, low, high))) / (1 + jnp.max(jnp.abs(rows)))
+    else:
+        cost, error = flat.loss(x, instance), jnp.zeros((), x.dtype)
+    if certificate is not None:
+        return cost, certificate(family, x, instance)
+    if isinstance(family, Composite):
+        gap = family.gap(x, jax.grad(family.smooth)(x, instance), instance)
+        error = error if gap is None else gap / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
+    return cost, error
+
+
+_assess = Program(_assess_)
+
+
+def excess(kind: Kind, found: Assessed, best: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
+    r"""Return how far answers are from the minimum, relative; an instance is solved if that is at most the tolerance.
+
+    - `"gap"`: the proven bound, whatever the best known cost is.
+    - `"cost"`: $(f - f_{best}) / \lvert f_{best} \rvert$, never negative; where $f_{best}$ is 0, $f$ itself.
+    - `"program"`: the larger of the violation and of $(f - f_{best}) / (1 + \lvert f_{best} \rvert)$. An answer that
+      violates constraints may have a lower cost than the minimum: the violation judges it then.
+
+    What is not finite is infinitely far.
+    """
+    cost, error = found
+    if kind == "gap":
+        far = error
+    elif kind == "program":
+        far = np.maximum(error, (cost - best) / (1 + np.abs(best)))
+    else:
+        far = np.maximum(cost - best, 0.0) / np.where(best == 0, 1.0, np.abs(best))
+    return np.where(np.isfinite(far) & np.isfinite(cost), far, np.inf)
+
+
+def time_to_solve(
+    seconds: Float[np.ndarray, " rows"], solved: np.ndarray, share: float, batch: int | None = None
+) -> float | None:
+    """Return the seconds after which a share of a batch was solved; None if it never was.
+
+    **Arguments:** `seconds`: when each answer was there. `batch`: instances of the batch that is asked for. A solver
+    that was only given some of them is taken to need proportionally longer for all.
+    """
+    wanted = math.ceil(share * len(seconds) - 1e-9)
+    times = np.sort(seconds[solved])
+    if wanted > len(times):
+        return None
+    return float(times[wanted - 1] * ((batch or len(seconds)) / len(seconds))) if wanted else 0.0
+
+
+def profile(
+    seconds: Float[np.ndarray, " rows"], solved: np.ndarray, batch: int | None = None
+) -> tuple[list[float], list[float]]:
+    """Return the share of a batch that is solved as a step function of time: the times at which it rises, and to what.
+
+    Times that are equal give one step; of many, about a hundred are kept.
+    """
+    times = np.sort(seconds[solved]) * ((batch or len(seconds)) / len(seconds))
+    shares = np.arange(1, len(times) + 1) / len(seconds)
+    last = np.append(times[1:] > times[:-1], True) if len(times) else np.zeros(0, bool)
+    times, shares = times[last], shares[last]
+    keep = np.unique(np.linspace(0, len(times) - 1, min(len(times), 100)).astype(int)) if len(times) else []
+    return [float(it) for it in times[keep]], [float(it) for it in shares[keep]]
+
+
+def break_even(spent: float, rival: float | None, ours: float | None) -> int | None:
+    """Return the least number of instances whose time saved repays the seconds `spent`: $T / (t_r - t)$, rounded up.
+
+    `rival`, `ours`: seconds for an instance. None, never, where nothing is saved or one of them is not known.
+    """
+    if rival is None or ours is None or not rival > ours or not math.isfinite(spent):
+        return None
+    return math.ceil(spent / (rival - ours))
+
+
+def gain(after: float | None, before: float | None) -> float | None:
+    """Return the ratio of two throughputs; None where one is not known."""
+    return None if after is None or before is None or before <= 0 else after / before

@@ -1,0 +1,141 @@
+"""How a row of the comparison is measured: clocks, what is kept of it, and what it runs on."""
+
+import dataclasses
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from ...deploy.jax import versions
+from ..work import machine
+from .judge import Assessed
+from .rivals import Outcome, Run
+
+BUSY = 0.5
+"""A load average a core above which times say little."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A solver in a comparison.
+
+    **Arguments:** `group`: what kind of solver (`GROUPS` in the report). `loops`: see `Rival`. `problem`: why there is
+    nothing to run. `note`: what to say beside the name.
+    """
+
+    name: str
+    group: str
+    run: Run | None
+    loops: bool = False
+    problem: str | None = None
+    note: str = ""
+
+
+class Cell(NamedTuple):
+    """What was measured of a row: arrays with one entry an instance, and seconds.
+
+    `finished`: from the beginning until each answer was there. `wall`, `cpu`: for all, on the clock and of all threads.
+    `compiling`: how much longer the first call took. `latency`: for one instance alone, the median of several.
+    """
+
+    cost: np.ndarray
+    error: np.ndarray
+    finished: np.ndarray
+    evaluations: np.ndarray
+    fallback: np.ndarray
+    wall: float
+    cpu: float
+    compiling: float
+    latency: float
+
+    @property
+    def assessed(self) -> Assessed:
+        """What the answers are worth."""
+        return Assessed(self.cost, self.error)
+
+
+def measure(row: Row, instances: PyTree, assess: Any, singles: int) -> Cell:
+    """Solve twice, the second time on the clock, then a few instances alone; `assess` maps instances and x to worth.
+
+    A solver that loops is first given two instances only: what it compiles does not depend on their number.
+    """
+    run, rows = row.run, len(jax.tree.leaves(instances)[0])
+    assert run is not None
+    first_rows = min(2, rows) if row.loops else rows
+    first, _ = _timed(run, _rows(instances, 0, first_rows))
+    (wall, cpu), (began, found) = _timed(run, instances)
+    alone = [_timed(run, _rows(instances, i % rows, i % rows + 1))[0][0] for i in range(singles + 1)]
+    assessed = assess(instances, found.x)
+    return Cell(
+        assessed.cost,
+        assessed.error,
+        found.finished - began,
+        found.evaluations,
+        found.fallback,
+        wall,
+        cpu,
+        max(first[0] - wall * first_rows / rows, 0.0),
+        float(np.median(alone[1:])),
+    )
+
+
+def _timed(run: Run, instances: PyTree) -> tuple[tuple[float, float], tuple[float, Outcome]]:
+    cpu, began = time.process_time(), time.perf_counter()
+    found = run(instances)
+    return (time.perf_counter() - began, time.process_time() - cpu), (began, found)
+
+
+def _rows(instances: PyTree, start: int, stop: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[start:stop], instances)
+
+
+def keep(path: Path, **arrays: Any) -> None:
+    """Write arrays as an npz, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.partial")
+    with temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    temporary.replace(path)
+
+
+def kept(path: Path) -> Cell:
+    """Read a cell."""
+    with np.load(path, allow_pickle=False) as file:
+        fields: dict[str, Any] = {name: file[name] for name in Cell._fields}
+    return Cell(**{name: it if it.ndim else float(it) for name, it in fields.items()})
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def circumstances() -> dict[str, Any]:
+    """Describe what all times depend on: device, cores, versions, and what else the machine has to do."""
+    load = None if sys.platform == "win32" else os.getloadavg()[0]
+    return {
+        "machine": machine(),
+        "usable_cores": cores(),
+        "load_at_start": load,
+        "busy": load is not None and load > BUSY * (os.cpu_count() or 1),
+        "python": platform.python_version(),
+        "versions": versions() | _versions_of("scipy", "scikit-learn", "osqp", "clarabel", "optimistix"),
+    }
+
+
+def _versions_of(*packages: str) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

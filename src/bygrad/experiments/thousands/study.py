@@ -1,0 +1,291 @@
+"""The study: measures every solver on every family, keeps what is measured, and writes the report."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from ..._core.files import write_text_atomically
+from ...deploy.jax import load
+from ...deploy.solver import load_solver, save_solver
+from ...evaluation import strict_json
+from ...optimizers import LSTM, Optimizer
+from ...problems import Composite, QuadraticProgram
+from ...solvers import Flat, LearnedSolver, learn
+from ...training import Recipe
+from ..declaration import Budget
+from ..reproduce import claim
+from ..study import Study, Task
+from ..work import train
+from . import ours
+from .families import CASES, Case, draw
+from .judge import Kind, assess, kind_of
+from .measure import Cell, Row, circumstances, keep, kept, measure
+from .report import Block, results_of, write
+from .rivals import RIVALS, Build, Outcome, Rival, Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """What a budget spends.
+
+    **Arguments:** `rows`: instances of a set; `loops`: how many of them solvers get that take one after the other.
+    `singles`: instances that are timed alone. `past`: solved ones to start from. `seconds`, `seeds`: of learning, for
+    each family and each seed. `heldout`: instances that `learn` compares on. `meta_steps`, `horizon`: of the paper's
+    optimizer. `sequences`, `steps`: of the sequences.
+    """
+
+    rows: int
+    loops: int
+    singles: int
+    past: int
+    seconds: float
+    seeds: int
+    heldout: int
+    meta_steps: int
+    horizon: int
+    sequences: int
+    steps: int
+
+
+EFFORTS: dict[Budget, Effort] = {
+    "quick": Effort(256, 16, 3, 256, 6.0, 1, 128, 10, 40, 16, 8),
+    "paper": Effort(2048, 128, 15, 2048, 60.0, 3, 1000, 200, 200, 64, 32),
+}
+
+
+def _carry_out(task: Task) -> dict[str, Any]:
+    return compare(task, EFFORTS[task.budget], CASES)
+
+
+def compare(task: Task, effort: Effort, cases: Sequence[Case]) -> dict[str, Any]:
+    """Measure all solvers on some families in the task's folder; what is there already is not measured again.
+
+    What cannot run (a package that is not installed, an error) is a row that says why, and is tried again on resuming.
+    """
+    identity = {"experiment": THOUSANDS.name, "budget": task.budget, "seed": task.seed}
+    claim(task.folder, identity | {"effort": dataclasses.asdict(effort)}, task.resume)
+    path = task.folder / "circumstances.json"
+    around = json.loads(path.read_text()) if path.exists() else circumstances()
+    write_text_atomically(path, json.dumps(around))
+    if around["busy"]:
+        task.display.say(
+            f"The load average is {around['load_at_start']:.1f}: the machine has other work, so the times that follow"
+            " say little. Run this again when it is idle.",
+            "yellow",
+        )
+    blocks: list[Block] = []
+    problems: dict[str, str] = {}
+    results: dict[str, Any] = {}
+    for case in cases:
+        task.display.say(case.title, "bold")
+        try:
+            blocks.append(_Comparison(task, effort, case).block())
+        except Exception as error:
+            problems[case.name] = f"{type(error).__name__}: {error}"
+            task.display.say(f"{case.name} was not compared: {error}", "yellow")
+        results = results_of(blocks, problems, around, task, dataclasses.asdict(effort))
+        write_text_atomically(task.folder / "results.json", json.dumps(strict_json(results), indent=1))
+    write(task.folder, results)
+    return results
+
+
+class _Comparison:
+    """One family: its sets of instances, what was learned on it, and its rows."""
+
+    def __init__(self, task: Task, effort: Effort, case: Case):
+        self.task, self.effort, self.case = task, effort, case
+        family = case.build()
+        fresh = family if case.fresh is None else case.fresh()
+        seed = 1_000 * (task.seed + 1)  # apart from those that `learn` draws
+        self.sets: dict[str, PyTree] = {
+            "held out": draw(fresh, effort.rows, seed),
+            "shifted": draw(case.shifted(), effort.rows, seed + 1),
+        }
+        if case.sequence is not None:
+            self.sets["sequence"] = case.sequence(family, effort.sequences, effort.steps, seed + 2)
+        first = jax.tree.map(lambda leaf: leaf[0], self.sets["held out"])
+        self.flat = Flat.of(family, first)
+        self.kind: Kind = kind_of(self.flat, first, case.certificate)
+        self.rivals = [it for it in RIVALS if it.name in case.rivals or it.serves(family)]
+        self.built: dict[str, Build] = {}
+        self.known = {name: self._known(name, instances) for name, instances in self.sets.items()}
+        self.past = self._attempt("past", lambda: ours.Past.of(self.flat, draw(family, effort.past, seed + 3)))
+        self.solvers = [self._attempt("learn", lambda s=s: self._learned(s)) for s in range(effort.seeds)]
+        self.lstm = self._attempt("the paper's optimizer", self._trained)
+
+    def _attempt(self, what: str, make: Callable[[], Any]) -> Any:
+        """Make something that rows need; what fails, fails those rows alone."""
+        try:
+            return make()
+        except Exception as error:
+            self.task.display.say(f"{self.case.name}, {what}: {type(error).__name__}: {error}", "yellow")
+            return f"{type(error).__name__}: {error}"
+
+    def _place(self, *names: str) -> Path:
+        return self.task.folder.joinpath(*names[:-1], f"{self.case.name}-{names[-1]}")
+
+    def _known(self, name: str, instances: PyTree) -> np.ndarray:
+        path = self._place("references", f"{name.replace(' ', '-')}.npz")
+        if not path.exists():
+            self.task.display.phase(f"{self.case.name}: best known costs", 0, 1, name)
+            rows = len(jax.tree.leaves(instances)[0])
+            # What proves how far it is from the minimum needs nothing to be compared with.
+            proven = self.kind == "gap"
+            cost = np.zeros(rows) if proven else ours.reference(self.flat, instances, self.task.seed).cost
+            keep(path, cost=cost)
+        with np.load(path, allow_pickle=False) as file:
+            return file["cost"]
+
+    def _learned(self, number: int) -> LearnedSolver:
+        path = self._place("learned", f"{number}.safetensors")
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            solver = learn(
+                self.flat.family,
+                budget=self.effort.seconds,
+                tol=self.case.tolerances[1],
+                heldout=self.effort.heldout,
+                seed=self.task.seed + number,
+                watch=lambda what, done, of: self.task.display.phase(f"{self.case.name}: {what}", done, of),
+            )
+            save_solver(solver, path, name=f"thousands/{self.case.name}")
+            assert solver.card is not None
+            self.task.display.say(f"{self.case.name}, seed {number}: {solver.card.kept}")
+        return load_solver(path, self.flat.family)
+
+    def _trained(self) -> Optimizer:
+        folder = self._place("lstm", "lstm")
+        path = folder / "optimizer.safetensors"
+        if not path.exists():
+            horizon = self.effort.horizon
+            recipe = Recipe(
+                horizon,
+                truncation=max(n for n in range(1, 21) if horizon % n == 0),
+                instances=16,
+                meta_steps=self.effort.meta_steps,
+                meta_learning_rate=3e-3,
+                validate_every=max(1, self.effort.meta_steps // 4),
+                seed=self.task.seed,
+            )
+            optimizer, name = LSTM(jax.random.key(self.task.seed)), f"thousands/{self.case.name}"
+            resume = (folder / "metatraining" / "checkpoint.safetensors").exists()
+            train(optimizer, self.flat.family, recipe, folder, self.task.display, name=name, resume=resume)
+        return load(path)
+
+    def block(self) -> Block:
+        """Measure all rows on all sets at all tolerances."""
+        cells: dict[tuple[str, float, str], Cell] = {}
+        rows: dict[tuple[str, float], list[Row]] = {}
+        total = len(self.sets) * len(self.case.tolerances)
+        for name, instances in self.sets.items():
+            for tol in self.case.tolerances:
+                measured: list[Row] = []
+                for row in self._rows(name, tol, cells):
+                    path = self._place("cells", f"{_slug(name)}-{tol:g}-{_slug(row.name)}.npz")
+                    self.task.display.phase(f"{self.case.name}: {row.name}", len(rows), total, f"{name}, to {tol:g}")
+                    try:
+                        if row.problem is None:
+                            cells[name, tol, row.name] = self._cell(path, row, name, instances)
+                        measured.append(row)
+                    except Exception as error:
+                        problem = f"{type(error).__name__}: {error}"
+                        self.task.display.say(f"{self.case.name}, {row.name}: {problem}", "yellow")
+                        measured.append(dataclasses.replace(row, problem=problem))
+                rows[name, tol] = measured
+        cards = [it.card for it in self.solvers if isinstance(it, LearnedSolver)]
+        picked = {name: self.picked(name) for name in self.sets}
+        return Block(self.case, self.kind, self.known, picked, rows, cells, [it for it in cards if it is not None])
+
+    def _cell(self, path: Path, row: Row, name: str, instances: PyTree) -> Cell:
+        if not path.exists():
+            if row.loops:
+                instances = self._for_loops(name, instances)
+            worth = lambda some, x: assess(self.flat, some, x, self.case.certificate)  # noqa: E731
+            keep(path, **measure(row, instances, worth, self.effort.singles)._asdict())
+        return kept(path)
+
+    def _for_loops(self, name: str, instances: PyTree) -> PyTree:
+        """Take as many instances as solvers get that loop: of sequences the first ones, each from beginning to end."""
+        return jax.tree.map(lambda leaf: leaf[self.picked(name)], instances)
+
+    def picked(self, name: str) -> np.ndarray:
+        """Return which instances of a set these are."""
+        if name != "sequence":
+            return np.arange(min(self.effort.loops, self.effort.rows))
+        steps, sequences = self.effort.steps, self.effort.sequences
+        order = np.arange(steps * sequences).reshape(steps, sequences).T
+        return order[: max(1, self.effort.loops // steps)].ravel()
+
+    def _lazily(self, rival: Rival, tol: float) -> Run:
+        """Build a rival when it is first run, once for all tolerances, so that an error is one of its own rows."""
+        built: list[Run] = []
+
+        def run(instances: PyTree) -> Outcome:
+            if rival.name not in self.built:
+                self.built[rival.name] = rival.build(self.flat)
+            if not built:
+                built.append(self.built[rival.name](tol))
+            return built[0](instances)
+
+        return run
+
+    def _rows(self, name: str, tol: float, cells: dict[tuple[str, float, str], Cell]) -> Iterator[Row]:
+        """Yield the rows of a set at a tolerance. The multistart comes last: its starts depend on cells before."""
+        flat, factor = self.flat, tol / self.case.tolerances[1]
+        for rival in self.rivals:
+            yield Row(rival.name, rival.group, self._lazily(rival, tol), rival.loops, rival.missing)
+        yield Row("batched", "batched", ours.batched(flat, tol))
+        first = self.solvers[0]
+        if isinstance(first, LearnedSolver):
+            single, classical = ours.with_starts(first, 1), ours.tuned(first)
+            yield Row("tuned", "tuned", ours.learned(single, factor), note="on 20 instances")
+            if classical.starts > 1:
+                note = f"{classical.starts} starts, as tuned"
+                yield Row("multistart", "multistart", ours.learned(classical, factor), note=note)
+            if isinstance(self.past, ours.Past):
+                note = f"of {len(self.past.x)} solved ones"
+                yield Row(
+                    "nearest neighbour's solution", "warm", ours.nearest(flat, first, self.past, factor), note=note
+                )
+            if name == "sequence":
+                yield Row("previous solution", "warm", ours.previous(flat, first, self.effort.sequences, factor))
+        else:
+            yield Row("tuned", "tuned", None, problem=str(first))
+        for number, solver in enumerate(self.solvers):
+            label = f"learned, seed {number}"
+            if isinstance(solver, LearnedSolver) and solver.card is not None:
+                yield Row(label, "learned", ours.learned(solver, factor), note=solver.card.kept)
+            else:
+                yield Row(label, "learned", None, problem=str(solver))
+        if isinstance(self.lstm, Optimizer):
+            known = self.sets[name], self.known[name]
+            run = ours.paper(self.lstm, flat, self.kind, known, tol, self.effort.horizon)
+            yield Row("the paper's LSTM", "paper", run, note="stops at the best known cost")
+        else:
+            yield Row("the paper's LSTM", "paper", None, problem=str(self.lstm))
+        if not isinstance(flat.family, Composite | QuadraticProgram) and isinstance(first, LearnedSolver):
+            here = {row: cell.wall for (at, close, row), cell in cells.items() if (at, close) == (name, tol)}
+            times = [wall for row, wall in here.items() if row.startswith("learned")]
+            starts = round(np.median(times) / here["tuned"]) if times and "tuned" in here else 1
+            starts = min(max(starts, 1), ours.REFERENCE_STARTS)
+            if starts not in (1, ours.tuned(first).starts):
+                run = ours.learned(ours.with_starts(first, starts), factor)
+                yield Row("multistart, equal time", "multistart", run, note=f"{starts} starts, as long as learned")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+THOUSANDS = Study(
+    "thousands",
+    "Families of problems solved thousands of times: what batching, tuning and learning are worth",
+    _carry_out,
+)

@@ -1,0 +1,371 @@
+"""Families solved thousands of times: one measure of success, honest arithmetic, a study that survives its rivals."""
+
+import dataclasses
+import io
+import json
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from bygrad.cli import main
+from bygrad.experiments import STUDIES, Display, Task
+from bygrad.experiments.thousands import CASES, Case, Effort, Goal, compare, ours, study
+from bygrad.experiments.thousands.judge import (
+    Assessed,
+    assess,
+    break_even,
+    excess,
+    gain,
+    kind_of,
+    profile,
+    time_to_solve,
+)
+from bygrad.experiments.thousands.report import break_even_of, fastest, gains_of, median_seed
+from bygrad.experiments.thousands.rivals import RIVALS, Rival
+from bygrad.optimizers import SGD
+from bygrad.problems import LeastSquares, QuadraticProgram, SparseCoding
+from bygrad.problems.structured import Bounded
+from bygrad.solvers import Flat, solve
+
+TIMES = np.linspace(0.0, 2.0, 9)
+RNG = np.random.default_rng(0)
+
+
+class Decay(LeastSquares):
+    def sample(self, key):
+        rate, noise = jax.random.uniform(key, minval=0.5, maxval=2.0), jax.random.normal(key, (9,))
+        return jnp.exp(-rate * jnp.asarray(TIMES, noise.dtype)) + 0.05 * noise
+
+    def init(self, instance, key):
+        return jnp.ones(2, instance.dtype)
+
+    def residuals(self, params, instance):
+        return params[0] * jnp.exp(-params[1] * jnp.asarray(TIMES, instance.dtype)) - instance
+
+
+class Box(QuadraticProgram):
+    """Minimize |p - q|² / 2 in the unit box with p_0 + p_1 = 1; what q is, the instance says."""
+
+    def sample(self, key):
+        return 2.0 * jax.random.normal(key, (2,))
+
+    @property
+    def matrices(self):
+        return jnp.eye(2), jnp.concatenate([jnp.ones((1, 2)), jnp.eye(2)])
+
+    @property
+    def equations(self):
+        return jnp.array([True, False, False])
+
+    def vectors(self, instance):
+        one = jnp.ones(1, instance.dtype)
+        low, high = jnp.zeros(2, instance.dtype), jnp.ones(2, instance.dtype)
+        return -instance, jnp.concatenate([one, low]), jnp.concatenate([one, high])
+
+
+class Bowl(Bounded):
+    spread: float = 1.0
+
+    def sample(self, key):
+        return self.spread * jax.random.normal(key, (3,))
+
+    def init(self, instance, key):
+        return jnp.zeros(3, instance.dtype)
+
+    def loss(self, params, instance, key):
+        return 1.0 + 0.5 * jnp.sum((params - instance) ** 2)
+
+    def bounds(self, instance):
+        return jnp.full(3, -9.0), jnp.full(3, 9.0)
+
+
+def draws(family, count: int, seed: int = 0) -> np.ndarray:
+    return np.asarray(jax.vmap(family.sample)(jax.random.split(jax.random.key(seed), count)), float)
+
+
+def box_minimum(q: np.ndarray) -> np.ndarray:
+    first = np.clip((1 + q[:, 0] - q[:, 1]) / 2, 0, 1)  # on the line p_1 = 1 - p_0
+    return np.stack([first, 1 - first], axis=1)
+
+
+@pytest.mark.core
+def test_success_is_one_measure_by_cost_by_proof_or_with_constraints():
+    found = Assessed(np.array([1.1, 0.9, -0.5, np.nan, 2.0]), np.array([0.0, 0.3, 0.0, 0.0, np.inf]))
+    best = np.array([1.0, 1.0, -1.0, 1.0, 2.0])
+    inf = np.inf
+    np.testing.assert_allclose(excess("cost", found, best), [0.1, 0.0, 0.5, inf, 0.0])
+    np.testing.assert_allclose(excess("gap", found, best), [0.0, 0.3, 0.0, inf, inf])
+    np.testing.assert_allclose(excess("program", found, best), [0.05, 0.3, 0.25, inf, inf])
+    zero = np.zeros(1)
+    np.testing.assert_allclose(excess("cost", Assessed(np.array([1e-5]), zero), zero), [1e-5])
+
+
+def test_answers_are_assessed_as_numpy_would():
+    data = draws(Box(), 7)
+    flat, x = Flat.of(Box(), data[0]), RNG.normal(size=(7, 2))
+    assert kind_of(flat, data[0]) == "program"
+    found = assess(flat, data, x)
+    rows = np.concatenate([x.sum(axis=1, keepdims=True), x], axis=1)
+    outside = np.abs(rows - np.clip(rows, [1, 0, 0], [1, 1, 1])).max(axis=1)
+    np.testing.assert_allclose(found.error, outside / (1 + np.abs(rows).max(axis=1)), atol=1e-7)
+    np.testing.assert_allclose(found.cost, 0.5 * (x**2).sum(axis=1) - (data * x).sum(axis=1), atol=1e-6)
+    # Everybody's answers are moved into the bounds before they are judged.
+    bowl = assess(Flat.of(Bowl(), jnp.zeros(3)), np.zeros((1, 3)), np.array([[1.0, 2.0, 99.0]]))
+    assert bowl.cost[0] == pytest.approx(1 + 0.5 * (1 + 4 + 81))
+    assert kind_of(Flat.of(Bowl(), jnp.zeros(3)), jnp.zeros(3)) == "cost"
+
+
+def test_the_duality_gap_is_that_of_the_lasso():
+    dictionary = RNG.normal(size=(5, 8))
+    dictionary /= np.linalg.norm(dictionary, axis=0)
+    patches = RNG.normal(size=(6, 5))
+    family = SparseCoding(jnp.asarray(dictionary, jnp.float32), jnp.asarray(patches, jnp.float32))
+    dictionary = np.asarray(family.dictionary, float)
+    flat, x = Flat.of(family, patches[0]), RNG.normal(size=(6, 8))
+    assert kind_of(flat, patches[0]) == "gap"
+    found = assess(flat, patches, x)
+    for y, z, cost, error in zip(patches, x, found.cost, found.error, strict=True):
+        weight, residual = 0.2 * np.abs(dictionary.T @ y).max(), y - dictionary @ z
+        primal = 0.5 * residual @ residual + weight * np.abs(z).sum()
+        dual = residual * min(1.0, weight / np.abs(dictionary.T @ residual).max())
+        assert cost == pytest.approx(primal, rel=1e-6)
+        assert error == pytest.approx((primal - dual @ y + 0.5 * dual @ dual) / primal, rel=1e-5)
+    certified = assess(flat, patches, solve(family, patches).x)
+    assert (certified.error <= 1.01e-4).all()
+    # A certificate of the family's own takes precedence.
+    own = assess(flat, patches, x, lambda family, x, instance: jnp.sum(x))
+    np.testing.assert_allclose(own.error, x.sum(axis=1))
+
+
+@pytest.mark.core
+@settings(max_examples=40)
+@given(st.floats(0.0, 1e6), st.floats(1e-6, 10.0), st.floats(1e-6, 10.0))
+def test_break_even_is_the_least_number_that_repays(spent, rival, ours_):
+    count = break_even(spent, rival, ours_)
+    if rival <= ours_:
+        assert count is None
+    else:
+        saved = rival - ours_
+        assert count is not None and count * saved >= spent * (1 - 1e-12)
+        assert count == 0 or (count - 1) * saved < spent * (1 + 1e-12)
+
+
+@pytest.mark.core
+def test_break_even_closed_forms():
+    assert break_even(74.0, 1 / 6.4, 1 / 12447) == math.ceil(74 / (1 / 6.4 - 1 / 12447)) == 474
+    assert break_even(10.0, 0.3, 0.1) == 50 + (10.0 / (0.3 - 0.1) > 50)
+    assert break_even(0.0, 2.0, 1.0) == 0
+    assert break_even(1.0, 1.0, 1.0) is break_even(1.0, None, 1.0) is break_even(1.0, 1.0, None) is None
+    assert break_even(math.inf, 2.0, 1.0) is None
+    assert gain(6.0, 2.0) == 3.0 and gain(None, 2.0) is gain(1.0, None) is gain(1.0, 0.0) is None
+
+
+@pytest.mark.core
+@settings(max_examples=40)
+@given(
+    st.lists(st.tuples(st.floats(0.0, 100.0), st.booleans()), min_size=1, max_size=40), st.sampled_from([0.5, 0.9, 1.0])
+)
+def test_time_to_solve_is_the_first_at_which_the_share_is_reached(rows, share):
+    seconds, solved = np.array([it for it, _ in rows]), np.array([it for _, it in rows])
+    found = time_to_solve(seconds, solved, share)
+
+    def enough(at: float) -> bool:
+        return np.sum(solved & (seconds <= at)) >= share * len(rows) - 1e-9
+
+    if found is None:
+        assert not enough(np.inf)
+    else:
+        assert enough(found) and (found == 0 or not enough(np.nextafter(found, -1)))
+    twice = time_to_solve(seconds, solved, share, batch=2 * len(rows))
+    assert twice == (None if found is None else pytest.approx(2 * found))
+    times, shares = profile(seconds, solved)
+    assert len(times) == len(shares) == len(set(seconds[solved]))
+    if times:
+        assert shares[-1] == pytest.approx(solved.mean())
+        assert all(np.diff(times) > 0) and all(np.diff(shares) > 0)
+
+
+def row(group: str, throughput: float, success: float, name: str = "", **more) -> dict:
+    return {"name": name or group, "group": group, "throughput": throughput, "success": success} | {
+        "success_of_all": success,
+        "compiling": 1.0,
+        **more,
+    }
+
+
+@pytest.mark.core
+def test_gains_are_apart_and_at_equal_success():
+    rows = [
+        row("users", 10.0, 0.95, "accurate"),
+        row("users", 90.0, 0.40, "fast and wrong"),
+        {"name": "absent", "group": "users", "problem": "not installed"},
+        row("batched", 200.0, 0.90),
+        row("tuned", 300.0, 0.90),
+        row("multistart", 100.0, 0.95),
+        row("learned", 500.0, 0.95, "learned, seed 0"),
+        row("learned", 400.0, 0.95, "learned, seed 1"),
+        row("learned", 50.0, 0.95, "learned, seed 2"),
+    ]
+    users = fastest(rows, ("users",))
+    assert users is not None and users["name"] == "accurate"
+    middle = median_seed(rows)
+    assert middle is not None and middle["name"] == "learned, seed 1"
+    found = gains_of(rows)
+    assert (found["batching"], found["tuning"]) == (20.0, 1.5)
+    assert found["learning"] == 4.0  # over the multistart, as one start solves less
+    assert found["lower"] == ["batching"]
+    learning = [{"seconds": {"tuning": 1.0, "training": 6.0 + seed}} for seed in range(3)]
+    even = break_even_of(rows, learning)
+    assert even["seconds"] == 9.0  # of that seed, with compilation
+    assert even["instances"]["users"] == math.ceil(9 / (1 / 10 - 1 / 400))
+    assert even["instances"]["best classical"] == math.ceil(9 / (1 / 100 - 1 / 400))
+    assert break_even_of(rows[:4], learning) == {}
+
+
+def test_the_nearest_neighbour_is_nearest_in_units_of_the_spread():
+    past = ours.Past(RNG.normal(size=(30, 3)) * [1.0, 100.0, 1e-3], np.arange(30.0)[:, None])
+    new = RNG.normal(size=(9, 3)) * [1.0, 100.0, 1e-3]
+    scale = past.instances.std(axis=0)
+    distances = (((new[:, None] - past.instances) / scale) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(past.nearest(new)[:, 0], np.argmin(distances, axis=1))
+
+
+def test_the_papers_optimizer_stops_an_instance_when_it_is_solved():
+    data, rate = draws(Bowl(), 4), 0.1
+    flat = Flat.of(Bowl(), data[0])
+    run = ours.paper(SGD(rate), flat, "cost", (data, np.ones(4)), 1e-3, 60)
+    found = run(data[1:])
+    # The distance shrinks by 1 - rate a step; the loss before step t is seen at it.
+    start = 0.5 * (data[1:] ** 2).sum(axis=1)
+    steps = np.ceil(np.log(start / 1e-3) / (-2 * np.log(1 - rate))) + 1
+    np.testing.assert_array_equal(found.evaluations, np.minimum(np.ceil(steps / ours.LOOK) * ours.LOOK, 60))
+    assert np.all(np.diff(found.finished[np.argsort(found.evaluations)]) >= 0)
+
+
+def rivals_of(group: str) -> list[Rival]:
+    return [it for it in RIVALS if it.group == group]
+
+
+@pytest.mark.parametrize("rival", rivals_of("users") + rivals_of("peer"), ids=lambda it: it.name)
+def test_solvers_of_others_find_the_minimum(rival):
+    if rival.missing:
+        pytest.skip(f"{rival.name}: {rival.missing}")
+    dictionary = RNG.normal(size=(5, 8)).astype(np.float32)
+    sparse = SparseCoding(jnp.asarray(dictionary / np.linalg.norm(dictionary, axis=0)), jnp.ones((1, 5)))
+    family = next(it for it in (sparse, Box(), Decay(), Bowl()) if rival.serves(it))
+    instances = RNG.normal(size=(3, 5)) if family is sparse else draws(family, 3)
+    flat = Flat.of(family, instances[0])
+    found = rival.build(flat)(1e-6)(instances)
+    best = ours.reference(flat, instances, 0).cost
+    kind = kind_of(flat, instances[0])
+    assert (excess(kind, assess(flat, instances, found.x), best) <= 1e-5).all()
+    assert (found.evaluations >= 1).all() and (np.diff(found.finished) >= 0).all()
+    if isinstance(family, Box):
+        np.testing.assert_allclose(found.x, box_minimum(instances), atol=1e-3)
+
+
+EFFORT = Effort(
+    rows=48,
+    loops=8,
+    singles=1,
+    past=32,
+    seconds=1.0,
+    seeds=1,
+    heldout=50,
+    meta_steps=2,
+    horizon=20,
+    sequences=6,
+    steps=4,
+)
+
+
+def wander(family, sequences: int, steps: int, seed: int) -> np.ndarray:
+    moves = 0.1 * draws(family, sequences * steps, seed).reshape(steps, sequences, 2)
+    return np.cumsum(moves, axis=0).reshape(-1, 2)
+
+
+def tiny_cases() -> tuple[Case, ...]:
+    goal = Goal("batched against the multistart", "batched", "multistart or tuned", 1e-9)
+    return (
+        Case("bowl", "A bowl", Bowl, lambda: Bowl(3.0), "three times as far", (1e-2, 1e-3, 1e-5), goals=(goal,)),
+        Case("box", "A box", Box, Box, "not at all", (1e-2, 1e-3, 1e-4), sequence=wander),
+    )
+
+
+def task_in(folder, resume: bool = False) -> tuple[Task, io.StringIO]:
+    said = io.StringIO()
+    return Task("quick", folder, Display(Console(file=said, width=200)), resume, command="bygrad reproduce"), said
+
+
+def test_it_runs_reports_goes_on_and_no_rival_can_stop_it(tmp_path, monkeypatch):
+    def fails(flat):
+        raise ZeroDivisionError("this rival is broken")
+
+    serves = lambda family: isinstance(family, Bowl)  # noqa: E731
+    rivals = (
+        *(it for it in RIVALS if it.group == "users"),
+        Rival("Nowhere", "users", {"no_such_module": "no-such-package"}, serves, fails),
+        Rival("Broken", "users", {}, serves, fails),
+    )
+    monkeypatch.setattr(study, "RIVALS", rivals)
+    learning = sys.modules["bygrad.solvers.learn"]
+    monkeypatch.setattr(learning, "STARTS", (1, 2))
+    monkeypatch.setattr(learning, "REFERENCE", 2)
+    broken = dataclasses.replace(tiny_cases()[0], name="absent", build=lambda: {}["data"])
+    cases = (*tiny_cases(), broken)
+    task, said = task_in(tmp_path / "run")
+    results = compare(task, EFFORT, cases)
+
+    assert "KeyError" in results["problems"]["absent"]
+    kept = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert kept["families"]["bowl"]["judged_by"] == "cost" and kept["families"]["box"]["judged_by"] == "program"
+    rows = {it["name"]: it for it in kept["families"]["bowl"]["sets"]["held out"]["0.001"]}
+    assert rows["Nowhere"]["problem"] == "not installed: pip install no-such-package"
+    assert "this rival is broken" in rows["Broken"]["problem"]
+    for name in ("batched", "tuned", "nearest neighbour's solution", "learned, seed 0"):
+        assert rows[name]["success"] == 1.0 and rows[name]["throughput"] > 0
+        assert 0 < rows[name]["solved_after"]["0.5"] <= rows[name]["solved_after"]["1"]
+    sequence = {it["name"]: it for it in kept["families"]["box"]["sets"]["sequence"]["0.0001"]}
+    assert sequence["previous solution"]["success"] == 1.0
+    gains = kept["families"]["bowl"]["gains"]["0.001"]
+    assert gains["tuning"] > 0 and gains["learning"] > 0
+    assert [level["reached"] for level in kept["levels"]] == [True]
+    page = (tmp_path / "run" / "report.html").read_text()
+    for text in ("Three gains", "Break-even", "no-such-package", "previous solution", "three times as far", "<svg"):
+        assert text in page
+    assert "this rival is broken" in said.getvalue()
+
+    # Going on measures and learns nothing again, and tries again what failed.
+    def never(*arguments, **options):
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr(study, "measure", never)
+    monkeypatch.setattr(study, "learn", never)
+    monkeypatch.setattr(study, "train", never)
+    monkeypatch.setattr(study, "RIVALS", rivals[:-2])
+    with pytest.raises(FileExistsError, match="--resume"):
+        compare(task, EFFORT, cases[:1])
+    again = compare(task_in(tmp_path / "run", resume=True)[0], EFFORT, cases[:1])
+    assert set(again["families"]) == {"bowl"}
+    ours_again = {it["name"]: it for it in again["families"]["bowl"]["sets"]["held out"]["0.001"]}
+    assert ours_again["batched"]["throughput"] == rows["batched"]["throughput"]
+    with pytest.raises(ValueError, match="another experiment"):
+        compare(task_in(tmp_path / "run", resume=True)[0], dataclasses.replace(EFFORT, rows=49), cases[:1])
+
+
+@pytest.mark.core
+def test_it_is_listed_and_every_case_is_whole(capsys):
+    main(["list"])
+    assert "thousands: " in capsys.readouterr().out
+    assert "thousands" in STUDIES
+    assert len({case.name for case in CASES}) == len(CASES)
+    for case in CASES:
+        loose, medium, tight = case.tolerances
+        assert loose > medium > tight > 0 and case.shift
