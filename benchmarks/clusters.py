@@ -69,7 +69,8 @@ def per_hit(lowest: np.ndarray, level: float) -> np.ndarray:
 def judge(rule: Optimizer, family: LennardJones, tuning: Array, fresh: Array, steps: int) -> dict[str, Any]:
     """Choose the number of steps on the starts for tuning, and count on fresh ones."""
     level = GLOBAL_MINIMA[family.atoms] + NEAR
-    best = int(np.argmin(per_hit(energies(rule, family, tuning, steps), level)))
+    tried = energies(rule, family, tuning, steps)
+    best = int(np.argmin(per_hit(tried, level))) if tried.min() <= level else steps
     lowest = energies(rule, family, fresh, max(best, 1))
     return counted(int(np.sum(lowest[:, -1] <= level)), len(lowest), lowest.size)
 
@@ -115,7 +116,9 @@ def main() -> None:
         rates = RATES[name][:2] if options.quick else RATES[name]
         level = GLOBAL_MINIMA[family.atoms] + NEAR
         tried = [energies(make(jnp.float32(rate)), family, tuning, options.steps) for rate in rates]
-        rate = rates[int(np.argmin([per_hit(lowest, level).min() for lowest in tried]))]
+        # Where none hits, the rate with the lowest energies.
+        scores = [(per_hit(lowest, level).min(), lowest[:, -1].mean()) for lowest in tried]
+        rate = rates[scores.index(min(scores))]
         keep(f"{name}, tuned", judge(make(jnp.float32(rate)), family, tuning, fresh, options.steps), rate=rate)
     shipped = bygrad.load("paper/quadratic")
     keep("LSTM, as shipped (paper/quadratic)", judge(shipped, family, tuning, fresh, options.steps))

@@ -1,11 +1,12 @@
 """Throughput on families of least-squares problems at stated success: a SciPy loop, vmap of Optimistix, and bygrad.
 
 What users run today (SciPy's `least_squares` in a loop: MINPACK where there are no bounds, as its documentation
-advises), the compiled peer (`jax.vmap` of `optimistix.least_squares` with Levenberg-Marquardt, at the tolerances of its
-documentation), and `bygrad.solve`, which is the same method in a refilled working set. All start where the family
-starts, in float64, and solve the same instances: simulated ones, and the 600 voxels of a real scan. Solved means: the
-cost is within 1e-3 of the best that any of them, or bygrad with five starts, has found. Seconds are CPU-seconds, as
-SciPy has one thread; the first call of each, which compiles, is not counted and stated apart.
+advises; for voxels also `leastsq`, which is MINPACK with nothing around it, on a model in NumPy), the compiled peer
+(`jax.vmap` of `optimistix.least_squares` with Levenberg-Marquardt, at the tolerances of its documentation), and
+`bygrad.solve`, which is the same method in a refilled working set. All start where the family starts, in float64, and
+solve the same instances: simulated ones, and the 600 voxels of a real scan. Solved means: the cost is within 1e-3 of
+the best that any of them, or bygrad with five starts, has found. Seconds are CPU-seconds, as SciPy has one thread; the
+first call of each, which compiles, is not counted and stated apart.
 
 Needs scipy and optimistix: pip install 'bygrad[solvers]'.
 """
@@ -51,8 +52,8 @@ def timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float, float]:
 
 def scipy_loop(family: LeastSquares, data: np.ndarray) -> np.ndarray:
     """Solve one by one, with the residuals and their Jacobian compiled."""
-    residuals = jax.jit(family.residuals)
-    jacobian = jax.jit(jax.jacfwd(family.residuals))
+    model = lambda x, instance: family.residuals(x, instance)  # noqa: E731 (a bound method would be hashed)
+    residuals, jacobian = jax.jit(model), jax.jit(jax.jacfwd(model))
     costs = []
     for instance in data:
         start = np.asarray(family.init(jnp.asarray(instance), jax.random.key(0)))
@@ -71,12 +72,30 @@ def scipy_loop(family: LeastSquares, data: np.ndarray) -> np.ndarray:
     return np.array(costs)
 
 
+def minpack_loop(family: BallAndStick, data: np.ndarray) -> np.ndarray:
+    """Call MINPACK itself on a model in NumPy: for residuals this cheap, SciPy's least work around each voxel."""
+    with jax.enable_x64(True):
+        starts = np.asarray(jax.vmap(lambda one: family.init(one, jax.random.key(0)))(jnp.asarray(data)))
+    bvals, bvecs = np.asarray(family.bvals, float), np.asarray(family.bvecs, float)
+
+    def residuals(p: np.ndarray, signals: np.ndarray) -> np.ndarray:
+        n = np.array([np.sin(p[3]) * np.cos(p[4]), np.sin(p[3]) * np.sin(p[4]), np.cos(p[3])])
+        decay, fraction = bvals * np.exp(p[1]), np.sin(p[2]) ** 2
+        model = fraction * np.exp(-decay * (bvecs @ n) ** 2) + (1 - fraction) * np.exp(-decay)
+        return (np.exp(p[0]) * model - signals) / family.noise
+
+    found: Any = [
+        optimize.leastsq(residuals, x, args=(one,), full_output=True) for x, one in zip(starts, data, strict=True)
+    ]
+    return np.array([0.5 * np.sum(result[2]["fvec"] ** 2) for result in found])
+
+
 def vmap_optimistix(family: LeastSquares) -> Callable[[np.ndarray], np.ndarray]:
     """Return a compiled batch solver."""
 
     def one(instance: Any) -> Any:
         found = optx.least_squares(
-            family.residuals,
+            lambda x, instance: family.residuals(x, instance),
             optx.LevenbergMarquardt(rtol=1e-6, atol=1e-6),
             family.init(instance, jax.random.key(0)),
             args=instance,
@@ -106,6 +125,8 @@ def compare(family: LeastSquares, count: int, few: int) -> dict[str, dict[str, f
         measured["SciPy loop"] = timed(lambda: scipy_loop(family, data[:few]))
         peer = vmap_optimistix(family)
         measured["vmap of Optimistix"] = timed(lambda: peer(data))
+    if isinstance(family, BallAndStick):
+        measured["MINPACK, model in NumPy"] = timed(lambda: minpack_loop(family, data))
     measured["bygrad"] = timed(lambda: solve(family, data, method=method).cost)
     measured["bygrad, tol 1e-8"] = timed(lambda: solve(family, data).cost)
     measured["bygrad, 3 starts"] = timed(lambda: solve(family, data, starts=3, method=method).cost)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NEEDS = {"torch_module": "torch", "scipy_problem": "scipy"}
+NEEDS = {"torch_module": "torch", "scipy_problem": "scipy", "diffusion_map": "matplotlib"}
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 

@@ -34,9 +34,7 @@ class Program(Generic[Result]):
         return int(held + memory.temp_size_in_bytes)
 
     def _compile(self, *arguments: Any) -> Any:
-        arrays, static = eqx.partition(arguments, eqx.is_array)
-        leaves, structure = jax.tree.flatten(static)
-        key = (structure, tuple(leaves), tuple(map(_kind, jax.tree.leaves(arrays))))
+        key = kind_of(arguments)
         if key not in self._compiled:
             self._compiled[key] = self._lower(*arguments).compile()
         return self._compiled[key]
@@ -45,6 +43,11 @@ class Program(Generic[Result]):
         return self._jitted.lower(*arguments)
 
 
+def kind_of(tree: Any) -> tuple[Any, ...]:
+    """Return what a compiled program depends on in a tree: its structure, arrays without their values, all the rest."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(_kind(leaf) if eqx.is_array(leaf) else leaf for leaf in leaves)
+
+
 def _kind(array: Any) -> tuple[Any, ...]:
-    """What a compiled program depends on in an array."""
     return array.shape, array.dtype, getattr(array, "weak_type", False), getattr(array, "sharding", None)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from .._core.programs import kind_of
 from .._core.types import Instance, Params, Scalar
 from ..problems import Bounded, ProblemFamily
 from .solution import RUNNING
@@ -36,6 +37,9 @@ class Progress(NamedTuple):
         return cls(x, infinite, infinite, jnp.int32(RUNNING), zero, zero, memory, dual)
 
 
+_PARAMS: dict[Any, tuple[Any, tuple[tuple[int, ...], ...]]] = {}
+
+
 class Flat(eqx.Module):
     """A family seen by a solver: its params as one vector."""
 
@@ -46,9 +50,13 @@ class Flat(eqx.Module):
     @classmethod
     def of(cls, family: ProblemFamily, instance: Instance) -> "Flat":
         """Find out what the params look like, without computing anything."""
-        like = jax.eval_shape(lambda one: family.init(one, jax.random.key(0)), instance)
-        leaves, structure = jax.tree.flatten(like)
-        return cls(family, structure, tuple(leaf.shape for leaf in leaves))
+        inputs = family, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), instance)
+        key = kind_of(inputs)
+        if key not in _PARAMS:  # tracing `init` takes longer than to solve a hundred small problems
+            like = eqx.filter_eval_shape(lambda family, one: family.init(one, jax.random.key(0)), *inputs)
+            leaves, structure = jax.tree.flatten(like)
+            _PARAMS[key] = structure, tuple(leaf.shape for leaf in leaves)
+        return cls(family, *_PARAMS[key])
 
     def params(self, x: Float[Array | np.ndarray, "*rows p"]) -> Params:
         """Return a vector, or rows of them, as the family's params."""

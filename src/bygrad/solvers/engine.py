@@ -23,8 +23,8 @@ from .solution import RUNNING
 SHRINK = 4
 """A working set shrinks when no more than one in so many of its rows run. Each size is compiled once."""
 
-SMALLEST = 64
-"""Rows of the smallest working set: below, a chunk costs the same."""
+SMALLEST = 16
+"""Rows of the smallest working set: below, a step costs about the same."""
 
 REFILL = 4
 """A chunk ends when one in so many rows has finished: idle rows and the look of the host then cost about the same."""
