@@ -13,6 +13,7 @@ measured again. Delete it after a change of the code.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -233,14 +234,14 @@ def main() -> None:
     options = command.parse_args()
     counts, runs = ([50], 1) if options.quick else (options.steps, options.runs)
 
-    resumed = options.json is not None and options.json.exists()
-    record: dict[str, Any] = json.loads(options.json.read_text()) if resumed else {}
+    path: Path | None = options.json
+    record: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
     parts = ("rows", "own_family", "fallbacks", "cells")
     record = {name: record[name] for name in parts if name in record}
 
     def keep(**new: Any) -> None:
         record.update(new)
-        write_record(options.json, record)
+        write_record(path, record)
 
     if "rows" not in record:
         keep(rows=update_times(1000 if options.quick else 1_000_000, 1 if options.quick else 3))
