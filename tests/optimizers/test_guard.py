@@ -100,7 +100,8 @@ def test_without_noise_the_path_is_the_fallbacks_own_with_fewer_steps(name):
         # A call is one loss: the last params have been reached by all steps that were not discarded.
         effective = steps - report["discarded"][i]
         np.testing.assert_allclose(family.loss(kept, (), keys[i]), losses[i, effective], rtol=2e-3)
-        assert report["won"][i] == 0 and report["trials"][i] >= 1
+        # One whose updates are not finite is not worth a trial.
+        assert report["won"][i] == 0 and (report["trials"][i] >= 1) == (name != "nan")
         assert report["discarded"][i] <= 0.1 * steps + 30
 
 
@@ -113,7 +114,8 @@ def test_with_noise_the_loss_follows_the_fallbacks(name):
     # Medians of the runs: the window may hold a trial of one of them. The guard is behind by what it discards.
     discarded = int(state.watch.discarded.max())
     settled = np.median(losses[:, -window:], axis=1).mean()
-    wanted = np.median(reference[:, -window - discarded : -discarded], axis=1).mean()
+    last = reference.shape[1] - discarded
+    wanted = np.median(reference[:, last - window : last], axis=1).mean()
     assert settled <= 1.05 * wanted + 0.002 * float(reference[:, 0].mean())
     assert discarded <= 0.1 * steps + 3 * 12
     # Each defeat triples the wait: 100 and then 300 calls for a window of 10 and a tenth of the calls.
@@ -169,7 +171,7 @@ def test_a_learned_optimizer_that_is_better_keeps_its_own_path():
 
 @pytest.mark.core
 @pytest.mark.parametrize(("horizon", "trials"), [(70, 0), (100, 1), (400, 2)])
-@pytest.mark.parametrize("name", ["climbs", "stands still", "nan"])
+@pytest.mark.parametrize("name", ["climbs", "stands still"])
 def test_with_a_horizon_all_trials_together_keep_to_the_share_of_it(name, horizon, trials):
     family, keys = Bowl(jnp.asarray(0.05)), jax.random.split(jax.random.key(5), RUNS)
     _, _, state = run(Guard(Bad(name), Adam(0.01)).declare(horizon), family, keys, STEPS)

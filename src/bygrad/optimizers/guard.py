@@ -197,7 +197,7 @@ class Guard(Optimizer, Scheduled):
                 fallback_next=trees.add(wide, theirs),
                 fallback_state=fallback,
                 good=finite & jnp.isfinite(value),
-                allowed=allowed,
+                allowed=allowed & intact,  # one that had to be replaced is not worth a trial
             )
             verdict, watch = self.trials.decide(state.watch, seen)
             moves, fallback = verdict.learned_moves, verdict.fallback_state
