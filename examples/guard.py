@@ -37,7 +37,7 @@ def train(optimizer):
 
 
 learned, adam = bygrad.load("paper/mnist"), bygrad.Adam(3e-3)
-guard = bygrad.Guard(learned, fallback=adam)
+guard = bygrad.Guard(learned, fallback=adam).declare(steps)
 print(f"alone: {train(learned)[0]:.4f}. Adam: {train(adam)[0]:.4f}.")
 loss, state = train(guard)
 report = guard.report(state)

@@ -18,7 +18,7 @@ def test_an_example_runs(name):
         pytest.importorskip(NEEDS[name])
     # Few steps mean nothing, and unoptimized programs compile sooner.
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    command = [sys.executable, EXAMPLES / f"{name}.py", "30" if name == "guard" else "2"]
+    command = [sys.executable, EXAMPLES / f"{name}.py", "100" if name == "guard" else "2"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "nan" not in done.stdout and len(done.stdout.splitlines()) >= 2

@@ -100,7 +100,8 @@ def test_without_noise_the_path_is_the_fallbacks_own_with_fewer_steps(name):
         # A call is one loss: the last params have been reached by all steps that were not discarded.
         effective = steps - report["discarded"][i]
         np.testing.assert_allclose(family.loss(kept, (), keys[i]), losses[i, effective], rtol=2e-3)
-        assert report["won"][i] == 0 and report["trials"][i] >= 1
+        # One whose updates are not finite is not worth a trial.
+        assert report["won"][i] == 0 and (report["trials"][i] >= 1) == (name != "nan")
         assert report["discarded"][i] <= 0.1 * steps + 30
 
 
@@ -113,7 +114,8 @@ def test_with_noise_the_loss_follows_the_fallbacks(name):
     # Medians of the runs: the window may hold a trial of one of them. The guard is behind by what it discards.
     discarded = int(state.watch.discarded.max())
     settled = np.median(losses[:, -window:], axis=1).mean()
-    wanted = np.median(reference[:, -window - discarded : -discarded], axis=1).mean()
+    last = reference.shape[1] - discarded
+    wanted = np.median(reference[:, last - window : last], axis=1).mean()
     assert settled <= 1.05 * wanted + 0.002 * float(reference[:, 0].mean())
     assert discarded <= 0.1 * steps + 3 * 12
     # Each defeat triples the wait: 100 and then 300 calls for a window of 10 and a tenth of the calls.
@@ -165,6 +167,48 @@ def test_a_learned_optimizer_that_is_better_keeps_its_own_path():
     report = guard.report(state)
     assert report["won"] == report["trials"] == [1, 1] and report["rollbacks"] == [0, 0]
     np.testing.assert_allclose(losses[:, -1], alone[:, steps - 10], rtol=1e-3)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("horizon", "trials"), [(70, 0), (100, 1), (400, 2)])
+@pytest.mark.parametrize("name", ["climbs", "stands still"])
+def test_with_a_horizon_all_trials_together_keep_to_the_share_of_it(name, horizon, trials):
+    family, keys = Bowl(jnp.asarray(0.05)), jax.random.split(jax.random.key(5), RUNS)
+    _, _, state = run(Guard(Bad(name), Adam(0.01)).declare(horizon), family, keys, STEPS)
+    assert int(state.watch.discarded.max()) <= 0.1 * horizon
+    assert set(state.watch.trials.tolist()) == {trials}
+
+
+@pytest.mark.parametrize(
+    ("losses", "won"),
+    [
+        ([1.0] + 4 * [2.0] + 4 * [0.5], 1),
+        ([1.0] + 4 * [2.0] + 4 * [1.0], 0),  # only the fallback made it worse
+        ([1.0] + 4 * [0.5] + 4 * [0.7], 0),  # it fell, but less than the fallback's
+    ],
+    ids=["better than both", "not better than at the start", "not better than the fallback"],
+)
+def test_a_trial_is_won_by_a_loss_below_the_fallbacks_and_below_where_it_began(losses, won):
+    guard, params = Guard(SGD(0.0), SGD(0.0), window=4), {"a": jnp.ones(4), "b": jnp.ones(())}
+    state = guard.init(params)
+    for loss in losses:
+        _, state = one_step(guard, params, state, params, jnp.asarray(loss))
+    report = guard.report(state)
+    assert (report["trials"], report["won"]) == (1, won)
+
+
+def test_a_lead_ends_where_the_loss_stops_falling_and_nothing_is_taken_back():
+    guard, params = Guard(SGD(0.0), SGD(0.0), window=4), {"a": jnp.ones(4), "b": jnp.ones(())}
+    state, led = guard.init(params), []
+    falling = [0.5 * 0.9**step for step in range(20)]
+    for loss in [1.0, *(4 * [1.0]), *(4 * [0.5]), *falling, *(40 * [falling[-1]])]:
+        _, state = one_step(guard, params, state, params, jnp.asarray(loss))
+        led.append(bool(state.watch.trusted))
+    report = guard.report(state)
+    assert (report["won"], report["rollbacks"], report["stalls"], report["discarded"]) == (1, 0, 1, 4)
+    assert report["reason"].startswith("The loss stopped falling")
+    # For as long as it had fallen: the window after it is the lowest.
+    assert sum(led) == 2 * (len(falling) + 4)
 
 
 class TurnsBad(Optimizer):

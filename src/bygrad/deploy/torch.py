@@ -99,7 +99,8 @@ class LearnedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         value = value if loss is None else loss
-        self._take_step(None if value is None else torch.as_tensor(value).detach())
+        given = None if value is None else torch.as_tensor(value).detach()
+        self._take_step(given)  # pyright: ignore[reportAttributeAccessIssue]
         return loss
 
     # A training step that is compiled leaves this out: decisions are Python's, and loops over blocks would be unrolled.

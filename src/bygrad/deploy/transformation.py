@@ -46,7 +46,7 @@ def optax(
     this package. `guard`: what to fall back to, say `Adam(3e-4)`: then the optimizer moves the params only while it
     shows that it is better, inside what its artifact says that it was trained on (`Guard`, `Envelope`; give `value`).
     Or a function from the bare optimizer to the guarded one, to choose how. `horizon`: how many steps a run will have,
-    for rules that go by it (`Controller`); without, as in the artifact.
+    for rules that go by it (`Controller`) and for guards; without, as in the artifact.
 
     **Returns:** A transformation for trees of floating-point arrays of any shapes. Its `update` takes `value`, the loss
     where the gradient was taken, for rules that look at it, and `key`, for rules that draw; other extra arguments

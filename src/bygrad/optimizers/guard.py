@@ -52,7 +52,7 @@ class Guard(Optimizer, Scheduled):
     began; else, and as soon as 4 losses in a row lie above all of the fallback's, the params return to where the
     fallback was. While it goes on, its losses are compared window by window with the lowest so far. If they rise by
     more than 3 standard errors, or are not finite, the params return to the last good point and the fallback takes
-    over. If there is no new lowest window for a third of the time (and two windows), it goes on from there. After each
+    over. If there is no new lowest window for half of the time (and two windows), it goes on from there. After each
     defeat the next trial waits three times as long, until two trials in a row are won. The fallback is fed every
     gradient of the path taken: its state is warm.
 
@@ -63,8 +63,8 @@ class Guard(Optimizer, Scheduled):
 
     - *Cost:* of the first $t$ calls at most $\text{share} \cdot t + 3 K$ are discarded, $K$ the longest window so far;
       with a horizon, $\text{share}$ of that at most, but for the calls that a return from very far away takes.
-    - *Damage:* a loss that rises, or is not finite, lasts for one window. One that stands still lasts for half of the
-      time that it has fallen before, or two windows.
+    - *Damage:* a loss that rises, or is not finite, lasts for one window. One that stands still lasts as long as
+      it has fallen before, or two windows.
     - *No worse than the fallback with as many steps:* while `learned` wins no trial, the path taken is the fallback's
       own, up to rounding: after $t$ calls it has taken the $t$ steps less those discarded.
     - A trial is won by the lower loss: for certain if the losses are deterministic; else within `margin` standard
@@ -197,7 +197,7 @@ class Guard(Optimizer, Scheduled):
                 fallback_next=trees.add(wide, theirs),
                 fallback_state=fallback,
                 good=finite & jnp.isfinite(value),
-                allowed=allowed,
+                allowed=allowed & intact,  # one that had to be replaced is not worth a trial
             )
             verdict, watch = self.trials.decide(state.watch, seen)
             moves, fallback = verdict.learned_moves, verdict.fallback_state

@@ -24,7 +24,7 @@ RUN, REFERENCE, TRIAL = 0, 1, 2
 PATIENCE = 3.0
 """Factor on the wait for the next trial, for every defeat since two trials in a row were won."""
 
-STALE_WINDOWS, STALE_PART = 2, 1 / 3
+STALE_WINDOWS, STALE_PART = 2, 1 / 2
 """The fallback goes on from where the learned optimizer is once that has had no new lowest loss for so many windows
 and for this part of the time that it has moved: a loss that falls under its noise is not taken for one at rest."""
 

@@ -53,7 +53,7 @@ class Envelope:
             low, high = self.gradient_scale
             sizes = [grad.to(torch.float32).abs() for grad in grads]
             counts = [torch.stack([(it > 0).sum(), ((it > 0) & ((it < low) | (it > high))).sum()]) for it in sizes]
-            nonzero, outside = sum(torch.stack([count.cpu() for count in counts])).tolist() if counts else (0, 0)
+            nonzero, outside = torch.stack([count.cpu() for count in counts]).sum(0).tolist() if counts else (0, 0)
             strange = REMEMBER * strange + (1 - REMEMBER) * outside / max(nonzero, 1)
             border = Result.OUTSIDE_SCALE if strange > self.tolerance else border
         if self.horizon is not None and step >= self.horizon:

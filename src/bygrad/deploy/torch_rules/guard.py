@@ -123,7 +123,8 @@ class Guard(Rule, Scheduled):
         if judged:
             assert value is not None
             loss = float(value)
-            verdict = self._trials.decide(watch, counts.steps, loss, finite and math.isfinite(loss), allowed)
+            good = finite and math.isfinite(loss)
+            verdict = self._trials.decide(watch, counts.steps, loss, good, allowed and intact)
             moves, updates, here = verdict.moves == "learned", ours if verdict.moves == "learned" else theirs, fallback
             points = [state[_POINT] for state in states]
             if verdict.moves == "back":

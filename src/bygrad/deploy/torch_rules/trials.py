@@ -10,7 +10,7 @@ from ..._core.results import Result
 RISE = 3.0
 RUN, REFERENCE, TRIAL = 0, 1, 2
 PATIENCE = 3.0
-STALE_WINDOWS, STALE_PART = 2, 1 / 3
+STALE_WINDOWS, STALE_PART = 2, 1 / 2
 SHORTEST = 4
 HOPELESS = 4
 _HUGE = 1e30
