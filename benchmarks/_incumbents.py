@@ -33,7 +33,7 @@ def vectors(family: QuadraticProgram, data: np.ndarray) -> list[tuple[np.ndarray
     """Return q, l and u of every instance; made before the clock runs."""
     with jax.enable_x64(True):
         made = jax.jit(jax.vmap(lambda family, one: family.vectors(one), (None, 0)))(family, jnp.asarray(data, float))
-        columns = [np.broadcast_to(np.asarray(it), (len(data), it.shape[-1])) for it in made]
+        columns = [np.asarray(it, float) for it in made]
     return list(zip(*columns, strict=True))
 
 
