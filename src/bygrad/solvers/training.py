@@ -158,6 +158,7 @@ def train_warm_start(
     seed: int,
     watch: Watch | None = None,
     sample: Callable[[Array], Any] | None = None,
+    steps: int | None = None,
 ) -> LearnedWarmStart:
     r"""Fit the start to known solutions, then to what counts: the certificate.
 
@@ -195,8 +196,8 @@ def train_warm_start(
 
     fresh = examples.instances if sample is None else np.arange(seed + 2**20, seed + 2**21)
     what = "learning a warm start"
-    warm = _descend(warm, near, examples, 0.2 * seconds, 3e-3, seed, what, watch)
-    return _descend(warm, proven, fresh, 0.8 * seconds, 2e-3, seed + 1, what, watch)
+    warm = _descend(warm, near, examples, 0.2 * seconds, 3e-3, seed, what, watch, steps)
+    return _descend(warm, proven, fresh, 0.8 * seconds, 2e-3, seed + 1, what, watch, steps)
 
 
 def _descend(
