@@ -154,7 +154,7 @@ class EconomicDispatch(QuadraticProgram):
             step = jnp.where(value > slope, self.capacity, 0.0)
             return jnp.where(curved, jnp.clip(inside, 0, self.capacity), step)
 
-        def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = ends
             middle = 0.5 * (low + high)
             enough = jnp.sum(outputs(middle)) >= total

@@ -158,11 +158,12 @@ def train_warm_start(
     seed: int,
     watch: Watch | None = None,
     sample: Callable[[Array], Any] | None = None,
+    steps: int | None = None,
 ) -> LearnedWarmStart:
-    r"""Fit the start to known solutions, then to what counts: the certificate.
+    r"""Fit the start to known solutions, then to what counts as well: the certificate.
 
     For a family with `QuadraticProgram.certify` that is the duality gap of the proposal itself, else the residuals
-    after two steps from it. Neither needs solutions, so where the family can `sample`, every batch is new.
+    after two steps from it. Neither needs solutions, so where the family can `sample`, every batch of it is new.
     """
     family, tol = flat.family, method.tol
     assert isinstance(family, QuadraticProgram)
@@ -184,19 +185,24 @@ def train_warm_start(
         at = learned.step(flat, instance, learned.start(flat, instance, x))
         return learned.step(flat, instance, at).certificate
 
-    def proven(warm: LearnedWarmStart, batch: Any) -> Scalar:
-        def one(it: Any) -> Scalar:
-            value = certificate(warm, it if sample is None else sample(jax.random.key(it)))
-            known = jnp.isfinite(value)
-            term = jnp.log(jnp.clip(jnp.where(known, value, 1.0) / tol, 0.1, 1e6))
-            return jnp.where(known, term + 2 * jnp.maximum(term, 0.0), 0.0)
+    count = len(examples.cost)
 
-        return jnp.mean(jax.vmap(one)(batch))
+    def proven(warm: LearnedWarmStart, batch: Array) -> Scalar:
+        known = jax.tree.map(lambda leaf: leaf[batch % count], examples)
 
-    fresh = examples.instances if sample is None else np.arange(seed + 2**20, seed + 2**21)
+        def one(it: Array, instance: Any) -> Scalar:
+            value = certificate(warm, instance if sample is None else sample(jax.random.key(it)))
+            real = jnp.isfinite(value)
+            term = jnp.log(jnp.clip(jnp.where(real, value, 1.0) / tol, 0.1, 1e6))
+            return jnp.where(real, term + 2 * jnp.maximum(term, 0.0), 0.0)
+
+        # Bounds may not see every multiplier, but where they prove too little, iterations start from all of them.
+        return jnp.mean(jax.vmap(one)(batch, known.instances)) + near(warm, known)
+
+    rows = np.arange(count) if sample is None else np.arange(seed + 2**20, seed + 2**21)
     what = "learning a warm start"
-    warm = _descend(warm, near, examples, 0.2 * seconds, 3e-3, seed, what, watch)
-    return _descend(warm, proven, fresh, 0.8 * seconds, 2e-3, seed + 1, what, watch)
+    warm = _descend(warm, near, examples, 0.2 * seconds, 3e-3, seed, what, watch, steps)
+    return _descend(warm, proven, rows, 0.8 * seconds, 2e-3, seed + 1, what, watch, steps)
 
 
 def _descend(

@@ -1,0 +1,249 @@
+"""Quadratic programs: the reduction, its solutions, learned starts that lie, and what `learn` makes of programs."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.deploy.solver import load_solver, save_solver
+from bygrad.problems import QuadraticProgram, SparseCoding
+from bygrad.solvers import ADMM, Flat, LearnedSolver, LearnedWarmStart, Whitening, learn, reduce_program, solve
+from bygrad.solvers.training import Examples, train_warm_start
+
+
+class Plan(QuadraticProgram):
+    """Four numbers with a given sum and, if `priced`, a row that may be violated at a price; the instance moves them.
+
+    The lower bound drops all limits but the sum, which leaves a projection onto a plane.
+    """
+
+    priced: bool = eqx.field(static=True, default=False)
+    proves: bool = eqx.field(static=True, default=False)
+
+    def sample(self, key):
+        return jax.random.normal(key, (4,))
+
+    @property
+    def matrices(self):
+        rows = jnp.concatenate([jnp.ones((1, 4)), jnp.eye(4), jnp.array([[1.0, -1.0, 0.0, 0.0]])])
+        return jnp.diag(jnp.array([1.0, 2.0, 0.0, 3.0])) + 0.1, rows
+
+    @property
+    def equations(self):
+        return jnp.arange(6) == 0
+
+    @property
+    def ceiling(self):
+        return jnp.array([jnp.inf] * 5 + [0.3 if self.priced else jnp.inf])
+
+    def vectors(self, instance):
+        low = jnp.concatenate([jnp.ones(1), jnp.zeros(4), -jnp.ones(1)]).astype(instance.dtype)
+        high = jnp.concatenate([jnp.ones(1), jnp.ones(4), jnp.zeros(1)]).astype(instance.dtype)
+        return instance, low, high
+
+    def certify(self, params, dual, instance):
+        if not self.proves:
+            return None
+        point = jnp.clip(params, 0, 1)
+        point = point / jnp.maximum(jnp.sum(point), 1e-3)
+        mean = 0.5 * (point[0] + point[1])
+        point = jnp.where(point[0] > point[1], point.at[:2].set(mean), point)
+        _, constraints = self.matrices
+        _, low, high = self.vectors(instance)
+        rows, up = constraints[1:] @ point, jnp.maximum(dual, 0)
+        quadratic = self.matrices[0]
+        slope = quadratic @ point + instance + constraints[1:].T @ dual
+        # The Lagrangian is convex: below it lies its tangent, which is least at a vertex of the simplex.
+        value = self.objective(point, instance) + dual @ rows - high[1:] @ up + low[1:] @ jnp.maximum(-dual, 0)
+        return point, self.objective(point, instance), value + jnp.min(slope) - slope @ point
+
+
+@pytest.fixture(scope="module")
+def data() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(40, 4))
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["curved", "flat"])
+def test_the_reduction_is_diagonal_and_without_equations(flat):
+    rng = np.random.default_rng(1)
+    root, rows = rng.normal(size=(3 if flat else 7, 7)), rng.normal(size=(9, 7))
+    equations = np.arange(9) < 3
+    rows[2] = rows[0] + rows[1]  # a redundant equation
+    quadratic = root.T @ root
+    with jax.enable_x64(True):
+        found = reduce_program(quadratic, rows, equations, np.full(9, np.inf), float)
+        to = jax.tree.map(np.asarray, found)
+    np.testing.assert_allclose(rows[:3] @ to.basis, 0, atol=1e-9)
+    np.testing.assert_allclose(to.basis.T @ quadratic @ to.basis, np.diag(to.curvature), atol=1e-9)
+    np.testing.assert_allclose(to.rows.T @ to.rows, np.diag(to.weight), atol=1e-9)
+    np.testing.assert_allclose(to.rows, to.scale[:, None] * rows[3:] @ to.basis, atol=1e-9)
+    point = rng.normal(size=7)
+    given = rows[:3] @ point
+    np.testing.assert_allclose(rows[:3] @ to.solve @ given, given, atol=1e-9)
+    # Every point that satisfies the equations is reached.
+    rest = point - to.solve @ given
+    inner, *_ = np.linalg.lstsq(to.basis, rest, rcond=None)
+    np.testing.assert_allclose(to.basis @ inner, rest, atol=1e-8)
+    # `inverse` turns a gradient in these coordinates into one along the equations, of the same length as in the space.
+    slope = rng.normal(size=7)
+    along = slope - np.linalg.pinv(rows[:3]) @ rows[:3] @ slope
+    assert np.linalg.norm(to.inverse.T @ (to.basis.T @ slope)) == pytest.approx(np.linalg.norm(along), rel=1e-6)
+
+
+@pytest.mark.parametrize("priced", [False, True], ids=["hard", "soft"])
+def test_programs_agree_with_scipy(priced, data):
+    optimize = pytest.importorskip("scipy.optimize")
+    family = Plan(priced=priced)
+    found = solve(family, data[:10], method=ADMM(tol=1e-8, max_steps=20_000), batch=16)
+    assert found.success.all()
+    quadratic = np.asarray(family.matrices[0], float)
+    for x, linear in zip(found.x, data, strict=False):
+
+        def cost(p, linear=linear):
+            return 0.5 * p @ quadratic @ p + linear @ p + (0.3 * max(p[0] - p[1], -1 - p[0] + p[1], 0) if priced else 0)
+
+        limits = [{"type": "eq", "fun": lambda p: p.sum() - 1}]
+        limits += [] if priced else [{"type": "ineq", "fun": lambda p: p[1] - p[0]}]
+        starts = np.vstack([np.full(4, 0.25), np.eye(4)[1:]])
+        theirs = [
+            optimize.minimize(cost, x0, bounds=[(0, 1)] * 4, constraints=limits, options={"ftol": 1e-14})
+            for x0 in starts
+        ]
+        assert x.sum() == pytest.approx(1, abs=1e-9) and (x > -1e-6).all()
+        assert priced or x[0] <= x[1] + 1e-6
+        assert cost(x) == pytest.approx(min(it.fun for it in theirs if it.success), abs=2e-5)
+
+
+def test_multipliers_fulfil_the_conditions_of_an_optimum(data):
+    found = solve(Plan(), data, method=ADMM(tol=1e-8, max_steps=20_000), batch=16)
+    quadratic, rows = (np.asarray(it, float) for it in Plan().matrices)
+    slope = found.x @ quadratic + data + found.dual @ rows[1:]
+    np.testing.assert_allclose(slope - slope.mean(axis=1, keepdims=True), 0, atol=1e-5)  # what is left: the sum's
+    values = found.x @ rows[1:].T
+    high, low = np.array([1, 1, 1, 1, 0.0]), np.array([0, 0, 0, 0, -1.0])
+    assert (np.maximum(found.dual, 0) * (high - values) < 1e-5).all()
+    assert (np.maximum(-found.dual, 0) * (values - low) < 1e-5).all()
+
+
+def test_equations_that_contradict_each_other_are_told():
+    class Twice(Plan):
+        @property
+        def matrices(self):
+            quadratic, rows = super().matrices
+            return quadratic, jnp.concatenate([rows[:1], rows])
+
+        @property
+        def equations(self):
+            return jnp.arange(7) < 2
+
+        @property
+        def ceiling(self):
+            return jnp.full(7, jnp.inf)
+
+        def vectors(self, instance):
+            linear, low, high = super().vectors(instance)
+            other = jnp.where(instance[:1] > 1, 2.0, 1.0)
+            return linear, jnp.concatenate([other, low]), jnp.concatenate([other, high])
+
+    found = solve(Twice(), np.array([[2.0, 0, 0, 0], [0.5, 0, 0, 0]]), batch=16)
+    assert list(found.status) == [-3, 1]
+
+
+def liar(fill: float, key: int = 0) -> LearnedWarmStart:
+    """A warm start whose arrays hold `fill`."""
+    whitening = Whitening(jnp.zeros(4), jnp.ones(4), jnp.zeros(9), jnp.ones(9))
+    blank = LearnedWarmStart.blank(whitening, 4, jax.random.key(key))
+    return jax.tree.map(lambda leaf: jnp.full_like(leaf, fill) if eqx.is_inexact_array(leaf) else leaf, blank)
+
+
+@pytest.mark.parametrize("proves", [False, True], ids=["residuals", "bounds"])
+@pytest.mark.parametrize("fill", [np.nan, 1e30, -3.0, 0.7])
+def test_no_warm_start_changes_what_is_solved(fill, proves, data):
+    family = Plan(proves=proves)
+    classical = solve(family, data, method=ADMM(tol=1e-6, max_steps=20_000), batch=64)
+    base = ADMM(tol=1e-6, max_steps=20_000)
+    solver = LearnedSolver(family, dataclasses.replace(base, warm=liar(fill)), base, None, 1, 1)
+    found = solver.solve(data, batch=64)
+    assert classical.success.all() and found.success.all()
+    np.testing.assert_allclose(found.cost, classical.cost, atol=1e-5)
+
+
+class Known(LearnedWarmStart):
+    """A warm start that knows solutions by heart, and answers every instance with the nearest one's."""
+
+    instances: jax.Array
+    answers: jax.Array
+
+    def __call__(self, instance):
+        nearest = jnp.argmin(jnp.sum(jnp.square(self.instances - instance), axis=1))
+        return self.answers[nearest, :4], self.answers[nearest, 4:], jnp.zeros(())
+
+
+def test_what_is_proven_is_not_iterated_and_all_else_is_solved(data):
+    family = Plan(proves=True)
+    exact = solve(family, data, method=ADMM(tol=1e-6, max_steps=20_000), batch=64)
+    blank = liar(0.0)
+    answers = jnp.asarray(np.concatenate([exact.x, exact.dual], axis=1)[:20], jnp.float32)
+    known = Known(blank.network, blank.linear, blank.whitening, 4, jnp.asarray(data[:20], jnp.float32), answers)
+    solver = LearnedSolver(family, ADMM(tol=1e-2, warm=known), ADMM(tol=1e-2), None, 1, 1, dtype="float32")
+    found = solver.solve(data, batch=64)
+    assert found.success.all() and (found.certificate <= 1e-2 * (1 + 1e-6)).all() and found.x.dtype == np.float32
+    assert (found.nit[:20] == 0).all() and (found.nit[20:] > 0).any()
+    assert (found.cost - exact.cost <= 1e-2 * np.abs(found.cost) + 1e-5).all()
+
+
+def test_training_brings_a_warm_start_nearer_to_a_proof(data):
+    family = Plan(proves=True)
+    train = np.random.default_rng(1).normal(size=(256, 4))
+    solved = solve(family, train, method=ADMM(tol=1e-5, max_steps=20_000), batch=64)
+    solutions = jnp.asarray(np.concatenate([solved.x, solved.dual], axis=1), jnp.float32)
+    examples = Examples(jnp.asarray(train, jnp.float32), solutions, jnp.asarray(solved.cost, jnp.float32))
+    fitted = LearnedWarmStart.fitted(examples.instances, solutions, 4, jax.random.key(0))
+    flat = Flat.of(family, train[0])
+    trained = train_warm_start(fitted, ADMM(tol=1e-2), flat, examples, 1.0, 0, sample=family.sample, steps=150)
+
+    def gaps(warm):
+        def gap(instance):
+            _, cost, lowest = family.certify(*warm(instance)[:2], instance)
+            return cost - lowest
+
+        return np.asarray(jax.vmap(gap)(jnp.asarray(data, jnp.float32)))
+
+    assert np.median(gaps(trained)) < 0.7 * np.median(gaps(fitted))
+
+
+def test_learning_compares_a_warm_start_with_the_tuned_solver():
+    solver = learn(Plan(), budget=2, tol=1e-3, heldout=100, dtype=np.float32)
+    assert solver.card is not None and set(solver.card.candidates) == {"tuned, 1 start", "learned warm start"}
+    assert all(it["success"] == 1 for it in solver.card.candidates.values())
+    assert "a certificate of 0.001 or less" in solver.report()
+
+
+def test_files_keep_warm_starts_and_precision(tmp_path, data):
+    base = ADMM(tol=1e-2)
+    solver = LearnedSolver(
+        Plan(proves=True), dataclasses.replace(base, warm=liar(0.7)), base, None, 1, 1, dtype="float32"
+    )
+    save_solver(solver, tmp_path / "plan.safetensors")
+    back = load_solver(tmp_path / "plan.safetensors", Plan(proves=True))
+    assert back.dtype == "float32"
+    np.testing.assert_array_equal(back.solve(data, batch=64).x, solver.solve(data, batch=64).x)
+
+
+def test_a_schedule_is_learned_and_kept_in_a_file(tmp_path):
+    rng = np.random.default_rng(0)
+    images = np.cumsum(np.cumsum(rng.normal(size=(4, 24, 24)), axis=1), axis=2)
+    family = SparseCoding.from_images(images, side=4, atoms=6, count=128)
+    solver = learn(family, budget=6, tol=1e-2, heldout=100, instances=np.asarray(family.patches), dtype=np.float32)
+    assert solver.card is not None
+    classical, learned = (solver.card.candidates[name] for name in ("tuned, 1 start", "learned schedule"))
+    assert classical["success"] == learned["success"] == 1
+    assert learned["evaluations"] < classical["evaluations"]
+    save_solver(solver, tmp_path / "codes.safetensors")
+    back = load_solver(tmp_path / "codes.safetensors", family)
+    ours, theirs = (it.solve(np.asarray(family.patches[:32]), batch=64) for it in (solver, back))
+    np.testing.assert_array_equal(ours.x, theirs.x)
+    np.testing.assert_array_equal(ours.nit, theirs.nit)
