@@ -1,13 +1,18 @@
 """What the guard is worth and what it costs: learned optimizers inside and outside of their family, alone and guarded.
 
-    python benchmarks/guard.py [--steps 1000 10000] [--runs 8] [--quick] [--json FILE]
+    python benchmarks/guard.py [--steps 100 1000 10000] [--runs 4] [--quick] [--json FILE]
 
-Every cell is a network, a learned optimizer and a number of steps. The fallback is Adam, its learning rate tuned for
-the network and the steps on separate seeds. Losses are those of the whole data set at the end of a run, at the params
-that `settled` gives: the mean of the runs, and its ratio to the fallback's. Then what the guard costs: the share of
-the evaluations that were discarded, and the time of one update of a network's params, guarded and bare.
+Every cell is a network, a learned optimizer and a number of steps, which the guard is told. The fallback is Adam, its
+learning rate tuned for the network and the steps on separate seeds. Losses are those of the whole data set at the end
+of a run, at the params that `settled` gives: the mean of the runs, and its ratio to the fallback's (level: 1.05). Then
+what the guard costs: the share of the evaluations that were discarded, and the time of one update of a network's
+params, guarded and bare.
+
+With `--json` the record is written after every cell, and one that is there is gone on with: what it holds is not
+measured again. Delete it after a change of the code.
 """
 
+import json
 from typing import Any
 
 import equinox as eqx
@@ -17,10 +22,11 @@ from _common import Times, lower, parser, show, write_record
 from jaxtyping import Array
 
 import bygrad
-from bygrad.optimizers import SGD, Adam, Guard, Optimizer
-from bygrad.problems import MLPClassifier, ProblemFamily, load_images
+from bygrad.optimizers import SGD, Adam, Guard, Optimizer, declare
+from bygrad.problems import CharacterModel, MLPClassifier, ProblemFamily, load_images
 from bygrad.unroll import begin, rollout
 
+LEVEL = 1.05
 RATES = [10**exponent for exponent in (-3.5, -3.0, -2.5, -2.0, -1.5, -1.0)]
 
 
@@ -58,14 +64,17 @@ def learned_optimizers() -> dict[str, Optimizer]:
         "random": Drunk(jnp.asarray(0.01)),
         "stands still": Still(),
         "1e30": SGD(jnp.asarray(1e30)),
+        "NaN": SGD(jnp.asarray(jnp.nan)),
     }
 
 
-def networks(quick: bool) -> dict[str, MLPClassifier]:
-    """The LSTM's own family, and three outside of it, on images of a quarter of the width and height."""
+def networks(quick: bool) -> dict[str, ProblemFamily]:
+    """The LSTM's own family and three outside of it: networks on images of a quarter of the width and height, and a
+    transformer."""
     data = load_images("mnist")
     images = data.x_train.reshape(-1, 28, 28)[: 200 if quick else None, ::4, ::4].reshape(-1, 49)
     labels = data.y_train[: len(images)]
+    text = CharacterModel.embedded()
 
     def network(**options: Any) -> MLPClassifier:
         return MLPClassifier(jnp.asarray(images), jnp.asarray(labels, jnp.int32), **options)
@@ -74,12 +83,14 @@ def networks(quick: bool) -> dict[str, MLPClassifier]:
         "sigmoid (its own)": network(),
         "ReLU": network(activation="relu"),
         "ReLU, 2 layers": network(activation="relu", layers=2, scale=0.1),
+        "transformer": CharacterModel(text.text, text.characters, width=16, window=8, batch=8),
     }
 
 
 @eqx.filter_jit
 def losses_at_end(optimizer: Optimizer, family: ProblemFamily, keys: Array, steps: int) -> tuple[Array, Any]:
     """Return the loss of the whole data set after a run, for every key, and the optimizer's state."""
+    optimizer = declare(optimizer, steps)
 
     def short(carry: Any, _: None) -> tuple[Any, None]:
         return rollout(optimizer, family, carry, steps // 10)[0], None
@@ -102,34 +113,41 @@ def tuned(family: ProblemFamily, steps: int, runs: int) -> Adam:
     return Adam(jnp.asarray(min(RATES, key=score)))
 
 
-def compare(name: str, family: MLPClassifier, steps: int, runs: int) -> list[dict[str, Any]]:
-    """Run the fallback, and every learned optimizer alone and guarded, on the same seeds."""
+def reference(name: str, family: ProblemFamily, steps: int, runs: int) -> dict[str, Any]:
+    """Tune and run the fallback."""
     fallback, keys = tuned(family, steps, runs), jax.random.split(jax.random.key(2), runs)
-    reference = float(jnp.mean(losses_at_end(fallback, family, keys, steps)[0]))
-    records = []
-    for learned_name, learned in learned_optimizers().items():
-        alone = float(jnp.mean(losses_at_end(learned, family, keys, steps)[0]))
-        guard = Guard(learned, fallback)
-        guarded, state = losses_at_end(guard, family, keys, steps)
-        report = guard.report(state)
-        records.append(
-            {
-                "network": name,
-                "learned": learned_name,
-                "steps": steps,
-                "fallback_learning_rate": float(fallback.learning_rate),
-                "fallback": reference,
-                "alone": alone if alone == alone and alone < 1e30 else None,
-                "guarded": float(jnp.mean(guarded)),
-                "ratio": float(jnp.mean(guarded)) / reference,
-                "discarded_share": sum(report["discarded"]) / runs / steps,
-                "trials": sum(report["trials"]) / runs,
-                "won": sum(report["won"]) / runs,
-                "rollbacks": sum(report["rollbacks"]) / runs,
-                "learned_share": sum(report["learned_steps"]) / runs / steps,
-            }
-        )
-    return records
+    return {
+        "network": name,
+        "steps": steps,
+        "runs": runs,
+        "learning_rate": float(fallback.learning_rate),
+        "loss": float(jnp.mean(losses_at_end(fallback, family, keys, steps)[0])),
+    }
+
+
+def cell(learned_name: str, learned: Optimizer, family: ProblemFamily, fallback: dict[str, Any]) -> dict[str, Any]:
+    """Run a learned optimizer alone and guarded, on the seeds of the fallback."""
+    steps, runs = fallback["steps"], fallback["runs"]
+    keys = jax.random.split(jax.random.key(2), runs)
+    alone = float(jnp.mean(losses_at_end(learned, family, keys, steps)[0]))
+    guard = Guard(learned, Adam(jnp.asarray(fallback["learning_rate"])))
+    guarded, state = losses_at_end(guard, family, keys, steps)
+    report = guard.report(state)
+    return {
+        "network": fallback["network"],
+        "learned": learned_name,
+        "steps": steps,
+        "runs": runs,
+        "fallback_learning_rate": fallback["learning_rate"],
+        "fallback": fallback["loss"],
+        "alone": alone if alone == alone and alone < 1e30 else None,
+        "guarded": float(jnp.mean(guarded)),
+        "ratio": float(jnp.mean(guarded)) / fallback["loss"],
+        "level": LEVEL,
+        "discarded_share": sum(report["discarded"]) / runs / steps,
+        "learned_share": sum(report["learned_steps"]) / runs / steps,
+        **{name: sum(report[name]) / runs for name in ("trials", "won", "rollbacks", "stalls")},
+    }
 
 
 def table(records: list[dict[str, Any]]) -> None:
@@ -144,6 +162,7 @@ def table(records: list[dict[str, Any]]) -> None:
             "ratio": f"{it['ratio']:.2f}",
             "discarded": f"{it['discarded_share']:.1%}",
             "moved by learned": f"{it['learned_share']:.0%}",
+            "won": f"{it['won']:g} of {it['trials']:g}",
         }
         for it in records
     ]
@@ -209,19 +228,38 @@ def update_times(count: int, repeats: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure and print."""
     command = parser(__doc__)
-    command.add_argument("--steps", type=int, nargs="+", default=[1000, 10000], metavar="N")
+    command.add_argument("--steps", type=int, nargs="+", default=[100, 1000, 10000], metavar="N")
     command.add_argument("--runs", type=int, default=4)
     options = command.parse_args()
     counts, runs = ([50], 1) if options.quick else (options.steps, options.runs)
 
-    times = update_times(1000 if options.quick else 1_000_000, 1 if options.quick else 3)
-    family = own_family(runs if options.quick else 2 * runs)
-    cells: list[dict[str, Any]] = []
+    resumed = options.json is not None and options.json.exists()
+    record: dict[str, Any] = json.loads(options.json.read_text()) if resumed else {}
+    parts = ("rows", "own_family", "fallbacks", "cells")
+    record = {name: record[name] for name in parts if name in record}
+
+    def keep(**new: Any) -> None:
+        record.update(new)
+        write_record(options.json, record)
+
+    if "rows" not in record:
+        keep(rows=update_times(1000 if options.quick else 1_000_000, 1 if options.quick else 3))
+    if "own_family" not in record:
+        keep(own_family=own_family(runs if options.quick else 2 * runs))
+    fallbacks, cells = record.get("fallbacks", []), record.get("cells", [])
     for steps in counts:
         for name, network in networks(options.quick).items():
-            cells += compare(name, network, steps, runs)
-            table(cells)
-            write_record(options.json, {"rows": times, "own_family": family, "cells": cells})
+            here = {"network": name, "steps": steps, "runs": runs}
+            fallback = next((it for it in fallbacks if here.items() <= it.items()), None)
+            if fallback is None:
+                fallback = reference(name, network, steps, runs)
+                fallbacks.append(fallback)
+            for learned_name, learned in learned_optimizers().items():
+                this = here | {"learned": learned_name}
+                if not any(this.items() <= it.items() for it in cells):
+                    cells.append(cell(learned_name, learned, network, fallback))
+                    keep(fallbacks=fallbacks, cells=cells)
+            table([it for it in cells if here.items() <= it.items()])
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.core
-
 SOURCE = Path(__file__).parents[1] / "src" / "bygrad"
 
 # A room imports only rooms above it in this list; in any room, `_core` is above.

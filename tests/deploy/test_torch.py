@@ -20,6 +20,7 @@ from bygrad.optimizers import LEARNED, LSTM, Optimizer, Scaled, controller, decl
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'bygrad[torch]'")
 
+from bygrad.deploy.torch import Adam as TorchAdam  # noqa: E402
 from bygrad.deploy.torch import LearnedOptimizer  # noqa: E402
 from bygrad.deploy.torch_rules import RULES  # noqa: E402
 from bygrad.deploy.torch_rules import base as rules_base  # noqa: E402
@@ -387,19 +388,48 @@ def test_the_gradient_scaler_skips_what_overflows(small):
     assert torch.equal(weight, before) and torch.equal(optimizer.state[weight]["state"], state)
 
 
-@pytest.mark.slow
-def test_inside_a_compiled_training_step(small):
-    """torch.compile traces the step as a whole, or leaves it alone; either way the steps are the same."""
-    start, first, second = draw(10, 2)
-    params, compiled_params = tensors(start), tensors(start)
-    expected = run(LearnedOptimizer(params, small), params, [first, second])
-    optimizer = LearnedOptimizer(compiled_params, small)
-    step = torch.compile(lambda: optimizer.step(), backend="eager")
-    for grads in (first, second):
-        set_grads(compiled_params, grads)
-        step()
-    for ours, theirs in zip(compiled_params, expected, strict=True):
-        np.testing.assert_allclose(ours.detach().float().numpy(), theirs, rtol=1e-6)
+@pytest.mark.parametrize("guarded", [False, True], ids=["bare", "guarded"])
+@pytest.mark.parametrize("closed", [False, True], ids=["step()", "step(closure)"])
+def test_inside_a_compiled_training_step(closed, guarded, artifacts):
+    """The model is compiled and the step left out: the losses are those of eager training, and nothing is compiled
+    again for later steps."""
+    x, y = (torch.from_numpy(np.random.default_rng(k).standard_normal((8, 3))) for k in range(2))
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def train(compiled: bool) -> list[float]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).double()
+        guard = TorchAdam(0.01) if guarded else None
+        optimizer = LearnedOptimizer(model.parameters(), artifacts["Controller"], guard=guard)
+
+        def compute() -> Any:
+            optimizer.zero_grad()
+            loss = (model(x) - y).square().mean()
+            loss.backward()
+            return loss
+
+        def step() -> Any:
+            if closed:
+                return optimizer.step(compute)
+            loss = compute()
+            optimizer.step(value=loss)
+            return loss
+
+        run = torch.compile(step, backend=backend) if compiled else step
+        losses = [run().item() for _ in range(6)]
+        if compiled:
+            before = len(graphs)
+            losses += [run().item() for _ in range(10)]
+            assert 0 < before == len(graphs)
+        return losses
+
+    eager, compiled = train(False), train(True)
+    np.testing.assert_allclose(compiled[:6], eager, rtol=1e-12)
+    assert compiled[-1] < compiled[0]
 
 
 @pytest.mark.parametrize(
@@ -451,8 +481,9 @@ def test_never_imports_jax():
     code = (
         "import sys, torch, bygrad.deploy.torch as deploy\n"
         "weight = torch.nn.Parameter(torch.ones(3)); weight.grad = torch.ones(3)\n"
-        "optimizer = deploy.LearnedOptimizer([weight], 'paper/mnist')\n"
-        "optimizer.step(); optimizer.load_state_dict(optimizer.state_dict())\n"
+        "for guard in (None, deploy.Adam()):\n"
+        "    optimizer = deploy.LearnedOptimizer([weight], 'paper/mnist', guard=guard)\n"
+        "    optimizer.step(value=1.0); optimizer.load_state_dict(optimizer.state_dict()); optimizer.settle()\n"
         "assert not {'jax', 'jaxlib', 'equinox', 'optax'} & sys.modules.keys()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -15,8 +15,6 @@ from bygrad.deploy import verify
 from bygrad.deploy.jax import from_artifact
 from bygrad.optimizers import LEARNED, LSTM
 
-pytestmark = pytest.mark.core
-
 ABOUT = {"name": "test/one", "training": {}, "validation": {}}
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 

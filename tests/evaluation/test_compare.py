@@ -12,8 +12,6 @@ from bygrad.evaluation import Protocol, Tuning, best_baseline, compare, strict_j
 from bygrad.optimizers import LSTM, SGD
 from bygrad.problems import ProblemFamily, Quadratic
 
-pytestmark = pytest.mark.core
-
 FIELDS = {
     "kind",
     "label",

@@ -11,8 +11,6 @@ from bygrad.optimizers import PAPER_BASELINES, SGD, Adam
 from bygrad.problems import ProblemFamily
 from bygrad.unroll import loss_curves
 
-pytestmark = pytest.mark.core
-
 
 class Isotropic(ProblemFamily):
     """Gradient descent is best at a rate of 1 / curvature, and lost at twice that rate and beyond."""

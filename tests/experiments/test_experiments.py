@@ -52,7 +52,6 @@ def rows() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_declaration_holds_together(name):
     experiment = EXPERIMENTS[name]
@@ -81,7 +80,6 @@ def test_a_declaration_holds_together(name):
     assert isinstance(eqx.filter_eval_shape(experiment.optimizer, jax.random.key(0)), Learned)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("figure", sorted({row["figure"] for row in rows()}))
 def test_curves_of_the_paper_are_shifted_to_our_convention(figure):
     curves = paper_curves(figure)
@@ -96,7 +94,6 @@ def test_curves_of_the_paper_are_shifted_to_our_convention(figure):
         assert curve["losses"] == [float(row["loss"]) for row in theirs]
 
 
-@pytest.mark.core
 def test_baselines_start_where_the_paper_starts_and_the_lstm_one_step_later():
     curves = paper_curves("fig4L_quadratics")
     for name in ("SGD", "Nesterov", "RMSprop", "Adam"):
@@ -112,7 +109,6 @@ def display() -> tuple[Display, io.StringIO]:
     return Display(Console(file=text, width=200)), text
 
 
-@pytest.mark.core
 def test_the_display_shows_what_stays():
     shown, text = display()
     shown.levels, shown.meta_steps = {"SGD": 5.0, "Adam": 4.0}, 2
@@ -178,7 +174,6 @@ def done(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> tu
     return results, folder, text.getvalue()
 
 
-@pytest.mark.core
 def test_everything_is_written(done, experiment):
     results, folder, text = done
     for name in ("report.html", "results.json", "optimizer.safetensors", "experiment.json", "tuning.json"):
@@ -200,7 +195,6 @@ def test_everything_is_written(done, experiment):
     assert results["optimizers"]["lstm"]["final"] == written["optimizers"]["lstm"]["final"]
 
 
-@pytest.mark.core
 def test_levels_are_judged(done):
     end, total, lost = done[0]["levels"]
     assert (end["paper"], end["reach"], end["reached"]) == (1.0, 100.0, True)
@@ -209,7 +203,6 @@ def test_levels_are_judged(done):
     assert end["ours"] == done[0]["optimizers"]["lstm"]["final"]["mean"]
 
 
-@pytest.mark.core
 def test_levels_may_be_shares_and_may_lie_on_the_way():
     def row(kind: str, label: str, final: float | None, curve: list[float]) -> dict:
         interval = {"mean": final, "low": final and final / 2, "high": final and final * 2}
@@ -241,14 +234,12 @@ def test_levels_may_be_shares_and_may_lie_on_the_way():
     assert [it["reached"] for it in lost] == [False] * 3
 
 
-@pytest.mark.core
 def test_a_setting_may_have_fewer_runs():
     protocol_of = importlib.import_module("bygrad.experiments.reproduce")._protocol_of
     runs = [protocol_of(Setting("a", "A", "quadratic", 5, 2, runs=n), Protocol(9, runs=8)).runs for n in (None, 3, 20)]
     assert runs == [8, 3, 8]
 
 
-@pytest.mark.core
 def test_the_optimizer_is_the_one_that_was_compared(done, experiment):
     results, folder, _ = done
     optimizer = bygrad.load(folder / "optimizer.safetensors")
@@ -258,7 +249,6 @@ def test_the_optimizer_is_the_one_that_was_compared(done, experiment):
     np.testing.assert_allclose(again["lstm"]["curve"], results["optimizers"]["lstm"]["curve"], rtol=1e-6)
 
 
-@pytest.mark.core
 def test_a_folder_in_use_is_not_overwritten(done, experiment):
     _, folder, _ = done
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -275,7 +265,6 @@ def test_a_folder_in_use_is_not_overwritten(done, experiment):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.core
 def test_a_finished_experiment_is_resumed_to_the_same_results(done, experiment):
     results, folder, _ = done
     again = reproduce(experiment, "paper", folder, display()[0], resume=True, command="bygrad reproduce tiny")
@@ -288,7 +277,6 @@ def test_a_finished_experiment_is_resumed_to_the_same_results(done, experiment):
     assert [level["reached"] for level in again["levels"]] == [level["reached"] for level in results["levels"]]
 
 
-@pytest.mark.core
 def test_another_file_in_the_folder_is_not_taken_for_an_experiment(experiment, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError):
@@ -298,7 +286,6 @@ def test_another_file_in_the_folder_is_not_taken_for_an_experiment(experiment, t
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.core
 def test_resuming_where_nothing_is_begins(experiment, tmp_path, monkeypatch):
     started = []
 

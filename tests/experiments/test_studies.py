@@ -28,7 +28,6 @@ def level(name: str, reached: bool | None) -> dict[str, object]:
     return {"what": name, "paper": 0.5, "reach": 0.4, "ours": 0.3, "low": 0.2, "high": 0.4, "reached": reached}
 
 
-@pytest.mark.core
 def test_all_runs_everything_once_goes_on_after_a_failure_and_writes_an_index(tmp_path):
     ran = []
 
@@ -62,13 +61,11 @@ def test_all_runs_everything_once_goes_on_after_a_failure_and_writes_an_index(tm
     assert [resumed for _, _, resumed in ran[3:]] == [True, False, True]  # the second has left nothing
 
 
-@pytest.mark.core
 def test_all_is_all():
     assert {"all", *EXPERIMENTS}.isdisjoint(set(STUDIES) - {"all"})
     assert {"variations", "horizon", "architectures", "update-shapes"} < set(STUDIES)
 
 
-@pytest.mark.core
 def test_the_contenders_are_trained_alike_and_the_recipes_are_json():
     for contest in (QUADRATICS, MNIST):
         for budget, recipe in contest.recipes.items():
@@ -80,7 +77,6 @@ def test_the_contenders_are_trained_alike_and_the_recipes_are_json():
         assert PROTOCOLS[budget].horizon > curriculum.horizons[-1] / 2
 
 
-@pytest.mark.core
 def test_differences_are_taken_run_by_run():
     """With rates that differ a little, runs differ much more among themselves than within a pair."""
     protocol = Protocol(3, runs=16, tuning_runs=1, chunk=16)
@@ -119,7 +115,6 @@ def test_a_contest_is_held_once(tmp_path):
     assert hold(contest, task, tmp_path / "tiny")["levels"][0]["ours"] == -1.0
 
 
-@pytest.mark.core
 def test_histories_and_responses_of_gradient_descent_are_lines():
     grads = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
     np.testing.assert_allclose(history(SGD(0.5), grads), -0.5 * grads, rtol=1e-6)
@@ -127,7 +122,6 @@ def test_histories_and_responses_of_gradient_descent_are_lines():
     np.testing.assert_allclose(responses["SGD"], np.tile(-0.5 * swept, (5, 1)), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.core
 def test_responses_pass_through_the_updates_that_were_taken():
     grads = np.array([0.3, -0.2, 0.1, 0.25], np.float32)
     swept, responses = sweep({"Adam": Adam(0.1)}, grads)
@@ -136,7 +130,6 @@ def test_responses_pass_through_the_updates_that_were_taken():
         assert np.interp(grads[step], swept, responses["Adam"][step]) == pytest.approx(update, abs=3e-3)
 
 
-@pytest.mark.core
 def test_coordinates_are_chosen_by_the_size_of_their_gradients():
     grads = np.arange(1, 201)[None, ::-1] * np.array([[1.0], [-1.0]])
     sizes = np.abs(grads[0, choose(grads, 3)])

@@ -32,7 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.core
 def test_the_command_paints(folder, capsys):
     out = folder / "out.png"
     options = ["--size", "16", "--steps", "2", "--artifact", str(folder / "lstm.safetensors")]
@@ -53,7 +52,6 @@ def test_the_best_image_is_kept():
     assert 100 < image.mean() < 150 and 20 < image.std() < 45
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("content", "style", "out", "message"),
     [
@@ -69,7 +67,6 @@ def test_pictures_that_are_none_are_refused_at_once(folder, content, style, out,
     assert not (folder / out).exists()
 
 
-@pytest.mark.core
 def test_sizes(folder):
     assert read_picture(folder / "content.png", 32).shape == (16, 32, 3)
     assert read_picture(folder / "content.png", 100, 8).shape == (48, 96, 3)
@@ -80,7 +77,6 @@ def test_sizes(folder):
         stylize(folder / "content.png", folder / "style.jpg", folder / "a.png", SGD(1.0), steps=0)
 
 
-@pytest.mark.core
 def test_a_picture_survives_a_png(folder):
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     write_picture(folder / "exact.png", picture)
@@ -100,7 +96,6 @@ class Copying(ProblemFamily):
         return jnp.mean(jnp.square(params - 127))
 
 
-@pytest.mark.core
 def test_rows_of_pictures_for_a_report():
     photographs = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
     optimizers = {"LSTM": LSTM(jax.random.key(0), (2,), output_scale=10.0), "SGD": SGD(1.0)}
@@ -118,7 +113,6 @@ def test_rows_of_pictures_for_a_report():
     assert (images[0, 5] != images[0, 1]).any()
 
 
-@pytest.mark.core
 def test_other_families_have_no_paintings():
     with pytest.raises(TypeError, match="Copying has no pictures to show"):
         paintings(Copying(), {"SGD": SGD(1.0)}, jax.random.key(0))
@@ -128,7 +122,6 @@ def decode(image: dict) -> np.ndarray:
     return np.frombuffer(base64.b64decode(image["data"]), np.uint8).reshape(image["shape"])
 
 
-@pytest.mark.core
 def test_pixels_become_bytes():
     image = np.array([-3.0, 0.4, 254.6, 300.0, np.nan, np.inf])
     np.testing.assert_array_equal(to_bytes(image), [0, 0, 255, 255, 0, 255])

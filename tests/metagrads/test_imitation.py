@@ -12,8 +12,6 @@ from bygrad.problems import Quadratic
 from bygrad.training import Recipe, describe
 from bygrad.unroll import Windows
 
-pytestmark = pytest.mark.core
-
 WINDOWS = Windows(Quadratic(3), horizon=4, truncation=2, instances=2)
 
 

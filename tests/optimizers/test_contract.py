@@ -1,5 +1,10 @@
 """What every optimizer promises, learned or hand-designed."""
 
+import os
+import subprocess
+import sys
+import warnings
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -106,3 +111,68 @@ def test_updates_are_finite_for_gradients_of_every_size(optimizer, size):
     grads = {"p": jnp.array([size, -size, 0.0])}
     updates, state = steps(optimizer, [grads] * 3, params)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((updates, state)))
+
+
+def test_donated_params_and_state_give_the_same_steps(optimizer):
+    """Every buffer that is given away is taken: none is held twice, and none is left over."""
+    params, grads = {"w": jnp.linspace(-1, 1, 6).reshape(2, 3), "b": jnp.ones(())}, {"w": jnp.ones((2, 3)), "b": 0.5}
+    grads = jax.tree.map(jnp.asarray, grads)
+
+    def step(given: tuple[Optimizer, object], params: object, state: object) -> tuple[object, object]:
+        optimizer, grads = given
+        updates, state = optimizer.update(grads, state, params, value=jnp.ones(()))
+        return jax.tree.map(jnp.add, params, updates), state
+
+    plain, donating = eqx.filter_jit(step), eqx.filter_jit(step, donate="all-except-first")
+    kept = taken = params, eqx.filter_jit(lambda it, params: it.init(params))(optimizer, params)
+    taken = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), taken)
+    for _ in range(2):
+        given, kept = taken, plain((optimizer, grads), *kept)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            taken = donating((optimizer, grads), *given)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given) if leaf.size)
+    for ours, theirs in zip(jax.tree.leaves(taken), jax.tree.leaves(kept), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+SHARDED = """
+import sys
+import equinox as eqx, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from bygrad.optimizers import HAND_DESIGNED, LEARNED, SGD, TRANSFER_BASELINES, Adam, Guard
+
+assert jax.device_count() == 8
+mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
+specs = {"w": P("a", "b"), "b": P("a"), "s": P()}
+here = {"w": jnp.linspace(-1, 1, 32).reshape(8, 4), "b": jnp.linspace(0.1, 1, 4), "s": jnp.ones(())}
+there = {name: jax.device_put(leaf, NamedSharding(mesh, specs[name])) for name, leaf in here.items()}
+
+@eqx.filter_jit
+def run(optimizer, params):
+    state, grads = optimizer.init(params), jax.tree.map(lambda leaf: 0.1 * leaf, params)
+    for _ in range(2):
+        updates, state = optimizer.update(grads, state, params, value=jnp.ones(()))
+        params = jax.tree.map(jnp.add, params, updates)
+    return params
+
+wrong = []
+for name, kind in (LEARNED | HAND_DESIGNED | TRANSFER_BASELINES | {"Guard": None}).items():
+    learned = kind in LEARNED.values()
+    optimizer = Guard(SGD(), Adam()) if kind is None else kind(jax.random.key(0)) if learned else kind()
+    one, eight = run(optimizer, here), run(optimizer, there)
+    for leaf in here:
+        if not np.allclose(one[leaf], eight[leaf], rtol=1e-5, atol=1e-6):
+            wrong.append(f"{name}: other values of {leaf}")
+        if not eight[leaf].sharding.is_equivalent_to(there[leaf].sharding, here[leaf].ndim):
+            wrong.append(f"{name}: {leaf} moved to {eight[leaf].sharding}")
+sys.exit("; ".join(wrong))
+"""
+
+
+def test_params_divided_over_eight_devices_take_the_same_steps_and_stay_there():
+    """All optimizers in one process, whose start takes longer than each of them."""
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -11,8 +11,6 @@ from bygrad.problems import ImageData, find_family
 from bygrad.problems.data import load_images
 from bygrad.problems.data.cifar import BINARY_FILES
 
-pytestmark = pytest.mark.core
-
 
 def write_binary(folder: Path, data: ImageData) -> None:
     """Four records in each of the five files for training, all the others in the one for tests."""

@@ -139,3 +139,16 @@ def test_there_is_no_objective_without_noise():
 def test_what_does_not_exist_is_refused(fields):
     with pytest.raises((ValueError, TypeError), match=next(iter(fields))):
         tiny(**fields)
+
+
+def test_held_out_images_are_not_trained_on():
+    family, key = tiny(held_out=4), jax.random.key(5)
+    params = family.init((), jax.random.key(0))
+    for start, end, loss in ((0, 5, family.loss), (5, 9, family.held_out_loss)):
+        chosen = np.asarray(jax.random.randint(key, (family.batch,), start, end))
+        expected = numpy_loss(family, jax.tree.map(np.asarray, params), chosen)
+        np.testing.assert_allclose(loss(params, (), key), expected, rtol=1e-4)
+    with pytest.raises(ValueError, match="some must be left to train on"):
+        tiny(held_out=9)
+    with pytest.raises(NotImplementedError):
+        tiny().held_out_loss(params, (), key)

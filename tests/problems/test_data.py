@@ -16,8 +16,6 @@ from hypothesis import strategies as st
 
 from bygrad.problems.data import ImageData, load_images
 
-pytestmark = pytest.mark.core
-
 Arrays = dict[str, np.ndarray]
 
 IDX_NAMES = {

@@ -66,7 +66,6 @@ def numpy_loss(family: StyleTransfer, image: np.ndarray, photograph: np.ndarray,
     return image.shape[0] * image.shape[1] * total
 
 
-@pytest.mark.core
 def test_features_are_those_of_the_network(network, picture):
     expected = numpy_features(network, picture.astype(float))
     found = network(jnp.asarray(picture, jnp.float32))
@@ -75,7 +74,6 @@ def test_features_are_those_of_the_network(network, picture):
         np.testing.assert_allclose(found[layer], value, rtol=1e-3, atol=1e-4 * value.max())
 
 
-@pytest.mark.core
 def test_loss_is_gatys(family, picture):
     image = np.random.default_rng(1).uniform(0, 255, picture.shape)
     instance = family.content(jnp.asarray(picture))
@@ -92,7 +90,6 @@ def test_loss_is_gatys(family, picture):
     np.testing.assert_allclose(rise, np.linalg.norm(slope), rtol=1e-3)
 
 
-@pytest.mark.core
 def test_content_and_style_are_met_by_the_pictures_themselves(family, network, picture):
     painting = load_painting("great_wave", 16)
     itself = StyleTransfer.of(painting[None], painting, network=network)
@@ -117,7 +114,6 @@ def test_the_gradient_at_a_pixel_does_not_depend_on_the_size(network):
     assert abs(sizes[1] / sizes[0] - 1) < 0.15
 
 
-@pytest.mark.core
 def test_instances_are_photographs_and_starts_are_noise(family):
     instances = [family.sample(jax.random.key(seed)) for seed in range(12)]
     tops = {int(instance["photograph"][0, 0, 0]) for instance in instances}
@@ -128,7 +124,6 @@ def test_instances_are_photographs_and_starts_are_noise(family):
     assert abs(float(jnp.std(start)) / 32 - 1) < 4 / (2 * start.size) ** 0.5
 
 
-@pytest.mark.core
 def test_a_black_picture_has_finite_losses_and_gradients(network):
     blind = jax.tree.map(jnp.zeros_like, network)  # no features at all: every target is zero
     black = np.zeros((2, 16, 24, 3), np.uint8)
@@ -137,7 +132,6 @@ def test_a_black_picture_has_finite_losses_and_gradients(network):
     assert float(value) == 0 and bool(jnp.all(jnp.isfinite(grads)))
 
 
-@pytest.mark.core
 def test_gram_ignores_where_things_are():
     features = jax.random.normal(jax.random.key(0), (4, 6, 5))
     moved = jax.random.permutation(jax.random.key(1), features.reshape(24, 5)).reshape(6, 4, 5)
@@ -146,7 +140,6 @@ def test_gram_ignores_where_things_are():
     np.testing.assert_allclose(gram(moved), expected, atol=1e-6)
 
 
-@pytest.mark.core
 def test_sides_that_the_network_cannot_halve_are_refused(network):
     with pytest.raises(ValueError, match=r"12 x 16 pixels.*multiples of 8"):
         StyleTransfer.of(np.zeros((1, 16, 12, 3), np.uint8), load_painting("great_wave", 16), network=network)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.problems import HeldOut, Mixture, MLPClassifier, Quadratic, check_family
+from bygrad.problems import HeldOut, Mixture, MLPClassifier, Quadratic, RandomScale, check_family
 
 pytestmark = pytest.mark.core
 
@@ -72,3 +72,23 @@ def test_a_mixture_is_all_of_its_members_side_by_side():
     assert instance[0][0].shape == (3, 3) and instance[2][0].shape == (2, 2)
     with pytest.raises(ValueError, match="2 families with 1 weights"):
         Mixture(members[:2], (1.0,))
+
+
+def test_random_units_change_the_gradients_and_not_the_losses():
+    family = perceptron(held_out=10)
+    scaled = RandomScale(family, spread=2.0)
+    check_family(scaled, KEY)
+    instance = scaled.sample(KEY)
+    params, plain = scaled.init(instance, KEY), family.init((), KEY)
+    for loss in ("loss", "held_out_loss"):
+        np.testing.assert_allclose(
+            getattr(scaled, loss)(params, instance, KEY), getattr(family, loss)(plain, (), KEY), rtol=1e-6
+        )
+    ours, theirs = jax.grad(scaled.loss)(params, instance, KEY), jax.grad(family.loss)(plain, (), KEY)
+    for a, b, scale in zip(*map(jax.tree.leaves, (ours, theirs, instance[1])), strict=True):
+        np.testing.assert_allclose(a, scale * b, rtol=2e-5, atol=1e-7)
+    units = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(instance[1])])
+    assert np.all(np.abs(np.log(units)) <= 2.0) and np.unique(units).size == units.size
+    assert not np.array_equal(jax.tree.leaves(scaled.sample(jax.random.key(1))[1])[0], jax.tree.leaves(instance[1])[0])
+    with pytest.raises(ValueError, match="spread is 50"):
+        RandomScale(family, spread=50.0)

@@ -15,6 +15,7 @@ from bygrad.solvers import (
     Flat,
     GainRatio,
     LearnedDamping,
+    LearnedSchedule,
     LearnedSolver,
     LearnedStart,
     LevenbergMarquardt,
@@ -126,7 +127,9 @@ def coded(coding: SparseCoding) -> np.ndarray:
     ids=["nan", "huge", "ascending", "mild"],
 )
 def test_sufficient_decrease_holds_any_schedule(row, coding, coded):
-    schedule = jnp.tile(jnp.array(row), (12, 1))
+    schedule = LearnedSchedule(
+        jnp.tile(jnp.array(row), (12, 1)), jnp.linspace(-5, 5, 36) if row[0] == 1 else jnp.zeros(())
+    )
     method = ProximalGradient(schedule, tol=1e-4, max_steps=20_000)
     found = solve(coding, coding.patches, method=method, batch=16)
     assert found.success.all()
@@ -134,6 +137,13 @@ def test_sufficient_decrease_holds_any_schedule(row, coding, coded):
     early = solve(coding, coding.patches, method=ProximalGradient(schedule, max_steps=8), batch=16)
     zero = 0.5 * np.sum(np.asarray(coding.patches, float) ** 2, axis=1)
     assert (early.cost <= zero + 1e-9).all()
+
+
+def test_an_untrained_schedule_is_the_classical_method(coding):
+    # As long as no trial is rejected: momentum then begins anew, but a schedule goes on.
+    methods = ProximalGradient(max_steps=6), ProximalGradient(LearnedSchedule.classical(20, params=36), max_steps=6)
+    classical, found = (solve(coding, coding.patches, method=method, batch=16) for method in methods)
+    np.testing.assert_allclose(found.cost, classical.cost, rtol=1e-6)
 
 
 PROPOSALS = {

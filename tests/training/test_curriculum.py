@@ -26,7 +26,6 @@ def graduated(folder):
     return learn_by_curriculum(SGD(0.02), FAMILY, CURRICULUM, folder=folder)
 
 
-@pytest.mark.core
 def test_each_stage_is_judged_by_the_next_horizon_and_ends_when_nothing_comes(graduated):
     for stage, (horizon, judged_by) in enumerate(((2, 4), (4, 8))):
         course = [it for it in graduated.rounds if it.stage == stage]
@@ -41,7 +40,6 @@ def test_each_stage_is_judged_by_the_next_horizon_and_ends_when_nothing_comes(gr
     assert {it.stage for it in graduated.rounds} == {0, 1}
 
 
-@pytest.mark.core
 def test_the_best_of_the_last_stage_comes_out(graduated):
     best = min(it.loss for it in graduated.rounds if it.stage == 1)
     keys = jax.random.split(jax.random.key(RECIPE.seed), 2)
@@ -52,7 +50,6 @@ def test_the_best_of_the_last_stage_comes_out(graduated):
     assert float(graduated.optimizer.learning_rate) > 0.02  # small steps are what there is to learn from
 
 
-@pytest.mark.core
 def test_resuming_repeats_nothing_and_gives_the_same(graduated, folder):
     events = []
     again = learn_by_curriculum(SGD(0.02), FAMILY, CURRICULUM, folder=folder, resume=True, watch=events.append)
@@ -61,7 +58,6 @@ def test_resuming_repeats_nothing_and_gives_the_same(graduated, folder):
     assert not any(isinstance(event, Stepped) for event in events)
 
 
-@pytest.mark.core
 def test_another_curriculum_and_a_used_folder_are_refused(graduated, folder):
     with pytest.raises(FileExistsError, match="already holds a curriculum"):
         learn_by_curriculum(SGD(0.02), FAMILY, CURRICULUM, folder=folder)
@@ -70,14 +66,12 @@ def test_another_curriculum_and_a_used_folder_are_refused(graduated, folder):
         learn_by_curriculum(SGD(0.02), FAMILY, other, folder=folder, resume=True)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("horizons", [(2,), (4, 2), (3, 6)])
 def test_horizons_that_do_not_grow_are_refused(horizons):
     with pytest.raises(ValueError, match="a curriculum needs at least two"):
         Curriculum(RECIPE, horizons=horizons)
 
 
-@pytest.mark.core
 def test_an_optimizer_that_diverges_goes_in_and_a_better_one_comes_out(tmp_path):
     """A rate far above 2 over the curvature: runs of the next horizon overflow, which counts as infinitely bad."""
     curriculum = Curriculum(RECIPE, horizons=(2, 60), rounds=1, runs=2)

@@ -25,3 +25,4 @@ class Result(enum.IntEnum):
     OUTSIDE_SIZE = 5, "There are far more or far fewer params than the optimizer was trained on."
     OUTSIDE_SCALE = 6, "Most gradients are of sizes that the optimizer was not trained on."
     OUTSIDE_HORIZON = 7, "The run is longer than those that the optimizer was trained on."
+    STALLED = 8, "The loss stopped falling under the learned optimizer: the fallback went on from there."

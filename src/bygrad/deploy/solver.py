@@ -22,8 +22,10 @@ from ..solvers import (
     Card,
     GainRatio,
     LearnedDamping,
+    LearnedSchedule,
     LearnedSolver,
     LearnedStart,
+    LearnedWarmStart,
     LevenbergMarquardt,
     Method,
     ProximalGradient,
@@ -35,6 +37,8 @@ KIND = "LearnedSolver"
 FEATURES = 1
 """Version of what the networks see: raised when old ones would mean something else."""
 
+_NOT_NUMBERS = ("warm", "schedule", "reduced", "bound")
+
 _METHODS: dict[str, type[Any]] = {"ADMM": ADMM, "LBFGS": LBFGS, "ProximalGradient": ProximalGradient}
 
 
@@ -45,7 +49,7 @@ def save_solver(solver: LearnedSolver, path: str | os.PathLike[str], *, family: 
     with the SHA-256 of the file, since a solver belongs to one family. `name`: what the artifact calls itself.
     """
     card = solver.card
-    networks = {"start": solver.start, "damping": _damping(solver.method)}
+    networks = {"start": solver.start, "damping": _damping(solver.method)} | _learned_parts(solver.method)
     tensors = {
         f"{part}/{leaf}": np.array(value)
         for part, network in networks.items()
@@ -57,10 +61,15 @@ def save_solver(solver: LearnedSolver, path: str | os.PathLike[str], *, family: 
         "family_sha256": _sha256(family),
         "method": _describe(solver.method),
         "classical": _describe(solver.classical),
+        "dtype": solver.dtype,
         "starts": solver.starts,
         "classical_starts": solver.classical_starts,
         "start": None if solver.start is None else {"proposals": solver.start.proposals} | _sizes(solver.start),
         "damping": None if (it := _damping(solver.method)) is None else {"steps": it.steps} | _sizes(it),
+        "warm": None if (it := _learned_parts(solver.method)["warm"]) is None else {"size": it.size} | _sizes(it),
+        "schedule": None
+        if (it := _learned_parts(solver.method)["schedule"]) is None
+        else {"steps": len(it.rows), "metric": list(it.metric.shape)},
     }
     manifest = Manifest(
         name=name or f"mine/{type(solver.family).__name__.lower()}",
@@ -102,10 +111,17 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
         if damping is not None:
             assert isinstance(method, LevenbergMarquardt)
             method = LevenbergMarquardt(damping=damping, tol=method.tol, max_steps=method.max_steps)
+        elif isinstance(method, ADMM) and (shape := config["warm"]) is not None:
+            blank = LearnedWarmStart.blank(_whitening(shape), shape["size"], jax.random.key(0))
+            method = dataclasses.replace(method, warm=_filled(blank, "warm", artifact.tensors))
+        elif isinstance(method, ProximalGradient) and (shape := config["schedule"]) is not None:
+            blank = LearnedSchedule(jnp.zeros((shape["steps"], 3)), jnp.zeros(shape["metric"]))
+            method = dataclasses.replace(method, schedule=_filled(blank, "schedule", artifact.tensors))
         elif config["method"] == config["classical"]:
             method = classical
         card = Card(**manifest.validation) if manifest.validation else None
-        return LearnedSolver(found, method, classical, start, config["starts"], config["classical_starts"], card)
+        counts = config["starts"], config["classical_starts"]
+        return LearnedSolver(found, method, classical, start, *counts, card, config["dtype"])
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise ArtifactError(
             f"{path}: its configuration does not describe a solver ({type(error).__name__}: {error})",
@@ -119,6 +135,14 @@ def _damping(method: Method) -> LearnedDamping | None:
     return rule if isinstance(rule, LearnedDamping) else None
 
 
+def _learned_parts(method: Method) -> dict[str, Any]:
+    """Return the warm start and the schedule of a method, None where it has none."""
+    return {
+        "warm": method.warm if isinstance(method, ADMM) else None,
+        "schedule": method.schedule if isinstance(method, ProximalGradient) else None,
+    }
+
+
 def _describe(method: Method) -> dict[str, Any]:
     """Write a method's numbers down; arrays that `prepare` makes again are left out."""
     if isinstance(method, LevenbergMarquardt):
@@ -126,7 +150,7 @@ def _describe(method: Method) -> dict[str, Any]:
         assert isinstance(rule, GainRatio)
         numbers = {"initial": rule.initial, "shrink": rule.shrink, "tol": method.tol, "max_steps": method.max_steps}
     else:
-        fields = [field.name for field in dataclasses.fields(method) if field.name not in ("factors", "schedule")]
+        fields = [field.name for field in dataclasses.fields(method) if field.name not in _NOT_NUMBERS]
         numbers = {name: getattr(method, name) for name in fields}
     return {"name": type(method).__name__} | {
         name: value if isinstance(value, bool | int) else float(value) for name, value in numbers.items()
@@ -141,7 +165,7 @@ def _method(described: dict[str, Any]) -> Method:
     return _METHODS[described["name"]](**numbers)
 
 
-def _sizes(network: LearnedStart | LearnedDamping) -> dict[str, int]:
+def _sizes(network: LearnedStart | LearnedDamping | LearnedWarmStart) -> dict[str, int]:
     whitening = network.whitening
     return {"inputs": whitening.instance_mean.size, "params": whitening.params_mean.size}
 

@@ -1,6 +1,7 @@
 """Artifacts as PyTorch optimizers. This module and what it imports never import JAX."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch.optim import Optimizer
 
 from ..artifacts import Artifact, Step, find
 from ..artifacts import load as load_artifact
-from .torch_rules import Rule, Scheduled, rule_of
+from .torch_rules import Adam, Envelope, Guard, Rule, Scheduled, rule_of
 
-_THETA = "theta"
+_THETA, _GUARD = "theta", "guard"
+
+__all__ = ["Adam", "Envelope", "Guard", "LearnedOptimizer", "Rule", "replay"]
 
 
 class LearnedOptimizer(Optimizer):
@@ -27,7 +30,12 @@ class LearnedOptimizer(Optimizer):
 
     **Arguments:** `params`: as for every torch optimizer. `artifact`: the name of a shipped artifact, a file, or an
     artifact that was read. `lr`: multiplies every step; 1 is what was trained, so schedulers start from there.
-    `horizon`: how many steps the run will have, for rules that go by it (`Controller`); without, as in the artifact.
+    `horizon`: how many steps the run will have, for rules that go by it (`Controller`) and for the guard; without, as
+    in the artifact. `guard`: what to fall back to, say `Adam(3e-4)`: then the optimizer moves the params only while it
+    shows that it is better, inside what its artifact says that it was trained on (`Guard`, `Envelope`). Or a function
+    from the bare rule to the guarded one, to choose how. A guard needs the loss of every step, from `step(closure)` or
+    `step(value=loss)`; `lr` multiplies the fallback's steps as well. Call `settle()` when the run ends. Processes that
+    train one model together must give it the same loss.
 
     **Raises:** `ArtifactError` as `bygrad.artifacts.load` does, and by name for a rule that PyTorch does not have;
     `TypeError` for params that are not floating-point; `ValueError` for `lr` below 0, and a `horizon` without meaning.
@@ -49,9 +57,10 @@ class LearnedOptimizer(Optimizer):
         artifact: Artifact | str | os.PathLike[str],
         lr: float | Tensor = 1.0,
         horizon: int | None = None,
+        guard: Rule | Callable[[Rule], Rule] | None = None,
     ) -> None:
         self._artifact = artifact if isinstance(artifact, Artifact) else load_artifact(find(artifact))
-        self._rule: Rule = rule_of(self._artifact)
+        self._rule: Rule = _guarded(rule_of(self._artifact), self._artifact, guard)
         if not isinstance(lr, Tensor) and not lr >= 0:
             raise ValueError(
                 f"lr is {lr}, but it multiplies the steps that the optimizer was trained to take: below 0 they would go"
@@ -60,7 +69,7 @@ class LearnedOptimizer(Optimizer):
         if horizon is not None:
             _declare(self._rule, self._artifact, horizon)
         # In every param group, because tools that take state dicts apart keep these whole.
-        super().__init__(params, {"lr": lr, _THETA: self._artifact.manifest.digest})
+        super().__init__(params, {"lr": lr, _THETA: self._artifact.manifest.digest} | self._memory())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -78,17 +87,33 @@ class LearnedOptimizer(Optimizer):
                 )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Take one step and return what `closure` returns, which computes loss and gradients anew."""
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, closure: Callable[[], Any] | None = None, *, value: float | Tensor | None = None
+    ) -> Any:
+        """Take one step and return what `closure` returns, which computes loss and gradients anew.
+
+        `value`: the loss where the gradients were taken, for those who give no closure.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        value = value if loss is None else loss
+        self._take_step(None if value is None else torch.as_tensor(value).detach())
+        return loss
+
+    # A training step that is compiled leaves this out: decisions are Python's, and loops over blocks would be unrolled.
+    @torch.compiler.disable
+    def _take_step(self, value: Tensor | None) -> None:
         moving = [(param, group["lr"]) for group in self.param_groups for param in group["params"]]
-        moving = [(param, rate) for param, rate in moving if param.grad is not None]
+        guarded = isinstance(self._rule, Guard)
+        # A param that has none now may have moved in a trial that ends now.
+        moving = [
+            (param, rate) for param, rate in moving if param.grad is not None or (guarded and self.state.get(param))
+        ]
         params, grads = [param for param, _ in moving], [param.grad for param, _ in moving]
         for grad in grads:
-            if grad.layout != torch.strided:
+            if grad is not None and grad.layout != torch.strided:
                 raise TypeError(
                     f"A gradient has the layout {grad.layout}, and the rule looks at every coordinate. Make the layer"
                     " give dense gradients: nn.Embedding(..., sparse=False)."
@@ -96,12 +121,36 @@ class LearnedOptimizer(Optimizer):
         for param in params:
             if not self.state[param]:
                 self.state[param] = self._rule.start(param)
-        value = None if loss is None else torch.as_tensor(loss).detach()
-        updates = self._rule.step(grads, [self.state[param] for param in params], params, value)
-        for (param, rate), update in zip(moving, updates, strict=True):
+        states, rates = [self.state[param] for param in params], [rate for _, rate in moving]
+        if isinstance(self._rule, Guard):
+            if value is None and self._rule.judges and not self._rule.counts.steps:
+                warnings.warn(_NO_LOSS, stacklevel=3)
+            updates, rates = self._rule.step(grads, states, params, value, rates), [1.0] * len(rates)
+            for group in self.param_groups:
+                group.update(self._memory())
+        else:
+            updates = self._rule.step(grads, states, params, value)
+        for param, rate, update in zip(params, rates, updates, strict=True):
             # Scaled and added in the dtype that it was computed in, and rounded once.
             param.add_(update if isinstance(rate, float) and rate == 1.0 else update.mul_(rate))
-        return loss
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Put the params where they should be kept if the run ends here: with a guard, and in a trial, to where the
+        fallback would go on from. Training can go on afterwards."""
+        if isinstance(self._rule, Guard):
+            params = [param for group in self.param_groups for param in group["params"] if self.state.get(param)]
+            self._rule.settle([self.state[param] for param in params], params)
+            for group in self.param_groups:
+                group.update(self._memory())
+
+    def report(self) -> dict[str, Any]:
+        """Return what the guard counted, and its reasons in words; nothing without a guard."""
+        return self._rule.report() if isinstance(self._rule, Guard) else {}
+
+    def _memory(self) -> dict[str, Any]:
+        """What a guard remembers, for every param group, because tools that take state dicts apart keep these whole."""
+        return {_GUARD: self._rule.memory()} if isinstance(self._rule, Guard) else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave. **Raises:** `ValueError` for that of another artifact, or of another rule."""
@@ -110,7 +159,7 @@ class LearnedOptimizer(Optimizer):
         read: dict[str, Any] = {}
 
         def before(_: Optimizer, given: dict[str, Any]) -> None:
-            self._check_digest(given)
+            self._check(given)
             read.update(given)
 
         def after(_: Optimizer) -> None:
@@ -120,6 +169,8 @@ class LearnedOptimizer(Optimizer):
                 for name, value in read["state"].get(index, {}).items():
                     if isinstance(value, Tensor):
                         self.state[param][name] = value.detach().to(param.device, copy=True)
+            if isinstance(self._rule, Guard):
+                self._rule.remember(read["param_groups"][0][_GUARD])
 
         hooks = [
             self.register_load_state_dict_pre_hook(before),
@@ -131,8 +182,8 @@ class LearnedOptimizer(Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _check_digest(self, state_dict: dict[str, Any]) -> None:
-        manifest = self._artifact.manifest
+    def _check(self, state_dict: dict[str, Any]) -> None:
+        manifest, guarded = self._artifact.manifest, isinstance(self._rule, Guard)
         for group in state_dict["param_groups"]:
             if (found := group.get(_THETA)) != manifest.digest:
                 raise ValueError(
@@ -140,9 +191,29 @@ class LearnedOptimizer(Optimizer):
                     f" {manifest.digest}: its state means nothing to other meta-parameters. Make the optimizer from the"
                     " artifact of that run, or start with a fresh state."
                 )
+            if (_GUARD in group) != guarded:
+                raise ValueError(
+                    f"The state dict was saved with{'' if _GUARD in group else 'out'} a guard, and this optimizer was"
+                    f" made with{'' if guarded else 'out'} one: the two remember different things. Give `guard` as in"
+                    " that run, or start with a fresh state."
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_artifact": self._artifact, "_rule": self._rule}
+
+
+_NO_LOSS = (
+    "The guard was given no loss, so it cannot compare: until it is, the learned optimizer moves the params, and all"
+    " that is left is that updates are finite. Call step(closure), or step(value=loss)."
+)
+
+
+def _guarded(rule: Rule, artifact: Artifact, guard: Rule | Callable[[Rule], Rule] | None) -> Rule:
+    if guard is None:
+        return rule
+    if isinstance(guard, Rule):
+        return Guard(rule, guard, envelope=Envelope.from_training(artifact.manifest.training))
+    return guard(rule)
 
 
 def _declare(rule: Rule, artifact: Artifact, horizon: int) -> None:

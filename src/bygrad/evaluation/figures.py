@@ -102,9 +102,13 @@ def loss_curves(results: Results) -> "matplotlib.figure.Figure":
 
     optimizers = results["optimizers"]
     keys = ["curve"] + ["area_curve"] * any(entry.get("area_curve") for entry in optimizers.values())
-    width, height, right = (7.4, 3.5, 0.86) if len(keys) == 2 else (5.6, 3.6, 0.80)
+    width, height = (7.4, 3.5) if len(keys) == 2 else (5.6, 3.6)
     figure = Figure(figsize=(width, height))
-    grid = {"left": 0.64 / width, "right": right, "bottom": 0.13, "top": 0.91, "wspace": 0.38}
+    # Room for the longest name right of each panel, in inches.
+    lines = [line for entry in optimizers.values() for line in entry["label"].replace(" (", "\n(").split("\n")]
+    room = 0.3 + 0.068 * max(10, *map(len, lines))
+    panel = (width - 0.64) / len(keys) - room
+    grid = {"left": 0.64 / width, "right": 1 - room / width, "bottom": 0.13, "top": 0.91, "wspace": room / panel}
     panels = figure.subplots(1, len(keys), sharey=True, squeeze=False, gridspec_kw=grid)[0]
     limits, log = _loss_limits(optimizers)
     for axes, key, measure in zip(panels, keys, ("final loss", "area"), strict=False):

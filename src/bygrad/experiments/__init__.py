@@ -11,8 +11,10 @@ from .horizon import HORIZON
 from .mnist import MNIST
 from .paper import paper_curves
 from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN
+from .repairs import REPAIRED
 from .reproduce import reproduce
 from .solving import learn_to_file, solve_file
+from .specializations import SPECIALIZATIONS
 from .specialize import Specialized, specialize
 from .study import Study, Task, carry_out
 from .style import STYLE
@@ -27,7 +29,19 @@ EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATI
 """The experiments, by name."""
 
 STUDIES: dict[str, Study] = {
-    it.name: it for it in (VARIATIONS, HORIZON, ARCHITECTURES, UPDATE_SHAPES, GENERAL, ACTIVATIONS, TRANSFER, THOUSANDS)
+    it.name: it
+    for it in (
+        VARIATIONS,
+        HORIZON,
+        ARCHITECTURES,
+        UPDATE_SHAPES,
+        GENERAL,
+        SPECIALIZATIONS,
+        ACTIVATIONS,
+        REPAIRED,
+        TRANSFER,
+        THOUSANDS,
+    )
 }
 """The experiments that are more than one optimizer on one family, by name."""
 

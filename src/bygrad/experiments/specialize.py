@@ -145,7 +145,8 @@ def _specialize(
     results["meta_training"] = meta_training_results(trained, levels)
     results["seconds"]["meta_training"] = spent
     rows = results["optimizers"]
-    rows["start"]["label"] = f"Adam({rate:.2g}), b2 = 0.99: the start"
+    rows["start"]["label"] = "the start (tuned Adam)"
+    rows["start"]["note"] = f"Adam({rate:.2g}, b2=0.99): what the controller is before it learns."
     better = _beats(trained.optimizer, start, problems, protocol)
     optimizer, path = trained.optimizer if better else start, folder / "optimizer.safetensors"
     if not better:

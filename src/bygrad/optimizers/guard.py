@@ -48,17 +48,23 @@ class Guard(Optimizer, Scheduled):
 
     **With losses** (`value=` and `params`)**:** at the start, and then rarely, there is a *trial*. From one point the
     fallback takes $K$ steps; then, from the same point, the learned optimizer does. It goes on if the mean of its last
-    $K/2$ losses is lower by more than `margin` standard errors; else, and as soon as 4 losses in a row lie above all
-    of the fallback's, the params return to where the fallback was. While it goes on, its losses are compared window by
-    window with the best so far. If they rise by more than 3 standard errors, or are not finite, the params return to
-    the last good point and the fallback takes over. After each defeat in a row the next trial waits three times as
-    long. The fallback is fed every gradient of the path taken: its state is warm.
+    $K/2$ losses is lower by more than `margin` standard errors, both than the fallback's and than where the trial
+    began; else, and as soon as 4 losses in a row lie above all of the fallback's, the params return to where the
+    fallback was. While it goes on, its losses are compared window by window with the lowest so far. If they rise by
+    more than 3 standard errors, or are not finite, the params return to the last good point and the fallback takes
+    over. If there is no new lowest window for a third of the time (and two windows), it goes on from there. After each
+    defeat the next trial waits three times as long, until two trials in a row are won. The fallback is fed every
+    gradient of the path taken: its state is warm.
+
+    **With a horizon** (`declare`)**:** trials are shortened so that all of them together cost no more than the share of
+    it, and none starts so late that it could not pay. Where less than 4 calls would be left for each, there are none.
 
     What this guarantees, whatever `learned` is:
 
-    - *Cost:* of the first $t$ calls at most $\text{share} \cdot t + 3 K$ are discarded, $K$ the longest window so far.
-    - *Damage:* a loss that rises, or is not finite, lasts for one window. One that stands still lasts until the next
-      trial.
+    - *Cost:* of the first $t$ calls at most $\text{share} \cdot t + 3 K$ are discarded, $K$ the longest window so far;
+      with a horizon, $\text{share}$ of that at most, but for the calls that a return from very far away takes.
+    - *Damage:* a loss that rises, or is not finite, lasts for one window. One that stands still lasts for half of the
+      time that it has fallen before, or two windows.
     - *No worse than the fallback with as many steps:* while `learned` wins no trial, the path taken is the fallback's
       own, up to rounding: after $t$ calls it has taken the $t$ steps less those discarded.
     - A trial is won by the lower loss: for certain if the losses are deterministic; else within `margin` standard
@@ -112,12 +118,12 @@ class Guard(Optimizer, Scheduled):
                 " keep to its share. Give window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
             )
         self.learned, self.fallback = learned, Adam(jnp.asarray(1e-3)) if fallback is None else fallback
-        self.trials = Trials(window, float(share), float(margin), float(growth))
+        self.trials = Trials(window, float(share), float(margin), float(growth), jnp.zeros((), jnp.int32))
         self.envelope = envelope
 
     def declare(self, horizon: int | Int[Array, ""]) -> "Guard":
-        both = (declare(self.learned, horizon), declare(self.fallback, horizon))
-        return eqx.tree_at(lambda it: (it.learned, it.fallback), self, both)
+        parts = declare(self.learned, horizon), declare(self.fallback, horizon), jnp.asarray(horizon, jnp.int32)
+        return eqx.tree_at(lambda it: (it.learned, it.fallback, it.trials.horizon), self, parts)
 
     def init(self, params: Params) -> GuardState:
         fits = self.envelope is None or self.envelope.check(params)
@@ -235,7 +241,9 @@ class Guard(Optimizer, Scheduled):
         counted = ("steps", "learned_steps", "bad_inputs", "replaced", "outside")
         told: dict[str, Any] = {name: _plain(getattr(state, name)) for name in counted}
         if (watch := state.watch) is not None:
-            told |= {name: _plain(getattr(watch, name)) for name in ("discarded", "trials", "won", "rollbacks")}
+            told |= {
+                name: _plain(getattr(watch, name)) for name in ("discarded", "trials", "won", "rollbacks", "stalls")
+            }
             told["reason"] = _in_words(watch.reason)
         if self.envelope is not None:
             told["envelope"] = _in_words(state.border)

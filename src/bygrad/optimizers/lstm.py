@@ -115,6 +115,12 @@ class LSTM(Coordinatewise, Learned):
         state_dtype = config.get("state_dtype")
         return cls(jax.random.key(0), config["layers"], preprocess, config["output_scale"], state_dtype=state_dtype)
 
+    def with_state_dtype(self, state_dtype: str | None) -> "LSTM":
+        """Return the optimizer with its state kept in another dtype, as `state_dtype` above; for trained ones too."""
+        other = self.from_config(self.config | {"state_dtype": state_dtype})
+        parts = lambda it: (it.layers, it.head, it.head_bias, it.preprocess)  # noqa: E731
+        return eqx.tree_at(parts, other, parts(self))
+
     @property
     def dtype(self) -> Any:
         return self.head.dtype

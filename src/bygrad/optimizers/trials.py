@@ -22,7 +22,14 @@ RUN, REFERENCE, TRIAL = 0, 1, 2
 """Phases: one optimizer moves on; the fallback's part of a trial; the learned optimizer's part."""
 
 PATIENCE = 3.0
-"""Factor on the wait for the next trial, for every defeat in a row."""
+"""Factor on the wait for the next trial, for every defeat since two trials in a row were won."""
+
+STALE_WINDOWS, STALE_PART = 2, 1 / 3
+"""The fallback goes on from where the learned optimizer is once that has had no new lowest loss for so many windows
+and for this part of the time that it has moved: a loss that falls under its noise is not taken for one at rest."""
+
+SHORTEST = 4
+"""Calls that a trial needs at least."""
 
 HOPELESS = 4
 """Losses in a row, all above the highest one of the fallback's part, that end a trial early."""
@@ -74,8 +81,10 @@ class Watch(eqx.Module):
     step, with the fallback's state there; afterwards the fallback's next step from the last good point, with its state.
     `trusted`: whether the learned optimizer moves between trials. `returning`: calls that a return may still take.
     `length`, `seen`, `losses`: the window. `highest`: loss of the fallback's part; `above`: losses of the learned
-    optimizer's part in a row that were higher. `reference`, `best`: the fallback's level; the lowest since.
-    `hold`: no trial before this step. `discarded`: calls that the path taken does not contain.
+    optimizer's part in a row that were higher. `begin`, `reference`, `best`: the level where the trial began; the
+    fallback's; the lowest since the learned optimizer moves. `led`, `fell`: calls since then, up to now and up to the
+    lowest level. `hold`: no trial before this step. `discarded`: calls
+    that the path taken does not contain. `horizon`: calls of the run; 0 if nobody declared them.
     """
 
     point: Params
@@ -88,15 +97,20 @@ class Watch(eqx.Module):
     losses: Losses
     highest: Float[Array, ""]
     above: Int[Array, ""]
+    begin: Level
     reference: Level
     best: Level
+    led: Int[Array, ""]
+    fell: Int[Array, ""]
     hold: Float[Array, ""]
-    lost_in_a_row: Int[Array, ""]
+    defeats: Int[Array, ""]
     discarded: Int[Array, ""]
     trials: Int[Array, ""]
     won: Int[Array, ""]
     rollbacks: Int[Array, ""]
+    stalls: Int[Array, ""]
     reason: Int[Array, ""]
+    horizon: Int[Array, ""]
 
 
 class Seen(eqx.Module):
@@ -130,6 +144,7 @@ class Trials(eqx.Module):
     share: float = eqx.field(static=True)
     margin: float = eqx.field(static=True)
     growth: float = eqx.field(static=True)
+    horizon: Int[Array, ""]
 
     def init(self, params: Params, fallback_state: State) -> Watch:
         count, level = jnp.zeros((), jnp.int32), Level(jnp.zeros(()), jnp.zeros(()))
@@ -144,15 +159,20 @@ class Trials(eqx.Module):
             losses=Losses.none(),
             highest=jnp.zeros(()),
             above=count,
+            begin=level,
             reference=level,
             best=level,
+            led=count,
+            fell=count,
             hold=jnp.zeros(()),
-            lost_in_a_row=count,
+            defeats=count,
             discarded=count,
             trials=count,
             won=count,
             rollbacks=count,
+            stalls=count,
             reason=count,
+            horizon=self.horizon,
         )
 
     def decide(self, it: Watch, now: Seen) -> tuple[Verdict, Watch]:
@@ -168,50 +188,72 @@ class Trials(eqx.Module):
         swap = in_reference & ended
         failed = leads & ~now.good
         judged = in_trial & ended & now.good & now.allowed
-        won = judged & level.clearly_below(it.reference, self.margin)
+        won = judged & level.clearly_below(it.reference, self.margin) & level.clearly_below(it.begin, self.margin)
         above = jnp.where(in_trial & (value > it.highest), it.above + 1, 0)
         lost = in_trial & (~now.allowed | (above >= HOPELESS)) | judged & ~won
         checked = running & it.trusted & ended & now.good
         rose = checked & it.best.clearly_below(level, RISE)
+        lower = won | checked & (level.mean < it.best.mean)
+        led = jnp.where(won, 0, it.led + (running & it.trusted))
+        fell = jnp.where(lower, led, it.fell)
+        stalled = checked & ~rose & (led - fell >= jnp.maximum(STALE_WINDOWS * it.length, STALE_PART * led))
         back = failed | lost | rose
-        kept = won | checked & ~rose
+        kept = won | checked & ~rose & ~stalled
+        waited = running & ~it.trusted & ended & ~arriving
 
-        length = jnp.maximum(self.window, (self.growth * now.step).astype(jnp.int32))
-        affordable = it.discarded + length <= self.share * (now.step + 2 * length)
-        due = (now.step >= it.hold) & (affordable | (it.trials == 0))
-        start = running & (kept | ~it.trusted) & ~arriving & now.good & now.allowed & due
+        length, due = self._next(it, now)
+        start = running & (kept | waited) & now.good & now.allowed & due
         jumps, good_point = swap | back | arriving, swap | kept
         verdict = Verdict(
-            learned_moves=leads & now.allowed & ~jumps & ~start,
+            learned_moves=leads & now.allowed & ~jumps & ~start & ~stalled,
             jumps=jumps,
             to=it.point,
             fallback_state=trees.where(jumps, it.point_state, now.fallback_state),
         )
-        fresh = start | swap | won | back | checked | (running & ~it.trusted)
+        fresh = start | swap | won | back | checked | waited | arriving
         discarded = jnp.where(won, it.length, jnp.where(back, seen, arriving))
-        pause = it.length / self.share * PATIENCE ** it.lost_in_a_row.astype(jnp.float32)
-        reason = jnp.where(won, Result.LEARNED_WON, it.reason)
+        defeat = back | stalled
+        pause = it.length / self.share * PATIENCE ** it.defeats.astype(jnp.float32)
+        reason = jnp.where(won, Result.LEARNED_WON, jnp.where(stalled, Result.STALLED, it.reason))
         reason = jnp.where(lost, Result.LEARNED_LOST, jnp.where(rose, Result.LOSS_ROSE, reason))
-        best = trees.where(won | (level.mean < it.best.mean), level, it.best)
         point = trees.where(good_point, now.fallback_next, it.point)
         return verdict, Watch(
             point=trees.where(start, now.learned_next, point),
             point_state=trees.where(start | good_point, now.fallback_state, it.point_state),
             phase=jnp.select([start, swap, won | back], [REFERENCE, TRIAL, RUN], it.phase).astype(jnp.int32),
-            trusted=won | (it.trusted & ~back & now.allowed),
+            trusted=won | (it.trusted & ~defeat & now.allowed),
             returning=jnp.where(back, RETURNS, jnp.where(arriving, it.returning - 1, 0)).astype(jnp.int32),
             length=jnp.where(start, length, it.length),
             seen=jnp.where(fresh, 0, seen),
             losses=trees.where(fresh, Losses.none(), losses),
             highest=jnp.where(start, value, jnp.where(in_reference, jnp.maximum(it.highest, value), it.highest)),
             above=above.astype(jnp.int32),
+            begin=trees.where(start, level, it.begin),
             reference=trees.where(swap, level, it.reference),
-            best=trees.where(kept, best, it.best),
-            hold=jnp.where(back, now.step + pause, it.hold),
-            lost_in_a_row=jnp.where(won, 0, jnp.minimum(it.lost_in_a_row + back, 12)),
+            best=trees.where(lower, level, it.best),
+            led=led.astype(jnp.int32),
+            fell=fell.astype(jnp.int32),
+            hold=jnp.where(defeat, now.step + pause, it.hold),
+            # A trial that is won after a defeat is no reason for trust: the one after it is.
+            defeats=jnp.where(won & it.trusted, 0, jnp.minimum(it.defeats + defeat, 12)),
             discarded=it.discarded + discarded,
             trials=it.trials + start,
             won=it.won + won,
             rollbacks=it.rollbacks + (back & running),
+            stalls=it.stalls + stalled,
             reason=jnp.where(failed, Result.NOT_FINITE, reason).astype(jnp.int32),
+            horizon=it.horizon,
         )
+
+    def _next(self, it: Watch, now: Seen) -> tuple[Int[Array, ""], Bool[Array, ""]]:
+        """Return how long a trial would be that starts now, and whether it is due.
+
+        One that is lost costs its length, and one that is won and then taken back twice of it. Where the horizon is
+        known, all of them together cost no more than the share of it, and none starts so late that it could not pay.
+        """
+        length = jnp.maximum(self.window, (self.growth * now.step).astype(jnp.int32))
+        known, total = it.horizon > 0, self.share * it.horizon
+        length = jnp.where(known, jnp.minimum(length, (total / 2).astype(jnp.int32)), length)
+        affordable = (it.discarded + length <= self.share * (now.step + 2 * length)) | (it.trials == 0)
+        pays = (it.discarded + 2 * length <= total) & (now.step + 4 * length <= it.horizon) & (length >= SHORTEST)
+        return length, (now.step >= it.hold) & affordable & (~known | pays)

@@ -1,18 +1,23 @@
 """What is optimized: problem families, one file each."""
 
 from .attention import CharacterModel
+from .ball_and_stick import BallAndStick
 from .base import ProblemFamily, check_family, describe_family
 from .catalogue import FAMILIES, find_family
 from .control import QuadrotorControl
 from .convnet import ConvClassifier, with_labels
 from .data import ImageData, load_images
+from .dispatch import EconomicDispatch
 from .held_out import HeldOut
+from .lennard_jones import LennardJones
 from .mixture import Mixture
 from .mlp import MLPClassifier
 from .oracle import Oracle
 from .oscillation import DampedOscillation
 from .pharmacokinetics import OralDose
+from .portfolio import MeanVariance
 from .quadratic import Quadratic
+from .random_scale import RandomScale
 from .sparse_coding import SparseCoding
 from .structured import Bounded, Composite, LeastSquares, QuadraticProgram
 from .style import StyleTransfer
@@ -21,15 +26,19 @@ from .vgg import VGG16
 __all__ = [
     "FAMILIES",
     "VGG16",
+    "BallAndStick",
     "Bounded",
     "CharacterModel",
     "Composite",
     "ConvClassifier",
     "DampedOscillation",
+    "EconomicDispatch",
     "HeldOut",
     "ImageData",
     "LeastSquares",
+    "LennardJones",
     "MLPClassifier",
+    "MeanVariance",
     "Mixture",
     "Oracle",
     "OralDose",
@@ -37,6 +46,7 @@ __all__ = [
     "Quadratic",
     "QuadraticProgram",
     "QuadrotorControl",
+    "RandomScale",
     "SparseCoding",
     "StyleTransfer",
     "check_family",

@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from .attention import CharacterModel
+from .ball_and_stick import BallAndStick
 from .base import ProblemFamily
+from .control import QuadrotorControl
 from .convnet import ConvClassifier, with_labels
-from .data import load_images, shrink
+from .data import ImageData, load_images, shrink
+from .dispatch import EconomicDispatch
+from .lennard_jones import LennardJones
 from .mlp import Activation, MLPClassifier
 from .oscillation import DampedOscillation
 from .pharmacokinetics import OralDose
+from .portfolio import MeanVariance
 from .quadratic import Quadratic
+from .sparse_coding import SparseCoding
 from .style import StyleTransfer
 
 Split: TypeAlias = Literal["train", "test"]
@@ -42,19 +48,28 @@ DIGITS = 1_400
 """Images that the family `digits` trains on."""
 
 
-def _digits(data: str, split: Split, activation: Activation = "relu") -> ProblemFamily:
+def _small_digits(data: str) -> ImageData:
+    """Return digits of 8 x 8 pixels, as many as the well-known set of that size has to train on."""
     images = load_images(data)
     if images.x_train.shape[1:] != (28, 28):
         raise ValueError(
             f"{images.name} holds images of shape {images.x_train.shape[1:]}, but digits are averaged from 28 x 28"
             " pixels. Use the embedded ones (--data mnist), or others of that shape."
         )
-    # As many as the well-known set of 8 x 8 digits has to train on.
     few = slice(DIGITS)
-    small = dataclasses.replace(
+    return dataclasses.replace(
         images, x_train=shrink(images.x_train[few], 8), x_test=shrink(images.x_test, 8), y_train=images.y_train[few]
     )
-    return MLPClassifier.from_data(small, split, hidden=32, activation=activation, scale=0.1, batch=64)
+
+
+def _digits(data: str, split: Split, activation: Activation = "relu") -> ProblemFamily:
+    return MLPClassifier.from_data(_small_digits(data), split, hidden=32, activation=activation, scale=0.1, batch=64)
+
+
+def _convolutional_digits(data: str, split: Split) -> ProblemFamily:
+    return ConvClassifier.from_data(
+        _small_digits(data), split, channels=(8, 8), kernel=3, hidden=16, scale=0.1, batch=64
+    )
 
 
 FAMILIES: dict[str, Builder] = {
@@ -62,6 +77,7 @@ FAMILIES: dict[str, Builder] = {
     "quadratic-gaussian": lambda data, split: Quadratic(distribution="gaussian"),
     "digits": _digits,
     **{f"digits-{name}": functools.partial(_digits, activation=name) for name in ("sigmoid", "tanh", "gelu")},
+    "digits-conv": _convolutional_digits,
     "mnist": lambda data, split: MLPClassifier.from_data(load_images(data), split),
     "mnist-40-units": lambda data, split: MLPClassifier.from_data(load_images(data), split, hidden=40),
     "mnist-2-layers": lambda data, split: MLPClassifier.from_data(load_images(data), split, layers=2),
@@ -77,6 +93,12 @@ FAMILIES: dict[str, Builder] = {
     "cifar2-held-out": lambda data, split: _cifar(data, split, range(2, 10)),
     "oscillation": lambda data, split: DampedOscillation(),
     "oral-dose": lambda data, split: OralDose(),
+    "ball-and-stick": lambda data, split: BallAndStick.embedded(),
+    "lennard-jones": lambda data, split: LennardJones(),
+    "quadrotor": lambda data, split: QuadrotorControl.build(),
+    "dispatch": lambda data, split: EconomicDispatch.embedded(),
+    "patches": lambda data, split: SparseCoding.embedded(split),
+    "portfolio": lambda data, split: MeanVariance.simulated(seed=int(split == "test")),
 }
 """The families that bygrad brings, by name. Those of CIFAR-10 need `data`; the held-out labels are all the others."""
 

@@ -26,12 +26,12 @@ class QuadrotorControl(QuadraticProgram):
     quadratic: Float[Array, "n n"]
     constraints: Float[Array, "m n"]
     linear: Float[Array, " n"]
-    limits: Float[Array, "2 n"]
+    limits: Float[Array, "2 limited"]
     spread: float = eqx.field(static=True, default=1.0)
 
     @classmethod
     def build(cls, horizon: int = 10, spread: float = 1.0) -> "QuadrotorControl":
-        """Write the problem out for a horizon; 10 is that of the example, with 172 params and 304 rows."""
+        """Write the problem out for a horizon; 10 is that of the example, with 172 params."""
         a, b = _dynamics()
         weight = np.diag([0, 0, 10, 10, 10, 10, 0, 0, 0, 5, 5, 5.0])
         target = np.zeros(12)
@@ -47,17 +47,20 @@ class QuadrotorControl(QuadraticProgram):
         linear = np.concatenate([np.tile(-weight @ target, states), np.zeros(4 * horizon)])
         moves = np.kron(np.eye(states), -np.eye(12)) + np.kron(np.eye(states, k=-1), a)
         inputs = np.kron(np.vstack([np.zeros((1, horizon)), np.eye(horizon)]), b)
-        constraints = np.vstack([np.hstack([moves, inputs]), np.eye(len(linear))])
         low, high = np.full(12, -np.inf), np.full(12, np.inf)
         low[:2], high[:2], low[5] = -np.pi / 6, np.pi / 6, -1.0
+        # The first state is given, wherever it is: limits on it could only make the program infeasible.
+        first = np.full(12, np.inf)
         limits = np.stack(
             [
-                np.concatenate([np.tile(low, states), np.full(4 * horizon, 9.6 - HOVER)]),
-                np.concatenate([np.tile(high, states), np.full(4 * horizon, 13.0 - HOVER)]),
+                np.concatenate([-first, np.tile(low, horizon), np.full(4 * horizon, 9.6 - HOVER)]),
+                np.concatenate([first, np.tile(high, horizon), np.full(4 * horizon, 13.0 - HOVER)]),
             ]
         )
+        limited = np.isfinite(limits).any(axis=0)
+        constraints = np.vstack([np.hstack([moves, inputs]), np.eye(len(linear))[limited]])
         single = lambda it: jnp.asarray(it, jnp.float32)  # noqa: E731
-        return cls(single(quadratic), single(constraints), single(linear), single(limits), spread)
+        return cls(single(quadratic), single(constraints), single(linear), single(limits[:, limited]), spread)
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, " 12"]:
         scale = jnp.array([0.1] * 3 + [0.5] * 3 + [0.2] * 6)
@@ -69,16 +72,12 @@ class QuadrotorControl(QuadraticProgram):
 
     @property
     def equations(self) -> Bool[Array, " m"]:
-        rows, columns = self.constraints.shape
-        return jnp.arange(rows) < rows - columns
+        rows = len(self.constraints)
+        return jnp.arange(rows) < rows - self.limits.shape[1]
 
     def vectors(self, instance: Float[Array, " 12"]) -> tuple[Array, Array, Array]:
-        rows, columns = self.constraints.shape
-        dynamics = jnp.zeros(rows - columns, instance.dtype).at[:12].set(-instance)
-        # The first state is given, wherever it is: limits on it could only make the program infeasible.
-        first = jnp.arange(columns) < 12
-        low = jnp.where(first, -jnp.inf, self.limits[0])
-        high = jnp.where(first, jnp.inf, self.limits[1])
+        low, high = self.limits
+        dynamics = jnp.zeros(len(self.constraints) - len(low), instance.dtype).at[:12].set(-instance)
         return self.linear, jnp.concatenate([dynamics, low]), jnp.concatenate([dynamics, high])
 
 

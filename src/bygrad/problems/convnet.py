@@ -35,6 +35,7 @@ class ConvClassifier(ProblemFamily):
 
     **Arguments:** `images` `[n, h, w, c]`: bytes, divided by 255 when used. `labels` `[n]` in `0..classes-1`.
     `channels`: of each block. `kernel`: its side, odd. `hidden`: units of the hidden layer. `batch`: images a step.
+    `held_out`: how many of the last images are kept for `held_out_loss` and not trained on.
     """
 
     images: UInt8[Array, "n h w c"]
@@ -46,6 +47,7 @@ class ConvClassifier(ProblemFamily):
     activation: Activation = eqx.field(static=True, default="relu")
     scale: float = eqx.field(static=True, default=0.01)
     batch: int = eqx.field(static=True, default=128)
+    held_out: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
         if self.activation not in get_args(Activation):
@@ -57,6 +59,11 @@ class ConvClassifier(ProblemFamily):
                 f"channels={self.channels}, kernel={self.kernel}, hidden={self.hidden}, batch={self.batch}: there is no"
                 " such network or minibatch. Give one block or more of one channel or more, an odd kernel, hidden >= 1,"
                 " and two images or more to normalize over."
+            )
+        if not 0 <= self.held_out < len(self.images):
+            raise ValueError(
+                f"held_out is {self.held_out} of {len(self.images)} images, but some must be left to train on. Give at"
+                " least 0 and less than all."
             )
 
     @classmethod
@@ -71,6 +78,7 @@ class ConvClassifier(ProblemFamily):
         activation: Activation = "relu",
         scale: float = 0.01,
         batch: int = 128,
+        held_out: int = 0,
     ) -> "ConvClassifier":
         """Build the family over one split of a data set, grey or with channels.
 
@@ -88,6 +96,7 @@ class ConvClassifier(ProblemFamily):
             activation=activation,
             scale=scale,
             batch=batch,
+            held_out=held_out,
         )
 
     @property
@@ -114,11 +123,19 @@ class ConvClassifier(ProblemFamily):
         return jax.tree.unflatten(structure, drawn)
 
     def loss(self, params: Layers, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
+        return self._cross_entropy(params, key, 0, len(self.images) - self.held_out)
+
+    def held_out_loss(self, params: Layers, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
+        if not self.held_out:
+            return super().held_out_loss(params, instance, key)
+        return self._cross_entropy(params, key, len(self.images) - self.held_out, len(self.images))
+
+    def _cross_entropy(self, params: Layers, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:
         if key is None:
             raise ValueError(
                 "ConvClassifier has no objective without noise: its batch norm depends on the minibatch. Give a key."
             )
-        chosen = jax.random.randint(key, (self.batch,), 0, self.images.shape[0])
+        chosen = jax.random.randint(key, (self.batch,), start, end)
         activation = ACTIVATIONS[self.activation]
         x = self.images[chosen].astype(params["output"]["weight"].dtype) / 255
         for i in range(len(self.channels)):

@@ -1,11 +1,14 @@
 """Sparse coding: few atoms of one dictionary for every image patch."""
 
+from typing import Literal
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .data.pictures import load_photographs
 from .structured import Composite
 
 
@@ -27,6 +30,11 @@ class SparseCoding(Composite):
     dictionary: Float[Array, "pixels atoms"]
     patches: Float[Array, "count pixels"]
     strength: float = eqx.field(static=True, default=0.2)
+
+    @classmethod
+    def embedded(cls, split: Literal["train", "test"] = "train", count: int = 8192) -> "SparseCoding":
+        """Cut patches from the embedded photographs, in shades of grey; no photograph is in both splits."""
+        return cls.from_images(load_photographs(split).astype(float).mean(axis=3), count=count)
 
     @classmethod
     def from_images(
@@ -69,9 +77,13 @@ class SparseCoding(Composite):
         return self.weight(instance) * jnp.sum(jnp.abs(params))
 
     def prox(
-        self, params: Float[Array, " atoms"], step: Float[Array, ""], instance: Float[Array, " pixels"]
+        self, params: Float[Array, " atoms"], step: Float[Array, "*atoms"], instance: Float[Array, " pixels"]
     ) -> Float[Array, " atoms"]:
         return jnp.sign(params) * jnp.maximum(jnp.abs(params) - step * self.weight(instance), 0.0)
+
+    @property
+    def separable(self) -> bool:
+        return True
 
     def curvature(self) -> Float[Array, ""]:
         return jnp.linalg.norm(self.dictionary, ord=2) ** 2

@@ -65,6 +65,11 @@ class Composite(ProblemFamily):
     def prox(self, params: Float[Array, " p"], step: Scalar, instance: Instance) -> Float[Array, " p"]:
         r"""Return $\operatorname{prox}_{s h}$ at `params` for the step $s$."""
 
+    @property
+    def separable(self) -> bool:
+        """Whether `prox` takes a step for each param as well, as it can where $h$ is a sum over params. Default: no."""
+        return False
+
     @abc.abstractmethod
     def curvature(self) -> Scalar:
         r"""Return an $L$ with $\nabla g$ $L$-Lipschitz for every instance: steps up to $1/L$ are safe."""
@@ -81,7 +86,8 @@ class QuadraticProgram(ProblemFamily):
     r"""Convex quadratic programs that share their matrices:
     $\min_p \frac12 p^\top P p + q_i^\top p$ subject to $l_i \le A p \le u_i$.
 
-    As a `ProblemFamily`, its loss is the objective plus `penalty` times half the squared violation of the constraints.
+    As a `ProblemFamily`, its loss is the objective plus `penalty` times half the squared violation of the constraints;
+    rows with a price (`ceiling`) count their violation times it instead.
     """
 
     @property
@@ -95,9 +101,27 @@ class QuadraticProgram(ProblemFamily):
 
     @property
     def equations(self) -> Bool[Array, " m"]:
-        """Say which rows are equations, $l = u$, in every instance: they are weighted more. Default: none."""
+        """Say which rows are equations, $l = u$, in every instance: solvers eliminate them. Default: none."""
         _, constraints = self.matrices
         return jnp.zeros(constraints.shape[0], bool)
+
+    @property
+    def ceiling(self) -> Float[Array, " m"]:
+        """Return the price of a unit of violation of each row, infinite where it must hold. Default: all must hold.
+
+        A row with a price is soft: the objective includes price times violation, and multipliers never exceed it.
+        """
+        _, constraints = self.matrices
+        return jnp.full(constraints.shape[0], jnp.inf)
+
+    def certify(
+        self, params: Float[Array, " n"], dual: Float[Array, " m"], instance: Instance
+    ) -> tuple[Float[Array, " n"], Scalar, Scalar] | None:
+        r"""Return a point near `params` that satisfies all hard rows, its objective, and a lower bound on the minimum.
+
+        `dual`: multipliers of the inequality rows, not optimal ones. Default: None, there are no such bounds.
+        """
+        return None
 
     @property
     def penalty(self) -> float:
@@ -119,4 +143,8 @@ class QuadraticProgram(ProblemFamily):
         _, low, high = self.vectors(instance)
         rows = constraints @ params
         violation = rows - jax.lax.stop_gradient(jnp.clip(rows, low, high))
-        return self.objective(params, instance) + 0.5 * self.penalty * jnp.sum(jnp.square(violation))
+        soft = jnp.isfinite(self.ceiling)
+        price = jnp.where(soft, self.ceiling, 0.0) * jnp.abs(violation)
+        return self.objective(params, instance) + jnp.sum(
+            jnp.where(soft, price, 0.5 * self.penalty * jnp.square(violation))
+        )

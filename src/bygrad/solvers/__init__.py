@@ -11,9 +11,12 @@ from .learn import classical_method, learn, parse_seconds
 from .learned import LearnedDamping, LearnedStart, Whitening
 from .levenberg_marquardt import Damping, GainRatio, LevenbergMarquardt, Seen
 from .proximal import ProximalGradient
+from .reduction import Reduced, reduce_program
 from .safeguarded import Safeguarded
+from .schedule import LearnedSchedule
 from .solution import STATUS, Solution
 from .solve import solve
+from .warm import LearnedWarmStart
 
 __all__ = [
     "ADMM",
@@ -24,12 +27,15 @@ __all__ = [
     "Flat",
     "GainRatio",
     "LearnedDamping",
+    "LearnedSchedule",
     "LearnedSolver",
     "LearnedStart",
+    "LearnedWarmStart",
     "LevenbergMarquardt",
     "Method",
     "Progress",
     "ProximalGradient",
+    "Reduced",
     "Safeguarded",
     "Seen",
     "Solution",
@@ -41,6 +47,7 @@ __all__ = [
     "learn",
     "parse_seconds",
     "percentile_bound",
+    "reduce_program",
     "run",
     "solve",
 ]

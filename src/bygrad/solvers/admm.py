@@ -1,7 +1,7 @@
 """ADMM for thousands of quadratic programs with the same matrices: one factorization for all."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,128 +12,161 @@ from jaxtyping import Array, Float
 from .._core.types import Instance, Scalar
 from ..problems import QuadraticProgram
 from .base import Flat, Method, Progress
+from .reduction import Reduced, reduce_program
 from .solution import RUNNING
+from .warm import LearnedWarmStart
 
-EQUATION = 1e3
-"""How much heavier an equation weighs than an inequality, as in OSQP."""
-
-SIGMA = 1e-6
 LOWEST, HIGHEST = 1e-6, 1e6
 """Limits of the penalty."""
 
 
 class Memory(NamedTuple):
-    """OSQP's z and y, the rows of A x, and the penalty of this instance."""
+    """OSQP's z and y, of scaled rows; the penalty; and what an instance brings into every iteration.
+
+    `linear`, `low`, `high`: the linear term and the limits of the reduced problem. `origin`: a point that solves the
+    equations; `constant`: the objective there.
+    """
 
     z: Float[Array, " m"]
     y: Float[Array, " m"]
-    rows: Float[Array, " m"]
     rho: Scalar
-
-
-class Factors(NamedTuple):
-    r"""$V$ and $\lambda$ with $V^\top (P + \sigma I) V = I$ and $V^\top A^\top W A V = \operatorname{diag} \lambda$."""
-
-    vectors: Float[Array, "n n"]
-    values: Float[Array, " n"]
-    weights: Float[Array, " m"]
+    linear: Float[Array, " k"]
+    low: Float[Array, " m"]
+    high: Float[Array, " m"]
+    origin: Float[Array, " n"]
+    constant: Scalar
 
 
 class ADMM(Method):
     r"""Operator splitting for quadratic programs, with a penalty $\rho$ for each instance and no factorization for any.
 
-    OSQP solves with $P + \sigma I + \rho A^\top W A$, and factorizes again when $\rho$ changes. Here both terms are
-    made diagonal together, once for the family: the inverse is $V (1 + \rho \lambda)^{-1} V^\top$ for *every* $\rho$.
-    So each instance adapts its own, and a batch is a few matrix products.
+    Equations are eliminated once for the family, so that every iterate satisfies them. In what is left, OSQP solves
+    with $P + \rho A^\top A$, and factorizes again when $\rho$ changes. Here both terms are made diagonal at once
+    (`Reduced`): the inverse is $T (\kappa + \rho \lambda)^{-1} T^\top$ for *every* $\rho$. So each instance adapts its
+    own, and an iteration of a batch is two matrix products.
 
-    The certificate is the larger of the primal and the dual residual, each relative to its terms plus 1.
+    The certificate is the larger of the primal and the dual residual, each relative to its terms plus 1: the primal one
+    in the largest entry, the dual one in the length of the gradient along the equations. A family with
+    `QuadraticProgram.certify` is held to its bounds instead: x is then a point that satisfies all constraints, and the
+    certificate the duality gap relative to its cost.
 
     **Guarantee:** ADMM with $\rho > 0$ fixed and relaxation in (0, 2) converges from any start for every convex
     program that has a solution (its operator is averaged). $\rho$ adapts during the first half of `max_steps` only,
-    from then on the guarantee holds. A learned penalty or start may be arbitrary for the same reason.
+    from then on the guarantee holds. A learned start and penalty (`warm`) may be arbitrary for the same reason: what is
+    not finite is replaced by the classical start, the penalty is kept within limits, and the classical rules go on from
+    there (a steady state).
 
-    **Arguments:** `rho`: penalty at the start. `relaxation`: OSQP's 1.6. `inner`: iterations of a step, between two
-    looks at the residuals. `adapt`: a factor between residuals beyond which $\rho$ changes. `tol`: as above.
-    `max_steps`: iterations.
+    **Arguments:** `rho`: penalty at the start; 1 balances it with the curvature. `relaxation`: OSQP's 1.6. `inner`:
+    iterations of a step, between two looks at the residuals. `adapt`: a factor between residuals beyond which $\rho$
+    changes. `tol`, `max_steps`: as for every method; steps are iterations. `warm`: a learned start. `reduced`: set by
+    `prepare`.
 
     **Source:** Stellato et al., *OSQP* (2020), algorithm 1 and equation 13.
     """
 
-    rho: float | Array = 0.1
+    batch: ClassVar[int] = 1024  # a step is a matrix product
+
+    rho: float | Array = 1.0
     relaxation: float | Array = 1.6
     adapt: float | Array = 5.0
     tol: float | Array = 1e-4
     max_steps: int | Array = 4000
     inner: int = eqx.field(static=True, default=10)
-    factors: Factors | None = None
+    warm: LearnedWarmStart | None = None
+    reduced: Reduced | None = None
 
     def prepare(self, flat: Flat, dtype: Any) -> "ADMM":
         family = flat.family
         assert isinstance(family, QuadraticProgram)
         quadratic, constraints = (np.asarray(it, float) for it in family.matrices)
-        weights = np.where(np.asarray(family.equations), EQUATION, 1.0)
-        root = np.linalg.cholesky(quadratic + SIGMA * np.eye(len(quadratic)))
-        inverse = np.linalg.inv(root)
-        values, vectors = np.linalg.eigh(inverse @ (constraints.T * weights) @ constraints @ inverse.T)
-        factors = Factors(*(jnp.asarray(it, dtype) for it in (inverse.T @ vectors, np.maximum(values, 0), weights)))
-        return dataclasses.replace(self, factors=factors)
+        equations, ceiling = np.asarray(family.equations), np.asarray(family.ceiling, float)
+        reduced = reduce_program(quadratic, constraints, equations, ceiling, dtype)
+        return dataclasses.replace(self, reduced=reduced)
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
-        family = flat.family
-        assert isinstance(family, QuadraticProgram)
+        family, to = flat.family, self.reduced
+        assert isinstance(family, QuadraticProgram) and to is not None
         _, constraints = family.matrices
-        _, low, high = family.vectors(instance)
-        rows = constraints.astype(x.dtype) @ x
-        zeros = jnp.zeros_like(rows)
-        memory = Memory(jnp.clip(rows, low, high), zeros, rows, jnp.full((), self.rho, x.dtype))
-        return Progress.begin(x, memory)
+        linear, low, high = (it.astype(x.dtype) for it in family.vectors(instance))
+        given = low[to.equations]
+        origin = to.solve @ given
+        push = to.quadratic @ given
+        shift = to.shift @ given
+        low, high = (to.scale * it[to.limits] - shift for it in (low, high))
+        dual, rho = jnp.zeros_like(shift), jnp.full((), self.rho, x.dtype)
+        if self.warm is not None:
+            better, multipliers, factor = (it.astype(x.dtype) for it in self.warm(instance))
+            finite = jnp.all(jnp.isfinite(better)) & jnp.all(jnp.isfinite(multipliers)) & jnp.isfinite(factor)
+            x, dual = jnp.where(finite, better, x), jnp.where(finite, multipliers, dual)
+            rho = jnp.where(finite, jnp.clip(rho * jnp.exp(factor), LOWEST, HIGHEST), rho)
+        z = jnp.clip(to.scale * (constraints.astype(x.dtype)[to.limits] @ x) - shift, low, high)
+        memory = Memory(
+            z=z,
+            y=dual / to.scale,
+            rho=rho,
+            linear=to.basis.T @ linear + to.pull @ given,
+            low=low,
+            high=high,
+            origin=origin,
+            constant=0.5 * origin @ push + linear @ origin,
+        )
+        # Equations that contradict each other: no point satisfies them.
+        wrong = _largest(to.consistent @ given - given) > 1e-4 * (1 + _largest(given))
+        at = Progress.begin(x, memory, dual)
+        return at._replace(status=jnp.where(wrong, jnp.int32(-3), at.status))
 
     def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
-        family = flat.family
-        assert isinstance(family, QuadraticProgram) and self.factors is not None
-        quadratic, constraints = (it.astype(at.x.dtype) for it in family.matrices)
-        linear, low, high = family.vectors(instance)
-        vectors, values, weights = self.factors
-        memory: Memory = at.memory
-        heavy, alpha = memory.rho * weights, self.relaxation
+        family, to, memory = flat.family, self.reduced, at.memory
+        assert isinstance(family, QuadraticProgram) and to is not None
+        rho, alpha = memory.rho, self.relaxation
+        diagonal = 1 / (to.curvature + rho * to.weight)
 
         def iterate(_: Any, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-            x, z, y, rows, _ = carry
-            right = SIGMA * x - linear + constraints.T @ (heavy * z - y)
-            solved = vectors @ ((vectors.T @ right) / (1 + memory.rho * values))
-            solved_rows = constraints @ solved
-            relaxed = alpha * solved_rows + (1 - alpha) * z
-            z_next = jnp.clip(relaxed + y / heavy, low, high)
-            y_next = y + heavy * (relaxed - z_next)
-            return alpha * solved + (1 - alpha) * x, z_next, y_next, alpha * solved_rows + (1 - alpha) * rows, y
+            z, y, *_ = carry
+            inner = diagonal * (to.rows.T @ (rho * z - y) - memory.linear)
+            rows = to.rows @ inner
+            drive = alpha * rows + (1 - alpha) * z + y / rho
+            y_next = jnp.clip(rho * (drive - jnp.clip(drive, memory.low, memory.high)), -to.ceiling, to.ceiling)
+            return drive - y_next / rho, y_next, inner, rows, z, y
 
-        start = at.x, memory.z, memory.y, memory.rows, memory.y
-        x, z, y, rows, y_before = jax.lax.fori_loop(0, self.inner, iterate, start)
+        start = memory.z, memory.y, jnp.zeros_like(memory.linear), memory.z, memory.z, memory.y
+        z, y, inner, rows, z_before, y_before = jax.lax.fori_loop(0, self.inner, iterate, start)
 
-        px, aty = quadratic @ x, constraints.T @ y
-        primal = _largest(rows - z) / (1 + jnp.maximum(_largest(rows), _largest(z)))
-        dual = _largest(px + linear + aty)
-        dual = dual / (1 + jnp.maximum(jnp.maximum(_largest(px), _largest(aty)), _largest(linear)))
+        # What the last iteration solved exactly tells the gradient, without another product with P.
+        grown = y - y_before
+        slack = grown - rho * (rows - z_before)
+        pushed = to.rows.T @ jnp.stack([slack, y], axis=1)
+        terms = to.inverse.T @ jnp.stack([pushed[:, 0], pushed[:, 1], to.curvature * inner, memory.linear], axis=1)
+        dual, *parts = jnp.linalg.norm(terms, axis=0)
+        dual = dual / (1 + jnp.max(jnp.stack(parts)))
+        unscaled = 1 / to.scale
+        # A soft row may leave its limits: z then lies outside of them as well.
+        primal = _largest(unscaled * (rows - z)) / (1 + _largest(unscaled * jnp.maximum(jnp.abs(rows), jnp.abs(z))))
+        x = to.basis @ inner + memory.origin
+        cost = memory.constant + 0.5 * inner @ (to.curvature * inner) + memory.linear @ inner
         certificate = jnp.maximum(primal, dual)
-        finite = jnp.isfinite(certificate)
-        certificate = jnp.where(finite, certificate, jnp.inf)
+        if (found := family.certify(x, to.scale * y, instance)) is not None:
+            x, cost, lowest = found
+            certificate = (cost - lowest) / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
+        finite = jnp.isfinite(primal) & jnp.isfinite(dual)
+        certificate = jnp.where(finite & ~jnp.isnan(certificate), certificate, jnp.inf)
 
         ratio = jnp.sqrt(jnp.maximum(primal, 1e-10) / jnp.maximum(dual, 1e-10))
         nit = at.nit + self.inner
         far = ((ratio > self.adapt) | (ratio < 1 / self.adapt)) & (2 * nit < self.max_steps)
-        rho = jnp.where(far, jnp.clip(memory.rho * ratio, LOWEST, HIGHEST), memory.rho)
+        rho = jnp.where(far, jnp.clip(rho * ratio, LOWEST, HIGHEST), rho)
         # A direction along which y grows forever and A^T does not see it proves that no point is feasible (OSQP, 3.4).
-        grown = y - y_before
-        size = _largest(grown)
-        support = jnp.sum(jnp.where(grown > 0, _times(high, grown), _times(low, grown)))
-        impossible = (size > 1e-6) & (_largest(constraints.T @ grown) <= 1e-6 * size) & (support < -1e-6 * size)
+        size, tight = _largest(grown), jnp.maximum(1e-6, 100 * jnp.finfo(x.dtype).eps)
+        support = jnp.sum(jnp.where(grown > 0, _times(memory.high, grown), _times(memory.low, grown)))
+        unseen = _largest(to.inverse.T @ (to.rows.T @ grown)) <= tight * size
+        impossible = (size > 1e-6) & unseen & (support < -tight * size)
         status = jnp.select(
             [~finite, certificate <= self.tol, impossible],
             [jnp.int32(-1), jnp.int32(1), jnp.int32(-3)],
             jnp.int32(RUNNING),
         )
-        cost = 0.5 * x @ px + linear @ x
-        return Progress(x, cost, certificate, status, nit, at.nfev + self.inner, Memory(z, y, rows, rho))
+        memory = memory._replace(z=z, y=y, rho=rho)
+        return Progress(x, cost, certificate, status, nit, at.nfev + self.inner, memory, to.scale * y)
 
 
 def _largest(vector: Array) -> Scalar:

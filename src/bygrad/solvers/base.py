@@ -2,7 +2,7 @@
 
 import abc
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,9 +14,11 @@ from .._core.types import Instance, Params, Scalar
 from ..problems import Bounded, ProblemFamily
 from .solution import RUNNING
 
+_NONE = np.zeros(0)
+
 
 class Progress(NamedTuple):
-    """How far one instance is; the fields are those of `Solution`, `memory` is the method's own."""
+    """How far one instance is; the fields are those of `Solution`, `memory` is the method's own, `dual` often empty."""
 
     x: Float[Array, " p"]
     cost: Scalar
@@ -25,12 +27,13 @@ class Progress(NamedTuple):
     nit: Int[Array, ""]
     nfev: Int[Array, ""]
     memory: PyTree
+    dual: Float[Array | np.ndarray, " m"] = _NONE
 
     @classmethod
-    def begin(cls, x: Float[Array, " p"], memory: PyTree) -> "Progress":
+    def begin(cls, x: Float[Array, " p"], memory: PyTree, dual: Array | np.ndarray = _NONE) -> "Progress":
         """Return the state before anything is evaluated: the cost is infinite, so the first trial is better."""
         infinite, zero = jnp.full((), jnp.inf, x.dtype), jnp.zeros((), jnp.int32)
-        return cls(x, infinite, infinite, jnp.int32(RUNNING), zero, zero, memory)
+        return cls(x, infinite, infinite, jnp.int32(RUNNING), zero, zero, memory, dual)
 
 
 class Flat(eqx.Module):
@@ -86,6 +89,9 @@ class Method(eqx.Module):
 
     **Arguments:** `tol`: what counts as solved. `max_steps`: steps after which an instance is given up.
     """
+
+    batch: ClassVar[int] = 256
+    """Instances that are worked on at once, unless the caller says otherwise: small problems then stay in cache."""
 
     tol: eqx.AbstractVar[float | Array]
     max_steps: eqx.AbstractVar[int | Array]

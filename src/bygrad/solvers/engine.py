@@ -1,9 +1,9 @@
 """Runs a method on a batch of any size: a working set of fixed size, refilled as instances finish.
 
-`vmap` of a loop runs until the *slowest* instance has stopped. Here a chunk of steps runs on a working set, the host
-looks which instances have finished, keeps their results and gives their rows to instances that wait. When none wait,
-the rows that still run move together into a smaller working set. All programs have shapes of the working set alone: a
-batch of any size compiles the same few.
+`vmap` of a loop runs until the *slowest* instance has stopped. Here a chunk of steps runs on a working set until some
+of its instances have finished; the host keeps their results and gives their rows to instances that wait. When none
+wait, the rows that still run move together into a smaller working set. All programs have shapes of the working set
+alone: a batch of any size compiles the same few.
 
 With several devices, each solves a part of the rows by itself.
 """
@@ -31,8 +31,11 @@ SHRINK = 4
 SMALLEST = 64
 """Rows of the smallest working set: below, a chunk costs the same."""
 
-STEPS = 5
-"""Steps of a chunk: enough to hide the look of the host, few enough that finished rows do not wait long."""
+REFILL = 4
+"""A chunk ends when one in so many rows has finished: idle rows and the look of the host then cost about the same."""
+
+LONGEST = 200
+"""Steps of a chunk at most, for whoever watches."""
 
 Rows = dict[str, np.ndarray]
 Watch = Callable[[str, int, int], None]
@@ -44,14 +47,13 @@ def run(
     instances: PyTree[np.ndarray],
     x: np.ndarray,
     *,
-    batch: int = 1024,
-    steps: int = STEPS,
+    batch: int,
     watch: Watch | None = None,
 ) -> Rows:
     """Solve every instance from its row of `x`.
 
     **Arguments:** `instances`: a pytree of NumPy arrays, one row an instance. `x`: `[rows, p]`. `batch`: the most rows
-    that are worked on at once. `steps`: steps of a chunk. `watch`: told `("solving", finished, rows)`.
+    that are worked on at once. `watch`: told `("solving", finished, rows)`.
 
     **Returns:** the fields of `Progress` as arrays by name, without `memory`; and `finished`, see `Solution`.
     """
@@ -64,26 +66,27 @@ def run(
     size = capacity(rows, batch)
     slots = np.full(size, -1)
     working: tuple[Any, Progress] | None = None
+    given: Any = None
     while waiting < rows or np.any(slots >= 0):
         if working is not None and waiting == rows and (smaller := _smaller(slots)) < size:
             size, kept = smaller, np.flatnonzero(slots >= 0)
             pick = np.resize(kept, size)
             slots = np.where(np.arange(size) < len(kept), slots[pick], -1)
             working = _take(working, jnp.asarray(pick), jnp.asarray(slots >= 0))
+            given = working[0], working[1].x  # of the right shape; nothing is refilled any more
         free = np.flatnonzero(slots < 0)[: rows - waiting]
         fresh = np.zeros(size, bool)
         fresh[free] = True
         slots[free] = np.arange(waiting, waiting + len(free))
         waiting += len(free)
-        if working is None or len(free):
+        if len(free):
             source = np.maximum(slots, 0)
             given = jax.tree.map(lambda leaf: jnp.asarray(leaf[source]), (instances, x))  # noqa: B023
-            working = (
-                _begin(method, flat, *given)
-                if working is None
-                else _refill(method, flat, working, *given, jnp.asarray(fresh))
-            )
-        working = working[0], _advance(method, flat, *working, jnp.int32(steps))
+        if working is None:
+            working = _begin(method, flat, *given, jnp.asarray(fresh))
+            fresh = np.zeros(size, bool)
+        enough = size - size // REFILL if waiting < rows else size // SHRINK if size > SMALLEST else 0
+        working = _advance(method, flat, working, *given, jnp.asarray(fresh), jnp.asarray(enough, jnp.int32))
         _harvest(results, rows, slots, working[1])
         if watch is not None:
             watch("solving", waiting - int(np.sum(slots >= 0)), rows)
@@ -134,9 +137,9 @@ def _on_devices(
 
 
 def capacity(rows: int, batch: int) -> int:
-    """Return the size of the working set: the rows, rounded up to `batch` divided by a power of `SHRINK`."""
+    """Return the size of the working set: about as many as there are rows, `batch` divided by a power of `SHRINK`."""
     size = batch
-    while size > SMALLEST and size // SHRINK >= rows:
+    while size > SMALLEST and size >= 2 * rows:
         size //= SHRINK
     return size
 
@@ -168,19 +171,11 @@ def _empty(x: np.ndarray) -> Rows:
     return {"x": x, "cost": real, "certificate": real, "finished": np.empty(0), **counts}
 
 
-def _begin_(method: Method, flat: Flat, instances: PyTree, x: Array) -> tuple[PyTree, Progress]:
-    return instances, jax.vmap(lambda one, x: method.start(flat, one, x))(instances, x)
-
-
-def _refill_(
-    method: Method,
-    flat: Flat,
-    working: tuple[PyTree, Progress],
-    instances: PyTree,
-    x: Array,
-    fresh: Bool[Array, " rows"],
+def _begin_(
+    method: Method, flat: Flat, instances: PyTree, x: Array, real: Bool[Array, " rows"]
 ) -> tuple[PyTree, Progress]:
-    return trees.select_rows(fresh, _begin_(method, flat, instances, x), working)
+    at = jax.vmap(lambda one, x: method.start(flat, one, x))(instances, x)
+    return instances, at._replace(status=jnp.where(real, at.status, 0))
 
 
 def _take_(
@@ -190,24 +185,37 @@ def _take_(
     return instances, at._replace(status=jnp.where(real, at.status, 0))
 
 
-def _advance_(method: Method, flat: Flat, instances: PyTree, at: Progress, steps: Int[Array, ""]) -> Progress:
-    """Take a chunk of steps, or fewer where all have finished; what has finished stays as it is."""
+def _advance_(
+    method: Method,
+    flat: Flat,
+    working: tuple[PyTree, Progress],
+    instances: PyTree,
+    x: Array,
+    fresh: Bool[Array, " rows"],
+    enough: Int[Array, ""],
+) -> tuple[PyTree, Progress]:
+    """Begin with the instances of `fresh` rows, then take steps until no more than `enough` rows run.
+
+    What has finished stays as it is.
+    """
+    refill = lambda: trees.select_rows(fresh, _begin_(method, flat, instances, x, fresh), working)  # noqa: E731
+    ours, at = jax.lax.cond(jnp.any(fresh), refill, lambda: working)
 
     def go_on(carry: tuple[Any, Progress]) -> Array:
-        return (carry[0] < steps) & jnp.any(carry[1].status == RUNNING)
+        count, at = carry
+        return (count < LONGEST) & (jnp.sum(at.status == RUNNING) > enough)
 
     def body(carry: tuple[Any, Progress]) -> tuple[Any, Progress]:
         count, at = carry
-        after = jax.vmap(lambda one, at: method.step(flat, one, at))(instances, at)
+        after = jax.vmap(lambda one, at: method.step(flat, one, at))(ours, at)
         after = after._replace(
             status=jnp.where((after.status == RUNNING) & (after.nit >= method.max_steps), 0, after.status)
         )
         return count + 1, trees.select_rows(at.status == RUNNING, after, at)
 
-    return jax.lax.while_loop(go_on, body, (jnp.int32(0), at))[1]
+    return ours, jax.lax.while_loop(go_on, body, (jnp.int32(0), at))[1]
 
 
 _begin = Program(_begin_)
-_refill = Program(_refill_)
 _take = Program(_take_)
 _advance = Program(_advance_)

@@ -1,14 +1,17 @@
 """A solver that was learned for a family: what `learn` returns, and how it solves without ever being trusted."""
 
 import dataclasses
+import time
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._core.programs import Program
-from ..problems import ProblemFamily
+from ..problems import ProblemFamily, QuadraticProgram
+from .admm import ADMM
 from .base import Flat, Method
 from .certificate import has_drifted
 from .engine import Rows, Watch, run
@@ -50,6 +53,7 @@ class LearnedSolver:
 
     **Arguments:** `method`, `start`, `starts`: the method, the learned start or None, and how many of its proposals are
     tried. `classical`, `classical_starts`: the tuned classical solver that takes over where the learned one fails.
+    `dtype`: the precision in which it was measured, and solves.
     """
 
     family: ProblemFamily
@@ -59,6 +63,7 @@ class LearnedSolver:
     starts: int
     classical_starts: int
     card: Card | None = None
+    dtype: str = "float64"
 
     def solve(
         self,
@@ -66,8 +71,8 @@ class LearnedSolver:
         *,
         guard: Guard = "certificate",
         seed: int = 0,
-        batch: int = 1024,
-        dtype: Any = np.float64,
+        batch: int | None = None,
+        dtype: Any = None,
         watch: Watch | None = None,
     ) -> Solution:
         """Solve a batch like `bygrad.solve`.
@@ -82,6 +87,7 @@ class LearnedSolver:
         `Solution.warnings` says so when more instances than chance allows needed the fallback, compared with the
         held-out instances: then the family has drifted, and the card no longer holds.
         """
+        dtype = np.dtype(dtype or self.dtype)
         with precision(dtype):
             arrays, rows = as_rows(instances, dtype)
             if rows is None:
@@ -89,6 +95,7 @@ class LearnedSolver:
             flat = Flat.of(
                 self.family, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), arrays)
             )
+            batch = self.method.batch if batch is None else batch
             results = self._attempt(flat, arrays, rows, seed, batch, dtype, watch)
             again = np.ones(rows, bool) if guard == "best_of_two" else results["status"] <= 0
             fallback = np.zeros(rows, bool)
@@ -120,6 +127,8 @@ class LearnedSolver:
             propose = lambda flat, instances, own: proposals(self.start, self.starts, flat, instances, own)  # noqa: E731
             own = in_blocks(propose, flat, (instances, own), rows, batch, dtype).reshape(rows * self.starts, flat.size)
         method = with_arrays(self.method, dtype).prepare(flat, dtype)
+        if isinstance(method, ADMM) and method.warm is not None:
+            return _proven_first(method, flat, instances, own, batch, dtype, watch)
         every = jax.tree.map(lambda leaf: np.repeat(leaf, self.starts, axis=0), instances)
         return best_of(run(method, flat, every, own, batch=batch, watch=watch), self.starts)
 
@@ -162,6 +171,54 @@ class LearnedSolver:
             " held-out ones did: the family has drifted. The results are as good as the classical solver's, but the"
             " card no longer holds. Learn again on recent instances.",
         )
+
+
+def _proven_first(
+    method: ADMM, flat: Flat, instances: Any, own: np.ndarray, batch: int, dtype: Any, watch: Watch | None
+) -> Rows:
+    """Keep the proposals that the family's own bounds prove to be good enough, and run ADMM on the others.
+
+    Nothing is iterated for an instance that is kept, so that it costs one evaluation of the network and the bounds.
+    """
+    family = flat.family
+    assert isinstance(family, QuadraticProgram) and method.warm is not None
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), instances)
+    warm = method.warm
+    if jax.eval_shape(lambda one: family.certify(*warm(one)[:2], one), like) is None:
+        return run(method, flat, instances, own, batch=batch, watch=watch)
+    found = in_blocks(_proven, flat, (instances, own), len(own), batch, dtype, method)
+    x, dual, (cost, certificate) = found[:, : flat.size], found[:, flat.size : -2], found[:, -2:].T
+    good = certificate <= np.asarray(method.tol)
+    whole = np.zeros(len(good), np.int32)
+    results: Rows = {
+        "x": x, "cost": cost, "certificate": certificate, "status": whole + 1, "nit": whole, "nfev": whole + 1,
+        "dual": dual, "finished": np.full(len(good), time.perf_counter()),
+    }  # fmt: skip
+    if not good.all():
+        some = jax.tree.map(lambda leaf: leaf[~good], instances)
+        rest = run(method, flat, some, own[~good], batch=batch, watch=watch)
+        for name, values in rest.items():
+            results[name][~good] = values
+    return results
+
+
+def _proven_(flat: Flat, instances: PyTree, own: Float[Array, "rows p"], method: ADMM) -> Float[Array, "rows numbers"]:
+    """Return each proposal with its multipliers, cost and certificate, in one row."""
+
+    def one(instance: Any, own: Array) -> Array:
+        assert method.warm is not None and isinstance(flat.family, QuadraticProgram)
+        proposed, dual, _ = (it.astype(own.dtype) for it in method.warm(instance))
+        found = flat.family.certify(proposed, dual, instance)
+        assert found is not None
+        x, cost, lowest = found
+        certificate = (cost - lowest) / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
+        certificate = jnp.where(jnp.isnan(certificate), jnp.inf, certificate)
+        return jnp.concatenate([x, dual, jnp.stack([cost, certificate])])
+
+    return jax.vmap(one)(instances, own)
+
+
+_proven = Program(_proven_)
 
 
 def _proposals_(

@@ -1,6 +1,7 @@
 """Accelerated proximal gradient with restart for thousands of composite problems at once."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,11 +11,15 @@ from jaxtyping import Array, Float
 from .._core.types import Instance, Scalar
 from ..problems import Composite
 from .base import Flat, Method, Progress
+from .schedule import LearnedSchedule
 from .solution import RUNNING
 
 
 class Memory(NamedTuple):
-    """The point before and the gradients at both; the trial; the momentum's t; whether the trial was a safe step."""
+    """The point before and the gradients at both; the trial; the momentum's t; whether the trial was a safe step.
+
+    `highest`: the cost at the start, above which no trial is taken.
+    """
 
     before: Float[Array, " p"]
     gradient: Float[Array, " p"]
@@ -22,6 +27,7 @@ class Memory(NamedTuple):
     trial: Float[Array, " p"]
     t: Scalar
     safe: Scalar
+    highest: Scalar
 
 
 class ProximalGradient(Method):
@@ -30,11 +36,13 @@ class ProximalGradient(Method):
     $y = x + \beta (x - x_-)$, then the trial is $\operatorname{prox}_{s \theta h}(y - s \nabla g(y))$ with the step
     $s$. Classically, $s = 1/L$, $\theta = 1$ and Nesterov's $\beta$. For the first steps `schedule` may hold others.
 
-    **Guard (sufficient decrease).** A trial is taken if it does not raise the cost (up to rounding). Otherwise $x$
-    stays, momentum is forgotten, and the next trial is the plain proximal gradient step with $1/L$ from $x$. No
-    evaluation is spent on the test itself: cost and gradient at the trial are needed anyway.
+    **Guard (sufficient decrease).** A trial is taken if it does not raise the cost (up to rounding); during a schedule,
+    if it does not raise it above that at the start. Otherwise $x$ stays, momentum is forgotten, and the next trial is
+    the plain proximal gradient step with $1/L$ from $x$. No evaluation is spent on the test itself: cost and gradient
+    at the trial are needed anyway.
 
-    **Guarantee (any schedule).** The cost never rises, beyond rounding. *Assume* that $g$ has an $L$-Lipschitz
+    **Guarantee (any schedule).** The cost is never above that at the start, and never rises after the schedule, beyond
+    rounding. *Assume* that $g$ has an $L$-Lipschitz
     gradient, and that f is bounded below. *Then* after the schedule's end, the gradient mapping $G$ goes to zero along
     the safe steps, and for convex $f$ the cost converges to the minimum at FISTA's rate between restarts. *Sketch:* a
     step with $1/L$ from $x$ lowers the cost by at least $\lVert G(x) \rVert^2 / 2L$, and all others do not raise it. A
@@ -44,35 +52,44 @@ class ProximalGradient(Method):
     The certificate is the duality gap relative to the cost, where the family has one (`Composite.gap`): an instance
     below `tol` is *proven* to be within a factor of the minimum. Otherwise it is the gradient mapping's largest entry.
 
-    **Arguments:** `schedule`: `[steps, 3]`, the logarithms of $s L$ and of $\theta$, and $\beta$; or None.
-    `step_size`: $s L$ after it, at most 1. `tol`, `max_steps`: as for every method. The gradient of $g$ is
-    extrapolated to $y$ instead of evaluated, which is exact where $g$ is quadratic (`affine`).
+    **Arguments:** `schedule`: learned numbers for the first steps, or None. `step_size`: $s L$ after it, at most 1.
+    `tol`, `max_steps`: as for every method. `affine`: the gradient of $g$ is extrapolated to $y$ instead of evaluated,
+    which is exact where $g$ is quadratic. `bound`: $L$, set by `prepare`.
 
     **Source:** Beck and Teboulle (2009), equation 4.1; O'Donoghue and Candès (2015), section 3.2, for the restart.
     """
 
-    schedule: Float[Array, "steps 3"] | None = None
+    schedule: LearnedSchedule | None = None
     affine: bool = eqx.field(static=True, default=True)
     step_size: float | Array = 1.0
     tol: float | Array = 1e-4
     max_steps: int | Array = 2000
+    bound: Scalar | None = None
+
+    def prepare(self, flat: Flat, dtype: Any) -> "ProximalGradient":
+        family = flat.family
+        assert isinstance(family, Composite)
+        return dataclasses.replace(self, bound=jnp.asarray(family.curvature(), dtype))
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         zero = jnp.zeros((), x.dtype)
-        return Progress.begin(x, Memory(x, jnp.zeros_like(x), jnp.zeros_like(x), x, zero + 1, zero))
+        return Progress.begin(
+            x, Memory(x, jnp.zeros_like(x), jnp.zeros_like(x), x, zero + 1, zero, jnp.full_like(zero, jnp.inf))
+        )
 
     def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
         family = flat.family
         assert isinstance(family, Composite)
-        memory: Memory = at.memory
-        bound = jnp.asarray(family.curvature(), at.x.dtype)
+        assert self.bound is not None
+        memory, bound = at.memory, self.bound
         value, gradient = jax.value_and_grad(family.smooth)(memory.trial, instance)
         cost = value + family.penalty(memory.trial, instance)
         finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(gradient))
         first = at.nit == 0
         # Near the minimum costs differ by rounding alone, and the certificate can still improve.
         slack = 4 * jnp.finfo(at.x.dtype).eps * jnp.abs(jnp.where(first, 0.0, at.cost))
-        taken = finite & (first | (cost <= at.cost + slack))
+        free = jnp.bool_(False) if self.schedule is None else at.nit <= len(self.schedule.rows)
+        taken = finite & (first | (cost <= jnp.where(free, memory.highest, at.cost) + slack))
 
         keep = lambda new, old: jnp.where(taken, new, old)  # noqa: E731
         x, best, slope = keep(memory.trial, at.x), keep(cost, at.cost), keep(gradient, memory.gradient)
@@ -88,13 +105,14 @@ class ProximalGradient(Method):
         trial = family.prox(y - size / bound * slope_y, size * shrink / bound, instance)
         trial = jnp.where(jnp.isfinite(trial), trial, x)
 
-        gap = family.gap(x, slope, instance)
+        # At the trial, not at x: what the gap needs is then known from the gradient.
+        gap = family.gap(memory.trial, gradient, instance)
         if gap is None:
-            plain = family.prox(x - slope / bound, 1 / bound, instance)
-            certificate = jnp.max(bound * jnp.abs(x - plain), initial=0.0)
+            plain = family.prox(memory.trial - gradient / bound, 1 / bound, instance)
+            certificate = jnp.max(bound * jnp.abs(memory.trial - plain), initial=0.0)
         else:
-            certificate = gap / jnp.maximum(jnp.abs(best), jnp.finfo(x.dtype).tiny)
-        certificate = jnp.where(jnp.isfinite(best), certificate, jnp.inf)
+            certificate = gap / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
+        certificate = jnp.where(taken, certificate, at.certificate)
         # Twice in a row rejected, the second time a safe step: what is left is rounding.
         stuck = ~taken & (memory.safe > 0)
         status = jnp.select(
@@ -103,7 +121,8 @@ class ProximalGradient(Method):
             jnp.int32(RUNNING),
         )
         safe = jnp.where(taken, 0.0, 1.0).astype(x.dtype)
-        after = Memory(before, slope, slope_before, trial, t_next, safe)
+        highest = jnp.where(first, best, memory.highest)
+        after = Memory(before, slope, slope_before, trial, t_next, safe, highest)
         count = 1 if self.affine else 2
         return Progress(x, best, certificate, status, at.nit + 1, at.nfev + count, after)
 
@@ -111,11 +130,5 @@ class ProximalGradient(Method):
         """Return step, threshold factor and momentum of the next trial."""
         size, one = jnp.asarray(self.step_size, x.dtype), jnp.ones((), x.dtype)
         if self.schedule is not None:
-            steps = len(self.schedule)
-            row = self.schedule[jnp.minimum(nit, steps - 1)].astype(x.dtype)
-            row = jnp.clip(jnp.nan_to_num(row), -4.0, 4.0)
-            learned = nit < steps
-            size = jnp.where(learned, jnp.exp(row[0]), size)
-            one = jnp.where(learned, jnp.exp(row[1]), one)
-            beta = jnp.where(learned, row[2], beta)
+            size, one, beta = self.schedule(nit, size, one, beta)
         return jnp.where(taken, size, 1.0), jnp.where(taken, one, 1.0), jnp.where(taken, beta, 0.0)

@@ -1,5 +1,6 @@
 """The report on a learned solver, in words."""
 
+from ..problems import Composite, ProblemFamily, QuadraticProgram
 from .fit import LearnedSolver
 
 
@@ -12,7 +13,7 @@ def report(solver: LearnedSolver) -> str:
         f"{type(solver.family).__name__}: {card.kept} is kept."
         + ("" if card.pays else " Learning does not pay here: a classical solver is as fast at the same success."),
         "",
-        f"On {card.heldout} held-out instances, solved: within {card.tol:g} of the best known cost",
+        f"On {card.heldout} held-out instances, solved: {_meaning(solver.family).format(card.tol)}",
         f"{'candidate':<38}{'success':>9}{'fits/s':>10}{'evals':>8}{'worst':>7}{'fallback':>10}{'break-even':>12}",
     ]
     for name, it in sorted(card.candidates.items(), key=_simplest_first):
@@ -39,3 +40,8 @@ def _simplest_first(candidate: tuple[str, object]) -> tuple[bool, bool, str]:
     """Sort classical candidates before learned ones; a file keeps no order."""
     name = candidate[0]
     return not name.startswith("tuned"), "damping" in name, name
+
+
+def _meaning(family: ProblemFamily) -> str:
+    certified = isinstance(family, Composite | QuadraticProgram)
+    return "a certificate of {:g} or less" if certified else "within {:g} of the best known cost"

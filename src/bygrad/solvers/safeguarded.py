@@ -1,7 +1,8 @@
 """Safe-L2O: any learned proposal for a convex composite problem, held by an averaged operator."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,12 @@ class Safeguarded(Method):
     theta: float | Array = 0.5
     tol: float | Array = 1e-4
     max_steps: int | Array = 5000
+    bound: Scalar | None = None
+
+    def prepare(self, flat: Flat, dtype: Any) -> "Safeguarded":
+        family = flat.family
+        assert isinstance(family, Composite)
+        return dataclasses.replace(self, bound=jnp.asarray(family.curvature(), dtype))
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         return Progress.begin(x, Memory(x, jnp.full((), jnp.inf, x.dtype)))
@@ -56,8 +63,8 @@ class Safeguarded(Method):
     def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
         family = flat.family
         assert isinstance(family, Composite)
-        memory: Memory = at.memory
-        bound = jnp.asarray(family.curvature(), at.x.dtype)
+        assert self.bound is not None
+        memory, bound = at.memory, self.bound
         first = at.nit == 0
 
         def look(x: Array) -> tuple[Array, Array, Scalar]:

@@ -31,6 +31,8 @@ class Solution:
     - `certificate`: what the solver can show: 0 is exact. Which number it is, each method says.
     - `status`: a code of `STATUS`; `success` is `status > 0`, and `message` says it in words.
     - `nit`, `nfev`: steps taken, and evaluations of the objective (of the residuals with their Jacobian).
+    - `dual`: multipliers of the inequality rows of a quadratic program, `[rows, m]`: positive where the upper limit
+      binds. Empty for other families.
     - `finished`: when each was done, on the clock of `time.perf_counter`: nobody waits for the slowest.
     - `used_fallback`: whether the classical solver had to solve what a learned one had not.
     - `warnings`: what concerns the batch as a whole, as a drift of the family.
@@ -44,6 +46,7 @@ class Solution:
     nfev: np.ndarray
     finished: np.ndarray
     used_fallback: np.ndarray
+    dual: np.ndarray
     warnings: tuple[str, ...] = ()
 
     @property

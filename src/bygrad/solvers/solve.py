@@ -26,7 +26,7 @@ def solve(
     x0: PyTree[Any] | None = None,
     starts: int = 1,
     seed: int = 0,
-    batch: int = 1024,
+    batch: int | None = None,
     dtype: Any = np.float64,
     watch: Watch | None = None,
 ) -> Solution:
@@ -42,7 +42,8 @@ def solve(
     - `method`: another solver, or this one with other settings.
     - `x0`: params to start from, one row an instance, or one for all (a warm start). Default: the family's `init`.
     - `starts`: starts for each instance, the lowest result counts. All but the first are drawn by `Bounded.restart`.
-    - `seed`: of these draws. `batch`: rows that are worked on at once; 1024 keeps small problems in cache.
+    - `seed`: of these draws. `batch`: rows that are worked on at once; by default few enough to stay in cache
+      (`Method.batch`), so give more on an accelerator.
     - `dtype`: precision of the computation. Normal equations need float64, whatever `jax_enable_x64` says.
     - `watch`: told `("solving", finished, rows)` after every chunk.
 
@@ -64,6 +65,7 @@ def solve(
         instances, rows = as_rows(instances, dtype)
         flat = Flat.of(family, jax.tree.map(lambda leaf: leaf[0], instances) if rows else instances)
         method = with_arrays(method or default_method(family), dtype).prepare(flat, dtype)
+        batch = method.batch if batch is None else batch
         first = starting_points(flat, instances, rows, x0, starts=starts, seed=seed, batch=batch, dtype=dtype)
         every = jax.tree.map(lambda leaf: np.repeat(leaf, starts, axis=0), instances)
         results = run(method, flat, every, first, batch=batch, watch=watch)
@@ -119,7 +121,8 @@ def as_solution(flat: Flat, rows: Rows, used_fallback: np.ndarray | None = None,
     """Return the engine's rows in the family's own structure."""
     fallback = np.zeros(len(rows["status"]), bool) if used_fallback is None else used_fallback
     fields = {name: rows[name] for name in ("cost", "certificate", "status", "nit", "nfev", "finished")}
-    return Solution(x=flat.params(rows["x"]), **fields, used_fallback=fallback, warnings=tuple(warnings))
+    dual = rows["dual"] if "dual" in rows else np.zeros((len(fallback), 0))
+    return Solution(flat.params(rows["x"]), **fields, used_fallback=fallback, dual=dual, warnings=tuple(warnings))
 
 
 def best_of(rows: Rows, starts: int) -> Rows:

@@ -56,14 +56,16 @@ def _given(flat: Flat, x0: PyTree[Any], rows: int | None, dtype: Any) -> np.ndar
     return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
 
-def in_blocks(program: Any, flat: Flat, inputs: PyTree[np.ndarray], rows: int, batch: int, dtype: Any) -> np.ndarray:
+def in_blocks(
+    program: Any, flat: Flat, inputs: PyTree[np.ndarray], rows: int, batch: int, dtype: Any, *further: Any
+) -> np.ndarray:
     """Run a program that returns rows on blocks of one size, so that it compiles once; `[rows, ...]`."""
     if rows == 0:
         return np.zeros((0, flat.size), dtype)
     blocks = []
     for at in range(0, rows, batch):
         pick = np.minimum(np.arange(at, at + batch), rows - 1)
-        block = program(flat, *jax.tree.map(lambda leaf: jax.numpy.asarray(leaf[pick]), inputs))  # noqa: B023
+        block = program(flat, *jax.tree.map(lambda leaf: jax.numpy.asarray(leaf[pick]), inputs), *further)  # noqa: B023
         blocks.append(np.asarray(block, dtype)[: rows - at])
     return np.concatenate(blocks)
 

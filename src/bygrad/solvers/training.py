@@ -1,5 +1,6 @@
 """Training of what is learned inside a solver, within a number of seconds."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
@@ -13,10 +14,15 @@ from jaxtyping import Array, Float, PyTree
 
 from .._core import trees
 from .._core.types import Scalar
+from ..problems import QuadraticProgram
+from .admm import ADMM
 from .base import Flat
 from .engine import Watch
 from .learned import LearnedDamping, LearnedStart
 from .levenberg_marquardt import LevenbergMarquardt
+from .proximal import ProximalGradient
+from .schedule import LearnedSchedule
+from .warm import LearnedWarmStart
 
 Model = TypeVar("Model", bound=eqx.Module)
 BATCH = 256
@@ -107,6 +113,90 @@ def train_damping(
         return jnp.mean(jnp.where(jnp.isfinite(values), values, 0.0))
 
     return _descend(damping, loss, (examples, starts), seconds, 2e-3, seed, "learning the damping", watch)
+
+
+def train_schedule(
+    schedule: LearnedSchedule,
+    method: ProximalGradient,
+    flat: Flat,
+    instances: PyTree,
+    seconds: float,
+    seed: int,
+    watch: Watch | None = None,
+) -> LearnedSchedule:
+    r"""Train a schedule through the unrolled, guarded steps, and a few classical ones after them.
+
+    The loss is the mean over steps of the logarithm of the certificate, which needs no solutions, cut a little below
+    the tolerance: what is solved cannot get better. What the last step leaves above the tolerance counts twice more.
+    """
+    tol, length = method.tol, len(schedule.rows) + 5
+
+    def loss(schedule: LearnedSchedule, batch: PyTree) -> Scalar:
+        learned = dataclasses.replace(method, schedule=schedule).prepare(flat, jnp.float32)
+
+        def one(instance: Any) -> Scalar:
+            def step(at: Any, _: None) -> tuple[Any, Scalar]:
+                at = learned.step(flat, instance, at)
+                return at, jnp.log(jnp.clip(at.certificate / tol, 0.5, 1e6))
+
+            x = flat.vector(flat.family.init(instance, jax.random.key(0)))
+            _, terms = jax.lax.scan(step, learned.start(flat, instance, x), length=length)
+            return jnp.mean(terms[length // 3 :]) + 2 * jnp.maximum(terms[-1], 0.0)
+
+        values = jax.vmap(one)(batch)
+        return jnp.mean(jnp.where(jnp.isfinite(values), values, 0.0))
+
+    return _descend(schedule, loss, instances, seconds, 2e-2, seed, "learning a schedule", watch)
+
+
+def train_warm_start(
+    warm: LearnedWarmStart,
+    method: ADMM,
+    flat: Flat,
+    examples: Examples,
+    seconds: float,
+    seed: int,
+    watch: Watch | None = None,
+    sample: Callable[[Array], Any] | None = None,
+) -> LearnedWarmStart:
+    r"""Fit the start to known solutions, then to what counts: the certificate.
+
+    For a family with `QuadraticProgram.certify` that is the duality gap of the proposal itself, else the residuals
+    after two steps from it. Neither needs solutions, so where the family can `sample`, every batch is new.
+    """
+    family, tol = flat.family, method.tol
+    assert isinstance(family, QuadraticProgram)
+    prepared = method.prepare(flat, jnp.float32)
+
+    def near(warm: LearnedWarmStart, batch: Examples) -> Scalar:
+        scale = jax.lax.stop_gradient(warm.whitening.params_scale)
+
+        def one(instance: Any, target: Array) -> Scalar:
+            return jnp.mean(optax.losses.huber_loss((jnp.concatenate(warm(instance)[:2]) - target) / scale))
+
+        return jnp.mean(jax.vmap(one)(batch.instances, batch.params))
+
+    def certificate(warm: LearnedWarmStart, instance: Any) -> Scalar:
+        x, dual, _ = warm(instance)
+        if (found := family.certify(x, dual, instance)) is not None:
+            return (found[1] - found[2]) / jnp.abs(found[1])
+        learned = dataclasses.replace(prepared, warm=warm)
+        at = learned.step(flat, instance, learned.start(flat, instance, x))
+        return learned.step(flat, instance, at).certificate
+
+    def proven(warm: LearnedWarmStart, batch: Any) -> Scalar:
+        def one(it: Any) -> Scalar:
+            value = certificate(warm, it if sample is None else sample(jax.random.key(it)))
+            known = jnp.isfinite(value)
+            term = jnp.log(jnp.clip(jnp.where(known, value, 1.0) / tol, 0.1, 1e6))
+            return jnp.where(known, term + 2 * jnp.maximum(term, 0.0), 0.0)
+
+        return jnp.mean(jax.vmap(one)(batch))
+
+    fresh = examples.instances if sample is None else np.arange(seed + 2**20, seed + 2**21)
+    what = "learning a warm start"
+    warm = _descend(warm, near, examples, 0.2 * seconds, 3e-3, seed, what, watch)
+    return _descend(warm, proven, fresh, 0.8 * seconds, 2e-3, seed + 1, what, watch)
 
 
 def _descend(

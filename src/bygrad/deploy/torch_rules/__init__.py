@@ -1,8 +1,11 @@
 """The rules of learned optimizers in PyTorch, one file for each: what `bygrad.optimizers` computes, without JAX."""
 
 from ...artifacts import Artifact, ArtifactError
+from .adam import Adam
 from .base import Rule, Scheduled
 from .controller import Controller
+from .envelope import Envelope
+from .guard import Guard
 from .lstm import LSTM
 
 RULES: dict[str, type[Rule]] = {"LSTM": LSTM, "Controller": Controller}
@@ -37,4 +40,4 @@ def rule_of(artifact: Artifact) -> Rule:
         ) from error
 
 
-__all__ = ["RULES", "Rule", "Scheduled", "rule_of"]
+__all__ = ["RULES", "Adam", "Envelope", "Guard", "Rule", "Scheduled", "rule_of"]

@@ -107,8 +107,9 @@ def keep(path: Path, **arrays: Any) -> None:
 def kept(path: Path) -> Cell:
     """Read a cell."""
     with np.load(path, allow_pickle=False) as file:
-        fields: dict[str, Any] = {name: file[name] for name in Cell._fields}
-    return Cell(**{name: it if it.ndim else float(it) for name, it in fields.items()})
+        arrays = {name: file[name] for name in Cell._fields}
+    fields: dict[str, Any] = {name: it if it.ndim else float(it) for name, it in arrays.items()}
+    return Cell(**fields)
 
 
 def cores() -> int:

@@ -1,0 +1,240 @@
+"""The guard in PyTorch: a learned rule that moves the params only while it shows that it is better than a fallback."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..._core.results import Result
+from .base import Rule, Scheduled, TensorState, compute_dtype
+from .envelope import Envelope
+from .trials import REFERENCE, RUN, TRIAL, Level, Losses, Trials, Watch
+
+_LEARNED, _FALLBACK, _POINT, _THERE = "learned/", "fallback/", "point", "there/"
+"""In the state of a tensor: what each rule remembers, where to return to, and what the fallback remembers there."""
+
+
+@dataclass
+class Counts:
+    """What `bygrad.optimizers.GuardState` counts."""
+
+    steps: int = 0
+    learned_steps: int = 0
+    bad_inputs: int = 0
+    replaced: int = 0
+    outside: int = 0
+    border: int = int(Result.UNDECIDED)
+    strange: float = 0.0
+
+
+class Guard(Rule, Scheduled):
+    r"""Lets a learned rule move the params while it shows that it is better than a fallback.
+
+    It decides and guarantees what `bygrad.Guard` does, which explains it. A return to an earlier point is exact here,
+    so it takes one step. Decisions are Python's: on an accelerator, every step waits for the loss and for the checks.
+    It belongs to one optimizer.
+
+    **Arguments:** `learned`, `fallback`: two rules, say what `LearnedOptimizer` gives to its `guard`, and `Adam(3e-4)`.
+    The others as for `bygrad.Guard`.
+    """
+
+    feature_version: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        learned: Rule,
+        fallback: Rule,
+        *,
+        window: int = 10,
+        share: float = 0.1,
+        margin: float = 2.0,
+        growth: float = 0.02,
+        envelope: Envelope | None = None,
+    ) -> None:
+        if window < 4 or not 0 <= share <= 0.5 or margin < 0 or not (0 <= growth <= share / 2 or share == 0):
+            raise ValueError(
+                f"window={window}, share={share}, margin={margin}, growth={growth}: the guard could not judge, or not"
+                " keep to its share. Give window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
+            )
+        self.learned, self.fallback, self.envelope = learned, fallback, envelope
+        self._trials = Trials(window, share, margin, growth)
+        self.watch, self.counts = Watch(), Counts()
+
+    @property
+    def judges(self) -> bool:
+        """Whether it wants to see losses."""
+        return self._trials.share > 0
+
+    def declare(self, horizon: int) -> None:
+        for rule in (self.learned, self.fallback):
+            if isinstance(rule, Scheduled):
+                rule.declare(horizon)
+        self._trials = self._trials._replace(horizon=horizon)
+
+    def start(self, param: Tensor) -> TensorState:
+        fallback = self.fallback.start(param)
+        state = _named(_LEARNED, self.learned.start(param)) | _named(_FALLBACK, fallback)
+        return state | _point(_widened(param).clone(), fallback) if self.judges else state
+
+    def step(
+        self,
+        grads: Sequence[Tensor | None],
+        states: Sequence[TensorState],
+        params: Sequence[Tensor],
+        value: Tensor | None = None,
+        rates: Sequence[float | Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Take a step. `rates` multiply what each rule does to each tensor. A return to an earlier point is written to
+        the params themselves, those without a gradient included, which rest otherwise; the updates are zero then."""
+        counts, watch = self.counts, self.watch
+        rates = [1.0] * len(grads) if rates is None else rates
+        finite = _finite([grad for grad in grads if grad is not None])
+        shown = grads if finite else [grad if grad is None else torch.zeros_like(grad) for grad in grads]
+        wide = [_widened(param) for param in params]
+
+        # A step writes over the state: it is taken on a copy, which replaces the old one if it is sound.
+        fallback = [{name: entry.clone() for name, entry in _part(_FALLBACK, state).items()} for state in states]
+        theirs = _steps(self.fallback, shown, fallback, params, value, rates)
+        if not (finite and _sound(theirs, fallback, params)):
+            theirs = [torch.zeros_like(point) for point in wide]
+            fallback = [_part(_FALLBACK, state) for state in states]
+
+        judged = self.judges and value is not None
+        intact, ours = True, [torch.zeros_like(point) for point in wide]
+        # What the fallback does in its part of a trial is no part of the learned rule's path.
+        if not (judged and watch.phase == REFERENCE):
+            learned = [_part(_LEARNED, state) for state in states]
+            moved = _steps(self.learned, shown, learned, params, value, rates)
+            intact = _sound(moved, learned, params)
+            if not intact:
+                learned = [self.learned.start(param) for param in params]
+            for state, memory in zip(states, learned, strict=True):
+                state |= _named(_LEARNED, memory)
+            ours = (moved if intact else theirs) if finite else ours
+
+        border = self._border([grad for grad in shown if grad is not None], params)
+        inside = border == Result.UNDECIDED
+        allowed = inside or self.envelope is None or self.envelope.action != "fall back"
+
+        moves, updates = allowed, ours if allowed else theirs
+        if judged:
+            assert value is not None
+            loss = float(value)
+            verdict = self._trials.decide(watch, counts.steps, loss, finite and math.isfinite(loss), allowed)
+            moves, updates, here = verdict.moves == "learned", ours if verdict.moves == "learned" else theirs, fallback
+            points = [state[_POINT] for state in states]
+            if verdict.moves == "back":
+                here = [_part(_THERE, state) for state in states]
+            if verdict.keeps is not None:
+                steps = ours if verdict.keeps == "learned" else theirs
+                for state, point, update, memory in zip(states, wide, steps, fallback, strict=True):
+                    state |= _point(point + update, memory)
+            if verdict.moves == "back":
+                # From far away a sum would not get there: the difference of the points is rounded.
+                for param, point in zip(params, points, strict=True):
+                    param.copy_(point)
+                updates = [torch.zeros_like(point) for point in points]
+            fallback = here
+        if not _finite(updates):
+            updates = [torch.zeros_like(point) for point in wide]
+        for state, memory in zip(states, fallback, strict=True):
+            state |= _named(_FALLBACK, memory)
+
+        counts.steps += 1
+        counts.learned_steps += moves and intact and finite
+        counts.bad_inputs += not finite
+        counts.replaced += not intact
+        counts.outside += not inside
+        counts.border = counts.border if inside else int(border)
+        return updates
+
+    def settle(self, states: Sequence[TensorState], params: Sequence[Tensor]) -> None:
+        """Put the params where they should be kept if the run ends here: where a trial is under way, to where the
+        fallback would go on from. That trial is then over, without a winner."""
+        watch = self.watch
+        if watch.phase != TRIAL:
+            return
+        for state, param in zip(states, params, strict=True):
+            param.copy_(state[_POINT])
+            state |= _named(_FALLBACK, _part(_THERE, state))
+        watch.discarded += watch.seen
+        watch.phase, watch.trusted, watch.seen, watch.above, watch.losses = RUN, False, 0, 0, Losses()
+
+    def report(self) -> dict[str, Any]:
+        """Return the counters by name, and the reason of the last decision and of the envelope in words."""
+        told: dict[str, Any] = {name: number for name, number in asdict(self.counts).items()}
+        border = Result(told.pop("border"))
+        del told["strange"]
+        if self.judges:
+            told |= {name: getattr(self.watch, name) for name in ("discarded", "trials", "won", "rollbacks", "stalls")}
+            told["reason"] = Result(self.watch.reason).sentence
+        return told | ({"envelope": border.sentence} if self.envelope is not None else {})
+
+    def memory(self) -> dict[str, Any]:
+        """Return what it remembers of the run beside the tensors, as numbers."""
+        return {"counts": asdict(self.counts), "watch": asdict(self.watch), "horizon": self._trials.horizon}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Undo `memory`."""
+        watch = dict(memory["watch"])
+        watch |= {name: Level(**watch[name]) for name in ("begin", "reference", "best")}
+        watch["losses"] = Losses(**watch["losses"])
+        self.counts, self.watch = Counts(**memory["counts"]), Watch(**watch)
+        self._trials = self._trials._replace(horizon=memory["horizon"])
+
+    def _border(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> Result:
+        if self.envelope is None:
+            return Result.UNDECIDED
+        size, counts = sum(param.numel() for param in params), self.counts
+        border, counts.strange = self.envelope.watch(grads, size, counts.steps, counts.strange, counts.outside > 0)
+        return border
+
+
+def _named(prefix: str, state: TensorState) -> TensorState:
+    return {prefix + name: entry for name, entry in state.items()}
+
+
+def _part(prefix: str, state: TensorState) -> TensorState:
+    return {name.removeprefix(prefix): entry for name, entry in state.items() if name.startswith(prefix)}
+
+
+def _point(point: Tensor, fallback: TensorState) -> TensorState:
+    """The entries that say where to return to. A fallback's state is never written to again, so it is not copied."""
+    return {_POINT: point} | _named(_THERE, fallback)
+
+
+def _widened(param: Tensor) -> Tensor:
+    return param.detach().to(compute_dtype(param))
+
+
+def _steps(
+    rule: Rule,
+    grads: Sequence[Tensor | None],
+    states: Sequence[TensorState],
+    params: Sequence[Tensor],
+    value: Tensor | None,
+    rates: Sequence[float | Tensor],
+) -> list[Tensor]:
+    """Take the step of a rule for the tensors that have a gradient; the others rest."""
+    moving = [index for index, grad in enumerate(grads) if grad is not None]
+    given = [grad for grad in grads if grad is not None]
+    moved = rule.step(given, [states[index] for index in moving], [params[index] for index in moving], value)
+    updates = {index: update.mul_(rates[index]) for index, update in zip(moving, moved, strict=True)}
+    return [updates[index] if index in updates else torch.zeros_like(_widened(it)) for index, it in enumerate(params)]
+
+
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether all entries are finite; waits for the device once."""
+    # Both ends of the values, in one pass; NaN is found at both.
+    flags = [torch.stack(torch.aminmax(it)).isfinite().all() for it in tensors if it.numel()]
+    return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
+
+
+def _sound(updates: Sequence[Tensor], states: Sequence[TensorState], params: Sequence[Tensor]) -> bool:
+    """Whether updates, states, and params after the updates are finite."""
+    entries = [entry for state in states for entry in state.values() if entry.is_floating_point()]
+    after = [param + update.to(param.dtype) for param, update in zip(params, updates, strict=True)]
+    return _finite([*updates, *entries, *after])

@@ -1,0 +1,190 @@
+"""When a guard lets the learned rule move, in PyTorch: the decisions of `bygrad.optimizers.trials`."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from ..._core.results import Result
+
+# As in JAX, where they are explained.
+RISE = 3.0
+RUN, REFERENCE, TRIAL = 0, 1, 2
+PATIENCE = 3.0
+STALE_WINDOWS, STALE_PART = 2, 1 / 3
+SHORTEST = 4
+HOPELESS = 4
+_HUGE = 1e30
+
+
+@dataclass(frozen=True)
+class Level:
+    """A mean of losses with its standard error."""
+
+    mean: float = 0.0
+    error: float = 0.0
+
+    def clearly_below(self, other: "Level", margin: float) -> bool:
+        return self.mean + margin * (self.error + other.error) < other.mean
+
+
+@dataclass
+class Losses:
+    """Losses one after the other: how many, their sum, the last one, and the sum of the jumps between them."""
+
+    count: int = 0
+    total: float = 0.0
+    last: float = 0.0
+    jumps: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.jumps += abs(value - self.last) if self.count else 0.0
+        self.count, self.total, self.last = self.count + 1, self.total + value, value
+
+    def level(self) -> Level:
+        if not self.count:
+            return Level(_HUGE)
+        deviation = 0.5 * math.pi**0.5 * self.jumps / max(self.count - 1, 1)
+        return Level(self.total / self.count, deviation / self.count**0.5)
+
+
+@dataclass
+class Watch:
+    """Where the trials stand; what lies beside it is the point to return to."""
+
+    phase: int = RUN
+    trusted: bool = False
+    length: int = 0
+    seen: int = 0
+    losses: Losses = field(default_factory=Losses)
+    highest: float = 0.0
+    above: int = 0
+    begin: Level = Level()
+    reference: Level = Level()
+    best: Level = Level()
+    led: int = 0
+    fell: int = 0
+    hold: float = 0.0
+    defeats: int = 0
+    discarded: int = 0
+    trials: int = 0
+    won: int = 0
+    rollbacks: int = 0
+    stalls: int = 0
+    reason: int = int(Result.UNDECIDED)
+
+
+class Verdict(NamedTuple):
+    """Who moves the params, or whether they go `back` to the point; and whose next point is kept in its place."""
+
+    moves: Literal["learned", "fallback", "back"]
+    keeps: Literal["learned", "fallback"] | None = None
+
+
+class Trials(NamedTuple):
+    """Decides who moves; see `Guard` for the arguments."""
+
+    window: int
+    share: float
+    margin: float
+    growth: float
+    horizon: int = 0
+
+    def decide(self, it: Watch, step: int, value: float, good: bool, allowed: bool) -> Verdict:
+        """Take one call into account: change `it` and say what happens. `good`: loss and gradient are finite."""
+        it.seen += 1
+        value = min(max(value, -_HUGE), _HUGE) if value == value else _HUGE
+        if good and 2 * it.seen > it.length:
+            it.losses.add(value)
+        if it.phase == REFERENCE:
+            it.trusted &= allowed
+            return self._reference(it, value)
+        if it.phase == TRIAL:
+            return self._trial(it, step, value, good, allowed)
+        if it.trusted:
+            return self._lead(it, step, value, good, allowed)
+        if it.seen >= it.length:
+            return self._pause(it, step, value, good and allowed)
+        return Verdict("fallback")
+
+    def _reference(self, it: Watch, value: float) -> Verdict:
+        it.highest = max(it.highest, value)
+        if it.seen < it.length:
+            return Verdict("fallback")
+        it.reference, it.phase = it.losses.level(), TRIAL
+        self._anew(it)
+        return Verdict("back", "fallback")
+
+    def _trial(self, it: Watch, step: int, value: float, good: bool, allowed: bool) -> Verdict:
+        it.above = it.above + 1 if value > it.highest else 0
+        ended = it.seen >= it.length and good and allowed
+        level = it.losses.level()
+        if ended and all(level.clearly_below(other, self.margin) for other in (it.reference, it.begin)):
+            it.defeats = 0 if it.trusted else it.defeats
+            it.phase, it.trusted, it.best, it.led, it.fell = RUN, True, level, 0, 0
+            it.won, it.discarded, it.reason = it.won + 1, it.discarded + it.length, int(Result.LEARNED_WON)
+            self._anew(it)
+            return Verdict("learned", "fallback")
+        if not good or not allowed or ended or it.above >= HOPELESS:
+            return self._return(it, step, Result.LEARNED_LOST if good else Result.NOT_FINITE)
+        return Verdict("learned")
+
+    def _lead(self, it: Watch, step: int, value: float, good: bool, allowed: bool) -> Verdict:
+        it.led += 1
+        if not good:
+            it.rollbacks += 1
+            return self._return(it, step, Result.NOT_FINITE)
+        if it.seen < it.length:
+            it.trusted = allowed
+            return Verdict("learned" if allowed else "fallback")
+        level = it.losses.level()
+        if it.best.clearly_below(level, RISE):
+            it.rollbacks += 1
+            return self._return(it, step, Result.LOSS_ROSE)
+        if level.mean < it.best.mean:
+            it.best, it.fell = level, it.led
+        if it.led - it.fell >= max(STALE_WINDOWS * it.length, STALE_PART * it.led):
+            it.trusted, it.stalls, it.reason = False, it.stalls + 1, int(Result.STALLED)
+            self._defeat(it, step)
+            self._anew(it)
+            return Verdict("fallback")
+        it.trusted = allowed
+        if allowed and self._starts(it, step, value):
+            return Verdict("fallback", "learned")
+        self._anew(it)
+        return Verdict("learned" if allowed else "fallback", "fallback")
+
+    def _pause(self, it: Watch, step: int, value: float, good: bool) -> Verdict:
+        if good and self._starts(it, step, value):
+            return Verdict("fallback", "learned")
+        self._anew(it)
+        return Verdict("fallback")
+
+    def _starts(self, it: Watch, step: int, value: float) -> bool:
+        """Begin a trial, if one is due."""
+        length = max(self.window, int(self.growth * step))
+        pays = True
+        if self.horizon > 0:
+            total = self.share * self.horizon
+            length = min(length, int(total / 2))
+            pays = it.discarded + 2 * length <= total and step + 4 * length <= self.horizon and length >= SHORTEST
+        affordable = it.trials == 0 or it.discarded + length <= self.share * (step + 2 * length)
+        if not (step >= it.hold and affordable and pays):
+            return False
+        it.begin, it.highest, it.length, it.phase = it.losses.level(), value, length, REFERENCE
+        it.trials += 1
+        self._anew(it)
+        return True
+
+    def _return(self, it: Watch, step: int, reason: Result) -> Verdict:
+        it.discarded += it.seen
+        it.phase, it.trusted, it.reason = RUN, False, int(reason)
+        self._defeat(it, step)
+        self._anew(it)
+        return Verdict("back")
+
+    def _defeat(self, it: Watch, step: int) -> None:
+        it.hold = step + it.length / self.share * PATIENCE**it.defeats
+        it.defeats = min(it.defeats + 1, 12)
+
+    def _anew(self, it: Watch) -> None:
+        it.seen, it.above, it.losses = 0, 0, Losses()

@@ -1,0 +1,174 @@
+"""What an LSTM that is learned on sigmoid networks needs in order not to fail on ReLU networks: an ablation."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from .._core.files import write_text_atomically
+from .._core.types import PRNGKeyArray
+from ..deploy.jax import versions
+from ..evaluation import Protocol, Sheet, best_baseline, number, strict_json, write_page, write_report
+from ..metagrads import Estimator, Imitate, Replay
+from ..optimizers import LSTM, Adam, Optimizer, RNNprop
+from ..problems import ProblemFamily, RandomScale, find_family
+from ..training import Curriculum, Recipe, describe, learn_by_curriculum
+from .declaration import Budget
+from .reproduce import claim
+from .study import Study, Task
+from .work import evaluate, machine, train
+
+LEARNED_ON = "mnist"
+USED_ON = {"sigmoid": "mnist", "ReLU": "mnist-relu", "two layers": "mnist-2-layers"}
+"""Families of the same networks: the one learned on, another activation, another depth."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Repair:
+    """A way to meta-train: the optimizer, what is done to the family, the estimator, and the horizons of a curriculum.
+
+    All spend the same number of meta-steps.
+    """
+
+    build: Callable[[PRNGKeyArray], Optimizer]
+    change: Callable[[ProblemFamily], ProblemFamily] = lambda family: family
+    estimator: Estimator = dataclasses.field(default_factory=lambda: Replay(0.25))
+    horizons: tuple[int, ...] | None = None
+
+
+def _lstm(key: PRNGKeyArray) -> Optimizer:
+    return LSTM(key, output_scale=0.1, initial_step=0.3)
+
+
+def _rnnprop(key: PRNGKeyArray) -> Optimizer:
+    return RNNprop(key, output_scale=0.1, initial_step=0.1)
+
+
+_TAUGHT = Imitate(Replay(0.25), Adam())  # at its default rate, 1e-2
+_GROWING = (20, 60, 100, 200)
+"""Three stages; the last horizon is to be judged by only."""
+
+REPAIRS: dict[str, Repair] = {
+    "LSTM, as in the paper": Repair(_lstm),
+    "and random scaling": Repair(_lstm, RandomScale),
+    "and imitation of Adam": Repair(_lstm, estimator=_TAUGHT),
+    "and a curriculum of horizons": Repair(_lstm, horizons=_GROWING),
+    "RNNprop: scaled inputs, bounded steps": Repair(_rnnprop),
+    "RNNprop, random scaling": Repair(_rnnprop, RandomScale),
+    "RNNprop, random scaling, imitation, curriculum": Repair(_rnnprop, RandomScale, _TAUGHT, _GROWING),
+}
+
+_RECIPE = Recipe(
+    instances=1, meta_steps=60, clip=0.1, estimator=Replay(0.25), validate_every=20, validation_runs=4, final_window=5
+)
+RECIPES: dict[Budget, Recipe] = {
+    "quick": _RECIPE,
+    "paper": dataclasses.replace(_RECIPE, meta_steps=1_200, validate_every=200, validation_runs=8),
+}
+PROTOCOLS: dict[Budget, Protocol] = {
+    "quick": Protocol(100, runs=4, tuning_runs=1, second_order_runs=0, final_window=5, chunk=4),
+    "paper": Protocol(100, runs=64, tuning_runs=4, second_order_runs=0, final_window=5, chunk=4),
+}
+
+
+def _carry_out(task: Task) -> dict[str, Any]:
+    recipe = dataclasses.replace(RECIPES[task.budget], seed=task.seed)
+    protocol = dataclasses.replace(PROTOCOLS[task.budget], seed=task.seed)
+    identity = {"experiment": REPAIRED.name, "budget": task.budget, "seed": task.seed, "data": task.data}
+    claim(task.folder, identity | {"recipe": json.loads(json.dumps(describe(recipe)))}, task.resume)
+    trained = {
+        label: _train(label, repair, recipe, task.folder / f"{number}", task)
+        for number, (label, repair) in enumerate(REPAIRS.items())
+    }
+    compared = {setting: _compare(trained, setting, family, protocol, task) for setting, family in USED_ON.items()}
+    results = {
+        "experiment": REPAIRED.name,
+        "title": REPAIRED.title,
+        "final": {setting: finals(found["optimizers"]) for setting, found in compared.items()},
+        "levels": [],
+        "recipe": describe(recipe),
+        "command": task.command,
+        "machine": machine(),
+        "versions": versions(),
+    }
+    write_text_atomically(task.folder / "results.json", json.dumps(strict_json(results), indent=1))
+    statement = (
+        f"Meta-trained on the paper's sigmoid network alone, {recipe.meta_steps} meta-steps each, one seed; final loss"
+        f" after {protocol.horizon} steps, mean of {protocol.runs} runs with its 95 % interval. Beside each: the ratio"
+        f" to the best baseline, tuned for the setting. {task.command}"
+    )
+    headings = ("trained how", *(text for setting in USED_ON for text in (setting, "to the best baseline")))
+    write_page(task.folder, REPAIRED.title, statement, [Sheet("Final losses", headings, rows_of(results["final"]))])
+    return results
+
+
+def _train(label: str, repair: Repair, recipe: Recipe, folder: Path, task: Task) -> Optimizer:
+    """Meta-train in one of the ways, or read what an earlier run has trained."""
+    task.display.say(label, "bold")
+    family = repair.change(find_family(LEARNED_ON, data=task.data, split="train"))
+    recipe = dataclasses.replace(recipe, estimator=repair.estimator)
+    optimizer = repair.build(jax.random.key(task.seed))
+    if repair.horizons is None:
+        resume = (folder / "metatraining" / "checkpoint.safetensors").exists()
+        name = f"repairs/{folder.name}"
+        return train(optimizer, family, recipe, folder, task.display, name=name, resume=resume).optimizer
+    stages = len(repair.horizons) - 1
+    part = dataclasses.replace(recipe, meta_steps=recipe.meta_steps // stages)
+    curriculum = Curriculum(part, repair.horizons, rounds=1, patience=1, runs=recipe.validation_runs)
+    task.display.meta_steps = part.meta_steps
+    resume = (folder / "curriculum.json").exists()
+    return learn_by_curriculum(
+        optimizer, family, curriculum, folder=folder, resume=resume, watch=task.display.event
+    ).optimizer
+
+
+def _compare(
+    trained: dict[str, Optimizer], setting: str, family_name: str, protocol: Protocol, task: Task
+) -> dict[str, Any]:
+    """Compare all on one family with baselines that are tuned for it, or read what an interrupted run has found."""
+    folder = task.folder / setting.lower().replace(" ", "-")
+    if (kept := folder / "results.json").exists():
+        return json.loads(kept.read_text())
+    results = evaluate(
+        trained,
+        find_family(family_name, data=task.data, split="test"),
+        find_family(family_name, data=task.data, split="train"),
+        protocol,
+        task.display,
+        title=f"Learned on one layer of 20 sigmoid units, used with {setting}",
+        command=task.command,
+    )
+    write_report(strict_json(results), folder)
+    return strict_json(results)
+
+
+def finals(rows: dict[str, Any]) -> dict[str, Any]:
+    """Return the final losses of all learned optimizers by label, and that of the best baseline under its own."""
+    label, best = best_baseline(rows, "final")
+    found = {row["label"]: row["final"] for row in rows.values() if row["kind"] == "learned"}
+    return found | {"best baseline": {"label": label, "mean": best}}
+
+
+def rows_of(found: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], ...]:
+    """Write a row for every way of training and one for the baselines: a loss and a ratio for every setting."""
+
+    def cells(label: str) -> tuple[str, ...]:
+        texts: list[str] = []
+        for losses in found.values():
+            mean, best = losses[label]["mean"], losses["best baseline"]["mean"]
+            if label == "best baseline":
+                texts += [f"{number(mean)} ({losses[label]['label']})", "1.00"]
+            elif mean is None:
+                texts += ["diverges", "–"]
+            else:
+                interval = f" [{number(losses[label]['low'])}, {number(losses[label]['high'])}]"
+                texts += [number(mean) + interval, f"{mean / best:.2f}"]
+        return tuple(texts)
+
+    return tuple((label, *cells(label)) for label in next(iter(found.values())))
+
+
+REPAIRED = Study("relu", "What an LSTM of sigmoid networks needs on ReLU networks: an ablation", _carry_out)

@@ -1,0 +1,122 @@
+"""What 90 seconds of learning are worth: controllers specialized on small networks, for training and held-out loss."""
+
+import dataclasses
+import json
+from typing import Any
+
+from .._core.files import write_text_atomically
+from ..deploy.jax import versions
+from ..evaluation import Sheet, best_baseline, level_cells, strict_json, write_page
+from ..problems import find_family
+from .declaration import Budget
+from .reproduce import claim
+from .specialize import Objective, specialize
+from .study import Study, Task
+from .work import machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A family, the steps of its runs, and how many of its images are kept from training where held-out loss counts."""
+
+    family: str
+    horizon: int
+    held_out: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}, {self.horizon} steps"
+
+
+CASES = (Case("digits", 400, 400), Case("mnist", 100, 2_000), Case("mnist", 400, 2_000), Case("digits-conv", 400, 400))
+"""Small perceptrons; the paper's network over the paper's 100 steps, and over more; and a convolutional network."""
+
+OBJECTIVES: tuple[Objective, ...] = ("training", "validation")
+SECONDS: dict[Budget, float] = {"quick": 15.0, "paper": 90.0}
+RUNS: dict[Budget, int] = {"quick": 8, "paper": 100}
+
+
+def _carry_out(task: Task) -> dict[str, Any]:
+    seconds, runs = SECONDS[task.budget], RUNS[task.budget]
+    identity = {"experiment": SPECIALIZATIONS.name, "budget": task.budget, "seed": task.seed, "data": task.data}
+    claim(task.folder, identity, task.resume)
+    found: dict[str, dict[str, Any]] = {}
+    for case in CASES:
+        for objective in OBJECTIVES:
+            folder = task.folder / f"{case.family}-{case.horizon}-{objective}"
+            if (kept := folder / "results.json").exists():
+                found[f"{case.name}, {objective}"] = json.loads(kept.read_text())
+                continue
+            task.display.say(f"{case.name}, {objective} loss", "bold")
+            family = find_family(case.family, data=task.data)
+            if objective == "validation":
+                family = dataclasses.replace(family, held_out=case.held_out)  # pyright: ignore[reportCallIssue]
+            specialized = specialize(
+                family,
+                seconds,
+                objective=objective,
+                horizon=case.horizon,
+                folder=folder,
+                resume=folder.exists(),
+                seed=task.seed,
+                runs=runs,
+                display=task.display,
+                command=task.command,
+            )
+            found[f"{case.name}, {objective}"] = strict_json(specialized.results)
+    levels = [level for what, results in found.items() for level in levels_of(what, results)]
+    results = {
+        "experiment": SPECIALIZATIONS.name,
+        "title": SPECIALIZATIONS.title,
+        "specializations": {what: results["specialization"] for what, results in found.items()},
+        "levels": levels,
+        "versions": versions(),
+        "machine": machine(),
+        "command": task.command,
+    }
+    write_text_atomically(task.folder / "results.json", json.dumps(strict_json(results), indent=1))
+    statement = (
+        f"Controllers, meta-trained for {seconds:.0f} s each, compilation included, and compared on {runs} fresh runs."
+        " Ratios to the best of the tuned baselines (Nesterov, Adam, AdamW with a cosine), and for"
+        " held-out loss to AdamW with a cosine: below 1 is better. The reports of each are in the folders beside this"
+        f" page. {task.command}"
+    )
+    headings = ("ratio", "paper", "to reach", "ours", "reached")
+    write_page(
+        task.folder, SPECIALIZATIONS.title, statement, [Sheet("Ratios", headings, tuple(map(level_cells, levels)))]
+    )
+    return results
+
+
+def levels_of(what: str, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Hold one specialization against its levels: ratios of losses to those of the best tuned baselines."""
+    worth, rows = results["specialization"], results["optimizers"]
+    if what.endswith("validation"):
+        _, best = best_baseline(rows, "final")
+        rival = rows["adamwcosine"]["final"]["mean"]
+        return [
+            _level(f"{what}: final held-out loss, to tuned AdamW with a cosine", worth["final_loss"], rival, 1.0),
+            _level(f"{what}: final held-out loss, to the best tuned baseline", worth["final_loss"], best, None),
+        ]
+    mean, final = worth["best_mean_loss"], worth["best_final_loss"]
+    return [
+        _level(f"{what}: mean loss at equal steps", worth["mean_loss"], mean, 0.75),
+        _level(f"{what}: mean loss at equal seconds", worth["mean_loss_at_equal_seconds"], mean, 0.9),
+        _level(f"{what}: final loss", worth["final_loss"], final, 0.5 if what.startswith("digits,") else None),
+    ]
+
+
+def _level(what: str, ours: float, theirs: float, reach: float | None) -> dict[str, Any]:
+    ratio = ours / theirs if theirs else float("inf")
+    return {
+        "what": what,
+        "paper": None,
+        "reach": reach,
+        "ours": ratio,
+        "low": None,
+        "high": None,
+        "reached": None if reach is None else bool(ratio <= reach),
+    }
+
+
+SPECIALIZATIONS = Study("specialize", "Controllers specialized in 90 seconds, on small networks", _carry_out)

@@ -1,0 +1,114 @@
+"""Rolling mean-variance portfolios: the weights of a few assets, chosen anew for every window of their past."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .structured import Composite
+
+
+class MeanVariance(Composite):
+    r"""The portfolio whose returns in a window come nearest to a target $b$:
+    $\min_w \frac12 \mathrm{E} (r^\top w - b)^2$ subject to $\sum w = 1$ and $0 \le w \le c$.
+
+    With $\sum w = 1$ this is $\frac12 w^\top S w$ with $S = \mathrm{E} (r - b)(r - b)^\top$. Its solutions are the
+    mean-variance efficient portfolios, one for each target. The covariance changes from window to window, so that the
+    instances share no matrix; the constraints are in the proximal map, a projection.
+
+    An instance is $S$ of a window, divided by its largest eigenvalue. The gap is that of Frank and Wolfe,
+    $\max_v \nabla f(w)^\top (w - v)$ over the portfolios $v$: for a convex $f$ it bounds $f(w) - \min f$.
+
+    **Arguments:** `returns`: `[days, assets]`, daily. `window`: days that a portfolio is chosen from. `target`: $b$, a
+    daily return. `cap`: $c$, the largest weight.
+
+    **Source:** Britten-Jones, *The sampling error in estimates of mean-variance efficient portfolio weights* (1999),
+    for the regression on a target; Jaggi, *Revisiting Frank-Wolfe* (2013), equation 2, for the gap.
+    """
+
+    returns: Float[Array, "days assets"]
+    window: int = eqx.field(static=True, default=252)
+    target: float = eqx.field(static=True, default=1e-3)
+    cap: float = eqx.field(static=True, default=0.2)
+
+    def __check_init__(self) -> None:
+        days, assets = self.returns.shape
+        if not 1 / assets < self.cap <= 1 or not 2 <= self.window < days:
+            raise ValueError(
+                f"cap is {self.cap} and window {self.window} for {assets} assets on {days} days: weights of at most"
+                " the cap must be able to sum to 1 in more than one way, and a window must be shorter than the data."
+                f" Give a cap above {1 / assets:g}, up to 1, and 2 to {days - 1} days."
+            )
+
+    @classmethod
+    def from_prices(cls, prices: Float[np.ndarray, "days assets"], **settings: float) -> "MeanVariance":
+        """Build it from daily prices, `[days, assets]`; `settings`: `window`, `target` and `cap`."""
+        prices = np.asarray(prices, float)
+        if not (prices > 0).all():
+            raise ValueError(
+                "Prices must be positive and known on every day, or there are no returns. Leave out assets or days with"
+                " gaps."
+            )
+        return cls(jnp.asarray(prices[1:] / prices[:-1] - 1, jnp.float32), **settings)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def simulated(cls, days: int = 2520, assets: int = 20, seed: int = 0, **settings: float) -> "MeanVariance":
+        """Build it from simulated returns: a market whose volatility wanders, and what is the assets' own."""
+        draw = np.random.default_rng(seed)
+        wander = np.cumsum(0.02 * draw.normal(size=days))
+        market = 0.01 * np.exp(wander - wander.mean()) * draw.standard_t(5, size=days)
+        own = draw.uniform(0.008, 0.025, assets) * draw.standard_t(5, size=(days, assets))
+        steps = draw.uniform(0.5, 1.5, assets) * market[:, None] + own + draw.normal(4e-4, 3e-4, assets)
+        start = np.ones((1, assets))
+        return cls.from_prices(np.concatenate([start, np.cumprod(1 + np.clip(steps, -0.5, 0.5), axis=0)]), **settings)
+
+    def windows(self) -> Float[np.ndarray, "windows assets assets"]:
+        """Return the instances of all windows, in order."""
+        centred = np.asarray(self.returns, float) - self.target
+        squares = np.concatenate([np.zeros((1, *centred.shape[1:] * 2)), centred[:, :, None] * centred[:, None, :]])
+        sums = np.cumsum(squares, axis=0)
+        moments = (sums[self.window :] - sums[: -self.window]) / self.window
+        return moments / np.linalg.eigvalsh(moments)[:, -1, None, None]
+
+    def sample(self, key: PRNGKeyArray) -> Float[Array, "assets assets"]:
+        first = jax.random.randint(key, (), 0, len(self.returns) - self.window + 1)
+        centred = jax.lax.dynamic_slice_in_dim(self.returns, first, self.window) - self.target
+        moment = centred.T @ centred
+        return moment / jnp.linalg.norm(moment, ord=2)
+
+    def init(self, instance: Float[Array, "assets assets"], key: PRNGKeyArray) -> Float[Array, " assets"]:
+        return jnp.full(len(instance), 1 / len(instance), instance.dtype)
+
+    def smooth(self, params: Float[Array, " assets"], instance: Float[Array, "assets assets"]) -> Float[Array, ""]:
+        return 0.5 * params @ (instance @ params)
+
+    def penalty(self, params: Float[Array, " assets"], instance: Float[Array, "assets assets"]) -> Float[Array, ""]:
+        return jnp.zeros((), params.dtype)  # the start and every projection satisfy the constraints
+
+    def prox(
+        self, params: Float[Array, " assets"], step: Float[Array, ""], instance: Float[Array, "assets assets"]
+    ) -> Float[Array, " assets"]:
+        # The sum of clip(params - shift, 0, cap) falls with the shift, linearly between kinks at params and params - c.
+        # Nothing is sorted, which under `vmap` would cost more than the sum at every kink.
+        kinks = jnp.concatenate([params - self.cap, params])
+        sums = jnp.sum(jnp.clip(params - kinks[:, None], 0, self.cap), axis=1)
+        enough = sums >= 1
+        low, high = jnp.max(jnp.where(enough, kinks, -jnp.inf)), jnp.min(jnp.where(enough, jnp.inf, kinks))
+        most, least = jnp.min(jnp.where(enough, sums, jnp.inf)), jnp.max(jnp.where(enough, -jnp.inf, sums))
+        shift = low + (high - low) * (most - 1) / (most - least)
+        return jnp.clip(params - shift, 0, self.cap)
+
+    def curvature(self) -> Float[Array, ""]:
+        return jnp.ones(())
+
+    def gap(
+        self,
+        params: Float[Array, " assets"],
+        gradient: Float[Array, " assets"],
+        instance: Float[Array, "assets assets"],
+    ) -> Float[Array, ""]:
+        # The least gradient @ v over portfolios v, by duality: the best threshold is one of the entries.
+        under = jnp.minimum(gradient - gradient[:, None], 0.0)
+        least = jnp.max(gradient + self.cap * jnp.sum(under, axis=1))
+        return jnp.maximum(gradient @ params - least, 0.0)

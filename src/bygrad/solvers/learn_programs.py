@@ -1,0 +1,71 @@
+"""What `learn` tries for composite problems and quadratic programs, whose certificates say what is solved."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..problems import Composite, QuadraticProgram
+from .admm import ADMM
+from .base import Flat
+from .engine import Watch
+from .fit import LearnedSolver
+from .proximal import ProximalGradient
+from .schedule import LearnedSchedule
+from .solve import solve
+from .training import Examples, train_schedule, train_warm_start
+from .warm import LearnedWarmStart
+
+BLOCK = 1024
+"""Examples that are solved at a time."""
+
+
+def learned_programs(
+    base: LearnedSolver, train: Any, left: Callable[[], float], seed: int, watch: Watch | None, sample: Any
+) -> dict[str, LearnedSolver]:
+    """Return what was learned for a family with certificates: a schedule, or a warm start."""
+    flat = Flat.of(base.family, jax.tree.map(lambda leaf: leaf[0], train))
+    if isinstance(base.family, Composite):
+        assert isinstance(base.method, ProximalGradient)
+        instances = jax.tree.map(_single, train)
+        schedule = LearnedSchedule.classical(params=flat.size if base.family.separable else None)
+        schedule = train_schedule(schedule, base.method, flat, instances, max(left(), 1.0), seed, watch)
+        method = dataclasses.replace(base.method, schedule=schedule)
+        return {"learned schedule": dataclasses.replace(base, method=method)}
+    assert isinstance(base.family, QuadraticProgram) and isinstance(base.method, ADMM)
+    examples = _examples(base, train, 0.25 * left(), watch)
+    warm = LearnedWarmStart.fitted(examples.instances, examples.params, flat.size, jax.random.key(seed))
+    warm = train_warm_start(warm, base.method, flat, examples, max(left(), 1.0), seed, watch, sample)
+    return {"learned warm start": dataclasses.replace(base, method=dataclasses.replace(base.method, warm=warm))}
+
+
+def _examples(base: LearnedSolver, train: Any, seconds: float, watch: Watch | None) -> Examples:
+    """Solve instances more exactly than asked, for as long as there is time; params are $(p, y)$."""
+    assert isinstance(base.method, ADMM)
+    exact = dataclasses.replace(base.method, tol=0.1 * base.method.tol)
+    began, rows, parts = time.perf_counter(), len(jax.tree.leaves(train)[0]), []
+    for at in range(0, rows, BLOCK):
+        if parts and time.perf_counter() - began > seconds:
+            break
+        part = jax.tree.map(lambda leaf: leaf[at : at + BLOCK], train)  # noqa: B023
+        found = solve(base.family, part, method=exact, dtype=base.dtype)
+        parts.append((part, np.concatenate([found.x, found.dual], axis=1), found.cost, found.success))
+        if watch is not None:
+            watch("solving examples", min(at + BLOCK, rows), rows)
+    good = np.concatenate([part[3] for part in parts])
+    if not good.any():
+        raise ValueError(
+            f"None of {len(good)} instances was solved to {exact.tol:g}, so there is nothing to learn from. Loosen tol,"
+            " or check that the programs are feasible."
+        )
+    instances = jax.tree.map(lambda *leaves: _single(np.concatenate(leaves)[good]), *[part[0] for part in parts])
+    params, cost = (_single(np.concatenate([part[i] for part in parts])[good]) for i in (1, 2))
+    return Examples(instances, params, cost)
+
+
+def _single(leaf: np.ndarray) -> jax.Array:
+    return jnp.asarray(leaf, jnp.float32 if np.issubdtype(leaf.dtype, np.floating) else leaf.dtype)

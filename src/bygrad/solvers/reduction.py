@@ -1,0 +1,103 @@
+"""Quadratic programs without their equations, in coordinates in which every penalty is diagonal."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+RANK = 1e-10
+"""Singular values and curvatures below this share of the largest are zero."""
+
+FLAT = 1e-3
+"""Curvature, relative to the mean, that stands in for none where rows are scaled."""
+
+
+class Reduced(NamedTuple):
+    r"""$\min \frac12 p^\top P p + q^\top p$ subject to $E p = e$, $l \le A p \le u$, as a problem in $c$ without $E$.
+
+    $p = T c + E^+ e$, where the columns of $T$ span the null space of $E$. They are chosen so that $T^\top P T$ is
+    $\operatorname{diag} \kappa$ and $R^\top R$ is $\operatorname{diag} \lambda$ with the scaled rows $R = D A T$, both
+    at once. So $T^\top (P + \rho A^\top D^2 A) T$ is diagonal for every $\rho$.
+
+    The rows' scale $D$ gives $D A (T^\top P T)^{-1} A^\top D$ a unit diagonal: $\rho = 1$ then balances the curvature
+    of the objective and the penalty along each row (Giselsson and Boyd, *Linear convergence and metric selection*,
+    2017, section 6). Directions that neither the objective nor a row sees are left out.
+
+    Leaves: `basis` $T$; `rows` $R$; `curvature` $\kappa$; `weight` $\lambda$; `inverse`, with which
+    `inverse.T @ r` is the gradient in orthonormal coordinates of the null space; `scale` $D$; `ceiling`: the largest
+    multipliers of the scaled rows; `solve` $E^+$; `pull`: $T^\top P E^+$; `shift`: $D A E^+$; `quadratic`: $P E^+$;
+    `consistent`: $E E^+$, the identity where the equations can hold for every $e$; `equations` and `limits`: which rows
+    of the program are which.
+    """
+
+    basis: Float[Array, "n k"]
+    rows: Float[Array, "m k"]
+    curvature: Float[Array, " k"]
+    weight: Float[Array, " k"]
+    inverse: Float[Array, "k j"]
+    scale: Float[Array, " m"]
+    ceiling: Float[Array, " m"]
+    solve: Float[Array, "n e"]
+    pull: Float[Array, "k e"]
+    shift: Float[Array, "m e"]
+    quadratic: Float[Array, "n e"]
+    consistent: Float[Array, "e e"]
+    equations: Int[Array, " e"]
+    limits: Int[Array, " m"]
+
+
+def reduce_program(
+    quadratic: Float[np.ndarray, "n n"],
+    constraints: Float[np.ndarray, "rows n"],
+    equations: np.ndarray,
+    ceiling: Float[np.ndarray, " rows"],
+    dtype: Any,
+) -> Reduced:
+    """Eliminate the equations and make what is left diagonal, in float64; O(n³), once for a family."""
+    which, limits = np.flatnonzero(equations), np.flatnonzero(~equations)
+    given, rows = constraints[which], constraints[limits]
+    solve, free = _null_space(given)
+    inner, seen = free.T @ quadratic @ free, rows @ free
+
+    level = np.trace(inner) / max(len(inner), 1) or 1.0
+    flat = inner + FLAT * level * np.eye(len(inner))
+    lengths = np.sqrt(np.sum(seen * np.linalg.solve(flat, seen.T).T, axis=1))
+    scale = 1 / np.where(lengths > 0, lengths, 1.0)
+    seen = scale[:, None] * seen
+
+    whole = inner + seen.T @ seen
+    values, vectors = np.linalg.eigh(whole)
+    real = values > RANK * max(values.max(initial=0.0), np.finfo(float).tiny)
+    root = vectors[:, real] / np.sqrt(values[real])
+    weight, turn = np.linalg.eigh(root.T @ (seen.T @ seen) @ root)
+    weight = np.clip(weight, 0.0, 1.0)
+    turned = root @ turn
+    basis = free @ turned
+    found: dict[str, np.ndarray] = dict(
+        basis=basis,
+        rows=seen @ turned,
+        curvature=1 - weight,
+        weight=weight,
+        inverse=turned.T @ whole,
+        scale=scale,
+        ceiling=ceiling[limits] / scale,
+        solve=solve,
+        pull=basis.T @ quadratic @ solve,
+        shift=scale[:, None] * (rows @ solve),
+        quadratic=quadratic @ solve,
+        consistent=given @ solve,
+        equations=which,
+        limits=limits,
+    )
+    return Reduced(**{name: jnp.asarray(it, dtype if it.dtype == float else jnp.int32) for name, it in found.items()})
+
+
+def _null_space(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pseudoinverse and an orthonormal basis of the null space."""
+    count, size = given.shape
+    if count == 0:
+        return np.zeros((size, 0)), np.eye(size)
+    left, values, right = np.linalg.svd(given)
+    rank = int(np.sum(values > RANK * values.max()))
+    return (right[:rank].T / values[:rank]) @ left[:, :rank].T, right[rank:].T

@@ -1,0 +1,53 @@
+"""A learned schedule for the proximal gradient method: a few numbers for each of the first steps."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._core.types import Scalar
+
+
+class LearnedSchedule(eqx.Module):
+    r"""The step $s L$, the factor $\theta$ on the threshold and the momentum $\beta$ of the first steps.
+
+    The same for all instances: where a step costs two products with a dictionary, a network would cost more than it
+    saves. Where the penalty is separable, each param has a factor on its step as well. After the last row the classical
+    rules go on.
+
+    **Guarantee (any numbers, also NaN, huge or ascending ones):** that of `ProximalGradient`, which takes no trial
+    above the cost at the start, and after the schedule's end none above the cost at x; instead it makes the plain step
+    with $1/L$ its next trial. *Assume* that $g$ is convex with an $L$-Lipschitz gradient and that $f$ has a minimum.
+    *Then* the cost is never above that at the start, and converges to the minimum. *Sketch:* the first is what the test
+    says. After the last row the method is the classical one, which converges from any point. So a bad schedule costs at
+    most its own length. The test is free: the cost at the trial comes with the gradient that the step needs.
+
+    **Arguments:** `rows`: `[steps, 3]`, the logarithms of $s L$ and of $\theta$, and $\beta$. `metric`: logarithms of
+    the factors on the steps of the params, or a scalar.
+    """
+
+    rows: Float[Array, "steps 3"]
+    metric: Float[Array, "*p"]
+
+    @classmethod
+    def classical(cls, steps: int = 20, params: int | None = None) -> "LearnedSchedule":
+        """Return FISTA's own numbers: $s = 1/L$, $\\theta = 1$, and Nesterov's momentum; `params`: of the metric."""
+        t, momentum = 1.0, []
+        for _ in range(steps):
+            after = 0.5 * (1 + np.sqrt(1 + 4 * t * t))
+            momentum.append((t - 1) / after)
+            t = after
+        zero = np.zeros(steps)
+        rows = jnp.asarray(np.stack([zero, zero, momentum], axis=1), jnp.float32)
+        return cls(rows, jnp.zeros(() if params is None else params))
+
+    def __call__(self, nit: Array, step: Scalar, theta: Scalar, beta: Scalar) -> tuple[Array, Scalar, Scalar]:
+        """Return the numbers of a step: those given, the classical ones, after the schedule's end."""
+        row = self.rows[jnp.minimum(nit, len(self.rows) - 1)].astype(step.dtype)
+        row = jnp.clip(jnp.nan_to_num(row), -4.0, 4.0)
+        learned = nit < len(self.rows)
+        pick: Any = lambda new, old: jnp.where(learned, new, old)  # noqa: E731
+        metric = jnp.clip(jnp.nan_to_num(self.metric.astype(step.dtype)), -4.0, 4.0)
+        return pick(jnp.exp(row[0] + metric), step), pick(jnp.exp(row[1]), theta), pick(row[2], beta)

@@ -1,0 +1,68 @@
+"""A learned start of ADMM: the solution, its multipliers and a penalty, from the instance."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .._core.types import Instance, Scalar
+from .learned import Whitening, vector_of
+
+WIDTH = 128
+"""Hidden units of each of the two layers: the network costs as much as one or two iterations."""
+
+
+class LearnedWarmStart(eqx.Module):
+    r"""A network from an instance to $p$ and $y$ at the solution, and to a factor on the penalty.
+
+    It is used once, before the first iteration, so the guarantee is that of `ADMM`, which converges from any start.
+
+    **Arguments:** `network`: from the whitened instance to the whitened $(p, y)$, and $\log \rho$ relative to the
+    classical penalty. `linear`: a linear map that is added, the least-squares fit of the examples.
+    """
+
+    network: eqx.nn.MLP
+    linear: eqx.nn.Linear
+    whitening: Whitening
+    size: int = eqx.field(static=True)
+
+    @classmethod
+    def fitted(
+        cls, instances: PyTree, solutions: Float[Array, "rows o"], size: int, key: PRNGKeyArray
+    ) -> "LearnedWarmStart":
+        """Return the best linear function from instances to $(p, y)$; the network is ready to be trained.
+
+        `size`: how many of the numbers in a row of `solutions` are $p$.
+        """
+        vectors = jax.vmap(vector_of)(instances)
+        mean, scale = jnp.mean(solutions, axis=0), jnp.std(solutions, axis=0)
+        whitening = eqx.tree_at(
+            lambda it: (it.params_mean, it.params_scale),
+            Whitening.of(vectors, solutions),
+            (mean, jnp.where(scale > 1e-6, scale, 1.0)),
+        )
+        blank = cls.blank(whitening, size, key)
+        seen = jax.vmap(whitening.instance)(vectors)
+        ridge = 1e-4 * len(seen) * jnp.eye(seen.shape[1])
+        targets = (solutions - mean) / whitening.params_scale
+        weight = jnp.linalg.solve(seen.T @ seen + ridge, seen.T @ targets).T
+        return eqx.tree_at(lambda it: it.linear.weight, blank, weight)
+
+    @classmethod
+    def blank(cls, whitening: Whitening, size: int, key: PRNGKeyArray) -> "LearnedWarmStart":
+        """Return a start that answers the mean, whatever the instance."""
+        inputs, outputs = whitening.instance_mean.size, whitening.params_mean.size
+        network = eqx.nn.MLP(inputs, outputs + 1, WIDTH, 2, activation=jax.nn.relu, key=key)
+        last = network.layers[-1]
+        zero = eqx.tree_at(lambda it: (it.weight, it.bias), last, (jnp.zeros_like(last.weight), jnp.zeros(outputs + 1)))
+        linear = eqx.nn.Linear(inputs, outputs, use_bias=False, key=key)
+        linear = eqx.tree_at(lambda it: it.weight, linear, jnp.zeros((outputs, inputs)))
+        return cls(eqx.tree_at(lambda it: it.layers[-1], network, zero), linear, whitening, size)
+
+    def __call__(self, instance: Instance) -> tuple[Float[Array, " n"], Float[Array, " m"], Scalar]:
+        """Return params, multipliers of the inequality rows, and the logarithm of a factor on the penalty."""
+        fixed = jax.lax.stop_gradient(self.whitening)
+        seen = self.whitening.instance(instance)
+        raw = self.network(seen)
+        found = fixed.params_mean + fixed.params_scale * (self.linear(seen) + raw[:-1])
+        return found[: self.size], found[self.size :], jnp.clip(raw[-1], -3.0, 3.0)
