@@ -42,7 +42,7 @@ class MeanVariance(Composite):
             )
 
     @classmethod
-    def from_prices(cls, prices: Float[np.ndarray, "days assets"], **settings: float) -> "MeanVariance":
+    def from_prices(cls, prices: Float[np.ndarray, "days assets"], **settings: float | int) -> "MeanVariance":
         """Build it from daily prices, `[days, assets]`; `settings`: `window`, `target` and `cap`."""
         prices = np.asarray(prices, float)
         if not (prices > 0).all():
@@ -53,7 +53,7 @@ class MeanVariance(Composite):
         return cls(jnp.asarray(prices[1:] / prices[:-1] - 1, jnp.float32), **settings)  # pyright: ignore[reportArgumentType]
 
     @classmethod
-    def simulated(cls, days: int = 2520, assets: int = 20, seed: int = 0, **settings: float) -> "MeanVariance":
+    def simulated(cls, days: int = 2520, assets: int = 20, seed: int = 0, **settings: float | int) -> "MeanVariance":
         """Build it from simulated returns: a market whose volatility wanders, and what is the assets' own."""
         draw = np.random.default_rng(seed)
         wander = np.cumsum(0.02 * draw.normal(size=days))
