@@ -14,7 +14,7 @@ from .._core.types import Instance, Params, Scalar
 from ..problems import Bounded, ProblemFamily
 from .solution import RUNNING
 
-_NONE = np.zeros(0)
+_NONE = np.zeros(0, np.float32)  # float64 would not survive where JAX computes in float32
 
 
 class Progress(NamedTuple):

@@ -127,9 +127,9 @@ def _on_devices(
         part, device = parts[place], devices[place]
         with jax.enable_x64(double), jax.default_device(device):
             arrays, rest = eqx.partition((method, flat), eqx.is_array)
-            here = eqx.combine(jax.device_put(arrays, device), rest)
+            method_here, flat_here = eqx.combine(jax.device_put(arrays, device), rest)
             some = jax.tree.map(lambda leaf: leaf[part], instances)
-            return run(*here, some, x[part], batch=batch, watch=told)
+            return run(method_here, flat_here, some, x[part], batch=batch, watch=told)
 
     with ThreadPoolExecutor(len(devices)) as pool:
         solved = list(pool.map(solve_part, range(len(devices))))
