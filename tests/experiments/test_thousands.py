@@ -28,9 +28,9 @@ from bygrad.experiments.thousands.judge import (
     time_to_solve,
 )
 from bygrad.experiments.thousands.report import break_even_of, fastest, gains_of, median_seed
-from bygrad.experiments.thousands.rivals import RIVALS, Rival
+from bygrad.experiments.thousands.rivals import RIVALS, Rival, hard_program
 from bygrad.optimizers import SGD
-from bygrad.problems import LeastSquares, QuadraticProgram, SparseCoding
+from bygrad.problems import LeastSquares, MeanVariance, QuadraticProgram, SparseCoding
 from bygrad.problems.structured import Bounded
 from bygrad.solvers import Flat, solve
 
@@ -249,6 +249,32 @@ def test_the_papers_optimizer_stops_an_instance_when_it_is_solved():
     assert np.all(np.diff(found.finished[np.argsort(found.evaluations)]) >= 0)
 
 
+class SoftBox(Box):
+    """The same, but the box may be left for a price of 1/2 a unit."""
+
+    @property
+    def ceiling(self):
+        return jnp.array([jnp.inf, 0.5, 0.5])
+
+
+def test_soft_rows_get_slack_variables_at_their_price():
+    q, p = np.array([4.0, 0.5]), np.linspace(-4.0, 5.0, 91)
+    program = hard_program(Flat.of(SoftBox(), q))
+    linear, low, high = program.vectors(q)
+    params = np.stack([p, 1 - p], axis=1)
+    outside = np.abs(params - np.clip(params, 0, 1))
+
+    def holds(slack: np.ndarray) -> np.ndarray:
+        rows = np.concatenate([params, slack], axis=1) @ program.constraints.T
+        return ((rows >= low - 1e-9) & (rows <= high + 1e-9)).all(axis=1)
+
+    assert program.equations.tolist() == [True] + 6 * [False]
+    assert holds(outside).all() and not holds(outside - 1e-3).any()
+    points = np.concatenate([params, outside], axis=1)
+    cost = 0.5 * np.einsum("ij,jk,ik->i", points, program.quadratic, points) + points @ linear
+    np.testing.assert_allclose(cost, 0.5 * (params**2).sum(axis=1) - params @ q + 0.5 * outside.sum(axis=1))
+
+
 def rivals_of(group: str) -> list[Rival]:
     return [it for it in RIVALS if it.group == group]
 
@@ -259,7 +285,8 @@ def test_solvers_of_others_find_the_minimum(rival):
         pytest.skip(f"{rival.name}: {rival.missing}")
     dictionary = RNG.normal(size=(5, 8)).astype(np.float32)
     sparse = SparseCoding(jnp.asarray(dictionary / np.linalg.norm(dictionary, axis=0)), jnp.ones((1, 5)))
-    family = next(it for it in (sparse, Box(), Decay(), Bowl()) if rival.serves(it))
+    portfolio = MeanVariance.simulated(days=60, assets=6, window=30, cap=0.5)
+    family = next(it for it in (sparse, portfolio, Box(), Decay(), Bowl()) if rival.serves(it))
     instances = RNG.normal(size=(3, 5)) if family is sparse else draws(family, 3)
     flat = Flat.of(family, instances[0])
     found = rival.build(flat)(1e-6)(instances)

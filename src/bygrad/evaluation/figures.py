@@ -329,8 +329,10 @@ def profiles(results: Results) -> "matplotlib.figure.Figure":
     from matplotlib.figure import Figure
 
     entries = results["profiles"]
-    figure = Figure(figsize=(5.6, 3.4))
-    axes = figure.subplots(gridspec_kw={"left": 0.12, "right": 0.72, "bottom": 0.15, "top": 0.95})
+    room = 0.55 + 0.066 * max(len(entry["label"]) for entry in entries.values())  # for the longest name, in inches
+    width = 4.2 + room
+    figure = Figure(figsize=(width, 3.4))
+    axes = figure.subplots(gridspec_kw={"left": 0.6 / width, "right": 1 - room / width, "bottom": 0.15, "top": 0.95})
     palette = colours(list(entries))
     for name, entry in entries.items():
         learned = entry["kind"] == "learned"
@@ -369,9 +371,13 @@ def gains(results: Results) -> "matplotlib.figure.Figure":
         axes.bar(at, factors - 1, 0.25, bottom=1, color=colour, label=step)
         for x, factor in zip(at, factors, strict=True):
             if np.isfinite(factor):
-                axes.text(x, max(factor, 1.0), f"{factor:.2g}", ha="center", va="bottom", fontsize=7)
+                align = "bottom" if factor >= 1 else "top"
+                axes.text(x, factor, f"{factor:.2g}", ha="center", va=align, fontsize=7)
     axes.axhline(1.0, color=_GREY, linewidth=0.8)
-    axes.set_yscale("log")
+    every = _array([it.get(step) for it in results["gains"].values() for step in steps])
+    every = every[np.isfinite(every) & (every > 0)]
+    limits = min(0.5, *(every / 1.6), 1.0), max(2.0, *(1.6 * every), 1.0)
+    _set_scale(axes.yaxis, limits, True)
     axes.set_ylabel("factor on the throughput")
     axes.set_xticks(range(len(families)), families)
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2)

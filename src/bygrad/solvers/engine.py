@@ -4,12 +4,17 @@
 of its instances have finished; the host keeps their results and gives their rows to instances that wait. When none
 wait, the rows that still run move together into a smaller working set. All programs have shapes of the working set
 alone: a batch of any size compiles the same few.
+
+With several devices, each solves a part of the rows by itself.
 """
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +57,8 @@ def run(
 
     **Returns:** the fields of `Progress` as arrays by name, without `memory`; and `finished`, see `Solution`.
     """
+    if len(devices := devices_for(len(x))) > 1:
+        return _on_devices(method, flat, instances, x, devices, batch=batch, watch=watch)
     rows, waiting = len(x), 0
     results: Rows = {}
     if rows == 0:
@@ -84,6 +91,49 @@ def run(
         if watch is not None:
             watch("solving", waiting - int(np.sum(slots >= 0)), rows)
     return results
+
+
+def devices_for(rows: int) -> Sequence[Any]:
+    """Return the devices that a batch is divided among: all of this process, but no more than it fills.
+
+    Inside `jax.default_device`, that device alone.
+    """
+    devices = jax.local_devices()
+    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    return devices[: max(1, rows // SMALLEST)] if chosen is None else devices[:1]
+
+
+def _on_devices(
+    method: Method,
+    flat: Flat,
+    instances: PyTree[np.ndarray],
+    x: np.ndarray,
+    devices: Sequence[Any],
+    *,
+    batch: int,
+    watch: Watch | None,
+) -> Rows:
+    """Solve an equal part of the rows on every device, each with a working set of its own: none waits for another."""
+    parts = np.array_split(np.arange(len(x)), len(devices))
+    double, lock, finished = jax.config.jax_enable_x64, threading.Lock(), [0] * len(devices)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def solve_part(place: int) -> Rows:
+        def told(what: str, done: int, _: int) -> None:
+            with lock:
+                finished[place] = done
+                if watch is not None:
+                    watch(what, sum(finished), len(x))
+
+        part, device = parts[place], devices[place]
+        with jax.enable_x64(double), jax.default_device(device):
+            arrays, rest = eqx.partition((method, flat), eqx.is_array)
+            method_here, flat_here = eqx.combine(jax.device_put(arrays, device), rest)
+            some = jax.tree.map(lambda leaf: leaf[part], instances)
+            return run(method_here, flat_here, some, x[part], batch=batch, watch=told)
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        solved = list(pool.map(solve_part, range(len(devices))))
+    return {name: np.concatenate([rows[name] for rows in solved]) for name in solved[0]}
 
 
 def capacity(rows: int, batch: int) -> int:

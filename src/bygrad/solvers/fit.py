@@ -1,6 +1,7 @@
 """A solver that was learned for a family: what `learn` returns, and how it solves without ever being trusted."""
 
 import dataclasses
+import time
 from typing import Any, Literal
 
 import jax
@@ -191,7 +192,7 @@ def _proven_first(
     whole = np.zeros(len(good), np.int32)
     results: Rows = {
         "x": x, "cost": cost, "certificate": certificate, "status": whole + 1, "nit": whole, "nfev": whole + 1,
-        "dual": dual,
+        "dual": dual, "finished": np.full(len(good), time.perf_counter()),
     }  # fmt: skip
     if not good.all():
         some = jax.tree.map(lambda leaf: leaf[~good], instances)

@@ -1,19 +1,33 @@
 """The families that are compared on: an entry for each, with its tolerances, its shift, and what to reach."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...problems import DampedOscillation, OralDose, ProblemFamily, QuadrotorControl, SparseCoding
+from ...problems import (
+    BallAndStick,
+    DampedOscillation,
+    EconomicDispatch,
+    LennardJones,
+    MeanVariance,
+    OralDose,
+    ProblemFamily,
+    QuadrotorControl,
+    SparseCoding,
+)
 from ...problems.data.pictures import PAINTINGS, load_painting, load_photographs
 from ...solvers import ADMM, solve
 from .judge import Certificate
 
-Sequence = Callable[[Any, int, int, int], Any]
+Source: TypeAlias = Callable[[], ProblemFamily | np.ndarray]
+"""Builds a family whose `sample` draws instances, or data: an instance a row."""
+
+Sequence: TypeAlias = Callable[[Any, int, int, int], Any]
 """Maps family, number of sequences, steps and seed to instances `[steps * sequences, ...]`, a step after the other."""
 
 
@@ -36,9 +50,10 @@ class Case:
     **Arguments:**
 
     - `build`: the family that is solved, and whose `sample` draws what is learned from.
-    - `shifted`, `shift`: a family whose `sample` draws instances from elsewhere, and how they differ, in words.
-    - `fresh`: one whose `sample` draws held-out instances, where other draws of `build` would not be held out.
+    - `shifted`, `shift`: instances from elsewhere, and how they differ, in words.
+    - `fresh`: held-out instances, where other draws of `build` would not be held out.
     - `tolerances`: loose, medium and tight. `certificate`: a proven bound to judge by instead of the best known cost.
+    - `minimum`: the minimum of all instances, where it is known. `dtype`: precision of our own solvers.
     - `sequence`: draws sequences in which each instance follows from the one before.
     - `rivals`: names of the rivals that serve this family alone, beside those that serve its structure.
     """
@@ -46,19 +61,23 @@ class Case:
     name: str
     title: str
     build: Callable[[], ProblemFamily]
-    shifted: Callable[[], ProblemFamily]
+    shifted: Source
     shift: str
     tolerances: tuple[float, float, float]
-    fresh: Callable[[], ProblemFamily] | None = None
+    fresh: Source | None = None
     certificate: Certificate | None = None
+    minimum: float | None = None
+    dtype: Literal["float32", "float64"] = "float64"
     sequence: Sequence | None = None
     rivals: tuple[str, ...] = ()
     goals: tuple[Goal, ...] = ()
 
 
-def draw(family: ProblemFamily, count: int, seed: int) -> Any:
-    """Draw instances as float64 NumPy arrays."""
-    rows = jax.jit(jax.vmap(family.sample))(jax.random.split(jax.random.key(seed), count))
+def draw(source: ProblemFamily | np.ndarray, count: int, seed: int) -> Any:
+    """Draw instances as float64 NumPy arrays; of data, as many different rows as there are."""
+    if isinstance(source, np.ndarray):
+        return source[np.random.default_rng(seed).permutation(len(source))[:count]].astype(float)
+    rows = jax.jit(jax.vmap(source.sample))(jax.random.split(jax.random.key(seed), count))
     return jax.tree.map(lambda leaf: np.asarray(leaf, float) if leaf.dtype == jnp.float32 else np.asarray(leaf), rows)
 
 
@@ -85,7 +104,32 @@ def flights(family: Any, sequences: int, steps: int, seed: int) -> np.ndarray:
     return np.concatenate(states)
 
 
+def quarters(family: Any, sequences: int, steps: int, seed: int) -> np.ndarray:
+    """Take days at random from the year, and of each the first quarter-hours from its morning on."""
+    year = family.year(seed)
+    days = np.random.default_rng(seed).choice(len(year) // 96, sequences, replace=False)
+    return np.concatenate([year[96 * days + 24 + step] for step in range(steps)])
+
+
+def voxels() -> np.ndarray:
+    """Return the voxels of the scan that hold a signal."""
+    signals = BallAndStick.scan().reshape(-1, 102)
+    return signals[np.isfinite(signals).all(axis=1) & (signals.min(axis=1) > 0)]
+
+
 CASES: tuple[Case, ...] = (
+    Case(
+        "ball-and-stick",
+        "Diffusion MRI, ball and stick: 5 params, 102 signals of a voxel",
+        BallAndStick.embedded,
+        voxels,
+        "voxels of a real scan instead of simulated ones",
+        (1e-2, 1e-3, 1e-6),
+        goals=(
+            Goal("batched core against vmap of Optimistix", "batched", "peer", 15.0),
+            Goal("batched core against a SciPy loop", "batched", "users", 20.0),
+        ),
+    ),
     Case(
         "oral-dose",
         "Oral pharmacokinetics: an ODE with 4 params and 12 samples",
@@ -114,19 +158,49 @@ CASES: tuple[Case, ...] = (
         "patches of paintings instead of photographs",
         (1e-2, 1e-3, 1e-4),
         fresh=lambda: _patches("test"),
+        dtype="float32",
         goals=(
             Goal("learned against the best of ours and of users", "learned", "classical or users", 2.0, tolerance=0),
         ),
     ),
     Case(
         "quadrotor",
-        "Model predictive control of a quadrotor: 172 params, 304 constraints",
+        "Model predictive control of a quadrotor: 172 params",
         QuadrotorControl.build,
         lambda: QuadrotorControl.build(spread=2.0),
         "states twice as far from rest",
         (1e-2, 1e-3, 1e-4),
         sequence=flights,
         goals=(Goal("ours against OSQP and Clarabel", "classical or learned", "users", 1.5, tolerance=2),),
+    ),
+    Case(
+        "dispatch",
+        "Economic dispatch on the IEEE RTS-96: 96 units, soft limits of lines",
+        EconomicDispatch.embedded,
+        lambda: 1.1 * EconomicDispatch.embedded().year(1)[::17],
+        "all demands a tenth higher",
+        (1e-2, 1e-3, 1e-4),
+        sequence=quarters,
+        goals=(Goal("ours against OSQP and Clarabel", "classical or learned", "users", 3.0, tolerance=0),),
+    ),
+    Case(
+        "portfolio",
+        "Rolling mean-variance portfolios of 20 assets, a covariance for every window",
+        MeanVariance.simulated,
+        functools.partial(MeanVariance.simulated, seed=2, window=126),
+        "windows half as long, of another market",
+        (1e-2, 1e-3, 1e-4),
+        fresh=functools.partial(MeanVariance.simulated, seed=1),
+        dtype="float32",
+    ),
+    Case(
+        "lennard-jones",
+        "Lennard-Jones clusters of 13 atoms: the lowest of 1,500 minima",
+        LennardJones,
+        functools.partial(LennardJones, spread=1.5),
+        "atoms drawn from a larger ball",
+        (1e-2, 1e-3, 1e-6),
+        minimum=-44.326801,
     ),
 )
 """What `bygrad reproduce thousands` compares on. A further family is one more entry."""

@@ -23,10 +23,10 @@ LOOK = 10
 """Steps of the paper's optimizer between two looks at whether an instance is solved."""
 
 
-def batched(flat: Flat, tol: float) -> Run:
+def batched(flat: Flat, tol: float, dtype: str = "float64") -> Run:
     """Return the classical core with its default settings."""
     method = classical_method(flat.family, tol)
-    return lambda instances: _outcome(solve(flat.family, instances, method=method))
+    return lambda instances: _outcome(solve(flat.family, instances, method=method, dtype=dtype))
 
 
 def learned(solver: LearnedSolver, factor: float) -> Run:
@@ -59,7 +59,7 @@ def tuned(solver: LearnedSolver) -> LearnedSolver:
 
 def with_starts(solver: LearnedSolver, starts: int) -> LearnedSolver:
     """Return the tuned classical solver with so many starts for each instance."""
-    return LearnedSolver(solver.family, solver.classical, solver.classical, None, starts, starts)
+    return dataclasses.replace(solver, method=solver.classical, start=None, starts=starts, classical_starts=starts)
 
 
 class Past(NamedTuple):
@@ -92,7 +92,7 @@ def nearest(flat: Flat, solver: LearnedSolver, past: Past, factor: float) -> Run
 
     def run(instances: PyTree) -> Outcome:
         x0 = flat.params(past.nearest(instances))
-        return _outcome(solve(flat.family, instances, method=method, x0=x0))
+        return _outcome(solve(flat.family, instances, method=method, x0=x0, dtype=solver.dtype))
 
     return run
 
@@ -106,7 +106,7 @@ def previous(flat: Flat, solver: LearnedSolver, sequences: int, factor: float) -
         for at in range(0, len(jax.tree.leaves(instances)[0]), sequences):
             some = jax.tree.map(lambda leaf: leaf[at : at + sequences], instances)  # noqa: B023
             x0 = flat.params(parts[-1].x[: len(jax.tree.leaves(some)[0])]) if parts else None
-            parts.append(_outcome(solve(flat.family, some, method=method, x0=x0)))
+            parts.append(_outcome(solve(flat.family, some, method=method, x0=x0, dtype=solver.dtype)))
         return Outcome(*(np.concatenate(it) for it in zip(*parts, strict=True)))
 
     return run

@@ -92,6 +92,7 @@ def _family(block: Block, cores: int) -> dict[str, Any]:
         "shift": case.shift,
         "tolerances": list(case.tolerances),
         "batch": {name: len(costs) for name, costs in block.known.items()},
+        "without_solution": {name: float(np.mean(np.isnan(costs))) for name, costs in block.known.items()},
         "sets": sets,
         "learning": [{"kept": it.kept, "pays": it.pays, "seconds": dict(it.seconds)} for it in block.cards],
     }
@@ -344,7 +345,8 @@ def _of_family(name: str, family: Mapping[str, Any]) -> list[Picture | Sheet]:
     where = {"held out": "held out", "shifted": f"shifted: {family['shift']}", "sequence": "sequences"}
     for name_of_set, by_tol in family["sets"].items():
         rows = [_cells(row, tol) for tol, of_tol in by_tol.items() for row in of_tol if "success" in row]
-        title = f"{family['title']}, {where[name_of_set]}"
+        title, none = f"{family['title']}, {where[name_of_set]}", family["without_solution"][name_of_set]
+        title += f" (for {none:.1%} no feasible point is known)" if none else ""
         parts.append(Sheet(title, headings, tuple(rows), text_columns=2))
     return parts
 
@@ -352,6 +354,7 @@ def _of_family(name: str, family: Mapping[str, Any]) -> list[Picture | Sheet]:
 def _profiles(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Choose what the figure of a family shows, with colours that are the same for every family."""
     middle, drawn = median_seed(rows), {}
+    end = 1.3 * max((max(it["profile"]["seconds"], default=0.0) for it in rows if "profile" in it), default=0.0)
     used: dict[str, int] = {}
     for row in rows:
         if "profile" not in row or not row["profile"]["seconds"]:
@@ -362,8 +365,9 @@ def _profiles(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         used[row["group"]] = place + 1
         key = known[place] if place < len(known) else row["name"]
         kind = "learned" if row["group"] == "learned" else "hand-designed"
-        drawn[key] = {"label": row["name"], "kind": kind, "levels": row["profile"]["seconds"]}
-        drawn[key]["shares"] = row["profile"]["shares"]
+        seconds, shares = row["profile"]["seconds"], row["profile"]["shares"]
+        drawn[key] = {"label": row["name"], "kind": kind, "levels": [seconds[0], *seconds, end]}
+        drawn[key]["shares"] = [0.0, *shares, shares[-1]]
     return drawn
 
 

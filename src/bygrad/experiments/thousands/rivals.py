@@ -1,6 +1,7 @@
 """What users run today, each as its documentation advises, and the compiled peer: solvers of others, as rows."""
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import time
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ...problems import Composite, LeastSquares, ProblemFamily, QuadraticProgram, SparseCoding
+from ...problems import Composite, LeastSquares, MeanVariance, ProblemFamily, QuadraticProgram, SparseCoding
 from ...solvers import Flat
 from ...solvers.solve import precision
 
@@ -227,12 +228,14 @@ def coordinate_descent(flat: Flat) -> Build:
     return lambda tol: lambda instances: run(instances, tol)
 
 
-def osqp(flat: Flat) -> Build:
-    """Set OSQP up once, then update the vectors and solve; it starts where the last program ended, as by default."""
+def osqp(flat: Flat, factor: float = 1.0) -> Build:
+    """Set OSQP up once, then update the vectors and solve; it starts where the last program ended, as by default.
+
+    Its tolerances are on residuals, so that the cost may be off by more: `factor` tightens them.
+    """
     module: Any = importlib.import_module("osqp")
     sparse: Any = importlib.import_module("scipy.sparse")
-    family, vectors = _program(flat)
-    quadratic, constraints = (np.asarray(it, float) for it in family.matrices)
+    quadratic, constraints, _, vectors = hard_program(flat)
     solvers: dict[float, Any] = {}
 
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
@@ -240,13 +243,14 @@ def osqp(flat: Flat) -> Build:
         if tol not in solvers:
             solvers[tol] = module.OSQP()
             matrices = sparse.csc_matrix(np.triu(quadratic)), sparse.csc_matrix(constraints)
-            settings = {"verbose": False, "eps_abs": tol, "eps_rel": tol, "max_iter": 20_000}
+            close = factor * tol
+            settings = {"verbose": False, "eps_abs": close, "eps_rel": close, "max_iter": 20_000}
             solvers[tol].setup(matrices[0], q, matrices[1], low, high, **settings)
         else:
             solvers[tol].update(q=q, l=low, u=high)
         found = solvers[tol].solve(raise_error=False)
         x = np.full(len(q), np.nan) if found.x is None else np.array(found.x, float)
-        return x, float(found.info.iter)
+        return x[: flat.size], float(found.info.iter)
 
     return looped(one_by_one)
 
@@ -255,9 +259,7 @@ def clarabel(flat: Flat) -> Build:
     """Set Clarabel's interior point method up once, then update the vectors and solve, each from the start."""
     module: Any = importlib.import_module("clarabel")
     sparse: Any = importlib.import_module("scipy.sparse")
-    family, vectors = _program(flat)
-    quadratic, constraints = (np.asarray(it, float) for it in family.matrices)
-    equations = np.asarray(family.equations)
+    quadratic, constraints, equations, vectors = hard_program(flat)
     solvers: dict[float, Any] = {}
 
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
@@ -275,16 +277,66 @@ def clarabel(flat: Flat) -> Build:
         else:
             solvers[tol].update(q=q, b=b)
         found = solvers[tol].solve()
-        return np.array(found.x, float), float(found.iterations)
+        return np.array(found.x, float)[: flat.size], float(found.iterations)
 
     return looped(one_by_one)
 
 
-def _program(flat: Flat) -> tuple[QuadraticProgram, Callable[[Any], tuple[np.ndarray, ...]]]:
+class HardProgram(NamedTuple):
+    """A quadratic program in which all rows must hold: P, A, which rows are equations, and q, l, u by instance."""
+
+    quadratic: Float[np.ndarray, "n n"]
+    constraints: Float[np.ndarray, "m n"]
+    equations: np.ndarray
+    vectors: Callable[[Any], tuple[np.ndarray, ...]]
+
+
+def hard_program(flat: Flat) -> HardProgram:
+    """Return a family's program; each soft row gets a slack variable, after the params, that has its price."""
     family = flat.family
     assert isinstance(family, QuadraticProgram)
+    quadratic, constraints = (np.asarray(it, float) for it in family.matrices)
+    equations, price = np.asarray(family.equations), np.asarray(family.ceiling, float)
     compiled = jax.jit(lambda one: family.vectors(one))
-    return family, lambda one: tuple(np.asarray(it, float) for it in compiled(one))
+    soft = np.isfinite(price)
+    count, params = int(soft.sum()), len(quadratic)
+
+    def vectors(one: Any) -> tuple[np.ndarray, ...]:
+        q, low, high = (np.asarray(it, float) for it in compiled(one))
+        never, free, zero = np.full(count, np.inf), np.full(count, -np.inf), np.zeros(count)
+        return (
+            np.concatenate([q, price[soft]]),
+            np.concatenate([low[~soft], low[soft], free, zero]),
+            np.concatenate([high[~soft], never, high[soft], never]),
+        )
+
+    slack, none = np.eye(count), np.zeros((len(constraints) - count, count))
+    hard, limits = constraints[~soft], constraints[soft]
+    rows = [[hard, none], [limits, slack], [limits, -slack], [np.zeros((count, params)), slack]]
+    whole = np.zeros((params + count, params + count))
+    whole[:params, :params] = quadratic
+    return HardProgram(whole, np.block(rows), np.concatenate([equations[~soft], np.zeros(3 * count, bool)]), vectors)
+
+
+def clarabel_portfolio(flat: Flat) -> Build:
+    """Choose portfolios one by one by Clarabel, with the covariance of each window."""
+    module: Any = importlib.import_module("clarabel")
+    sparse: Any = importlib.import_module("scipy.sparse")
+    family, n = flat.family, flat.size
+    assert isinstance(family, MeanVariance)
+    rows = sparse.csc_matrix(np.concatenate([np.ones((1, n)), -np.eye(n), np.eye(n)]))
+    b, cones = np.concatenate([[1.0], np.zeros(n), np.full(n, family.cap)]), [module.ZeroConeT(1)]
+    cones.append(module.NonnegativeConeT(2 * n))
+
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
+        settings = module.DefaultSettings()
+        settings.verbose = False
+        settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tol
+        solver = module.DefaultSolver(sparse.csc_matrix(np.triu(one)), np.zeros(n), rows, b, cones, settings)
+        found = solver.solve()
+        return np.array(found.x, float), float(found.iterations)
+
+    return looped(one_by_one)
 
 
 def _smooth(family: ProblemFamily) -> bool:
@@ -316,11 +368,25 @@ RIVALS: tuple[Rival, ...] = (
         osqp,
     ),
     Rival(
+        "OSQP to a tenth of the tolerance, loop",
+        "users",
+        {"osqp": "osqp", **_SCIPY},
+        lambda family: isinstance(family, QuadraticProgram),
+        functools.partial(osqp, factor=0.1),
+    ),
+    Rival(
         "Clarabel, loop",
         "users",
         {"clarabel": "clarabel", **_SCIPY},
         lambda family: isinstance(family, QuadraticProgram),
         clarabel,
+    ),
+    Rival(
+        "Clarabel, a program each",
+        "users",
+        {"clarabel": "clarabel", **_SCIPY},
+        lambda family: isinstance(family, MeanVariance),
+        clarabel_portfolio,
     ),
     Rival(
         "vmap of Optimistix LM",

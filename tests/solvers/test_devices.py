@@ -1,0 +1,110 @@
+"""Several devices, and a process that is killed: the same solutions as of one device, in one go."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bygrad.cli import main
+from bygrad.experiments import solving
+from bygrad.solvers import solve
+
+from .families import Decay, decays
+
+FILE = Path(__file__).parent / "families.py"
+
+SHARED = """
+import json, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import jax, numpy as np
+from families import Decay
+"""
+
+SOLVE = """
+from bygrad.solvers import engine, solve
+
+used, advance = set(), engine._advance
+def spy(*arguments):
+    after = advance(*arguments)
+    used.update(device.id for leaf in jax.tree.leaves(after) for device in leaf.devices())
+    return after
+engine._advance = spy
+told = []
+data = np.load(sys.argv[2])
+found = solve(Decay(), data, starts=2, seed=3, batch=64, watch=lambda what, done, of: told.append((done, of)))
+alone = list(used)
+used.clear()
+with jax.default_device(jax.devices()[5]):
+    solve(Decay(), data[:32], starts=2, batch=64)
+np.savez(sys.argv[3], height=found.x["height"], cost=found.cost, status=found.status, nit=found.nit)
+print(json.dumps({"used": sorted(alone), "chosen": sorted(used), "told": [max(told), told == sorted(told)]}))
+"""
+
+KILLED = """
+from bygrad import cli
+from bygrad.experiments import solving
+
+solving.BLOCK = 16
+write, done = solving._write, []
+def stop(path, found):
+    if done:
+        path.with_name(path.name + ".partial").write_bytes(b"half of a file")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, found)
+    done.append(path)
+solving._write = stop
+cli.main(["solve", f"{sys.argv[1]}/families.py:Decay", sys.argv[2], "-o", sys.argv[3]])
+"""
+
+
+def run(script: str, *arguments: object, devices: int = 1) -> subprocess.CompletedProcess[str]:
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    command = [sys.executable, "-c", SHARED + script, str(FILE.parent), *map(str, arguments)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_eight_devices_find_what_one_finds(tmp_path):
+    data = decays(256)
+    data[17] = np.nan
+    np.save(tmp_path / "data.npy", data)
+    done = run(SOLVE, tmp_path / "data.npy", tmp_path / "eight.npz", devices=8)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout)
+    assert said["used"] == list(range(8))  # 512 starts, 64 a device at least
+    assert said["chosen"] == [5]
+    assert said["told"] == [[512, 512], True]
+    one = solve(Decay(), data, starts=2, seed=3, batch=64)
+    with np.load(tmp_path / "eight.npz") as eight:
+        np.testing.assert_array_equal(eight["status"], one.status)
+        np.testing.assert_array_equal(eight["nit"], one.nit)
+        np.testing.assert_allclose(eight["cost"], one.cost, rtol=1e-9)
+        np.testing.assert_allclose(eight["height"], one.x["height"], rtol=1e-6)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
+def test_what_was_killed_goes_on(tmp_path, capsys, monkeypatch):
+    data, out = decays(40), tmp_path / "out.npz"
+    np.save(tmp_path / "data.npy", data)
+    done = run(KILLED, tmp_path / "data.npy", out)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert not out.exists()
+    monkeypatch.setattr(solving, "BLOCK", 16)
+    sizes = []
+
+    def counting(family, block, **options):
+        sizes.append(len(block))
+        return solve(family, block, **options)
+
+    monkeypatch.setattr(solving, "solve", counting)
+    main(["solve", f"{FILE}:Decay", str(tmp_path / "data.npy"), "-o", str(out), "--resume"])
+    assert "40 of 40 solved" in capsys.readouterr().out
+    assert sizes == [16, 8]
+    with np.load(out) as found:
+        np.testing.assert_allclose(found["cost"], solve(Decay(), data).cost, rtol=1e-9)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npy", "out.npz"]
