@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 import bygrad
-from bygrad.experiments.specialize import Specialized, parse_budget, sentences, specialize
+from bygrad.experiments.specialize import (
+    VALIDATIONS,
+    Specialized,
+    choose_recipe,
+    pace_of,
+    parse_budget,
+    sentences,
+    specialize,
+)
 from bygrad.optimizers import Controller
 from bygrad.problems import ProblemFamily
 
@@ -108,3 +116,12 @@ def test_worth_in_words_says_when_no_time_is_saved():
     assert "1.50 x that of the best tuned baseline (Nesterov)" in final
     assert last.startswith("it saves no time")
     assert "repay" in sentences(worth | {"seconds_saved_per_run": 0.5, "break_even_runs": 180})[2]
+
+
+def test_where_few_meta_steps_fit_each_is_smaller_and_moves_further():
+    recipe = choose_recipe(400, 90.0, 0)
+    assert pace_of(recipe, 80.0, 0.01) == {"seconds": 80.0, "validate_every": round(8000 / VALIDATIONS)}
+    slow = pace_of(recipe, 80.0, 0.8)
+    assert (slow["instances"], slow["meta_learning_rate"]) == (recipe.instances // 4, 3 * recipe.meta_learning_rate)
+    assert slow["validate_every"] == round(400 / VALIDATIONS)
+    assert pace_of(recipe, 1.0, 10.0)["seconds"] == 100.0
