@@ -331,9 +331,9 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 Warned(
                     int(learner.step),
                     f"Meta-training did not improve the {measure} on held-out instances (from {before:.4g} to"
-                    f" {after:.4g}), so the optimizer is as good as at its start. Try a meta-learning-rate 3 times larger"
-                    " or smaller (1e-3 to 3e-2 works for LSTMs), more meta-steps, an output_scale nearer to the size of"
-                    " useful steps, or a longer truncation.",
+                    f" {after:.4g}), so the optimizer is as good as at its start. Try a meta-learning-rate 3 times"
+                    " larger or smaller (1e-3 to 3e-2 works for LSTMs), more meta-steps, an output_scale nearer to the"
+                    " size of useful steps, or a longer truncation.",
                     self.seconds,
                 )
             )
