@@ -121,7 +121,7 @@ def test_worth_in_words_says_when_no_time_is_saved():
 def test_where_few_meta_steps_fit_each_is_smaller_and_moves_further():
     recipe = choose_recipe(400, 90.0, 0)
     assert pace_of(recipe, 80.0, 0.01) == {"seconds": 80.0, "validate_every": round(8000 / VALIDATIONS)}
-    slow = pace_of(recipe, 80.0, 0.8)
+    slow = pace_of(recipe, 80.0, 0.8)  # 100 meta-steps of 8 instances, or 400 of 2
     assert (slow["instances"], slow["meta_learning_rate"]) == (recipe.instances // 4, 3 * recipe.meta_learning_rate)
     assert slow["validate_every"] == round(400 / VALIDATIONS)
     assert pace_of(recipe, 1.0, 10.0)["seconds"] == 100.0

@@ -44,7 +44,7 @@ BASELINES = ("Nesterov", "Adam", "AdamWCosine")
 
 PILOT_STEPS = 6
 VALIDATIONS = 12
-FEW_META_STEPS = 1_500
+FEW_META_STEPS = 500
 _CURVES = Program(loss_curves)
 
 
