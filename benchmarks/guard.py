@@ -23,7 +23,8 @@ from _common import Times, lower, parser, show, write_record
 from jaxtyping import Array
 
 import bygrad
-from bygrad.optimizers import SGD, Adam, Guard, Optimizer, declare
+import bygrad.artifacts
+from bygrad.optimizers import SGD, Adam, Envelope, Guard, Optimizer, declare
 from bygrad.problems import CharacterModel, MLPClassifier, ProblemFamily, load_images
 from bygrad.unroll import begin, rollout
 
@@ -57,10 +58,15 @@ class Drunk(Optimizer):
         return jax.tree.unflatten(structure, moves), state
 
 
+DEPLOYED = "paper/mnist, deployed"
+"""As `bygrad.deploy` guards it: only inside what its artifact says that it was trained on."""
+
+
 def learned_optimizers(quick: bool) -> dict[str, Optimizer]:
     """What is guarded: the shipped LSTM, and rules that do harm."""
     rules: dict[str, Optimizer] = {
         "paper/mnist": bygrad.load("paper/mnist"),
+        DEPLOYED: bygrad.load("paper/mnist"),
         "climbs": SGD(jnp.asarray(-0.1)),
         "random": Drunk(jnp.asarray(0.01)),
         "stands still": Still(),
@@ -133,7 +139,9 @@ def cell(learned_name: str, learned: Optimizer, family: ProblemFamily, fallback:
     steps, runs = fallback["steps"], fallback["runs"]
     keys = jax.random.split(jax.random.key(2), runs)
     alone = float(jnp.mean(losses_at_end(learned, family, keys, steps)[0]))
-    guard = Guard(learned, Adam(jnp.asarray(fallback["learning_rate"])))
+    trained_on = bygrad.artifacts.load(bygrad.artifacts.find("paper/mnist")).manifest.training
+    envelope = Envelope.from_training(trained_on) if learned_name == DEPLOYED else None
+    guard = Guard(learned, Adam(jnp.asarray(fallback["learning_rate"])), envelope=envelope)
     guarded, state = losses_at_end(guard, family, keys, steps)
     report = guard.report(state)
     return {
