@@ -95,7 +95,6 @@ def box_minimum(q: np.ndarray) -> np.ndarray:
     return np.stack([first, 1 - first], axis=1)
 
 
-@pytest.mark.core
 def test_success_is_one_measure_by_cost_by_proof_or_with_constraints():
     found = Assessed(np.array([1.1, 0.9, -0.5, np.nan, 2.0]), np.array([0.0, 0.3, 0.0, 0.0, np.inf]))
     best = np.array([1.0, 1.0, -1.0, 1.0, 2.0])
@@ -144,7 +143,6 @@ def test_the_duality_gap_is_that_of_the_lasso():
     np.testing.assert_allclose(own.error, x.sum(axis=1))
 
 
-@pytest.mark.core
 @settings(max_examples=40)
 @given(st.floats(0.0, 1e6), st.floats(1e-6, 10.0), st.floats(1e-6, 10.0))
 def test_break_even_is_the_least_number_that_repays(spent, rival, ours_):
@@ -157,7 +155,6 @@ def test_break_even_is_the_least_number_that_repays(spent, rival, ours_):
         assert count == 0 or (count - 1) * saved < spent * (1 + 1e-12)
 
 
-@pytest.mark.core
 def test_break_even_closed_forms():
     assert break_even(74.0, 1 / 6.4, 1 / 12447) == math.ceil(74 / (1 / 6.4 - 1 / 12447)) == 474
     assert break_even(10.0, 0.3, 0.1) == 50 + (10.0 / (0.3 - 0.1) > 50)
@@ -167,7 +164,6 @@ def test_break_even_closed_forms():
     assert gain(6.0, 2.0) == 3.0 and gain(None, 2.0) is gain(1.0, None) is gain(1.0, 0.0) is None
 
 
-@pytest.mark.core
 @settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.floats(0.0, 100.0), st.booleans()), min_size=1, max_size=40), st.sampled_from([0.5, 0.9, 1.0])
@@ -200,7 +196,6 @@ def row(group: str, throughput: float, success: float, name: str = "", **more) -
     }
 
 
-@pytest.mark.core
 def test_gains_are_apart_and_at_equal_success():
     rows = [
         row("users", 10.0, 0.95, "accurate"),
@@ -387,7 +382,6 @@ def test_it_runs_reports_goes_on_and_no_rival_can_stop_it(tmp_path, monkeypatch)
         compare(task_in(tmp_path / "run", resume=True)[0], dataclasses.replace(EFFORT, rows=49), cases[:1])
 
 
-@pytest.mark.core
 def test_it_is_listed_and_every_case_is_whole(capsys):
     main(["list"])
     assert "thousands: " in capsys.readouterr().out
