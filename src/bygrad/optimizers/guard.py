@@ -58,6 +58,7 @@ class Guard(Optimizer, Scheduled):
 
     **With a horizon** (`declare`)**:** trials are shortened so that all of them together cost no more than the share of
     it, and none starts so late that it could not pay. Where less than 4 calls would be left for each, there are none.
+    In long runs the first one is longer, a tenth of what may be discarded: a few steps say little about where they end.
 
     What this guarantees, whatever `learned` is:
 

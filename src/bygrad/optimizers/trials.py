@@ -31,6 +31,10 @@ and for this part of the time that it has moved: a loss that falls under its noi
 SHORTEST = 4
 """Calls that a trial needs at least."""
 
+FIRST_PART = 1 / 10
+"""Of the calls that may be discarded in a run of known length, for the first trial: in a long run, a few steps at the
+start say little about where it ends."""
+
 HOPELESS = 4
 """Losses in a row, all above the highest one of the fallback's part, that end a trial early."""
 
@@ -249,10 +253,12 @@ class Trials(eqx.Module):
         """Return how long a trial would be that starts now, and whether it is due.
 
         One that is lost costs its length, and one that is won and then taken back twice of it. Where the horizon is
-        known, all of them together cost no more than the share of it, and none starts so late that it could not pay.
+        known, all of them together cost no more than the share of it, none is so short that it says nothing about a run
+        of that length, and none starts so late that it could not pay.
         """
-        length = jnp.maximum(self.window, (self.growth * now.step).astype(jnp.int32))
         known, total = it.horizon > 0, self.share * it.horizon
+        grown = jnp.maximum(self.growth * now.step, FIRST_PART * total)
+        length = jnp.maximum(self.window, grown.astype(jnp.int32))
         length = jnp.where(known, jnp.minimum(length, (total / 2).astype(jnp.int32)), length)
         affordable = (it.discarded + length <= self.share * (now.step + 2 * length)) | (it.trials == 0)
         pays = (it.discarded + 2 * length <= total) & (now.step + 4 * length <= it.horizon) & (length >= SHORTEST)

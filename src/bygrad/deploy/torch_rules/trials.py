@@ -13,6 +13,7 @@ PATIENCE = 3.0
 STALE_WINDOWS, STALE_PART = 2, 1 / 2
 SHORTEST = 4
 HOPELESS = 4
+FIRST_PART = 1 / 10
 _HUGE = 1e30
 
 
@@ -161,10 +162,10 @@ class Trials(NamedTuple):
 
     def _starts(self, it: Watch, step: int, value: float) -> bool:
         """Begin a trial, if one is due."""
-        length = max(self.window, int(self.growth * step))
+        total = self.share * self.horizon
+        length = max(self.window, int(max(self.growth * step, FIRST_PART * total)))
         pays = True
         if self.horizon > 0:
-            total = self.share * self.horizon
             length = min(length, int(total / 2))
             pays = it.discarded + 2 * length <= total and step + 4 * length <= self.horizon and length >= SHORTEST
         affordable = it.trials == 0 or it.discarded + length <= self.share * (step + 2 * length)
