@@ -289,3 +289,11 @@ def test_low_precision_params_return_from_far_away():
         seen.append(float(value))
     assert params["a"].dtype == jnp.bfloat16 and seen[-1] < 0.1 * seen[0]
     assert state.watch.point["a"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("horizon", "length"), [(400, 10), (1_000, 10), (10_000, 100)])
+def test_the_first_trial_of_a_long_run_is_longer(horizon, length):
+    guard, params = Guard(SGD(jnp.asarray(0.1)), Adam(0.1)).declare(horizon), jnp.ones(2)
+    _, state = guard.update(params, guard.init(params), params, value=jnp.sum(params**2))
+    assert state.watch is not None
+    assert int(state.watch.length) == length
