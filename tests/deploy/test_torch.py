@@ -1,6 +1,7 @@
 """An artifact in PyTorch: the steps that it takes in JAX, and a torch optimizer in everything else."""
 
 import copy
+import gc
 import io
 import subprocess
 import sys
@@ -359,6 +360,18 @@ def test_the_digest_is_of_what_decides_the_steps(small, artifacts, tmp_path):
     optimizer = LearnedOptimizer(tensors([np.ones(2)]), small)
     assert optimizer.state_dict()["param_groups"][0]["theta"] == small.manifest.digest
     assert small.manifest.digest in repr(optimizer)
+
+
+def test_tensors_do_not_pile_up(small):
+    params, counts = tensors([np.ones((7, 3))]), []
+    optimizer = LearnedOptimizer(params, small, guard=TorchAdam(0.01))
+    for i in range(60):
+        set_grads(params, [np.ones((7, 3))])
+        optimizer.step(value=1.0)
+        if i in (9, 59):
+            gc.collect()
+            counts.append(sum(issubclass(type(it), torch.Tensor) for it in gc.get_objects()))
+    assert counts[1] <= counts[0]  # fewer, if something else was collected
 
 
 def test_copies_are_whole(small):

@@ -114,6 +114,17 @@ def test_one_trace_for_all_artifacts_and_no_constant_in_it(params):
     assert len(jax.jit(step.__wrapped__).lower(params, one.init(params), params).as_text()) < 3 * theta
 
 
+def test_buffers_do_not_pile_up(small, params):
+    transformation = deployed(small, guard=Adam(0.01))
+    step = jax.jit(lambda grads, state: transformation.update(grads, state, grads, value=1.0))
+    state, counts = transformation.init(params), []
+    for i in range(60):
+        _, state = step(params, state)
+        if i in (9, 59):
+            counts.append(len(jax.live_arrays()))
+    assert counts[1] <= counts[0]  # fewer, if something else was collected
+
+
 def test_the_copy_in_the_state_is_what_counts(small, params):
     transformation = deployed(small)
     state = transformation.init(params)
