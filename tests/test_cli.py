@@ -18,8 +18,6 @@ from bygrad.experiments import EXPERIMENTS
 from bygrad.optimizers import HAND_DESIGNED, LEARNED, PAPER_BASELINES
 from bygrad.problems import FAMILIES
 
-pytestmark = pytest.mark.core
-
 USER_FILE = """
 import jax, jax.numpy as jnp
 from bygrad import ProblemFamily

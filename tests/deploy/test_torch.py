@@ -28,8 +28,6 @@ from bygrad.deploy.torch_rules import base as rules_base  # noqa: E402
 from bygrad.deploy.torch_rules import controller as torch_controller  # noqa: E402
 from bygrad.deploy.torch_rules import lstm as torch_lstm  # noqa: E402
 
-pytestmark = pytest.mark.core
-
 ABOUT = {"name": "test/one", "training": {}, "validation": {}}
 SHAPES = [(), (5,), (0,), (2, 0, 3), (7, 3), (2, 1, 3, 2, 2), (40, 33)]
 

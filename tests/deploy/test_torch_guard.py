@@ -23,8 +23,6 @@ from bygrad.deploy.torch import Adam, Envelope, Guard, LearnedOptimizer, Rule  #
 from bygrad.deploy.torch_rules import envelope as torch_envelope  # noqa: E402
 from bygrad.deploy.torch_rules import trials as torch_trials  # noqa: E402
 
-pytestmark = pytest.mark.core
-
 SCALES = np.array([0.01, 0.1, 0.5, 1.0])
 
 

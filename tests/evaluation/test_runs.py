@@ -10,8 +10,6 @@ from bygrad.evaluation.second_order import has_objective
 from bygrad.optimizers import LSTM, SGD
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
 
-pytestmark = pytest.mark.core
-
 
 def perceptron() -> MLPClassifier:
     rng = np.random.default_rng(0)

@@ -10,8 +10,6 @@ import pytest
 
 from bygrad.optimizers import SGD, BestOf, Optimizer
 
-pytestmark = pytest.mark.core
-
 STEPS = 23
 
 

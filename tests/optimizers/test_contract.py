@@ -10,8 +10,6 @@ import pytest
 
 from bygrad.optimizers import HAND_DESIGNED, LEARNED, SGD, TRANSFER_BASELINES, Adam, Guard, Optimizer
 
-pytestmark = pytest.mark.core
-
 WRAPPERS = {"Guard": lambda: Guard(SGD(), Adam())}
 KINDS = LEARNED | HAND_DESIGNED | TRANSFER_BASELINES | WRAPPERS
 

@@ -12,8 +12,6 @@ import pytest
 from bygrad.optimizers import Adam, Controller, Optimizer, declare, parameter_count
 from bygrad.optimizers.controller import HORIZON_PARTS, SAMPLE, TIME_SCALES, sample, time_features
 
-pytestmark = pytest.mark.core
-
 SHAPES = {"bias": (3,), "kernel": (2, 3, 2, 2), "scalar": (), "weight": (70, 40)}
 
 

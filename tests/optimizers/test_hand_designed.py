@@ -11,8 +11,6 @@ import pytest
 
 from bygrad.optimizers import HAND_DESIGNED, FromOptax, declare, parameter_count
 
-pytestmark = pytest.mark.core
-
 STEPS = 100
 Gradient = Callable[[np.ndarray], np.ndarray]
 

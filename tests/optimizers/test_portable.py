@@ -9,8 +9,6 @@ import pytest
 
 from bygrad.optimizers import LEARNED, LSTM, Adam, LogSign, Portable, Scaled, from_portable, to_portable
 
-pytestmark = pytest.mark.core
-
 
 @pytest.fixture(scope="module")
 def portable() -> Portable:

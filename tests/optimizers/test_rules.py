@@ -9,8 +9,6 @@ import pytest
 from bygrad.optimizers import STAR, Celo2, MLPRule, Optimizer, RNNprop, features, parameter_count
 from bygrad.optimizers.base import autodiff_pullback
 
-pytestmark = pytest.mark.core
-
 STEPS = 20
 SHAPES = {"kernel": (2, 5, 3), "vector": (5,)}
 DECAYS = (0.9, 0.99, 0.999)

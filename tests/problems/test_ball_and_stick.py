@@ -40,7 +40,6 @@ def noiseless(family, params):
     return np.stack([model(bvals, bvecs, *one) for one in zip(*tissue, strict=True)])
 
 
-@pytest.mark.core
 @given(st.floats(-0.5, 0.5), st.floats(0.1, 3.0), st.floats(0.0, 1.0), st.floats(0.0, np.pi), st.floats(-4.0, 4.0))
 def test_residuals_are_those_of_numpy(signal, diffusivity, fraction, theta, phi):
     family, data = BallAndStick.embedded(), np.linspace(1.0, 0.1, 102)

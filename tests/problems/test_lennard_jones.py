@@ -9,8 +9,6 @@ from bygrad.problems import LennardJones
 from bygrad.problems.lennard_jones import CLOSEST, GLOBAL_MINIMA
 from bygrad.solvers import LBFGS, solve
 
-pytestmark = pytest.mark.core
-
 
 def icosahedron() -> np.ndarray:
     """Twelve corners around a center, `[13, 3]`, near the minimum's size."""

@@ -99,7 +99,6 @@ def fail() -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("name", "kind", "step", "act", "saved"),
     [
@@ -160,7 +159,7 @@ def kill_at(folder: Path, lines: int, delay: float) -> None:
 @pytest.mark.parametrize(
     ("lines", "delay"),
     [
-        pytest.param(9, 0.01, marks=pytest.mark.core),  # 2 validations, 7 steps
+        (9, 0.01),  # 2 validations, 7 steps
         *[pytest.param(lines, delay, marks=pytest.mark.slow) for lines in (2, 6, 7, 8, 13) for delay in (0.0, 0.03)],
     ],
 )
@@ -171,7 +170,6 @@ def test_kill_9_at_any_moment(lines, delay, uninterrupted, tmp_path):
     assert_same(meta_train(make(), FAMILY, recipe, folder=tmp_path, resume=True), reference, tmp_path)
 
 
-@pytest.mark.core
 def test_a_full_disk_costs_what_came_after_the_last_checkpoint_and_no_more(uninterrupted, tmp_path, monkeypatch):
     make, recipe = SETTINGS["Nesterov"]
     reference, _ = uninterrupted("Nesterov")
@@ -187,7 +185,6 @@ def test_a_full_disk_costs_what_came_after_the_last_checkpoint_and_no_more(unint
     assert_same(resumed, reference, tmp_path)
 
 
-@pytest.mark.core
 def test_what_is_finished_is_read_and_not_done_again(uninterrupted):
     reference, folder = uninterrupted("LSTM")
     make, recipe = SETTINGS["LSTM"]
@@ -198,7 +195,6 @@ def test_what_is_finished_is_read_and_not_done_again(uninterrupted):
     assert story([again.best]) == story([reference.best])
 
 
-@pytest.mark.core
 def test_a_folder_in_use_is_not_overwritten(uninterrupted):
     _, folder = uninterrupted("Nesterov")
     before = {path: path.read_bytes() for path in folder.iterdir()}
@@ -207,13 +203,11 @@ def test_a_folder_in_use_is_not_overwritten(uninterrupted):
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-@pytest.mark.core
 def test_there_must_be_something_to_resume(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no checkpoint in .*Start without resume"):
         meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path / "empty", resume=True)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -233,7 +227,6 @@ def test_another_recipe_is_refused_by_name(change, named, uninterrupted):
     assert (folder / "log.jsonl").read_bytes() == before
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("optimizer", "family"),
     [
@@ -251,7 +244,6 @@ def test_another_optimizer_or_family_is_refused(optimizer, family, uninterrupted
         meta_train(optimizer(), family, SETTINGS["LSTM"][1], folder=folder, resume=True)
 
 
-@pytest.mark.core
 def test_a_damaged_checkpoint_is_refused(uninterrupted, tmp_path):
     _, folder = uninterrupted("Nesterov")
     for path in folder.iterdir():
@@ -267,7 +259,6 @@ def test_a_damaged_checkpoint_is_refused(uninterrupted, tmp_path):
             meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path, resume=True)
 
 
-@pytest.mark.core
 def test_a_log_that_was_lost_does_not_stop_the_resumption(uninterrupted, tmp_path):
     reference, _ = uninterrupted("Nesterov")
     with pytest.raises(KeyboardInterrupt):
