@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from bygrad.optimizers import SGD, Partition
 from bygrad.problems import ConvClassifier, with_labels
 from bygrad.problems.convnet import EPSILON, pool
+from bygrad.problems.convolution import from_blocks, in_blocks
 
 pytestmark = pytest.mark.core
 
@@ -53,9 +54,9 @@ def numpy_loss(family: ConvClassifier, params: dict, chosen: np.ndarray) -> floa
     return -np.log(likelihood[np.arange(len(logits)), np.asarray(family.labels)[chosen]]).mean()
 
 
-@pytest.mark.parametrize("activation", RELU_AND_SIGMOID)
-def test_loss_and_gradient(activation):
-    family, key = tiny(activation=activation), jax.random.key(3)
+@pytest.mark.parametrize(("activation", "batch"), [("relu", 4), ("sigmoid", 18)])  # one block of images, and two
+def test_loss_and_gradient(activation, batch):
+    family, key = tiny(activation=activation, batch=batch), jax.random.key(3)
     with jax.enable_x64(True):
         chosen = np.asarray(jax.random.randint(key, (family.batch,), 0, 9))
         params = family.init((), jax.random.key(0))
@@ -95,10 +96,18 @@ def test_a_partition_finds_the_convolutions():
 @pytest.mark.parametrize("shape", [(2, 4, 6, 1), (1, 5, 3, 2), (1, 1, 1, 1)], ids=str)
 def test_pooling(shape):
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    np.testing.assert_array_equal(pool(jnp.asarray(x)), numpy_pool(x))
+    blocks = in_blocks(jnp.asarray(x))
+    np.testing.assert_array_equal(from_blocks(pool(blocks)), numpy_pool(x))
     # Every square passes its gradient on to its largest entry.
-    grads = np.asarray(jax.grad(lambda x: jnp.sum(pool(x)))(jnp.asarray(x)))
+    grads = np.asarray(jax.grad(lambda x: jnp.sum(pool(x)))(blocks))
     assert np.isfinite(grads).all() and grads.sum() == numpy_pool(x).size
+
+
+@pytest.mark.parametrize(("images", "blocks"), [(1, 1), (16, 1), (18, 2), (17, 17), (64, 4)])
+def test_blocks(images, blocks):
+    x = np.random.default_rng(0).standard_normal((images, 2, 3, 4)).astype(np.float32)
+    assert in_blocks(jnp.asarray(x)).shape == (blocks, 4, 2, 3, images // blocks)
+    np.testing.assert_array_equal(from_blocks(in_blocks(jnp.asarray(x))), x)
 
 
 def test_the_split_chooses_the_images(patches):

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from .base import ProblemFamily
-from .convolution import convolve
+from .convolution import Images, convolve, from_blocks, in_blocks
 from .data import ImageData
 from .mlp import ACTIVATIONS, Activation
 
@@ -137,34 +137,40 @@ class ConvClassifier(ProblemFamily):
             )
         chosen = jax.random.randint(key, (self.batch,), start, end)
         activation = ACTIVATIONS[self.activation]
-        x = self.images[chosen].astype(params["output"]["weight"].dtype) / 255
+        x = in_blocks(self.images[chosen]).astype(params["output"]["weight"].dtype) / 255
         for i in range(len(self.channels)):
             layer = params[f"conv{i}"]
-            x = convolve(x, layer["weight"]) + layer["bias"]
-            x = pool(activation(normalize(x) + layer["shift"]))
-        x = x.reshape(self.batch, -1) @ params["hidden"]["weight"] + params["hidden"]["bias"]
-        x = activation(normalize(x) + params["hidden"]["shift"])
+            x = convolve(x, layer["weight"]) + _by_channel(layer["bias"])
+            x = pool(activation(normalize(x, (0, 2, 3, 4)) + _by_channel(layer["shift"])))
+        x = from_blocks(x).reshape(self.batch, -1) @ params["hidden"]["weight"] + params["hidden"]["bias"]
+        x = activation(normalize(x, (0,)) + params["hidden"]["shift"])
         logits = x @ params["output"]["weight"] + params["output"]["bias"]
         log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), self.labels[chosen][:, None], axis=1)
         return -jnp.mean(log_likelihood)
 
 
-def normalize(x: Float[Array, "*places channels"]) -> Float[Array, "*places channels"]:
-    """Give every channel mean zero and variance one over all places of the minibatch."""
-    places = tuple(range(x.ndim - 1))
-    centred = x - jnp.mean(x, axis=places)
-    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=places) + EPSILON)
+def normalize(x: Float[Array, "..."], places: tuple[int, ...]) -> Float[Array, "..."]:
+    """Give every channel mean zero and variance one over all places of the minibatch, which are axes of `x`."""
+    centred = x - jnp.mean(x, axis=places, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=places, keepdims=True) + EPSILON)
 
 
-def pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
+def pool(x: Images) -> Images:
     """Take the largest of each 2 x 2 square; the last row or column stands alone where there is an odd one.
 
     Not by `reduce_window`, whose gradient is slow on CPUs.
     """
-    n, height, width, channels = x.shape
+    blocks, channels, height, width, n = x.shape
     if height % 2 or width % 2:
-        x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), constant_values=-jnp.inf)
-    return jnp.max(x.reshape(n, -(-height // 2), 2, -(-width // 2), 2, channels), axis=(2, 4))
+        margins = ((0, 0), (0, 0), (0, height % 2), (0, width % 2), (0, 0))
+        x = jnp.pad(x, margins, constant_values=-jnp.inf)
+    squares = x.reshape(blocks, channels, -(-height // 2), 2, -(-width // 2), 2, n)
+    rows = jnp.maximum(squares[:, :, :, 0], squares[:, :, :, 1])
+    return jnp.maximum(rows[..., 0, :], rows[..., 1, :])
+
+
+def _by_channel(values: Float[Array, " channels"]) -> Float[Array, "channels 1 1 1"]:
+    return values[:, None, None, None]
 
 
 def with_labels(data: ImageData, labels: Sequence[int]) -> ImageData:

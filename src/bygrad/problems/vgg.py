@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .convolution import convolve
 from .data.pictures import read_arrays
 
 BLOCKS = (("1_1", "1_2"), ("2_1", "2_2"), ("3_1", "3_2", "3_3"), ("4_1",))
@@ -50,6 +49,20 @@ class VGG16(eqx.Module):
                 # Not `reduce_window`, whose gradient takes longer on CPUs than a convolution.
                 x = jnp.max(x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2, -1), axis=(1, 3))
             for layer in block:
-                x = convolve(x[None], self.weights[layer])[0]
+                x = _convolve(x, self.weights[layer])
                 x = features[layer] = jax.nn.relu(x + self.biases[layer])
         return features
+
+
+def _convolve(image: Float[Array, "h w i"], kernel: Float[Array, "k k i o"]) -> Float[Array, "h w o"]:
+    """Convolve one image with a kernel of odd side, with zeros around it, as a product with many channels.
+
+    Not `jax.lax.conv`: inside a loop, XLA for CPUs computes its gradients slowly. Measured, with respect to the image,
+    through all layers here: 35 ms for 32 x 32 pixels, and 14 ms so.
+    """
+    height, width, _ = image.shape
+    side, outputs = kernel.shape[0], kernel.shape[-1]
+    margin = side // 2
+    padded = jnp.pad(image, ((margin, margin), (margin, margin), (0, 0)))
+    patches = [padded[a : a + height, b : b + width] for a in range(side) for b in range(side)]
+    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, outputs)
