@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -112,13 +112,19 @@ def compare(
     family: ProblemFamily,
     protocol: Protocol,
     watch: Watch | None = None,
+    results: MutableMapping[str, dict[str, Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run everything on the same fresh instances; return the `optimizers` of a report's results.
 
     A baseline's final loss and curve are at the rate tuned for the final loss, its area at the rate tuned for the area:
     each measure sees it at its best.
+
+    **Arguments:** `results`: what an interrupted comparison has, by name; what is there is not run again, and what is
+    new is put there as it comes.
     """
-    results: dict[str, dict[str, Any]] = {}
+    results = {} if results is None else results
+    learned = {name: optimizer for name, optimizer in learned.items() if name.lower() not in results}
+    tunings = {name: tuning for name, tuning in tunings.items() if name.lower() not in results}
 
     def ticker(name: str) -> Callable[[int, int], None] | None:
         return None if watch is None else functools.partial(watch, f"evaluating {name}")
@@ -145,9 +151,9 @@ def compare(
         summary["learning_rate"], summary["area_learning_rate"] = tuning.best_final, tuning.best_area
         summary["tuning"] = tuning.as_json()
         results[name.lower()] = summary
-    if protocol.second_order_runs and has_objective(family):
+    if protocol.second_order_runs and has_objective(family) and "lbfgs" not in results:
         results["lbfgs"] = _second_order(family, protocol, ticker("L-BFGS"))
-    return results
+    return dict(results)
 
 
 def compare_bfgs(family: ProblemFamily, protocol: Protocol, watch: Watch | None = None) -> dict[str, Any]:

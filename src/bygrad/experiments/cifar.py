@@ -37,7 +37,13 @@ _QUICK = Recipe(
 _RECIPES: dict[Budget, Recipe] = {
     "quick": _QUICK,
     "paper": dataclasses.replace(
-        _QUICK, horizon=1_000, meta_steps=4_000, validate_every=500, validation_runs=2, final_window=20
+        _QUICK,
+        horizon=1_000,
+        shortest=100,
+        meta_steps=1_500,
+        validate_every=500,
+        validation_runs=2,
+        final_window=20,
     ),
 }
 _PROTOCOLS: dict[Budget, Protocol] = {
@@ -46,59 +52,67 @@ _PROTOCOLS: dict[Budget, Protocol] = {
 }
 
 
+WINDOWS = {100: 5, 400: 10, 1_000: 20}
+"""Last losses that make a final loss, by horizon."""
+
+
 def _experiment(
     name: str,
     title: str,
     family: str,
     figure: str,
-    levels: tuple[Level, ...],
+    levels: dict[int, Level],
     *,
     optimizer: Callable[[PRNGKeyArray], Optimizer] = _two,
     train_on: str | None = None,
 ) -> Experiment:
-    quick = Level("loss after 100 updates", "final", None, None)
-    return Experiment(
-        name=name,
-        title=title,
-        optimizer=optimizer,
-        recipes=_RECIPES,
-        protocols=_PROTOCOLS,
-        settings=(
-            Setting("main", f"{title}, 100 steps", family, 100, 5, figure=figure, levels=(quick,)),
-            Setting("1000-steps", f"{title}, 1,000 steps", family, 1_000, 20, figure=figure, levels=levels),
-        ),
-        train_on=train_on,
+    """Declare an experiment with one setting for every horizon in `levels`; baselines are tuned for each of them."""
+    settings = tuple(
+        Setting(
+            name="main" if number == 0 else f"{horizon}-steps",
+            title=f"{title}, {horizon:,} steps",
+            family=family,
+            horizon=horizon,
+            final_window=WINDOWS[horizon],
+            figure=figure,
+            levels=(level,),
+        )
+        for number, (horizon, level) in enumerate(levels.items())
     )
+    return Experiment(name, title, optimizer, _RECIPES, _PROTOCOLS, settings, train_on=train_on)
 
 
-def _share(step: int, paper: float, reach: float) -> Level:
-    what = f"loss after {step:,} updates, share of the best tuned baseline's"
-    return Level(what, "final", paper, reach, relative=True, step=None if step == 1_000 else step)
+def _loss(reach: float | None) -> Level:
+    return Level("final loss", "final", reach, reach)
 
 
-_CIFAR10 = (_share(100, 1.435 / 1.673, 1.0), _share(400, 1.132 / 1.150, 1.0), _share(1_000, 0.823 / 0.801, 1.0))
-_CIFAR5, _CIFAR5_SUB = (Level("loss after 1,000 updates", "final", level, level) for level in (0.358, 0.385))
-_CIFAR2, _CIFAR2_SUB = (_share(1_000, level / 0.065, 0.65) for level in (0.041, 0.039))
+def _share(paper: float, reach: float) -> Level:
+    return Level("final loss, share of the best tuned baseline's", "final", paper, reach, relative=True)
+
+
+_CIFAR10 = {100: _share(1.435 / 1.673, 1.0), 400: _share(1.132 / 1.150, 1.0), 1_000: _share(0.823 / 0.801, 1.0)}
+_CIFAR5, _CIFAR5_SUB = ({100: _loss(None), 1_000: _loss(level)} for level in (0.358, 0.385))
+_CIFAR2, _CIFAR2_SUB = ({100: _loss(None), 1_000: _share(level / 0.065, 0.65)} for level in (0.041, 0.039))
 
 CIFAR = (
     _experiment("cifar10", "CIFAR-10, two LSTMs", "cifar10", "fig7L_cifar10", _CIFAR10),
     _experiment("cifar10-one", "CIFAR-10, one LSTM for all", "cifar10", "fig7L_cifar10", _CIFAR10, optimizer=_one),
-    _experiment("cifar5", "CIFAR-5", "cifar5", "fig7C_cifar5", (_CIFAR5,)),
+    _experiment("cifar5", "CIFAR-5", "cifar5", "fig7C_cifar5", _CIFAR5),
     _experiment(
         "cifar5-sub",
         "CIFAR-5, learned on the held-out labels",
         "cifar5",
         "fig7C_cifar5",
-        (_CIFAR5_SUB,),
+        _CIFAR5_SUB,
         train_on="cifar5-held-out",
     ),
-    _experiment("cifar2", "CIFAR-2", "cifar2", "fig7R_cifar2", (_CIFAR2,)),
+    _experiment("cifar2", "CIFAR-2", "cifar2", "fig7R_cifar2", _CIFAR2),
     _experiment(
         "cifar2-sub",
         "CIFAR-2, learned on the held-out labels",
         "cifar2",
         "fig7R_cifar2",
-        (_CIFAR2_SUB,),
+        _CIFAR2_SUB,
         train_on="cifar2-held-out",
     ),
 )

@@ -18,8 +18,7 @@ class Level:
     """A figure to reach: `measure` of a setting, the paper's own value where it has one, and the value to reach.
 
     `reach` is None where the paper's claim is a failure: then what happens is reported and not judged. `relative`:
-    whether these figures are shares of the best tuned baseline's. `step`: judge the loss after so many updates, on the
-    way to the final one; the baselines' rates are those tuned for the final one.
+    whether these figures are shares of the best tuned baseline's.
     """
 
     what: str
@@ -27,7 +26,6 @@ class Level:
     paper: float | None
     reach: float | None
     relative: bool = False
-    step: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

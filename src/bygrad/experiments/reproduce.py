@@ -27,7 +27,7 @@ from .declaration import Budget, Experiment, Setting
 from .display import Display
 from .paper import paper_curves
 from .pictures import Illustrate
-from .work import evaluate, meta_training_results, train
+from .work import Kept, evaluate, meta_training_results, train
 
 
 def reproduce(
@@ -88,8 +88,8 @@ def reproduce(
         reached += _levels(setting, result)
         if setting is not main:
             write_report(result, target)
-    results["levels"] = reached
-    write_report(results, folder)
+        results["levels"] = reached
+        write_report(results, folder)  # after every setting: the next may take hours
     return results
 
 
@@ -164,6 +164,7 @@ def _results_of(
         command=command,
         tunings=tunings if setting is main else _tunings(folder, setting, protocol, data, display),
         experiment=setting.name if setting is not main else None,
+        kept=Kept(folder / "optimizers.json"),
     )
     results["configuration"]["data"] = data
     if setting.figure is not None:
@@ -188,18 +189,11 @@ def _best_two(optimizers: dict[str, Any]) -> dict[str, Optimizer]:
     return {row["label"]: with_learning_rate(HAND_DESIGNED[row["label"]](), row["learning_rate"]) for row in best}
 
 
-def _on_the_way(row: dict[str, Any], step: int) -> dict[str, Any]:
-    return {"mean": row["curve"][step], "low": row["curve_low"][step], "high": row["curve_high"][step]}
-
-
 def _levels(setting: Setting, results: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for level in setting.levels:
-        rows_of = results["optimizers"]
-        if level.step is not None:
-            rows_of = {name: row | {level.measure: _on_the_way(row, level.step)} for name, row in rows_of.items()}
-        ours = rows_of["lstm"][level.measure]
-        label, best = best_baseline(rows_of, level.measure)
+        ours = results["optimizers"]["lstm"][level.measure]
+        label, best = best_baseline(results["optimizers"], level.measure)
         if level.relative:  # a loss that JSON could not hold was infinite
             ours = {key: np.inf if value is None else value / best for key, value in ours.items()}
         mean = np.inf if ours["mean"] is None else ours["mean"]

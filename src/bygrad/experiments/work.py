@@ -1,6 +1,7 @@
 """What the commands do beyond one function call: train and keep an optimizer, evaluate and report one."""
 
 import dataclasses
+import json
 import os
 import platform
 import time
@@ -12,8 +13,9 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from .._core.files import write_text_atomically
 from ..deploy.jax import export, versions
-from ..evaluation import CONVENTION, Protocol, Tuning, compare, tune_baselines
+from ..evaluation import CONVENTION, Protocol, Tuning, compare, strict_json, tune_baselines
 from ..optimizers import Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
 from ..training import MetaTrained, Recipe, RolledBack, Stepped, Validated, describe, meet, meta_train
@@ -91,13 +93,17 @@ def evaluate(
     command: str,
     tunings: Mapping[str, Tuning] | None = None,
     experiment: str | None = None,
+    kept: "Kept | None" = None,
 ) -> dict[str, Any]:
-    """Tune the baselines (unless `tunings` are given), compare, and return the results of a report."""
+    """Tune the baselines (unless `tunings` are given), compare, and return the results of a report.
+
+    **Arguments:** `kept`: what an interrupted evaluation has; it takes up what comes.
+    """
     check_family(family, jax.random.key(protocol.seed))
     started = time.perf_counter()
     tunings = tune_baselines(tuning_family, protocol, watch=display.phase) if tunings is None else tunings
     tuned = time.perf_counter()
-    optimizers = compare(learned, tunings, family, protocol, watch=display.phase)
+    optimizers = compare(learned, tunings, family, protocol, watch=display.phase, results=kept)
     return {
         "experiment": experiment or type(family).__name__,
         "title": title,
@@ -113,6 +119,18 @@ def evaluate(
         "command": command,
         "seconds": {"tuning": tuned - started, "evaluation": time.perf_counter() - tuned},
     }
+
+
+class Kept(dict[str, dict[str, Any]]):
+    """Results by name that are in a file as soon as they are here, and are read from it where it exists."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(json.loads(path.read_text()) if path.exists() else {})
+        self._path = path
+
+    def __setitem__(self, name: str, results: dict[str, Any]) -> None:
+        super().__setitem__(name, results)
+        write_text_atomically(self._path, json.dumps(strict_json(dict(self))))
 
 
 def meta_training_results(trained: MetaTrained[Any], levels: Mapping[str, float]) -> dict[str, Any]:
