@@ -47,6 +47,26 @@ def test_values_compile_nothing_and_structures_do(compilations):
 
 
 @pytest.mark.core
+def test_programs_that_are_not_used_are_forgotten(compilations, monkeypatch):
+    monkeypatch.setattr(programs, "kept", programs._Kept())
+    monkeypatch.setattr(programs, "KEPT", 3)
+    program, other = Program(lambda it: it + 1), Program(lambda it: it - 1)
+    first, *rest = [jnp.ones(size) for size in range(1, 6)]
+    for array in rest[:2]:
+        program(array)
+    program(first)
+    for array in rest[2:]:
+        program(first)  # used in between, so it stays
+        other(array)
+    assert len(programs.kept) == 3
+    before = len(compilations)
+    program(first)
+    assert len(compilations) == before
+    assert jnp.array_equal(program(rest[0]), rest[0] + 1)
+    assert len(compilations) > before
+
+
+@pytest.mark.core
 def test_the_memory_of_a_program_is_that_of_its_arrays():
     array = jnp.ones(1_000_000)  # 4 MB in and 4 MB out
     need = Program(lambda it: it + 1).bytes_needed(array)

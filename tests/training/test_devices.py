@@ -34,6 +34,7 @@ if index >= 0:
 
 import equinox as eqx, numpy as np
 from bygrad import LSTM, Quadratic, Recipe, Replay, meta_train
+from bygrad._core.programs import kept
 from bygrad.training import learner
 
 recipe = Recipe(horizon=4, truncation=2, instances=8, meta_steps=8, meta_learning_rate=0.05, validate_every=3,
@@ -56,7 +57,7 @@ except KeyboardInterrupt:
     jax.distributed.shutdown()
     sys.exit()
 programs = (learner._program, learner.begin, learner.curves)
-print("COMPILED", *(len(program._compiled) for program in programs))
+print("COMPILED", *(sum(owner is program for owner, _ in kept._programs) for program in programs))
 np.savez(folder / f"theta{max(index, 0)}.npz", *jax.tree.leaves(eqx.filter(trained.optimizer, eqx.is_array)))
 """
 

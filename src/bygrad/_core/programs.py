@@ -1,5 +1,7 @@
-"""Compiled programs: one for every structure of arguments, kept for as long as the process lives."""
+"""Compiled programs: one for every structure of arguments, kept for as long as they are in use."""
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Generic, Literal, TypeVar
 
@@ -7,6 +9,37 @@ import equinox as eqx
 import jax
 
 Result = TypeVar("Result")
+
+
+KEPT = 64
+"""Compiled programs that a process keeps. Each takes hundreds of memory maps, of which a process may have 65,530 under
+Linux: a study of many structures would end in an error of the compiler."""
+
+
+class _Kept:
+    """The compiled programs used last, of all functions together."""
+
+    def __init__(self) -> None:
+        self._programs: OrderedDict[Any, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._programs)
+
+    def get(self, key: Any) -> Any:
+        with self._lock:
+            if key in self._programs:
+                self._programs.move_to_end(key)
+            return self._programs.get(key)
+
+    def put(self, key: Any, program: Any) -> None:
+        with self._lock:
+            self._programs[key] = program
+            while len(self._programs) > KEPT:
+                self._programs.popitem(last=False)
+
+
+kept = _Kept()
 
 
 class Program(Generic[Result]):
@@ -22,7 +55,6 @@ class Program(Generic[Result]):
         self, function: Callable[..., Result], donate: Literal["all", "all-except-first", "none"] = "none"
     ) -> None:
         self._jitted: Any = eqx.filter_jit(function, donate=donate)
-        self._compiled: dict[Any, Any] = {}
 
     def __call__(self, *arguments: Any) -> Result:
         return self._compile(*arguments)(*arguments)
@@ -34,10 +66,10 @@ class Program(Generic[Result]):
         return int(held + memory.temp_size_in_bytes)
 
     def _compile(self, *arguments: Any) -> Any:
-        key = kind_of(arguments)
-        if key not in self._compiled:
-            self._compiled[key] = self._lower(*arguments).compile()
-        return self._compiled[key]
+        key = (self, kind_of(arguments))
+        if (program := kept.get(key)) is None:
+            kept.put(key, program := self._lower(*arguments).compile())
+        return program
 
     def _lower(self, *arguments: Any) -> Any:
         return self._jitted.lower(*arguments)
