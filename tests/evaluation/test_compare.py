@@ -1,5 +1,6 @@
 """A comparison: what it holds, that it is fair, and that lost runs are counted."""
 
+import dataclasses
 import json
 import math
 
@@ -90,6 +91,13 @@ def test_each_measure_sees_a_baseline_at_its_best(results):
     assert row["curve"] != row["area_curve"]
     same = results["nesterov"]
     assert same["curve"] == pytest.approx(same["area_curve"])
+
+
+def test_a_protocol_may_save_the_second_run(results):
+    protocol = dataclasses.replace(PROTOCOL, second_order_runs=0, area_rates=False)
+    row = compare({}, {"SGD": tuning(*RATES["SGD"])}, Quadratic(3), protocol)["sgd"]
+    assert row["learning_rate"] == row["area_learning_rate"] == 0.01
+    assert row["curve"] == pytest.approx(row["area_curve"]) == pytest.approx(results["sgd"]["curve"])
 
 
 def test_lost_runs_are_counted_and_make_the_mean_infinite(results):

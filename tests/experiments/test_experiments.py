@@ -233,12 +233,6 @@ def test_an_interrupted_comparison_goes_on_where_it_was(done, experiment, monkey
         assert again["optimizers"][name]["curve"] == pytest.approx(row["curve"], nan_ok=True)
 
 
-def test_a_setting_may_have_fewer_runs():
-    protocol_of = importlib.import_module("bygrad.experiments.reproduce")._protocol_of
-    runs = [protocol_of(Setting("a", "A", "quadratic", 5, 2, runs=n), Protocol(9, runs=8)).runs for n in (None, 3, 20)]
-    assert runs == [8, 3, 8]
-
-
 def test_the_optimizer_is_the_one_that_was_compared(done, experiment):
     results, folder, _ = done
     optimizer = bygrad.load(folder / "optimizer.safetensors")

@@ -41,7 +41,8 @@ class Protocol:
     `final_window`: how many last losses make the final loss. `seed`: of the fresh instances; the tuning instances come
     from another branch of it. `chunk`: runs side by side. `rates` and `rate_scale`: size and place of the first grid of
     learning rates (`tune`), for problems whose useful steps are not those of networks. `rates_at_once`: how many run
-    side by side, all by default; 1 for problems that gain nothing from a batch.
+    side by side, all by default; 1 for problems that gain nothing from a batch. `area_rates`: whether a baseline runs
+    once more, at the rate tuned for the area, where that is another one; without, its area is at the final loss's rate.
     """
 
     horizon: int
@@ -54,6 +55,7 @@ class Protocol:
     rates: int = POINTS
     rate_scale: float = 1.0
     rates_at_once: int | None = None
+    area_rates: bool = True
 
     def __post_init__(self) -> None:
         for name in ("horizon", "runs", "tuning_runs", "final_window", "chunk", "rates"):
@@ -116,8 +118,8 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Run everything on the same fresh instances; return the `optimizers` of a report's results.
 
-    A baseline's final loss and curve are at the rate tuned for the final loss, its area at the rate tuned for the area:
-    each measure sees it at its best.
+    A baseline's final loss and curve are at the rate tuned for the final loss, its area at the rate tuned for the area
+    (but see `Protocol`): each measure sees it at its best.
 
     **Arguments:** `results`: what an interrupted comparison has, by name; what is there is not run again, and what is
     new is put there as it comes.
@@ -144,11 +146,12 @@ def compare(
         optimizer = HAND_DESIGNED[name]()
         curves, seconds = run(with_learning_rate(optimizer, tuning.best_final), name)
         summary = summarize("hand-designed", name, curves, seconds, protocol)
-        if tuning.best_area != tuning.best_final:
-            curves, _ = run(with_learning_rate(optimizer, tuning.best_area), name)
+        area_rate = tuning.best_area if protocol.area_rates else tuning.best_final
+        if area_rate != tuning.best_final:
+            curves, _ = run(with_learning_rate(optimizer, area_rate), name)
         summary["area"] = _interval(area(curves))
         summary["area_curve"] = curves.mean(axis=0).tolist()
-        summary["learning_rate"], summary["area_learning_rate"] = tuning.best_final, tuning.best_area
+        summary["learning_rate"], summary["area_learning_rate"] = tuning.best_final, area_rate
         summary["tuning"] = tuning.as_json()
         results[name.lower()] = summary
     if protocol.second_order_runs and has_objective(family) and "lbfgs" not in results:

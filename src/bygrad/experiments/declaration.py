@@ -32,8 +32,7 @@ class Level:
 class Setting:
     """A family and a horizon to compare optimizers on.
 
-    `family`: its name in `bygrad.problems.FAMILIES`. `figure`: the paper's figure that shows it. `runs`: fewer than the
-    protocol's, where a run costs many times more.
+    `family`: its name in `bygrad.problems.FAMILIES`. `figure`: the paper's figure that shows it.
     """
 
     name: str
@@ -43,7 +42,6 @@ class Setting:
     final_window: int
     figure: str | None = None
     levels: tuple[Level, ...] = ()
-    runs: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

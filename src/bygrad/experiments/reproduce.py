@@ -134,8 +134,7 @@ def kept_tunings(folder: Path, tune: Callable[[], dict[str, Tuning]]) -> dict[st
 
 
 def _protocol_of(setting: Setting, protocol: Protocol) -> Protocol:
-    runs = protocol.runs if setting.runs is None else min(setting.runs, protocol.runs)
-    return dataclasses.replace(protocol, horizon=setting.horizon, final_window=setting.final_window, runs=runs)
+    return dataclasses.replace(protocol, horizon=setting.horizon, final_window=setting.final_window)
 
 
 def _results_of(
