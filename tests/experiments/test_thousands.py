@@ -27,8 +27,10 @@ from bygrad.experiments.thousands.judge import (
     profile,
     time_to_solve,
 )
+from bygrad.experiments.thousands.program_rivals import hard_program
 from bygrad.experiments.thousands.report import break_even_of, fastest, gains_of, median_seed
-from bygrad.experiments.thousands.rivals import RIVALS, Rival, hard_program
+from bygrad.experiments.thousands.rival import Rival
+from bygrad.experiments.thousands.rivals import RIVALS
 from bygrad.optimizers import SGD
 from bygrad.problems import LeastSquares, MeanVariance, QuadraticProgram, SparseCoding
 from bygrad.problems.structured import Bounded
@@ -270,11 +272,7 @@ def test_soft_rows_get_slack_variables_at_their_price():
     np.testing.assert_allclose(cost, 0.5 * (params**2).sum(axis=1) - params @ q + 0.5 * outside.sum(axis=1))
 
 
-def rivals_of(group: str) -> list[Rival]:
-    return [it for it in RIVALS if it.group == group]
-
-
-@pytest.mark.parametrize("rival", rivals_of("users") + rivals_of("peer"), ids=lambda it: it.name)
+@pytest.mark.parametrize("rival", RIVALS, ids=lambda it: it.name)
 def test_solvers_of_others_find_the_minimum(rival):
     if rival.missing:
         pytest.skip(f"{rival.name}: {rival.missing}")

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from ...deploy.jax import versions
 from ..work import machine
 from .judge import Assessed
-from .rivals import Outcome, Run
+from .rival import Outcome, Run
 
 BUSY = 0.5
 """A load average a core above which times say little."""

@@ -16,7 +16,7 @@ from ...solvers import ADMM, LBFGS, Flat, LearnedSolver, LevenbergMarquardt, Met
 from ...solvers.solve import precision
 from ...unroll import Inner, lift, observe
 from .judge import MARGIN, Assessed, Kind, assess, excess
-from .rivals import Outcome, Run
+from .rival import Outcome, Run
 
 REFERENCE_STARTS, REFERENCE_BATCH = 10, 256
 LOOK = 10

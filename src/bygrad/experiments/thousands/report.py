@@ -19,6 +19,7 @@ from .measure import Cell, Row
 
 GROUPS = {
     "users": "what users run",
+    "compiled": "specialized in small programs",
     "peer": "compiled peer",
     "batched": "our batched core",
     "tuned": "tuned",
@@ -31,6 +32,7 @@ CLASSICAL = ("batched", "tuned", "multistart", "warm")
 SHARES = (0.5, 0.9, 0.99, 1.0)
 _COLOURS = {
     "users": ("sgd", "adamw"),
+    "compiled": ("muon",),
     "peer": ("nesterov",),
     "batched": ("adam",),
     "tuned": ("lbfgs",),

@@ -28,7 +28,8 @@ from .families import CASES, Case, draw
 from .judge import Kind, assess, kind_of
 from .measure import Cell, Row, circumstances, keep, kept, measure
 from .report import Block, results_of, write
-from .rivals import RIVALS, Build, Outcome, Rival, Run
+from .rival import Build, Outcome, Rival, Run
+from .rivals import RIVALS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ def compare(task: Task, effort: Effort, cases: Sequence[Case]) -> dict[str, Any]
             task.display.say(f"{case.name} was not compared: {error}", "yellow")
         results = results_of(blocks, problems, around, task, dataclasses.asdict(effort))
         write_text_atomically(task.folder / "results.json", json.dumps(strict_json(results), indent=1))
-    write(task.folder, results)
+        write(task.folder, results)  # after every family: the next takes minutes
     return results
 
 

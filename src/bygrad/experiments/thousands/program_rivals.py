@@ -1,0 +1,243 @@
+"""Solvers of quadratic programs, each as its documentation advises for many programs that share their matrices."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from ...problems import MeanVariance, QuadraticProgram
+from ...solvers import Flat
+from .rival import Build, looped
+
+
+class HardProgram(NamedTuple):
+    """A quadratic program in which all rows must hold: P, A, which rows are equations, and q, l, u by instance."""
+
+    quadratic: Float[np.ndarray, "n n"]
+    constraints: Float[np.ndarray, "m n"]
+    equations: np.ndarray
+    vectors: Callable[[Any], tuple[np.ndarray, ...]]
+
+
+def hard_program(flat: Flat, slack: bool = True) -> HardProgram:
+    """Return a family's program; each soft row gets a slack variable, after the params, that has its price.
+
+    `slack=False`: soft rows must hold. That is quicker to solve, and as good wherever they can hold.
+    """
+    family = flat.family
+    assert isinstance(family, QuadraticProgram)
+    quadratic, constraints = (np.asarray(it, float) for it in family.matrices)
+    equations, price = np.asarray(family.equations), np.asarray(family.ceiling, float)
+    compiled = jax.jit(lambda one: family.vectors(one))
+    soft = np.isfinite(price) & slack
+    count, params = int(soft.sum()), len(quadratic)
+
+    def vectors(one: Any) -> tuple[np.ndarray, ...]:
+        q, low, high = (np.asarray(it, float) for it in compiled(one))
+        never, free, zero = np.full(count, np.inf), np.full(count, -np.inf), np.zeros(count)
+        return (
+            np.concatenate([q, price[soft]]),
+            np.concatenate([low[~soft], low[soft], free, zero]),
+            np.concatenate([high[~soft], never, high[soft], never]),
+        )
+
+    unit, none = np.eye(count), np.zeros((len(constraints) - count, count))
+    hard, limits = constraints[~soft], constraints[soft]
+    rows = [[hard, none], [limits, unit], [limits, -unit], [np.zeros((count, params)), unit]]
+    whole = np.zeros((params + count, params + count))
+    whole[:params, :params] = quadratic
+    return HardProgram(whole, np.block(rows), np.concatenate([equations[~soft], np.zeros(3 * count, bool)]), vectors)
+
+
+def osqp(flat: Flat, factor: float = 1.0) -> Build:
+    """Set OSQP up once, then update the vectors and solve; it starts where the last program ended, as by default.
+
+    Its tolerances are on residuals, so that the cost may be off by more: `factor` tightens them.
+    """
+    module: Any = importlib.import_module("osqp")
+    sparse: Any = importlib.import_module("scipy.sparse")
+    quadratic, constraints, _, vectors = hard_program(flat)
+    solvers: dict[float, Any] = {}
+
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
+        q, low, high = vectors(one)
+        if tol not in solvers:
+            solvers[tol] = module.OSQP()
+            matrices = sparse.csc_matrix(np.triu(quadratic)), sparse.csc_matrix(constraints)
+            close = factor * tol
+            settings = {"verbose": False, "eps_abs": close, "eps_rel": close, "max_iter": 20_000}
+            solvers[tol].setup(matrices[0], q, matrices[1], low, high, **settings)
+        else:
+            solvers[tol].update(q=q, l=low, u=high)
+        found = solvers[tol].solve(raise_error=False)
+        x = np.full(len(q), np.nan) if found.x is None else np.array(found.x, float)
+        return x[: flat.size], float(found.info.iter)
+
+    return looped(one_by_one)
+
+
+def clarabel(flat: Flat) -> Build:
+    """Set Clarabel's interior point method up once, then update the vectors and solve, each from the start."""
+    module: Any = importlib.import_module("clarabel")
+    sparse: Any = importlib.import_module("scipy.sparse")
+    quadratic, constraints, equations, vectors = hard_program(flat)
+    solvers: dict[float, Any] = {}
+
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
+        q, low, high = vectors(one)
+        above, below = ~equations & np.isfinite(high), ~equations & np.isfinite(low)  # in every instance the same
+        b = np.concatenate([high[equations], high[above], -low[below]])
+        if tol not in solvers:
+            rows = [constraints[equations], constraints[above], -constraints[below]]
+            cones = [module.ZeroConeT(len(rows[0])), module.NonnegativeConeT(len(rows[1]) + len(rows[2]))]
+            settings = module.DefaultSettings()
+            settings.verbose = settings.presolve_enable = False
+            settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tol
+            matrices = sparse.csc_matrix(np.triu(quadratic)), sparse.csc_matrix(np.concatenate(rows))
+            solvers[tol] = module.DefaultSolver(matrices[0], q, matrices[1], b, cones, settings)
+        else:
+            solvers[tol].update(q=q, b=b)
+        found = solvers[tol].solve()
+        return np.array(found.x, float)[: flat.size], float(found.iterations)
+
+    return looped(one_by_one)
+
+
+class Split(NamedTuple):
+    """A hard program as solvers of small dense ones want it: limits of variables apart from general rows.
+
+    `rows`: which rows of the program are general inequalities. `split` maps l or u to those of the variables, of these
+    rows, and of the equations.
+    """
+
+    program: HardProgram
+    rows: np.ndarray
+    limits: Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def split(flat: Flat) -> Split:
+    """Return a family's program, its soft rows as hard ones, with its rows sorted by what they are."""
+    program = hard_program(flat, slack=False)
+    simple = ~program.equations & (np.count_nonzero(program.constraints, axis=1) == 1)
+    simple &= np.max(program.constraints, axis=1) == 1
+    at, size = np.argmax(program.constraints[simple], axis=1), len(program.quadratic)
+    rows = ~program.equations & ~simple
+
+    def limits(values: np.ndarray, absent: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        variables = np.full(size, absent)
+        variables[at] = values[simple]
+        return variables, values[rows], values[program.equations]
+
+    return Split(program, rows, limits)
+
+
+def daqp(flat: Flat) -> Build:
+    """Set DAQP up once, a dual active-set method that starts from the last active set; it is exact.
+
+    A curvature of 1e-4 is added, as the method needs a strictly convex objective.
+    """
+    module: Any = importlib.import_module("daqp")
+    (quadratic, constraints, equations, vectors), rows, limits = split(flat)
+    general = np.ascontiguousarray(np.concatenate([constraints[rows], constraints[equations]]))
+    sense = np.zeros(len(quadratic) + len(general), np.int32)
+    sense[len(sense) - int(equations.sum()) :] = 5  # an equation, active for good
+    models: dict[float, Any] = {}
+
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
+        q, low, high = vectors(one)
+        above, below = np.concatenate(limits(high, 1e30)), np.concatenate(limits(low, -1e30))
+        if tol not in models:
+            models[tol] = module.Model()
+            models[tol].setup(quadratic + 1e-4 * np.eye(len(q)), q, general, above, below, sense)
+        models[tol].update(f=q, bupper=above, blower=below)
+        x, _, _, information = models[tol].solve()
+        return np.array(x, float), float(information["iterations"])
+
+    return looped(one_by_one)
+
+
+def piqp(flat: Flat) -> Build:
+    """Set PIQP up once, an interior-point method for small dense programs, then update the vectors and solve."""
+    module: Any = importlib.import_module("piqp")
+    (quadratic, constraints, equations, vectors), rows, limits = split(flat)
+    matrices = [np.asfortranarray(it) for it in (quadratic, constraints[equations], constraints[rows])]
+    solvers: dict[float, Any] = {}
+
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
+        q, low, high = vectors(one)
+        (x_high, above, given), (x_low, below, _) = limits(high, np.inf), limits(low, -np.inf)
+        if tol not in solvers:
+            solvers[tol] = module.DenseSolver()
+            solvers[tol].settings.eps_abs = solvers[tol].settings.eps_rel = tol
+            solvers[tol].setup(matrices[0], q, matrices[1], given, matrices[2], below, above, x_low, x_high)
+        else:
+            solvers[tol].update(c=q, b=given, h_l=below, h_u=above, x_l=x_low, x_u=x_high)
+        solvers[tol].solve()
+        result = solvers[tol].result
+        return np.array(result.x, float), float(result.info.iter)
+
+    return looped(one_by_one)
+
+
+def highs(flat: Flat) -> Build:
+    """Pass HiGHS the program once, by its own interface, then change costs and limits; it is exact."""
+    module: Any = importlib.import_module("highspy")
+    sparse: Any = importlib.import_module("scipy.sparse")
+    (quadratic, constraints, equations, vectors), rows, limits = split(flat)
+    matrix = sparse.csc_matrix(np.concatenate([constraints[rows], constraints[equations]]))
+    hessian = sparse.csc_matrix(np.tril(quadratic))
+    columns, lines = (np.arange(size, dtype=np.int32) for size in matrix.shape[::-1])
+    solvers: dict[float, Any] = {}
+
+    def begin() -> Any:
+        solver, model = module.Highs(), module.HighsModel()
+        solver.setOptionValue("output_flag", False)
+        lp, size = model.lp_, len(columns)
+        lp.num_col_, lp.num_row_, lp.col_cost_ = size, len(lines), np.zeros(size)
+        lp.col_lower_, lp.col_upper_ = np.zeros(size), np.zeros(size)
+        lp.row_lower_, lp.row_upper_ = np.zeros(len(lines)), np.zeros(len(lines))
+        lp.a_matrix_.format_ = module.MatrixFormat.kColwise
+        lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
+        model.hessian_.dim_, model.hessian_.format_ = size, module.HessianFormat.kTriangular
+        model.hessian_.start_, model.hessian_.index_ = hessian.indptr, hessian.indices
+        model.hessian_.value_ = hessian.data
+        solver.passModel(model)
+        return solver
+
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
+        q, low, high = vectors(one)
+        if tol not in solvers:
+            solvers[tol] = begin()
+        solver = solvers[tol]
+        (x_high, *above), (x_low, *below) = limits(high, np.inf), limits(low, -np.inf)
+        solver.changeColsCost(len(columns), columns, q)
+        solver.changeColsBounds(len(columns), columns, x_low, x_high)
+        solver.changeRowsBounds(len(lines), lines, np.concatenate(below), np.concatenate(above))
+        solver.run()
+        return np.array(solver.getSolution().col_value, float), float(solver.getInfo().qp_iteration_count)
+
+    return looped(one_by_one)
+
+
+def clarabel_portfolio(flat: Flat) -> Build:
+    """Choose portfolios one by one by Clarabel, with the covariance of each window."""
+    module: Any = importlib.import_module("clarabel")
+    sparse: Any = importlib.import_module("scipy.sparse")
+    family, n = flat.family, flat.size
+    assert isinstance(family, MeanVariance)
+    rows = sparse.csc_matrix(np.concatenate([np.ones((1, n)), -np.eye(n), np.eye(n)]))
+    b, cones = np.concatenate([[1.0], np.zeros(n), np.full(n, family.cap)]), [module.ZeroConeT(1)]
+    cones.append(module.NonnegativeConeT(2 * n))
+
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
+        settings = module.DefaultSettings()
+        settings.verbose = False
+        settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tol
+        solver = module.DefaultSolver(sparse.csc_matrix(np.triu(one)), np.zeros(n), rows, b, cones, settings)
+        found = solver.solve()
+        return np.array(found.x, float), float(found.iterations)
+
+    return looped(one_by_one)
