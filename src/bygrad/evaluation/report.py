@@ -52,6 +52,8 @@ _HEADINGS = (
     "runs",
     "diverged",
 )
+LEVEL_HEADINGS = ("level", "paper", "to reach", "ours [95 %]", "reached")
+"""Of the columns of `level_cells`."""
 _TERMINAL_HEADINGS = ("optimizer", "rate", "final", "area", "ms/step", "runs", "lost")
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --soft: #5c5c5c; --rule: #c9c9c9; --paper: #ffffff; --mark: #f4f4f2; }
@@ -270,8 +272,7 @@ def _levels(levels: Sequence[Mapping[str, Any]]) -> list[str]:
     if not levels:
         return []
     rows = [("", [_cell(text, False) for text in level_cells(level)]) for level in levels]
-    headings = ("level", "paper", "to reach", "ours [95 %]", "reached")
-    return ["<h2>Levels to reach</h2>", html_table(headings, rows, text_columns=1)]
+    return ["<h2>Levels to reach</h2>", html_table(LEVEL_HEADINGS, rows, text_columns=1)]
 
 
 def level_cells(level: Mapping[str, Any]) -> tuple[str, ...]:
