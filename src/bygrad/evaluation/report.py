@@ -137,7 +137,7 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
             "matplotlib is not installed, so the figures and report.html were not written. The results are safe in "
             f"{data}. Install the extra with `pip install 'bygrad[report]'` and call `write_report` on them again."
         ) from error
-    from . import figures
+    from . import drawing, figures
 
     training = plain.get("meta_training") or {}
     wanted = {
@@ -149,7 +149,7 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
     drawn = {}
     for name, (draw, has_data) in wanted.items():
         if has_data:
-            figures.save(draw(plain), folder / name)
+            drawing.save(draw(plain), folder / name)
             drawn[name] = (folder / f"{name}.svg").read_text(encoding="utf-8")
         else:
             for ending in (".png", ".svg"):

@@ -19,7 +19,7 @@ from ..evaluation import (
     tune_baselines,
     write_page,
 )
-from ..evaluation.figures import colours
+from ..evaluation.drawing import colours
 from ..problems import MLPClassifier, load_images
 from .declaration import Budget
 from .reproduce import claim

@@ -9,7 +9,8 @@ import numpy as np
 
 from .._core.files import write_text_atomically
 from ..evaluation import bootstrap_iqm, level_row, performance_profile, write_report
-from ..evaluation.figures import profiles, save
+from ..evaluation.drawing import save
+from ..evaluation.figures import profiles
 from ..evaluation.report import html_figure, html_page, html_table, number
 
 MEASURES = {
