@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bygrad.evaluation import figures
+from bygrad.evaluation import drawing, figures
 from bygrad.evaluation.report import results_table, strict_json, write_report
 
 FIGURES = ("loss", "metatraining", "tuning")
@@ -213,11 +213,11 @@ def test_one_run_shows_no_interval(results):
 def test_loss_figures_take_any_loss(results, loss, tmp_path):
     for optimizer in results["optimizers"].values():
         optimizer["curve"] = [2.0, 1.0, loss, loss, loss]
-    figures.save(figures.loss_curves(results), tmp_path / "loss")
+    drawing.save(figures.loss_curves(results), tmp_path / "loss")
     nothing = copy.deepcopy(results)
     for optimizer in nothing["optimizers"].values():
         optimizer.update(curve=[None] * 5, area_curve=None, curve_low=None, curve_high=None)
-    figures.save(figures.loss_curves(nothing), tmp_path / "nothing")
+    drawing.save(figures.loss_curves(nothing), tmp_path / "nothing")
 
 
 def test_figures_leave_matplotlib_as_it_was(results):
@@ -246,10 +246,10 @@ def test_at_most_the_papers_lstm_and_one_other_are_drawn(results):
 
 def test_colours_are_fixed_per_optimizer_and_distinct():
     names = ["zeta", "adam", "alpha", "lstm"]
-    palette = figures.colours(names)
+    palette = drawing.colours(names)
     assert len(set(palette.values())) == 4
-    assert palette["adam"] == figures.colours(["adam"])["adam"]
-    assert palette == figures.colours(names[::-1])
+    assert palette["adam"] == drawing.colours(["adam"])["adam"]
+    assert palette == drawing.colours(names[::-1])
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
@@ -258,9 +258,9 @@ def test_labels_keep_their_order_their_distance_and_the_axes(count):
     for _ in range(50):
         wanted = np.sort(generator.uniform(0, 1, count) ** 3)
         sizes = generator.uniform(0.02, 0.12, count)
-        centres = np.array(figures.spread(wanted.tolist(), sizes.tolist()))
+        centres = np.array(drawing.spread(wanted.tolist(), sizes.tolist()))
         assert (centres - sizes / 2 >= -1e-12).all() and (centres + sizes / 2 <= 1 + 1e-12).all()
         assert (np.diff(centres) >= (sizes[1:] + sizes[:-1]) / 2 - 1e-12).all()
-    assert figures.spread([0.2, 0.8], [0.1, 0.1]) == pytest.approx([0.2, 0.8])
-    assert figures.spread([0.5, 0.5], [0.1, 0.1]) == pytest.approx([0.45, 0.55])
-    assert figures.spread([0.5, 0.5], [1.0, 1.0]) == pytest.approx([0.0, 1.0])
+    assert drawing.spread([0.2, 0.8], [0.1, 0.1]) == pytest.approx([0.2, 0.8])
+    assert drawing.spread([0.5, 0.5], [0.1, 0.1]) == pytest.approx([0.45, 0.55])
+    assert drawing.spread([0.5, 0.5], [1.0, 1.0]) == pytest.approx([0.0, 1.0])

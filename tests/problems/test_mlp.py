@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bygrad.problems import FAMILIES, ImageData, MLPClassifier, find_family
-from bygrad.problems.mlp import Activation
+from bygrad.problems.classifier import Activation
 
 pytestmark = pytest.mark.core
 

@@ -163,3 +163,10 @@ def test_the_command_solves_and_reports(learned, tmp_path, capsys):
     assert "20 of 20 solved" in capsys.readouterr().out
     main(["report", str(tmp_path / "fit.safetensors")])
     assert "held-out instances" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("options", "dtype"), [([], "float64"), (["--dtype", "float32"], "float32")])
+def test_the_command_learns_in_the_precision_asked_for(learned, tmp_path, monkeypatch, options, dtype):
+    monkeypatch.setattr(solving, "learn", lambda family, *, dtype, **_: dataclasses.replace(learned, dtype=dtype))
+    main(["learn", f"{FILE}:Decay", "-o", str(tmp_path / "fit.safetensors"), *options])
+    assert load_solver(tmp_path / "fit.safetensors").dtype == dtype

@@ -3,8 +3,9 @@
 from .aggregate import bootstrap_iqm, interquartile_mean, performance_profile
 from .compare import CONVENTION, Protocol, best_baseline, compare, compare_bfgs, tune_baselines
 from .grid import GridRuns, run_grid
+from .levels import level_row
 from .page import Picture, Sheet, write_page
-from .report import level_cells, number, results_table, strict_json, write_report
+from .report import LEVEL_HEADINGS, level_cells, number, results_table, strict_json, write_report
 from .runs import area, final, run_curves
 from .second_order import bfgs_curves, lbfgs_curves
 from .statistics import Interval, bootstrap_curves, bootstrap_mean
@@ -12,6 +13,7 @@ from .tuning import Tuning, tune, with_learning_rate
 
 __all__ = [
     "CONVENTION",
+    "LEVEL_HEADINGS",
     "GridRuns",
     "Interval",
     "Picture",
@@ -30,6 +32,7 @@ __all__ = [
     "interquartile_mean",
     "lbfgs_curves",
     "level_cells",
+    "level_row",
     "number",
     "performance_profile",
     "results_table",

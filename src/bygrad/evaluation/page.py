@@ -52,9 +52,9 @@ def write_page(folder: Path, title: str, statement: str, parts: Sequence[Picture
 
 def _svg_of(picture: Picture, folder: Path) -> str:
     if picture.figure is not None:
-        from . import figures
+        from .drawing import save
 
-        figures.save(picture.figure, folder / picture.name)
+        save(picture.figure, folder / picture.name)
         return (folder / f"{picture.name}.svg").read_text(encoding="utf-8")
     # Ids must differ from those of every other figure on the page.
     prefix = re.sub(r"[^A-Za-z0-9_-]", "-", picture.name) + "-"

@@ -52,6 +52,8 @@ _HEADINGS = (
     "runs",
     "diverged",
 )
+LEVEL_HEADINGS = ("level", "paper", "to reach", "ours [95 %]", "reached")
+"""Of the columns of `level_cells`."""
 _TERMINAL_HEADINGS = ("optimizer", "rate", "final", "area", "ms/step", "runs", "lost")
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --soft: #5c5c5c; --rule: #c9c9c9; --paper: #ffffff; --mark: #f4f4f2; }
@@ -135,7 +137,7 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
             "matplotlib is not installed, so the figures and report.html were not written. The results are safe in "
             f"{data}. Install the extra with `pip install 'bygrad[report]'` and call `write_report` on them again."
         ) from error
-    from . import figures
+    from . import drawing, figures
 
     training = plain.get("meta_training") or {}
     wanted = {
@@ -147,7 +149,7 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
     drawn = {}
     for name, (draw, has_data) in wanted.items():
         if has_data:
-            figures.save(draw(plain), folder / name)
+            drawing.save(draw(plain), folder / name)
             drawn[name] = (folder / f"{name}.svg").read_text(encoding="utf-8")
         else:
             for ending in (".png", ".svg"):
@@ -270,8 +272,7 @@ def _levels(levels: Sequence[Mapping[str, Any]]) -> list[str]:
     if not levels:
         return []
     rows = [("", [_cell(text, False) for text in level_cells(level)]) for level in levels]
-    headings = ("level", "paper", "to reach", "ours [95 %]", "reached")
-    return ["<h2>Levels to reach</h2>", html_table(headings, rows, text_columns=1)]
+    return ["<h2>Levels to reach</h2>", html_table(LEVEL_HEADINGS, rows, text_columns=1)]
 
 
 def level_cells(level: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from .._core.files import write_text_atomically
 from ..deploy.jax import versions
-from ..evaluation import Protocol, Sheet, best_baseline, strict_json, write_page, write_report
+from ..evaluation import Protocol, Sheet, best_baseline, level_row, strict_json, write_page, write_report
 from ..optimizers import Optimizer
 from ..problems import find_family
 from .declaration import Budget
@@ -118,16 +118,10 @@ def _ratios(activation: str, results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _level(row: dict[str, Any]) -> dict[str, Any]:
-    """The level of a report: below Adam, tuned for the activation."""
-    return {
-        "what": f"sigmoid to {row['activation']}, {row['measure']} loss, share of tuned Adam's",
-        "paper": None,
-        "reach": 1.0,
-        "ours": row["to_adam"],
-        "low": None,
-        "high": None,
-        "reached": bool(row["to_adam"] < 1),
-    }
+    """The level of a report: not above Adam, tuned for the activation."""
+    return level_row(
+        f"sigmoid to {row['activation']}, {row['measure']} loss, share of tuned Adam's", 1.0, row["to_adam"]
+    )
 
 
 ACTIVATIONS = Study(

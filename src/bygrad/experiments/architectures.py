@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 from .._core.files import write_text_atomically
 from ..deploy.jax import load, versions
 from ..evaluation import (
+    LEVEL_HEADINGS,
     Picture,
     Protocol,
     Sheet,
     best_baseline,
     compare,
     level_cells,
+    level_row,
     strict_json,
     tune_baselines,
     write_page,
 )
-from ..evaluation.figures import colours
+from ..evaluation.drawing import colours
 from ..problems import MLPClassifier, load_images
 from .declaration import Budget
 from .reproduce import claim
@@ -87,16 +89,15 @@ def _report(task: Task, protocol: Protocol, done: dict[str, Any]) -> dict[str, A
         label, best = best_baseline(rows, "final")
         ours = rows["lstm"]["final"]
         levels.append(
-            {
-                "what": f"{layers} hidden layer{'s' * (layers > 1)} of {hidden} units, final loss (best tuned baseline:"
+            level_row(
+                f"{layers} hidden layer{'s' * (layers > 1)} of {hidden} units, final loss (best tuned baseline:"
                 f" {label} {best:.4g})",
-                "paper": _paper(layers, hidden),
-                "reach": best,
-                "ours": ours["mean"],
-                "low": ours["low"],
-                "high": ours["high"],
-                "reached": ours["mean"] is not None and ours["mean"] < best,
-            }
+                best,
+                ours["mean"],
+                ours["low"],
+                ours["high"],
+                paper=_paper(layers, hidden),
+            )
         )
     wins = sum(level["reached"] for level in levels)
     title = f"The LSTM of one layer of 20 units on {len(levels)} architectures"
@@ -116,8 +117,7 @@ def _report(task: Task, protocol: Protocol, done: dict[str, Any]) -> dict[str, A
         f" was trained on one layer of 20 units; every baseline is tuned for every architecture. The LSTM is below all"
         f" of them in {wins} of {len(levels)}. Dotted: the paper's. {task.command}"
     )
-    headings = ("level", "paper", "to reach", "ours [95 %]", "reached")
-    sheet = Sheet("Levels to reach", headings, tuple(map(level_cells, levels)))
+    sheet = Sheet("Levels to reach", LEVEL_HEADINGS, tuple(map(level_cells, levels)))
     picture = Picture("architectures", "Final loss against hidden units, with its 95 % interval.", _draw(done))
     write_page(task.folder, title, statement, [picture, sheet])
     return results

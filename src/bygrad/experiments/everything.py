@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._core.files import write_text_atomically
-from ..evaluation import Picture, Sheet, level_cells, strict_json, write_page
+from ..evaluation import LEVEL_HEADINGS, Picture, Sheet, level_cells, strict_json, write_page
 from .declaration import Experiment
 from .study import Study, Task, carry_out
-
-_HEADINGS = ("experiment", "level", "paper", "to reach", "ours [95 %]", "reached")
 
 
 def everything(experiments: Mapping[str, Experiment | Study]) -> Study:
@@ -51,7 +49,7 @@ def _write_index(task: Task, levels: Mapping[str, list[dict[str, Any]]], refused
         " Dotted or faint curves are the paper's. Each experiment's own folder holds its full report."
     )
     rows = [(name, *level_cells(level)) for name, of_one in levels.items() for level in of_one]
-    parts: list[Picture | Sheet] = [Sheet("Levels", _HEADINGS, tuple(rows), text_columns=2)]
+    parts: list[Picture | Sheet] = [Sheet("Levels", ("experiment", *LEVEL_HEADINGS), tuple(rows), text_columns=2)]
     if refused:
         parts.append(Sheet("Not carried out", ("experiment", "why"), tuple(refused.items()), text_columns=2))
     for name in levels:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .._core.files import write_text_atomically
 from ..deploy.jax import export, load
-from ..evaluation import Protocol, best_baseline, strict_json, tune_baselines, write_report
+from ..evaluation import Protocol, best_baseline, level_row, strict_json, tune_baselines, write_report
 from ..metagrads import Imitate, Replay
 from ..optimizers import Adam
 from ..problems import describe_family, find_family
@@ -94,14 +94,12 @@ def _carry_out(task: Task) -> dict[str, Any]:
     results["seconds"]["meta_training"] = seconds
     label, level = best_baseline(results["optimizers"], "final")
     results["levels"] = [
-        {
-            "what": f"{row['label']}, mean of the last {protocol.final_window} of {protocol.horizon} updates"
+        level_row(
+            f"{row['label']}, mean of the last {protocol.final_window} of {protocol.horizon} updates"
             f" (tuned {label} {level:.4g})",
-            "paper": None,
-            "reach": None if name == "lstm" else level,
-            **{key: row["final"][other] for key, other in (("ours", "mean"), ("low", "low"), ("high", "high"))},
-            "reached": None if name == "lstm" else bool(row["final"]["mean"] <= level),
-        }
+            None if name == "lstm" else level,
+            *(row["final"][key] for key in ("mean", "low", "high")),
+        )
         for name, row in results["optimizers"].items()
         if row["kind"] == "learned"
     ]

@@ -15,6 +15,7 @@ from ..evaluation import (
     Protocol,
     Tuning,
     best_baseline,
+    level_row,
     strict_json,
     tune_baselines,
     with_learning_rate,
@@ -195,16 +196,6 @@ def _levels(setting: Setting, results: dict[str, Any]) -> list[dict[str, Any]]:
         label, best = best_baseline(results["optimizers"], level.measure)
         if level.relative:  # a loss that JSON could not hold was infinite
             ours = {key: np.inf if value is None else value / best for key, value in ours.items()}
-        mean = np.inf if ours["mean"] is None else ours["mean"]
-        rows.append(
-            {
-                "what": f"{setting.title}: {level.what} (best tuned baseline: {label} {best:.4g})",
-                "paper": level.paper,
-                "reach": level.reach,
-                "ours": ours["mean"],
-                "low": ours["low"],
-                "high": ours["high"],
-                "reached": None if level.reach is None else bool(mean <= level.reach),
-            }
-        )
+        what = f"{setting.title}: {level.what} (best tuned baseline: {label} {best:.4g})"
+        rows.append(level_row(what, level.reach, ours["mean"], ours["low"], ours["high"], paper=level.paper))
     return rows

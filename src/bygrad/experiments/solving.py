@@ -21,11 +21,27 @@ FIELDS = ("cost", "certificate", "status", "nit", "nfev", "used_fallback")
 
 
 def learn_to_file(
-    family: str, budget: str, tol: float, out: Path, display: Display, *, data: Path | None = None, seed: int = 0
+    family: str,
+    budget: str,
+    tol: float,
+    out: Path,
+    display: Display,
+    *,
+    data: Path | None = None,
+    seed: int = 0,
+    dtype: str = "float64",
 ) -> LearnedSolver:
     """Learn a solver for a family by name and keep it in `out`."""
     instances = None if data is None else np.load(data, mmap_mode="r", allow_pickle=False)
-    solver = learn(find_family(family), budget=budget, tol=tol, instances=instances, seed=seed, watch=_phase(display))
+    solver = learn(
+        find_family(family),
+        budget=budget,
+        tol=tol,
+        instances=instances,
+        seed=seed,
+        dtype=dtype,
+        watch=_phase(display),
+    )
     save_solver(solver, out, family=family)
     return solver
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from .._core.files import write_text_atomically
 from ..deploy.jax import versions
-from ..evaluation import Sheet, best_baseline, level_cells, strict_json, write_page
+from ..evaluation import Sheet, best_baseline, level_cells, level_row, strict_json, write_page
 from ..problems import find_family
 from .declaration import Budget
 from .reproduce import claim
@@ -107,16 +107,7 @@ def levels_of(what: str, results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _level(what: str, ours: float, theirs: float, reach: float | None) -> dict[str, Any]:
-    ratio = ours / theirs if theirs else float("inf")
-    return {
-        "what": what,
-        "paper": None,
-        "reach": reach,
-        "ours": ratio,
-        "low": None,
-        "high": None,
-        "reached": None if reach is None else bool(ratio <= reach),
-    }
+    return level_row(what, reach, ours / theirs if theirs else float("inf"))
 
 
 SPECIALIZATIONS = Study("specialize", "Controllers specialized in 90 seconds, on small networks", _carry_out)

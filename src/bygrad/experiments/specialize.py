@@ -22,6 +22,7 @@ from ..evaluation import (
     Tuning,
     area,
     best_baseline,
+    level_row,
     run_curves,
     strict_json,
     tune_baselines,
@@ -336,31 +337,20 @@ def _ratio(ours: float, theirs: float) -> float:
 
 def _rows_of(worth: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The evidence as rows of a report: what to reach is the level of the best tuned baseline."""
-
-    def row(what: str, ours: float | int | None, reach: float | None) -> dict[str, Any]:
-        reached = None if ours is None or reach is None else ours <= reach
-        return {
-            "what": what,
-            "paper": None,
-            "reach": reach,
-            "ours": ours,
-            "low": None,
-            "high": None,
-            "reached": reached,
-        }
-
     steps = worth["steps_at_equal_seconds"]
     rows = [
-        row(f"mean loss at equal steps ({worth['best_mean_baseline']})", worth["mean_loss"], worth["best_mean_loss"]),
-        row(
-            f"mean loss at equal seconds: {steps} of our steps ({worth['best_mean_baseline']})",
-            worth["mean_loss_at_equal_seconds"],
-            worth["best_mean_loss"],
+        level_row(
+            f"mean loss at equal steps ({worth['best_mean_baseline']})", worth["best_mean_loss"], worth["mean_loss"]
         ),
-        row(f"final loss ({worth['best_final_baseline']})", worth["final_loss"], worth["best_final_loss"]),
+        level_row(
+            f"mean loss at equal seconds: {steps} of our steps ({worth['best_mean_baseline']})",
+            worth["best_mean_loss"],
+            worth["mean_loss_at_equal_seconds"],
+        ),
+        level_row(f"final loss ({worth['best_final_baseline']})", worth["best_final_loss"], worth["final_loss"]),
     ]
     if worth["break_even_runs"] is not None:
-        rows.append(row("runs that repay the meta-training", worth["break_even_runs"], None))
+        rows.append(level_row("runs that repay the meta-training", None, worth["break_even_runs"]))
     return rows
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from .._core.files import write_text_atomically
-from ..evaluation import bootstrap_iqm, performance_profile, write_report
-from ..evaluation.figures import profiles, save
+from ..evaluation import bootstrap_iqm, level_row, performance_profile, write_report
+from ..evaluation.drawing import save
+from ..evaluation.figures import profiles
 from ..evaluation.report import html_figure, html_page, html_table, number
 
 MEASURES = {
@@ -64,15 +65,12 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
             tuned = "per-row tuned Adam" if rival == REFERENCE else f"AdamW with a cosine at one rate ({rate:.3g})"
             summary.append(f"{name}, not tuned, beats {tuned} in these parts of {len(rows)} rows: {told}")
             levels.append(
-                {
-                    "what": f"share of rows in which {name}, not tuned, has a lower mean training loss than {tuned}",
-                    "paper": None,
-                    "reach": reach,
-                    "ours": won["mean"],
-                    "low": won["mean"],
-                    "high": won["mean"],
-                    "reached": won["mean"] >= reach,
-                }
+                level_row(
+                    f"share of rows in which {name}, not tuned, has a lower mean training loss than {tuned}",
+                    reach,
+                    *3 * [won["mean"]],
+                    at_least=True,
+                )
             )
     return {
         "table": table,

@@ -12,7 +12,7 @@ import numpy as np
 from .._core.files import write_text_atomically
 from ..deploy.jax import load
 from ..evaluation import Picture, Protocol, strict_json, tune_baselines, with_learning_rate, write_page
-from ..evaluation.figures import colours
+from ..evaluation.drawing import colours
 from ..optimizers import HAND_DESIGNED, SGD, Adam, Coordinatewise, Optimizer
 from ..problems import ProblemFamily, find_family
 from ..unroll import begin, rollout

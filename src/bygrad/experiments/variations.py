@@ -18,6 +18,7 @@ from ..evaluation import (
     bootstrap_mean,
     compare_bfgs,
     final,
+    level_row,
     run_curves,
     strict_json,
     write_report,
@@ -164,7 +165,8 @@ def differences(
 ) -> list[dict[str, Any]]:
     """Compare the final losses of every two contenders, run by run on the same instances.
 
-    A difference counts as reached, the later contender as better, if all of its interval lies below zero.
+    A difference counts as reached, the later contender as better, if all of its interval lies below zero; a contender,
+    if all of its interval lies below the best tuned baseline.
     """
     finals = {}
     for label, optimizer in trained.items():
@@ -179,31 +181,19 @@ def differences(
         finals[label] = final(curves, protocol.final_window)
     baseline, level = best_baseline(results["optimizers"], "final")
     rows = [
-        {
-            "what": f"{title}: final loss of {label} (best tuned baseline: {baseline} {level:.4g})",
-            "paper": None,
-            "reach": level,
-            "ours": (ours := bootstrap_mean(values)).mean,
-            "low": ours.low,
-            "high": ours.high,
-            "reached": bool(ours.high < level),
-        }
+        level_row(
+            f"{title}: final loss of {label} (best tuned baseline: {baseline} {level:.4g})",
+            level,
+            *bootstrap_mean(values),
+            sure=True,
+        )
         for label, values in finals.items()
     ]
     for one, other in itertools.combinations(finals, 2):
         with np.errstate(invalid="ignore"):
             difference = bootstrap_mean(finals[other] - finals[one])
-        rows.append(
-            {
-                "what": f"{title}: final loss of {other} minus that of {one}, run by run",
-                "paper": None,
-                "reach": 0.0,
-                "ours": difference.mean,
-                "low": difference.low,
-                "high": difference.high,
-                "reached": bool(difference.high < 0),
-            }
-        )
+        what = f"{title}: final loss of {other} minus that of {one}, run by run"
+        rows.append(level_row(what, 0.0, *difference, sure=True))
     return rows
 
 

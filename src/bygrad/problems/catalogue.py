@@ -11,12 +11,13 @@ from typing import Literal, TypeAlias
 from .attention import CharacterModel
 from .ball_and_stick import BallAndStick
 from .base import ProblemFamily
+from .classifier import Activation
 from .control import QuadrotorControl
 from .convnet import ConvClassifier, with_labels
 from .data import ImageData, load_images, shrink
 from .dispatch import EconomicDispatch
 from .lennard_jones import LennardJones
-from .mlp import Activation, MLPClassifier
+from .mlp import MLPClassifier
 from .oscillation import DampedOscillation
 from .pharmacokinetics import OralDose
 from .portfolio import MeanVariance

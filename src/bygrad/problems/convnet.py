@@ -1,7 +1,7 @@
 """Training a small convolutional network on images, section 3.3 of Andrychowicz et al. (2016)."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
-from .base import ProblemFamily
+from .classifier import ACTIVATIONS, Activation, ImageClassifier, cross_entropy
 from .convolution import Images, convolve, from_blocks, in_blocks
 from .data import ImageData
-from .mlp import ACTIVATIONS, Activation
 
 EPSILON = 1e-3
 """Added to the variance in batch norm. Weights start so small that it is of the size of the first variances."""
@@ -20,7 +19,7 @@ EPSILON = 1e-3
 Layers = dict[str, dict[str, Array]]
 
 
-class ConvClassifier(ProblemFamily):
+class ConvClassifier(ImageClassifier):
     r"""Cross-entropy of a convolutional network with batch norm, on minibatches drawn with replacement.
 
     Each block is convolution, batch norm, activation, 2 x 2 max-pooling; then come a hidden layer with batch norm and
@@ -50,20 +49,11 @@ class ConvClassifier(ProblemFamily):
     held_out: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
-        if self.activation not in get_args(Activation):
-            raise ValueError(
-                f"Unknown activation {self.activation!r}: choose one of {', '.join(get_args(Activation))}."
-            )
         if not self.channels or min(self.channels) < 1 or self.hidden < 1 or self.batch < 2 or self.kernel % 2 == 0:
             raise ValueError(
                 f"channels={self.channels}, kernel={self.kernel}, hidden={self.hidden}, batch={self.batch}: there is no"
                 " such network or minibatch. Give one block or more of one channel or more, an odd kernel, hidden >= 1,"
                 " and two images or more to normalize over."
-            )
-        if not 0 <= self.held_out < len(self.images):
-            raise ValueError(
-                f"held_out is {self.held_out} of {len(self.images)} images, but some must be left to train on. Give at"
-                " least 0 and less than all."
             )
 
     @classmethod
@@ -113,24 +103,13 @@ class ConvClassifier(ProblemFamily):
         shapes["output"] = {"weight": (self.hidden, self.classes), "bias": (self.classes,)}
         return shapes
 
-    def sample(self, key: PRNGKeyArray) -> tuple[()]:
-        return ()
-
     def init(self, instance: tuple[()], key: PRNGKeyArray) -> Layers:
         shapes, structure = jax.tree.flatten(self.shapes, is_leaf=lambda it: isinstance(it, tuple))
         keys = jax.random.split(key, len(shapes))
         drawn = [self.scale * jax.random.normal(one, shape) for one, shape in zip(keys, shapes, strict=True)]
         return jax.tree.unflatten(structure, drawn)
 
-    def loss(self, params: Layers, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
-        return self._cross_entropy(params, key, 0, len(self.images) - self.held_out)
-
-    def held_out_loss(self, params: Layers, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
-        if not self.held_out:
-            return super().held_out_loss(params, instance, key)
-        return self._cross_entropy(params, key, len(self.images) - self.held_out, len(self.images))
-
-    def _cross_entropy(self, params: Layers, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:
+    def loss_on(self, params: Layers, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:
         if key is None:
             raise ValueError(
                 "ConvClassifier has no objective without noise: its batch norm depends on the minibatch. Give a key."
@@ -145,8 +124,7 @@ class ConvClassifier(ProblemFamily):
         x = from_blocks(x).reshape(self.batch, -1) @ params["hidden"]["weight"] + params["hidden"]["bias"]
         x = activation(normalize(x, (0,)) + params["hidden"]["shift"])
         logits = x @ params["output"]["weight"] + params["output"]["bias"]
-        log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), self.labels[chosen][:, None], axis=1)
-        return -jnp.mean(log_likelihood)
+        return cross_entropy(logits, self.labels[chosen])
 
 
 def normalize(x: Float[Array, "..."], places: tuple[int, ...]) -> Float[Array, "..."]:

@@ -1,29 +1,19 @@
 """Training a multilayer perceptron on images, section 3.2 of Andrychowicz et al. (2016)."""
 
-from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
-from .base import ProblemFamily
+from .classifier import ACTIVATIONS, Activation, ImageClassifier, cross_entropy
 from .data import ImageData
-
-Activation = Literal["sigmoid", "relu", "tanh", "gelu", "elu"]
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "sigmoid": jax.nn.sigmoid,
-    "relu": jax.nn.relu,
-    "tanh": jnp.tanh,
-    "gelu": jax.nn.gelu,
-    "elu": jax.nn.elu,
-}
 
 Layers = list[dict[str, Array]]
 
 
-class MLPClassifier(ProblemFamily):
+class MLPClassifier(ImageClassifier):
     r"""Cross-entropy of a perceptron on minibatches drawn with replacement from a set of labelled images.
 
     Instances differ in the initial params and in the minibatches, not in the data. The defaults are the paper's base
@@ -46,19 +36,10 @@ class MLPClassifier(ProblemFamily):
     held_out: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
-        if self.activation not in get_args(Activation):
-            raise ValueError(
-                f"Unknown activation {self.activation!r}: choose one of {', '.join(get_args(Activation))}."
-            )
         if self.hidden < 1 or self.layers < 0 or self.batch < 1:
             raise ValueError(
                 f"hidden={self.hidden}, layers={self.layers}, batch={self.batch}: there is no such network or"
                 " minibatch. Give hidden >= 1, layers >= 0 and batch >= 1."
-            )
-        if not 0 <= self.held_out < len(self.images):
-            raise ValueError(
-                f"held_out is {self.held_out} of {len(self.images)} images, but some must be left to train on. Give at"
-                " least 0 and less than all."
             )
 
     @classmethod
@@ -92,9 +73,6 @@ class MLPClassifier(ProblemFamily):
             held_out=held_out,
         )
 
-    def sample(self, key: PRNGKeyArray) -> tuple[()]:
-        return ()
-
     def init(self, instance: tuple[()], key: PRNGKeyArray) -> Layers:
         widths = [self.images.shape[1], *[self.hidden] * self.layers, self.classes]
         keys = jax.random.split(key, 2 * (len(widths) - 1))
@@ -106,15 +84,7 @@ class MLPClassifier(ProblemFamily):
             for i in range(len(widths) - 1)
         ]
 
-    def loss(self, params: Layers, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
-        return self._cross_entropy(params, key, 0, len(self.images) - self.held_out)
-
-    def held_out_loss(self, params: Layers, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
-        if not self.held_out:
-            return super().held_out_loss(params, instance, key)
-        return self._cross_entropy(params, key, len(self.images) - self.held_out, len(self.images))
-
-    def _cross_entropy(self, params: Layers, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:
+    def loss_on(self, params: Layers, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:
         if key is None:
             images, labels = self.images[start:end], self.labels[start:end]
         else:
@@ -124,6 +94,4 @@ class MLPClassifier(ProblemFamily):
         x = images.astype(params[0]["weight"].dtype) / 255
         for layer in params[:-1]:
             x = activation(x @ layer["weight"] + layer["bias"])
-        logits = x @ params[-1]["weight"] + params[-1]["bias"]
-        log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
-        return -jnp.mean(log_likelihood)
+        return cross_entropy(x @ params[-1]["weight"] + params[-1]["bias"], labels)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...evaluation import Picture, Sheet, level_cells, write_page
+from ...evaluation import LEVEL_HEADINGS, Picture, Sheet, level_cells, level_row, write_page
 from ...evaluation.figures import gains as draw_gains
 from ...evaluation.figures import profiles
 from ...evaluation.report import number
@@ -231,15 +231,10 @@ def _level(family: Mapping[str, Any], case: Case, goal: Goal) -> dict[str, Any]:
     said = ""
     if ours is not None and rival is not None:
         said = f" ({ours['name']} {ours['success']:.1%}, {rival['name']} {rival['success']:.1%} solved)"
-    return {
-        "what": f"{case.name} to {tol}: {goal.what}, ratio of throughputs{said}",
-        "paper": None,
-        "reach": goal.reach,
-        "ours": ratio,
-        "low": ratio,
-        "high": ratio,
-        "reached": bool(ratio is not None and not falls_short(ours, rival) and ratio >= goal.reach),
-    }
+    what = f"{case.name} to {tol}: {goal.what}, ratio of throughputs{said}"
+    level = level_row(what, goal.reach, ratio, ratio, ratio, at_least=True)
+    # Speed that costs success reaches nothing.
+    return level | {"reached": level["reached"] and not falls_short(ours, rival)}
 
 
 def _groups(text: str) -> tuple[str, ...]:
@@ -262,8 +257,7 @@ def write(folder: Path, results: Results) -> Path:
     )
     parts: list[Picture | Sheet] = []
     if results["levels"]:
-        headings = ("level", "paper", "to reach", "ours [95 %]", "reached")
-        parts.append(Sheet("Levels", headings, tuple(level_cells(it) for it in results["levels"])))
+        parts.append(Sheet("Levels", LEVEL_HEADINGS, tuple(level_cells(it) for it in results["levels"])))
     parts += _gains(families)
     for name, family in families.items():
         parts += _of_family(name, family)

@@ -1,0 +1,78 @@
+"""The command `bygrad`. Everything heavy is imported where it is used, so that help and mistakes answer at once."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import platformdirs
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from .._core.hosts import INCOMPLETE, LostProcessError
+from .artifacts import inspect, pull, push, verify
+from .experiments import evaluate, list_names, reproduce, specialize, stylize, train
+from .job import in_job, leave, withhold
+from .solvers import learn, report, solve
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; exits with 0, with 2 after an error of the user's, with 130 after Ctrl-C.
+
+    A job of several processes that lost one exits with 75: try again, with --resume.
+    """
+    commands: dict[str, Callable[..., Any]] = {
+        "list": list_names,
+        "reproduce": reproduce,
+        "train": train,
+        "specialize": specialize,
+        "evaluate": evaluate,
+        "inspect": inspect,
+        "verify": verify,
+        "push": push,
+        "pull": pull,
+        "stylize": stylize,
+        "learn": learn,
+        "solve": solve,
+        "report": report,
+    }
+    _keep_compiled_programs()
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="bygrad",
+            description="Optimizers learned by gradient descent: learn one for the problems you solve again and again.",
+            args=arguments,
+        )
+    except KeyboardInterrupt:
+        Console(stderr=True).print(
+            "Interrupted. What was done is saved: the same command with --resume goes on with it."
+        )
+        sys.exit(130)
+    except LostProcessError as error:
+        _refuse(error)
+        leave(INCOMPLETE)
+    except (ValueError, TypeError, ImportError, OSError, MemoryError, FloatingPointError) as error:
+        if os.environ.get("BYGRAD_TRACEBACK"):
+            raise
+        _refuse(error)
+        leave(2)
+    except Exception:
+        if not in_job():
+            raise
+        traceback.print_exc()
+        leave(1)
+    finally:
+        withhold()
+
+
+def _refuse(error: Exception) -> None:
+    Console(stderr=True).print(f"[red]bygrad:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
+
+
+def _keep_compiled_programs() -> None:
+    """Keep what JAX compiles in the user's cache folder, unless the user has chosen another: read when JAX loads."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(platformdirs.user_cache_path("bygrad") / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

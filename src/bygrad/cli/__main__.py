@@ -1,0 +1,5 @@
+"""`python -m bygrad.cli`."""
+
+from . import main
+
+main()

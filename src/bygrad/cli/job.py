@@ -1,0 +1,44 @@
+"""A process that belongs to a job of several: how it joins, and how it ends."""
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from .._core.hosts import LastWords, join, parse_hosts
+
+_last_words: LastWords | None = None
+"""Of this process, where it belongs to a job of several."""
+
+
+def in_job() -> bool:
+    """Say whether this process has joined others."""
+    return _last_words is not None
+
+
+def join_job(hosts: str, folder: Path) -> None:
+    """Join the job that `hosts` describes; `folder` is where it can be resumed from."""
+    global _last_words
+    parse_hosts(hosts)
+    _last_words = LastWords(
+        "bygrad: this process ended in the middle of its work: it was killed, or the runtime ended it because another"
+        " process of the job was lost (the lines above say so then). The job cannot go on without it. The same command"
+        f" with --resume goes on from the last checkpoint in {folder}, on any number of devices and processes."
+    )
+    join(hosts)
+
+
+def leave(status: int) -> NoReturn:
+    """End with a status; in a job of several processes at once, as JAX would first wait for those that cannot come."""
+    if _last_words is None:
+        sys.exit(status)
+    _last_words.withhold()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def withhold() -> None:
+    """Say no last words: this process ends as it should."""
+    if _last_words is not None:
+        _last_words.withhold()

@@ -1,0 +1,63 @@
+"""Commands on problems that are solved thousands of times."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from .options import Families, Resume, Seed
+from .terminal import progress
+
+
+def learn(
+    family: Positional[Families],
+    out: Annotated[Path, arg(help="File for the solver.", metavar="FILE", aliases=["-o"])],
+    budget: Annotated[str, arg(help="Time for all of it: 60s, 5min, 1h.")] = "60s",
+    tol: Annotated[float, arg(help="Solved: the cost is within this factor of the best known.")] = 1e-3,
+    instances: Annotated[Path | None, arg(help="npy file of past instances; default: the family's own draws.")] = None,
+    dtype: Annotated[
+        Literal["float32", "float64"],
+        arg(help="Precision of the solver; float32 takes half the time and serves convex problems down to --tol 1e-4."),
+    ] = "float64",
+    seed: Seed = 0,
+) -> None:
+    """Learn a solver for problems that are solved thousands of times, and say whether it pays."""
+    from ..experiments import learn_to_file
+
+    with progress() as display:
+        solver = learn_to_file(family, budget, tol, out, display, data=instances, seed=seed, dtype=dtype)
+    print(solver.report())
+    print(f"solver: {out}")
+
+
+def solve(
+    solver: Positional[Annotated[str, arg(help="A file of `bygrad learn`, or a family to solve classically.")]],
+    instances: Positional[Annotated[Path, arg(help="npy file, one instance a row; may be larger than memory.")]],
+    out: Annotated[Path, arg(help="npz file for the results.", metavar="FILE", aliases=["-o"])],
+    family: Annotated[str | None, arg(help="The solver's family, where it has moved.", metavar="NAME")] = None,
+    resume: Resume = False,
+) -> None:
+    """Solve every instance of a file; after a kill, --resume goes on."""
+    from ..deploy.solver import load_solver
+    from ..experiments import solve_file
+    from ..problems import find_family
+
+    loaded = load_solver(solver, family) if Path(solver).is_file() else find_family(solver)
+    with progress() as display:
+        done = solve_file(loaded, instances, out, display, resume=resume)
+        display.say(
+            f"{done['solved']} of {done['rows']} solved in {done['seconds']:.1f} s, {done['rate']:.0f} a second"
+        )
+        for warning in done["warnings"]:
+            display.say(warning, "yellow")
+        display.say(f"results: {out}")
+
+
+def report(
+    solver: Positional[Annotated[Path, arg(help="A file of `bygrad learn`.")]],
+    family: Annotated[str | None, arg(help="The solver's family, where it has moved.", metavar="NAME")] = None,
+) -> None:
+    """Say what a learned solver is worth and what is proven about it."""
+    from ..deploy.solver import load_solver
+
+    print(load_solver(solver, family).report())

@@ -1,0 +1,55 @@
+"""What commands show when they run and when they end."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+
+def progress(quiet: bool = False) -> Any:
+    """Return where progress is shown."""
+    from ..experiments import Display
+
+    return Display(Console(quiet=quiet))
+
+
+def finish(results: dict[str, Any], folder: Path, file: Path | None) -> None:
+    """Show what was found, and write it to `file` where one is given."""
+    import json
+
+    from .._core.files import write_text_atomically
+    from ..evaluation import results_table, strict_json
+
+    console = Console()
+    if results.get("optimizers"):
+        console.print(results_table(results))
+    for level in results.get("levels", ()):
+        verdict = {None: "reported", True: "reached", False: "NOT reached"}[level["reached"]]
+        paper, reach = (("-" if level[key] is None else f"{level[key]:g}") for key in ("paper", "reach"))
+        ours, low, high = (float("inf") if level[key] is None else level[key] for key in ("ours", "low", "high"))
+        console.print(
+            f"{level['what']}: {ours:.4g} [{low:.4g}, {high:.4g}]; paper {paper}, to reach {reach}: {verdict}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if file is not None:
+        write_text_atomically(file, json.dumps(strict_json(results), indent=1))
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def known(table: dict[str, Any], name: str, kind: str) -> Any:
+    """Return what a table has under a name, or say which names it has."""
+    import difflib
+
+    if name not in table:
+        close = difflib.get_close_matches(name, table, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"There is no {kind} {name!r}.{hint} Known: {', '.join(table)}.")
+    return table[name]
+
+
+def command_line() -> str:
+    """Return the command as it was typed."""
+    return shlex.join(["bygrad", *sys.argv[1:]])

@@ -1,0 +1,61 @@
+"""What networks that are trained on labelled images have in common."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
+
+from .base import ProblemFamily
+
+Activation = Literal["sigmoid", "relu", "tanh", "gelu", "elu"]
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "sigmoid": jax.nn.sigmoid,
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+    "gelu": jax.nn.gelu,
+    "elu": jax.nn.elu,
+}
+
+
+class ImageClassifier(ProblemFamily):
+    """Cross-entropy of a network over labelled images, the last `held_out` of which are not trained on."""
+
+    images: eqx.AbstractVar[UInt8[Array, "n ..."]]
+    labels: eqx.AbstractVar[Integer[Array, " n"]]
+    activation: eqx.AbstractVar[Activation]
+    held_out: eqx.AbstractVar[int]
+
+    def __check_init__(self) -> None:
+        if self.activation not in get_args(Activation):
+            raise ValueError(
+                f"Unknown activation {self.activation!r}: choose one of {', '.join(get_args(Activation))}."
+            )
+        if not 0 <= self.held_out < len(self.images):
+            raise ValueError(
+                f"held_out is {self.held_out} of {len(self.images)} images, but some must be left to train on. Give at"
+                " least 0 and less than all."
+            )
+
+    def sample(self, key: PRNGKeyArray) -> tuple[()]:
+        return ()
+
+    def loss(self, params: Any, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
+        return self.loss_on(params, key, 0, len(self.images) - self.held_out)
+
+    def held_out_loss(self, params: Any, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
+        if not self.held_out:
+            return super().held_out_loss(params, instance, key)
+        return self.loss_on(params, key, len(self.images) - self.held_out, len(self.images))
+
+    @abc.abstractmethod
+    def loss_on(self, params: Any, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:
+        """Return the mean over a minibatch that `key` draws from images `start` to `end`; over all of them for None."""
+
+
+def cross_entropy(logits: Float[Array, "n classes"], labels: Integer[Array, " n"]) -> Float[Array, ""]:
+    """Return the mean of minus the logarithm of what the softmax of `logits` gives to the labels."""
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
