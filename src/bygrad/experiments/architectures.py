@@ -19,7 +19,7 @@ from ..evaluation import (
     tune_baselines,
     write_page,
 )
-from ..evaluation.drawing import colours
+from ..evaluation.drawing import colours, floats, limits_of, set_scale
 from ..problems import MLPClassifier, load_images
 from .declaration import Budget
 from .reproduce import claim
@@ -148,7 +148,9 @@ def _draw(done: dict[str, Any]) -> "matplotlib.figure.Figure":
             axes.fill_between(sizes, low, high, color=palette[name], alpha=0.16, linewidth=0)
             if curve := _PAPER[layers].get(rows[0]["label"]):
                 axes.plot(_UNITS, curve, ":", color=palette[name], linewidth=1, alpha=0.6)
-        axes.set(title=f"{layers} hidden layer{'s' * (layers > 1)}", xlabel="hidden units", yscale="log")
+        axes.set(title=f"{layers} hidden layer{'s' * (layers > 1)}", xlabel="hidden units")
+    ends = [value for row in done.values() for it in row.values() for value in it["final"].values()]
+    set_scale(panels[0].yaxis, *limits_of(floats(ends)))
     panels[0].set_ylabel("final loss")
     panels[-1].legend(fontsize=8, frameon=False)
     return figure
