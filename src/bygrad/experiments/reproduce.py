@@ -60,6 +60,8 @@ def reproduce(
     levels = {name: float(np.min(tuning.area)) for name, tuning in tunings.items()}
     display.say("tuned areas  " + "  ".join(f"{name} {level:.4g}" for name, level in levels.items()))
     tuning_seconds = time.perf_counter() - started
+    if (experiment.training_family, recipe.horizon) != (main.family, main.horizon):
+        levels = {}  # validation is on other problems, or over other horizons: their areas say nothing of each other
 
     checkpoint = folder / "metatraining" / "checkpoint.safetensors"
     trained = train(
