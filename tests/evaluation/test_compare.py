@@ -96,8 +96,7 @@ def test_each_measure_sees_a_baseline_at_its_best(results):
 def test_a_protocol_may_save_the_second_run(results):
     protocol = dataclasses.replace(PROTOCOL, second_order_runs=0, area_rates=False)
     row = compare({}, {"SGD": tuning(*RATES["SGD"])}, Quadratic(3), protocol)["sgd"]
-    assert row["learning_rate"] == row["area_learning_rate"] == 0.01
-    assert row["curve"] == pytest.approx(row["area_curve"])
+    assert (row["learning_rate"], row["area_learning_rate"], row["area_curve"]) == (0.01, None, None)
     assert row["curve"] == pytest.approx(results["sgd"]["curve"])
 
 

@@ -11,10 +11,10 @@ from PIL import Image
 
 from bygrad.cli import main
 from bygrad.deploy.jax import export
-from bygrad.experiments import paint, stylize
+from bygrad.experiments import paint, pictures, stylize
 from bygrad.experiments.pictures import painted, paintings, to_bytes
 from bygrad.optimizers import LSTM, SGD
-from bygrad.problems import ProblemFamily
+from bygrad.problems import ProblemFamily, StyleTransfer
 from bygrad.problems.data.files import read_picture, write_picture
 from bygrad.problems.data.pictures import load_painting, load_photographs
 
@@ -96,10 +96,22 @@ class Copying(ProblemFamily):
         return jnp.mean(jnp.square(params - 127))
 
 
+def test_the_photograph_and_the_style_come_first(monkeypatch):
+    monkeypatch.setattr(pictures, "painted", lambda family, optimizers, given, keys: given)
+    photographs, painting = load_photographs("test", 16)[:1], load_painting("great_wave", 16)
+    for style, columns in (("great_wave", ["photograph", "style"]), ("a painting", ["photograph"])):
+        family = StyleTransfer.of(photographs, painting, style)
+        shown = pictures.paintings(family, {}, jax.random.key(0))
+        assert shown["columns"][:-5] == columns
+        for given in shown["rows"]:
+            for found, expected in zip(given, (photographs[0], painting), strict=False):
+                np.testing.assert_array_equal(found, expected)
+
+
 def test_rows_of_pictures_for_a_report():
     photographs = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
     optimizers = {"LSTM": LSTM(jax.random.key(0), (2,), output_scale=10.0), "SGD": SGD(1.0)}
-    rows = painted(Copying(), optimizers, photographs, jax.random.split(jax.random.key(1), 2))
+    rows = painted(Copying(), optimizers, [[it] for it in photographs], jax.random.split(jax.random.key(1), 2))
     assert [row["label"] for row in rows] == ["LSTM", "SGD", "LSTM", "SGD"]
     images = np.array([[decode(image) for image in row["images"]] for row in rows]).astype(int)
     assert images.shape == (4, 1 + 5, 4, 6, 3)  # the photograph, and after 0, 16, 32, 64 and 128 updates

@@ -146,13 +146,13 @@ def compare(
         optimizer = HAND_DESIGNED[name]()
         curves, seconds = run(with_learning_rate(optimizer, tuning.best_final), name)
         summary = summarize("hand-designed", name, curves, seconds, protocol)
-        area_rate = tuning.best_area if protocol.area_rates else tuning.best_final
-        if area_rate != tuning.best_final:
-            curves, _ = run(with_learning_rate(optimizer, area_rate), name)
-        summary["area"] = _interval(area(curves))
-        summary["area_curve"] = curves.mean(axis=0).tolist()
-        summary["learning_rate"], summary["area_learning_rate"] = tuning.best_final, area_rate
-        summary["tuning"] = tuning.as_json()
+        summary["learning_rate"], summary["tuning"] = tuning.best_final, tuning.as_json()
+        if protocol.area_rates:
+            if tuning.best_area != tuning.best_final:
+                curves, _ = run(with_learning_rate(optimizer, tuning.best_area), name)
+            summary["area"] = _interval(area(curves))
+            summary["area_curve"] = curves.mean(axis=0).tolist()
+            summary["area_learning_rate"] = tuning.best_area
         results[name.lower()] = summary
     if protocol.second_order_runs and has_objective(family) and "lbfgs" not in results:
         results["lbfgs"] = _second_order(family, protocol, ticker("L-BFGS"))

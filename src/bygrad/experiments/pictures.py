@@ -1,7 +1,7 @@
 """What optimizers paint: the params at some steps of a run, as pictures for a report."""
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import equinox as eqx
@@ -12,6 +12,7 @@ from jaxtyping import Shaped, UInt8
 from .._core.types import PRNGKeyArray
 from ..optimizers import Optimizer
 from ..problems import ProblemFamily, StyleTransfer
+from ..problems.data.pictures import PAINTINGS, load_painting
 from ..unroll import begin, draw, rollout
 
 Illustrate: TypeAlias = Callable[[ProblemFamily, Mapping[str, Optimizer], PRNGKeyArray], dict[str, Any]]
@@ -27,25 +28,30 @@ def paintings(family: ProblemFamily, optimizers: Mapping[str, Optimizer], key: P
         raise TypeError(f"{type(family).__name__} has no pictures to show. Give a StyleTransfer family.")
     keys = jax.random.split(key, PHOTOGRAPHS)
     contents, _, _ = draw(family, keys)
+    photographs = np.asarray(contents["photograph"])
+    style = [load_painting(family.style, photographs.shape[1])] if family.style in PAINTINGS else []
     return {
         "caption": f"Photographs that were never trained on, in the style of {family.style}: the image after so many"
         " updates. All optimizers start from the same noise; baselines at the rate tuned for the final loss.",
-        "columns": ["photograph", *map(str, STEPS)],
-        "rows": painted(family, optimizers, np.asarray(contents["photograph"]), keys),
+        "columns": ["photograph", *["style"] * len(style), *map(str, STEPS)],
+        "rows": painted(family, optimizers, [[it, *style] for it in photographs], keys),
     }
 
 
 def painted(
     family: ProblemFamily,
     optimizers: Mapping[str, Optimizer],
-    photographs: UInt8[np.ndarray, "runs h w 3"],
+    given: Sequence[Sequence[UInt8[np.ndarray, "h w 3"]]],
     keys: Shaped[PRNGKeyArray, " runs"],
 ) -> list[dict[str, Any]]:
-    """Return the rows of a report's pictures for a family whose params are an image: for each run, one an optimizer."""
+    """Return the rows of a report's pictures for a family whose params are an image: for each run, one an optimizer.
+
+    `given`: for each run, the pictures that come before those of the optimizers.
+    """
     images = {label: _images(optimizer, family, keys) for label, optimizer in optimizers.items()}
     return [
-        {"label": label, "images": [encode(photograph), *(encode(image) for image in images[label][:, i])]}
-        for i, photograph in enumerate(photographs)
+        {"label": label, "images": [encode(image) for image in (*pictures, *images[label][:, i])]}
+        for i, pictures in enumerate(given)
         for label in optimizers
     ]
 
