@@ -28,7 +28,7 @@ from bygrad.experiments.thousands.judge import (
     time_to_solve,
 )
 from bygrad.experiments.thousands.program_rivals import hard_program
-from bygrad.experiments.thousands.report import break_even_of, fastest, gains_of, median_seed
+from bygrad.experiments.thousands.results import break_even_of, fastest, gains_of, median_seed
 from bygrad.experiments.thousands.rival import Rival
 from bygrad.experiments.thousands.rivals import RIVALS
 from bygrad.optimizers import SGD

@@ -105,6 +105,13 @@ def test_families_by_label(patches_file):
         }
 
 
+def test_small_images_are_averages_of_squares(patches_file):
+    large, small = (find_family(name, data=str(patches_file)) for name in ("cifar5", "cifar5-16"))
+    squares = np.asarray(large.images, float).reshape(-1, 16, 2, 16, 2, 3)
+    np.testing.assert_allclose(small.images, squares.mean(axis=(2, 4)), atol=0.5)
+    np.testing.assert_array_equal(small.labels, large.labels)
+
+
 def test_other_data_is_not_taken_for_it(patches, tmp_path):
     with pytest.raises(ValueError, match=r"does not come with the package.*hf:uoft-cs/cifar10"):
         find_family("cifar10")

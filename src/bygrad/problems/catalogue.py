@@ -30,7 +30,7 @@ Builder: TypeAlias = Callable[[str, Split], ProblemFamily]
 """Builds a family from the name of a data source and a split; families without data look at neither."""
 
 
-def _cifar(data: str, split: Split, labels: Sequence[int] = range(10)) -> ProblemFamily:
+def _cifar(data: str, split: Split, labels: Sequence[int], pixels: int) -> ProblemFamily:
     if data == "mnist":
         raise ValueError(
             "CIFAR-10 does not come with the package, as it has no license to pass on. Give --data (or data=): a folder"
@@ -42,7 +42,10 @@ def _cifar(data: str, split: Split, labels: Sequence[int] = range(10)) -> Proble
             f"{images.name} holds images of shape {images.x_train.shape[1:]} in {images.classes} classes, and so is not"
             " CIFAR-10, which has (32, 32, 3) in 10. For other images, make a ConvClassifier in a file of your own."
         )
-    return ConvClassifier.from_data(with_labels(images, labels), split)
+    few = with_labels(images, labels)
+    if pixels < 32:
+        few = dataclasses.replace(few, x_train=shrink(few.x_train, pixels), x_test=shrink(few.x_test, pixels))
+    return ConvClassifier.from_data(few, split)
 
 
 DIGITS = 1_400
@@ -73,6 +76,15 @@ def _convolutional_digits(data: str, split: Split) -> ProblemFamily:
     )
 
 
+CIFAR_LABELS: dict[str, Sequence[int]] = {
+    "cifar10": range(10),
+    "cifar5": range(5),
+    "cifar5-held-out": range(5, 10),
+    "cifar2": range(2),
+    "cifar2-held-out": range(2, 10),
+}
+"""The labels of each family of CIFAR-10; with `-16` after the name, its images have 16 x 16 pixels."""
+
 FAMILIES: dict[str, Builder] = {
     "quadratic": lambda data, split: Quadratic(),
     "quadratic-gaussian": lambda data, split: Quadratic(distribution="gaussian"),
@@ -87,11 +99,8 @@ FAMILIES: dict[str, Builder] = {
     "style": lambda data, split: StyleTransfer.embedded(split),
     "style-32": lambda data, split: StyleTransfer.embedded(split, 32),
     "style-128-new": lambda data, split: StyleTransfer.embedded(split, 128, "houses_at_auvers"),
-    "cifar10": _cifar,
-    "cifar5": lambda data, split: _cifar(data, split, range(5)),
-    "cifar5-held-out": lambda data, split: _cifar(data, split, range(5, 10)),
-    "cifar2": lambda data, split: _cifar(data, split, range(2)),
-    "cifar2-held-out": lambda data, split: _cifar(data, split, range(2, 10)),
+    **{name: functools.partial(_cifar, labels=labels, pixels=32) for name, labels in CIFAR_LABELS.items()},
+    **{f"{name}-16": functools.partial(_cifar, labels=labels, pixels=16) for name, labels in CIFAR_LABELS.items()},
     "oscillation": lambda data, split: DampedOscillation(),
     "oral-dose": lambda data, split: OralDose(),
     "ball-and-stick": lambda data, split: BallAndStick.embedded(),

@@ -27,7 +27,8 @@ from . import ours
 from .families import CASES, Case, draw
 from .judge import Kind, assess, kind_of
 from .measure import Cell, Row, circumstances, keep, kept, measure
-from .report import Block, results_of, write
+from .report import write
+from .results import Block, results_of
 from .rival import Build, Outcome, Rival, Run
 from .rivals import RIVALS
 

@@ -233,14 +233,14 @@ def _read_idx(path: Path) -> np.ndarray:
 
 
 def shrink(images: np.ndarray, pixels: int) -> np.ndarray:
-    """Average images `[n, 28, 28]` over squares; what the squares leave over is cut from the (empty) border.
+    """Average square images `[n, side, side, ...]` over squares; what the squares leave over is cut from the border.
 
     >>> import numpy as np
     >>> shrink(np.full((1, 28, 28), 7, np.uint8), 8).shape
     (1, 8, 8)
     """
-    side = 28 // pixels
-    start = (28 - side * pixels) // 2
-    cut = images[:, start : start + side * pixels, start : start + side * pixels]
-    means = cut.reshape(-1, pixels, side, pixels, side).mean(axis=(2, 4))
+    size = images.shape[1] // pixels
+    start = (images.shape[1] - size * pixels) // 2
+    cut = images[:, start : start + size * pixels, start : start + size * pixels]
+    means = cut.reshape(-1, pixels, size, pixels, size, *images.shape[3:]).mean(axis=(2, 4))
     return np.round(means).astype(np.uint8)
