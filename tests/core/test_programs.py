@@ -1,6 +1,7 @@
 """Programs: compiled once for a structure, never for a value; and the memory that they tell of."""
 
 import dataclasses
+import gc
 
 import equinox as eqx
 import jax
@@ -47,23 +48,23 @@ def test_values_compile_nothing_and_structures_do(compilations):
 
 
 @pytest.mark.core
-def test_programs_that_are_not_used_are_forgotten(compilations, monkeypatch):
+def test_programs_that_are_not_used_are_freed(monkeypatch):
     monkeypatch.setattr(programs, "kept", programs._Kept())
-    monkeypatch.setattr(programs, "KEPT", 3)
-    program, other = Program(lambda it: it + 1), Program(lambda it: it - 1)
-    first, *rest = [jnp.ones(size) for size in range(1, 6)]
-    for array in rest[:2]:
-        program(array)
-    program(first)
-    for array in rest[2:]:
-        program(first)  # used in between, so it stays
-        other(array)
-    assert len(programs.kept) == 3
-    before = len(compilations)
-    program(first)
-    assert len(compilations) == before
-    assert jnp.array_equal(program(rest[0]), rest[0] + 1)
-    assert len(compilations) > before
+    monkeypatch.setattr(programs, "KEPT", 4)
+    compiled, lower = [], programs.Program._lower
+    monkeypatch.setattr(programs.Program, "_lower", lambda *arguments: compiled.append(0) or lower(*arguments))
+    program, client = Program(lambda it: it + 1), jax.devices()[0].client
+    arrays = [jnp.ones(size) for size in range(1, 41)]
+    before = len(client.live_executables())
+    for array in arrays:
+        assert jnp.array_equal(program(array), jnp.full_like(array, 2.0))
+        program(arrays[0])  # used in between, so it stays
+    gc.collect()
+    assert len(programs.kept) <= 4
+    assert len(client.live_executables()) < before + len(arrays) / 2
+    assert len(compiled) == len(arrays)
+    program(arrays[1])
+    assert len(compiled) == len(arrays) + 1
 
 
 @pytest.mark.core

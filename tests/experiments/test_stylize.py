@@ -104,6 +104,7 @@ def test_the_photograph_and_the_style_come_first(monkeypatch):
         shown = pictures.paintings(family, {}, jax.random.key(0))
         assert shown["columns"][:-5] == columns
         for given in shown["rows"]:
+            assert len(given) == len(columns)
             for found, expected in zip(given, (photographs[0], painting), strict=False):
                 np.testing.assert_array_equal(found, expected)
 

@@ -12,8 +12,8 @@ Result = TypeVar("Result")
 
 
 KEPT = 64
-"""Compiled programs that a process keeps. Each takes hundreds of memory maps, of which a process may have 65,530 under
-Linux: a study of many structures would end in an error of the compiler."""
+"""Compiled programs that a process keeps at most. Each takes hundreds of memory maps, of which a process may have
+65,530 under Linux: a study of many structures would end in an error of the compiler."""
 
 
 class _Kept:
@@ -35,8 +35,12 @@ class _Kept:
     def put(self, key: Any, program: Any) -> None:
         with self._lock:
             self._programs[key] = program
-            while len(self._programs) > KEPT:
-                self._programs.popitem(last=False)
+            if full := len(self._programs) > KEPT:
+                while len(self._programs) > KEPT // 2:
+                    self._programs.popitem(last=False)
+        # JAX has references of its own. Half of them go at once, since what it forgets besides has to be traced again.
+        if full:
+            jax.clear_caches()
 
 
 kept = _Kept()

@@ -118,8 +118,8 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Run everything on the same fresh instances; return the `optimizers` of a report's results.
 
-    A baseline's final loss and curve are at the rate tuned for the final loss, its area at the rate tuned for the area
-    (but see `Protocol`): each measure sees it at its best.
+    A baseline's final loss and curve are at the rate tuned for the final loss, its area at the rate tuned for the area:
+    each measure sees it at its best. Without `Protocol.area_rates`, both are at the rate tuned for the final loss.
 
     **Arguments:** `results`: what an interrupted comparison has, by name; what is there is not run again, and what is
     new is put there as it comes.

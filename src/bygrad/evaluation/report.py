@@ -205,12 +205,16 @@ def _rows(results: Results) -> list[tuple[str, list[str], list[bool]]]:
 
 def _notes(results: Results) -> list[str]:
     entries = list(results["optimizers"].values())
+    tuned = [entry for entry in entries if entry["kind"] == "hand-designed"]
+    own_rates = all(entry.get("area_learning_rate") is not None for entry in tuned)
+    rate = "the learning rate tuned for the area (the second of two rates)" if own_rates else "the same learning rate"
     notes = [
         f"Final: mean loss after {results['horizon']} updates, with the learning rate tuned for it. Area: mean sum of "
-        f"the losses before each of the {results['horizon']} updates, with the learning rate tuned for the area (the "
-        "second of two rates). Brackets: 95 % bootstrap interval of the mean over runs. Bold: lowest mean among "
-        "first-order methods."
+        f"the losses before each of the {results['horizon']} updates, with {rate}. Brackets: 95 % bootstrap interval of"
+        " the mean over runs. Bold: lowest mean among first-order methods."
     ]
+    if not own_rates:
+        notes.append("The baselines were not tuned for the area: that comparison favours what is learned for it.")
     if any(entry["kind"] == "second-order" for entry in entries):
         notes.append("* Second-order: another kind of method with dearer steps; compare time, not steps.")
     if any(entry["diverged"] for entry in entries):

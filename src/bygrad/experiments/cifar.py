@@ -7,6 +7,7 @@ import jax
 
 from .._core.types import PRNGKeyArray
 from ..evaluation import Protocol
+from ..metagrads import Replay
 from ..optimizers import LSTM, Optimizer, Partition
 from ..training import Recipe
 from .declaration import Budget, Experiment, Level, Setting
@@ -22,8 +23,8 @@ def _two(key: PRNGKeyArray) -> Partition:
     return Partition(parts={"convolutions": _one(first), "rest": _one(second)})
 
 
-# Learned on images of half the side, at a quarter of the cost, and exactly: from a tenth of the coordinates, the
-# meta-gradient of so few instances is too noisy to learn from.
+# Learned on images of half the side, at a quarter of the cost. From a tenth of the coordinates, the meta-gradient of so
+# few instances is too noisy to learn from.
 _QUICK = Recipe(
     horizon=100,
     truncation=20,
@@ -31,13 +32,14 @@ _QUICK = Recipe(
     meta_steps=60,
     meta_learning_rate=5e-3,
     clip=0.1,
+    estimator=Replay(0.3),
     validate_every=30,
     validation_runs=1,
     final_window=5,
 )
 _RECIPES: dict[Budget, Recipe] = {
     "quick": _QUICK,
-    "paper": dataclasses.replace(_QUICK, instances=4, meta_steps=800, validate_every=50, validation_runs=4),
+    "paper": dataclasses.replace(_QUICK, meta_steps=600, validate_every=100, validation_runs=4),
 }
 _PROTOCOLS: dict[Budget, Protocol] = {
     "quick": Protocol(100, runs=2, tuning_runs=1, second_order_runs=0, chunk=1, rates=5, rates_at_once=1),

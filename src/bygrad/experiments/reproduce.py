@@ -50,10 +50,11 @@ def reproduce(
     **Raises:** `FileExistsError` if the folder exists and `resume` is off; `ValueError` if it holds something else.
     """
     recipe = dataclasses.replace(experiment.recipes[budget], seed=seed)
-    identity = {"experiment": experiment.name, "budget": budget, "seed": seed, "data": data}
-    claim(folder, identity | {"recipe": describe(recipe)}, resume)
-    main, *others = experiment.settings_of(budget)
     protocol = dataclasses.replace(experiment.protocols[budget], seed=seed)
+    identity = {"experiment": experiment.name, "budget": budget, "seed": seed, "data": data}
+    identity |= {"recipe": describe(recipe), "protocol": dataclasses.asdict(protocol)}
+    claim(folder, identity, resume)
+    main, *others = experiment.settings_of(budget)
 
     started = time.perf_counter()
     tunings = _tunings(folder, main, protocol, data, display)
@@ -180,6 +181,7 @@ def _results_of(
     write_text_atomically(path, json.dumps(strict_json(results)))
     label, level = best_baseline(results["optimizers"], "final")
     ours = results["optimizers"]["lstm"]["final"]["mean"]
+    ours = np.inf if ours is None else ours  # JSON does not hold it
     display.say(f"{setting.title}: LSTM {ours:.4g}, best tuned baseline {label} {level:.4g}")
     return results
 

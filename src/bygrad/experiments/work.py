@@ -100,7 +100,7 @@ def evaluate(
     **Arguments:** `kept`: what an interrupted evaluation has; it takes up what comes.
     """
     check_family(family, jax.random.key(protocol.seed))
-    started = time.perf_counter()
+    whole, started = not kept, time.perf_counter()
     tunings = tune_baselines(tuning_family, protocol, watch=display.phase) if tunings is None else tunings
     tuned = time.perf_counter()
     optimizers = compare(learned, tunings, family, protocol, watch=display.phase, results=kept)
@@ -117,7 +117,8 @@ def evaluate(
         "versions": versions(),
         "machine": machine(),
         "command": command,
-        "seconds": {"tuning": tuned - started, "evaluation": time.perf_counter() - tuned},
+        # Of an evaluation that was interrupted nobody knows how long it took.
+        "seconds": {"tuning": tuned - started, "evaluation": time.perf_counter() - tuned if whole else None},
     }
 
 

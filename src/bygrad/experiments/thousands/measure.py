@@ -126,8 +126,12 @@ def circumstances() -> dict[str, Any]:
         "load_at_start": load,
         "busy": load is not None and load > BUSY * (os.cpu_count() or 1),
         "python": platform.python_version(),
-        "versions": versions() | _versions_of("scipy", "scikit-learn", "osqp", "clarabel", "optimistix"),
+        "versions": versions() | _versions_of(*PACKAGES),
     }
+
+
+PACKAGES = ("scipy", "scikit-learn", "osqp", "clarabel", "daqp", "piqp", "highspy", "optimistix", "dipy")
+"""Of the rivals, as far as they are installed."""
 
 
 def _versions_of(*packages: str) -> dict[str, str]:

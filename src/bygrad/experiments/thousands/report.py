@@ -1,6 +1,6 @@
 """One page of what was measured on families that are solved thousands of times: tables and figures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ GROUPS = {
 }
 _COLOURS = {
     "users": ("sgd", "adamw"),
-    "compiled": ("muon",),
     "peer": ("nesterov",),
     "batched": ("adam",),
     "tuned": ("lbfgs",),

@@ -1,5 +1,6 @@
 """The study: measures every solver on every family, keeps what is measured, and writes the report."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -98,7 +99,9 @@ def compare(task: Task, effort: Effort, cases: Sequence[Case]) -> dict[str, Any]
             task.display.say(f"{case.name} was not compared: {error}", "yellow")
         results = results_of(blocks, problems, around, task, dataclasses.asdict(effort))
         write_text_atomically(task.folder / "results.json", json.dumps(strict_json(results), indent=1))
-        write(task.folder, results)  # after every family: the next takes minutes
+        with contextlib.suppress(ImportError):  # what draws is not installed; that is told at the end
+            write(task.folder, results)  # after every family: the next takes minutes
+    write(task.folder, results)
     return results
 
 
