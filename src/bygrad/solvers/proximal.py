@@ -1,7 +1,7 @@
 """Accelerated proximal gradient with restart for thousands of composite problems at once."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -58,6 +58,8 @@ class ProximalGradient(Method):
 
     **Source:** Beck and Teboulle (2009), equation 4.1; O'Donoghue and Candès (2015), section 3.2, for the restart.
     """
+
+    batch: ClassVar[int] = 512  # a step is a matrix product
 
     schedule: LearnedSchedule | None = None
     affine: bool = eqx.field(static=True, default=True)
