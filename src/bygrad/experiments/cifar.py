@@ -7,8 +7,8 @@ import jax
 
 from .._core.types import PRNGKeyArray
 from ..evaluation import Protocol
-from ..metagrads import Replay
-from ..optimizers import LSTM, Optimizer, Partition
+from ..metagrads import Imitate, Replay
+from ..optimizers import LSTM, Adam, Optimizer, Partition
 from ..training import Recipe
 from .declaration import Budget, Experiment, Level, Setting
 
@@ -30,16 +30,16 @@ _QUICK = Recipe(
     truncation=20,
     instances=2,
     meta_steps=60,
-    meta_learning_rate=5e-3,
+    meta_learning_rate=2e-3,
     clip=0.1,
-    estimator=Replay(0.3),
+    estimator=Imitate(Replay(0.3), Adam(0.02), weight=1.0, every=2),
     validate_every=30,
     validation_runs=1,
     final_window=5,
 )
 _RECIPES: dict[Budget, Recipe] = {
     "quick": _QUICK,
-    "paper": dataclasses.replace(_QUICK, meta_steps=600, validate_every=100, validation_runs=4),
+    "paper": dataclasses.replace(_QUICK, meta_steps=900, validate_every=150, validation_runs=4),
 }
 _PROTOCOLS: dict[Budget, Protocol] = {
     "quick": Protocol(100, runs=2, tuning_runs=1, second_order_runs=0, chunk=1, rates=5, rates_at_once=1),

@@ -223,7 +223,7 @@ def highs(flat: Flat) -> Build:
 
 
 def clarabel_portfolio(flat: Flat) -> Build:
-    """Choose portfolios one by one by Clarabel, with the covariance of each window."""
+    """Choose portfolios one by one by Clarabel, with the covariance of each window in units of its mean variance."""
     module: Any = importlib.import_module("clarabel")
     sparse: Any = importlib.import_module("scipy.sparse")
     family, n = flat.family, flat.size
@@ -235,9 +235,27 @@ def clarabel_portfolio(flat: Flat) -> Build:
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
         settings = module.DefaultSettings()
         settings.verbose = False
-        settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tol
-        solver = module.DefaultSolver(sparse.csc_matrix(np.triu(one)), np.zeros(n), rows, b, cones, settings)
+        settings.tol_gap_abs = settings.tol_gap_rel = 0.1 * tol  # of costs well below 1; constraints keep the default
+        scaled = sparse.csc_matrix(np.triu(one / np.mean(np.diag(one))))
+        solver = module.DefaultSolver(scaled, np.zeros(n), rows, b, cones, settings)
         found = solver.solve()
         return np.array(found.x, float), float(found.iterations)
+
+    return looped(one_by_one)
+
+
+def daqp_portfolio(flat: Flat) -> Build:
+    """Choose portfolios one by one by DAQP, with the covariance of each window in units of its mean variance."""
+    module: Any = importlib.import_module("daqp")
+    family, n = flat.family, flat.size
+    assert isinstance(family, MeanVariance)
+    linear, row = np.zeros(n), np.ones((1, n))
+    above, below = np.append(np.full(n, float(family.cap)), 1.0), np.append(np.zeros(n), 1.0)
+    sense = np.append(np.zeros(n, np.int32), np.int32(5))  # the sum is an equation
+
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
+        scaled = np.ascontiguousarray(one / np.mean(np.diag(one)))
+        x, _, _, information = module.solve(scaled, linear, row, above, below, sense)
+        return np.array(x, float), float(information["iterations"])
 
     return looped(one_by_one)

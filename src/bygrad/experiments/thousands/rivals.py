@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from ...problems import Composite, LeastSquares, MeanVariance, ProblemFamily, QuadraticProgram, SparseCoding
 from ...solvers import Flat
-from .program_rivals import clarabel, clarabel_portfolio, daqp, highs, osqp, piqp
+from .program_rivals import clarabel, clarabel_portfolio, daqp, daqp_portfolio, highs, osqp, piqp
 from .rival import Build, Outcome, Rival, in_double, looped
 
 
@@ -191,6 +191,7 @@ RIVALS: tuple[Rival, ...] = (
     Rival("HiGHS, loop", "compiled", {"highspy": "highspy", **_SCIPY}, _program, highs),
     Rival("PIQP, loop", "compiled", {"piqp": "piqp"}, _program, piqp),
     Rival("DAQP, last active set, loop", "compiled", {"daqp": "daqp"}, _program, daqp),
+    Rival("DAQP, a program each", "compiled", {"daqp": "daqp"}, _portfolio, daqp_portfolio),
     Rival("vmap of Optimistix LM", "peer", _OPTIMISTIX, _least_squares, optimistix_least_squares, loops=False),
     Rival("vmap of Optimistix BFGS", "peer", _OPTIMISTIX, _smooth, optimistix_minimise, loops=False),
 )
