@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from .._core.types import PRNGKeyArray
 from ..evaluation import Protocol
@@ -32,7 +33,7 @@ _QUICK = Recipe(
     meta_steps=60,
     meta_learning_rate=2e-3,
     clip=0.1,
-    estimator=Imitate(Replay(0.3), Adam(0.02), weight=1.0, every=2),
+    estimator=Imitate(Replay(0.3), Adam(jnp.asarray(0.02)), weight=1.0, every=2),
     validate_every=30,
     validation_runs=1,
     final_window=5,
