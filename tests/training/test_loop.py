@@ -84,7 +84,8 @@ def area_of(optimizer: object, family: ProblemFamily, recipe: Recipe) -> np.ndar
 
 
 def test_an_lstm_learns_quadratics():
-    recipe = Recipe(horizon=20, truncation=10, instances=16, meta_steps=300, validate_every=50, validation_runs=64)
+    # Long enough that rounding, which differs from machine to machine and grows on the way, does not decide.
+    recipe = Recipe(horizon=20, truncation=10, instances=16, meta_steps=1_000, validate_every=50, validation_runs=64)
     untrained = LSTM(jax.random.key(0), (8,), output_scale=1.0)
     trained = meta_train(untrained, Quadratic(), recipe)
     first, *_ = trained.log.of(Validated)
