@@ -111,8 +111,13 @@ def test_it_runs_resumes_and_reports(tmp_path):
     assert set(results["optimizers"]) == {"stand-in", "adam", "adamwcosine"}
     row = json.loads((task.folder / "rows" / "00.json").read_text())
     for name, entry in row["optimizers"].items():
-        rates = 1 if name == "stand-in" else RATES
-        assert np.shape(entry["mean"]) == np.shape(entry["test"]) == (rates, 3)
+        # One run to tune on and two to report, the latter at all rates only where one is calibrated afterwards.
+        shape = (1, 2) if name == "stand-in" else (RATES, 3)
+        assert np.shape(entry["mean"]) == np.shape(entry["test"]) == shape
+        measured = np.isfinite(np.asarray(entry["mean"], float))
+        at_rates = {"stand-in": 1, "AdamWCosine": RATES}.get(name, 1)
+        assert measured[:, -2:].all(axis=1).sum() == at_rates
+        assert measured[:, : entry["tuning_runs"]].all()
         assert np.shape(entry["curves"]) == (2, 5)
         assert entry["seconds"] > 0
     # An untrained controller is Adam at its rate, 3e-3, and beats nobody who is tuned.

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
 from .._core.files import write_text_atomically
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
 from ..deploy.jax import load, versions
-from ..evaluation import CONVENTION, Protocol, area, final, run_grid, strict_json
+from ..evaluation import CONVENTION, GridRuns, Protocol, area, final, run_grid, strict_json
 from ..evaluation.compare import summarize
 from ..evaluation.tuning import CENTRES
 from ..optimizers import TRANSFER_BASELINES, FromOptax, Optimizer
@@ -21,7 +22,7 @@ from ..problems.data import ImageData, shrink
 from .declaration import Budget
 from .reproduce import claim
 from .study import Study, Task
-from .transfer_report import aggregate, write_transfer_report
+from .transfer_report import CALIBRATED_FROM, aggregate, write_transfer_report
 from .work import machine
 
 Split = Literal["train", "test"]
@@ -180,7 +181,8 @@ def run_row(
     """Run every optimizer on a row; keep what was measured in `path`.
 
     Each entry of `optimizers` has the kind, the `rates` `[n]`, and per rate and run the mean loss over the run, the
-    final and the test loss, first of the tuning runs, then of the others; and the curves at the best rate.
+    final and the test loss, first of the tuning runs, then of the others (null at rates at which these were not run);
+    and the curves at the best rate. Learned optimizers have no rates and no tuning runs.
     """
     if path.exists():
         return json.loads(path.read_text())
@@ -197,21 +199,32 @@ def run_row(
         rates = CENTRES.get(name, 1e-2) * np.logspace(-1.5, 1.5, RATES)
         contenders[name] = (kind(), "hand-designed", rates)
     window = max(1, horizon // 20)
+    tuning, reported = keys[: effort.tuning_runs], keys[effort.tuning_runs :]
+
+    def measure(optimizer: Optimizer, rates: np.ndarray, keys: Shaped[PRNGKeyArray, " runs"]) -> GridRuns:
+        return run_grid(optimizer, rates, family, held_out, keys, horizon, one_by_one=row.one_by_one)
+
     for name, (optimizer, kind, rates) in contenders.items():
         task.display.phase(f"{row.name}: {name}", len(optimizers), len(contenders))
-        lanes = np.zeros(RATES) if rates is None else rates
-        ran = run_grid(optimizer, lanes, family, held_out, keys, horizon, one_by_one=row.one_by_one)
-        curves, test = (ran.curves, ran.test) if rates is not None else (ran.curves[:1], ran.test[:1])
-        with np.errstate(over="ignore", invalid="ignore"):
-            measures = {"mean": area(curves) / horizon, "final": final(curves, window), "test": test}
-        best = choose(measures["mean"][:, : effort.tuning_runs])
+        tuned = None if rates is None else measure(optimizer, rates, tuning)
+        best = 0 if tuned is None else choose(area(tuned.curves))
+        # Timed with as many runs side by side for every optimizer.
+        ran = measure(optimizer, np.zeros(1) if rates is None else rates[best : best + 1], reported)
+        runs = _measures(ran, window)
+        if tuned is not None and rates is not None:
+            # Its one rate for all rows is known only after the last of them; of the others, the best is enough.
+            everywhere = _measures(measure(optimizer, rates, reported), window) if name == CALIBRATED_FROM else None
+            for key, value in _measures(tuned, window).items():
+                at_rates = np.full((len(rates), effort.runs), np.nan) if everywhere is None else everywhere[key]
+                at_rates[best] = runs[key][0]
+                runs[key] = np.concatenate([value, at_rates], axis=1)
         optimizers[name] = {
             "kind": kind,
             "rates": None if rates is None else rates.tolist(),
-            "tuning_runs": effort.tuning_runs,
+            "tuning_runs": 0 if rates is None else effort.tuning_runs,
             "seconds": ran.seconds,
-            "curves": curves[best, effort.tuning_runs :].tolist(),
-            **{measure: values.tolist() for measure, values in measures.items()},
+            "curves": ran.curves[0].tolist(),
+            **{key: values.tolist() for key, values in runs.items()},
         }
     result = {
         "name": row.name,
@@ -223,6 +236,13 @@ def run_row(
     }
     write_text_atomically(path, json.dumps(strict_json(result)))
     return json.loads(path.read_text())
+
+
+def _measures(ran: GridRuns, window: int) -> dict[str, np.ndarray]:
+    """Return for every rate and run, `[rates, runs]`, the mean loss over the run, the final and the test loss."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = area(ran.curves) / (ran.curves.shape[-1] - 1)
+        return {"mean": mean, "final": final(ran.curves, window), "test": np.array(ran.test)}
 
 
 def choose(losses: np.ndarray) -> int:
@@ -239,8 +259,8 @@ def _base_results(
     for name, entry in base["optimizers"].items():
         curves = np.asarray(entry["curves"], float)
         summary = summarize(entry["kind"], name, curves, entry["seconds"], protocol)
-        best = choose(np.asarray(entry["mean"], float)[:, : effort.tuning_runs])
-        summary["learning_rate"] = None if entry["rates"] is None else entry["rates"][best]
+        tuned = np.asarray(entry["mean"], float)[:, : entry["tuning_runs"]]
+        summary["learning_rate"] = None if entry["rates"] is None else entry["rates"][choose(tuned)]
         optimizers[name.lower()] = summary
     return {
         "experiment": "transfer",

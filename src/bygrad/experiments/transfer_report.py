@@ -19,7 +19,8 @@ MEASURES = {
     "test": "loss on held-out data at the end",
 }
 
-CALIBRATED = "AdamWCosine, one rate"
+CALIBRATED_FROM = "AdamWCosine"
+CALIBRATED = f"{CALIBRATED_FROM}, one rate"
 REFERENCE = "Adam"
 LEVELS = np.logspace(-1, 1, 81)
 REACH = {CALIBRATED: 0.8, REFERENCE: 0.6}
@@ -39,7 +40,7 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
     """
     rate = calibrate(rows)
     columns = {name: {row: _at_best(entry, name) for row, entry in rows.items()} for name in _names(rows)}
-    columns[CALIBRATED] = {row: _at_rate(entry, "AdamWCosine", rate) for row, entry in rows.items()}
+    columns[CALIBRATED] = {row: _at_rate(entry, CALIBRATED_FROM, rate) for row, entry in rows.items()}
     kinds = {name: "learned" if name in learned else "hand-designed" for name in columns}
     table, aggregates, drawn = {}, {}, {}
     for name, cells in columns.items():
@@ -87,7 +88,7 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
 def calibrate(rows: Rows) -> float:
     """Return the one learning rate at which AdamW with a cosine does best over all rows, by the runs kept for tuning:
     least in the mean over rows of the logarithm of its mean loss."""
-    entries = [row["optimizers"]["AdamWCosine"] for row in rows.values()]
+    entries = [row["optimizers"][CALIBRATED_FROM] for row in rows.values()]
     losses = np.stack([np.asarray(it["mean"], float)[:, : it["tuning_runs"]].mean(axis=1) for it in entries])
     losses = np.where(np.isfinite(losses), losses, np.inf)
     return float(entries[0]["rates"][int(np.argmin(np.mean(np.log(losses), axis=0)))])
@@ -99,6 +100,8 @@ def _names(rows: Rows) -> list[str]:
 
 def _at_best(row: Mapping[str, Any], name: str) -> dict[str, Any]:
     entry = row["optimizers"][name]
+    if entry["rates"] is None:
+        return _cell(entry, 0, np.asarray(entry["curves"], float))
     tuned = np.asarray(entry["mean"], float)[:, : entry["tuning_runs"]].mean(axis=1)
     return _cell(entry, int(np.argmin(np.where(np.isfinite(tuned), tuned, np.inf))), np.asarray(entry["curves"], float))
 
