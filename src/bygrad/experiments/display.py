@@ -69,6 +69,7 @@ class Display:
             self.say(self._validation(event), "bold" if event.best else "")
             self._quiet_since = time.perf_counter()
         elif isinstance(event, Planned):
+            self.meta_steps, self._loss, self._rates = event.meta_steps, math.nan, []
             self.say(
                 f"compiled in {event.compile_seconds:.0f} s; at its peak a meta-step holds"
                 f" {in_words(event.meta_step_bytes)}, a validation {in_words(event.validation_bytes)};"

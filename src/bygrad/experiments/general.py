@@ -16,7 +16,7 @@ from ..optimizers import Adam, Controller, Optimizer, declare
 from ..problems import Mixture, MLPClassifier, ProblemFamily, Quadratic, describe_family, load_images
 from ..problems.data import shrink
 from ..problems.mlp import Activation
-from ..training import Recipe, describe
+from ..training import Recipe, describe, is_begun
 from .declaration import Budget
 from .reproduce import claim
 from .study import Study, Task
@@ -111,7 +111,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
             part,
             task.display,
             name=f"general/controller-{seed}",
-            resume=task.resume and (part / "metatraining" / "checkpoint.safetensors").exists(),
+            resume=task.resume and is_begun(part / "metatraining"),
         )
         optimizers[seed] = trained.optimizer
         scores[str(seed)] = judge(trained.optimizer, task.data, RECIPE.horizon // 2)

@@ -64,7 +64,6 @@ def _carry_out(task: Task) -> dict[str, Any]:
     family = find_family("mnist", data=task.data, split="train")
     plain = load(PLAIN)
     started = time.perf_counter()
-    display.meta_steps = recipe.meta_steps
     place = task.folder / "curriculum"
     resume = (place / "curriculum.json").exists()
     learned = learn_by_curriculum(

@@ -15,7 +15,7 @@ from ..evaluation import Protocol, Sheet, best_baseline, number, strict_json, wr
 from ..metagrads import Estimator, Imitate, Replay
 from ..optimizers import LSTM, Adam, Optimizer, RNNprop
 from ..problems import ProblemFamily, RandomScale, find_family
-from ..training import Curriculum, Recipe, describe, learn_by_curriculum
+from ..training import Curriculum, Recipe, describe, is_begun, learn_by_curriculum
 from .declaration import Budget
 from .reproduce import claim
 from .study import Study, Task
@@ -116,13 +116,12 @@ def _train(label: str, repair: Repair, recipe: Recipe, folder: Path, task: Task)
     recipe = dataclasses.replace(recipe, estimator=repair.estimator)
     optimizer = repair.build(jax.random.key(task.seed))
     if repair.horizons is None:
-        resume = (folder / "metatraining" / "checkpoint.safetensors").exists()
+        resume = is_begun(folder / "metatraining")
         name = f"repairs/{folder.name}"
         return train(optimizer, family, recipe, folder, task.display, name=name, resume=resume).optimizer
     stages = len(repair.horizons) - 1
     part = dataclasses.replace(recipe, meta_steps=recipe.meta_steps // stages)
     curriculum = Curriculum(part, repair.horizons, rounds=1, patience=1, runs=recipe.validation_runs)
-    task.display.meta_steps = part.meta_steps
     resume = (folder / "curriculum.json").exists()
     return learn_by_curriculum(
         optimizer, family, curriculum, folder=folder, resume=resume, watch=task.display.event

@@ -23,7 +23,7 @@ from ..evaluation import (
 )
 from ..optimizers import HAND_DESIGNED, Optimizer
 from ..problems import find_family
-from ..training import describe
+from ..training import describe, is_begun
 from .declaration import Budget, Experiment, Setting
 from .display import Display
 from .paper import paper_curves
@@ -64,7 +64,6 @@ def reproduce(
     if (experiment.training_family, recipe.horizon) != (main.family, main.horizon):
         levels = {}  # validation is on other problems, or over other horizons: their areas say nothing of each other
 
-    checkpoint = folder / "metatraining" / "checkpoint.safetensors"
     trained = train(
         experiment.optimizer(jax.random.key(seed)),
         find_family(experiment.training_family, data=data, split="train"),
@@ -72,7 +71,7 @@ def reproduce(
         folder,
         display,
         name=f"paper/{experiment.name}",
-        resume=resume and checkpoint.exists(),
+        resume=resume and is_begun(folder / "metatraining"),
         levels=levels,
     )
     course = meta_training_results(trained, levels)

@@ -32,7 +32,7 @@ from ..evaluation import (
 from ..metagrads import NRES
 from ..optimizers import HAND_DESIGNED, Controller, Optimizer, declare
 from ..problems import HeldOut, ProblemFamily, check_family, describe_family
-from ..training import Recipe, Stepped, meta_train
+from ..training import Recipe, Stepped, is_begun, meta_train
 from ..unroll import loss_curves
 from .display import Display
 from .reproduce import claim, kept_tunings
@@ -121,7 +121,6 @@ def _specialize(
     rate = tunings["Adam"].best_area
     start = declare(Controller(jax.random.key(seed), learning_rate=rate), horizon)
     recipe = _paced(choose_recipe(horizon, seconds, seed), start, problems, folder)
-    checkpoint = folder / "metatraining" / "checkpoint.safetensors"
     trained = train(
         start,
         problems,
@@ -129,7 +128,7 @@ def _specialize(
         folder,
         display,
         name=f"mine/{type(family).__name__.lower()}",
-        resume=checkpoint.exists(),
+        resume=is_begun(folder / "metatraining"),
         levels=levels,
     )
     pilot = seconds - (recipe.seconds or seconds)

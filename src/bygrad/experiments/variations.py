@@ -26,7 +26,7 @@ from ..evaluation import (
 from ..metagrads import Backprop, Replay
 from ..optimizers import LSTM, GlobalLSTM, MemoryLSTM, Optimizer, Scaled, Window
 from ..problems import ProblemFamily, find_family
-from ..training import Recipe, describe
+from ..training import Recipe, describe, is_begun
 from .declaration import Budget
 from .reproduce import claim
 from .study import Study, Task
@@ -136,7 +136,7 @@ def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
         task.display.say(f"{contest.title}: {label}")
         name = label.lower().replace("+", "-")
         place = folder / name
-        resume = (place / "metatraining" / "checkpoint.safetensors").exists()
+        resume = is_begun(place / "metatraining")
         untrained, name = build(jax.random.key(task.seed)), f"paper/{contest.name}-{name}"
         outcome = train(untrained, family, recipe, place, task.display, name=name, resume=resume)
         trained[label], courses[label] = outcome.optimizer, meta_training_results(outcome, {})

@@ -42,7 +42,7 @@ def train(
 
     **Arguments:** `name`: what the artifact calls itself. `levels`: areas of tuned baselines, to compare progress with.
     """
-    display.levels, display.meta_steps, display.seconds = levels or {}, recipe.meta_steps, recipe.seconds
+    display.levels, display.seconds = levels or {}, recipe.seconds
     trained = meta_train(optimizer, family, recipe, folder=folder / "metatraining", resume=resume, watch=display.event)
     if jax.process_index() == 0:
         _keep(trained, family, recipe, folder, name)

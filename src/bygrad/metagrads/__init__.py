@@ -3,6 +3,7 @@
 from .backprop import Backprop
 from .base import Estimate, Estimator, signal_to_noise
 from .blend import Blend
+from .cloning import Clone
 from .evolution import Evolution
 from .forward import Forward
 from .full_es import FullES
@@ -31,6 +32,7 @@ __all__ = [
     "PES",
     "Backprop",
     "Blend",
+    "Clone",
     "Estimate",
     "Estimator",
     "Evolution",

@@ -5,7 +5,7 @@ from .checkpoint import CheckpointError
 from .curriculum import Curriculum, Graduated, Round, learn_by_curriculum
 from .devices import meet
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
-from .loop import MetaTrained, meta_train
+from .loop import MetaTrained, is_begun, meta_train
 from .recipe import Recipe, describe
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Warned",
     "Watcher",
     "describe",
+    "is_begun",
     "learn_by_curriculum",
     "meet",
     "meta_train",

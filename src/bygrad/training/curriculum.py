@@ -15,7 +15,7 @@ from ..optimizers import Optimizer
 from ..problems import ProblemFamily
 from ..unroll import loss_curves
 from .events import Watcher
-from .loop import meta_train
+from .loop import is_begun, meta_train
 from .recipe import Recipe, describe
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -134,7 +134,7 @@ def learn_by_curriculum(
                 family,
                 curriculum.recipe_of(stage, number),
                 folder=place,
-                resume=place is not None and (place / "checkpoint.safetensors").exists(),
+                resume=place is not None and is_begun(place),
                 watch=watch,
             ).optimizer
             result = judge(current, stage, number, best)

@@ -28,6 +28,7 @@ from .recipe import Recipe, describe
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 MAX_ROLLBACKS = 10
+CHECKPOINT, BEFORE = "checkpoint.safetensors", "before"
 """After so many returns to a good state, going on is hopeless: the meta-learning-rate is then 1,000 times smaller."""
 
 
@@ -70,7 +71,24 @@ def meta_train(
     """
     recipe = Recipe() if recipe is None else recipe
     check_family(family, jax.random.key(recipe.seed))
-    return _MetaTraining(optimizer, family, recipe, None if folder is None else Path(folder), watch).run(resume)
+    folder = None if folder is None else Path(folder)
+    if recipe.before is not None and not (resume and _has_checkpoint(folder)):
+        first = dataclasses.replace(recipe.before, seed=recipe.seed)
+        place = None if folder is None else folder / BEFORE
+        optimizer = meta_train(optimizer, family, first, folder=place, resume=resume, watch=watch).optimizer
+        resume = False
+    return _MetaTraining(optimizer, family, recipe, folder, watch).run(resume)
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds a meta-training that can be resumed."""
+    return (folder / CHECKPOINT).exists() or (folder / BEFORE / CHECKPOINT).exists()
+
+
+def _has_checkpoint(folder: Path | None) -> bool:
+    """Whether there is a checkpoint; the lead looks, for all."""
+    found = folder is not None and (folder / CHECKPOINT).exists()
+    return from_lead(lambda: str(found).encode()) == b"True"
 
 
 class _MetaTraining(Generic[AnyOptimizer]):
@@ -114,7 +132,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
 
     @property
     def checkpoint(self) -> Path | None:
-        return None if self.folder is None else self.folder / "checkpoint.safetensors"
+        return None if self.folder is None else self.folder / CHECKPOINT
 
     def run(self, resume: bool) -> MetaTrained[AnyOptimizer]:
         try:
@@ -285,11 +303,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
                     f"Meta-training would need {in_words(need)} of memory for {what}, but {in_words(available)} are"
                     f" free, so it would be killed at the first. Nothing was started. Lower {remedies[what]}."
                 )
-        self._tell(
-            Planned(
-                int(learner.step), needs["a meta-step"], needs["a validation"], available, compile_seconds, self.seconds
-            )
-        )
+        sizes = needs["a meta-step"], needs["a validation"], available
+        self._tell(Planned(int(learner.step), *sizes, compile_seconds, self.seconds, self.recipe.meta_steps))
 
     def _validated(self, step: int) -> bool:
         return any(event.step == step for event in self.log.of(Validated))

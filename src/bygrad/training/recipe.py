@@ -22,7 +22,8 @@ class Recipe:
     (`bygrad.unroll.Windows`); validation is at the longest. `meta_b2`: decay of Adam's second moment on the meta level;
     0.99 for the noisy meta-gradients of evolution strategies. `warmup`: meta-steps over which the meta-learning-rate
     rises in proportion. `seconds`: where it is given, meta-training ends after that time if it has not before, and the
-    cosine with it; what comes out then depends on how fast the machine is.
+    cosine with it; what comes out then depends on how fast the machine is. `before`: what is carried out first, with
+    the same seed, in a folder of its own, `before`; this begins with the optimizer that it kept.
     """
 
     horizon: int = 100
@@ -41,6 +42,7 @@ class Recipe:
     meta_b2: float = 0.999
     warmup: int = 0
     seconds: float | None = None
+    before: "Recipe | None" = None
 
     def __post_init__(self) -> None:
         positive = ("meta_steps", "meta_learning_rate", "clip", "validate_every", "validation_runs", "final_window")
@@ -67,6 +69,8 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Write an estimator, and whatever it is made of, as JSON values."""
+    if isinstance(value, Recipe):
+        return describe(value)
     if isinstance(value, eqx.Module):
         fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"name": type(value).__name__, **fields}

@@ -19,7 +19,7 @@ from ...evaluation import strict_json
 from ...optimizers import LSTM, Optimizer
 from ...problems import Composite, QuadraticProgram
 from ...solvers import Flat, LearnedSolver, learn
-from ...training import Recipe
+from ...training import Recipe, is_begun
 from ..declaration import Budget
 from ..reproduce import claim
 from ..study import Study, Task
@@ -190,7 +190,7 @@ class _Comparison:
                 seed=self.task.seed,
             )
             optimizer, name = LSTM(jax.random.key(self.task.seed)), f"thousands/{self.case.name}"
-            resume = (folder / "metatraining" / "checkpoint.safetensors").exists()
+            resume = is_begun(folder / "metatraining")
             train(optimizer, self.flat.family, recipe, folder, self.task.display, name=name, resume=resume)
         return load(path)
 

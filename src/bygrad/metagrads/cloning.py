@@ -1,0 +1,123 @@
+"""Imitation of runs that were recorded once, before anything is learned from what is achieved."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+
+from .._core.types import State
+from ..optimizers import Coordinatewise, Optimizer, declare
+from ..unroll import Trajectory, Windows, begin, lift, replay, rollout
+from .base import Estimate, Estimator
+
+LEAST = 0.02
+"""A step counts by its own size, or by this part of the mean over the run, whichever is larger (as their sum)."""
+
+
+class Recorded(eqx.Module):
+    """State of `Clone`: what the teacher saw and did, whole runs; keys to draw coordinates; and meta-steps done."""
+
+    seen: Trajectory
+    taught: PyTree
+    weights: Float[Array, "steps instances"]
+    keys: Shaped[PRNGKeyArray, " instances"]
+    step: Int[Array, " instances"]
+
+
+class Clone(Estimator):
+    r"""The gradient of an imitation loss alone, on runs of a teacher that are recorded at the start and used again and
+    again.
+
+    The teacher runs over the whole horizon, once for each instance. In every meta-step the pupil sees, from its own
+    start, the gradients that the teacher met, and is drawn to its updates $u^*$:
+
+    $$\ell = \tfrac{1}{2} \operatorname{mean}_t \frac{\operatorname{mean} (u_t - u_t^*)^2}{s_t + 0.02 \bar s},
+    \qquad s_t = \operatorname{mean} (u_t^*)^2$$
+
+    so that the small steps late in a run count as well. About 1/2 is a pupil that stands still; this is the meta-loss
+    that is reported. No problem is evaluated after the recording, so a meta-step costs what the optimizer costs: where
+    a gradient is expensive, this finds a place to begin that learning from what is achieved would take long to find.
+    The pupil never sees where its own mistakes lead; go on from there with another estimator (`Recipe.before`).
+
+    **Arguments:** `teacher`: what to imitate; it does not learn. Its horizon is declared. `coordinates`: how many of
+    each instance a meta-step takes, at random, where the pupil is coordinatewise; others see all of them. The records
+    are kept in memory, three numbers for each param, instance and step, and in the checkpoints.
+
+    Source: behavioural cloning (Pomerleau, 1989), with the optimizer as the policy.
+    """
+
+    teacher: Optimizer
+    coordinates: int = eqx.field(static=True, default=128)
+
+    def __check_init__(self) -> None:
+        if self.coordinates < 1:
+            raise ValueError(
+                f"coordinates is {self.coordinates}: nothing would be imitated. Give the number of coordinates of an"
+                " instance to look at in a meta-step, at least 1."
+            )
+
+    def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Recorded:
+        keys = jax.random.split(key, windows.instances)
+        teacher, lifted = declare(self.teacher, windows.horizon), lift(optimizer)
+        inner = begin(teacher, windows.family, keys)
+        start = lifted.init(inner.params)
+        end, seen = rollout(teacher, windows.family, inner, windows.horizon)
+        path = jax.tree.map(lambda leaf, last: jnp.concatenate([leaf, last[None]]), seen.params, end.params)
+        taught = jax.vmap(lifted.see)(jax.tree.map(lambda leaf: leaf[1:] - leaf[:-1], path))
+        size = _mean_squares(taught)
+        size = size + LEAST * jnp.mean(size, axis=0)
+        seen = Trajectory(
+            start,
+            jax.vmap(lifted.see)(seen.grads),
+            jax.vmap(lifted.see)(seen.params),
+            seen.value,
+            seen.key,
+            lifted.see(seen.end_grads),
+            seen.end_value,
+        )
+        weights = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
+        return Recorded(seen, taught, weights, keys, jnp.zeros(windows.instances, jnp.int32))
+
+    def axes(self, optimizer: Optimizer, state: Recorded) -> PyTree:
+        second = jax.tree.map(lambda leaf: 1, state)  # behind the steps
+        first = lambda it: (it.seen.end_grads, it.seen.end_value, it.keys, it.step)  # noqa: E731
+        axes = eqx.tree_at(first, second, jax.tree.map(lambda leaf: 0, first(state)))
+        return eqx.tree_at(lambda it: it.seen.start, axes, lift(optimizer).axes(state.seen.start))
+
+    def estimate(self, optimizer: Optimizer, windows: Windows, state: Recorded) -> tuple[Estimate, Recorded]:
+        seen, taught = state.seen, state.taught
+        if isinstance(optimizer, Coordinatewise) and self.coordinates < taught.shape[-1]:
+            keys = jax.vmap(jax.random.fold_in)(state.keys, state.step)
+            chosen = jax.vmap(lambda key: jax.random.permutation(key, taught.shape[-1])[: self.coordinates])(keys)
+
+            def take(array: Shaped[Array, "... b n"]) -> Shaped[Array, "... b m"]:
+                index = jnp.broadcast_to(chosen, (*array.shape[:-2], *chosen.shape))
+                return jnp.take_along_axis(array, index, axis=-1)
+
+            parts = lambda it: (it.start, it.grads, it.params, it.end_grads)  # noqa: E731
+            seen = eqx.tree_at(parts, seen, jax.tree.map(take, parts(seen)))
+            taught = take(taught)
+        lifted = lift(optimizer)
+
+        def follow(memory: State, inputs: tuple[PyTree, ...]) -> tuple[State, PyTree]:
+            updates, memory = lifted.update(inputs[0], memory, *inputs[1:])
+            return memory, updates
+
+        _, updates = jax.lax.scan(follow, seen.start, (seen.grads, seen.params, seen.value, seen.key))
+        errors = jax.tree.map(jnp.subtract, updates, taught)
+        losses = jnp.mean(0.5 * state.weights * _mean_squares(errors), axis=0)
+        scale = state.weights / state.weights.size / _count(taught)
+        cots = jax.tree.map(lambda error: scale.reshape(*scale.shape, *(1,) * (error.ndim - 2)) * error, errors)
+        after = eqx.tree_at(lambda it: it.step, state, state.step + 1)
+        return Estimate(jnp.mean(losses), replay(optimizer, seen, cots), losses), after
+
+
+def _count(tree: PyTree) -> int:
+    """Return how many numbers an instance has at a step; leaves are `[steps, instances, ...]`."""
+    return sum(leaf[0, 0].size for leaf in jax.tree.leaves(tree))
+
+
+def _mean_squares(tree: PyTree) -> Float[Array, "steps instances"]:
+    """Return the mean square of every step of every instance."""
+    leaves = [jnp.square(leaf).reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(tree)]
+    return sum((jnp.sum(leaf, axis=-1) for leaf in leaves), start=jnp.zeros(())) / _count(tree)

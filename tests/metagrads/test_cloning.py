@@ -1,0 +1,126 @@
+"""Cloning: a loss in closed form for a pupil of the teacher's kind, draws without bias, and what comes after it."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.metagrads import Clone, Replay
+from bygrad.metagrads.cloning import LEAST
+from bygrad.optimizers import LSTM, SGD, Adam, Partition
+from bygrad.problems import Quadratic
+from bygrad.training import Recipe, Validated, describe, is_begun, meta_train
+from bygrad.unroll import Windows
+
+WINDOWS = Windows(Quadratic(5), horizon=6, truncation=2, instances=3)
+
+
+def estimates(clone, pupil, count):
+    state = clone.init(pupil, WINDOWS, jax.random.key(0))
+    step = eqx.filter_jit(clone.estimate)
+    for _ in range(count):
+        estimate, state = step(pupil, WINDOWS, state)
+        yield estimate, state
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.05, 0.08])
+def test_for_a_pupil_of_the_same_kind_the_loss_has_a_closed_form(rate):
+    """Updates are rates times the same gradients: errors are the relative error of the rate times the taught."""
+    taught = 0.05
+    estimate, state = next(estimates(Clone(SGD(taught)), SGD(rate), 1))
+    size = np.mean(np.square(state.taught), axis=2)
+    share = np.mean(size / (size + LEAST * size.mean(axis=0)))
+    np.testing.assert_allclose(estimate.loss, 0.5 * share * (rate / taught - 1) ** 2, rtol=1e-4, atol=1e-7)
+    expected = share * (rate / taught - 1) / taught
+    np.testing.assert_allclose(estimate.gradient.learning_rate, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.mean(estimate.losses), estimate.loss, rtol=1e-5)
+
+
+def test_what_is_recorded_is_the_teachers_run():
+    teacher = Adam(0.1)
+    _, state = next(estimates(Clone(teacher), SGD(0.1), 1))
+    params, instance = state.seen.params[0, 1], WINDOWS.family.sample(jax.random.key(0))
+    memory = teacher.init(params)
+    for t in range(WINDOWS.horizon):
+        np.testing.assert_allclose(state.seen.params[t, 1], params, rtol=1e-4, atol=1e-6)
+        update, memory = teacher.update(state.seen.grads[t, 1], memory)
+        np.testing.assert_allclose(state.taught[t, 1], update, rtol=1e-3, atol=1e-6)
+        params = params + update
+    assert jax.tree.structure(instance) is not None
+
+
+def test_the_gradient_of_the_loss_is_that_of_autodiff():
+    pupil = LSTM(jax.random.key(1), (4,))
+    estimate, state = next(estimates(Clone(Adam(0.1)), pupil, 1))
+
+    @jax.grad
+    def expected(theta):
+        optimizer = eqx.combine(theta, pupil)
+        memory, total = optimizer.init(state.seen.grads[0]), 0.0
+        for t in range(WINDOWS.horizon):
+            update, memory = optimizer.update(state.seen.grads[t], memory)
+            square = jnp.mean(jnp.square(update - state.taught[t]), axis=-1)
+            total += 0.5 * jnp.mean(state.weights[t] * square) / WINDOWS.horizon
+        return total
+
+    expected = expected(eqx.filter(pupil, eqx.is_inexact_array))
+    for a, b in zip(jax.tree.leaves(estimate.gradient), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.max(jnp.abs(b))))
+
+
+def test_a_part_of_the_coordinates_gives_the_gradient_of_all_on_average():
+    pupil = LSTM(jax.random.key(1), (3,))
+    whole, _ = next(estimates(Clone(Adam(0.1)), pupil, 1))
+    drawn = [estimate.gradient.head for estimate, _ in estimates(Clone(Adam(0.1), coordinates=2), pupil, 200)]
+    drawn = np.asarray(drawn)
+    error = drawn.std(axis=0) / np.sqrt(len(drawn))
+    assert np.all(np.abs(drawn.mean(axis=0) - whole.gradient.head) < 4 * error)
+    assert np.all(error > 0)
+
+
+def test_an_optimizer_of_parts_can_be_cloned():
+    pair = Partition(parts={"convolutions": LSTM(jax.random.key(0), (3,)), "rest": SGD(0.02)})
+    estimate, _ = next(estimates(Clone(SGD(0.05)), pair, 1))
+    assert np.isfinite(estimate.loss)
+
+
+def test_no_coordinates_are_refused():
+    with pytest.raises(ValueError, match="at least 1"):
+        Clone(SGD(0.1), coordinates=0)
+
+
+CLONING = Recipe(6, 6, 3, 40, 1e-2, 1.0, Clone(SGD(0.05)), validate_every=20, validation_runs=2)
+RECIPE = Recipe(6, 2, 3, 4, 1e-3, 1.0, Replay(), validate_every=2, validation_runs=2, before=CLONING, seed=3)
+
+
+def test_what_comes_before_is_where_learning_begins(tmp_path):
+    family, optimizer = WINDOWS.family, LSTM(jax.random.key(0), (4,))
+    told = []
+    both = meta_train(optimizer, family, RECIPE, folder=tmp_path / "both", watch=told.append)
+    first = meta_train(optimizer, family, dataclasses.replace(CLONING, seed=3))
+    then = meta_train(first.optimizer, family, dataclasses.replace(RECIPE, before=None))
+    for a, b in zip(jax.tree.leaves(both.optimizer), jax.tree.leaves(then.optimizer), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [event.step for event in told if isinstance(event, Validated)] == [0, 20, 40, 0, 2, 4]
+    assert describe(RECIPE)["before"]["estimator"]["name"] == "Clone"
+
+
+def test_an_interruption_before_resumes_to_the_same(tmp_path):
+    family, optimizer = WINDOWS.family, LSTM(jax.random.key(0), (4,))
+    whole = meta_train(optimizer, family, RECIPE)
+
+    def stop(event):
+        if isinstance(event, Validated) and event.step == 20:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        meta_train(optimizer, family, RECIPE, folder=tmp_path / "a", watch=stop)
+    assert is_begun(tmp_path / "a")
+    resumed = meta_train(optimizer, family, RECIPE, folder=tmp_path / "a", resume=True)
+    for a, b in zip(jax.tree.leaves(whole.optimizer), jax.tree.leaves(resumed.optimizer), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(FileExistsError):
+        meta_train(optimizer, family, RECIPE, folder=tmp_path / "a")
