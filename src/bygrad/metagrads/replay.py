@@ -34,17 +34,25 @@ class Replay(Estimator):
 
     **Arguments:** `coordinates`: the part to replay, in (0, 1]. `segment`: steps to keep in memory at a time, a divisor
     of the truncation: the window is then rolled out twice, and replayed segment by segment, exactly
-    (`bygrad.unroll.replay_in_segments`). For windows that do not fit in memory; 0 keeps the whole window.
+    (`bygrad.unroll.replay_in_segments`). For windows that do not fit in memory; 0 keeps the whole window. `last`: how
+    many losses at the end of a window are its meta-loss; 0 stands for all. With a truncation of the whole horizon, for
+    who cares about where a run ends and not about how it gets there.
     """
 
     coordinates: float = eqx.field(static=True, default=1.0)
     segment: int = eqx.field(static=True, default=0)
+    last: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
         if not 0 < self.coordinates <= 1:
             raise ValueError(
                 f"coordinates is {self.coordinates}, but it is the part of the coordinates to replay: give a number"
                 " above 0 and at most 1 (1 for the exact meta-gradient)."
+            )
+        if self.last < 0 or (self.segment and self.last):
+            raise ValueError(
+                f"segment={self.segment}, last={self.last}: the meta-loss cannot be the mean of so many losses, or of"
+                " some of them where a window is kept in segments. Give 0 for all, or a number above 0 with segment=0."
             )
         if self.segment < 0 or (self.segment and self.coordinates < 1):
             raise ValueError(
@@ -64,8 +72,10 @@ class Replay(Estimator):
         if self.segment:
             return self._in_segments(optimizer, windows, state)
         end, trajectory = rollout(optimizer, windows.family, state, windows.truncation)
-        losses = jnp.mean(jnp.concatenate([trajectory.value[1:], trajectory.end_value[None]]), axis=0)
-        weights = jax.tree.map(lambda cot: cot / losses.size / windows.truncation, cotangents(trajectory))
+        count = min(self.last, windows.truncation) or windows.truncation
+        after = jnp.concatenate([trajectory.value[1:], trajectory.end_value[None]])
+        losses = jnp.mean(after[windows.truncation - count :], axis=0)
+        weights = jax.tree.map(lambda cot: cot / losses.size / count, cotangents(trajectory, count))
         # Drawn from keys of the instances, and other than any that the inner steps have used.
         keys = jax.vmap(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), 1))(end.key, end.step)
         return Estimate(jnp.mean(losses), self._replay(optimizer, trajectory, weights, keys=keys), losses), end

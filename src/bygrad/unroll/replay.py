@@ -25,11 +25,14 @@ from .rollout import Trajectory
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 
-def cotangents(trajectory: Trajectory) -> PyTree:
-    r"""Return $G_t = \sum_{s=t+1}^K \nabla f_s$, $t = 0..K-1$, for the sum of the losses after each update."""
+def cotangents(trajectory: Trajectory, last: int = 0) -> PyTree:
+    r"""Return $G_t = \sum_{s=t+1}^K \nabla f_s$, $t = 0..K-1$, for the sum of the losses after each update; or, where
+    `last` is given, after each of the last so many."""
 
     def later(grads: Array, end: Array) -> Array:
         after = jnp.concatenate([grads[1:], end[None]])
+        if last:
+            after = after.at[: after.shape[0] - last].set(0)
         return jnp.flip(jnp.cumsum(jnp.flip(after, 0), 0), 0)
 
     return jax.tree.map(later, trajectory.grads, trajectory.end_grads)
