@@ -23,7 +23,7 @@ from bygrad.optimizers import (
 )
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
 from bygrad.problems.mlp import Activation
-from bygrad.unroll import Windows
+from bygrad.unroll import Windows, rollout
 
 OPTIMIZERS = LEARNED | HAND_DESIGNED
 
@@ -211,3 +211,28 @@ def test_the_meta_loss_is_the_mean_of_the_losses_after_each_update():
         np.testing.assert_allclose(estimate.loss, losses.mean(), rtol=1e-5)
         np.testing.assert_allclose(estimate.gradient.learning_rate, derivative, rtol=1e-5)
     assert whole != pytest.approx(constant, rel=1e-2)
+
+
+@pytest.mark.parametrize("last", [1, 3, 9])
+def test_the_meta_loss_can_be_that_of_the_last_updates(last):
+    optimizer, windows = build("LSTM", False), Windows(FAMILIES["sigmoid"], 6, 6, 2)
+    estimator = Replay(last=last)
+    estimate, _ = eqx.filter_jit(estimator.estimate)(
+        optimizer, windows, begun := windows.begin(optimizer, jax.random.key(0))
+    )
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def expected(optimizer):
+        _, seen = rollout(optimizer, windows.family, begun, 6, second_derivatives=False, in_blocks=False)
+        return jnp.mean(jnp.concatenate([seen.value[1:], seen.end_value[None]])[-last:])
+
+    loss, gradient = expected(optimizer)
+    np.testing.assert_allclose(estimate.loss, loss, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(estimate.gradient), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(jnp.max(jnp.abs(b))))
+
+
+def test_a_part_of_the_losses_cannot_be_kept_in_segments():
+    with pytest.raises(ValueError, match="segment=2, last=1"):
+        Replay(segment=2, last=1)

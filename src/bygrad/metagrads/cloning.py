@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from .._core.types import State
 from ..optimizers import Coordinatewise, Optimizer, declare
 from ..unroll import Trajectory, Windows, begin, lift, replay, rollout
 from .base import Estimate, Estimator
+from .imitation import arrange, follow
 
 LEAST = 0.02
 """A step counts by its own size, or by this part of the mean over the run, whichever is larger (as their sum)."""
@@ -60,21 +60,10 @@ class Clone(Estimator):
         keys = jax.random.split(key, windows.instances)
         teacher, lifted = declare(self.teacher, windows.horizon), lift(optimizer)
         inner = begin(teacher, windows.family, keys)
-        start = lifted.init(inner.params)
         end, seen = rollout(teacher, windows.family, inner, windows.horizon)
-        path = jax.tree.map(lambda leaf, last: jnp.concatenate([leaf, last[None]]), seen.params, end.params)
-        taught = jax.vmap(lifted.see)(jax.tree.map(lambda leaf: leaf[1:] - leaf[:-1], path))
+        seen, taught = arrange(lifted, lifted.init(inner.params), end, seen)
         size = _mean_squares(taught)
         size = size + LEAST * jnp.mean(size, axis=0)
-        seen = Trajectory(
-            start,
-            jax.vmap(lifted.see)(seen.grads),
-            jax.vmap(lifted.see)(seen.params),
-            seen.value,
-            seen.key,
-            lifted.see(seen.end_grads),
-            seen.end_value,
-        )
         weights = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
         return Recorded(seen, taught, weights, keys, jnp.zeros(windows.instances, jnp.int32))
 
@@ -97,13 +86,7 @@ class Clone(Estimator):
             parts = lambda it: (it.start, it.grads, it.params, it.end_grads)  # noqa: E731
             seen = eqx.tree_at(parts, seen, jax.tree.map(take, parts(seen)))
             taught = take(taught)
-        lifted = lift(optimizer)
-
-        def follow(memory: State, inputs: tuple[PyTree, ...]) -> tuple[State, PyTree]:
-            updates, memory = lifted.update(inputs[0], memory, *inputs[1:])
-            return memory, updates
-
-        _, updates = jax.lax.scan(follow, seen.start, (seen.grads, seen.params, seen.value, seen.key))
+        _, updates = follow(lift(optimizer), seen)
         errors = jax.tree.map(jnp.subtract, updates, taught)
         losses = jnp.mean(0.5 * state.weights * _mean_squares(errors), axis=0)
         scale = state.weights / state.weights.size / _count(taught)

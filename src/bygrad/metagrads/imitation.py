@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from .._core import trees
 from .._core.types import State
 from ..optimizers import Optimizer
-from ..unroll import Inner, Trajectory, Windows, instance_axes, lift, replay, rollout
+from ..unroll import Inner, Lifted, Trajectory, Windows, instance_axes, lift, replay, rollout
 from .base import Estimate, Estimator
 
 
@@ -88,23 +88,34 @@ class Imitate(Estimator):
         shown = windows.renew(self.teacher, shown)
         start = lifted.select(done, lifted.init(shown.params), pupil)
         end, seen = rollout(self.teacher, windows.family, shown, windows.truncation)
-        # The path is laid out as the teacher wants it; a hand-designed one takes params as they are.
-        path = jax.tree.map(lambda leaf, last: jnp.concatenate([leaf, last[None]]), seen.params, end.params)
-        taught = jax.vmap(lifted.see)(jax.tree.map(lambda leaf: leaf[1:] - leaf[:-1], path))
-        grads, params = jax.vmap(lifted.see)(seen.grads), jax.vmap(lifted.see)(seen.params)
-        end_grads = lifted.see(seen.end_grads)
-
-        def follow(state: State, inputs: tuple[Any, ...]) -> tuple[State, PyTree]:
-            updates, state = lifted.update(inputs[0], state, *inputs[1:])
-            return state, updates
-
-        pupil, updates = jax.lax.scan(follow, start, (grads, params, seen.value, seen.key))
+        trajectory, taught = arrange(lifted, start, end, seen)
+        pupil, updates = follow(lifted, trajectory)
         size = _mean_square(taught)
         count = sum(leaf.size for leaf in jax.tree.leaves(taught))
         scale = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0) / count
         weights = jax.tree.map(lambda ours, theirs: scale * (ours - theirs), updates, taught)
-        trajectory = Trajectory(start, grads, params, seen.value, seen.key, end_grads, seen.end_value)
         return replay(optimizer, trajectory, weights), end, pupil
+
+
+def arrange(lifted: Lifted, start: State, end: Inner, seen: Trajectory) -> tuple[Trajectory, PyTree]:
+    """Return a teacher's run as its pupil sees it, from the pupil's state `start`, and the updates that were taken."""
+    # The path is laid out as the teacher wants it; a hand-designed one takes params as they are.
+    path = jax.tree.map(lambda leaf, last: jnp.concatenate([leaf, last[None]]), seen.params, end.params)
+    taught = jax.vmap(lifted.see)(jax.tree.map(lambda leaf: leaf[1:] - leaf[:-1], path))
+    grads, params = jax.vmap(lifted.see)(seen.grads), jax.vmap(lifted.see)(seen.params)
+    end_grads = lifted.see(seen.end_grads)
+    return Trajectory(start, grads, params, seen.value, seen.key, end_grads, seen.end_value), taught
+
+
+def follow(lifted: Lifted, trajectory: Trajectory) -> tuple[State, PyTree]:
+    """Return a pupil's state at the end of a run that it only watches, and the updates that it would have taken."""
+
+    def step(state: State, inputs: tuple[Any, ...]) -> tuple[State, PyTree]:
+        updates, state = lifted.update(inputs[0], state, *inputs[1:])
+        return state, updates
+
+    inputs = trajectory.grads, trajectory.params, trajectory.value, trajectory.key
+    return jax.lax.scan(step, trajectory.start, inputs)
 
 
 def _mean_square(tree: PyTree) -> Float[Array, ""]:
