@@ -5,7 +5,7 @@ Losses that are missing or not finite are drawn as gaps.
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -267,24 +267,37 @@ def profiles(results: Results) -> "matplotlib.figure.Figure":
     width = 4.2 + room
     figure = Figure(figsize=(width, 3.4))
     axes = figure.subplots(gridspec_kw={"left": 0.6 / width, "right": 1 - room / width, "bottom": 0.15, "top": 0.95})
-    palette = colours(list(entries))
+    palette = colours([name.lower() for name in entries])
     for name, entry in entries.items():
         learned = entry["kind"] == "learned"
         axes.plot(
             entry["levels"],
             entry["shares"],
-            color=palette[name],
+            color=palette[name.lower()],
             linewidth=2.0 if learned else 1.2,
             label=entry["label"],
             zorder=30 if learned else 10,
             drawstyle="steps-post" if results.get("steps") else "default",
         )
     axes.set_xscale("log")
+    low, high = _where_shares_change(entries.values())
+    if low < high:
+        axes.set_xlim(low, high)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel(results["measure"])
     axes.set_ylabel(results.get("share", "share of runs"))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
+
+
+def _where_shares_change(entries: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
+    """From the last level at which every share is its first, to the first at which every share is its last."""
+    starts, ends = [], []
+    for entry in entries:
+        levels, shares = floats(entry["levels"]), floats(entry["shares"])
+        starts.append(levels[max(int(np.argmax(shares > shares[0])) - 1, 0)])
+        ends.append(levels[int(np.argmax(shares >= shares[-1]))])
+    return min(starts), max(ends)
 
 
 @styled
