@@ -279,10 +279,8 @@ def profiles(results: Results) -> "matplotlib.figure.Figure":
             zorder=30 if learned else 10,
             drawstyle="steps-post" if results.get("steps") else "default",
         )
-    axes.set_xscale("log")
     low, high = _where_shares_change(entries.values())
-    if low < high:
-        axes.set_xlim(low, high)
+    set_scale(axes.xaxis, (low, high) if low < high else (low / 2, high * 2), log=True)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel(results["measure"])
     axes.set_ylabel(results.get("share", "share of runs"))
