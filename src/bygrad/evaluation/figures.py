@@ -123,7 +123,7 @@ def meta_training_curve(results: Results) -> "matplotlib.figure.Figure":
         )
     height = 4.4 if len(rows) == 2 else 2.9
     figure = Figure(figsize=(6.4, height))
-    grid = {"left": 0.095, "right": 0.82, "bottom": 0.46 / height, "top": 1 - 0.28 / height, "hspace": 0.2}
+    grid = {"left": 0.115, "right": 0.82, "bottom": 0.46 / height, "top": 1 - 0.28 / height, "hspace": 0.2}
     ratios = [3, 2][: len(rows)]
     panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=ratios, gridspec_kw=grid)[:, 0]
     inner = (height - 0.74) * _INCH * (0.55 if len(rows) == 2 else 1.0)
