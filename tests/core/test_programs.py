@@ -139,3 +139,19 @@ def test_a_container_may_have_less_than_its_machine(tmp_path, monkeypatch):
 def test_what_a_program_returns_may_hold_more_than_arrays():
     module = Program(lambda key: eqx.nn.MLP(1, 1, 2, 1, key=key))(jax.random.key(0))
     assert module(jnp.ones(1)).shape == (1,)
+
+
+def test_caches_that_another_thread_is_changing_are_cleared_at_the_next_occasion(monkeypatch):
+    cleared = []
+
+    def clear():
+        cleared.append(True)
+        if len(cleared) == 1:
+            raise RuntimeError("dictionary changed size during iteration")
+
+    monkeypatch.setattr(jax, "clear_caches", clear)
+    kept = programs._Kept()
+    for number in range(programs.KEPT + 3):
+        kept.put(number, number)
+    assert len(cleared) == 2
+    assert kept.get(programs.KEPT + 2) == programs.KEPT + 2

@@ -1,5 +1,6 @@
 """Compiled programs: one for every structure of arguments, kept for as long as they are in use."""
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,6 +23,7 @@ class _Kept:
     def __init__(self) -> None:
         self._programs: OrderedDict[Any, Any] = OrderedDict()
         self._lock = threading.Lock()
+        self._forget = False
 
     def __len__(self) -> int:
         return len(self._programs)
@@ -35,12 +37,16 @@ class _Kept:
     def put(self, key: Any, program: Any) -> None:
         with self._lock:
             self._programs[key] = program
-            if full := len(self._programs) > KEPT:
+            if len(self._programs) > KEPT:
+                self._forget = True
                 while len(self._programs) > KEPT // 2:
                     self._programs.popitem(last=False)
         # JAX has references of its own. Half of them go at once, since what it forgets besides has to be traced again.
-        if full:
-            jax.clear_caches()
+        # Its own caches are no place for two threads: where one compiles meanwhile, the next program is the occasion.
+        if self._forget:
+            with contextlib.suppress(RuntimeError):
+                jax.clear_caches()
+                self._forget = False
 
 
 kept = _Kept()

@@ -62,8 +62,10 @@ class Recipe:
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """Write a recipe as JSON values."""
+    """Write a recipe as JSON values; without `before` where there is nothing, as in files that are older than it."""
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    if recipe.before is None:
+        del fields["before"]
     return {name: _plain(value) for name, value in fields.items()}
 
 
