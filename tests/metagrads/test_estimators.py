@@ -80,11 +80,12 @@ def assert_equal(ours: Estimate, theirs: Estimate, tolerance: float) -> None:
 # Rules of hundreds of operations: they take minutes operation by operation, so one family must do.
 LONG = ("MLPRule", "STAR", "Celo2")
 SHORT = [name for name in OPTIMIZERS if name not in LONG]
-# The replay knows neither family nor optimizer, so one learned and one hand-designed rule meet every family.
+# The replay knows neither family nor optimizer, so one learned rule meets every family, a hand-designed one two of them.
 EVERYWHERE = ("LSTM", "Adam")
 
-# Every family in float64, where nothing can hide; in float32 each of them at least once.
-PAIRS = [(family, name, True, 1e-10) for family in FAMILIES for name in EVERYWHERE]
+# Every family in float64, where nothing can hide.
+PAIRS = [(family, "LSTM", True, 1e-10) for family in FAMILIES]
+PAIRS += [(family, "Adam", True, 1e-10) for family in ("uniform", "2 layers")]
 PAIRS += [("0 layers", name, True, 1e-8) for name in OPTIMIZERS if name not in EVERYWHERE and name != "MLPRule"]
 PAIRS += [(family, name, False, 1e-5) for family in ("uniform", "sigmoid") for name in EVERYWHERE]
 
