@@ -80,7 +80,7 @@ def assert_equal(ours: Estimate, theirs: Estimate, tolerance: float) -> None:
 # Rules of hundreds of operations: they take minutes operation by operation, so one family must do.
 LONG = ("MLPRule", "STAR", "Celo2")
 SHORT = [name for name in OPTIMIZERS if name not in LONG]
-# The replay knows neither family nor optimizer, so one learned rule meets every family, a hand-designed one two of them.
+# The replay knows neither family nor optimizer: one learned rule meets every family, a hand-designed one two of them.
 EVERYWHERE = ("LSTM", "Adam")
 
 # Every family in float64, where nothing can hide.
