@@ -11,7 +11,7 @@ from ..training import Recipe
 from .declaration import Experiment, Level, Setting
 from .pictures import paintings
 
-# A gradient costs a hundred times what the optimizer costs. So most of the learning is from recorded runs of a good
+# A gradient costs many times what the optimizer costs. So most of the learning is from recorded runs of a good
 # teacher, and needs none: Adam with the rate, the decay and the schedule that end lowest here. Then comes learning from
 # what is achieved, over whole runs, by where they end: in windows of 32 steps an optimizer learns to be fast and pays
 # for it at the end.

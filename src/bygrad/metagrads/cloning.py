@@ -11,7 +11,7 @@ from .base import Estimate, Estimator
 from .imitation import arrange, follow
 
 LEAST = 0.02
-"""A step counts by its own size, or by this part of the mean over the run, whichever is larger (as their sum)."""
+"""Part of the run's mean square that is added to a step's own, so that steps of almost nothing do not weigh most."""
 
 
 class Recorded(eqx.Module):
@@ -39,7 +39,7 @@ class Clone(Estimator):
     a gradient is expensive, this finds a place to begin that learning from what is achieved would take long to find.
     The pupil never sees where its own mistakes lead; go on from there with another estimator (`Recipe.before`).
 
-    **Arguments:** `teacher`: what to imitate; it does not learn. Its horizon is declared. `coordinates`: how many of
+    **Arguments:** `teacher`: what to imitate; it does not learn. Its horizon is declared, the longest of the windows'. `coordinates`: how many of
     each instance a meta-step takes, at random, where the pupil is coordinatewise; others see all of them. The records
     are kept in memory, three numbers for each param, instance and step, and in the checkpoints.
 

@@ -28,8 +28,9 @@ from .recipe import Recipe, describe
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 MAX_ROLLBACKS = 10
-CHECKPOINT, BEFORE = "checkpoint.safetensors", "before"
 """After so many returns to a good state, going on is hopeless: the meta-learning-rate is then 1,000 times smaller."""
+CHECKPOINT, BEFORE = "checkpoint.safetensors", "before"
+"""In the folder of a meta-training: its checkpoint, and the folder of what was carried out before it."""
 
 
 @dataclasses.dataclass(frozen=True)
