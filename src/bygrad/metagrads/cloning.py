@@ -39,9 +39,9 @@ class Clone(Estimator):
     a gradient is expensive, this finds a place to begin that learning from what is achieved would take long to find.
     The pupil never sees where its own mistakes lead; go on from there with another estimator (`Recipe.before`).
 
-    **Arguments:** `teacher`: what to imitate; it does not learn. Its horizon is declared, the longest of the windows'. `coordinates`: how many of
-    each instance a meta-step takes, at random, where the pupil is coordinatewise; others see all of them. The records
-    are kept in memory, three numbers for each param, instance and step, and in the checkpoints.
+    **Arguments:** `teacher`: what to imitate; it does not learn. Its horizon is declared, the longest of the windows'.
+    `coordinates`: how many of each instance a meta-step takes, at random, where the pupil is coordinatewise; others see
+    all of them. The records are kept in memory, three numbers for each param, instance and step, and in checkpoints.
 
     Source: behavioural cloning (Pomerleau, 1989), with the optimizer as the policy.
     """
