@@ -1,5 +1,7 @@
 """The convolutional network against plain NumPy, its size in the paper, and label subsets."""
 
+from collections.abc import Callable
+
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from bygrad.optimizers import SGD, Partition
 from bygrad.problems import ConvClassifier, with_labels
 from bygrad.problems.convnet import EPSILON, pool
-from bygrad.problems.convolution import from_blocks, in_blocks
+from bygrad.problems.convolution import convolve, from_blocks, in_blocks
 
 pytestmark = pytest.mark.core
 
@@ -91,6 +93,41 @@ def test_a_partition_finds_the_convolutions():
     assert set(divided["convolutions"]) == {"conv0/weight", "conv1/weight"}
     rest = {"hidden/weight", "hidden/bias", "hidden/shift", "output/weight", "output/bias"}
     assert set(divided["rest"]) == rest | {f"conv{i}/{name}" for i in (0, 1) for name in ("bias", "shift")}
+
+
+@pytest.mark.parametrize(
+    ("images", "sides", "channels", "kernel"), [(32, (6, 5), (2, 3), 5), (3, (1, 4), (3, 1), 3)]
+)  # two blocks of 16, and one with fewer rows than the kernel
+def test_convolution_has_the_derivatives_of_another(images, sides, channels, kernel):
+    """To the second order, in both orders of the modes; by hand they are only of the first."""
+    inputs, outputs = channels
+    rng = np.random.default_rng(0)
+    shapes = (images, *sides, inputs), (kernel, kernel, inputs, outputs), (images, *sides, outputs)
+    drawn = [rng.standard_normal(shape) for shape in shapes]
+
+    def ours(x: jax.Array, weights: jax.Array) -> jax.Array:
+        return from_blocks(convolve(in_blocks(x), weights))
+
+    def theirs(x: jax.Array, weights: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, weights, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def derivatives(function: Callable[..., jax.Array]) -> tuple[jax.Array, ...]:
+        function = jax.jit(function)
+
+        def loss(x: jax.Array, weights: jax.Array) -> jax.Array:
+            return jnp.sum(cots * jnp.sin(function(x, weights)))
+
+        def size(x: jax.Array, weights: jax.Array) -> jax.Array:
+            return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.grad(loss, (0, 1))(x, weights))
+
+        _, along = jax.jvp(jax.grad(loss, (0, 1)), (x, weights), (x, weights))
+        first, again = jax.grad(loss, (0, 1))(x, weights), jax.grad(size, (0, 1))(x, weights)
+        return function(x, weights), *first, *along, *again
+
+    with jax.enable_x64(True):
+        x, weights, cots = map(jnp.asarray, drawn)
+        for got, expected in zip(derivatives(ours), derivatives(theirs), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6, 1), (1, 5, 3, 2), (1, 1, 1, 1)], ids=str)
