@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bygrad.metagrads import Clone, Replay
-from bygrad.metagrads.cloning import LEAST
+from bygrad.metagrads.cloning import KEPT, LEAST
 from bygrad.optimizers import LSTM, SGD, Adam, Partition
 from bygrad.problems import Quadratic
 from bygrad.training import Recipe, Validated, describe, is_begun, meta_train
@@ -70,14 +70,34 @@ def test_the_gradient_of_the_loss_is_that_of_autodiff():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.max(jnp.abs(b))))
 
 
-def test_a_part_of_the_coordinates_gives_the_gradient_of_all_on_average():
-    pupil = LSTM(jax.random.key(1), (3,))
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_part_of_the_coordinates_gives_the_gradient_of_all_on_average(in_parts):
+    lstm = LSTM(jax.random.key(1), (3,))
+    pupil = Partition(parts={"convolutions": lstm, "rest": lstm}) if in_parts else lstm
+
+    def head(estimate):
+        return (estimate.gradient.parts["rest"] if in_parts else estimate.gradient).head
+
     whole, _ = next(estimates(Clone(Adam(0.1)), pupil, 1))
-    drawn = [estimate.gradient.head for estimate, _ in estimates(Clone(Adam(0.1), coordinates=2), pupil, 200)]
+    drawn = [head(estimate) for estimate, _ in estimates(Clone(Adam(0.1), coordinates=2), pupil, 200)]
     drawn = np.asarray(drawn)
     error = drawn.std(axis=0) / np.sqrt(len(drawn))
-    assert np.all(np.abs(drawn.mean(axis=0) - whole.gradient.head) < 4 * error)
+    assert np.all(np.abs(drawn.mean(axis=0) - head(whole)) < 4 * error)
     assert np.all(error > 0)
+
+
+def test_of_many_coordinates_some_are_kept():
+    pupil, windows = LSTM(jax.random.key(1), (3,)), dataclasses.replace(WINDOWS, family=Quadratic(2 * KEPT))
+    state = Clone(Adam(0.1), coordinates=1).init(pupil, windows, jax.random.key(0))
+    assert state.taught.shape == state.seen.grads.shape == (6, 3, KEPT)
+    whole = Clone(Adam(0.1)).init(pupil, windows, jax.random.key(0))
+    for instance in range(3):  # of each instance its own, the gradients beside the updates that were made of them
+        rows = [
+            np.flatnonzero(np.all(whole.taught[:, instance] == one[:, None], 0)) for one in state.taught[:, instance].T
+        ]
+        chosen = np.concatenate(rows)
+        assert len(set(chosen)) == KEPT
+        np.testing.assert_array_equal(whole.seen.grads[:, instance, chosen], state.seen.grads[:, instance])
 
 
 def test_an_optimizer_of_parts_can_be_cloned():

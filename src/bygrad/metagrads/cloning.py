@@ -5,10 +5,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from ..optimizers import Coordinatewise, Optimizer, declare
+from ..optimizers import Coordinatewise, Optimizer, Partition, declare
 from ..unroll import Trajectory, Windows, begin, lift, replay, rollout
 from .base import Estimate, Estimator
 from .imitation import arrange, follow
+
+KEPT = 16
+"""How many times the coordinates of a meta-step are kept on record, drawn once: all of a long run fill the memory."""
 
 LEAST = 0.02
 """Part of the run's mean square that is added to a step's own, so that steps of almost nothing do not weigh most."""
@@ -40,8 +43,9 @@ class Clone(Estimator):
     The pupil never sees where its own mistakes lead; go on from there with another estimator (`Recipe.before`).
 
     **Arguments:** `teacher`: what to imitate; it does not learn. Its horizon is declared, the longest of the windows'.
-    `coordinates`: how many of each instance a meta-step takes, at random, where the pupil is coordinatewise; others see
-    all of them. The records are kept in memory, three numbers for each param, instance and step, and in checkpoints.
+    `coordinates`: how many of each instance a meta-step takes, at random, where the pupil is coordinatewise, or of each
+    part of a partition that is; others see all of them. The records are kept in memory, three numbers for each param,
+    instance and step, and in checkpoints; where coordinates are drawn, of `KEPT` times as many params.
 
     Source: behavioural cloning (Pomerleau, 1989), with the optimizer as the policy.
     """
@@ -62,6 +66,7 @@ class Clone(Estimator):
         inner = begin(teacher, windows.family, keys)
         end, seen = rollout(teacher, windows.family, inner, windows.horizon)
         seen, taught = arrange(lifted, lifted.init(inner.params), end, seen)
+        seen, taught = _draw(optimizer, seen, taught, keys, KEPT * self.coordinates)
         size = _mean_squares(taught)
         size = size + LEAST * jnp.mean(size, axis=0)
         weights = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
@@ -74,18 +79,8 @@ class Clone(Estimator):
         return eqx.tree_at(lambda it: it.seen.start, axes, lift(optimizer).axes(state.seen.start))
 
     def estimate(self, optimizer: Optimizer, windows: Windows, state: Recorded) -> tuple[Estimate, Recorded]:
-        seen, taught = state.seen, state.taught
-        if isinstance(optimizer, Coordinatewise) and self.coordinates < taught.shape[-1]:
-            keys = jax.vmap(jax.random.fold_in)(state.keys, state.step)
-            chosen = jax.vmap(lambda key: jax.random.permutation(key, taught.shape[-1])[: self.coordinates])(keys)
-
-            def take(array: Shaped[Array, "... b n"]) -> Shaped[Array, "... b m"]:
-                index = jnp.broadcast_to(chosen, (*array.shape[:-2], *chosen.shape))
-                return jnp.take_along_axis(array, index, axis=-1)
-
-            parts = lambda it: (it.start, it.grads, it.params, it.end_grads)  # noqa: E731
-            seen = eqx.tree_at(parts, seen, jax.tree.map(take, parts(seen)))
-            taught = take(taught)
+        keys = jax.vmap(jax.random.fold_in)(state.keys, state.step)
+        seen, taught = _draw(optimizer, state.seen, state.taught, keys, self.coordinates)
         _, updates = follow(lift(optimizer), seen)
         errors = jax.tree.map(jnp.subtract, updates, taught)
         losses = jnp.mean(0.5 * state.weights * _mean_squares(errors), axis=0)
@@ -93,6 +88,29 @@ class Clone(Estimator):
         cots = jax.tree.map(lambda error: scale.reshape(*scale.shape, *(1,) * (error.ndim - 2)) * error, errors)
         after = eqx.tree_at(lambda it: it.step, state, state.step + 1)
         return Estimate(jnp.mean(losses), replay(optimizer, seen, cots), losses), after
+
+
+def _draw(
+    optimizer: Optimizer, seen: Trajectory, taught: PyTree, keys: Shaped[PRNGKeyArray, " instances"], count: int
+) -> tuple[Trajectory, PyTree]:
+    """Draw `count` coordinates of every instance, or as many as there are; all of what is not coordinatewise."""
+    parts = lambda it: (it.start, it.grads, it.params, it.end_grads)  # noqa: E731
+    if isinstance(optimizer, Partition):
+        drawn, done = {}, {}
+        for name, updates in taught.items():
+            part = eqx.tree_at(parts, seen, [tree[name] for tree in parts(seen)])
+            drawn[name], done[name] = _draw(optimizer.parts[name], part, updates, keys, count)
+        several = [{name: parts(one)[i] for name, one in drawn.items()} for i in range(len(parts(seen)))]
+        return eqx.tree_at(parts, seen, several), done
+    if not isinstance(optimizer, Coordinatewise) or count >= taught.shape[-1]:
+        return seen, taught
+    chosen = jax.vmap(lambda key: jax.random.permutation(key, taught.shape[-1])[:count])(keys)
+
+    def take(array: Shaped[Array, "... b n"]) -> Shaped[Array, "... b m"]:
+        index = jnp.broadcast_to(chosen, (*array.shape[:-2], *chosen.shape))
+        return jnp.take_along_axis(array, index, axis=-1)
+
+    return eqx.tree_at(parts, seen, jax.tree.map(take, parts(seen))), take(taught)
 
 
 def _count(tree: PyTree) -> int:
