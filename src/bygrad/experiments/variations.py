@@ -104,7 +104,7 @@ MNIST = Contest(
         "LSTM+GAC": lambda key: GlobalLSTM(key, **_NETWORK),
         "NTM-L-BFGS": lambda key: MemoryLSTM(key, memory=Window(5), **_NETWORK),
     },
-    recipes={"quick": _MNIST, "paper": dataclasses.replace(_MNIST, meta_steps=300, validate_every=50)},
+    recipes={"quick": _MNIST, "paper": dataclasses.replace(_MNIST, meta_steps=500, validate_every=50)},
     protocols={
         "quick": Protocol(100, runs=4, tuning_runs=2, second_order_runs=2, final_window=5, chunk=4),
         "paper": Protocol(100, runs=32, tuning_runs=4, second_order_runs=4, final_window=5, chunk=4),
