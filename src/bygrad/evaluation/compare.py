@@ -151,7 +151,7 @@ def compare(
             if tuning.best_area != tuning.best_final:
                 curves, _ = run(with_learning_rate(optimizer, tuning.best_area), name)
             summary["area"] = _interval(area(curves))
-            summary["area_curve"] = curves.mean(axis=0).tolist()
+            summary["area_curve"] = _short(curves.mean(axis=0))
             summary["area_learning_rate"] = tuning.best_area
         results[name.lower()] = summary
     if protocol.second_order_runs and has_objective(family) and "lbfgs" not in results:
@@ -198,9 +198,9 @@ def summarize(kind: str, label: str, curves: Curves, seconds: float, protocol: P
         "label": label,
         "final": _interval(final(curves, protocol.final_window)),
         "area": _interval(area(curves)),
-        "curve": mean.tolist(),
-        "curve_low": low.tolist(),
-        "curve_high": high.tolist(),
+        "curve": _short(mean),
+        "curve_low": _short(low),
+        "curve_high": _short(high),
         "seconds_per_step": seconds,
         "learning_rate": None,
         "area_learning_rate": None,
@@ -210,6 +210,11 @@ def summarize(kind: str, label: str, curves: Curves, seconds: float, protocol: P
         "note": None,
         "tuning": None,
     }
+
+
+def _short(curve: np.ndarray) -> list[float]:
+    """Write a curve in as many digits as it was computed in: in a file, half the length."""
+    return [float(f"{value:.7g}") for value in curve]
 
 
 def _interval(values: np.ndarray) -> dict[str, float]:

@@ -63,15 +63,17 @@ def _draw_losses(axes: "matplotlib.axes.Axes", optimizers: Mapping[str, Any], ke
     for order, (name, entry) in enumerate(optimizers.items()):
         learned = entry["kind"] == "learned"
         curve = floats(entry.get(key) or entry["curve"])
-        steps = np.arange(len(curve))
+        steps = _thin(np.arange(len(curve)))
         line = {"color": palette[name], "linestyle": _dashes(name, entry)}
-        axes.plot(steps, curve, linewidth=2.0 if learned else 1.2, zorder=30 + order if learned else 10 + order, **line)
+        axes.plot(
+            steps, _thin(curve), linewidth=2.0 if learned else 1.2, zorder=30 + order if learned else 10 + order, **line
+        )
         is_main = key == "curve" or not entry.get(key)
         if is_main and entry.get("curve_low") and entry.get("curve_high"):
             low, high = floats(entry["curve_low"]), floats(entry["curve_high"])
             # A missing upper end beside a lower one is infinite: some runs diverged.
             high = np.where(np.isnan(high) & np.isfinite(low), 10 * abs(high_limit), high)
-            axes.fill_between(steps, low, high, color=palette[name], alpha=0.16, linewidth=0, zorder=5)
+            axes.fill_between(steps, _thin(low), _thin(high), color=palette[name], alpha=0.16, linewidth=0, zorder=5)
         finite = np.flatnonzero(np.isfinite(curve))
         if len(finite):
             end = float(curve[finite[-1]])
@@ -79,6 +81,12 @@ def _draw_losses(axes: "matplotlib.axes.Axes", optimizers: Mapping[str, Any], ke
             text = arrow + entry["label"].replace(" (", "\n(") + "\n(diverged)" * bool(finite[-1] < len(curve) - 1)
             labels.append((float(np.clip(end, low_limit, high_limit)), text, palette[name]))
     label_ends(axes, labels, height)
+
+
+def _thin(values: np.ndarray) -> np.ndarray:
+    """Return means of neighbours of long curves, so many that a point is some thousandth of the figure's width."""
+    together = len(values) // 500
+    return values if together < 4 else values[: len(values) // together * together].reshape(-1, together).mean(axis=1)
 
 
 def _dashes(name: str, entry: Mapping[str, Any]) -> Any:
