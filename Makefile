@@ -43,7 +43,7 @@ newest: .venv313/.installed-test
 		.venv313/bin/python -m pytest -q -n $(JOBS) -m "core and not slow"; \
 	fi
 
-# `make bench RECORDS=benchmarks/records` renews what the README quotes: on a machine with nothing else to do.
+# `make bench RECORDS=benchmarks/records` renews what `docs/results.md` quotes: on a machine with nothing else to do.
 bench: .venv/.installed-report
 	@for script in benchmarks/[!_]*.py; do \
 		echo "$$script"; \
