@@ -117,7 +117,7 @@ def test_the_display_shows_what_stays():
         shown.phase("evaluating Adam", 0, 2)
         shown.phase("evaluating Adam", 2, 2)
     lines = text.getvalue()
-    assert "validation area 3, final 0.5  (25% below the best tuned baseline, Adam 4)" in lines
+    assert "validation area 3, final 0.5  (area 25% below the best tuned baseline, Adam 4)" in lines
     assert "the meta-loss was nan" in lines
     assert "nothing was learned [really]" in lines
 
@@ -187,7 +187,7 @@ def test_everything_is_written(done, experiment):
     assert [row["label"] for row in written["pictures"]["rows"]] == ["LSTM", *best]
     assert "One pixel of Bowl." in (folder / "report.html").read_text()
     assert set(written["seconds"]) == {"tuning", "meta_training", "evaluation"}
-    assert "tuned areas" in text and "best tuned baseline" in text
+    assert "tuned, area" in text and "best tuned baseline" in text
     assert results["optimizers"]["lstm"]["final"] == written["optimizers"]["lstm"]["final"]
 
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -17,13 +18,14 @@ class Display:
     """Progress on the terminal. Use it as a context; give its methods as `watch` to what runs.
 
     Lines that stay: what was tuned, every validation, every rollback and warning. Below them, on a terminal, one bar
-    that moves. `seconds`: when meta-training ends, where time decides. `levels`: areas of the tuned baselines, to hold
-    the validations against.
+    that moves. `seconds`: when meta-training ends, where time decides. `levels`: what the tuned baselines reach in
+    `measure`, to hold the validations against.
     """
 
     def __init__(self, console: Console):
         self.console = console
         self.levels: Mapping[str, float] = {}
+        self.measure: Literal["area", "final"] = "area"
         self.meta_steps = 0
         self.seconds: float | None = None
         self._progress = Progress(
@@ -105,13 +107,18 @@ class Display:
         self._ratio = ratio if self._ratio is None else 0.9 * self._ratio + 0.1 * ratio
         return f"  SNR {self._ratio:.2g}" + (f"  {event.lost:.0%} lost" if event.lost else "")
 
+    def tuned(self, measure: str, levels: Mapping[str, float]) -> None:
+        """Say what tuned baselines reach."""
+        self.say(f"tuned, {measure}  " + "  ".join(f"{name} {level:.4g}" for name, level in levels.items()))
+
     def _validation(self, event: Validated) -> str:
         line = f"meta-step {event.step:>5}  validation area {event.area:.4g}, final {event.final:.4g}"
         if self.levels:
             name, level = min(self.levels.items(), key=lambda item: item[1])
-            share = abs(1 - event.area / level)
-            side = "below" if event.area < level else "above"
-            line += f"  ({share:.0%} {side} the best tuned baseline, {name} {level:.4g})"
+            reached = getattr(event, self.measure)
+            share = abs(1 - reached / level)
+            side = "below" if reached < level else "above"
+            line += f"  ({self.measure} {share:.0%} {side} the best tuned baseline, {name} {level:.4g})"
         return f"{line}  [{event.seconds:.0f} s]"
 
     def _line_now_and_then(self, line: str) -> None:

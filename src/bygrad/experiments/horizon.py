@@ -79,7 +79,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
         kept=Kept(folder / "optimizers.json"),
     )
     results["configuration"] |= {"data": task.data, "recipe": describe(recipe)}
-    results["meta_training"] = meta_training_results(trained, {})
+    results["meta_training"] = meta_training_results(trained, recipe)
     results["seconds"]["meta_training"] = trained.best.seconds
     label, best = best_baseline(results["optimizers"], "final")
     results["levels"] = [

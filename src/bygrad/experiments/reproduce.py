@@ -28,7 +28,7 @@ from .declaration import Budget, Experiment, Setting
 from .display import Display
 from .paper import paper_curves
 from .pictures import Illustrate
-from .work import Kept, evaluate, meta_training_results, train
+from .work import MEASURES, Kept, evaluate, meta_training_results, train
 
 
 def reproduce(
@@ -58,11 +58,11 @@ def reproduce(
 
     started = time.perf_counter()
     tunings = _tunings(folder, main, protocol, data, display)
-    levels = {name: float(np.min(tuning.area)) for name, tuning in tunings.items()}
-    display.say("tuned areas  " + "  ".join(f"{name} {level:.4g}" for name, level in levels.items()))
+    levels = {name: float(np.min(getattr(tuning, recipe.select))) for name, tuning in tunings.items()}
+    display.tuned(MEASURES[recipe.select], levels)
     tuning_seconds = time.perf_counter() - started
     if (experiment.training_family, recipe.horizon) != (main.family, main.horizon):
-        levels = {}  # validation is on other problems, or over other horizons: their areas say nothing of each other
+        levels = {}  # validation is on other problems, or over other horizons: their losses say nothing of each other
 
     trained = train(
         experiment.optimizer(jax.random.key(seed)),
@@ -74,7 +74,7 @@ def reproduce(
         resume=resume and is_begun(folder / "metatraining"),
         levels=levels,
     )
-    course = meta_training_results(trained, levels)
+    course = meta_training_results(trained, recipe, levels)
 
     results, reached = {}, []
     for setting in (main, *others):

@@ -116,7 +116,7 @@ def _specialize(
     protocol = protocol_of(horizon, runs, seed)
     tunings = kept_tunings(folder, lambda: tune_rivals(problems, protocol, display))
     levels = {name: float(np.min(tuning.area)) for name, tuning in tunings.items()}
-    display.say("tuned areas  " + "  ".join(f"{name} {level:.4g}" for name, level in levels.items()))
+    display.tuned("area", levels)
 
     rate = tunings["Adam"].best_area
     start = declare(Controller(jax.random.key(seed), learning_rate=rate), horizon)
@@ -144,7 +144,7 @@ def _specialize(
         command=command,
         tunings=tunings,
     )
-    results["meta_training"] = meta_training_results(trained, levels)
+    results["meta_training"] = meta_training_results(trained, recipe, levels)
     results["seconds"]["meta_training"] = spent
     rows = results["optimizers"]
     rows["start"]["label"] = "the start (tuned Adam)"

@@ -139,7 +139,7 @@ def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
         resume = is_begun(place / "metatraining")
         untrained, name = build(jax.random.key(task.seed)), f"paper/{contest.name}-{name}"
         outcome = train(untrained, family, recipe, place, task.display, name=name, resume=resume)
-        trained[label], courses[label] = outcome.optimizer, meta_training_results(outcome, {})
+        trained[label], courses[label] = outcome.optimizer, meta_training_results(outcome, recipe)
     fresh = find_family(contest.family, data=task.data, split="test")
     results = evaluate(
         trained,

@@ -22,6 +22,8 @@ from ..training import MetaTrained, Recipe, RolledBack, Stepped, Validated, desc
 from ..unroll import begin, rollout
 from .display import Display
 
+MEASURES = {"area": "area", "final": "final loss"}
+
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 
@@ -40,9 +42,10 @@ def train(
 
     In a job of several processes, process 0 keeps it, and the others wait until it has.
 
-    **Arguments:** `name`: what the artifact calls itself. `levels`: areas of tuned baselines, to compare progress with.
+    **Arguments:** `name`: what the artifact calls itself. `levels`: of tuned baselines, in the measure that the recipe
+    selects by, to compare progress with.
     """
-    display.levels, display.seconds = levels or {}, recipe.seconds
+    display.levels, display.measure, display.seconds = levels or {}, recipe.select, recipe.seconds
     trained = meta_train(optimizer, family, recipe, folder=folder / "metatraining", resume=resume, watch=display.event)
     if jax.process_index() == 0:
         _keep(trained, family, recipe, folder, name)
@@ -134,16 +137,18 @@ class Kept(dict[str, dict[str, Any]]):
         write_text_atomically(self._path, json.dumps(strict_json(dict(self))))
 
 
-def meta_training_results(trained: MetaTrained[Any], levels: Mapping[str, float]) -> dict[str, Any]:
+def meta_training_results(
+    trained: MetaTrained[Any], recipe: Recipe, levels: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """Write the course of a meta-training as the `meta_training` of a report's results."""
     steps, validations = trained.log.of(Stepped), trained.log.of(Validated)
     return {
         "steps": [event.step for event in steps],
         "meta_loss": [event.meta_loss for event in steps],
         "validation_steps": [event.step for event in validations],
-        "validation": [event.area for event in validations],
-        "validation_label": "area on held-out instances",
-        "baselines": dict(levels),
+        "validation": [getattr(event, recipe.select) for event in validations],
+        "validation_label": f"{MEASURES[recipe.select]} on held-out instances",
+        "baselines": dict(levels or {}),
         "rollbacks": [{"step": event.step, "reason": event.reason} for event in trained.log.of(RolledBack)],
     }
 
