@@ -316,15 +316,23 @@ class _MetaTraining(Generic[AnyOptimizer]):
         final = float(np.mean(losses[:, -self.recipe.final_window :]))
         if not np.isfinite(area + final) and int(learner.step) > 0:
             return self._roll_back(learner, int(learner.step), f"validation gave an area of {area}")
-        scores = {"area": area, "final": final}
-        index = {"area": 1, "final": 2}[self.recipe.select]
-        best = scores[self.recipe.select] < float(learner.best_scores[index])
+        score = {"area": area, "final": final}[self.recipe.select]
+        lowest = float(learner.best_scores[{"area": 1, "final": 2}[self.recipe.select]])
+        if self._is_lost(score, lowest):
+            what = f"validation gave {self.recipe.select} {score:.4g}, worse than at the start and twice the best"
+            return self._roll_back(learner, int(learner.step), what)
+        best = score < lowest
         self._tell(Validated(int(learner.step), area, final, best, self.seconds))
         learner = eqx.tree_at(lambda it: it.good, learner, (learner.optimizer, learner.meta_state))
         if best:
             new = self.devices.place(jnp.array([float(learner.step), area, final], learner.best_scores.dtype))
             learner = eqx.tree_at(lambda it: (it.best, it.best_scores), learner, (learner.optimizer, new))
         return learner
+
+    def _is_lost(self, score: float, lowest: float) -> bool:
+        """Whether meta-training has gone where nothing is left of what it had: it seldom comes back from there."""
+        validated = self.log.of(Validated)
+        return bool(validated) and score > max(getattr(validated[0], self.recipe.select), 2 * lowest)
 
     def _warn_of_idle_devices(self, learner: Learner) -> None:
         if idle := self.devices.idle:
