@@ -34,7 +34,7 @@ from bygrad.experiments.thousands.rivals import RIVALS
 from bygrad.optimizers import SGD
 from bygrad.problems import LeastSquares, MeanVariance, QuadraticProgram, SparseCoding
 from bygrad.problems.structured import Bounded
-from bygrad.solvers import Flat, solve
+from bygrad.solvers import Flat, candidates, solve
 
 TIMES = np.linspace(0.0, 2.0, 9)
 RNG = np.random.default_rng(0)
@@ -337,7 +337,7 @@ def test_it_runs_reports_goes_on_and_no_rival_can_stop_it(tmp_path, monkeypatch)
     monkeypatch.setattr(study, "RIVALS", rivals)
     learning = sys.modules["bygrad.solvers.learn"]
     monkeypatch.setattr(learning, "STARTS", (1, 2))
-    monkeypatch.setattr(learning, "REFERENCE", 2)
+    monkeypatch.setattr(candidates, "REFERENCE", 2)
     broken = dataclasses.replace(tiny_cases()[0], name="absent", build=lambda: {}["data"])
     cases = (*tiny_cases(), broken)
     task, said = task_in(tmp_path / "run")

@@ -15,7 +15,7 @@ from bygrad.cli import main
 from bygrad.deploy.solver import load_solver, save_solver
 from bygrad.experiments import Display, solve_file, solving
 from bygrad.problems import Quadratic
-from bygrad.solvers import Flat, LearnedSolver, LearnedStart, Whitening, learn, parse_seconds, solve
+from bygrad.solvers import Flat, LearnedSolver, LearnedStart, Whitening, candidates, learn, parse_seconds, solve
 from bygrad.solvers.training import Examples, train_start
 
 from .families import Decay, decays
@@ -28,7 +28,7 @@ def learned() -> LearnedSolver:
     module = sys.modules["bygrad.solvers.learn"]  # the package's `learn` is the function
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "STARTS", (1, 2))
-        patch.setattr(module, "REFERENCE", 2)
+        patch.setattr(candidates, "REFERENCE", 2)
         return learn(Decay(), budget=1, instances=decays(400), seed=1)
 
 

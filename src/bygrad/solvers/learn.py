@@ -15,9 +15,9 @@ from jaxtyping import PyTree
 from ..problems import Composite, LeastSquares, ProblemFamily, QuadraticProgram
 from .admm import ADMM
 from .base import Flat, Method
-from .certificate import CONFIDENCE, failure_bound, percentile_bound
+from .candidates import is_solved, keep_best
 from .engine import Watch
-from .fit import Card, LearnedSolver, proposals
+from .fit import LearnedSolver, proposals
 from .lbfgs import LBFGS
 from .learn_programs import learned_programs
 from .learned import LearnedDamping, LearnedStart, Whitening, vector_of
@@ -36,12 +36,6 @@ STARTS = (1, 2, 3, 5)
 
 PROPOSALS = 8
 """Starts that a network proposes: each costs an evaluation without derivatives."""
-
-REFERENCE = 10
-"""Starts of the multistart that tells the best known cost, beside all candidates."""
-
-MARGIN = 0.01
-"""How much success a faster candidate may give up against the best classical one."""
 
 
 def learn(
@@ -65,14 +59,14 @@ def learn(
     enough, and the certificate says what is solved.
 
     All are then timed on held-out instances that nothing was tuned or trained on. Kept is the fastest of those whose
-    success is within `MARGIN` of the best classical one. If that is a classical one, learning does not pay, and the
+    success is within 0.01 of the best classical one. If that is a classical one, learning does not pay, and the
     report says so.
 
     **Arguments:**
 
     - `budget`: seconds for all of it, as a number or as in "90s", "5min", "1h". Compilation counts.
     - `tol`: what counts as solved: a cost within a factor $1 + \mathrm{tol}$ of the best that any candidate or a
-      multistart with `REFERENCE` starts has found; for composite problems and quadratic programs, a certificate of
+      multistart with ten starts has found; for composite problems and quadratic programs, a certificate of
       `tol`.
     - `instances`: past data to learn from, rows as in `bygrad.solve`; a part is held out. Default: draws of the
       family's `sample`.
@@ -94,47 +88,12 @@ def learn(
     tuned = time.perf_counter()
     solvers = {f"tuned, {n} start{'s' * (n > 1)}": _with_starts(base, n) for n in _starts_of(family)}
     sample, left = family.sample if instances is None else None, lambda: seconds - (time.perf_counter() - began)
-    if certified := isinstance(family, Composite | QuadraticProgram):
+    if isinstance(family, Composite | QuadraticProgram):
         solvers |= learned_programs(base, train, left, seed, watch, sample)
     else:
         solvers |= _learned(base, train, tol, seconds, left, seed, watch, sample)
-    trained = time.perf_counter()
-
-    measured = {name: _measure(solver, held, seed) for name, solver in solvers.items()}
-    # The reference that success is measured against: every candidate, and ten starts.
-    reference = np.min([it.cost for it, _ in measured.values()], axis=0)
-    if not certified:
-        reference = np.fmin(reference, _with_starts(base, REFERENCE).solve(held, seed=seed + 1).cost)
-    candidates = {name: _summary(family, it, time_, reference, tol) for name, (it, time_) in measured.items()}
-    kept = _choose(candidates)
-    chosen = solvers[kept]
-    solution, each = measured[kept]
-    failed = int(np.sum(~_solved(family, solution, reference, tol)))
-    rivals = {name: it for name, it in candidates.items() if name.startswith("tuned")}
-    # The kept one was chosen on the same instances: each candidate gets an equal part of what may go wrong.
-    level = 1 - (1 - CONFIDENCE) / (2 * len(candidates))
-    bound = percentile_bound(solution.nit.astype(float), confidence=level)
-    card = Card(
-        kept=kept,
-        candidates=candidates,
-        heldout=len(reference),
-        failures=failed,
-        fallbacks=int(solution.used_fallback.sum()),
-        failure_bound=failure_bound(failed, len(reference), level),
-        steps_bound=bound if math.isfinite(bound) else None,
-        confidence=CONFIDENCE,
-        tol=tol,
-        seconds={
-            "tuning": tuned - began,
-            "training": trained - tuned,
-            "comparison": time.perf_counter() - trained,
-        },
-        break_even={name: _break_even(trained - began, it["seconds"], each) for name, it in rivals.items()},
-        pays=not kept.startswith("tuned"),
-    )
-    return dataclasses.replace(
-        chosen, classical=base.classical, classical_starts=_classical_starts(candidates), card=card
-    )
+    learning = {"tuning": tuned - began, "training": time.perf_counter() - tuned}
+    return keep_best(base, solvers, held, tol, seed, learning)
 
 
 def parse_seconds(budget: str | float | int) -> float:
@@ -194,7 +153,7 @@ def _tuned(base: LearnedSolver, train: Any, tol: float, seed: int) -> LearnedSol
     tried = [_with_method(base, method) for method in _grid(base.family, tol)]
     found = [solver.solve(some, seed=seed, batch=64) for solver in tried]
     reference = np.min([it.cost for it in found], axis=0)
-    solved = [int(np.sum(_solved(base.family, it, reference, tol))) for it in found]
+    solved = [int(np.sum(is_solved(base.family, it, reference, tol))) for it in found]
     enough = [i for i, count in enumerate(solved) if count == max(solved)]
     return tried[min(enough, key=lambda i: found[i].nfev.sum())]
 
@@ -265,58 +224,6 @@ def _examples(flat: Flat, parts: list[tuple[Any, Solution]]) -> Examples:
     single = lambda leaf: jnp.asarray(leaf[good], jnp.float32 if leaf.dtype == np.float64 else leaf.dtype)  # noqa: E731
     tiny = 1e-6 * np.median(np.abs(cost[good])) + 1e-30
     return Examples(jax.tree.map(single, instances), single(params), single(np.maximum(cost, tiny)))
-
-
-def _measure(solver: LearnedSolver, held: Any, seed: int) -> tuple[Solution, float]:
-    """Solve the held-out instances twice; the second time nothing compiles, and counts. Seconds for an instance.
-
-    On a CPU these are seconds of the processor, which do not depend on what else it has to do.
-    """
-    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
-    solver.solve(held, seed=seed)
-    began = clock()
-    solution = solver.solve(held, seed=seed)
-    return solution, (clock() - began) / len(solution)
-
-
-def _solved(family: ProblemFamily, solution: Solution, reference: np.ndarray, tol: float) -> np.ndarray:
-    """Say which instances are solved: by their certificate, or within the tolerance of the best known cost."""
-    if isinstance(family, Composite | QuadraticProgram):
-        return solution.success
-    return np.isfinite(solution.cost) & (solution.cost <= reference + tol * np.abs(reference) + 1e-12)
-
-
-def _summary(
-    family: ProblemFamily, solution: Solution, seconds: float, reference: np.ndarray, tol: float
-) -> dict[str, float]:
-    return {
-        "success": float(np.mean(_solved(family, solution, reference, tol))),
-        "seconds": seconds,
-        "throughput": 1 / seconds,
-        "evaluations": float(np.mean(solution.nfev)),
-        "worst_steps": float(np.max(solution.nit)),
-        "fallbacks": float(np.mean(solution.used_fallback)),
-    }
-
-
-def _choose(candidates: dict[str, dict[str, float]]) -> str:
-    """Return the fastest whose success is near that of the best classical one; a tie of 5 % goes to the simpler."""
-    best = max(it["success"] for name, it in candidates.items() if name.startswith("tuned"))
-    enough = {name: it["seconds"] for name, it in candidates.items() if it["success"] >= best - MARGIN}
-    fastest = min(enough.values())
-    return next(name for name, seconds in enough.items() if seconds <= 1.05 * fastest)
-
-
-def _classical_starts(candidates: dict[str, dict[str, float]]) -> int:
-    """Return the number of starts of the classical candidate that solves most."""
-    classical = [name for name in candidates if name.startswith("tuned")]
-    best = max(classical, key=lambda name: candidates[name]["success"])
-    return int(best.split()[1])
-
-
-def _break_even(learning: float, rival: float, ours: float) -> float | None:
-    """Return how many instances repay the learning; None for never."""
-    return float(math.ceil(learning / (rival - ours))) if rival > ours else None
 
 
 def _with_method(solver: LearnedSolver, method: Method) -> LearnedSolver:

@@ -1,0 +1,121 @@
+"""Which of the candidates is kept, measured on held-out instances, and what can be promised of it."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..problems import Composite, ProblemFamily, QuadraticProgram
+from .certificate import CONFIDENCE, failure_bound, percentile_bound
+from .fit import Card, LearnedSolver
+from .solution import Solution
+
+REFERENCE = 10
+"""Starts of the multistart that tells the best known cost, beside all candidates."""
+
+MARGIN = 0.01
+"""How much success a faster candidate may give up against the best classical one."""
+
+
+def keep_best(
+    base: LearnedSolver,
+    solvers: Mapping[str, LearnedSolver],
+    held: Any,
+    tol: float,
+    seed: int,
+    learning: Mapping[str, float],
+) -> LearnedSolver:
+    """Measure all candidates on held-out instances and return the best, with its card.
+
+    **Arguments:** `base`: the tuned classical solver. `solvers`: candidates by name; the classical ones' names begin
+    with "tuned". `learning`: seconds that were spent on them, by what for.
+    """
+    began, family = time.perf_counter(), base.family
+    measured = {name: _measure(solver, held, seed) for name, solver in solvers.items()}
+    # The reference that success is measured against: every candidate, and ten starts.
+    reference = np.min([it.cost for it, _ in measured.values()], axis=0)
+    if not isinstance(family, Composite | QuadraticProgram):
+        reference = np.fmin(
+            reference, dataclasses.replace(base, start=None, starts=REFERENCE).solve(held, seed=seed + 1).cost
+        )
+    candidates = {name: _summary(family, it, time_, reference, tol) for name, (it, time_) in measured.items()}
+    kept = _choose(candidates)
+    solution, each = measured[kept]
+    failed = int(np.sum(~is_solved(family, solution, reference, tol)))
+    rivals = {name: it for name, it in candidates.items() if name.startswith("tuned")}
+    # The kept one was chosen on the same instances: each candidate gets an equal part of what may go wrong.
+    level = 1 - (1 - CONFIDENCE) / (2 * len(candidates))
+    bound = percentile_bound(solution.nit.astype(float), confidence=level)
+    spent = sum(learning.values())
+    card = Card(
+        kept=kept,
+        candidates=candidates,
+        heldout=len(reference),
+        failures=failed,
+        fallbacks=int(solution.used_fallback.sum()),
+        failure_bound=failure_bound(failed, len(reference), level),
+        steps_bound=bound if math.isfinite(bound) else None,
+        confidence=CONFIDENCE,
+        tol=tol,
+        seconds={**learning, "comparison": time.perf_counter() - began},
+        break_even={name: _break_even(spent, it["seconds"], each) for name, it in rivals.items()},
+        pays=not kept.startswith("tuned"),
+    )
+    starts = _classical_starts(candidates)
+    return dataclasses.replace(solvers[kept], classical=base.classical, classical_starts=starts, card=card)
+
+
+def _measure(solver: LearnedSolver, held: Any, seed: int) -> tuple[Solution, float]:
+    """Solve the held-out instances twice; the second time nothing compiles, and counts. Seconds for an instance.
+
+    On a CPU these are seconds of the processor, which do not depend on what else it has to do.
+    """
+    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+    solver.solve(held, seed=seed)
+    began = clock()
+    solution = solver.solve(held, seed=seed)
+    return solution, (clock() - began) / len(solution)
+
+
+def is_solved(family: ProblemFamily, solution: Solution, reference: np.ndarray, tol: float) -> np.ndarray:
+    """Say which instances are solved: by their certificate, or within the tolerance of the best known cost."""
+    if isinstance(family, Composite | QuadraticProgram):
+        return solution.success
+    return np.isfinite(solution.cost) & (solution.cost <= reference + tol * np.abs(reference) + 1e-12)
+
+
+def _summary(
+    family: ProblemFamily, solution: Solution, seconds: float, reference: np.ndarray, tol: float
+) -> dict[str, float]:
+    return {
+        "success": float(np.mean(is_solved(family, solution, reference, tol))),
+        "seconds": seconds,
+        "throughput": 1 / seconds,
+        "evaluations": float(np.mean(solution.nfev)),
+        "worst_steps": float(np.max(solution.nit)),
+        "fallbacks": float(np.mean(solution.used_fallback)),
+    }
+
+
+def _choose(candidates: dict[str, dict[str, float]]) -> str:
+    """Return the fastest whose success is near that of the best classical one; a tie of 5 % goes to the simpler."""
+    best = max(it["success"] for name, it in candidates.items() if name.startswith("tuned"))
+    enough = {name: it["seconds"] for name, it in candidates.items() if it["success"] >= best - MARGIN}
+    fastest = min(enough.values())
+    return next(name for name, seconds in enough.items() if seconds <= 1.05 * fastest)
+
+
+def _classical_starts(candidates: dict[str, dict[str, float]]) -> int:
+    """Return the number of starts of the classical candidate that solves most."""
+    classical = [name for name in candidates if name.startswith("tuned")]
+    best = max(classical, key=lambda name: candidates[name]["success"])
+    return int(best.split()[1])
+
+
+def _break_even(learning: float, rival: float, ours: float) -> float | None:
+    """Return how many instances repay the learning; None for never."""
+    return float(math.ceil(learning / (rival - ours))) if rival > ours else None
