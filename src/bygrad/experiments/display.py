@@ -90,7 +90,7 @@ class Display:
         speed = (last - first) / (now - begun) if now > begun else 0.0
         steps = f"{event.step}/{self.meta_steps}" if self.seconds is None else f"{event.step} meta-steps"
         note = f"{steps}  meta-loss {smooth:.4g}{self._particles(event)}"
-        note += f"  {speed:.1f} meta-steps/s"
+        note += f"  {speed:.1f} meta-steps/s" if speed >= 1 or not speed else f"  {1 / speed:.1f} s a meta-step"
         left = (self.meta_steps - event.step) / speed if speed else math.nan
         if self.seconds is None:
             self._show("meta-training", event.step, self.meta_steps, note)
