@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from .._core.files import write_text_atomically
 from ..deploy.jax import load
@@ -21,7 +22,7 @@ from .work import Kept, evaluate, meta_training_results, train
 PLAIN = "paper/mnist"
 """The LSTM of the paper's experiment, learned from what it achieves in runs of 100 steps."""
 
-TEACHER = Adam(5.6e-3, b2=0.9)
+TEACHER = Adam(jnp.asarray(5.6e-3), b2=jnp.asarray(0.9))
 """At the rate that is best for long runs, with a second moment of ten steps: a memory that an LSTM can learn to have
 in runs of a few hundred, and then nothing in what it does depends on how many steps have gone."""
 

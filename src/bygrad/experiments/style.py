@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax.numpy as jnp
+
 from ..evaluation import Protocol
 from ..metagrads import Clone
 from ..optimizers import LSTM, AdamWCosine
@@ -19,7 +21,7 @@ _PAPER = Recipe(
     meta_steps=2_500,
     meta_learning_rate=1e-2,
     warmup=20,
-    estimator=Clone(AdamWCosine(40.0, b2=0.8, weight_decay=0.0)),
+    estimator=Clone(AdamWCosine(jnp.asarray(40.0), b2=jnp.asarray(0.8), weight_decay=jnp.asarray(0.0))),
     validate_every=500,
     validation_runs=4,
     select="final",
