@@ -63,11 +63,9 @@ def _draw_losses(axes: "matplotlib.axes.Axes", optimizers: Mapping[str, Any], ke
     for order, (name, entry) in enumerate(optimizers.items()):
         learned = entry["kind"] == "learned"
         curve = floats(entry.get(key) or entry["curve"])
-        steps = _thin(np.arange(len(curve)))
-        line = {"color": palette[name], "linestyle": _dashes(name, entry)}
-        axes.plot(
-            steps, _thin(curve), linewidth=2.0 if learned else 1.2, zorder=30 + order if learned else 10 + order, **line
-        )
+        steps, width, level = _thin(np.arange(len(curve))), *((2.0, 30) if learned else (1.2, 10))
+        line = {"color": palette[name], "linestyle": _dashes(name, entry), "linewidth": width, "zorder": level + order}
+        axes.plot(steps, _thin(curve), **line)
         is_main = key == "curve" or not entry.get(key)
         if is_main and entry.get("curve_low") and entry.get("curve_high"):
             low, high = floats(entry["curve_low"]), floats(entry["curve_high"])
@@ -84,7 +82,7 @@ def _draw_losses(axes: "matplotlib.axes.Axes", optimizers: Mapping[str, Any], ke
 
 
 def _thin(values: np.ndarray) -> np.ndarray:
-    """Return means of neighbours of long curves, so many that a point is some thousandth of the figure's width."""
+    """Return a short curve as it is; of a long one the means of neighbours, some 500 points in all."""
     together = len(values) // 500
     return values if together < 4 else values[: len(values) // together * together].reshape(-1, together).mean(axis=1)
 
