@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from bygrad.optimizers import HAND_DESIGNED, FromOptax, declare, parameter_count
+from bygrad.optimizers import HAND_DESIGNED, AdamWCosine, FromOptax, declare, parameter_count
 
 STEPS = 100
 Gradient = Callable[[np.ndarray], np.ndarray]
@@ -48,7 +48,9 @@ def rmsprop(x: np.ndarray, gradient: Gradient) -> Iterator[np.ndarray]:
         x = x - 1e-2 * g / (np.sqrt(square) + 1e-8)
 
 
-def adam(x: np.ndarray, gradient: Gradient, decay: float = 0.0, horizon: int | None = None) -> Iterator[np.ndarray]:
+def adam(
+    x: np.ndarray, gradient: Gradient, decay: float = 0.0, horizon: int | None = None, warmup: int = 1
+) -> Iterator[np.ndarray]:
     mean, square, t = np.zeros_like(x), np.zeros_like(x), 0
     while True:
         yield x
@@ -56,7 +58,7 @@ def adam(x: np.ndarray, gradient: Gradient, decay: float = 0.0, horizon: int | N
         mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g * g
         step = mean / (1 - 0.9**t) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
         rate = 1e-2 if horizon is None else 1e-2 * (1 + np.cos(np.pi * min((t - 1) / horizon, 1))) / 2
-        x = x - rate * (step + decay * x)
+        x = x - min(t / warmup, 1) * rate * (step + decay * x)
 
 
 def adamw(x: np.ndarray, gradient: Gradient) -> Iterator[np.ndarray]:
@@ -112,6 +114,16 @@ def test_a_hundred_steps_equal_the_formulas(name):
     np.testing.assert_allclose(points, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("warmup", [10, 0, 1, 7])
+def test_the_rate_rises_over_the_warmup(warmup):
+    x, gradient = problem()
+    reference = adam(x, gradient, decay=1e-2, horizon=80, warmup=max(1, warmup))
+    expected = np.stack([point for point, _ in zip(reference, range(STEPS), strict=False)])
+    with jax.enable_x64(True):
+        points = path(declare(AdamWCosine(learning_rate=1e-2, warmup=warmup), 80), x, gradient)
+    np.testing.assert_allclose(points, expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("name", "field", "values"),
     [
@@ -121,6 +133,7 @@ def test_a_hundred_steps_equal_the_formulas(name):
         ("Adam", "b1", [0.0, 0.5, 0.99]),
         ("Adam", "b2", [0.5, 0.9, 0.9999]),
         ("AdamW", "weight_decay", [0.0, 0.1, 1.0]),
+        ("AdamWCosine", "warmup", [0.0, 3.0, 20.0]),
     ],
 )
 def test_a_batch_of_hyperparameters_is_a_batch_of_optimizers(name, field, values):

@@ -120,13 +120,15 @@ class AdamW(FromOptax):
 class AdamWCosine(FromOptax, Scheduled):
     r"""`AdamW` with a learning rate that falls along half a cosine, from $\eta$ to 0 at the horizon.
 
-    The horizon is declared, as to every optimizer with a schedule (`declare`).
+    Over the first `warmup` updates the rate rises in proportion, beside the cosine: update $t$ of them, from 1, has its
+    $t$ / `warmup`. The horizon is declared, as to every optimizer with a schedule (`declare`).
     """
 
     learning_rate: Float[Array, "..."] = _hyperparameter(1e-2)
     b1: Float[Array, "..."] = _hyperparameter(0.9)
     b2: Float[Array, "..."] = _hyperparameter(0.999)
     weight_decay: Float[Array, "..."] = _hyperparameter(1e-2)
+    warmup: Float[Array, "..."] = _hyperparameter(0.0)
     horizon: Int[Array, ""] = eqx.field(converter=lambda steps: jnp.asarray(steps, jnp.int32), default=1_000)
 
     def declare(self, horizon: int | Int[Array, ""]) -> "AdamWCosine":
@@ -134,7 +136,8 @@ class AdamWCosine(FromOptax, Scheduled):
 
     def transformation(self) -> optax.GradientTransformation:
         def rate(count: Any) -> Array:
-            part = jnp.minimum(count.astype(self.learning_rate.dtype) / self.horizon, 1)
-            return self.learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * part))
+            count = count.astype(self.learning_rate.dtype)
+            warm = jnp.minimum((count + 1) / jnp.maximum(self.warmup, 1), 1)
+            return self.learning_rate * warm * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(count / self.horizon, 1)))
 
         return optax.adamw(rate, b1=self.b1, b2=self.b2, eps=1e-8, eps_root=_UNDER_ROOT, weight_decay=self.weight_decay)
