@@ -12,12 +12,10 @@ from .declaration import Experiment, Level, Setting
 from .pictures import paintings
 
 # A gradient costs many times what the optimizer costs, and recorded runs of a good teacher need none: of Adam with the
-# rate, the decays and the schedule that end lowest on training photographs; the warm-up matters most. To learn from what
-# is achieved as well, over windows or by where whole runs end, made a clone no better: in windows it learns to be fast,
-# and pays for it at the end.
-TEACHER = AdamWCosine(
-    jnp.asarray(48.0), b2=jnp.asarray(0.8), weight_decay=jnp.asarray(0.0), warmup=jnp.asarray(20.0)
-)
+# rate, the decays and the schedule that end lowest on training photographs; the warm-up matters most. To learn from
+# what is achieved as well, over windows or by where whole runs end, made a clone no better: in windows it learns to be
+# fast, and pays for it at the end.
+TEACHER = AdamWCosine(jnp.asarray(48.0), b2=jnp.asarray(0.8), weight_decay=jnp.asarray(0.0), warmup=jnp.asarray(20.0))
 _PAPER = Recipe(
     horizon=128,
     truncation=128,
