@@ -13,7 +13,16 @@ from ..deploy.jax import export, versions
 from ..evaluation import Sheet, area, final, run_curves, strict_json, write_page
 from ..metagrads import NRES, Members
 from ..optimizers import Adam, Controller, Optimizer, declare
-from ..problems import Mixture, MLPClassifier, ProblemFamily, Quadratic, describe_family, load_images
+from ..problems import (
+    CharacterModel,
+    ConvClassifier,
+    Mixture,
+    MLPClassifier,
+    ProblemFamily,
+    Quadratic,
+    describe_family,
+    load_images,
+)
 from ..problems.data import shrink
 from ..problems.mlp import Activation
 from ..training import Recipe, describe, is_begun
@@ -31,16 +40,20 @@ RECIPE = Recipe(
     shortest=100,
     truncation=20,
     instances=8,
-    meta_steps=300,
-    meta_learning_rate=1e-3,
+    meta_steps=1_500,
+    meta_learning_rate=2e-3,
     clip=1.0,
     estimator=Members(NRES(sigma=0.02, robust=True)),
-    validate_every=100,
+    validate_every=250,
     validation_runs=8,
     final_window=20,
     meta_b2=0.99,
     warmup=20,
 )
+RECIPES: dict[Budget, Recipe] = {
+    "quick": dataclasses.replace(RECIPE, meta_steps=100, validate_every=50),
+    "paper": RECIPE,
+}
 
 
 def digits(
@@ -54,11 +67,10 @@ def digits(
     pixels: int = PIXELS,
 ) -> MLPClassifier:
     """A perceptron on the training images, averaged to `pixels` x `pixels`."""
-    loaded = load_images(data)
-    images = shrink(loaded.x_train.reshape(len(loaded.x_train), 28, 28), pixels)
+    images, labels = _small(data, pixels)
     return MLPClassifier(
         jnp.asarray(images.reshape(len(images), -1)),
-        jnp.asarray(loaded.y_train),
+        jnp.asarray(labels),
         hidden=hidden,
         layers=layers,
         activation=activation,
@@ -67,19 +79,52 @@ def digits(
     )
 
 
+def convolutional(channels: tuple[int, ...], *, batch: int, data: str = "mnist") -> ConvClassifier:
+    """A convolutional network on the same images."""
+    images, labels = _small(data, PIXELS)
+    return ConvClassifier(
+        jnp.asarray(images[..., None]),
+        jnp.asarray(labels),
+        channels=channels,
+        kernel=3,
+        hidden=16,
+        activation="relu",
+        scale=0.1,
+        batch=batch,
+    )
+
+
+def characters(width: int, window: int, *, batch: int) -> CharacterModel:
+    """A transformer on the text that comes with the package."""
+    return dataclasses.replace(CharacterModel.embedded("train", batch=batch), width=width, window=window)
+
+
+def _small(data: str, pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    loaded = load_images(data)
+    return shrink(loaded.x_train.reshape(len(loaded.x_train), 28, 28), pixels), loaded.y_train
+
+
 def mixture(data: str = "mnist") -> Mixture:
-    """What the controller is meta-trained on: depths 0 to 4, activations, widths, batch sizes, and quadratics."""
+    """What the controller is meta-trained on: depths 0 to 5, activations, widths, initial scales, batch sizes,
+    convolution, attention, and quadratics; weighted so that their mean losses are alike."""
     return Mixture(
         (
-            digits(1, 32, "relu", data=data, scale=0.1),
-            digits(2, 24, "tanh", data=data, batch=32),
-            digits(3, 24, "gelu", data=data),
-            digits(4, 20, "relu", data=data, scale=0.3),
-            digits(1, 48, "sigmoid", data=data, batch=128),
             digits(0, 1, "relu", data=data, scale=0.01),
+            digits(1, 32, "relu", data=data, scale=0.1),
+            digits(1, 48, "sigmoid", data=data, batch=128),
+            digits(1, 24, "gelu", data=data, scale=0.6, batch=256),
+            digits(2, 24, "tanh", data=data, batch=32),
+            digits(2, 16, "sigmoid", data=data, scale=0.5),
+            digits(3, 24, "gelu", data=data),
+            digits(3, 32, "relu", data=data, scale=0.3, batch=32),
+            digits(4, 20, "relu", data=data, scale=0.3),
+            digits(5, 24, "tanh", data=data, scale=0.25),
+            convolutional((8,), batch=32, data=data),
+            characters(16, 8, batch=8),
+            characters(32, 8, batch=8),
             Quadratic(10),
         ),
-        weights=(*[1.0] * 6, 0.3),
+        weights=(*[1.0] * 11, 0.15, 0.15, 1.0),
     )
 
 
@@ -89,6 +134,8 @@ def held_out(data: str = "mnist") -> dict[str, ProblemFamily]:
         "1 x 96 gelu": digits(1, 96, "gelu", data=data),
         "2 x 40 relu": digits(2, 40, "relu", data=data, scale=0.15),
         "4 x 32 elu": digits(4, 32, "elu", data=data),
+        "convolutional, 6-6": convolutional((6, 6), batch=48, data=data),
+        "characters, width 24": characters(24, 12, batch=12),
     }
 
 
@@ -98,16 +145,16 @@ def _carry_out(task: Task) -> dict[str, Any]:
     Leaves there `controller.safetensors`, with the recipe and the scores of all seeds in its manifest, and a folder for
     every seed.
     """
-    seeds = list(range(task.seed, task.seed + SEEDS[task.budget]))
+    seeds, recipe = list(range(task.seed, task.seed + SEEDS[task.budget])), RECIPES[task.budget]
     identity = {"experiment": GENERAL.name, "budget": task.budget, "seed": task.seed, "data": task.data}
-    claim(task.folder, identity | {"recipe": describe(RECIPE)}, task.resume)
+    claim(task.folder, identity | {"recipe": describe(recipe)}, task.resume)
     family, scores, optimizers = mixture(task.data), {}, {}
     for seed in seeds:
         part = task.folder / f"seed-{seed}"
         trained = train(
             Controller(jax.random.key(seed)),
             family,
-            dataclasses.replace(RECIPE, seed=seed),
+            dataclasses.replace(recipe, seed=seed),
             part,
             task.display,
             name=f"general/controller-{seed}",
@@ -124,7 +171,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
         training={
             "command": f"bygrad reproduce general --budget {task.budget} --seed {task.seed}",
             "mixture": [describe_family(member) for member in family.members],
-            "recipe": describe(RECIPE),
+            "recipe": describe(recipe),
             "seeds": seeds,
             "chosen_seed": chosen,
         },
