@@ -12,9 +12,11 @@ import bygrad
 from bygrad.experiments.specialize import (
     VALIDATIONS,
     Specialized,
+    _start,
     choose_recipe,
     pace_of,
     parse_budget,
+    protocol_of,
     sentences,
     specialize,
 )
@@ -76,6 +78,22 @@ def test_what_is_done_is_not_done_again(done, folder):
         specialize(Bowl(), "3s", horizon=HORIZON, folder=folder)
     with pytest.raises(ValueError, match="holds another experiment"):
         specialize(Bowl(), "20s", horizon=HORIZON, folder=folder, resume=True)
+
+
+def test_it_starts_from_the_better_of_two_controllers():
+    protocol = protocol_of(HORIZON, 8, 0)
+    good, bad = Controller(jax.random.key(1), learning_rate=0.1), Controller(jax.random.key(1), learning_rate=1e-6)
+    start, origin = _start(good, 0.03, Bowl(), protocol)
+    assert (start.learning_rate, int(start.horizon), origin) == (0.1, HORIZON, "pretrained")
+    for known in (bad, None):
+        start, origin = _start(known, 0.03, Bowl(), protocol)
+        assert (start.learning_rate, int(start.horizon), origin) == (0.03, HORIZON, "tuned Adam, 0.03")
+
+
+def test_only_a_controller_can_be_started_from(tmp_path):
+    with pytest.raises(ValueError, match="paper/mnist is a trained LSTM, but only a Controller"):
+        specialize(Bowl(), "3s", horizon=HORIZON, folder=tmp_path / "new", pretrained="paper/mnist")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_family_without_held_out_data_is_refused_before_anything_is_written(tmp_path):

@@ -126,6 +126,9 @@ def specialize(
         Literal["training", "validation"], arg(help="What counts: the training loss, or the loss on held-out data.")
     ] = "training",
     horizon: Annotated[int, arg(help="Steps of a run.")] = 400,
+    pretrained: Annotated[
+        str, arg(help="Controller to start from where it does better than tuned Adam; none starts as that.")
+    ] = "general/controller",
     out: Folder = None,
     resume: Resume = False,
     seed: Seed = 0,
@@ -145,6 +148,7 @@ def specialize(
             budget,
             objective=objective,
             horizon=horizon,
+            pretrained=None if pretrained == "none" else pretrained,
             folder=folder,
             resume=resume,
             seed=seed,

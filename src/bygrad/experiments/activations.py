@@ -34,6 +34,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
         find_family(LEARNED_ON, data=task.data),
         SECONDS[task.budget],
         horizon=HORIZON,
+        pretrained=None,  # it has seen other activations
         folder=task.folder / "sigmoid",
         resume=(task.folder / "sigmoid").exists(),
         seed=task.seed,

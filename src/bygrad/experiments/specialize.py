@@ -43,6 +43,9 @@ Objective = Literal["training", "validation"]
 BASELINES = ("Nesterov", "Adam", "AdamWCosine")
 """What is tuned to compare with: the best of the hand-designed ones on networks, with and without a schedule."""
 
+PRETRAINED = "general/controller"
+"""What is started from where it does better than the tuned Adam."""
+
 PILOT_STEPS = 6
 VALIDATIONS = 12
 FEW_META_STEPS = 500
@@ -65,6 +68,7 @@ def specialize(
     *,
     objective: Objective = "training",
     horizon: int = 400,
+    pretrained: str | None = PRETRAINED,
     folder: Path | str = "runs/specialize",
     resume: bool = False,
     seed: int = 0,
@@ -74,31 +78,44 @@ def specialize(
 ) -> Specialized:
     """Learn an optimizer for `family` in the time given, and say what it is worth.
 
-    Tunes the hand-designed baselines on held-out instances; starts a `Controller` as the tuned Adam; meta-trains it
-    with noise-reuse evolution strategies until the budget is spent, keeping what is best on held-out instances; and
-    compares on fresh ones, in steps and in seconds. If what was learned is no better there than where it started, the
-    start is what is returned, and said to be. All settings are chosen here.
+    Tunes the hand-designed baselines on held-out instances; starts from the better of two controllers, the tuned Adam
+    and the pretrained one; meta-trains it with noise-reuse evolution strategies until the budget is spent, keeping what
+    is best on held-out instances; and compares on fresh ones, in steps and in seconds. If what was learned is no better
+    there than where it started, the start is what is returned, and said to be. All settings are chosen here.
 
     **Arguments:** `budget`: time for meta-training, compilation included: seconds, or text as `90s`, `10m`, `1h`;
     tuning and comparing come on top. `objective`: `"validation"` judges by held-out data, for families that have any
-    (`ProblemFamily.held_out_loss`). `horizon`: steps of a run. `folder`: for `optimizer.safetensors`, `report.html`,
-    `results.json` and `metatraining/`. `resume`: go on with what an interrupted call left there. `runs`: fresh
-    instances to compare on.
+    (`ProblemFamily.held_out_loss`). `horizon`: steps of a run. `pretrained`: a controller that may be started from, an
+    artifact's name or file; `None` starts as the tuned Adam in any case. `folder`: for `optimizer.safetensors`,
+    `report.html`, `results.json` and `metatraining/`. `resume`: go on with what an interrupted call left there. `runs`:
+    fresh instances to compare on.
 
-    **Raises:** `ValueError`: the budget or the family cannot work, or the folder holds something else;
+    **Raises:** `ValueError`: the budget, the family or `pretrained` cannot work, or the folder holds something else;
     `NotImplementedError`: a family without held-out data and `objective="validation"`. `FileExistsError`: the folder
     is in use and `resume` is off.
     """
     seconds = parse_budget(budget)
+    known = None if pretrained is None else _pretrained(pretrained)
     folder = Path(folder)
     problems = HeldOut(family) if objective == "validation" else family
     check_family(problems, jax.random.key(seed))
     identity = {"family": describe_family(family), "objective": objective, "horizon": horizon, "seed": seed}
-    claim(folder, {"experiment": "specialize", **identity, "budget": seconds}, resume)
+    claim(folder, {"experiment": "specialize", **identity, "budget": seconds, "pretrained": pretrained}, resume)
+    protocol = protocol_of(horizon, runs, seed)
     if display is None:
         with Display(Console(quiet=True)) as quiet:
-            return _specialize(problems, family, seconds, objective, horizon, folder, seed, runs, quiet, command)
-    return _specialize(problems, family, seconds, objective, horizon, folder, seed, runs, display, command)
+            return _specialize(problems, family, seconds, objective, known, folder, protocol, quiet, command)
+    return _specialize(problems, family, seconds, objective, known, folder, protocol, display, command)
+
+
+def _pretrained(name: str) -> Controller:
+    optimizer = load(name)
+    if not isinstance(optimizer, Controller):
+        raise ValueError(
+            f"{name} is a trained {type(optimizer).__name__}, but only a Controller can be started from here: the"
+            " estimator's settings are chosen for one. Give a controller, or None to start as the tuned Adam."
+        )
+    return optimizer
 
 
 def _specialize(
@@ -106,20 +123,18 @@ def _specialize(
     family: ProblemFamily,
     seconds: float,
     objective: Objective,
-    horizon: int,
+    known: Controller | None,
     folder: Path,
-    seed: int,
-    runs: int,
+    protocol: Protocol,
     display: Display,
     command: str,
 ) -> Specialized:
-    protocol = protocol_of(horizon, runs, seed)
+    horizon, seed = protocol.horizon, protocol.seed
     tunings = kept_tunings(folder, lambda: tune_rivals(problems, protocol, display))
     levels = {name: float(np.min(tuning.area)) for name, tuning in tunings.items()}
     display.tuned("area", levels)
 
-    rate = tunings["Adam"].best_area
-    start = declare(Controller(jax.random.key(seed), learning_rate=rate), horizon)
+    start, origin = _start(known, tunings["Adam"].best_area, problems, protocol)
     recipe = _paced(choose_recipe(horizon, seconds, seed), start, problems, folder)
     trained = train(
         start,
@@ -147,9 +162,8 @@ def _specialize(
     results["meta_training"] = meta_training_results(trained, recipe, levels)
     results["seconds"]["meta_training"] = spent
     rows = results["optimizers"]
-    rows["start"]["label"] = "the start (tuned Adam)"
-    rows["start"]["note"] = f"Adam({rate:.2g}, b2=0.99): what the controller is before it learns."
-    better = _beats(trained.optimizer, start, problems, protocol)
+    rows["start"] |= {"label": f"the start ({origin})", "note": "What the controller is before it learns."}
+    better = _beats(trained.optimizer, start, problems, protocol, branch=1)
     optimizer, path = trained.optimizer if better else start, folder / "optimizer.safetensors"
     if not better:
         display.say("what was learned is no better than its start on held-out instances: the start is kept", "yellow")
@@ -170,6 +184,16 @@ def _specialize(
     return Specialized(declare(load(path), horizon), path, results)
 
 
+def _start(
+    known: Controller | None, rate: float, problems: ProblemFamily, protocol: Protocol
+) -> tuple[Controller, str]:
+    """Return the better of the tuned Adam, as a controller, and a known controller; and what it is."""
+    adam = declare(Controller(jax.random.key(protocol.seed), learning_rate=rate), protocol.horizon)
+    if known is not None and _beats(declare(known, protocol.horizon), adam, problems, protocol, branch=2):
+        return declare(known, protocol.horizon), "pretrained"
+    return adam, f"tuned Adam, {rate:.2g}"
+
+
 def protocol_of(horizon: int, runs: int, seed: int) -> Protocol:
     """How a specialized optimizer is compared."""
     return Protocol(
@@ -182,10 +206,10 @@ def tune_rivals(family: ProblemFamily, protocol: Protocol, display: Display) -> 
     return tune_baselines(family, protocol, {name: HAND_DESIGNED[name] for name in BASELINES}, watch=display.phase)
 
 
-def _beats(learned: Optimizer, start: Optimizer, family: ProblemFamily, protocol: Protocol) -> bool:
-    """Whether what was learned has the lower mean area, on instances that are used for nothing else: those of the
-    report would flatter the one that is chosen on them."""
-    key = jax.random.fold_in(protocol.keys[1], 1)
+def _beats(learned: Optimizer, start: Optimizer, family: ProblemFamily, protocol: Protocol, branch: int) -> bool:
+    """Whether what was learned has the lower mean area, on instances that are used for nothing else (a `branch` of the
+    key for every question): those of the report would flatter the one that is chosen on them."""
+    key = jax.random.fold_in(protocol.keys[1], branch)
     runs = min(32, protocol.runs)
     curves = [
         run_curves(it, family, key, horizon=protocol.horizon, runs=runs, chunk=protocol.chunk)[0]
