@@ -8,7 +8,7 @@ from bygrad.deploy.jax import load as load_optimizer
 from bygrad.evaluation import area, run_curves
 from bygrad.experiments.general import RECIPE, digits, held_out, mixture
 from bygrad.optimizers import Adam, declare
-from bygrad.problems import MLPClassifier
+from bygrad.problems import ProblemFamily, describe_family
 from bygrad.problems.data import shrink
 from bygrad.training import describe
 
@@ -22,12 +22,14 @@ def test_images_become_means_of_squares():
 
 
 def test_the_seed_is_chosen_on_networks_that_the_mixture_has_none_of():
-    def kind(family: MLPClassifier) -> tuple:
-        return family.images.shape[1], family.layers, family.hidden, family.activation
+    def architecture(family: ProblemFamily) -> str:
+        names = ("name", "layers", "hidden", "activation", "channels", "width", "window", "dimension")
+        return str({name: value for name, value in describe_family(family).items() if name in names})
 
-    seen = {kind(member) for member in mixture().members if isinstance(member, MLPClassifier)}
-    assert len(seen) == 6
-    assert seen.isdisjoint(map(kind, held_out().values()))
+    members = mixture().members
+    seen = set(map(architecture, members))
+    assert len(seen) == len(members) == len(mixture().weights)
+    assert seen.isdisjoint(map(architecture, held_out().values()))
 
 
 def test_the_shipped_controller_says_how_to_make_it_again():
