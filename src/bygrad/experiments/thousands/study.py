@@ -99,8 +99,9 @@ def compare(task: Task, effort: Effort, cases: Sequence[Case]) -> dict[str, Any]
             task.display.say(f"{case.name} was not compared: {error}", "yellow")
         results = results_of(blocks, problems, around, task, dataclasses.asdict(effort))
         write_text_atomically(task.folder / "results.json", json.dumps(strict_json(results), indent=1))
-        with contextlib.suppress(ImportError):  # what draws is not installed; that is told at the end
-            write(task.folder, results)  # after every family: the next takes minutes
+        if case is not cases[-1]:  # after every family: the next takes minutes
+            with contextlib.suppress(ImportError):  # what draws is not installed; that is told at the end
+                write(task.folder, results)
     write(task.folder, results)
     return results
 
