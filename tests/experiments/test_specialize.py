@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import bygrad
+from bygrad.deploy.jax import export
 from bygrad.experiments.specialize import (
     VALIDATIONS,
     Specialized,
@@ -66,6 +67,7 @@ def test_it_leaves_an_optimizer_with_its_evidence(done, folder):
     manifest = bygrad.artifacts.load(done.path).manifest
     assert manifest.validation["mean_loss"] == worth["mean_loss"]
     assert manifest.training["recipe"]["estimator"]["name"] == "NRES"
+    assert f"({manifest.training['start']})" in rows["start"]["label"]
     told = "runs that repay the meta-training" in (folder / "report.html").read_text()
     assert told == (worth["break_even_runs"] is not None)
 
@@ -80,14 +82,16 @@ def test_what_is_done_is_not_done_again(done, folder):
         specialize(Bowl(), "20s", horizon=HORIZON, folder=folder, resume=True)
 
 
-def test_it_starts_from_the_better_of_two_controllers():
+def test_it_starts_from_the_better_of_two_controllers(tmp_path):
     protocol = protocol_of(HORIZON, 8, 0)
-    good, bad = Controller(jax.random.key(1), learning_rate=0.1), Controller(jax.random.key(1), learning_rate=1e-6)
-    start, origin = _start(good, 0.03, Bowl(), protocol)
-    assert (start.learning_rate, int(start.horizon), origin) == (0.1, HORIZON, "pretrained")
-    for known in (bad, None):
-        start, origin = _start(known, 0.03, Bowl(), protocol)
-        assert (start.learning_rate, int(start.horizon), origin) == (0.03, HORIZON, "tuned Adam, 0.03")
+    for rate, chosen in ((0.1, "pretrained"), (1e-6, "tuned Adam")):
+        file = str(tmp_path / f"{rate}.safetensors")
+        export(Controller(jax.random.key(1), learning_rate=rate), file, name="mine/known", training={}, validation={})
+        start, origin = _start(file, 0.03, Bowl(), protocol)
+        better = chosen == "pretrained"
+        assert (start.learning_rate, int(start.horizon)) == (rate if better else 0.03, HORIZON)
+        assert origin == (file if better else "tuned Adam, 0.03")
+    assert _start(None, 0.03, Bowl(), protocol)[1] == "tuned Adam, 0.03"
 
 
 def test_only_a_controller_can_be_started_from(tmp_path):

@@ -95,7 +95,8 @@ def specialize(
     is in use and `resume` is off.
     """
     seconds = parse_budget(budget)
-    known = None if pretrained is None else _pretrained(pretrained)
+    if pretrained is not None:
+        _pretrained(pretrained)  # refused before anything is written
     folder = Path(folder)
     problems = HeldOut(family) if objective == "validation" else family
     check_family(problems, jax.random.key(seed))
@@ -104,8 +105,8 @@ def specialize(
     protocol = protocol_of(horizon, runs, seed)
     if display is None:
         with Display(Console(quiet=True)) as quiet:
-            return _specialize(problems, family, seconds, objective, known, folder, protocol, quiet, command)
-    return _specialize(problems, family, seconds, objective, known, folder, protocol, display, command)
+            return _specialize(problems, family, seconds, objective, pretrained, folder, protocol, quiet, command)
+    return _specialize(problems, family, seconds, objective, pretrained, folder, protocol, display, command)
 
 
 def _pretrained(name: str) -> Controller:
@@ -123,7 +124,7 @@ def _specialize(
     family: ProblemFamily,
     seconds: float,
     objective: Objective,
-    known: Controller | None,
+    pretrained: str | None,
     folder: Path,
     protocol: Protocol,
     display: Display,
@@ -134,7 +135,7 @@ def _specialize(
     levels = {name: float(np.min(tuning.area)) for name, tuning in tunings.items()}
     display.tuned("area", levels)
 
-    start, origin = _start(known, tunings["Adam"].best_area, problems, protocol)
+    start, origin = _start(pretrained, tunings["Adam"].best_area, problems, protocol)
     recipe = _paced(choose_recipe(horizon, seconds, seed), start, problems, folder)
     trained = train(
         start,
@@ -175,7 +176,7 @@ def _specialize(
         optimizer,
         path,
         name=f"mine/{type(family).__name__.lower()}",
-        training=load_artifact(path).manifest.training | {"objective": objective, "seconds": spent},
+        training=load_artifact(path).manifest.training | {"start": origin, "objective": objective, "seconds": spent},
         validation=strict_json(results["specialization"]),
     )
     write_report(results, folder)
@@ -184,13 +185,13 @@ def _specialize(
     return Specialized(declare(load(path), horizon), path, results)
 
 
-def _start(
-    known: Controller | None, rate: float, problems: ProblemFamily, protocol: Protocol
-) -> tuple[Controller, str]:
-    """Return the better of the tuned Adam, as a controller, and a known controller; and what it is."""
+def _start(pretrained: str | None, rate: float, problems: ProblemFamily, protocol: Protocol) -> tuple[Controller, str]:
+    """Return the better of the tuned Adam, as a controller, and the pretrained one; and which it is."""
     adam = declare(Controller(jax.random.key(protocol.seed), learning_rate=rate), protocol.horizon)
-    if known is not None and _beats(declare(known, protocol.horizon), adam, problems, protocol, branch=2):
-        return declare(known, protocol.horizon), "pretrained"
+    if pretrained is not None:
+        known = declare(_pretrained(pretrained), protocol.horizon)
+        if _beats(known, adam, problems, protocol, branch=2):
+            return known, pretrained
     return adam, f"tuned Adam, {rate:.2g}"
 
 

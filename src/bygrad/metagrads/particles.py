@@ -69,8 +69,8 @@ def directions(
     def one(key: PRNGKeyArray, step: Any) -> list[Array]:
         key = jax.random.fold_in(key, DIRECTION_BRANCH)
         key = key if step is None else jax.random.fold_in(key, step)
-        # Each leaf has a key of its own, and all are drawn by one operation, since each takes XLA a second to compile.
-        # Of a longer draw from the same key, the beginning is the same.
+        # Each leaf has a key of its own, and all are drawn by one operation, since each of these is slow to compile. Of
+        # a longer draw from the same key, the beginning is the same.
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(len(leaves)))
         normals = jax.vmap(lambda key: jax.random.normal(key, (largest,)))(keys)
         return [
