@@ -15,6 +15,7 @@ from bygrad.optimizers import (
     HAND_DESIGNED,
     LEARNED,
     LSTM,
+    AdamWCosine,
     Controller,
     Learned,
     Nesterov,
@@ -52,6 +53,8 @@ def build(name: str, x64: bool) -> Optimizer:
         if kind is Partition:
             parts = {"biases": Nesterov(), "rest": eqx.filter_jit(LSTM)(jax.random.key(0), (4, 3))}
             return Partition(parts=parts, rules=(("*bias", "biases"), ("*", "rest")))
+        if kind is AdamWCosine:
+            return kind(warmup=3.0)  # without one, there would be no gradient of it to compare
         if not issubclass(kind, Learned):
             return kind()
         small = () if kind is Controller else ((4, 3),)
