@@ -6,19 +6,11 @@ import numpy as np
 from bygrad.artifacts import find, load
 from bygrad.deploy.jax import load as load_optimizer
 from bygrad.evaluation import area, run_curves
-from bygrad.experiments.general import RECIPE, digits, held_out, mixture
+from bygrad.experiments.general import RECIPE, held_out, mixture
+from bygrad.experiments.small_networks import perceptron
 from bygrad.optimizers import Adam, declare
-from bygrad.problems import ProblemFamily, describe_family
-from bygrad.problems.data import shrink
+from bygrad.problems import ProblemFamily, describe_family, load_images
 from bygrad.training import describe
-
-
-def test_images_become_means_of_squares():
-    images = np.random.default_rng(0).integers(0, 256, (2, 28, 28), dtype=np.uint8)
-    small = shrink(images, 8)
-    assert small.shape == (2, 8, 8) and small.dtype == np.uint8
-    np.testing.assert_array_equal(small[1, 2, 3], np.round(images[1, 8:11, 11:14].mean()))
-    np.testing.assert_array_equal(shrink(images, 28), images)
 
 
 def test_the_seed_is_chosen_on_networks_that_the_mixture_has_none_of():
@@ -41,7 +33,7 @@ def test_the_shipped_controller_says_how_to_make_it_again():
 
 
 def test_the_shipped_controller_beats_adam_on_a_network_that_it_has_not_seen():
-    family, horizon = digits(2, 12, "elu"), 150
+    family, horizon = perceptron(load_images("mnist"), layers=2, hidden=12, activation="elu", scale=0.2), 150
     ours, *theirs = (
         run_curves(declare(it, horizon), family, jax.random.key(5), horizon=horizon, runs=4, chunk=4)[0]
         for it in (load_optimizer("general/controller"), Adam(1e-3), Adam(3e-3))

@@ -18,9 +18,9 @@ from bygrad.experiments.specialize import (
     pace_of,
     parse_budget,
     protocol_of,
-    sentences,
     specialize,
 )
+from bygrad.experiments.worth import sentences
 from bygrad.optimizers import Controller
 from bygrad.problems import ProblemFamily
 

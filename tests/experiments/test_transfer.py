@@ -10,8 +10,9 @@ from rich.console import Console
 
 from bygrad.evaluation import strict_json
 from bygrad.experiments import STUDIES, Display
+from bygrad.experiments.small_networks import perceptron
 from bygrad.experiments.study import Task
-from bygrad.experiments.transfer import RATES, ROWS, Effort, LossTimes, carry_out_rows, choose, digits
+from bygrad.experiments.transfer import RATES, ROWS, Effort, LossTimes, carry_out_rows, choose
 from bygrad.experiments.transfer_report import CALIBRATED, aggregate, calibrate
 from bygrad.optimizers import TRANSFER_BASELINES, Controller
 from bygrad.problems import ImageData, check_family, load_images
@@ -39,7 +40,7 @@ def test_rows_differ_in_what_they_say():
 
 
 def test_a_loss_times_a_constant_has_the_same_start():
-    family = digits(images(), "train")
+    family = perceptron(images(), "train")
     scaled = LossTimes(family, 1e3)
     params = scaled.init((), jax.random.key(0))
     key = jax.random.key(1)

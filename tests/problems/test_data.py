@@ -220,6 +220,23 @@ def test_data_is_checked_without_a_file_too(arrays: Arrays) -> None:
         ImageData("mine", **arrays)
 
 
+def test_images_become_means_of_squares() -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (2, 28, 28), dtype=np.uint8), np.array([0, 1], np.int32)
+    data = ImageData("random", images, labels, images, labels)
+    small = data.shrunk(8)
+    assert small.x_train.shape == small.x_test.shape == (2, 8, 8) and small.x_train.dtype == np.uint8
+    np.testing.assert_array_equal(small.x_train[1, 2, 3], np.round(images[1, 8:11, 11:14].mean()))
+    np.testing.assert_array_equal(data.shrunk(28).x_train, images)
+
+
+@pytest.mark.parametrize(("shape", "pixels"), [((8, 6), 4), ((8, 8), 9), ((8, 8, 3), 0)])
+def test_images_that_cannot_be_averaged_over_squares(shape: tuple[int, ...], pixels: int) -> None:
+    images, labels = np.zeros((2, *shape), np.uint8), np.array([0, 1], np.int32)
+    with pytest.raises(ValueError, match=rf"zeros holds images of {shape[0]} x {shape[1]} pixels.*Use square ones"):
+        ImageData("zeros", images, labels, images, labels).shrunk(pixels)
+
+
 def test_nothing_can_download_unless_asked() -> None:
     code = (
         "import sys; from bygrad.problems.data import load_images; load_images(); "

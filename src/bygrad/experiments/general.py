@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .._core.files import write_text_atomically
@@ -13,28 +12,16 @@ from ..deploy.jax import export, versions
 from ..evaluation import Sheet, area, final, run_curves, strict_json, write_page
 from ..metagrads import NRES, Members
 from ..optimizers import Adam, Controller, Optimizer, declare
-from ..problems import (
-    CharacterModel,
-    ConvClassifier,
-    Mixture,
-    MLPClassifier,
-    ProblemFamily,
-    Quadratic,
-    describe_family,
-    load_images,
-)
-from ..problems.data import shrink
-from ..problems.mlp import Activation
+from ..problems import CharacterModel, Mixture, ProblemFamily, Quadratic, describe_family, load_images
 from ..training import Recipe, describe, is_begun
 from .declaration import Budget
 from .reproduce import claim
+from .small_networks import PIXELS, convolutional, perceptron
 from .study import Study, Task
 from .work import train
 
 SEEDS: dict[Budget, int] = {"quick": 1, "paper": 3}
 """How many controllers are meta-trained, to choose one of."""
-PIXELS = 8
-
 RECIPE = Recipe(
     horizon=800,
     shortest=100,
@@ -56,70 +43,28 @@ RECIPES: dict[Budget, Recipe] = {
 }
 
 
-def digits(
-    layers: int,
-    hidden: int,
-    activation: Activation,
-    *,
-    scale: float = 0.2,
-    batch: int = 64,
-    data: str = "mnist",
-    pixels: int = PIXELS,
-) -> MLPClassifier:
-    """A perceptron on the training images, averaged to `pixels` x `pixels`."""
-    images, labels = _small(data, pixels)
-    return MLPClassifier(
-        jnp.asarray(images.reshape(len(images), -1)),
-        jnp.asarray(labels),
-        hidden=hidden,
-        layers=layers,
-        activation=activation,
-        scale=scale,
-        batch=batch,
-    )
-
-
-def convolutional(channels: tuple[int, ...], *, batch: int, data: str = "mnist") -> ConvClassifier:
-    """A convolutional network on the same images."""
-    images, labels = _small(data, PIXELS)
-    return ConvClassifier(
-        jnp.asarray(images[..., None]),
-        jnp.asarray(labels),
-        channels=channels,
-        kernel=3,
-        hidden=16,
-        activation="relu",
-        scale=0.1,
-        batch=batch,
-    )
-
-
 def characters(width: int, window: int, *, batch: int) -> CharacterModel:
     """A transformer on the text that comes with the package."""
     return dataclasses.replace(CharacterModel.embedded("train", batch=batch), width=width, window=window)
 
 
-def _small(data: str, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    loaded = load_images(data)
-    return shrink(loaded.x_train.reshape(len(loaded.x_train), 28, 28), pixels), loaded.y_train
-
-
 def mixture(data: str = "mnist") -> Mixture:
     """What the controller is meta-trained on: depths 0 to 5, activations, widths, initial scales, batch sizes,
     convolution, attention, and quadratics; weighted so that their mean losses are alike."""
+    images = load_images(data).shrunk(PIXELS)
     return Mixture(
         (
-            digits(0, 1, "relu", data=data, scale=0.01),
-            digits(1, 32, "relu", data=data, scale=0.1),
-            digits(1, 48, "sigmoid", data=data, batch=128),
-            digits(1, 24, "gelu", data=data, scale=0.6, batch=256),
-            digits(2, 24, "tanh", data=data, batch=32),
-            digits(2, 16, "sigmoid", data=data, scale=0.5),
-            digits(3, 24, "gelu", data=data),
-            digits(3, 32, "relu", data=data, scale=0.3, batch=32),
-            digits(4, 20, "relu", data=data, scale=0.3),
-            digits(5, 24, "tanh", data=data, scale=0.25),
-            convolutional((8,), batch=32, data=data),
+            perceptron(images, layers=0, hidden=1, activation="relu", scale=0.01),
+            perceptron(images, layers=1, hidden=32, activation="relu", scale=0.1),
+            perceptron(images, layers=1, hidden=48, activation="sigmoid", scale=0.2, batch=128),
+            perceptron(images, layers=1, hidden=24, activation="gelu", scale=0.6, batch=256),
+            perceptron(images, layers=2, hidden=24, activation="tanh", scale=0.2, batch=32),
+            perceptron(images, layers=2, hidden=16, activation="sigmoid", scale=0.5),
+            perceptron(images, layers=3, hidden=24, activation="gelu", scale=0.2),
+            perceptron(images, layers=3, hidden=32, activation="relu", scale=0.3, batch=32),
+            perceptron(images, layers=4, hidden=20, activation="relu", scale=0.3),
+            perceptron(images, layers=5, hidden=24, activation="tanh", scale=0.25),
+            convolutional(images, channels=(8,), batch=32),
             characters(16, 8, batch=8),
             characters(32, 8, batch=8),
             Quadratic(10),
@@ -130,11 +75,12 @@ def mixture(data: str = "mnist") -> Mixture:
 
 def held_out(data: str = "mnist") -> dict[str, ProblemFamily]:
     """Architectures that the mixture has none of: the seed is chosen on them."""
+    images = load_images(data).shrunk(PIXELS)
     return {
-        "1 x 96 gelu": digits(1, 96, "gelu", data=data),
-        "2 x 40 relu": digits(2, 40, "relu", data=data, scale=0.15),
-        "4 x 32 elu": digits(4, 32, "elu", data=data),
-        "convolutional, 6-6": convolutional((6, 6), batch=48, data=data),
+        "1 x 96 gelu": perceptron(images, hidden=96, activation="gelu", scale=0.2),
+        "2 x 40 relu": perceptron(images, layers=2, hidden=40, activation="relu", scale=0.15),
+        "4 x 32 elu": perceptron(images, layers=4, hidden=32, activation="elu", scale=0.2),
+        "convolutional, 6-6": convolutional(images, channels=(6, 6), batch=48),
         "characters, width 24": characters(24, 12, batch=12),
     }
 

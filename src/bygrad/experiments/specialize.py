@@ -5,7 +5,6 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,29 +13,25 @@ import numpy as np
 from rich.console import Console
 
 from .._core.files import write_text_atomically
-from .._core.programs import Program
 from ..artifacts import load as load_artifact
 from ..deploy.jax import export, load
 from ..evaluation import (
     Protocol,
     Tuning,
     area,
-    best_baseline,
-    level_row,
     run_curves,
     strict_json,
     tune_baselines,
-    with_learning_rate,
     write_report,
 )
 from ..metagrads import NRES
 from ..optimizers import HAND_DESIGNED, Controller, Optimizer, declare
 from ..problems import HeldOut, ProblemFamily, check_family, describe_family
 from ..training import Recipe, Stepped, is_begun, meta_train
-from ..unroll import loss_curves
 from .display import Display
 from .reproduce import claim, kept_tunings
 from .work import evaluate, meta_training_results, train
+from .worth import rows_of, sentences, worth_of
 
 Objective = Literal["training", "validation"]
 
@@ -50,7 +45,6 @@ PILOT_STEPS = 6
 VALIDATIONS = 12
 FEW_META_STEPS = 500
 """Below, the meta-learning-rate bounds how far the meta-parameters can get."""
-_CURVES = Program(loss_curves)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,9 +163,9 @@ def _specialize(
     if not better:
         display.say("what was learned is no better than its start on held-out instances: the start is kept", "yellow")
         rows["controller"]["note"] = "No better than its start on held-out instances: the start is what was kept."
-    worth = _worth(optimizer, rows["controller" if better else "start"], rows, problems, protocol, spent)
+    worth = worth_of(optimizer, rows["controller" if better else "start"], rows, problems, protocol, spent)
     results["specialization"] = worth | {"objective": objective, "kept": "learned" if better else "start"}
-    results["levels"] = _rows_of(worth)
+    results["levels"] = rows_of(worth)
     export(
         optimizer,
         path,
@@ -274,110 +268,6 @@ def pace_of(recipe: Recipe, left: float, step: float) -> dict[str, Any]:
     return pace | {"validate_every": max(1, round(left / step / VALIDATIONS))}
 
 
-def _worth(
-    optimizer: Optimizer,
-    ours: Mapping[str, Any],
-    rows: Mapping[str, Mapping[str, Any]],
-    family: ProblemFamily,
-    protocol: Protocol,
-    spent: float,
-) -> dict[str, Any]:
-    """Hold the kept optimizer against the best tuned baselines: in steps, in seconds, and over many runs."""
-    horizon = protocol.horizon
-    (area_label, best_area), (final_label, best_final) = (best_baseline(rows, key) for key in ("area", "final"))
-    by_label = {row["label"]: row for row in rows.values() if row["kind"] == "hand-designed"}
-    rival = with_learning_rate(HAND_DESIGNED[area_label](), by_label[area_label]["area_learning_rate"])
-    ours_step, rival_step = seconds_per_step([optimizer, rival], family, protocol)
-
-    # The same wall-clock as the rival's whole run: ours is told that its run is so much shorter, or longer.
-    same_time = max(1, math.floor(horizon * rival_step / ours_step))
-    curves, _ = run_curves(
-        optimizer, family, protocol.keys[1], horizon=same_time, runs=protocol.runs, chunk=protocol.chunk
-    )
-    saved = _seconds_saved(ours["curve"], best_final, protocol.final_window, ours_step, horizon * rival_step)
-    return {
-        "mean_loss": _mean(ours["area"]) / horizon,
-        "final_loss": _mean(ours["final"]),
-        "best_mean_baseline": area_label,
-        "best_mean_loss": best_area / horizon,
-        "best_final_baseline": final_label,
-        "best_final_loss": best_final,
-        "mean_loss_at_equal_seconds": float(np.mean(area(curves))) / same_time,
-        "steps_at_equal_seconds": same_time,
-        "seconds_per_step": ours_step,
-        "baseline_seconds_per_step": rival_step,
-        "seconds_of_meta_training": spent,
-        "seconds_saved_per_run": saved,
-        "break_even_runs": None if saved is None or saved <= 0 else math.ceil(spent / saved),
-    }
-
-
-def seconds_per_step(optimizers: list[Optimizer], family: ProblemFamily, protocol: Protocol) -> list[float]:
-    """Time single runs, problem and optimizer together: the least of several, by turns, so that what else the machine
-    does disturbs all alike."""
-    keys = jax.random.split(protocol.keys[1], 1)
-    times: list[list[float]] = [[] for _ in optimizers]
-    for _ in range(6):
-        for optimizer, taken in zip(optimizers, times, strict=True):
-            began = time.perf_counter()
-            jax.block_until_ready(_CURVES(optimizer, family, keys, protocol.horizon))
-            taken.append(time.perf_counter() - began)
-    return [min(taken[1:]) / protocol.horizon for taken in times]  # the first ones compile
-
-
-def _seconds_saved(
-    curve: list[float], level: float, window: int, ours_step: float, rival_seconds: float
-) -> float | None:
-    """Return what a run saves that may stop when it is where the best baseline ends; `None` if it never is."""
-    smooth = np.convolve(curve, np.ones(window) / window, "valid")
-    reached = np.flatnonzero(smooth <= level)
-    return float(rival_seconds - (reached[0] + window - 1) * ours_step) if reached.size else None
-
-
-def sentences(worth: Mapping[str, Any]) -> list[str]:
-    """Say in words what a specialization is worth."""
-    mean, final = (_ratio(worth[f"{key}_loss"], worth[f"best_{key}_loss"]) for key in ("mean", "final"))
-    same_time = _ratio(worth["mean_loss_at_equal_seconds"], worth["best_mean_loss"])
-    ratio = worth["seconds_per_step"] / worth["baseline_seconds_per_step"]
-    lines = [
-        f"mean loss over the run: {mean:.2f} x that of the best tuned baseline ({worth['best_mean_baseline']}) at equal"
-        f" steps, {same_time:.2f} x at equal seconds; a step takes {ratio:.2f} x as long",
-        f"final loss: {final:.2f} x that of the best tuned baseline ({worth['best_final_baseline']})",
-    ]
-    if worth["break_even_runs"] is None:
-        lines.append("it saves no time: it does not get sooner where the best tuned baseline ends")
-    else:
-        lines.append(
-            f"a run gets where the best tuned baseline ends {worth['seconds_saved_per_run']:.3g} s sooner, so"
-            f" {worth['break_even_runs']:,} runs repay the meta-training"
-        )
-    return lines
-
-
-def _ratio(ours: float, theirs: float) -> float:
-    """Return how much larger a loss is, infinite where the other one is zero."""
-    return ours / theirs if theirs > 0 else math.inf if ours > 0 else 1.0
-
-
-def _rows_of(worth: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The evidence as rows of a report: what to reach is the level of the best tuned baseline."""
-    steps = worth["steps_at_equal_seconds"]
-    rows = [
-        level_row(
-            f"mean loss at equal steps ({worth['best_mean_baseline']})", worth["best_mean_loss"], worth["mean_loss"]
-        ),
-        level_row(
-            f"mean loss at equal seconds: {steps} of our steps ({worth['best_mean_baseline']})",
-            worth["best_mean_loss"],
-            worth["mean_loss_at_equal_seconds"],
-        ),
-        level_row(f"final loss ({worth['best_final_baseline']})", worth["best_final_loss"], worth["final_loss"]),
-    ]
-    if worth["break_even_runs"] is not None:
-        rows.append(level_row("runs that repay the meta-training", None, worth["break_even_runs"]))
-    return rows
-
-
 def parse_budget(budget: str | float) -> float:
     """Read a time: a number of seconds, or text as `90s`, `10m`, `1.5h`.
 
@@ -388,8 +278,3 @@ def parse_budget(budget: str | float) -> float:
     if match is None or not float(match[1]) > 0:
         raise ValueError(f"The budget is {budget!r}, which is no time. Write seconds, or 90s, 10m, 1.5h.")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def _mean(interval: Mapping[str, float | None]) -> float:
-    mean = interval["mean"]
-    return math.inf if mean is None or not math.isfinite(mean) else mean

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,15 +17,14 @@ from ..evaluation import CONVENTION, GridRuns, Protocol, area, final, run_grid, 
 from ..evaluation.compare import summarize
 from ..evaluation.tuning import CENTRES
 from ..optimizers import TRANSFER_BASELINES, FromOptax, Optimizer
-from ..problems import CharacterModel, ConvClassifier, MLPClassifier, ProblemFamily, describe_family, load_images
-from ..problems.data import ImageData, shrink
+from ..problems import CharacterModel, MLPClassifier, ProblemFamily, describe_family, load_images
+from ..problems.data import ImageData
 from .declaration import Budget
 from .reproduce import claim
+from .small_networks import Split, convolutional, perceptron
 from .study import Study, Task
 from .transfer_report import CALIBRATED_FROM, aggregate, write_transfer_report
 from .work import machine
-
-Split = Literal["train", "test"]
 
 RATES = 13
 """Learning rates of a baseline in every row: four a decade over three decades."""
@@ -63,42 +62,12 @@ class LossTimes(ProblemFamily):
         return self.factor * self.family.loss(params, instance, key)
 
 
-def digits(images: ImageData, split: Split, **options: Any) -> MLPClassifier:
-    """The base problem, changed by options of `MLPClassifier`."""
-    base: dict[str, Any] = {"hidden": 32, "activation": "relu", "scale": 0.15, "batch": 64}
-    return MLPClassifier.from_data(small(images), split, **(base | options))
-
-
-def small(images: ImageData) -> ImageData:
-    """Images of 28 x 28 pixels as means of 3 x 3 of them, without the border: 8 x 8."""
-
-    def pool(pixels: np.ndarray) -> np.ndarray:
-        if pixels.shape[1:] != (28, 28):
-            raise ValueError(
-                f"{images.name} has images of shape {pixels.shape[1:]}, but the rows of this benchmark are made of"
-                " 28 x 28 pixels. Use the embedded digits (--data mnist), or a data set of that shape."
-            )
-        return shrink(pixels, 8)
-
-    return ImageData(images.name, pool(images.x_train), images.y_train, pool(images.x_test), images.y_test)
-
-
-def _convolutional(images: ImageData, split: Split) -> ProblemFamily:
-    pooled = small(images)
-    with_channel = ImageData(
-        pooled.name, pooled.x_train[..., None], pooled.y_train, pooled.x_test[..., None], pooled.y_test
-    )
-    return ConvClassifier.from_data(
-        with_channel, split, channels=(8, 8), kernel=3, hidden=16, activation="relu", scale=0.1, batch=64
-    )
-
-
 def _changed(**options: Any) -> Callable[[ImageData, Split], ProblemFamily]:
-    return lambda images, split: digits(images, split, **options)
+    return lambda images, split: perceptron(images, split, **options)
 
 
 def _times(factor: float) -> Callable[[ImageData, Split], ProblemFamily]:
-    return lambda images, split: LossTimes(digits(images, split), factor)
+    return lambda images, split: LossTimes(perceptron(images, split), factor)
 
 
 def _mnist(images: ImageData, split: Split) -> ProblemFamily:
@@ -112,7 +81,7 @@ ROWS = (
     Row("gelu", "activation", _changed(activation="gelu")),
     Row("128 units", "width", _changed(hidden=128)),
     Row("4 layers", "depth", _changed(layers=4, scale=0.2)),
-    Row("convolution", "architecture", _convolutional, one_by_one=True),
+    Row("convolution", "architecture", convolutional, one_by_one=True),
     Row("attention", "architecture and data: characters", lambda images, split: CharacterModel.embedded(split)),
     Row("MNIST", "data: 28 x 28 pixels", _mnist),
     Row("batch 8", "batch size", _changed(batch=8)),

@@ -14,7 +14,7 @@ from .base import ProblemFamily
 from .classifier import Activation
 from .control import QuadrotorControl
 from .convnet import ConvClassifier, with_labels
-from .data import ImageData, load_images, shrink
+from .data import ImageData, load_images
 from .dispatch import EconomicDispatch
 from .lennard_jones import LennardJones
 from .mlp import MLPClassifier
@@ -42,10 +42,7 @@ def _cifar(data: str, split: Split, labels: Sequence[int], pixels: int) -> Probl
             f"{images.name} holds images of shape {images.x_train.shape[1:]} in {images.classes} classes, and so is not"
             " CIFAR-10, which has (32, 32, 3) in 10. For other images, make a ConvClassifier in a file of your own."
         )
-    few = with_labels(images, labels)
-    if pixels < 32:
-        few = dataclasses.replace(few, x_train=shrink(few.x_train, pixels), x_test=shrink(few.x_test, pixels))
-    return ConvClassifier.from_data(few, split)
+    return ConvClassifier.from_data(with_labels(images, labels).shrunk(pixels), split)
 
 
 DIGITS = 1_400
@@ -54,16 +51,8 @@ DIGITS = 1_400
 
 def _small_digits(data: str) -> ImageData:
     """Return digits of 8 x 8 pixels, as many as the well-known set of that size has to train on."""
-    images = load_images(data)
-    if images.x_train.shape[1:] != (28, 28):
-        raise ValueError(
-            f"{images.name} holds images of shape {images.x_train.shape[1:]}, but digits are averaged from 28 x 28"
-            " pixels. Use the embedded ones (--data mnist), or others of that shape."
-        )
-    few = slice(DIGITS)
-    return dataclasses.replace(
-        images, x_train=shrink(images.x_train[few], 8), x_test=shrink(images.x_test, 8), y_train=images.y_train[few]
-    )
+    images = load_images(data).shrunk(8)
+    return dataclasses.replace(images, x_train=images.x_train[:DIGITS], y_train=images.y_train[:DIGITS])
 
 
 def _digits(data: str, split: Split, activation: Activation = "relu") -> ProblemFamily:

@@ -1,5 +1,6 @@
 """Labelled images from the package, from local files, or from a download that the user asks for by name."""
 
+import dataclasses
 import gzip
 import importlib.resources
 import math
@@ -7,7 +8,6 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ _IDX_FILES = {
 _IDX_NAMES = {name + suffix for names in _IDX_FILES.values() for name in names for suffix in ("", ".gz")}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ImageData:
     """Labelled images, split into a training and a test set, as plain NumPy arrays.
 
@@ -82,6 +82,22 @@ class ImageData:
     def classes(self) -> int:
         """Number of classes: the largest label in either set, plus one."""
         return 1 + int(max(self.y_train.max(), self.y_test.max()))
+
+    def shrunk(self, pixels: int) -> "ImageData":
+        """Average the images over squares to `pixels` x `pixels`; what the squares leave over is cut from the border.
+
+        **Raises:** `ValueError` for images that are not square, or that have fewer pixels a side.
+
+        >>> load_images("mnist").shrunk(8).x_train.shape
+        (10000, 8, 8)
+        """
+        height, width = self.x_train.shape[1:3]
+        if height != width or not 1 <= pixels <= height:
+            raise ValueError(
+                f"{self.name} holds images of {height} x {width} pixels, which cannot be averaged over squares to"
+                f" {pixels} x {pixels}. Use square ones of {pixels} pixels a side or more, as those of MNIST."
+            )
+        return dataclasses.replace(self, x_train=_averaged(self.x_train, pixels), x_test=_averaged(self.x_test, pixels))
 
 
 def load_images(source: str | os.PathLike[str] = "mnist") -> ImageData:
@@ -232,13 +248,7 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def shrink(images: np.ndarray, pixels: int) -> np.ndarray:
-    """Average square images `[n, side, side, ...]` over squares; what the squares leave over is cut from the border.
-
-    >>> import numpy as np
-    >>> shrink(np.full((1, 28, 28), 7, np.uint8), 8).shape
-    (1, 8, 8)
-    """
+def _averaged(images: np.ndarray, pixels: int) -> np.ndarray:
     size = images.shape[1] // pixels
     start = (images.shape[1] - size * pixels) // 2
     cut = images[:, start : start + size * pixels, start : start + size * pixels]
