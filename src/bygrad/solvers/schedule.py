@@ -50,4 +50,4 @@ class LearnedSchedule(eqx.Module):
         learned = nit < len(self.rows)
         pick: Any = lambda new, old: jnp.where(learned, new, old)  # noqa: E731
         metric = jnp.clip(jnp.nan_to_num(self.metric.astype(step.dtype)), -4.0, 4.0)
-        return pick(jnp.exp(row[0] + metric), step), pick(jnp.exp(row[1]), theta), pick(row[2], beta)
+        return pick(jnp.exp(row[0]) * jnp.exp(metric), step), pick(jnp.exp(row[1]), theta), pick(row[2], beta)
