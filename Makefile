@@ -36,11 +36,12 @@ docs: .venv/.installed-test
 	@echo "sphinx"
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
-# JAX 0.10 is the last for Python 3.11; a second environment, without PyTorch, runs the core of the tests on the newest.
+# JAX 0.10 is the last for Python 3.11; a second environment, without PyTorch, runs the core of the tests on the newest,
+# and of a test with many cases two: the other cases are those of the first environment.
 newest: .venv313/.installed-test
 	@if [ -e .venv313/.installed-test ]; then \
 		echo "pytest -m core, `.venv313/bin/python --version`"; \
-		.venv313/bin/python -m pytest -q -n $(JOBS) -m "core and not slow"; \
+		.venv313/bin/python -m pytest -q -n $(JOBS) -m "core and not slow" --few-cases; \
 	fi
 
 # `make bench RECORDS=benchmarks/records` renews what `docs/results.md` quotes: on a machine with nothing else to do.

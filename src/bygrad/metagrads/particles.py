@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
+from .._core.draws import normals
 from ..optimizers import Optimizer
 from ..unroll import Inner, Windows, lift_by_vmap, run
 from .base import Estimate
@@ -64,19 +65,13 @@ def directions(
 ) -> PyTree:
     """Draw a direction for every run, from its key; with `steps`, another one for every window."""
     leaves, structure = jax.tree.flatten(_theta(optimizer))
-    largest = max((leaf.size for leaf in leaves), default=0)
 
     def one(key: PRNGKeyArray, step: Any) -> list[Array]:
         key = jax.random.fold_in(key, DIRECTION_BRANCH)
         key = key if step is None else jax.random.fold_in(key, step)
-        # Each leaf has a key of its own, and all are drawn by one operation, since each of these is slow to compile. Of
-        # a longer draw from the same key, the beginning is the same.
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(len(leaves)))
-        normals = jax.vmap(lambda key: jax.random.normal(key, (largest,)))(keys)
-        return [
-            normal[: leaf.size].reshape(leaf.shape).astype(leaf.dtype)
-            for normal, leaf in zip(normals, leaves, strict=True)
-        ]
+        drawn = normals(keys, [leaf.shape for leaf in leaves])
+        return [normal.astype(leaf.dtype) for normal, leaf in zip(drawn, leaves, strict=True)]
 
     return jax.tree.unflatten(structure, jax.vmap(one, in_axes=(0, None if steps is None else 0))(keys, steps))
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+from .._core.draws import normals
 from .base import ProblemFamily
 
 TEST_PART = 10
@@ -73,14 +74,11 @@ class CharacterModel(ProblemFamily):
             "down": (4 * width, width),
             "output": (width, self.characters),
         }
-        keys = iter(jax.random.split(key, len(shapes) + 2))
-        weights = {
-            name: self.scale * shape[0] ** -0.5 * jax.random.normal(next(keys), shape) for name, shape in shapes.items()
-        }
-        weights |= {f"gain{i}": jnp.ones(width) for i in range(3)}
-        weights["characters"] = 0.1 * self.scale * jax.random.normal(next(keys), (self.characters, width))
-        weights["places"] = 0.1 * self.scale * jax.random.normal(next(keys), (self.window, width))
-        return weights
+        scales = [shape[0] ** -0.5 for shape in shapes.values()] + [0.1, 0.1]
+        shapes |= {"characters": (self.characters, width), "places": (self.window, width)}
+        drawn = normals(jax.random.split(key, len(shapes)), list(shapes.values()))
+        weights = {name: self.scale * scale * normal for name, scale, normal in zip(shapes, scales, drawn, strict=True)}
+        return weights | {f"gain{i}": jnp.ones(width) for i in range(3)}
 
     def loss(self, params: Weights, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
         last = len(self.text) - self.window

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
+from .._core.draws import normals
 from .classifier import ACTIVATIONS, Activation, ImageClassifier, cross_entropy
 from .convolution import Images, convolve, from_blocks, in_blocks
 from .data import ImageData
@@ -105,8 +106,7 @@ class ConvClassifier(ImageClassifier):
 
     def init(self, instance: tuple[()], key: PRNGKeyArray) -> Layers:
         shapes, structure = jax.tree.flatten(self.shapes, is_leaf=lambda it: isinstance(it, tuple))
-        keys = jax.random.split(key, len(shapes))
-        drawn = [self.scale * jax.random.normal(one, shape) for one, shape in zip(keys, shapes, strict=True)]
+        drawn = [self.scale * normal for normal in normals(jax.random.split(key, len(shapes)), shapes)]
         return jax.tree.unflatten(structure, drawn)
 
     def loss_on(self, params: Layers, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:

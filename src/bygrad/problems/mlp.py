@@ -1,5 +1,6 @@
 """Training a multilayer perceptron on images, section 3.2 of Andrychowicz et al. (2016)."""
 
+import itertools
 from typing import Literal
 
 import equinox as eqx
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
+from .._core.draws import normals
 from .classifier import ACTIVATIONS, Activation, ImageClassifier, cross_entropy
 from .data import ImageData
 
@@ -75,14 +77,9 @@ class MLPClassifier(ImageClassifier):
 
     def init(self, instance: tuple[()], key: PRNGKeyArray) -> Layers:
         widths = [self.images.shape[1], *[self.hidden] * self.layers, self.classes]
-        keys = jax.random.split(key, 2 * (len(widths) - 1))
-        return [
-            {
-                "weight": self.scale * jax.random.normal(keys[2 * i], (widths[i], widths[i + 1])),
-                "bias": self.scale * jax.random.normal(keys[2 * i + 1], (widths[i + 1],)),
-            }
-            for i in range(len(widths) - 1)
-        ]
+        shapes = [shape for inputs, outputs in itertools.pairwise(widths) for shape in ((inputs, outputs), (outputs,))]
+        drawn = [self.scale * normal for normal in normals(jax.random.split(key, len(shapes)), shapes)]
+        return [{"weight": weight, "bias": bias} for weight, bias in zip(drawn[::2], drawn[1::2], strict=True)]
 
     def loss_on(self, params: Layers, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:
         if key is None:

@@ -1,0 +1,27 @@
+"""Draws of many arrays by few operations: each operation that draws takes a second to compile."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+
+SMALL = 10
+"""Arrays with fewer entries than the largest one by this factor are drawn apart, so that little is drawn in vain."""
+
+
+def normals(keys: Shaped[PRNGKeyArray, " arrays"], shapes: Sequence[tuple[int, ...]]) -> list[Float[Array, "..."]]:
+    """Draw standard normals of every shape, each from its own key: the numbers of `jax.random.normal`, one by one.
+
+    Of a longer draw from the same key, the beginning is the same. So what is of like size is drawn in one length.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    largest = max(sizes, default=0)
+    drawn: dict[int, Array] = {}
+    for group in ([i for i, size in enumerate(sizes) if (SMALL * size > largest) == large] for large in (True, False)):
+        if group:
+            longest = max(sizes[i] for i in group)
+            rows = jax.vmap(lambda key: jax.random.normal(key, (longest,)))(keys[jnp.array(group)])  # noqa: B023
+            drawn |= dict(zip(group, rows, strict=True))
+    return [drawn[i][:size].reshape(shape) for i, (size, shape) in enumerate(zip(sizes, shapes, strict=True))]

@@ -1,0 +1,36 @@
+"""Draws of many arrays at once: the numbers are those of one draw each."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bygrad._core.draws import normals
+
+SHAPES = st.lists(st.lists(st.integers(0, 7), max_size=3).map(tuple), max_size=5)
+
+
+@pytest.mark.core
+@settings(max_examples=30)
+@given(shapes=SHAPES, seed=st.integers(0, 2**31 - 1))
+def test_every_array_has_the_numbers_of_its_own_key(shapes: list[tuple[int, ...]], seed: int):
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    drawn = normals(keys, shapes)
+    assert [it.shape for it in drawn] == shapes
+    for key, shape, found in zip(keys, shapes, drawn, strict=True):
+        np.testing.assert_array_equal(found, jax.random.normal(key, shape))
+
+
+@pytest.mark.core
+def test_arrays_of_all_sizes_under_vmap():
+    shapes = [(40, 30), (30,), (), (30, 40), (3,)]
+
+    def draw(key):
+        return normals(jax.random.split(key, len(shapes)), shapes)
+
+    keys = jax.random.split(jax.random.key(1), 3)
+    together = jax.jit(jax.vmap(draw))(keys)
+    for row, key in enumerate(keys):
+        for one, shape, own in zip(together, shapes, jax.random.split(key, len(shapes)), strict=True):
+            np.testing.assert_array_equal(one[row], jax.random.normal(own, shape))
