@@ -33,4 +33,5 @@ def test_arrays_of_all_sizes_under_vmap():
     together = jax.jit(jax.vmap(draw))(keys)
     for row, key in enumerate(keys):
         for one, shape, own in zip(together, shapes, jax.random.split(key, len(shapes)), strict=True):
-            np.testing.assert_array_equal(one[row], jax.random.normal(own, shape))
+            # Compiled into another program, the same bits become normals that differ by rounding.
+            np.testing.assert_allclose(one[row], jax.random.normal(own, shape), rtol=1e-6, atol=1e-7)

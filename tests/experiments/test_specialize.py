@@ -10,6 +10,7 @@ import pytest
 
 import bygrad
 from bygrad.deploy.jax import export
+from bygrad.evaluation import Tuning
 from bygrad.experiments.specialize import (
     VALIDATIONS,
     Specialized,
@@ -25,6 +26,7 @@ from bygrad.optimizers import Controller
 from bygrad.problems import ProblemFamily
 
 HORIZON = 12
+ADAM = Tuning(np.array([0.01, 0.03]), final=np.array([1.0, 2.0]), area=np.array([2.0, 1.0]))
 
 
 class Bowl(ProblemFamily):
@@ -87,11 +89,12 @@ def test_it_starts_from_the_better_of_two_controllers(tmp_path):
     for rate, chosen in ((0.1, "pretrained"), (1e-6, "tuned Adam")):
         file = str(tmp_path / f"{rate}.safetensors")
         export(Controller(jax.random.key(1), learning_rate=rate), file, name="mine/known", training={}, validation={})
-        start, origin = _start(file, 0.03, Bowl(), protocol)
+        start, origin = _start(file, ADAM, "training", Bowl(), protocol)
         better = chosen == "pretrained"
         assert (start.learning_rate, int(start.horizon)) == (rate if better else 0.03, HORIZON)
         assert origin == (file if better else "tuned Adam, 0.03")
-    assert _start(None, 0.03, Bowl(), protocol)[1] == "tuned Adam, 0.03"
+    assert _start(None, ADAM, "training", Bowl(), protocol)[1] == "tuned Adam, 0.03"
+    assert _start(None, ADAM, "validation", Bowl(), protocol)[1] == "tuned Adam, 0.01"
 
 
 def test_only_a_controller_can_be_started_from(tmp_path):
@@ -140,10 +143,12 @@ def test_worth_in_words_says_when_no_time_is_saved():
     assert "repay" in sentences(worth | {"seconds_saved_per_run": 0.5, "break_even_runs": 180})[2]
 
 
-def test_where_few_meta_steps_fit_each_is_smaller_and_moves_further():
+def test_where_few_meta_steps_fit_each_is_smaller_and_what_is_not_pretrained_moves_further():
     recipe = choose_recipe(400, 90.0, 0)
-    assert pace_of(recipe, 80.0, 0.01) == {"seconds": 80.0, "validate_every": round(8000 / VALIDATIONS)}
-    slow = pace_of(recipe, 80.0, 0.8)  # 100 meta-steps of 8 instances, or 400 of 2
+    assert pace_of(recipe, 80.0, 0.01, False) == {"seconds": 80.0, "validate_every": round(8000 / VALIDATIONS)}
+    slow = pace_of(recipe, 80.0, 0.8, False)  # 100 meta-steps of 8 instances, or 400 of 2
     assert (slow["instances"], slow["meta_learning_rate"]) == (recipe.instances // 4, 3 * recipe.meta_learning_rate)
     assert slow["validate_every"] == round(400 / VALIDATIONS)
-    assert pace_of(recipe, 1.0, 10.0)["seconds"] == 100.0
+    assert pace_of(recipe, 1.0, 10.0, False)["seconds"] == 100.0
+    known = pace_of(recipe, 80.0, 0.8, True)
+    assert known == {name: value for name, value in slow.items() if name != "meta_learning_rate"}

@@ -19,6 +19,7 @@ from ..evaluation import (
     Protocol,
     Tuning,
     area,
+    final,
     run_curves,
     strict_json,
     tune_baselines,
@@ -78,8 +79,9 @@ def specialize(
     there than where it started, the start is what is returned, and said to be. All settings are chosen here.
 
     **Arguments:** `budget`: time for meta-training, compilation included: seconds, or text as `90s`, `10m`, `1h`;
-    tuning and comparing come on top. `objective`: `"validation"` judges by held-out data, for families that have any
-    (`ProblemFamily.held_out_loss`). `horizon`: steps of a run. `pretrained`: a controller that may be started from, an
+    tuning and comparing come on top. `objective`: `"validation"` learns from held-out data, for families that have any
+    (`ProblemFamily.held_out_loss`), and chooses by the loss on them at the end of runs, `"training"` by the mean over
+    runs. `horizon`: steps of a run. `pretrained`: a controller that may be started from, an
     artifact's name or file; `None` starts as the tuned Adam in any case. `folder`: for `optimizer.safetensors`,
     `report.html`, `results.json` and `metatraining/`. `resume`: go on with what an interrupted call left there. `runs`:
     fresh instances to compare on.
@@ -129,8 +131,8 @@ def _specialize(
     levels = {name: float(np.min(tuning.area)) for name, tuning in tunings.items()}
     display.tuned("area", levels)
 
-    start, origin = _start(pretrained, tunings["Adam"].best_area, problems, protocol)
-    recipe = _paced(choose_recipe(horizon, seconds, seed), start, problems, folder)
+    start, origin = _start(pretrained, tunings["Adam"], objective, problems, protocol)
+    recipe = _paced(choose_recipe(horizon, seconds, seed, objective), start, origin == pretrained, problems, folder)
     trained = train(
         start,
         problems,
@@ -158,7 +160,7 @@ def _specialize(
     results["seconds"]["meta_training"] = spent
     rows = results["optimizers"]
     rows["start"] |= {"label": f"the start ({origin})", "note": "What the controller is before it learns."}
-    better = _beats(trained.optimizer, start, problems, protocol, branch=1)
+    better = _beats(trained.optimizer, start, objective, problems, protocol, branch=1)
     optimizer, path = trained.optimizer if better else start, folder / "optimizer.safetensors"
     if not better:
         display.say("what was learned is no better than its start on held-out instances: the start is kept", "yellow")
@@ -179,14 +181,17 @@ def _specialize(
     return Specialized(declare(load(path), horizon), path, results)
 
 
-def _start(pretrained: str | None, rate: float, problems: ProblemFamily, protocol: Protocol) -> tuple[Controller, str]:
+def _start(
+    pretrained: str | None, adam: Tuning, objective: Objective, problems: ProblemFamily, protocol: Protocol
+) -> tuple[Controller, str]:
     """Return the better of the tuned Adam, as a controller, and the pretrained one; and which it is."""
-    adam = declare(Controller(jax.random.key(protocol.seed), learning_rate=rate), protocol.horizon)
+    rate = adam.best_final if objective == "validation" else adam.best_area
+    tuned = declare(Controller(jax.random.key(protocol.seed), learning_rate=rate), protocol.horizon)
     if pretrained is not None:
         known = declare(_pretrained(pretrained), protocol.horizon)
-        if _beats(known, adam, problems, protocol, branch=2):
+        if _beats(known, tuned, objective, problems, protocol, branch=2):
             return known, pretrained
-    return adam, f"tuned Adam, {rate:.2g}"
+    return tuned, f"tuned Adam, {rate:.2g}"
 
 
 def protocol_of(horizon: int, runs: int, seed: int) -> Protocol:
@@ -201,19 +206,26 @@ def tune_rivals(family: ProblemFamily, protocol: Protocol, display: Display) -> 
     return tune_baselines(family, protocol, {name: HAND_DESIGNED[name] for name in BASELINES}, watch=display.phase)
 
 
-def _beats(learned: Optimizer, start: Optimizer, family: ProblemFamily, protocol: Protocol, branch: int) -> bool:
-    """Whether what was learned has the lower mean area, on instances that are used for nothing else (a `branch` of the
-    key for every question): those of the report would flatter the one that is chosen on them."""
+def _beats(
+    learned: Optimizer, start: Optimizer, objective: Objective, family: ProblemFamily, protocol: Protocol, branch: int
+) -> bool:
+    """Whether what was learned is better, on instances that are used for nothing else (a `branch` of the key for every
+    question): those of the report would flatter the one that is chosen on them.
+
+    Better is a lower mean loss over the run; for the held-out loss a lower one at its end, where the model is used.
+    """
     key = jax.random.fold_in(protocol.keys[1], branch)
     runs = min(32, protocol.runs)
-    curves = [
+    ours, theirs = (
         run_curves(it, family, key, horizon=protocol.horizon, runs=runs, chunk=protocol.chunk)[0]
         for it in (learned, start)
-    ]
-    return float(np.mean(area(curves[0]))) < float(np.mean(area(curves[1])))
+    )
+    if objective == "validation":
+        return float(np.mean(final(ours, protocol.final_window))) < float(np.mean(final(theirs, protocol.final_window)))
+    return float(np.mean(area(ours))) < float(np.mean(area(theirs)))
 
 
-def choose_recipe(horizon: int, seconds: float, seed: int) -> Recipe:
+def choose_recipe(horizon: int, seconds: float, seed: int, objective: Objective = "training") -> Recipe:
     """Choose how to meta-train a controller in the time given, for runs of `horizon` steps.
 
     Noise-reuse evolution strategies in the robust form, in windows of about 20 steps: of what was compared at 90
@@ -232,6 +244,7 @@ def choose_recipe(horizon: int, seconds: float, seed: int) -> Recipe:
         validate_every=1_000_000,
         validation_runs=16,
         final_window=max(1, horizon // 20),
+        select="final" if objective == "validation" else "area",
         seed=seed,
         meta_b2=0.99,
         warmup=20,
@@ -239,7 +252,7 @@ def choose_recipe(horizon: int, seconds: float, seed: int) -> Recipe:
     )
 
 
-def _paced(recipe: Recipe, start: Optimizer, family: ProblemFamily, folder: Path) -> Recipe:
+def _paced(recipe: Recipe, start: Optimizer, is_pretrained: bool, family: ProblemFamily, folder: Path) -> Recipe:
     """Compile, see how long a meta-step takes, and set validations at regular times; or read what was set before."""
     path = folder / "pace.json"
     if path.exists():
@@ -249,22 +262,25 @@ def _paced(recipe: Recipe, start: Optimizer, family: ProblemFamily, folder: Path
     times = [event.seconds for event in meta_train(start, family, pilot).log.of(Stepped)]
     step = (times[-1] - times[1]) / (len(times) - 2)
     left = recipe.seconds - (time.perf_counter() - began) if recipe.seconds is not None else math.inf
-    pace = pace_of(recipe, left, step)
+    pace = pace_of(recipe, left, step, is_pretrained)
     write_text_atomically(path, json.dumps(pace))
     return dataclasses.replace(recipe, **pace)
 
 
-def pace_of(recipe: Recipe, left: float, step: float) -> dict[str, Any]:
+def pace_of(recipe: Recipe, left: float, step: float, is_pretrained: bool) -> dict[str, Any]:
     """Return the settings that depend on how many meta-steps of `step` seconds fit into the `left` ones.
 
-    Where they are few, each must bring more: a quarter of the instances makes more of them, and each may move three
-    times as far. On convolutional networks (`digits-conv`) both helped.
+    Where they are few, a quarter of the instances makes more of them; and what begins as Adam has far to go, so that
+    each moves three times as far. What is pretrained has not. On convolutional networks (`digits-conv`) all of it
+    helped.
     """
     pace: dict[str, Any] = {"seconds": max(left, 10 * step)}
     if left / step < FEW_META_STEPS:
         fewer = max(1, recipe.instances // 4)
         step *= fewer / recipe.instances
-        pace |= {"instances": fewer, "meta_learning_rate": 3 * recipe.meta_learning_rate}
+        pace |= {"instances": fewer}
+        if not is_pretrained:
+            pace |= {"meta_learning_rate": 3 * recipe.meta_learning_rate}
     return pace | {"validate_every": max(1, round(left / step / VALIDATIONS))}
 
 
