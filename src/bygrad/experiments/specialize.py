@@ -128,8 +128,9 @@ def _specialize(
 ) -> Specialized:
     horizon, seed = protocol.horizon, protocol.seed
     tunings = kept_tunings(folder, lambda: tune_rivals(problems, protocol, display))
-    levels = {name: float(np.min(tuning.area)) for name, tuning in tunings.items()}
-    display.tuned("area", levels)
+    judged_by = measure_of(objective)
+    levels = {name: float(np.min(getattr(tuning, judged_by))) for name, tuning in tunings.items()}
+    display.tuned(judged_by, levels)
 
     start, origin = _start(pretrained, tunings["Adam"], objective, problems, protocol)
     recipe = _paced(choose_recipe(horizon, seconds, seed, objective), start, origin == pretrained, problems, folder)
@@ -185,13 +186,18 @@ def _start(
     pretrained: str | None, adam: Tuning, objective: Objective, problems: ProblemFamily, protocol: Protocol
 ) -> tuple[Controller, str]:
     """Return the better of the tuned Adam, as a controller, and the pretrained one; and which it is."""
-    rate = adam.best_final if objective == "validation" else adam.best_area
+    rate = getattr(adam, f"best_{measure_of(objective)}")
     tuned = declare(Controller(jax.random.key(protocol.seed), learning_rate=rate), protocol.horizon)
     if pretrained is not None:
         known = declare(_pretrained(pretrained), protocol.horizon)
         if _beats(known, tuned, objective, problems, protocol, branch=2):
             return known, pretrained
     return tuned, f"tuned Adam, {rate:.2g}"
+
+
+def measure_of(objective: Objective) -> Literal["area", "final"]:
+    """What decides: the mean loss over the run; for the held-out loss the one at its end, where the model is used."""
+    return "final" if objective == "validation" else "area"
 
 
 def protocol_of(horizon: int, runs: int, seed: int) -> Protocol:
@@ -211,8 +217,6 @@ def _beats(
 ) -> bool:
     """Whether what was learned is better, on instances that are used for nothing else (a `branch` of the key for every
     question): those of the report would flatter the one that is chosen on them.
-
-    Better is a lower mean loss over the run; for the held-out loss a lower one at its end, where the model is used.
     """
     key = jax.random.fold_in(protocol.keys[1], branch)
     runs = min(32, protocol.runs)
@@ -220,9 +224,9 @@ def _beats(
         run_curves(it, family, key, horizon=protocol.horizon, runs=runs, chunk=protocol.chunk)[0]
         for it in (learned, start)
     )
-    if objective == "validation":
-        return float(np.mean(final(ours, protocol.final_window))) < float(np.mean(final(theirs, protocol.final_window)))
-    return float(np.mean(area(ours))) < float(np.mean(area(theirs)))
+    window = protocol.final_window
+    measure = area if measure_of(objective) == "area" else lambda curves: final(curves, window)
+    return float(np.mean(measure(ours))) < float(np.mean(measure(theirs)))
 
 
 def choose_recipe(horizon: int, seconds: float, seed: int, objective: Objective = "training") -> Recipe:
@@ -244,7 +248,7 @@ def choose_recipe(horizon: int, seconds: float, seed: int, objective: Objective 
         validate_every=1_000_000,
         validation_runs=16,
         final_window=max(1, horizon // 20),
-        select="final" if objective == "validation" else "area",
+        select=measure_of(objective),
         seed=seed,
         meta_b2=0.99,
         warmup=20,

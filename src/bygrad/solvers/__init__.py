@@ -2,9 +2,10 @@
 
 from .admm import ADMM
 from .base import Flat, Method, Progress
+from .card import Card
 from .certificate import failure_bound, has_drifted, percentile_bound
 from .engine import run
-from .fit import Card, LearnedSolver
+from .fit import LearnedSolver
 from .implicit import implicit
 from .lbfgs import LBFGS
 from .learn import classical_method, learn, parse_seconds

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from ..problems import Composite, ProblemFamily, QuadraticProgram
+from .card import Card
 from .certificate import CONFIDENCE, failure_bound, percentile_bound
-from .fit import Card, LearnedSolver
+from .fit import LearnedSolver
 from .solution import Solution
 
 REFERENCE = 10

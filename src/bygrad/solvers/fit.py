@@ -13,6 +13,7 @@ from .._core.programs import Program
 from ..problems import ProblemFamily, QuadraticProgram
 from .admm import ADMM
 from .base import Flat, Method
+from .card import Card, report
 from .certificate import has_drifted
 from .engine import Rows, Watch, run
 from .learned import LearnedStart
@@ -21,30 +22,6 @@ from .solve import as_rows, as_solution, best_of, precision, with_arrays
 from .starts import in_blocks, starting_points
 
 Guard = Literal["certificate", "best_of_two"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Card:
-    """What was measured when a solver was learned; JSON values. `report` writes it out.
-
-    **Arguments:** `kept`: the name of the candidate that is used. `candidates`: what each one reached on held-out
-    instances. `heldout`: how many these were. `failures`, `fallbacks`: how many of them the kept one did not solve to
-    the tolerance, and how many needed the classical solver. `failure_bound`, `steps_bound`: what that proves about
-    new instances, at `confidence`. `break_even`: instances after which learning has paid, against each rival.
-    """
-
-    kept: str
-    candidates: dict[str, dict[str, float]]
-    heldout: int
-    failures: int
-    fallbacks: int
-    failure_bound: float
-    steps_bound: float | None
-    confidence: float
-    tol: float
-    seconds: dict[str, float]
-    break_even: dict[str, float | None]
-    pays: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +83,7 @@ class LearnedSolver:
 
     def report(self) -> str:
         """Say in words what was learned, what it is worth, and what is proven about it."""
-        from .report import report
-
-        return report(self)
+        return report(self.card, self.family)
 
     def _attempt(
         self, flat: Flat, instances: Any, rows: int, seed: int, batch: int, dtype: Any, watch: Watch | None

@@ -1,19 +1,43 @@
-"""The report on a learned solver, in words."""
+"""What was measured when a solver was learned, as values and in words."""
+
+import dataclasses
 
 from ..problems import Composite, ProblemFamily, QuadraticProgram
-from .fit import LearnedSolver
 
 
-def report(solver: LearnedSolver) -> str:
-    """Write a learned solver's card out: what each candidate reached, what is kept, and what is proven about it."""
-    card = solver.card
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What was measured when a solver was learned; JSON values. `report` writes it out.
+
+    **Arguments:** `kept`: the name of the candidate that is used. `candidates`: what each one reached on held-out
+    instances. `heldout`: how many these were. `failures`, `fallbacks`: how many of them the kept one did not solve to
+    the tolerance, and how many needed the classical solver. `failure_bound`, `steps_bound`: what that proves about
+    new instances, at `confidence`. `break_even`: instances after which learning has paid, against each rival.
+    """
+
+    kept: str
+    candidates: dict[str, dict[str, float]]
+    heldout: int
+    failures: int
+    fallbacks: int
+    failure_bound: float
+    steps_bound: float | None
+    confidence: float
+    tol: float
+    seconds: dict[str, float]
+    break_even: dict[str, float | None]
+    pays: bool
+
+
+def report(card: Card | None, family: ProblemFamily) -> str:
+    """Write the card of a family's solver out: what each candidate reached, what is kept, and what is proven."""
     if card is None:
-        return f"{type(solver.family).__name__}: nothing was measured for this solver."
+        return f"{type(family).__name__}: nothing was measured for this solver."
     lines = [
-        f"{type(solver.family).__name__}: {card.kept} is kept."
+        f"{type(family).__name__}: {card.kept} is kept."
         + ("" if card.pays else " Learning does not pay here: a classical solver is as fast at the same success."),
         "",
-        f"On {card.heldout} held-out instances, solved: {_meaning(solver.family).format(card.tol)}",
+        f"On {card.heldout} held-out instances, solved: {_meaning(family).format(card.tol)}",
         f"{'candidate':<38}{'success':>9}{'fits/s':>10}{'evals':>8}{'worst':>7}{'fallback':>10}{'break-even':>12}",
     ]
     for name, it in sorted(card.candidates.items(), key=_simplest_first):
