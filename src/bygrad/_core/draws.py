@@ -1,4 +1,4 @@
-"""Draws of many arrays by few operations: each operation that draws takes a second to compile."""
+"""Draws of many arrays by few operations: each operation that draws takes a third of a second to compile, or more."""
 
 import math
 from collections.abc import Sequence

@@ -81,10 +81,10 @@ def specialize(
     **Arguments:** `budget`: time for meta-training, compilation included: seconds, or text as `90s`, `10m`, `1h`;
     tuning and comparing come on top. `objective`: `"validation"` learns from held-out data, for families that have any
     (`ProblemFamily.held_out_loss`), and chooses by the loss on them at the end of runs, `"training"` by the mean over
-    runs. `horizon`: steps of a run. `pretrained`: a controller that may be started from, an
-    artifact's name or file; `None` starts as the tuned Adam in any case. `folder`: for `optimizer.safetensors`,
-    `report.html`, `results.json` and `metatraining/`. `resume`: go on with what an interrupted call left there. `runs`:
-    fresh instances to compare on.
+    runs. `horizon`: steps of a run. `pretrained`: a controller that may be started from, an artifact's name or file;
+    `None` starts as the tuned Adam in any case. `folder`: for `optimizer.safetensors`, `report.html`, `results.json`
+    and `metatraining/`. `resume`: go on with what an interrupted call left there. `runs`: fresh instances to compare
+    on.
 
     **Raises:** `ValueError`: the budget, the family or `pretrained` cannot work, or the folder holds something else;
     `NotImplementedError`: a family without held-out data and `objective="validation"`. `FileExistsError`: the folder
