@@ -87,15 +87,22 @@ def test_the_key_decides_the_minibatch():
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name.startswith("mnist")])
 def test_the_networks_of_the_paper(name):
-    count = {"mnist": 15_910, "mnist-40-units": 31_810, "mnist-2-layers": 16_330, "mnist-relu": 15_910}[name]
+    count = {
+        "mnist": 15_910,
+        "mnist-40-units": 31_810,
+        "mnist-2-layers": 16_330,
+        "mnist-2-layers-wide": 16_330,
+        "mnist-relu": 15_910,
+    }[name]
     family = find_family(name)
     assert isinstance(family, MLPClassifier)
     assert family.batch == 128
     assert family.activation == ("relu" if name == "mnist-relu" else "sigmoid")
     params = family.init((), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+    scale = 0.05 if name.endswith("-wide") else 0.01
     for leaf in jax.tree.leaves(params):  # biases as well as weights
-        assert abs(np.std(leaf) / 0.01 - 1) < 5 / (2 * leaf.size) ** 0.5
+        assert abs(np.std(leaf) / scale - 1) < 5 / (2 * leaf.size) ** 0.5
     # Networks that start near zero know nothing yet.
     np.testing.assert_allclose(family.loss(params, (), None), np.log(10), atol=0.05)
 

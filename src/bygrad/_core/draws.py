@@ -12,7 +12,8 @@ SMALL = 10
 
 
 def normals(keys: Shaped[PRNGKeyArray, " arrays"], shapes: Sequence[tuple[int, ...]]) -> list[Float[Array, "..."]]:
-    """Draw standard normals of every shape, each from its own key: the numbers of `jax.random.normal`, one by one.
+    """Draw standard normals of every shape, each from its own key; with JAX's own kind of keys, the numbers that
+    `jax.random.normal` gives one by one.
 
     Of a longer draw from the same key, the beginning is the same. So what is of like size is drawn in one length.
     """
