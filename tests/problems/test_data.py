@@ -227,7 +227,7 @@ def test_images_become_means_of_squares() -> None:
     small = data.shrunk(8)
     assert small.x_train.shape == small.x_test.shape == (2, 8, 8) and small.x_train.dtype == np.uint8
     np.testing.assert_array_equal(small.x_train[1, 2, 3], np.round(images[1, 8:11, 11:14].mean()))
-    np.testing.assert_array_equal(data.shrunk(28).x_train, images)
+    assert data.shrunk(28) is data
 
 
 @pytest.mark.parametrize(("shape", "pixels"), [((8, 6), 4), ((8, 8), 9), ((8, 8, 3), 0)])

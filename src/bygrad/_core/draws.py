@@ -20,7 +20,8 @@ def normals(keys: Shaped[PRNGKeyArray, " arrays"], shapes: Sequence[tuple[int, .
     sizes = [math.prod(shape) for shape in shapes]
     largest = max(sizes, default=0)
     drawn: dict[int, Array] = {}
-    for group in ([i for i, size in enumerate(sizes) if (SMALL * size > largest) == large] for large in (True, False)):
+    for large in (True, False):
+        group = [i for i, size in enumerate(sizes) if (SMALL * size > largest) == large]
         if group:
             longest = max(sizes[i] for i in group)
             rows = jax.vmap(lambda key: jax.random.normal(key, (longest,)))(keys[jnp.array(group)])  # noqa: B023

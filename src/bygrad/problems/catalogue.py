@@ -51,8 +51,8 @@ DIGITS = 1_400
 
 def _small_digits(data: str) -> ImageData:
     """Return digits of 8 x 8 pixels, as many as the well-known set of that size has to train on."""
-    images = load_images(data).shrunk(8)
-    return dataclasses.replace(images, x_train=images.x_train[:DIGITS], y_train=images.y_train[:DIGITS])
+    images = load_images(data)
+    return dataclasses.replace(images, x_train=images.x_train[:DIGITS], y_train=images.y_train[:DIGITS]).shrunk(8)
 
 
 def _digits(data: str, split: Split, activation: Activation = "relu") -> ProblemFamily:

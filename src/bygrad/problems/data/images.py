@@ -97,6 +97,8 @@ class ImageData:
                 f"{self.name} holds images of {height} x {width} pixels, which cannot be averaged over squares to"
                 f" {pixels} x {pixels}. Use square ones of {pixels} pixels a side or more, as those of MNIST."
             )
+        if pixels == height:
+            return self
         return dataclasses.replace(self, x_train=_averaged(self.x_train, pixels), x_test=_averaged(self.x_test, pixels))
 
 
