@@ -26,7 +26,8 @@ from bygrad.optimizers import Controller
 from bygrad.problems import ProblemFamily
 
 HORIZON = 12
-ADAM = Tuning(np.array([0.01, 0.03]), final=np.array([1.0, 2.0]), area=np.array([2.0, 1.0]))
+TUNING = Tuning(np.array([0.01, 0.03]), final=np.array([1.0, 2.0]), area=np.array([2.0, 1.0]))
+TOO_SMALL = Tuning(np.array([1e-7]), final=np.array([1.0]), area=np.array([1.0]))
 
 
 class Bowl(ProblemFamily):
@@ -84,17 +85,21 @@ def test_what_is_done_is_not_done_again(done, folder):
         specialize(Bowl(), "20s", horizon=HORIZON, folder=folder, resume=True)
 
 
-def test_it_starts_from_the_better_of_two_controllers(tmp_path):
+def test_it_starts_from_the_best_of_three_controllers(tmp_path):
     protocol = protocol_of(HORIZON, 8, 0)
+    tunings = {"Adam": TUNING, "AdamWCosine": TOO_SMALL}
     for rate, chosen in ((0.1, "pretrained"), (1e-6, "tuned Adam")):
         file = str(tmp_path / f"{rate}.safetensors")
         export(Controller(jax.random.key(1), learning_rate=rate), file, name="mine/known", training={}, validation={})
-        start, origin = _start(file, ADAM, "training", Bowl(), protocol)
+        start, origin = _start(file, tunings, "training", Bowl(), protocol)
         better = chosen == "pretrained"
         assert (start.learning_rate, int(start.horizon)) == (rate if better else 0.03, HORIZON)
         assert origin == (file if better else "tuned Adam, 0.03")
-    assert _start(None, ADAM, "training", Bowl(), protocol)[1] == "tuned Adam, 0.03"
-    assert _start(None, ADAM, "validation", Bowl(), protocol)[1] == "tuned Adam, 0.01"
+    assert _start(None, tunings, "training", Bowl(), protocol)[1] == "tuned Adam, 0.03"
+    assert _start(None, tunings, "validation", Bowl(), protocol)[1] == "tuned Adam, 0.01"
+    start, origin = _start(None, {"Adam": TOO_SMALL, "AdamWCosine": TUNING}, "training", Bowl(), protocol)
+    assert origin == "tuned Adam with a cosine, 0.03"
+    assert float(jnp.abs(start.head_times).sum()) > 0
 
 
 def test_only_a_controller_can_be_started_from(tmp_path):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.optimizers import Adam, Controller, Optimizer, declare, parameter_count
+from bygrad.optimizers import Adam, AdamWCosine, Controller, Optimizer, declare, parameter_count
 from bygrad.optimizers.controller import HORIZON_PARTS, SAMPLE, TIME_SCALES, sample, time_features
 
 SHAPES = {"bias": (3,), "kernel": (2, 3, 2, 2), "scalar": (), "weight": (70, 40)}
@@ -112,6 +112,18 @@ def test_an_untrained_controller_is_adam():
     expected, _ = run(Adam(3e-3, 0.9, 0.99), trees, params)
     for ours, theirs in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-8)
+
+
+def test_an_untrained_controller_can_fall_along_a_cosine():
+    horizon = 40
+    params, *trees = random_trees(horizon + 1)
+    falling = Controller(jax.random.key(0), b2=0.999, horizon=horizon).fall()
+    updates, constants, expected = (
+        run(optimizer, trees, params)[0]
+        for optimizer in (falling, Adam(3e-3), AdamWCosine(3e-3, weight_decay=0.0, horizon=horizon))
+    )
+    for ours, constant, theirs in zip(*map(jax.tree.leaves, (updates, constants, expected)), strict=True):
+        assert np.all(np.abs(ours - theirs) <= 2e-3 * np.abs(constant) + 1e-8)
 
 
 def test_it_has_the_size_that_it_says():

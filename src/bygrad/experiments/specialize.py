@@ -40,7 +40,7 @@ BASELINES = ("Nesterov", "Adam", "AdamWCosine")
 """What is tuned to compare with: the best of the hand-designed ones on networks, with and without a schedule."""
 
 PRETRAINED = "general/controller"
-"""What is started from where it does better than the tuned Adam."""
+"""What is started from where it does better than the tuned ones."""
 
 PILOT_STEPS = 6
 VALIDATIONS = 12
@@ -73,18 +73,18 @@ def specialize(
 ) -> Specialized:
     """Learn an optimizer for `family` in the time given, and say what it is worth.
 
-    Tunes the hand-designed baselines on held-out instances; starts from the better of two controllers, the tuned Adam
-    and the pretrained one; meta-trains it with noise-reuse evolution strategies until the budget is spent, keeping what
-    is best on held-out instances; and compares on fresh ones, in steps and in seconds. If what was learned is no better
-    there than where it started, the start is what is returned, and said to be. All settings are chosen here.
+    Tunes the hand-designed baselines on held-out instances; starts from the best of three controllers, the tuned Adam,
+    the tuned AdamW with a cosine (but for its weight decay), and the pretrained one; meta-trains it with noise-reuse
+    evolution strategies until the budget is spent, keeping what is best on held-out instances; and compares on fresh
+    ones, in steps and in seconds. If what was learned is no better there than where it started, the start is what is
+    returned, and said to be. All settings are chosen here.
 
     **Arguments:** `budget`: time for meta-training, compilation included: seconds, or text as `90s`, `10m`, `1h`;
     tuning and comparing come on top. `objective`: `"validation"` learns from held-out data, for families that have any
     (`ProblemFamily.held_out_loss`), and chooses by the loss on them at the end of runs, `"training"` by the mean over
     runs. `horizon`: steps of a run. `pretrained`: a controller that may be started from, an artifact's name or file;
-    `None` starts as the tuned Adam in any case. `folder`: for `optimizer.safetensors`, `report.html`, `results.json`
-    and `metatraining/`. `resume`: go on with what an interrupted call left there. `runs`: fresh instances to compare
-    on.
+    `None` starts as a tuned one in any case. `folder`: for `optimizer.safetensors`, `report.html`, `results.json` and
+    `metatraining/`. `resume`: go on with what an interrupted call left there. `runs`: fresh instances to compare on.
 
     **Raises:** `ValueError`: the budget, the family or `pretrained` cannot work, or the folder holds something else;
     `NotImplementedError`: a family without held-out data and `objective="validation"`. `FileExistsError`: the folder
@@ -110,7 +110,7 @@ def _pretrained(name: str) -> Controller:
     if not isinstance(optimizer, Controller):
         raise ValueError(
             f"{name} is a trained {type(optimizer).__name__}, but only a Controller can be started from here: the"
-            " estimator's settings are chosen for one. Give a controller, or None to start as the tuned Adam."
+            " estimator's settings are chosen for one. Give a controller, or None to start as a tuned Adam."
         )
     return optimizer
 
@@ -132,7 +132,7 @@ def _specialize(
     levels = {name: float(np.min(getattr(tuning, judged_by))) for name, tuning in tunings.items()}
     display.tuned(judged_by, levels)
 
-    start, origin = _start(pretrained, tunings["Adam"], objective, problems, protocol)
+    start, origin = _start(pretrained, tunings, objective, problems, protocol)
     recipe = _paced(choose_recipe(horizon, seconds, seed, objective), start, origin == pretrained, problems, folder)
     trained = train(
         start,
@@ -161,7 +161,8 @@ def _specialize(
     results["seconds"]["meta_training"] = spent
     rows = results["optimizers"]
     rows["start"] |= {"label": f"the start ({origin})", "note": "What the controller is before it learns."}
-    better = _beats(trained.optimizer, start, objective, problems, protocol, branch=1)
+    learned, unlearned = (_judge(it, objective, problems, protocol, branch=1) for it in (trained.optimizer, start))
+    better = learned < unlearned
     optimizer, path = trained.optimizer if better else start, folder / "optimizer.safetensors"
     if not better:
         display.say("what was learned is no better than its start on held-out instances: the start is kept", "yellow")
@@ -183,16 +184,27 @@ def _specialize(
 
 
 def _start(
-    pretrained: str | None, adam: Tuning, objective: Objective, problems: ProblemFamily, protocol: Protocol
+    pretrained: str | None,
+    tunings: dict[str, Tuning],
+    objective: Objective,
+    problems: ProblemFamily,
+    protocol: Protocol,
 ) -> tuple[Controller, str]:
-    """Return the better of the tuned Adam, as a controller, and the pretrained one; and which it is."""
-    rate = getattr(adam, f"best_{measure_of(objective)}")
-    tuned = declare(Controller(jax.random.key(protocol.seed), learning_rate=rate), protocol.horizon)
+    """Return the best of the tuned Adam and the tuned AdamW with a cosine, as controllers, and the pretrained one; and
+    which it is."""
+    key = jax.random.key(protocol.seed)
+    rates = {name: getattr(tunings[name], f"best_{measure_of(objective)}") for name in ("Adam", "AdamWCosine")}
+    candidates = {
+        f"tuned Adam, {rates['Adam']:.2g}": Controller(key, learning_rate=rates["Adam"]),
+        f"tuned Adam with a cosine, {rates['AdamWCosine']:.2g}": Controller(
+            key, learning_rate=rates["AdamWCosine"], b2=0.999
+        ).fall(),
+    }
     if pretrained is not None:
-        known = declare(_pretrained(pretrained), protocol.horizon)
-        if _beats(known, tuned, objective, problems, protocol, branch=2):
-            return known, pretrained
-    return tuned, f"tuned Adam, {rate:.2g}"
+        candidates[pretrained] = _pretrained(pretrained)
+    candidates = {name: declare(it, protocol.horizon) for name, it in candidates.items()}
+    best = min(candidates, key=lambda name: _judge(candidates[name], objective, problems, protocol, branch=2))
+    return candidates[best], best
 
 
 def measure_of(objective: Objective) -> Literal["area", "final"]:
@@ -212,21 +224,14 @@ def tune_rivals(family: ProblemFamily, protocol: Protocol, display: Display) -> 
     return tune_baselines(family, protocol, {name: HAND_DESIGNED[name] for name in BASELINES}, watch=display.phase)
 
 
-def _beats(
-    learned: Optimizer, start: Optimizer, objective: Objective, family: ProblemFamily, protocol: Protocol, branch: int
-) -> bool:
-    """Whether what was learned is better, on instances that are used for nothing else (a `branch` of the key for every
-    question): those of the report would flatter the one that is chosen on them.
-    """
-    key = jax.random.fold_in(protocol.keys[1], branch)
-    runs = min(32, protocol.runs)
-    ours, theirs = (
-        run_curves(it, family, key, horizon=protocol.horizon, runs=runs, chunk=protocol.chunk)[0]
-        for it in (learned, start)
-    )
-    window = protocol.final_window
-    measure = area if measure_of(objective) == "area" else lambda curves: final(curves, window)
-    return float(np.mean(measure(ours))) < float(np.mean(measure(theirs)))
+def _judge(optimizer: Optimizer, objective: Objective, family: ProblemFamily, protocol: Protocol, branch: int) -> float:
+    """Measure what decides, on instances that are used for nothing else (a `branch` of the key for every question):
+    those of the report would flatter the one that is chosen on them."""
+    key, runs = jax.random.fold_in(protocol.keys[1], branch), min(32, protocol.runs)
+    curves = run_curves(optimizer, family, key, horizon=protocol.horizon, runs=runs, chunk=protocol.chunk)[0]
+    value = area(curves) if measure_of(objective) == "area" else final(curves, protocol.final_window)
+    mean = float(np.mean(value))
+    return mean if math.isfinite(mean) else math.inf
 
 
 def choose_recipe(horizon: int, seconds: float, seed: int, objective: Objective = "training") -> Recipe:
