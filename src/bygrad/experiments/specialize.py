@@ -44,7 +44,7 @@ PRETRAINED = "general/controller"
 
 PILOT_STEPS = 6
 VALIDATIONS = 12
-FEW_META_STEPS = 500
+FEW_META_STEPS = 2_000
 """Below, the meta-learning-rate bounds how far the meta-parameters can get."""
 
 
@@ -227,8 +227,8 @@ def tune_rivals(family: ProblemFamily, protocol: Protocol, display: Display) -> 
 def _judge(optimizer: Optimizer, objective: Objective, family: ProblemFamily, protocol: Protocol, branch: int) -> float:
     """Measure what decides, on instances that are used for nothing else (a `branch` of the key for every question):
     those of the report would flatter the one that is chosen on them."""
-    key, runs = jax.random.fold_in(protocol.keys[1], branch), min(32, protocol.runs)
-    curves = run_curves(optimizer, family, key, horizon=protocol.horizon, runs=runs, chunk=protocol.chunk)[0]
+    key = jax.random.fold_in(protocol.keys[1], branch)
+    curves = run_curves(optimizer, family, key, horizon=protocol.horizon, runs=protocol.runs, chunk=protocol.chunk)[0]
     value = area(curves) if measure_of(objective) == "area" else final(curves, protocol.final_window)
     mean = float(np.mean(value))
     return mean if math.isfinite(mean) else math.inf
@@ -279,17 +279,12 @@ def _paced(recipe: Recipe, start: Optimizer, is_pretrained: bool, family: Proble
 def pace_of(recipe: Recipe, left: float, step: float, is_pretrained: bool) -> dict[str, Any]:
     """Return the settings that depend on how many meta-steps of `step` seconds fit into the `left` ones.
 
-    Where they are few, a quarter of the instances makes more of them; and what begins as Adam has far to go, so that
-    each moves three times as far. What is pretrained has not. On convolutional networks (`digits-conv`) all of it
-    helped.
+    Where they are few, what begins as a tuned optimizer has far to go, so that each moves three times as far. What is
+    pretrained has not.
     """
     pace: dict[str, Any] = {"seconds": max(left, 10 * step)}
-    if left / step < FEW_META_STEPS:
-        fewer = max(1, recipe.instances // 4)
-        step *= fewer / recipe.instances
-        pace |= {"instances": fewer}
-        if not is_pretrained:
-            pace |= {"meta_learning_rate": 3 * recipe.meta_learning_rate}
+    if left / step < FEW_META_STEPS and not is_pretrained:
+        pace |= {"meta_learning_rate": 3 * recipe.meta_learning_rate}
     return pace | {"validate_every": max(1, round(left / step / VALIDATIONS))}
 
 
