@@ -1,6 +1,7 @@
 """Economic dispatch: which power plants serve the demand of a quarter-hour most cheaply, within a grid's limits."""
 
 import functools
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -15,6 +16,9 @@ from .structured import QuadraticProgram
 
 BASE = 100.0
 """MW of a unit of power, and $/h of a unit of cost."""
+
+REACH = 3e-3
+r"""$\tau$ of the certificate: how far, in 100 MW, a $ an hour and 100 MW moves an output. Learned ones are so near."""
 
 SPREAD = 0.05
 """Standard deviation of a bus's demand about its share of the system's."""
@@ -37,15 +41,15 @@ class EconomicDispatch(QuadraticProgram):
     *Proof:* with $v = H p$, and $z$ the point of $[l, u]$ next to $v$, the overload costs
     $\text{price} \lVert v - z \rVert_1 \ge \mu^\top (v - z) \ge \mu^\top v - u^\top \mu^+ + l^\top \mu^-$. Add
     $\lambda (\sum d - \sum p) = 0$ and minimize each term alone. `certify` takes $\mu$ from the solver, cut to the
-    price, and the best $\lambda$ for it. The point that it is held against serves the demand exactly: outputs are cut
-    to their limits, and what is missing is spread in proportion to what each unit has left. So the gap is a bound
-    whatever the solver did, up to rounding.
+    price, and the best $\lambda$ for it. The point that it is held against serves the demand exactly: the minimum of
+    $\sum_g a_g p_g^2 + (b_g + H_g^\top \mu) p_g$ and the squared distance to the outputs over $2 \tau$, which is the
+    solution if the solver has found it. So the gap is a bound whatever the solver did, up to rounding.
 
     The embedded grid is the IEEE Reliability Test System of 1996 (73 buses, 96 units, 120 lines) with its costs, and
     lines may carry `margin` of their rating, a stand-in for the security of the grid when one line fails.
 
     **Source:** Klamkin, Tanneau and Van Hentenryck, *Self-certifying primal-dual optimization proxies* (2025), for
-    dispatch with soft lines and the proportional repair.
+    dispatch with soft lines and the proportional `repair`.
     """
 
     cost: Float[Array, "units 2"]
@@ -121,20 +125,25 @@ class EconomicDispatch(QuadraticProgram):
     ) -> tuple[Float[Array, " units"], Scalar, Scalar]:
         units, total = len(self.capacity), jnp.sum(instance)
         _, low, high = (it[1 + units :] if it.size > units else it for it in self.vectors(instance))
-        outputs = self._serve(params, total)
-        flow = self.transfer @ outputs
-        overload = jnp.maximum(flow - high, 0) + jnp.maximum(low - flow, 0)
         quadratic, linear = self.cost.T
-        cost = outputs @ (quadratic * outputs + linear) + self.price * jnp.sum(overload)
-
         mu = jnp.clip(dual[units:], -self.price, self.price)
         slope = linear + self.transfer.T @ mu
+
+        outputs = self._serve(self._cheaper(params, slope, total), total)
+        flow = self.transfer @ outputs
+        overload = jnp.maximum(flow - high, 0) + jnp.maximum(low - flow, 0)
+        cost = outputs @ (quadratic * outputs + linear) + self.price * jnp.sum(overload)
+
         # The bound's gradient is that at the optimum of both: those of the outputs and of the price vanish (Danskin).
         cheapest, value = jax.lax.stop_gradient(self._merit_order(slope, total))
         least = cheapest @ (quadratic * cheapest + slope - value) + value * total
         lowest = least - high @ jnp.maximum(mu, 0) + low @ jnp.maximum(-mu, 0)
         served = (total >= 0) & (total <= jnp.sum(self.capacity))
         return outputs, cost, jnp.where(served, lowest, -jnp.inf)
+
+    def repair(self, params: Float[Array, " units"], instance: Float[Array, " buses"]) -> Float[Array, " units"]:
+        """Cut outputs to their limits, and spread what is missing in proportion to what each unit has left."""
+        return self._serve(params, jnp.sum(instance))
 
     def _serve(self, outputs: Float[Array, " units"], total: Scalar) -> Float[Array, " units"]:
         """Cut outputs to their limits and let them serve the demand, if all together can."""
@@ -143,6 +152,25 @@ class EconomicDispatch(QuadraticProgram):
         room = jnp.where(missing > 0, self.capacity - outputs, outputs)
         whole = jnp.sum(room)
         return outputs + room * jnp.clip(missing / jnp.where(whole > 0, whole, 1.0), -1, 1)
+
+    def _cheaper(
+        self, outputs: Float[Array, " units"], slope: Float[Array, " units"], total: Scalar
+    ) -> Float[Array, " units"]:
+        """Return the minimum of the cost at a `slope` and the squared distance to `outputs` over 2 `REACH`, such that
+        all together serve `total`."""
+        outputs = jnp.clip(outputs, 0, self.capacity)
+        weight = 1 / (2 * self.cost[:, 0] + 1 / REACH)
+
+        def at(value: Array) -> Array:
+            return jnp.clip(weight * (outputs / REACH + value - slope), 0, self.capacity)
+
+        least = slope - outputs / REACH
+        ends = jnp.min(least), jnp.max(least + self.capacity / weight)
+        value = jax.lax.stop_gradient(_halve(lambda value: jnp.sum(at(value)) >= total, ends))
+        # One more step, exact on a piece that is linear, whose derivative is that of the price.
+        found = at(value)
+        rise = jnp.sum(jnp.where((found > 0) & (found < self.capacity), weight, 0.0))
+        return at(value + jnp.where(rise > 0, (total - jnp.sum(found)) / jnp.where(rise > 0, rise, 1.0), 0.0))
 
     def _merit_order(self, slope: Float[Array, " units"], total: Scalar) -> tuple[Float[Array, " units"], Scalar]:
         """Return the outputs that minimize the cost at a price of power, and the price at which they sum to `total`."""
@@ -154,15 +182,21 @@ class EconomicDispatch(QuadraticProgram):
             step = jnp.where(value > slope, self.capacity, 0.0)
             return jnp.where(curved, jnp.clip(inside, 0, self.capacity), step)
 
-        def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = ends
-            middle = 0.5 * (low + high)
-            enough = jnp.sum(outputs(middle)) >= total
-            return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
-
         ends = jnp.min(slope), jnp.max(slope + curvature * self.capacity)
-        value = jax.lax.fori_loop(0, 32, halve, ends)[1]
+        value = _halve(lambda value: jnp.sum(outputs(value)) >= total, ends)
         return outputs(value), value
+
+
+def _halve(enough: Callable[[Scalar], Bool[Array, ""]], ends: tuple[Scalar, Scalar]) -> Scalar:
+    """Return the least value between two ends at which there is enough."""
+
+    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = 0.5 * (low + high)
+        met = enough(middle)
+        return jnp.where(met, low, middle), jnp.where(met, middle, high)
+
+    return jax.lax.fori_loop(0, 32, halve, ends)[1]
 
 
 def transfer_factors(

@@ -123,6 +123,10 @@ class QuadraticProgram(ProblemFamily):
         """
         return None
 
+    def repair(self, params: Float[Array, " n"], instance: Instance) -> Float[Array, " n"] | None:
+        """Return a point near `params` that satisfies all hard rows, and `params` where they do. Default: None."""
+        return None
+
     @property
     def penalty(self) -> float:
         """What half the squared violation weighs in `loss`."""

@@ -147,7 +147,7 @@ class ADMM(Method):
         certificate = jnp.maximum(primal, dual)
         if (found := family.certify(x, to.scale * y, instance)) is not None:
             x, cost, lowest = found
-            certificate = (cost - lowest) / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
+            certificate = relative_gap(cost, lowest)
         finite = jnp.isfinite(primal) & jnp.isfinite(dual)
         certificate = jnp.where(finite & ~jnp.isnan(certificate), certificate, jnp.inf)
 
@@ -167,6 +167,13 @@ class ADMM(Method):
         )
         memory = memory._replace(z=z, y=y, rho=rho)
         return Progress(x, cost, certificate, status, nit, at.nfev + self.inner, memory, to.scale * y)
+
+
+def relative_gap(cost: Scalar, lowest: Scalar) -> Scalar:
+    """Return the gap between a cost and a lower bound of the minimum, relative to the smaller of the two in size: the
+    cost then exceeds the minimum by no larger a part of it."""
+    size = jnp.minimum(jnp.abs(cost), jnp.abs(lowest))
+    return (cost - lowest) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
 
 
 def _largest(vector: Array) -> Scalar:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._core.programs import Program
 from ..problems import ProblemFamily, QuadraticProgram
-from .admm import ADMM
+from .admm import ADMM, relative_gap
 from .base import Flat, Method
 from .card import Card, report
 from .certificate import has_drifted
@@ -157,9 +157,7 @@ def _proven_first(
     """
     family = flat.family
     assert isinstance(family, QuadraticProgram) and method.warm is not None
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), instances)
-    warm = method.warm
-    if jax.eval_shape(lambda one: family.certify(*warm(one)[:2], one), like) is None:
+    if type(family).certify is QuadraticProgram.certify:  # the default, which proves nothing
         return run(method, flat, instances, own, batch=batch, watch=watch)
     found = in_blocks(_proven, flat, (instances, own), len(own), batch, dtype, method)
     x, dual, (cost, certificate) = found[:, : flat.size], found[:, flat.size : -2], found[:, -2:].T
@@ -184,9 +182,8 @@ def _proven_(flat: Flat, instances: PyTree, own: Float[Array, "rows p"], method:
         assert method.warm is not None and isinstance(flat.family, QuadraticProgram)
         proposed, dual, _ = (it.astype(own.dtype) for it in method.warm(instance))
         found = flat.family.certify(proposed, dual, instance)
-        assert found is not None
-        x, cost, lowest = found
-        certificate = (cost - lowest) / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
+        x, cost, lowest = (proposed, jnp.inf, -jnp.inf) if found is None else found
+        certificate = relative_gap(jnp.asarray(cost, x.dtype), jnp.asarray(lowest, x.dtype))
         certificate = jnp.where(jnp.isnan(certificate), jnp.inf, certificate)
         return jnp.concatenate([x, dual, jnp.stack([cost, certificate])])
 

@@ -180,7 +180,7 @@ def train_warm_start(
     def certificate(warm: LearnedWarmStart, instance: Any) -> Scalar:
         x, dual, _ = warm(instance)
         if (found := family.certify(x, dual, instance)) is not None:
-            return (found[1] - found[2]) / jnp.abs(found[1])
+            return (found[1] - found[2]) / jnp.abs(found[1])  # not to the bound, which may be next to nothing at first
         learned = dataclasses.replace(prepared, warm=warm)
         at = learned.step(flat, instance, learned.start(flat, instance, x))
         return learned.step(flat, instance, at).certificate

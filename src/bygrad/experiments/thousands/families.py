@@ -180,6 +180,7 @@ CASES: tuple[Case, ...] = (
         lambda: 1.1 * EconomicDispatch.embedded().year(1)[::17],
         "all demands a tenth higher",
         (1e-2, 1e-3, 1e-4),
+        dtype="float32",
         sequence=quarters,
         goals=(Goal("ours against the best compiled", "classical or learned", "users or compiled", 3.0, tolerance=0),),
     ),

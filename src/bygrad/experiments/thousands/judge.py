@@ -37,9 +37,7 @@ def kind_of(flat: Flat, instance: Instance, certificate: Certificate | None = No
         return "gap"
     family, x = flat.family, jnp.zeros(flat.size)
     if isinstance(family, QuadraticProgram):
-        dual = jnp.zeros(_inequalities(family))
-        repaired = jax.eval_shape(lambda one: family.certify(x, dual, one), instance)
-        return "program" if repaired is None else "cost"
+        return "program" if jax.eval_shape(lambda one: family.repair(x, one), instance) is None else "cost"
     if not isinstance(family, Composite):
         return "cost"
     return "cost" if jax.eval_shape(lambda one: family.gap(x, x, one), instance) is None else "gap"
@@ -52,35 +50,28 @@ def assess(
 
     The error is the certificate's bound, or the duality gap of a `Composite` relative to its cost, or the largest
     violation of a constraint of a `QuadraticProgram`, relative to 1 plus the largest row; 0 for all others. A program
-    that can repair answers (`certify`) repairs all of them, and only cost is left.
+    that can repair answers (`repair`) repairs all of them, and only cost is left.
     """
     with precision(np.float64):
-        rows = _inequalities(flat.family) if isinstance(flat.family, QuadraticProgram) else 0
-        program = lambda flat, instances, x: _assess(flat, rows, certificate, instances, x)  # noqa: E731
+        program = lambda flat, instances, x: _assess(flat, certificate, instances, x)  # noqa: E731
         both = in_blocks(program, flat, (instances, np.asarray(x, float)), len(x), 256, np.float64)
     return Assessed(both[:, 0], both[:, 1])
 
 
-def _inequalities(family: QuadraticProgram) -> int:
-    return int(np.sum(~np.asarray(family.equations)))
-
-
-def _assess_(
-    flat: Flat, rows: int, certificate: Certificate | None, instances: PyTree, x: Array
-) -> Float[Array, "rows 2"]:
-    return jax.vmap(lambda one, x: jnp.stack(_assess_one(flat, rows, certificate, one, x)))(instances, x)
+def _assess_(flat: Flat, certificate: Certificate | None, instances: PyTree, x: Array) -> Float[Array, "rows 2"]:
+    return jax.vmap(lambda one, x: jnp.stack(_assess_one(flat, certificate, one, x)))(instances, x)
 
 
 def _assess_one(
-    flat: Flat, rows: int, certificate: Certificate | None, instance: Instance, x: Array
+    flat: Flat, certificate: Certificate | None, instance: Instance, x: Array
 ) -> tuple[Scalar, Scalar | float]:
     family = flat.family
     x = jnp.clip(x, *flat.bounds(x, instance))
     error = jnp.zeros((), x.dtype)
     if not isinstance(family, QuadraticProgram):
         cost = flat.loss(x, instance)
-    elif (repaired := family.certify(x, jnp.zeros(rows, x.dtype), instance)) is not None:
-        cost = repaired[1]
+    elif (repaired := family.repair(x, instance)) is not None:
+        cost = family.loss(repaired, instance, None)
     else:
         cost, values = family.objective(x, instance), family.matrices[1].astype(x.dtype) @ x
         _, low, high = family.vectors(instance)
