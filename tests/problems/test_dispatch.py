@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bygrad.problems import EconomicDispatch
-from bygrad.problems.dispatch import transfer_factors
+from bygrad.problems.dispatch import REACH, transfer_factors
 from bygrad.problems.load_profile import year_of_load
 from bygrad.solvers import ADMM, solve
 
@@ -81,6 +81,52 @@ def test_the_merit_order_is_the_cheapest_way_to_serve_a_demand(grid):
     inside = (outputs > 1e-6) & (outputs < np.asarray(grid.capacity) - 1e-6)
     assert (slopes[outputs <= 1e-6] >= value - 1e-4).all() and (slopes[outputs > 1e-6] <= value + 1e-4).all()
     np.testing.assert_allclose(slopes[inside], value, rtol=1e-5)
+
+
+def test_what_is_proven_is_the_cheapest_point_near_the_outputs(grid):
+    rng = np.random.default_rng(0)
+    outputs, slope = rng.uniform(-0.2, 1.2, 96) * np.asarray(grid.capacity, float), rng.normal(20.0, 30.0, 96)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), grid)
+        found = np.asarray(wide._cheaper(jnp.asarray(outputs), jnp.asarray(slope), jnp.float64(50.0)))
+    assert found.sum() == pytest.approx(50.0, rel=1e-12)
+    cut = np.clip(outputs, 0, np.asarray(grid.capacity, float))
+    slopes = 2 * np.asarray(grid.cost[:, 0], float) * found + slope + (found - cut) / REACH
+    low, high = found <= 1e-9, found >= np.asarray(grid.capacity) - 1e-6
+    price = slopes[~low & ~high].mean()
+    np.testing.assert_allclose(slopes[~low & ~high], price, rtol=1e-9)
+    assert (slopes[low] >= price - 1e-6).all() and (slopes[high] <= price + 1e-6).all()
+
+
+def test_the_gap_has_the_derivative_of_finite_differences(grid):
+    demand, rng = grid.year()[20_000], np.random.default_rng(1)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), grid)
+
+        def gap(at):
+            _, cost, lowest = wide.certify(at[:96], at[96:], jnp.asarray(demand))
+            return cost - lowest
+
+        at = jnp.asarray(np.concatenate([rng.uniform(0.2, 0.8, 96) * np.asarray(grid.capacity), rng.normal(size=204)]))
+        way = jnp.asarray(rng.normal(size=at.size))
+        slope = jax.grad(gap)(at) @ way
+        difference = (gap(at + 1e-6 * way) - gap(at - 1e-6 * way)) / 2e-6
+    assert float(slope) == pytest.approx(float(difference), rel=1e-4)
+
+
+def test_a_solution_proves_itself_and_needs_no_repair(grid):
+    demand = grid.year()[[3000, 30_000]]
+    exact = solve(grid, demand, method=ADMM(tol=1e-7, max_steps=40_000), batch=16)
+    assert exact.success.all()
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), grid)
+        repaired = np.asarray(jax.vmap(wide.repair)(jnp.asarray(exact.x), jnp.asarray(demand)))
+        costs = np.asarray(jax.vmap(lambda x, one: wide.loss(x, one, None))(repaired, jnp.asarray(demand)))
+    np.testing.assert_allclose(repaired, exact.x, atol=1e-9)
+    np.testing.assert_allclose(costs, exact.cost, rtol=1e-9)
+    others = np.asarray(jax.vmap(grid.repair)(jnp.asarray(exact.x + 0.3, jnp.float32), jnp.asarray(demand)))
+    np.testing.assert_allclose(others.sum(axis=1), demand.sum(axis=1), rtol=1e-6)
+    assert (others >= 0).all() and (others <= np.asarray(grid.capacity) + 1e-6).all()
 
 
 @settings(max_examples=25)

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bygrad.deploy.solver import load_solver, save_solver
 from bygrad.problems import QuadraticProgram, SparseCoding
 from bygrad.solvers import ADMM, Flat, LearnedSolver, LearnedWarmStart, Whitening, learn, reduce_program, solve
+from bygrad.solvers.admm import relative_gap
 from bygrad.solvers.training import Examples, train_warm_start
 
 
@@ -180,6 +183,16 @@ class Known(LearnedWarmStart):
     def __call__(self, instance):
         nearest = jnp.argmin(jnp.sum(jnp.square(self.instances - instance), axis=1))
         return self.answers[nearest, :4], self.answers[nearest, 4:], jnp.zeros(())
+
+
+@given(size=st.floats(1e-3, 1e6), rise=st.floats(0, 1e3), share=st.floats(0, 1), sign=st.sampled_from([1, -1]))
+def test_a_cost_exceeds_the_minimum_by_no_larger_part_than_its_gap(size, rise, share, sign):
+    lowest, cost = sorted([sign * size, sign * size * (1 + rise)])
+    with jax.enable_x64(True):
+        gap = float(relative_gap(jnp.float64(cost), jnp.float64(lowest)))
+    assert gap == pytest.approx(rise, rel=1e-9, abs=1e-12)
+    minimum = lowest + share * (cost - lowest)  # a bound is below the minimum, a cost above
+    assert cost - minimum <= gap * abs(minimum) * (1 + 1e-9) + 1e-9
 
 
 def test_what_is_proven_is_not_iterated_and_all_else_is_solved(data):

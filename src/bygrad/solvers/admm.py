@@ -48,7 +48,7 @@ class ADMM(Method):
     The certificate is the larger of the primal and the dual residual, each relative to its terms plus 1: the primal one
     in the largest entry, the dual one in the length of the gradient along the equations. A family with
     `QuadraticProgram.certify` is held to its bounds instead: x is then a point that satisfies all constraints, and the
-    certificate the duality gap relative to its cost.
+    certificate the duality gap (`relative_gap`).
 
     **Guarantee:** ADMM with $\rho > 0$ fixed and relaxation in (0, 2) converges from any start for every convex
     program that has a solution (its operator is averaged). $\rho$ adapts during the first half of `max_steps` only,
@@ -170,8 +170,8 @@ class ADMM(Method):
 
 
 def relative_gap(cost: Scalar, lowest: Scalar) -> Scalar:
-    """Return the gap between a cost and a lower bound of the minimum, relative to the smaller of the two in size: the
-    cost then exceeds the minimum by no larger a part of it."""
+    """Return the gap between a cost and a lower bound of the minimum, relative to the smaller of the two in size: where
+    they have one sign, the cost exceeds the minimum by no larger a part of it."""
     size = jnp.minimum(jnp.abs(cost), jnp.abs(lowest))
     return (cost - lowest) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
 
