@@ -106,7 +106,7 @@ def _draw_paper(axes: "matplotlib.axes.Axes", results: Results) -> None:
         style = {"color": colour, "linewidth": 0.9, "linestyle": (0, (3, 2)), "zorder": 40}
         axes.plot(steps[inside], losses[inside], label=f"{name}: paper, digitised", **style)
     if shown:
-        axes.legend(loc="upper right", borderaxespad=0.2, handlelength=2.2)
+        axes.legend(loc="best", borderaxespad=0.2, handlelength=2.2)
 
 
 @styled
