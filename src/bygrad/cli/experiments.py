@@ -127,7 +127,7 @@ def specialize(
     ] = "training",
     horizon: Annotated[int, arg(help="Steps of a run.")] = 400,
     pretrained: Annotated[
-        str, arg(help="Controller to start from where it does better than tuned Adam; none never does.")
+        str, arg(help="Controller to start from where it does better than a tuned Adam; none: always from that.")
     ] = "general/controller",
     out: Folder = None,
     resume: Resume = False,
