@@ -380,11 +380,13 @@ def test_it_runs_reports_goes_on_and_no_rival_can_stop_it(tmp_path, monkeypatch)
         compare(task_in(tmp_path / "run", resume=True)[0], dataclasses.replace(EFFORT, rows=49), cases[:1])
 
 
-def test_it_is_listed_and_every_case_is_whole(capsys):
+def test_it_is_listed_and_every_case_is_whole(capsys, tmp_path):
     main(["list"])
     assert "thousands: " in capsys.readouterr().out
     assert "thousands" in STUDIES
     assert len({case.name for case in CASES}) == len(CASES)
+    with pytest.raises(ValueError, match=r"called 'dispach'\. Known: ball-and-stick, .*dispatch"):
+        STUDIES["thousands"].carry_out(dataclasses.replace(task_in(tmp_path)[0], families=("dispach",)))
     for case in CASES:
         loose, medium, tight = case.tolerances
         assert loose > medium > tight > 0 and case.shift

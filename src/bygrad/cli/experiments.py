@@ -43,6 +43,7 @@ def reproduce(
     artifacts: Annotated[tuple[str, ...], arg(help="Trained optimizers to test, for `transfer`: names or files.")] = (
         "general/controller",
     ),
+    families: Annotated[tuple[str, ...], arg(help="Families to compare on, for `thousands`; all if none is named.")] = (),
     json: Json = None,
 ) -> None:
     """Carry out an experiment of the paper: tune baselines, meta-train, compare, report."""
@@ -51,7 +52,8 @@ def reproduce(
     experiment = known(EXPERIMENTS | STUDIES, name, "experiment")
     folder = out or Path("runs") / f"{name}-{budget}"
     with progress() as display:
-        results = carry_out(experiment, Task(budget, folder, display, resume, seed, data, command_line(), artifacts))
+        task = Task(budget, folder, display, resume, seed, data, command_line(), artifacts, families)
+        results = carry_out(experiment, task)
     finish(results, folder, json)
 
 

@@ -12,7 +12,8 @@ from .reproduce import reproduce
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """How to carry a study out: the arguments of `bygrad reproduce`. `artifacts`: of studies that test trained ones."""
+    """How to carry a study out: the arguments of `bygrad reproduce`. `artifacts`: of studies that test trained ones.
+    `families`: to compare on, of studies that have several; none stands for all."""
 
     budget: Budget
     folder: Path
@@ -22,6 +23,7 @@ class Task:
     data: str = "mnist"
     command: str = ""
     artifacts: tuple[str, ...] = ("general/controller",)
+    families: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,6 +56,7 @@ class Case:
     - `minimum`: the minimum of all instances, where it is known. `dtype`: precision of our own solvers.
     - `sequence`: draws sequences in which each instance follows from the one before.
     - `rivals`: names of the rivals that serve this family alone, beside those that serve its structure.
+    - `patience`: factor on the seconds of learning that a budget allows, where one minute is not enough for a family.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Case:
     dtype: Literal["float32", "float64"] = "float64"
     sequence: Sequence | None = None
     rivals: tuple[str, ...] = ()
+    patience: float = 1.0
     goals: tuple[Goal, ...] = ()
 
 
@@ -182,6 +184,7 @@ CASES: tuple[Case, ...] = (
         (1e-2, 1e-3, 1e-4),
         dtype="float32",
         sequence=quarters,
+        patience=5.0,
         goals=(Goal("ours against the best compiled", "classical or learned", "users or compiled", 3.0, tolerance=0),),
     ),
     Case(

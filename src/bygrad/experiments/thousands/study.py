@@ -40,7 +40,7 @@ class Effort:
 
     **Arguments:** `rows`: instances of a set; `loops`: how many of them solvers get that take one after the other.
     `singles`: instances that are timed alone. `past`: solved ones to start from. `seconds`, `seeds`: of learning, for
-    each family and each seed. `heldout`: instances that `learn` compares on. `meta_steps`, `horizon`: of the paper's
+    each family and each seed, times its patience. `heldout`: instances that `learn` compares on. `meta_steps`, `horizon`: of the paper's
     optimizer; with 0 meta-steps it is the one for quadratics that comes with the package. `sequences`, `steps`: of the
     sequences.
     """
@@ -68,7 +68,11 @@ SHIPPED = "paper/quadratic"
 
 
 def _carry_out(task: Task) -> dict[str, Any]:
-    return compare(task, EFFORTS[task.budget], CASES)
+    names = [case.name for case in CASES]
+    unknown = [name for name in task.families if name not in names]
+    if unknown:
+        raise ValueError(f"No family of this study is called {unknown[0]!r}. Known: {', '.join(names)}.")
+    return compare(task, EFFORTS[task.budget], [case for case in CASES if case.name in (task.families or names)])
 
 
 def compare(task: Task, effort: Effort, cases: Sequence[Case]) -> dict[str, Any]:
@@ -162,7 +166,7 @@ class _Comparison:
             path.parent.mkdir(parents=True, exist_ok=True)
             solver = learn(
                 self.flat.family,
-                budget=self.effort.seconds,
+                budget=self.effort.seconds * self.case.patience,
                 tol=self.case.tolerances[1],
                 heldout=self.effort.heldout,
                 dtype=self.case.dtype,
