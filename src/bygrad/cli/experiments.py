@@ -43,7 +43,7 @@ def reproduce(
     artifacts: Annotated[tuple[str, ...], arg(help="Trained optimizers to test, for `transfer`: names or files.")] = (
         "general/controller",
     ),
-    families: Annotated[tuple[str, ...], arg(help="Families to compare on, for `thousands`; all if none is named.")] = (),
+    families: Annotated[tuple[str, ...], arg(help="Families to compare on, for `thousands`; none: all.")] = (),
     json: Json = None,
 ) -> None:
     """Carry out an experiment of the paper: tune baselines, meta-train, compare, report."""

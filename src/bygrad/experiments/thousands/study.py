@@ -40,9 +40,9 @@ class Effort:
 
     **Arguments:** `rows`: instances of a set; `loops`: how many of them solvers get that take one after the other.
     `singles`: instances that are timed alone. `past`: solved ones to start from. `seconds`, `seeds`: of learning, for
-    each family and each seed, times its patience. `heldout`: instances that `learn` compares on. `meta_steps`, `horizon`: of the paper's
-    optimizer; with 0 meta-steps it is the one for quadratics that comes with the package. `sequences`, `steps`: of the
-    sequences.
+    each family (times its patience) and each seed. `heldout`: instances that `learn` compares on. `meta_steps`,
+    `horizon`: of the paper's optimizer; with 0 meta-steps it is the one for quadratics that comes with the package.
+    `sequences`, `steps`: of the sequences.
     """
 
     rows: int
