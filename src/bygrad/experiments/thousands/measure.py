@@ -130,7 +130,7 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-PACKAGES = ("scipy", "scikit-learn", "osqp", "clarabel", "daqp", "piqp", "highspy", "optimistix", "dipy")
+PACKAGES = ("scipy", "scikit-learn", "osqp", "clarabel", "daqp", "piqp", "highspy", "cvxpy", "optimistix", "dipy")
 """Of the rivals, as far as they are installed."""
 
 

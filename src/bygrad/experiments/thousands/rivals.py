@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from ...problems import Composite, LeastSquares, MeanVariance, ProblemFamily, QuadraticProgram, SparseCoding
 from ...solvers import Flat
+from .cvxpy_rivals import cvxpy_portfolio, cvxpy_program
 from .program_rivals import clarabel, clarabel_portfolio, daqp, daqp_portfolio, highs, osqp, piqp
 from .rival import Build, Outcome, Rival, in_double, looped
 
@@ -179,7 +180,7 @@ def _portfolio(family: ProblemFamily) -> bool:
 
 _SCIPY = {"scipy": "scipy"}
 _OSQP, _CLARABEL = {"osqp": "osqp", **_SCIPY}, {"clarabel": "clarabel", **_SCIPY}
-_OPTIMISTIX = {"optimistix": "optimistix"}
+_CVXPY, _OPTIMISTIX = {"cvxpy": "cvxpy", **_CLARABEL}, {"optimistix": "optimistix"}
 RIVALS: tuple[Rival, ...] = (
     Rival("SciPy least_squares, loop", "users", _SCIPY, _least_squares, scipy_least_squares),
     Rival("SciPy L-BFGS-B, loop", "users", _SCIPY, _smooth, scipy_minimize),
@@ -188,6 +189,8 @@ RIVALS: tuple[Rival, ...] = (
     Rival("OSQP to a tenth of the tolerance, loop", "users", _OSQP, _program, functools.partial(osqp, factor=0.1)),
     Rival("Clarabel, loop", "users", _CLARABEL, _program, clarabel),
     Rival("Clarabel, a program each", "users", _CLARABEL, _portfolio, clarabel_portfolio),
+    Rival("CVXPY with parameters and Clarabel, loop", "users", _CVXPY, _program, cvxpy_program),
+    Rival("CVXPY with a parameter and Clarabel, loop", "users", _CVXPY, _portfolio, cvxpy_portfolio),
     Rival("HiGHS, loop", "compiled", {"highspy": "highspy", **_SCIPY}, _program, highs),
     Rival("PIQP, loop", "compiled", {"piqp": "piqp"}, _program, piqp),
     Rival("DAQP, last active set, loop", "compiled", {"daqp": "daqp"}, _program, daqp),

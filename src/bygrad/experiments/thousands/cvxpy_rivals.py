@@ -1,0 +1,62 @@
+"""CVXPY, as its documentation advises for many programs of one form: parameters for what differs between them."""
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from ...problems import MeanVariance
+from ...solvers import Flat
+from .program_rivals import hard_program
+from .rival import Build, looped
+
+
+def cvxpy_program(flat: Flat) -> Build:
+    """Write a quadratic program down once, with its vectors as parameters; soft rows have slack variables."""
+    cp: Any = importlib.import_module("cvxpy")
+    sparse: Any = importlib.import_module("scipy.sparse")
+    quadratic, constraints, equations, vectors = hard_program(flat)
+    matrix, x, q = sparse.csr_matrix(constraints), cp.Variable(len(quadratic)), cp.Parameter(len(quadratic))
+    cost = 0.5 * cp.quad_form(x, cp.psd_wrap(sparse.csc_matrix(quadratic))) + q @ x
+    written: list[Any] = []
+
+    def write(low: np.ndarray, high: np.ndarray) -> None:
+        above, below = ~equations & np.isfinite(high), ~equations & np.isfinite(low)  # in every instance the same
+        limits = [cp.Parameter(int(rows.sum())) for rows in (equations, above, below)]
+        rows = matrix[equations] @ x == limits[0], matrix[above] @ x <= limits[1], matrix[below] @ x >= limits[2]
+        here = [row for row, limit in zip(rows, limits, strict=True) if limit.size]
+        written.extend((cp.Problem(cp.Minimize(cost), here), limits, above, below))
+
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
+        q.value, low, high = vectors(one)
+        if not written:
+            write(low, high)
+        problem, limits, above, below = written
+        for limit, values in zip(limits, (high[equations], high[above], low[below]), strict=True):
+            limit.value = values
+        iterations = _solve(cp, problem, tol)
+        return np.array(x.value, float)[: flat.size], iterations
+
+    return looped(one_by_one)
+
+
+def cvxpy_portfolio(flat: Flat) -> Build:
+    """Write a portfolio down once, with a root of the covariance as its parameter, which keeps it quick to compile."""
+    cp: Any = importlib.import_module("cvxpy")
+    family, n = flat.family, flat.size
+    assert isinstance(family, MeanVariance)
+    x, root = cp.Variable(n), cp.Parameter((n, n))
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(root @ x)), [cp.sum(x) == 1, x >= 0, x <= float(family.cap)])
+
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
+        values, vectors = np.linalg.eigh(one / np.mean(np.diag(one)))
+        root.value = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+        iterations = _solve(cp, problem, 0.1 * tol)  # of costs well below 1
+        return np.array(x.value, float), iterations
+
+    return looped(one_by_one)
+
+
+def _solve(cp: Any, problem: Any, tol: float) -> float:
+    problem.solve(solver=cp.CLARABEL, tol_gap_abs=tol, tol_gap_rel=tol, tol_feas=tol)
+    return float(problem.solver_stats.num_iters)
