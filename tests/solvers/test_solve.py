@@ -8,8 +8,9 @@ from jaxtyping import Array
 
 from bygrad.problems import OralDose, ProblemFamily, Quadratic, QuadrotorControl, SparseCoding
 from bygrad.problems.structured import Bounded, QuadraticProgram
-from bygrad.solvers import ADMM, LBFGS, STATUS, LevenbergMarquardt, ProximalGradient, solve
+from bygrad.solvers import ADMM, LBFGS, STATUS, Flat, LevenbergMarquardt, ProximalGradient, solve
 from bygrad.solvers.levenberg_marquardt import solve_spd
+from bygrad.solvers.starts import starting_points
 
 from .families import TIMES, Decay
 from .families import decays as draw
@@ -91,6 +92,18 @@ def test_several_starts_are_never_worse():
     one, three = solve(family, data, batch=16), solve(family, data, starts=3, batch=16)
     assert (three.cost <= one.cost * (1 + 1e-9)).all()
     assert (three.nfev > one.nfev).all()
+
+
+def test_starts_are_independent_and_do_not_hang_on_how_many_others_there_are():
+    flat, data = Flat.of(OralDose(), np.zeros(12)), np.zeros((9, 12))
+    drawn = (
+        lambda rows: starting_points(  # noqa: E731
+            flat, data[:rows], rows, None, starts=3, seed=5, batch=4, dtype=np.float64
+        ).reshape(rows, 3, 4)
+    )
+    many = drawn(9)
+    np.testing.assert_array_equal(many[:3], drawn(3))
+    assert len(np.unique(many[:, 1:])) == 9 * 2 * 4
 
 
 def test_units_of_the_params_change_nothing(decays):

@@ -27,9 +27,7 @@ def starting_points(
     rows = len(given) if rows is None and given is not None else rows
     if rows is None:
         raise ValueError("The instances hold no arrays, so their number is not known. Give x0, one row for each.")
-    keys = np.asarray(
-        jax.random.key_data(jax.random.split(jax.random.key(seed), rows * (starts + 1)).reshape(rows, starts + 1))
-    )
+    keys = _keys(seed, rows, starts + 1)
     columns = []
     for start in range(starts):
         if start == 0 and given is not None:
@@ -38,6 +36,13 @@ def starting_points(
         program = _inits if start == 0 else _restarts
         columns.append(in_blocks(program, flat, (instances, keys[:, start]), rows, batch, dtype))
     return np.stack(columns, axis=1).reshape(rows * starts, flat.size)
+
+
+def _keys(seed: int, rows: int, each: int) -> np.ndarray:
+    """Return the data of `each` keys for every row. Powers of two are drawn, so that few numbers of rows compile."""
+    count = rows * each
+    drawn = jax.random.key_data(jax.random.split(jax.random.key(seed), 1 << max(count - 1, 0).bit_length()))
+    return np.asarray(drawn)[:count].reshape(rows, each, drawn.shape[-1])  # a key does not hang on how many there are
 
 
 def _given(flat: Flat, x0: PyTree[Any], rows: int | None, dtype: Any) -> np.ndarray:
