@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NEEDS = {"torch_module": "torch", "scipy_problem": "scipy", "diffusion_map": "matplotlib"}
+DRAWN = ("diffusion_map", "dispatch_week", "fit_curves", "quadrotor_flight", "rolling_portfolios", "sparse_picture")
+NEEDS = {"torch_module": "torch", "scipy_problem": "scipy", **dict.fromkeys(DRAWN, "matplotlib")}
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
@@ -18,7 +19,8 @@ def test_an_example_runs(name):
         pytest.importorskip(NEEDS[name])
     # Few steps mean nothing, and unoptimized programs compile sooner.
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    command = [sys.executable, EXAMPLES / f"{name}.py", "100" if name == "guard" else "2"]
+    size = {"guard": "100", "rolling_portfolios": "500"}.get(name, "2")
+    command = [sys.executable, EXAMPLES / f"{name}.py", size]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "nan" not in done.stdout and len(done.stdout.splitlines()) >= 2
