@@ -17,6 +17,7 @@ from rich.console import Console
 from bygrad.cli import main
 from bygrad.experiments import STUDIES, Display, Task
 from bygrad.experiments.thousands import CASES, Case, Effort, Goal, compare, ours, study
+from bygrad.experiments.thousands.cvxpy_rivals import cvxpy_program
 from bygrad.experiments.thousands.judge import (
     Assessed,
     assess,
@@ -32,7 +33,7 @@ from bygrad.experiments.thousands.results import break_even_of, fastest, gains_o
 from bygrad.experiments.thousands.rival import Rival
 from bygrad.experiments.thousands.rivals import RIVALS
 from bygrad.optimizers import SGD
-from bygrad.problems import LeastSquares, MeanVariance, QuadraticProgram, SparseCoding
+from bygrad.problems import LeastSquares, MeanVariance, QuadraticProgram, QuadrotorControl, SparseCoding
 from bygrad.problems.structured import Bounded
 from bygrad.solvers import Flat, candidates, solve
 
@@ -289,6 +290,17 @@ def test_solvers_of_others_find_the_minimum(rival):
     assert (found.evaluations >= 1).all() and (np.diff(found.finished) >= 0).all()
     if isinstance(family, Box):
         np.testing.assert_allclose(found.x, box_minimum(instances), atol=1e-3)
+
+
+def test_cvxpy_has_no_answer_where_a_program_is_infeasible():
+    pytest.importorskip("cvxpy")
+    pytest.importorskip("clarabel")
+    family = QuadrotorControl.build()
+    low, rolling = np.zeros(12), np.zeros(12)
+    low[5], rolling[6] = -0.5, 9.0  # it rolls so fast that no thrust keeps the limits of the next step
+    found = cvxpy_program(Flat.of(family, low))(1e-4)(np.stack([low, rolling, low]))
+    assert np.isnan(found.x).any(axis=1).tolist() == [False, True, False]
+    np.testing.assert_allclose(found.x[0], found.x[2], atol=1e-6)
 
 
 EFFORT = Effort(

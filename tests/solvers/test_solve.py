@@ -96,11 +96,11 @@ def test_several_starts_are_never_worse():
 
 def test_starts_are_independent_and_do_not_hang_on_how_many_others_there_are():
     flat, data = Flat.of(OralDose(), np.zeros(12)), np.zeros((9, 12))
-    drawn = (
-        lambda rows: starting_points(  # noqa: E731
-            flat, data[:rows], rows, None, starts=3, seed=5, batch=4, dtype=np.float64
-        ).reshape(rows, 3, 4)
-    )
+
+    def drawn(rows: int) -> np.ndarray:
+        x = starting_points(flat, data[:rows], rows, None, starts=3, seed=5, batch=4, dtype=np.float64)
+        return x.reshape(rows, 3, 4)
+
     many = drawn(9)
     np.testing.assert_array_equal(many[:3], drawn(3))
     assert len(np.unique(many[:, 1:])) == 9 * 2 * 4

@@ -34,8 +34,8 @@ def cvxpy_program(flat: Flat) -> Build:
         problem, limits, above, below = written
         for limit, values in zip(limits, (high[equations], high[above], low[below]), strict=True):
             limit.value = values
-        iterations = _solve(cp, problem, tol)
-        return np.array(x.value, float)[: flat.size], iterations
+        found, iterations = _solve(cp, problem, x, tol)
+        return found[: flat.size], iterations
 
     return looped(one_by_one)
 
@@ -51,12 +51,12 @@ def cvxpy_portfolio(flat: Flat) -> Build:
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
         values, vectors = np.linalg.eigh(one / np.mean(np.diag(one)))
         root.value = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
-        iterations = _solve(cp, problem, 0.1 * tol)  # of costs well below 1
-        return np.array(x.value, float), iterations
+        return _solve(cp, problem, x, 0.1 * tol)  # of costs well below 1
 
     return looped(one_by_one)
 
 
-def _solve(cp: Any, problem: Any, tol: float) -> float:
+def _solve(cp: Any, problem: Any, x: Any, tol: float) -> tuple[np.ndarray, float]:
     problem.solve(solver=cp.CLARABEL, tol_gap_abs=tol, tol_gap_rel=tol, tol_feas=tol)
-    return float(problem.solver_stats.num_iters)
+    found = np.full(x.size, np.nan) if x.value is None else np.array(x.value, float)  # None: found to be infeasible
+    return found, float(problem.solver_stats.num_iters)
