@@ -68,6 +68,7 @@ def test_list_shows_every_name(capsys):
     ("arguments", "parts"),
     [
         (["reproduce", "mnits"], ["no experiment 'mnits'", "Did you mean 'mnist'?", *EXPERIMENTS]),
+        (["reproduce", "mnist", "--families", "dispatch"], ["--families", "`thousands`", "'mnist'"]),
         (["train", "--family", "quadratics"], ["no family 'quadratics'", "Did you mean 'quadratic'?", *FAMILIES]),
         (["train", "--family", "gone.py:Bowl"], ["There is no file gone.py"]),
         (["train", "--family", "quadratic", "--optimizer", "GRU"], ["no learned optimizer 'GRU'", *LEARNED]),

@@ -50,6 +50,8 @@ def reproduce(
     from ..experiments import EXPERIMENTS, STUDIES, Task, carry_out
 
     experiment = known(EXPERIMENTS | STUDIES, name, "experiment")
+    if families and name != "thousands":
+        raise ValueError(f"--families chooses among those of `thousands`, but this is {name!r}. Leave it out.")
     folder = out or Path("runs") / f"{name}-{budget}"
     with progress() as display:
         task = Task(budget, folder, display, resume, seed, data, command_line(), artifacts, families)
