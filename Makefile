@@ -37,7 +37,7 @@ docs: .venv/.installed-test
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 # JAX 0.10 is the last for Python 3.11; a second environment, without PyTorch, runs the core of the tests on the newest,
-# and of a test with many cases two: the other cases are those of the first environment.
+# and of a test with many cases one: the others are those of the first environment.
 newest: .venv313/.installed-test
 	@if [ -e .venv313/.installed-test ]; then \
 		echo "pytest -m core, `.venv313/bin/python --version`"; \
