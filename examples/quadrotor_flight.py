@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 import bygrad
 from bygrad.problems import QuadrotorControl
+from bygrad.problems.control import HOVER
 from bygrad.solvers import ADMM
 
 family, steps = QuadrotorControl.build(), int(sys.argv[1]) if len(sys.argv) > 1 else 60
@@ -37,7 +38,7 @@ middle.plot(seconds, course[..., 5], linewidth=0.7)
 middle.axhline(1, color="k", linewidth=0.5, linestyle=":")
 middle.set(xlabel="seconds", ylabel="height, metres")
 right.plot(seconds[:-1], np.stack(thrust)[..., 0], linewidth=0.7)
-for limit in (9.6 - 10.5916, 13.0 - 10.5916):
+for limit in (9.6 - HOVER, 13.0 - HOVER):
     right.axhline(limit, color="k", linewidth=0.5, linestyle=":")
 right.set(xlabel="seconds", ylabel="thrust of a rotor, and its limits")
 if len(sys.argv) > 2:

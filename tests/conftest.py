@@ -44,7 +44,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Keep one case of each test: another version of JAX hardly ever changes a function for one of twenty alone."""
     if not config.getoption("--few-cases"):
         return
-    last = {item.nodeid.split("[")[0]: id(item) for item in items}
-    kept = set(last.values())
+    kept = set({item.nodeid.split("[")[0]: id(item) for item in items}.values())
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
     items[:] = [item for item in items if id(item) in kept]
