@@ -62,7 +62,7 @@ _LONG_PAPER = Recipe(
     meta_steps=1_000,
     meta_learning_rate=1e-2,
     warmup=20,
-    estimator=Clone(TEACHER),
+    estimator=Clone(TEACHER, coordinates=64),
     validate_every=250,
     validation_runs=2,
     final_window=20,
