@@ -1,6 +1,7 @@
 """Training a convolutional network on CIFAR-10 and on parts of its labels: section 3.3 and figure 7 of the paper."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -14,14 +15,14 @@ from ..training import Recipe
 from .declaration import Budget, Experiment, Level, Setting
 
 
-def _one(key: PRNGKeyArray) -> LSTM:
-    return LSTM(key, output_scale=0.1, initial_step=0.1)
+def _one(key: PRNGKeyArray, memory: int | None = None) -> LSTM:
+    return LSTM(key, output_scale=0.1, initial_step=0.1, memory=memory)
 
 
-def _two(key: PRNGKeyArray) -> Partition:
+def _two(key: PRNGKeyArray, memory: int | None = None) -> Partition:
     """One LSTM for the kernels of the convolutions, one for everything else."""
     first, second = jax.random.split(key)
-    return Partition(parts={"convolutions": _one(first), "rest": _one(second)})
+    return Partition(parts={"convolutions": _one(first, memory), "rest": _one(second, memory)})
 
 
 # Learned on images of half the side, at a quarter of the cost. The meta-gradient of so few instances is too noisy to
@@ -89,7 +90,7 @@ def _experiment(
     figure: str,
     levels: dict[int, Level],
     *,
-    optimizer: Callable[[PRNGKeyArray], Optimizer] = _two,
+    optimizer: Callable[..., Optimizer] = _two,
     labels: str | None = None,
 ) -> Experiment:
     """Declare an experiment with one setting for every horizon in `levels`; baselines are tuned for each of them.
@@ -109,6 +110,7 @@ def _experiment(
         for number, (horizon, level) in enumerate(levels.items())
     )
     long = settings[0].horizon == LONG
+    optimizer = functools.partial(optimizer, memory=LONG if long else None)
     recipes, protocols = (_LONG_RECIPES, _LONG_PROTOCOLS) if long else (_RECIPES, _PROTOCOLS)
     return Experiment(name, title, optimizer, recipes, protocols, settings, train_on=f"{labels or family}-16")
 

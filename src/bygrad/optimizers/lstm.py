@@ -1,5 +1,6 @@
 """The coordinatewise LSTM optimizer of Andrychowicz et al. (2016), section 2.1."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -24,11 +25,15 @@ class Cell(eqx.Module):
     weight: Float[Array, "gates inputs"]
     bias: Float[Array, " gates"]
 
-    def __init__(self, inputs: int, units: int, key: PRNGKeyArray):
+    def __init__(self, inputs: int, units: int, key: PRNGKeyArray, memory: int | None = None):
         # The range of torch's LSTMCell, with which public reproductions reach the paper's level.
         bound = units**-0.5
         self.weight = jax.random.uniform(key, (4 * units, inputs + units), minval=-bound, maxval=bound)
         self.bias = jnp.zeros(4 * units)
+        if memory is not None:
+            # A forget gate of z remembers for about exp(z) steps, and an input gate of -z fills the cell in as many.
+            z = jnp.linspace(0.0, math.log(memory), units)
+            self.bias = jnp.concatenate([-z, jnp.zeros(units), z - FORGET_BIAS, jnp.zeros(units)])
 
     @property
     def units(self) -> int:
@@ -59,8 +64,9 @@ class LSTM(Coordinatewise, Learned):
 
     **Arguments:** `key`: draws the weights. `layers`: units of each layer. `preprocess`: how gradients become inputs.
     `output_scale`: $s$; the paper uses 0.1 for networks and 1 elsewhere. `initial_step`: size, before $s$, of the steps
-    that the untrained optimizer takes down the gradient; 0 leaves its last layer at zero. `state_dtype`: what the state
-    is kept in between two steps, by default the dtype of the weights; `"bfloat16"` halves the memory. Arithmetic is in
+    that the untrained optimizer takes down the gradient; 0 leaves its last layer at zero. `memory`: steps that the
+    slowest unit of each layer begins by remembering, the others fewer, down to one; by default all are fast, and over
+    long runs no gradient tells them to be slow (Tallec and Ollivier, 2018). `state_dtype`: what the state is kept in between two steps, by default the dtype of the weights; `"bfloat16"` halves the memory. Arithmetic is in
     the dtype of the weights.
     """
 
@@ -80,10 +86,15 @@ class LSTM(Coordinatewise, Learned):
         preprocess: Preprocessor | None = None,
         output_scale: float = 0.1,
         initial_step: float = 0.1,
+        memory: int | None = None,
         state_dtype: str | None = None,
     ):
         if not layers or min(layers) < 1:
             raise ValueError(f"layers is {tuple(layers)}, but the optimizer needs at least one layer of one unit.")
+        if memory is not None and memory < 1:
+            raise ValueError(
+                f"memory is {memory}, but a unit remembers for one step or more. Give at least 1, or None."
+            )
         if state_dtype not in STATE_DTYPES:
             raise ValueError(
                 f"state_dtype is {state_dtype!r}, which the state cannot be kept in. Choose one of"
@@ -94,7 +105,8 @@ class LSTM(Coordinatewise, Learned):
         self.output_scale = float(output_scale)
         *layer_keys, head_key = jax.random.split(key, len(layers) + 1)
         inputs = [self.preprocess.features, *layers[:-1]]
-        self.layers = tuple(Cell(n, units, k) for n, units, k in zip(inputs, layers, layer_keys, strict=True))
+        sizes = zip(inputs, layers, layer_keys, strict=True)
+        self.layers = tuple(Cell(n, units, k, memory) for n, units, k in sizes)
         self.head, self.head_bias = jnp.zeros(layers[-1]), jnp.zeros(())
         if initial_step:
             self.head, self.head_bias = _fit_head(self, head_key, initial_step)
