@@ -205,6 +205,23 @@ def test_a_state_dtype_that_does_not_exist_is_refused():
 
 
 @pytest.mark.core
+def test_units_begin_with_memories_from_one_step_to_the_given_number():
+    untouched, optimizer = (LSTM(jax.random.key(0), layers=(5, 3), memory=memory) for memory in (None, 81))
+    for plain, cell in zip(untouched.layers, optimizer.layers, strict=True):
+        assert jnp.array_equal(plain.weight, cell.weight)
+        inputs, started = jnp.zeros((cell.weight.shape[1], 1)), jnp.ones((cell.units, 1))
+        _, left, _ = cell(inputs, started)  # nothing comes in, so that what is left was kept by the forget gate
+        steps = np.geomspace(1, 81, cell.units)
+        np.testing.assert_allclose(left[:, 0], steps / (steps + 1), rtol=1e-5)
+
+
+@pytest.mark.core
+def test_a_memory_of_no_step_is_refused():
+    with pytest.raises(ValueError, match="memory is 0, but a unit remembers for one step or more"):
+        LSTM(jax.random.key(0), memory=0)
+
+
+@pytest.mark.core
 @pytest.mark.parametrize("layers", [(), (0,), (20, 0)], ids=str)
 def test_layers_without_units_are_refused(layers):
     with pytest.raises(ValueError, match="at least one layer of one unit"):

@@ -64,10 +64,11 @@ class LSTM(Coordinatewise, Learned):
 
     **Arguments:** `key`: draws the weights. `layers`: units of each layer. `preprocess`: how gradients become inputs.
     `output_scale`: $s$; the paper uses 0.1 for networks and 1 elsewhere. `initial_step`: size, before $s$, of the steps
-    that the untrained optimizer takes down the gradient; 0 leaves its last layer at zero. `memory`: steps that the
-    slowest unit of each layer begins by remembering, the others fewer, down to one; by default all are fast, and over
-    long runs no gradient tells them to be slow (Tallec and Ollivier, 2018). `state_dtype`: what the state is kept in between two steps, by default the dtype of the weights; `"bfloat16"` halves the memory. Arithmetic is in
-    the dtype of the weights.
+    that the untrained optimizer takes down the gradient; 0 leaves its last layer at zero. `state_dtype`: what the state
+    is kept in between two steps, by default the dtype of the weights; `"bfloat16"` halves the memory. Arithmetic is in
+    the dtype of the weights. `memory`: steps that the slowest unit of each layer begins by remembering, the others
+    fewer, down to one; by default all are fast, and over long runs hardly a gradient tells them to be slow (Tallec and
+    Ollivier, *Can recurrent neural networks warp time?*, 2018).
     """
 
     feature_version: ClassVar[int] = 1
@@ -86,8 +87,8 @@ class LSTM(Coordinatewise, Learned):
         preprocess: Preprocessor | None = None,
         output_scale: float = 0.1,
         initial_step: float = 0.1,
-        memory: int | None = None,
         state_dtype: str | None = None,
+        memory: int | None = None,
     ):
         if not layers or min(layers) < 1:
             raise ValueError(f"layers is {tuple(layers)}, but the optimizer needs at least one layer of one unit.")
