@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bygrad.problems import QuadrotorControl
 from bygrad.solvers import LevenbergMarquardt, implicit, solve
 
 from .families import Decay, decays
@@ -35,3 +36,10 @@ def test_derivatives_agree_with_finite_differences(limited):
             np.testing.assert_allclose(backward, forward, rtol=1e-9, atol=1e-12)
             if limited and x[0, row, 0] == 0.9:
                 assert forward[0] == 0  # a param at its bound stays there
+
+
+def test_what_has_kinks_or_limits_is_refused():
+    family = QuadrotorControl.build(horizon=2)
+    instance = family.sample(jax.random.key(0))
+    with pytest.raises(TypeError, match="the derivatives would be wrong"):
+        implicit(family, family.init(instance, jax.random.key(1)), instance)

@@ -13,9 +13,20 @@ from rich.console import Console
 from bygrad.artifacts import ArtifactError
 from bygrad.cli import main
 from bygrad.deploy.solver import load_solver, save_solver
-from bygrad.experiments import Display, solve_file, solving
+from bygrad.experiments import Display, learn_to_file, solve_file, solving
 from bygrad.problems import Quadratic
-from bygrad.solvers import Flat, LearnedSolver, LearnedStart, Whitening, candidates, learn, parse_seconds, solve
+from bygrad.problems.structured import Bounded
+from bygrad.solvers import (
+    Flat,
+    LearnedSolver,
+    LearnedStart,
+    LevenbergMarquardt,
+    Whitening,
+    candidates,
+    learn,
+    parse_seconds,
+    solve,
+)
 from bygrad.solvers.training import Examples, train_start
 
 from .families import Decay, decays
@@ -77,6 +88,8 @@ def test_drift_is_told(learned):
     drifted[:20] = np.nan
     (warning,) = solver.solve(drifted, batch=64).warnings
     assert "drifted" in warning and "20 of 40" in warning
+    lost = solver.solve(np.full_like(data, np.nan), batch=64)
+    assert lost.used_fallback.all() and "40 of 40" in lost.warnings[0]
 
 
 def test_a_file_gives_the_solver_back(learned, tmp_path):
@@ -107,7 +120,34 @@ def test_a_family_that_changed_is_refused(learned, tmp_path):
         load_solver(tmp_path / "fit.safetensors")
 
 
+def test_a_start_is_learned_for_costs_of_any_sign():
+    class Shifted(Bounded):
+        shift: float
+
+        def sample(self, key):
+            return jax.random.normal(key, (2,))
+
+        def init(self, instance, key):
+            return jnp.zeros(2)
+
+        def loss(self, params, instance, key):
+            return jnp.sum(jnp.square(params - instance)) + self.shift
+
+    data = np.asarray(jax.random.normal(jax.random.key(0), (200, 2)))
+    blank = LearnedStart.untrained(Whitening.of(jnp.asarray(data), jnp.asarray(data)), 2, jax.random.key(0))
+    starts = []
+    for shift in (1.0, -10.0):
+        family = Shifted(shift)
+        # Solutions that are wrong, so that only what they cost can teach the start.
+        examples = Examples(jnp.asarray(data), jnp.zeros((200, 2)), jnp.linspace(shift, shift + 1, 200))
+        trained = train_start(blank, Flat.of(family, data[0]), examples, 1.0, 0, steps=150)
+        starts.append(jax.vmap(lambda one: jnp.min(jnp.sum((trained.propose(one) - one) ** 2, axis=1)))(data))  # noqa: B023
+    assert jnp.median(starts[0]) < 0.1 and jnp.median(starts[1]) < 0.1
+
+
 def test_a_family_without_instances_is_refused():
+    with pytest.raises(ValueError, match="heldout is 20"):
+        learn(Decay(), budget=1, heldout=20)
     with pytest.raises(ValueError, match="too few"):
         learn(Decay(), budget=1, instances=decays(60))
     with pytest.raises(ValueError, match="no time"):
@@ -150,10 +190,49 @@ def test_files_are_solved_block_by_block_and_resumed(tmp_path, display, monkeypa
     assert calls == [16, 16, 16, 8] and done["rows"] == 40 and done["solved"] == 40
     with np.load(out) as found:
         np.testing.assert_allclose(found["cost"], whole.cost, rtol=1e-9)
-        assert found["rate"].shape == (40, 1) and found["success"].all()
+        assert found["x/rate"].shape == (40, 1) and found["success"].all()
     assert [path.name for path in tmp_path.iterdir() if "parts" in path.name] == []
     with pytest.raises(FileExistsError, match="overwritten"):
         solve_file(Decay(), tmp_path / "data.npy", out, display)
+
+
+def test_a_run_is_not_resumed_with_another_solver(learned, tmp_path, display, monkeypatch):
+    np.save(tmp_path / "data.npy", decays(8))
+    monkeypatch.setattr(solving, "_write_arrays", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        solve_file(learned, tmp_path / "data.npy", tmp_path / "out.npz", display)
+    other = dataclasses.replace(learned, classical=LevenbergMarquardt(max_steps=1))
+    assert learned.digest == dataclasses.replace(learned).digest != other.digest
+    with pytest.raises(ValueError, match="differs in solver"):
+        solve_file(other, tmp_path / "data.npy", tmp_path / "out.npz", display, resume=True)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_params_of_any_structure_and_multipliers_are_written(tmp_path, display):
+    class Nested(Decay):
+        def init(self, instance, key):
+            return (jnp.ones(()), {"cost": jnp.ones((1,))})
+
+        def residuals(self, params, instance):
+            return super().residuals({"height": params[0], "rate": params[1]["cost"]}, instance)
+
+    np.save(tmp_path / "data.npy", decays(5))
+    np.save(tmp_path / "none.npy", decays(5)[:0])
+    solve_file(Nested(), tmp_path / "data.npy", tmp_path / "out.npz", display)
+    solve_file(Nested(), tmp_path / "none.npy", tmp_path / "empty.npz", display)
+    with np.load(tmp_path / "out.npz") as found, np.load(tmp_path / "empty.npz") as empty:
+        assert found["x/0"].shape == (5,) and found["x/1/cost"].shape == (5, 1) and found["cost"].shape == (5,)
+        assert set(empty.files) == set(found.files) >= {"dual", "success"} and len(empty["x/1/cost"]) == 0
+
+
+def test_learning_is_not_begun_where_it_could_not_be_kept(tmp_path, display):
+    with pytest.raises(FileExistsError, match="overwritten"):
+        learn_to_file(f"{FILE}:Decay", "60s", 1e-3, tmp_path, display)
+    with pytest.raises(FileNotFoundError, match="Make it first"):
+        learn_to_file(f"{FILE}:Decay", "60s", 1e-3, tmp_path / "none" / "fit.safetensors", display)
 
 
 def test_the_command_solves_and_reports(learned, tmp_path, capsys):

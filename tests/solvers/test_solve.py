@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from bygrad.problems import OralDose, ProblemFamily, Quadratic, QuadrotorControl, SparseCoding
+from bygrad.problems import Oracle, OralDose, ProblemFamily, Quadratic, QuadrotorControl, SparseCoding
 from bygrad.problems.structured import Bounded, QuadraticProgram
 from bygrad.solvers import ADMM, LBFGS, STATUS, Flat, LevenbergMarquardt, ProximalGradient, solve
 from bygrad.solvers.levenberg_marquardt import solve_spd
@@ -30,6 +30,11 @@ class Rosenbrock(Bounded):
 
     def bounds(self, instance):
         return jnp.full(2, -np.inf), jnp.full(2, self.highest)
+
+
+class Crossed(Rosenbrock):
+    def bounds(self, instance):
+        return jnp.array([-3.0, 2.0]), jnp.array([3.0, 1.0])
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +71,18 @@ def test_one_bad_instance_costs_its_own_row_only(decays):
     assert "not finite" in found.message[3] and found.message[0] == STATUS[int(found.status[0])]
 
 
-@pytest.mark.parametrize("rows", [1, 70])
-def test_the_size_of_the_batch_changes_nothing(rows, decays):
+@pytest.mark.parametrize(("rows", "batch"), [(1, 16), (70, 16), (5, 1), (7, 3)])
+def test_the_size_of_the_batch_changes_nothing(rows, batch, decays):
     data = np.tile(decays, (2, 1))[:rows]
-    found = solve(Decay(), data, batch=16)
+    found = solve(Decay(), data, batch=batch)
     np.testing.assert_allclose(found.cost, solve(Decay(), data, batch=256).cost, rtol=1e-9)
     assert len(found) == rows and found.x["rate"].shape == (rows, 1)
 
 
 def test_an_empty_batch_is_solved():
-    assert len(solve(Decay(), np.empty((0, 9)))) == 0
+    found = solve(Decay(), np.empty((0, 9)))
+    assert len(found) == 0 and found.x["rate"].shape == (0, 1)
+    assert solve(Quadratic(), jax.vmap(Quadratic().sample)(jax.random.split(jax.random.key(0), 0))).x.shape == (0, 10)
 
 
 def test_what_runs_out_of_steps_says_so_and_a_warm_start_needs_fewer(decays):
@@ -128,6 +135,11 @@ def test_lbfgs_finds_minima_free_and_bounded():
     assert bounded.success.all()
     np.testing.assert_allclose(bounded.x, np.tile([0.5, 0.25], (20, 1)), atol=1e-3)
     assert (bounded.certificate <= LBFGS().tol).any()
+
+
+def test_bounds_that_cross_are_told():
+    found = solve(Crossed(), np.full(2, 9.0), batch=16)
+    assert list(found.status) == [-3, -3] and "contradict" in found.message[0]
 
 
 def test_lbfgs_solves_a_problem_family_as_it_is():
@@ -194,6 +206,55 @@ def test_quadratic_programs_by_hand_and_infeasible_ones():
     assert list(found.status) == [1, 1, 1, -3, -1]
 
 
+class Programs(QuadraticProgram):
+    """Two params, all of whose numbers are fields; an instance is the linear term."""
+
+    quadratic: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    rows: tuple[tuple[float, ...], ...] = ((1.0, 0.0), (0.0, 1.0))
+    equal: tuple[bool, ...] = (False, False)
+
+    def sample(self, key):
+        return jax.random.normal(key, (2,))
+
+    @property
+    def matrices(self):
+        return jnp.asarray(self.quadratic), jnp.asarray(self.rows)
+
+    @property
+    def equations(self):
+        return jnp.asarray(self.equal)
+
+    def vectors(self, instance):
+        return instance, jnp.asarray(self.low, instance.dtype), jnp.asarray(self.high, instance.dtype)
+
+
+@pytest.mark.core
+def test_a_program_that_is_not_convex_or_half_given_is_refused():
+    box = np.full(2, -10.0), np.full(2, 10.0)
+    triangle, symmetric = np.array([[2, 1.8], [0, 2]]), np.array([[2, 1.8], [1.8, 2]])
+    linear = np.array([[-1.0, 1.0]])
+    with pytest.raises(ValueError, match=r"not symmetric.*up to 1\.8"):
+        solve(Programs(triangle, *box), linear)
+    with pytest.raises(ValueError, match="eigenvalue -1, so the program is not convex"):
+        solve(Programs(np.diag([1.0, -1.0]), *box), linear)
+    exact = solve(Programs(symmetric, *box), linear, method=ADMM(tol=1e-8), batch=16)
+    np.testing.assert_allclose(exact.x[0], np.linalg.solve(symmetric, -linear[0]), atol=1e-6)
+
+
+@pytest.mark.core
+def test_programs_without_a_solution_say_why():
+    box = np.full(2, -1.0), np.full(2, 1.0)
+    flat = Programs(np.diag([1.0, 0.0]), *(limit[:1] for limit in box), rows=((1.0, 0.0),), equal=(False,))
+    found = solve(flat, np.array([[0.5, 0.0], [0.0, 1.0], [0.0, -1e-3]]), batch=16)
+    assert list(found.status) == [1, -4, -4] and "falls without end" in found.message[1]
+    crossed = solve(Programs(np.eye(2), box[1], box[0]), np.zeros((1, 2)), batch=16)
+    assert list(crossed.status) == [-3] and "contradict" in crossed.message[0]
+    loose = solve(Programs(np.eye(2), *box, equal=(True, False)), np.zeros((1, 2)), batch=16)
+    assert list(loose.status) == [-3]  # a row that is called an equation and is none
+
+
 def test_control_satisfies_the_conditions_of_an_optimum():
     family = QuadrotorControl.build(horizon=4)
     states = np.asarray(jax.vmap(family.sample)(jax.random.split(jax.random.key(0), 20)), float)
@@ -230,12 +291,35 @@ def test_the_written_out_cholesky_solves(size):
         ({"starts": 0}, "starts is 0"),
         ({"x0": {"height": np.ones(3), "rate": np.ones((3, 1))}}, "x0 has shapes"),
         ({"instances": (np.ones((4, 9)), np.ones(3))}, "first axes differ"),
+        ({"x0": [np.ones(()), np.ones(1)]}, "x0 is built as"),
         ({"instances": np.float64(1)}, "first axes differ"),
+        ({"instances": np.ones(9)}, r"Rows .* have shapes \[\], but an instance of Decay has \[9\]"),
+        ({"batch": 0}, "batch is 0"),
+        ({"dtype": np.int32}, "dtype is int32"),
+        ({"method": ADMM()}, "ADMM solves QuadraticProgram families, and Decay is none"),
     ],
 )
 def test_mistakes_are_refused(change, says, decays):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((ValueError, TypeError), match=says):
         solve(Decay(), **({"instances": decays} | change))
+
+
+def test_an_oracle_is_solved_in_its_own_precision():
+    family = Oracle(
+        lambda p, seed, at: (np.sum((p - at) ** 2), 2 * (p - at)), np.zeros(3), draw=lambda seed: np.ones(3)
+    )
+    with pytest.raises(ValueError, match=r"Give dtype=np\.float32"):
+        solve(family, np.ones((2, 3)))
+    found = solve(family, np.array([[1.0, 2, 3], [0, 0, 1]]), dtype=np.float32, batch=16)
+    np.testing.assert_allclose(found.x, [[1, 2, 3], [0, 0, 1]], atol=1e-4)
+
+
+def test_residuals_may_have_any_shape(decays):
+    class Folded(Decay):
+        def residuals(self, params, instance):
+            return super().residuals(params, instance).reshape(3, 3)
+
+    np.testing.assert_allclose(solve(Folded(), decays, batch=16).cost, solve(Decay(), decays, batch=16).cost)
 
 
 def test_the_precision_of_the_caller_is_left_alone(decays):

@@ -8,16 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from .._core import trees
 from .._core.files import write_text_atomically
 from ..deploy.solver import save_solver
-from ..problems import find_family
+from ..problems import describe_family, find_family
 from ..solvers import LearnedSolver, Solution, learn, solve
 from .display import Display
+
+IDENTITY = "run.json"
+"""In the folder of a run, what it belongs to."""
 
 BLOCK = 65_536
 """Instances that are read, solved and written at a time: after a kill no more than these are solved again."""
 
-FIELDS = ("cost", "certificate", "status", "nit", "nfev", "used_fallback")
+FIELDS = ("cost", "certificate", "status", "success", "nit", "nfev", "used_fallback", "dual")
 
 
 def learn_to_file(
@@ -31,7 +35,14 @@ def learn_to_file(
     seed: int = 0,
     dtype: str = "float64",
 ) -> LearnedSolver:
-    """Learn a solver for a family by name and keep it in `out`."""
+    """Learn a solver for a family by name and keep it in `out`.
+
+    **Raises:** before anything is learned, `FileExistsError` if `out` exists, `FileNotFoundError` without its folder.
+    """
+    if out.exists():
+        raise FileExistsError(f"{out} already exists and would be overwritten. Choose another --out.")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {out.absolute().parent} to write {out.name} to. Make it first.")
     instances = None if data is None else np.load(data, mmap_mode="r", allow_pickle=False)
     solver = learn(
         find_family(family),
@@ -48,6 +59,8 @@ def learn_to_file(
 
 def solve_file(solver: Any, data: Path, out: Path, display: Display, *, resume: bool = False) -> dict[str, Any]:
     """Solve every instance of an npy file and write `out`, an npz with the fields of `Solution`.
+
+    Params that are one array are its `x`; those of a tree are `x/` and their path.
 
     The file is read block by block, so that it may be larger than memory. Each block's results go to a folder beside
     `out`; a run that was killed goes on after the last whole block. The folder goes when `out` is written.
@@ -66,7 +79,7 @@ def solve_file(solver: Any, data: Path, out: Path, display: Display, *, resume: 
     _claim(folder, out, data, instances, solver, resume)
     began, rows, warnings = time.perf_counter(), len(instances), []
     fresh = 0
-    for at in range(0, rows, BLOCK):
+    for at in range(0, max(rows, 1), BLOCK):  # of no instances, too, the fields are known
         part = folder / f"{at:012d}.npz"
         if part.exists():
             continue
@@ -79,16 +92,15 @@ def solve_file(solver: Any, data: Path, out: Path, display: Display, *, resume: 
         warnings += [warning for warning in found.warnings if warning not in warnings]
         _write(part, found)
     parts = [np.load(part, allow_pickle=False) for part in sorted(folder.glob("*.npz"))]
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files} if parts else {}
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files}
     _write_arrays(out, joined)
-    for part in folder.iterdir():
+    for part in sorted(folder.iterdir(), key=lambda path: path.name == IDENTITY):  # last: it says whose the others are
         part.unlink()
     folder.rmdir()
     seconds = time.perf_counter() - began
-    solved = int(np.sum(joined["status"] > 0)) if joined else 0
     return {
         "rows": rows,
-        "solved": solved,
+        "solved": int(np.sum(joined["success"])),
         "seconds": seconds,
         "rate": fresh / max(seconds, 1e-9),
         "warnings": warnings,
@@ -102,15 +114,14 @@ def _claim(folder: Path, out: Path, data: Path, instances: np.ndarray, solver: A
     ends = hashlib.sha256(
         np.ascontiguousarray(instances[:64]).tobytes() + np.ascontiguousarray(instances[-64:]).tobytes()
     )
-    family = solver.family if isinstance(solver, LearnedSolver) else solver
     identity = {
         "data": str(data.resolve()),
         "shape": list(instances.shape),
         "ends": ends.hexdigest(),
-        "family": type(family).__name__,
-        "solver": solver.card.kept if isinstance(solver, LearnedSolver) and solver.card else "classical",
+        "family": describe_family(solver.family if isinstance(solver, LearnedSolver) else solver),
+        "solver": solver.digest if isinstance(solver, LearnedSolver) else "classical",
     }
-    path = folder / "run.json"
+    path = folder / IDENTITY
     if path.exists():
         if not resume:
             raise FileExistsError(f"{folder} holds an interrupted run. Go on with it (--resume), or remove the folder.")
@@ -124,15 +135,15 @@ def _claim(folder: Path, out: Path, data: Path, instances: np.ndarray, solver: A
 
 
 def _write(path: Path, found: Solution) -> None:
-    x = found.x if isinstance(found.x, dict) else {"x": found.x}
-    _write_arrays(path, {**x, **{name: getattr(found, name) for name in FIELDS}, "success": found.success})
+    x = {f"x/{name}" if name else "x": leaf for name, leaf in trees.named_leaves(found.x).items()}
+    _write_arrays(path, x | {name: getattr(found, name) for name in FIELDS})
 
 
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Write an npz that is whole or absent."""
     temporary = path.with_name(f"{path.name}.partial")
     with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)
     temporary.replace(path)
 
 

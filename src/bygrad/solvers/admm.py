@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from .._core.types import Instance, Scalar
 from ..problems import QuadraticProgram
 from .base import Flat, Method, Progress
-from .reduction import Reduced, reduce_program
-from .solution import RUNNING
+from .reduction import ROUNDING, Reduced, reduce_program
+from .solution import CONTRADICTION, RUNNING, UNBOUNDED
 from .warm import LearnedWarmStart
 
 LOWEST, HIGHEST = 1e-6, 1e6
@@ -65,6 +65,7 @@ class ADMM(Method):
     """
 
     batch: ClassVar[int] = 1024  # a step is a matrix product
+    solves: ClassVar = QuadraticProgram
 
     rho: float | Array = 1.0
     relaxation: float | Array = 1.6
@@ -88,7 +89,8 @@ class ADMM(Method):
         assert isinstance(family, QuadraticProgram) and to is not None
         _, constraints = family.matrices
         linear, low, high = (it.astype(x.dtype) for it in family.vectors(instance))
-        given = low[to.equations]
+        given, other = low[to.equations], high[to.equations]
+        downhill = jnp.linalg.norm(to.unseen.T @ linear) > ROUNDING * jnp.linalg.norm(linear)
         origin = to.solve @ given
         push = to.quadratic @ given
         shift = to.shift @ given
@@ -110,10 +112,12 @@ class ADMM(Method):
             origin=origin,
             constant=0.5 * origin @ push + linear @ origin,
         )
-        # Equations that contradict each other: no point satisfies them.
-        wrong = _largest(to.consistent @ given - given) > 1e-4 * (1 + _largest(given))
+        # Equations that contradict each other, or are none: no point satisfies them.
+        apart = jnp.maximum(_largest(to.consistent @ given - given), _largest(other - given))
+        wrong = jnp.any(low > high) | (apart > 1e-4 * (1 + _largest(given)))
         at = Progress.begin(x, memory, dual)
-        return at._replace(status=jnp.where(wrong, jnp.int32(-3), at.status))
+        status = jnp.select([wrong, downhill], [jnp.int32(CONTRADICTION), jnp.int32(UNBOUNDED)], at.status)
+        return at._replace(status=status)
 
     def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
         family, to, memory = flat.family, self.reduced, at.memory
@@ -162,7 +166,7 @@ class ADMM(Method):
         impossible = (size > 1e-6) & unseen & (support < -tight * size)
         status = jnp.select(
             [~finite, certificate <= self.tol, impossible],
-            [jnp.int32(-1), jnp.int32(1), jnp.int32(-3)],
+            [jnp.int32(-1), jnp.int32(1), jnp.int32(CONTRADICTION)],
             jnp.int32(RUNNING),
         )
         memory = memory._replace(z=z, y=y, rho=rho)

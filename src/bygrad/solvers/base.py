@@ -37,6 +37,20 @@ class Progress(NamedTuple):
         return cls(x, infinite, infinite, jnp.int32(RUNNING), zero, zero, memory, dual)
 
 
+_SAMPLED: dict[Any, PyTree] = {}
+
+
+def instance_like(family: ProblemFamily) -> PyTree:
+    """Return the shapes of an instance as the family draws it, or None where that cannot be told without drawing."""
+    key = kind_of(family)
+    if key not in _SAMPLED:  # tracing takes longer than to solve a hundred small problems
+        try:
+            _SAMPLED[key] = eqx.filter_eval_shape(lambda family: family.sample(jax.random.key(0)), family)
+        except Exception:  # a family that is only ever given its instances need not draw any
+            _SAMPLED[key] = None
+    return _SAMPLED[key]
+
+
 _PARAMS: dict[Any, tuple[Any, tuple[tuple[int, ...], ...]]] = {}
 
 
@@ -100,6 +114,9 @@ class Method(eqx.Module):
 
     batch: ClassVar[int] = 256
     """Instances that are worked on at once, unless the caller says otherwise: small problems then stay in cache."""
+
+    solves: ClassVar[type[ProblemFamily]] = ProblemFamily
+    """The structure that a family must have."""
 
     tol: eqx.AbstractVar[float | Array]
     max_steps: eqx.AbstractVar[int | Array]

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 from .._core import trees
 from .._core.programs import Program
 from .base import Flat, Method, Progress
-from .solution import RUNNING
+from .solution import CONTRADICTION, RUNNING
 
 SHRINK = 4
 """A working set shrinks when no more than one in so many of its rows run. Each size is compiled once."""
@@ -85,7 +85,7 @@ def run(
         if working is None:
             working = _begin(method, flat, *given, jnp.asarray(fresh))
             fresh = np.zeros(size, bool)
-        enough = size - size // REFILL if waiting < rows else size // SHRINK if size > SMALLEST else 0
+        enough = size - max(1, size // REFILL) if waiting < rows else size // SHRINK if size > SMALLEST else 0
         working = _advance(method, flat, working, *given, jnp.asarray(fresh), jnp.asarray(enough, jnp.int32))
         _harvest(results, rows, slots, working[1])
         if watch is not None:
@@ -174,7 +174,11 @@ def _empty(x: np.ndarray) -> Rows:
 def _begin_(
     method: Method, flat: Flat, instances: PyTree, x: Array, real: Bool[Array, " rows"]
 ) -> tuple[PyTree, Progress]:
-    at = jax.vmap(lambda one, x: method.start(flat, one, x))(instances, x)
+    def start(one: PyTree, x: Array) -> Progress:
+        at, (low, high) = method.start(flat, one, x), flat.bounds(x, one)
+        return at._replace(status=jnp.where(jnp.any(low > high), jnp.int32(CONTRADICTION), at.status))
+
+    at = jax.vmap(start)(instances, x)
     return instances, at._replace(status=jnp.where(real, at.status, 0))
 
 

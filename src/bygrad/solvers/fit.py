@@ -1,14 +1,17 @@
 """A solver that was learned for a family: what `learn` returns, and how it solves without ever being trusted."""
 
 import dataclasses
+import hashlib
 import time
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from .._core import trees
 from .._core.programs import Program
 from ..problems import ProblemFamily, QuadraticProgram
 from .admm import ADMM, relative_gap
@@ -18,7 +21,7 @@ from .certificate import has_drifted
 from .engine import Rows, Watch, run
 from .learned import LearnedStart
 from .solution import Solution
-from .solve import as_rows, as_solution, best_of, precision, with_arrays
+from .solve import as_rows, as_solution, best_of, flat_of_rows, precision, rows_at_once, with_arrays
 from .starts import in_blocks, starting_points
 
 Guard = Literal["certificate", "best_of_two"]
@@ -64,22 +67,36 @@ class LearnedSolver:
         `Solution.warnings` says so when more instances than chance allows needed the fallback, compared with the
         held-out instances: then the family has drifted, and the card no longer holds.
         """
+        if guard not in get_args(Guard):
+            raise ValueError(
+                f"guard is {guard!r}, which there is not. Choose {' or '.join(map(repr, get_args(Guard)))}."
+            )
         dtype = np.dtype(dtype or self.dtype)
-        with precision(dtype):
+        with precision(dtype, self.family):
             arrays, rows = as_rows(instances, dtype)
             if rows is None:
                 raise ValueError("The instances hold no arrays, so there is nothing to tell them apart, or to learn.")
-            flat = Flat.of(
-                self.family, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), arrays)
-            )
-            batch = self.method.batch if batch is None else batch
+            flat, batch = flat_of_rows(self.family, arrays, rows), rows_at_once(self.method, batch)
             results = self._attempt(flat, arrays, rows, seed, batch, dtype, watch)
-            again = np.ones(rows, bool) if guard == "best_of_two" else results["status"] <= 0
+            failed = results["status"] <= 0
+            again = np.ones(rows, bool) if guard == "best_of_two" else failed
             fallback = np.zeros(rows, bool)
             learned = self.start is not None or self.method is not self.classical
             if learned and again.any():
-                results, fallback = self._fall_back(flat, arrays, results, again, seed, batch, dtype, watch)
+                results, better = self._fall_back(flat, arrays, results, again, seed, batch, dtype, watch)
+                fallback = better if guard == "best_of_two" else failed
             return as_solution(flat, results, fallback, self._alarm(int(fallback.sum()), rows, guard, learned))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides what it answers, but for the family's own code."""
+        parts = self.family, self.method, self.classical, self.start
+        said = type(self.family).__name__, self.starts, self.classical_starts, self.dtype
+        digest = hashlib.sha256(repr(said).encode())
+        for name, leaf in trees.named_leaves(parts).items():
+            array = np.asarray(leaf) if eqx.is_array_like(leaf) else np.zeros(0)
+            digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        return digest.hexdigest()
 
     def report(self) -> str:
         """Say in words what was learned, what it is worth, and what is proven about it."""
@@ -131,9 +148,9 @@ class LearnedSolver:
             chosen = np.where(better.reshape(-1, *[1] * (second[name].ndim - 1)), second[name], first[name])
             merged[name][where] = first[name] + second[name] if name in ("nit", "nfev") else chosen
         merged["finished"][where] = second["finished"]
-        fallback = np.zeros(len(again), bool)
-        fallback[where] = better if again.all() else True
-        return merged, fallback
+        replaced = np.zeros(len(again), bool)
+        replaced[where] = better
+        return merged, replaced
 
     def _alarm(self, fallbacks: int, rows: int, guard: Guard, learned: bool) -> tuple[str, ...]:
         card = self.card

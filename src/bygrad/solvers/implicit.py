@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from .._core.types import Instance, Params
-from ..problems import ProblemFamily
+from ..problems import Composite, ProblemFamily, QuadraticProgram
 from .base import Flat
 
 
@@ -20,6 +20,8 @@ def implicit(family: ProblemFamily, params: Params, instance: Instance) -> Param
 
     **Returns:** the same values; `jax.grad`, `jax.jvp` and `jax.vmap` of it work, in both modes.
 
+    **Raises:** `TypeError` for composite problems and quadratic programs, whose solutions lie on kinks and limits.
+
     >>> import jax, jax.numpy as jnp
     >>> from bygrad.problems import ProblemFamily
     >>> class Root(ProblemFamily):
@@ -32,6 +34,13 @@ def implicit(family: ProblemFamily, params: Params, instance: Instance) -> Param
     >>> float(jax.grad(lambda square: implicit(Root(), jnp.array([2.0]), square)[0])(4.0))
     0.25
     """
+    if isinstance(family, Composite | QuadraticProgram):
+        raise TypeError(
+            f"{type(family).__name__} is solved where its objective has kinks or limits hold, and the gradient is not"
+            " zero there, so the derivatives would be wrong. Only least squares and smooth families, with bounds or"
+            " without, can be differentiated so; for quadratic programs use cvxpylayers or qpax."
+        )
+    instance = jax.tree.map(jnp.asarray, instance)
     flat = Flat.of(family, instance)
     x = jax.lax.stop_gradient(flat.vector(params))
     low, high = (jax.lax.stop_gradient(it) for it in flat.bounds(x, instance))

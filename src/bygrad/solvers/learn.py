@@ -115,6 +115,10 @@ def _instances(family: ProblemFamily, given: Any, heldout: int, seed: int) -> tu
     arrays, rows = as_rows(given, np.float64)
     if rows is None:
         raise ValueError("The instances of this family hold no arrays, so there is nothing to learn about them.")
+    if heldout < 50:
+        raise ValueError(
+            f"heldout is {heldout}, which is too few for a comparison or a certificate. Give 50 or more; 1,000 is good."
+        )
     heldout = min(heldout, rows // 2)
     if heldout < 50:
         raise ValueError(
@@ -222,8 +226,9 @@ def _examples(flat: Flat, parts: list[tuple[Any, Solution]]) -> Examples:
     cost = np.concatenate([it.cost for _, it in parts])
     good = np.isfinite(cost) & np.isfinite(params).all(axis=1)
     single = lambda leaf: jnp.asarray(leaf[good], jnp.float32 if leaf.dtype == np.float64 else leaf.dtype)  # noqa: E731
-    tiny = 1e-6 * np.median(np.abs(cost[good])) + 1e-30
-    return Examples(jax.tree.map(single, instances), single(params), single(np.maximum(cost, tiny)))
+    if isinstance(flat.family, LeastSquares):  # exact fits have no logarithm
+        cost = np.maximum(cost, 1e-6 * np.median(np.abs(cost[good])) + 1e-30)
+    return Examples(jax.tree.map(single, instances), single(params), single(cost))
 
 
 def _with_method(solver: LearnedSolver, method: Method) -> LearnedSolver:

@@ -1,7 +1,7 @@
 """Levenberg–Marquardt for thousands of least-squares problems at once."""
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -118,6 +118,8 @@ class LevenbergMarquardt(Method):
     **Source:** Marquardt (1963); Moré, *The Levenberg–Marquardt algorithm: implementation and theory* (1978).
     """
 
+    solves: ClassVar = LeastSquares
+
     damping: Damping = GainRatio()
     tol: float | Array = 1e-8
     max_steps: int | Array = 100
@@ -202,7 +204,7 @@ def _evaluate(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Array, 
     assert isinstance(family, LeastSquares)
 
     def residuals(x: Array) -> tuple[Array, Array]:
-        values = family.residuals(flat.params(x), instance)
+        values = jnp.ravel(family.residuals(flat.params(x), instance))
         return values, values
 
     jacobian, values = jax.jacfwd(residuals, has_aux=True)(x)

@@ -60,6 +60,7 @@ class ProximalGradient(Method):
     """
 
     batch: ClassVar[int] = 512  # a step is a matrix product
+    solves: ClassVar = Composite
 
     schedule: LearnedSchedule | None = None
     affine: bool = eqx.field(static=True, default=True)

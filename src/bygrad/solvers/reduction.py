@@ -9,6 +9,9 @@ from jaxtyping import Array, Float, Int
 RANK = 1e-10
 """Singular values and curvatures below this share of the largest are zero."""
 
+ROUNDING = 1e-5
+"""Entries and eigenvalues below this share of the largest may be the rounding of matrices in float32."""
+
 FLAT = 1e-3
 """Curvature, relative to the mean, that stands in for none where rows are scaled."""
 
@@ -27,8 +30,8 @@ class Reduced(NamedTuple):
     Leaves: `basis` $T$; `rows` $R$; `curvature` $\kappa$; `weight` $\lambda$; `inverse`, with which
     `inverse.T @ r` is the gradient in orthonormal coordinates of the null space; `scale` $D$; `ceiling`: the largest
     multipliers of the scaled rows; `solve` $E^+$; `pull`: $T^\top P E^+$; `shift`: $D A E^+$; `quadratic`: $P E^+$;
-    `consistent`: $E E^+$, the identity where the equations can hold for every $e$; `equations` and `limits`: which rows
-    of the program are which.
+    `consistent`: $E E^+$, the identity where the equations can hold for every $e$; `unseen`: the directions that were
+    left out; `equations` and `limits`: which rows of the program are which.
     """
 
     basis: Float[Array, "n k"]
@@ -43,6 +46,7 @@ class Reduced(NamedTuple):
     shift: Float[Array, "m e"]
     quadratic: Float[Array, "n e"]
     consistent: Float[Array, "e e"]
+    unseen: Float[Array, "n d"]
     equations: Int[Array, " e"]
     limits: Int[Array, " m"]
 
@@ -54,7 +58,11 @@ def reduce_program(
     ceiling: Float[np.ndarray, " rows"],
     dtype: Any,
 ) -> Reduced:
-    """Eliminate the equations and make what is left diagonal, in float64; O(n³), once for a family."""
+    """Eliminate the equations and make what is left diagonal, in float64; O(n³), once for a family.
+
+    **Raises:** `ValueError` where $P$ is not symmetric, or the program not convex.
+    """
+    _check_convex(quadratic)
     which, limits = np.flatnonzero(equations), np.flatnonzero(~equations)
     given, rows = constraints[which], constraints[limits]
     solve, free = _null_space(given)
@@ -87,10 +95,29 @@ def reduce_program(
         shift=scale[:, None] * (rows @ solve),
         quadratic=quadratic @ solve,
         consistent=given @ solve,
+        unseen=free @ vectors[:, ~real],
         equations=which,
         limits=limits,
     )
     return Reduced(**{name: jnp.asarray(it, dtype if it.dtype == float else jnp.int32) for name, it in found.items()})
+
+
+def _check_convex(quadratic: np.ndarray) -> None:
+    largest = np.abs(quadratic).max(initial=0.0)
+    skew = np.abs(quadratic - quadratic.T).max(initial=0.0)
+    if not skew <= ROUNDING * largest:
+        raise ValueError(
+            f"P of the quadratic program is not symmetric: entries differ from their mirror images by up to {skew:.3g}."
+            " One half of it would be taken for the whole, and another program solved. Give (P + P.T) / 2, and for an"
+            " upper triangle U, as OSQP takes it, U + U.T - diag(diag(U))."
+        )
+    lowest = np.linalg.eigvalsh(quadratic).min(initial=0.0)
+    if lowest < -ROUNDING * largest:
+        raise ValueError(
+            f"P of the quadratic program has the eigenvalue {lowest:.3g}, so the program is not convex: it may have"
+            " several minima or none, and ADMM would return some point. Make P positive semidefinite, or solve it as a"
+            " `Bounded` family, by L-BFGS."
+        )
 
 
 def _null_space(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

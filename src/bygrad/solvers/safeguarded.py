@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,8 @@ class Safeguarded(Method):
 
     **Source:** Heaton, Chen, Wang and Yin, *Safeguarded learned convex optimization* (2023), algorithm 1.
     """
+
+    solves: ClassVar = Composite
 
     propose: Propose
     delta: float | Array = 0.1

@@ -8,6 +8,8 @@ import numpy as np
 RUNNING = 100
 """Internal: not finished."""
 
+CONTRADICTION, UNBOUNDED = -3, -4
+
 STATUS: dict[int, str] = {
     3: "The next step is below the tolerance, relative to x.",
     2: "What a step can still gain is below the tolerance, relative to the cost.",
@@ -15,7 +17,14 @@ STATUS: dict[int, str] = {
     0: "The limit of steps is reached. Allow more steps, or give a better start.",
     -1: "The cost or its derivatives are not finite at the start. Check the instance for NaN, and the start.",
     -2: "No step lowers the cost, and the certificate is above the tolerance. Loosen tol, or use float64.",
-    -3: "No point satisfies the constraints: a direction proves it. Check the limits of this instance.",
+    CONTRADICTION: (
+        "No point satisfies the constraints: a direction proves it, or limits contradict each other or an equation."
+        " Check the limits of this instance."
+    ),
+    UNBOUNDED: (
+        "The objective falls without end along a direction that no constraint and no curvature holds. Add limits, or"
+        " check the linear term of this instance."
+    ),
 }
 """What the codes of `status` say. As in SciPy: positive is success, 0 is out of steps, negative is failure."""
 

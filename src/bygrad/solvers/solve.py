@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ..problems import Composite, LeastSquares, ProblemFamily, QuadraticProgram
+from ..problems import Composite, LeastSquares, Oracle, ProblemFamily, QuadraticProgram
 from .admm import ADMM
-from .base import Flat, Method
+from .base import Flat, Method, instance_like
 from .engine import Rows, Watch, run
 from .lbfgs import LBFGS
 from .levenberg_marquardt import LevenbergMarquardt
@@ -49,7 +49,8 @@ def solve(
 
     **Returns:** `Solution`.
 
-    **Raises:** `ValueError` for instances or starts whose numbers of rows differ.
+    **Raises:** `ValueError` for instances or starts whose numbers of rows differ, or whose rows are no instances of the
+    family; `TypeError` for a method that does not solve such a family.
 
     >>> import jax, numpy as np
     >>> from bygrad.problems import DampedOscillation
@@ -61,11 +62,17 @@ def solve(
     """
     if starts < 1:
         raise ValueError(f"starts is {starts}, so nothing would be solved. Give 1 or more.")
-    with precision(dtype):
+    method = default_method(family) if method is None else method
+    if not isinstance(family, method.solves):
+        raise TypeError(
+            f"{type(method).__name__} solves {method.solves.__name__} families, and {type(family).__name__} is none."
+            f" Leave the method out, or use {type(default_method(family)).__name__}, which fits it."
+        )
+    with precision(dtype, family):
         instances, rows = as_rows(instances, dtype)
-        flat = Flat.of(family, jax.tree.map(lambda leaf: leaf[0], instances) if rows else instances)
-        method = with_arrays(method or default_method(family), dtype).prepare(flat, dtype)
-        batch = method.batch if batch is None else batch
+        flat = flat_of_rows(family, instances, rows)
+        method = with_arrays(method, dtype).prepare(flat, dtype)
+        batch = rows_at_once(method, batch)
         first = starting_points(flat, instances, rows, x0, starts=starts, seed=seed, batch=batch, dtype=dtype)
         every = jax.tree.map(lambda leaf: np.repeat(leaf, starts, axis=0), instances)
         results = run(method, flat, every, first, batch=batch, watch=watch)
@@ -83,9 +90,44 @@ def default_method(family: ProblemFamily) -> Method:
     return LBFGS()
 
 
-def precision(dtype: Any) -> Any:
-    """Return the context in which JAX computes in `dtype`."""
-    return jax.enable_x64(np.dtype(dtype) == np.float64)
+def precision(dtype: Any, family: ProblemFamily | None = None) -> Any:
+    """Return the context in which JAX computes in `dtype`, float32 or float64."""
+    kind = np.dtype(dtype)
+    if kind not in (np.float32, np.float64):
+        raise ValueError(
+            f"dtype is {kind.name}, in which no solver works. Choose float64 or float32; instances may have any dtype."
+        )
+    if isinstance(family, Oracle) and kind == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(
+            "An Oracle is called outside of JAX, in whose threads float64 is off: it cannot be solved in float64 as it"
+            " is. Give dtype=np.float32, or call jax.config.update('jax_enable_x64', True) before the Oracle is made."
+        )
+    return jax.enable_x64(kind == np.float64)
+
+
+def rows_at_once(method: Method, batch: int | None) -> int:
+    """Return how many rows are worked on at once: what was asked for, or what the method does best with."""
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch is {batch}, so no row would ever be worked on. Give 1 or more, or None.")
+    return method.batch if batch is None else batch
+
+
+def flat_of_rows(family: ProblemFamily, instances: PyTree[np.ndarray], rows: int | None) -> Flat:
+    """Return the family as a solver sees it. **Raises:** `ValueError` where rows are not instances of the family."""
+    one = instances
+    if rows is not None:
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), instances)
+    wanted = instance_like(family)
+    if jax.tree.structure(wanted) == jax.tree.structure(one):
+        pairs = list(zip(jax.tree.leaves(one), jax.tree.leaves(wanted), strict=True))
+        if any(len(found.shape) != len(drawn.shape) for found, drawn in pairs):
+            found, drawn = (", ".join(str(list(leaf.shape)) for leaf in leaves) for leaves in zip(*pairs, strict=True))
+            raise ValueError(
+                f"Rows of the instances have shapes {found}, but an instance of {type(family).__name__} has {drawn},"
+                " so each row would be taken for another instance than it is. The first axis of every array runs over"
+                " instances: for a single one give instance[None]."
+            )
+    return Flat.of(family, one)
 
 
 def with_arrays(method: Method, dtype: Any) -> Method:

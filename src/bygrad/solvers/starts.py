@@ -46,6 +46,11 @@ def _keys(seed: int, rows: int, each: int) -> np.ndarray:
 
 
 def _given(flat: Flat, x0: PyTree[Any], rows: int | None, dtype: Any) -> np.ndarray:
+    if jax.tree.structure(x0) != flat.structure:
+        raise ValueError(
+            f"x0 is built as {jax.tree.structure(x0)}, but params are {flat.structure}, so its arrays cannot be told"
+            " apart. Build it as the family's `init` builds params."
+        )
     leaves = [np.asarray(leaf, dtype) for leaf in jax.tree.leaves(x0)]
     if [leaf.shape for leaf in leaves] == list(flat.shapes) and rows is not None:
         leaves = [np.broadcast_to(leaf, (rows, *leaf.shape)) for leaf in leaves]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._core import trees
 from .._core.types import Scalar
-from ..problems import QuadraticProgram
+from ..problems import LeastSquares, QuadraticProgram
 from .admm import ADMM
 from .base import Flat
 from .engine import Watch
@@ -65,12 +65,14 @@ def train_start(
 
         return jnp.mean(jax.vmap(one)(batch.instances, batch.params))
 
-    floor = 0.5 * jnp.median(examples.cost)
+    # Squares are measured from zero, and other costs, an energy say, from the lowest that is known.
+    zero = 0.0 if isinstance(flat.family, LeastSquares) else jnp.min(examples.cost)
+    floor = 0.5 * jnp.median(examples.cost - zero) + jnp.finfo(jnp.float32).tiny
 
     def lowest(start: LearnedStart, batch: Any) -> Scalar:
         def one(instance: Any) -> Scalar:
             costs = jax.vmap(lambda x: flat.loss(x, instance))(start.propose(instance))
-            logs = jnp.log1p(jnp.clip(jnp.nan_to_num(costs / floor, nan=1e6, posinf=1e6), 0.0, 1e6))
+            logs = jnp.log1p(jnp.clip(jnp.nan_to_num((costs - zero) / floor, nan=1e6, posinf=1e6), 0.0, 1e6))
             return -0.3 * jax.nn.logsumexp(-logs / 0.3)
 
         return jnp.mean(jax.vmap(lambda it: one(it if sample is None else sample(jax.random.key(it))))(batch))
