@@ -154,6 +154,16 @@ def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+def test_ctrl_c_promises_nothing_where_nothing_is_kept(monkeypatch, capsys):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bygrad.experiments.learn_to_file", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        main(["learn", "oral-dose", "-o", "fit.safetensors"])
+    assert ended.value.code == 130 and capsys.readouterr().err.strip() == "Interrupted."
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_saves_and_resume_goes_on(family, tmp_path):
     out = tmp_path / "out"

@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import pickle  # noqa: TID251 - of what this process has just written
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -372,12 +373,17 @@ def test_tensors_do_not_pile_up(small):
     assert counts[1] <= counts[0]  # fewer, if something else was collected
 
 
-def test_copies_are_whole(small):
+def pickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))  # noqa: S301 - as above
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled], ids=["copy", "pickle"])
+def test_copies_are_whole(copied, small):
     start, first, second = draw(9, 2)
     params = tensors(start)
     optimizer = LearnedOptimizer(params, small)
     run(optimizer, params, [first])
-    params2, optimizer2 = copy.deepcopy((params, optimizer))
+    params2, optimizer2 = copied((params, optimizer))
     for ours, theirs in zip(run(optimizer2, params2, [second]), run(optimizer, params, [second]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

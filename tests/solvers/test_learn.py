@@ -12,6 +12,7 @@ from rich.console import Console
 
 from bygrad.artifacts import ArtifactError
 from bygrad.cli import main
+from bygrad.deploy import hub, load, verify
 from bygrad.deploy.solver import load_solver, save_solver
 from bygrad.experiments import Display, learn_to_file, solve_file, solving
 from bygrad.problems import Quadratic
@@ -99,6 +100,16 @@ def test_a_file_gives_the_solver_back(learned, tmp_path):
     data = decays(30, seed=3)
     np.testing.assert_array_equal(back.solve(data, batch=64).cost, learned.solve(data, batch=64).cost)
     assert type(load_solver(tmp_path / "fit.safetensors").family).__name__ == "Decay"
+
+
+def test_a_solver_is_not_taken_for_an_optimizer(learned, tmp_path):
+    save_solver(learned, path := tmp_path / "fit.safetensors")
+    with pytest.raises(ArtifactError, match=r"is a learned solver\. There is no optimizer in it\. Use it with"):
+        load(path)
+    assert {replay.remark.split(",")[0] for replay in verify(path)} == {"a learned solver"}
+    pytest.importorskip("huggingface_hub")
+    with pytest.raises(ArtifactError, match="Share its file together with the source of the family"):
+        hub.push(path, "me/fit")
 
 
 def test_networks_survive_the_file(learned, tmp_path):

@@ -11,13 +11,14 @@ added byte is refused, and so is whatever could run code. This room needs NumPy 
 
 from .errors import ArtifactError
 from .file import Artifact, from_bytes, load, save, to_bytes
-from .manifest import SCHEMA, Manifest
+from .manifest import SCHEMA, SOLVER, Manifest
 from .shipped import find, shipped_names
 from .tensors import TensorSpec, describe
 from .trajectory import Step, Trajectory, draw_steps
 
 __all__ = [
     "SCHEMA",
+    "SOLVER",
     "Artifact",
     "ArtifactError",
     "Manifest",

@@ -15,6 +15,9 @@ SCHEMA = 2
 """The version of the manifest's fields that this bygrad writes, and the newest that it reads. The first had no
 `trajectory`; artifacts of it load, and stay as they are."""
 
+SOLVER = "LearnedSolver"
+"""Stands in place of an optimizer's class in the files of `bygrad learn`."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
 _DAMAGED = "Copy the file again, or write it with bygrad.artifacts.save"
 

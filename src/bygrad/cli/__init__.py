@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import platformdirs
@@ -47,9 +48,10 @@ def main(arguments: list[str] | None = None) -> None:
             args=arguments,
         )
     except KeyboardInterrupt:
-        Console(stderr=True).print(
-            "Interrupted. What was done is saved: the same command with --resume goes on with it."
-        )
+        name = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+        kept = name in commands and "resume" in signature(commands[name]).parameters
+        saved = " What was done is saved: the same command with --resume goes on with it." if kept else ""
+        Console(stderr=True).print(f"Interrupted.{saved}")
         sys.exit(130)
     except LostProcessError as error:
         _refuse(error)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Artifact, ArtifactError, find, load, save, to_bytes
+from ..artifacts import SOLVER, Artifact, ArtifactError, find, load, save, to_bytes
 from .card import model_card
 
 FILE = "optimizer.safetensors"
@@ -29,11 +29,17 @@ def push(artifact: str | os.PathLike[str], repo: str, *, revision: str = "main",
     commit to, made if there is none. `private`: whether a new repository is hidden. The token is that of `hf auth
     login`, or `HF_TOKEN`.
 
-    **Raises:** `ArtifactError` for a file that is not whole; `ImportError` without the extra `hub`; `ConnectionError`
-    with what the Hub answered.
+    **Raises:** `ArtifactError` for a file that is not whole, or holds a solver; `ImportError` without the extra `hub`;
+    `ConnectionError` with what the Hub answered.
     """
     hub = _library()
     read = load(find(artifact))
+    if read.manifest.optimizer == SOLVER:
+        raise ArtifactError(
+            f"{read.manifest.name} is a learned solver, which belongs to one family of problems",
+            "The card would tell others to use it as an optimizer",
+            "Share its file together with the source of the family",
+        )
     with _explained(hub, f"{read.manifest.name} could not be uploaded to {repo}"):
         api = hub.HfApi()
         api.create_repo(repo, private=private, exist_ok=True)

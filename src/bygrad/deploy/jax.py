@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..artifacts import SCHEMA, Artifact, ArtifactError, Manifest, Step, Trajectory, describe, draw_steps, find
+from ..artifacts import SCHEMA, SOLVER, Artifact, ArtifactError, Manifest, Step, Trajectory, describe, draw_steps, find
 from ..artifacts import load as load_artifact
 from ..artifacts import save as save_artifact
 from ..artifacts.trajectory import TOLERANCE
@@ -37,6 +37,12 @@ def load(name: str | os.PathLike[str]) -> Optimizer:
 def from_artifact(artifact: Artifact) -> Optimizer:
     """Return the trained optimizer of an artifact. **Raises:** `ArtifactError` if it cannot be rebuilt."""
     manifest = artifact.manifest
+    if manifest.optimizer == SOLVER:
+        raise ArtifactError(
+            f"{manifest.name} is a learned solver",
+            "There is no optimizer in it",
+            "Use it with `bygrad solve` and `bygrad report`, or bygrad.deploy.solver.load_solver",
+        )
     try:
         return from_portable(
             Portable(manifest.optimizer, manifest.config, manifest.features, dict(artifact.tensors)), LEARNED

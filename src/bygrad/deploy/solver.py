@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core import trees
-from ..artifacts import Artifact, ArtifactError, Manifest, describe
+from ..artifacts import SOLVER, Artifact, ArtifactError, Manifest, describe
 from ..artifacts import load as load_artifact
 from ..artifacts import save as save_artifact
 from ..problems import ProblemFamily, describe_family, find_family
@@ -33,7 +33,6 @@ from ..solvers import (
 )
 from .jax import versions
 
-KIND = "LearnedSolver"
 FEATURES = 1
 """Version of what the networks see: raised when old ones would mean something else."""
 
@@ -73,7 +72,7 @@ def save_solver(solver: LearnedSolver, path: str | os.PathLike[str], *, family: 
     }
     manifest = Manifest(
         name=name or f"mine/{type(solver.family).__name__.lower()}",
-        optimizer=KIND,
+        optimizer=SOLVER,
         config=config,
         features=FEATURES,
         tensors=describe(tensors),
@@ -97,9 +96,9 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
     """
     artifact = load_artifact(path)
     manifest, config = artifact.manifest, artifact.manifest.config
-    if manifest.optimizer != KIND or manifest.features != FEATURES:
+    if manifest.optimizer != SOLVER or manifest.features != FEATURES:
         raise ArtifactError(
-            f"{path}: it holds {manifest.optimizer!r} with features {manifest.features}, not {KIND!r} with {FEATURES}",
+            f"{path}: it holds a {manifest.optimizer} with features {manifest.features}, not a {SOLVER} with {FEATURES}",
             "There is no solver in it that this bygrad can use",
             "Give a file that `bygrad learn` wrote with this version, or learn again",
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..artifacts import Artifact, ArtifactError, Trajectory, find, load
+from ..artifacts import SOLVER, Artifact, ArtifactError, Trajectory, find, load
 from ..artifacts.trajectory import Arrays
 
 
@@ -25,7 +25,7 @@ def verify(artifact: Artifact | str | os.PathLike[str]) -> list[Replay]:
 
     **Arguments:** `artifact`: a shipped artifact by name, a file, or an artifact that was read.
 
-    **Returns:** What came out, for each framework: an artifact of before there were trajectories, a framework that is
+    **Returns:** What came out, for each framework: an artifact without a trajectory, a framework that is
     not installed, and a rule that PyTorch does not have are remarks.
 
     **Raises:** `ArtifactError` as `load` does, and where a replay is off by more than the tolerance that the file says.
@@ -37,7 +37,11 @@ def verify(artifact: Artifact | str | os.PathLike[str]) -> list[Replay]:
         artifact = load(find(artifact))
     replays: dict[str, Callable[[Artifact, Trajectory], list[Arrays]]] = {"JAX": _in_jax, "PyTorch": _in_torch}
     if not artifact.manifest.trajectory:
-        remark = "no golden trajectory in the file, written before there were any: only its bytes are verified"
+        remark = (
+            "a learned solver, which checks its own answers: only its bytes are verified"
+            if artifact.manifest.optimizer == SOLVER
+            else "no golden trajectory in the file, written before there were any: only its bytes are verified"
+        )
         return [Replay(framework, None, remark) for framework in replays]
     golden = Trajectory.from_fields(artifact.manifest.trajectory)
     return [_replay(framework, run, artifact, golden) for framework, run in replays.items()]

@@ -1,5 +1,6 @@
 """The coordinatewise LSTM in PyTorch: the arithmetic of `bygrad.optimizers.LSTM`."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -41,7 +42,8 @@ class LSTM(Coordinatewise):
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
         self._units = [int(units) for units in config["layers"]]
         options = dict(config["preprocess"])
-        self._features, self._preprocess = _PREPROCESSORS[options.pop("name")](**options)
+        self._features, preprocess = _PREPROCESSORS[options.pop("name")]
+        self._preprocess = functools.partial(preprocess, **options)
         self._state_dtype = _STATE_DTYPES[config.get("state_dtype")]
         self._scale = float(config["output_scale"])
         self._tensors = dict(tensors)
@@ -105,24 +107,17 @@ class LSTM(Coordinatewise):
         return self._weights[device, dtype]
 
 
-_Inputs = Callable[[Tensor, Tensor], object]
-"""Writes the inputs for gradients `[c]` to rows `[features, c]`."""
+# Functions of the module, because an optimizer can be pickled.
+def _log_sign(grads: Tensor, rows: Tensor, p: float = 10.0) -> None:
+    torch.abs(grads, out=rows[0]).clamp_(min=math.exp(-p)).log_().div_(p)
+    torch.mul(grads, math.exp(p), out=rows[1]).clamp_(-1.0, 1.0)
 
 
-def _log_sign(p: float = 10.0) -> tuple[int, _Inputs]:
-    smallest, factor = math.exp(-p), math.exp(p)
-
-    def inputs(grads: Tensor, rows: Tensor) -> None:
-        torch.abs(grads, out=rows[0]).clamp_(min=smallest).log_().div_(p)
-        torch.mul(grads, factor, out=rows[1]).clamp_(-1.0, 1.0)
-
-    return 2, inputs
+def _scaled(grads: Tensor, rows: Tensor, scale: float = 1.0) -> None:
+    torch.mul(grads, scale, out=rows[0])
 
 
-def _scaled(scale: float = 1.0) -> tuple[int, _Inputs]:
-    return 1, lambda grads, rows: torch.mul(grads, scale, out=rows[0])
-
-
-_PREPROCESSORS: dict[str, Callable[..., tuple[int, _Inputs]]] = {"LogSign": _log_sign, "Scaled": _scaled}
+_PREPROCESSORS: dict[str, tuple[int, Callable[..., None]]] = {"LogSign": (2, _log_sign), "Scaled": (1, _scaled)}
+"""Features, and what writes them for gradients `[c]` to rows `[features, c]`."""
 
 _STATE_DTYPES = {None: None, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
