@@ -98,7 +98,7 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
     manifest, config = artifact.manifest, artifact.manifest.config
     if manifest.optimizer != SOLVER or manifest.features != FEATURES:
         raise ArtifactError(
-            f"{path}: it holds a {manifest.optimizer} with features {manifest.features}, not a {SOLVER} with {FEATURES}",
+            f"{path}: it holds {manifest.optimizer}, features {manifest.features}, not {SOLVER}, features {FEATURES}",
             "There is no solver in it that this bygrad can use",
             "Give a file that `bygrad learn` wrote with this version, or learn again",
         )

@@ -19,10 +19,16 @@ from ..evaluation import CONVENTION, Protocol, Tuning, compare, strict_json, tun
 from ..optimizers import Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
 from ..training import MetaTrained, Recipe, RolledBack, Stepped, Validated, describe, meet, meta_train
-from ..unroll import begin, rollout
+from ..unroll import Inner, begin, rollout
 from .display import Display
 
 MEASURES = {"area": "area", "final": "final loss"}
+
+PIECE = 100
+"""Steps whose gradients are looked at together."""
+
+ENTRIES = 10_000_000
+"""Gradient entries at most that are looked at in all."""
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
@@ -70,16 +76,26 @@ def _keep(trained: MetaTrained[Any], family: ProblemFamily, recipe: Recipe, fold
 
 
 def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe, runs: int = 4) -> dict[str, float]:
-    """Quantiles of the sizes of the nonzero gradient entries that a trained optimizer meets over its horizon."""
+    """Quantiles of the sizes of the nonzero gradient entries that a trained optimizer meets over its horizon.
+
+    A run is looked at in pieces, and of large ones at some entries, so that a long one does not fill the memory.
+    """
+    optimizer, rng = declare(optimizer, recipe.horizon), np.random.default_rng(recipe.seed)
 
     @eqx.filter_jit
-    def grads(optimizer: Optimizer, family: ProblemFamily) -> Any:
-        keys = jax.random.split(jax.random.key(recipe.seed + 1), runs)
-        return rollout(optimizer, family, begin(declare(optimizer, recipe.horizon), family, keys), recipe.horizon)[
-            1
-        ].grads
+    def grads(optimizer: Optimizer, family: ProblemFamily, inner: Inner, steps: int) -> Any:
+        inner, seen = rollout(optimizer, family, inner, steps)
+        return inner, seen.grads
 
-    sizes = np.concatenate([np.abs(np.ravel(leaf)) for leaf in jax.tree.leaves(grads(optimizer, family))])
+    inner = begin(optimizer, family, jax.random.split(jax.random.key(recipe.seed + 1), runs))
+    pieces = [PIECE] * (recipe.horizon // PIECE) + [recipe.horizon % PIECE] * (recipe.horizon % PIECE > 0)
+    sizes = []
+    for steps in pieces:
+        inner, seen = grads(optimizer, family, inner, steps)
+        entries = np.concatenate([np.abs(np.ravel(leaf)) for leaf in jax.tree.leaves(seen)])
+        most = ENTRIES * steps // recipe.horizon
+        sizes.append(entries if len(entries) <= most else rng.choice(entries, most))
+    sizes = np.concatenate(sizes)
     sizes = sizes[(sizes > 0) & np.isfinite(sizes)]
     quantiles = (0.01, 0.1, 0.5, 0.9, 0.99)
     return {f"{q:g}": float(np.quantile(sizes, q)) for q in quantiles} if sizes.size else {}

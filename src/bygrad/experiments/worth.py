@@ -98,7 +98,9 @@ def sentences(worth: Mapping[str, Any]) -> list[str]:
 
 
 def _ratio(ours: float, theirs: float) -> float:
-    """Return how much larger a loss is, infinite where the other one is zero."""
+    """Return how much larger a loss is, infinite where the other one is zero; of negative losses there is no ratio."""
+    if ours < 0 or theirs < 0:
+        return math.nan
     return ours / theirs if theirs > 0 else math.inf if ours > 0 else 1.0
 
 

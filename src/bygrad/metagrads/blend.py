@@ -31,6 +31,9 @@ class Blend(Estimator):
 
     sigma: float = eqx.field(static=True, default=0.02)
 
+    def __check_init__(self) -> None:
+        particles.check_sigma(self.sigma)
+
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Pairs:
         if windows.instances < 2:
             raise ValueError("Blend weighs by variances over the instances, so it needs at least 2 of them.")

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from ..optimizers import Coordinatewise, Optimizer, Partition, declare
+from ..optimizers import Coordinatewise, Optimizer, Partition
 from ..unroll import Trajectory, Windows, begin, lift, replay, rollout
 from .base import Estimate, Estimator
-from .imitation import arrange, follow
+from .imitation import arrange, as_teacher, count_of, follow, mean_squares
 
 KEPT = 16
 """How many times the coordinates of a meta-step are kept on record, drawn once: all of a long run fill the memory."""
@@ -42,10 +42,11 @@ class Clone(Estimator):
     a gradient is expensive, this finds a place to begin that learning from what is achieved would take long to find.
     The pupil never sees where its own mistakes lead; go on from there with another estimator (`Recipe.before`).
 
-    **Arguments:** `teacher`: what to imitate; it does not learn. Its horizon is declared, the longest of the windows'.
-    `coordinates`: how many of each instance a meta-step takes, at random, where the pupil is coordinatewise, or of each
-    part of a partition that is; others see all of them. The records are kept in memory, three numbers for each param,
-    instance and step, and in checkpoints; where coordinates are drawn, of `KEPT` times as many params.
+    **Arguments:** `teacher`: what to imitate, any optimizer; it does not learn. Its horizon is declared, the longest of
+    the windows'. `coordinates`: how many of each instance a meta-step takes, at random, where the pupil is
+    coordinatewise, or of each part of a partition that is; others see all of them. The records are kept in memory,
+    three numbers for each param, instance and step, and in checkpoints; where coordinates are drawn, of `KEPT` times as
+    many params.
 
     Source: behavioural cloning (Pomerleau, 1989), with the optimizer as the policy.
     """
@@ -62,12 +63,12 @@ class Clone(Estimator):
 
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Recorded:
         keys = jax.random.split(key, windows.instances)
-        teacher, lifted = declare(self.teacher, windows.horizon), lift(optimizer)
+        teacher, lifted = as_teacher(self.teacher, windows.horizon), lift(optimizer)
         inner = begin(teacher, windows.family, keys)
         end, seen = rollout(teacher, windows.family, inner, windows.horizon)
         seen, taught = arrange(lifted, lifted.init(inner.params), end, seen)
         seen, taught = _draw(optimizer, seen, taught, keys, KEPT * self.coordinates)
-        size = _mean_squares(taught)
+        size = mean_squares(taught)
         size = size + LEAST * jnp.mean(size, axis=0)
         weights = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
         return Recorded(seen, taught, weights, keys, jnp.zeros(windows.instances, jnp.int32))
@@ -83,8 +84,8 @@ class Clone(Estimator):
         seen, taught = _draw(optimizer, state.seen, state.taught, keys, self.coordinates)
         _, updates = follow(lift(optimizer), seen)
         errors = jax.tree.map(jnp.subtract, updates, taught)
-        losses = jnp.mean(0.5 * state.weights * _mean_squares(errors), axis=0)
-        scale = state.weights / state.weights.size / _count(taught)
+        losses = jnp.mean(0.5 * state.weights * mean_squares(errors), axis=0)
+        scale = state.weights / state.weights.size / count_of(taught)
         cots = jax.tree.map(lambda error: scale.reshape(*scale.shape, *(1,) * (error.ndim - 2)) * error, errors)
         after = eqx.tree_at(lambda it: it.step, state, state.step + 1)
         return Estimate(jnp.mean(losses), replay(optimizer, seen, cots), losses), after
@@ -111,14 +112,3 @@ def _draw(
         return jnp.take_along_axis(array, index, axis=-1)
 
     return eqx.tree_at(parts, seen, jax.tree.map(take, parts(seen))), take(taught)
-
-
-def _count(tree: PyTree) -> int:
-    """Return how many numbers an instance has at a step; leaves are `[steps, instances, ...]`."""
-    return sum(leaf[0, 0].size for leaf in jax.tree.leaves(tree))
-
-
-def _mean_squares(tree: PyTree) -> Float[Array, "steps instances"]:
-    """Return the mean square of every step of every instance."""
-    leaves = [jnp.square(leaf).reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(tree)]
-    return sum((jnp.sum(leaf, axis=-1) for leaf in leaves), start=jnp.zeros(())) / _count(tree)

@@ -39,8 +39,7 @@ class Evolution(Estimator):
     """Whether directions of earlier windows of a run are added up."""
 
     def __check_init__(self) -> None:
-        if not self.sigma > 0:
-            raise ValueError(f"sigma is {self.sigma}, but pairs must differ to tell anything: give a positive number.")
+        particles.check_sigma(self.sigma)
 
     @abc.abstractmethod
     def directions(self, optimizer: Optimizer, inner: Inner) -> PyTree:

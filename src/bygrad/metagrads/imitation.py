@@ -1,5 +1,6 @@
 """Imitation of a hand-designed optimizer beside learning from what is achieved: Chen et al. (2020), section 3.2."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -7,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._core import trees
-from .._core.types import State
-from ..optimizers import Optimizer
-from ..unroll import Inner, Lifted, Trajectory, Windows, instance_axes, lift, replay, rollout
+from .._core.types import Params, State
+from ..optimizers import Optimizer, Scheduled, declare
+from ..unroll import Inner, Lifted, Trajectory, Windows, lift, replay, rollout
 from .base import Estimate, Estimator
 
 
@@ -21,6 +21,34 @@ class Imitated(eqx.Module):
     shown: Inner
     pupil: State
     windows: Int[Array, ""]
+
+
+class _Teacher(Optimizer, Scheduled):
+    """An optimizer that sees the params of an instance as they are, however else it likes to be applied to batches."""
+
+    optimizer: Optimizer
+
+    def declare(self, horizon: int | Int[Array, ""]) -> "_Teacher":
+        return _Teacher(declare(self.optimizer, horizon))
+
+    def init(self, params: Params) -> State:
+        return self.optimizer.init(params)
+
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None = None,
+        *,
+        value: Float[Array, ""] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
+        return self.optimizer.update(grads, state, params, value=value, key=key)
+
+
+def as_teacher(optimizer: Optimizer, horizon: int) -> Optimizer:
+    """Return an optimizer for runs of a horizon, whose path any pupil can be shown."""
+    return _Teacher(declare(optimizer, horizon))
 
 
 class Imitate(Estimator):
@@ -35,8 +63,9 @@ class Imitate(Estimator):
     size that does not depend on the learning rate. The teacher knows what to do late in a run, where a young pupil
     never comes. The meta-loss that is reported is the estimator's.
 
-    **Arguments:** `estimator`: of the meta-gradient. `teacher`: what to imitate; it does not learn. `weight`: of the
-    imitation's gradient. `every`: windows from one imitation to the next; 4 adds about a quarter to the cost.
+    **Arguments:** `estimator`: of the meta-gradient. `teacher`: what to imitate, any optimizer; it does not learn, and
+    one with a schedule has that of the longest runs. `weight`: of the imitation's gradient. `every`: windows from one
+    imitation to the next; 4 adds about a quarter to the cost.
 
     Source: Chen, Zhang, Jingyang, Chang, Liu, Amini and Wang, *Training Stronger Baselines for Learning to Optimize*
     (NeurIPS 2020); there the two losses take turns at random.
@@ -56,12 +85,12 @@ class Imitate(Estimator):
 
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Imitated:
         own, shown = jax.random.split(key)
-        inner = windows.begin(self.teacher, shown)
+        inner = windows.begin(as_teacher(self.teacher, windows.horizon), shown)
         pupil = lift(optimizer).init(inner.params)
         return Imitated(self.estimator.init(optimizer, windows, own), inner, pupil, jnp.zeros((), jnp.int32))
 
     def axes(self, optimizer: Optimizer, state: Imitated) -> PyTree:
-        achieved, shown = self.estimator.axes(optimizer, state.achieved), instance_axes(self.teacher, state.shown)
+        achieved, shown = self.estimator.axes(optimizer, state.achieved), jax.tree.map(lambda leaf: 0, state.shown)
         return Imitated(achieved, shown, lift(optimizer).axes(state.pupil), None)  # pyright: ignore[reportArgumentType]
 
     def estimate(self, optimizer: Optimizer, windows: Windows, state: Imitated) -> tuple[Estimate, Imitated]:
@@ -77,20 +106,20 @@ class Imitate(Estimator):
         drawn, shown, pupil = jax.lax.cond(turn, imitate, wait, state.shown, state.pupil)
         gradient = jax.tree.map(lambda own, other: own + self.weight * other, estimate.gradient, drawn)
         after = Imitated(achieved, shown, pupil, state.windows + 1)
-        return Estimate(estimate.loss, gradient, estimate.losses), after
+        return dataclasses.replace(estimate, gradient=gradient), after
 
     def _imitate(
         self, optimizer: Optimizer, windows: Windows, shown: Inner, pupil: State
     ) -> tuple[PyTree, Inner, State]:
         """Let the teacher run for a window; return the gradient of the imitation loss, the runs, the pupil's state."""
-        lifted = lift(optimizer)
+        lifted, teacher = lift(optimizer), as_teacher(self.teacher, windows.horizon)
         done = windows.done(shown)
-        shown = windows.renew(self.teacher, shown)
+        shown = windows.renew(teacher, shown)
         start = lifted.select(done, lifted.init(shown.params), pupil)
-        end, seen = rollout(self.teacher, windows.family, shown, windows.truncation)
+        end, seen = rollout(teacher, windows.family, shown, windows.truncation)
         trajectory, taught = arrange(lifted, start, end, seen)
         pupil, updates = follow(lifted, trajectory)
-        size = _mean_square(taught)
+        size = jnp.mean(windows.everywhere(jnp.mean(mean_squares(taught), axis=0)))
         count = sum(leaf.size for leaf in jax.tree.leaves(taught))
         scale = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0) / count
         weights = jax.tree.map(lambda ours, theirs: scale * (ours - theirs), updates, taught)
@@ -99,7 +128,6 @@ class Imitate(Estimator):
 
 def arrange(lifted: Lifted, start: State, end: Inner, seen: Trajectory) -> tuple[Trajectory, PyTree]:
     """Return a teacher's run as its pupil sees it, from the pupil's state `start`, and the updates that were taken."""
-    # The path is laid out as the teacher wants it; a hand-designed one takes params as they are.
     path = jax.tree.map(lambda leaf, last: jnp.concatenate([leaf, last[None]]), seen.params, end.params)
     taught = jax.vmap(lifted.see)(jax.tree.map(lambda leaf: leaf[1:] - leaf[:-1], path))
     grads, params = jax.vmap(lifted.see)(seen.grads), jax.vmap(lifted.see)(seen.params)
@@ -118,6 +146,12 @@ def follow(lifted: Lifted, trajectory: Trajectory) -> tuple[State, PyTree]:
     return jax.lax.scan(step, trajectory.start, inputs)
 
 
-def _mean_square(tree: PyTree) -> Float[Array, ""]:
-    count = sum(leaf.size for leaf in jax.tree.leaves(tree))
-    return jnp.square(trees.global_norm(tree)) / count
+def count_of(tree: PyTree) -> int:
+    """Return how many numbers an instance has at a step; leaves are `[steps, instances, ...]`."""
+    return sum(leaf[0, 0].size for leaf in jax.tree.leaves(tree))
+
+
+def mean_squares(tree: PyTree) -> Float[Array, "steps instances"]:
+    """Return the mean square of every step of every instance."""
+    leaves = [jnp.square(leaf).reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(tree)]
+    return sum((jnp.sum(leaf, axis=-1) for leaf in leaves), start=jnp.zeros(())) / count_of(tree)

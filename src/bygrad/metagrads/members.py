@@ -18,9 +18,10 @@ from .base import Estimate, Estimator
 class Members(Estimator):
     r"""Estimates the meta-gradient of every member of a `Mixture` by itself: $\hat g = \frac1k \sum_j \hat g_j$.
 
-    For an optimizer that treats tensors separately, that is the meta-gradient of the mixture. Estimators from random
-    directions then draw other directions for each member, so as many more of them for the same cost; and in the robust
-    form no member drowns the others, whatever the size of its losses.
+    Each counts alike: the mixture's weights scale the losses that are reported, not the gradient. With weights of 1,
+    and for an optimizer that treats tensors separately and does not see the scale of the loss, it is the meta-gradient
+    of the mixture. Estimators from random directions draw other directions for each member, so as many more of them for
+    the same cost; and in the robust form no member drowns the others, whatever the size of its losses.
 
     **Arguments:** `estimator`: for each member.
     """

@@ -33,6 +33,12 @@ class Pairs(eqx.Module):
     past: PyTree
 
 
+def check_sigma(sigma: float) -> None:
+    """Refuse a distance of zero, or none, between the members of a pair."""
+    if not sigma > 0:
+        raise ValueError(f"sigma is {sigma}, but pairs must differ to tell anything: give a positive number.")
+
+
 def axes(state: Pairs) -> Pairs:
     """Return the axis of the instances of every leaf."""
     first = jax.tree.map(lambda leaf: 0, state)

@@ -80,6 +80,13 @@ class Scheduled(eqx.Module):
         """Return the optimizer for runs of `horizon` steps, at least 1; other numbers compile nothing."""
 
 
+def whole_steps(horizon: int | Int[Array, ""]) -> Int[Array, ""]:
+    """Return a horizon as an array; `ValueError` for a number that is no horizon."""
+    if isinstance(horizon, int) and horizon < 1:
+        raise ValueError(f"The horizon is {horizon}, but a run has at least one step. Declare how many it will have.")
+    return jnp.asarray(horizon, jnp.int32)
+
+
 def declare(optimizer: AnyOptimizer, horizon: int | Int[Array, ""]) -> AnyOptimizer:
     """Return the optimizer for runs of `horizon` steps, where it makes a difference."""
     return optimizer.declare(horizon) if isinstance(optimizer, Scheduled) else optimizer  # pyright: ignore

@@ -103,7 +103,7 @@ class BestOf(Optimizer):
         state: BestOfState,
         params: Params | None = None,
         *,
-        value: Float[Array, ""] | None = None,
+        value: Float[Array, ""] | float | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Params, BestOfState]:
         if value is None or params is None:
@@ -111,7 +111,7 @@ class BestOf(Optimizer):
                 "BestOf.update needs params and value: without losses there is no better one of two runs. Give both"
                 " (`value=loss`), or use Guard, which can do without."
             )
-        turn, wide = state.learneds_turn, trees.widened(params)
+        turn, wide, value = state.learneds_turn, trees.widened(params), jnp.asarray(value)
         loss = jnp.where(jnp.isfinite(value), jnp.minimum(value.astype(jnp.float32), _WORST), _WORST)
         better = loss < state.best_value
         best, best_value = trees.where(better, (wide, loss), (state.best, state.best_value))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._core.types import Params
-from .base import Learned, Optimizer, Scheduled
+from .base import Learned, Optimizer, Scheduled, whole_steps
 
 SAMPLE = 512
 """Coordinates of a tensor that its features are computed from, at most: the rest of a large tensor is passed over once,
@@ -118,7 +118,7 @@ class Controller(Optimizer, Learned, Scheduled):
         self.bias = jnp.zeros(hidden)
         self.head, self.head_times, self.head_bias = jnp.zeros((3, hidden)), jnp.zeros((3, TIME_FEATURES)), jnp.zeros(3)
         self.decays = jnp.array([math.log(b / (1 - b)) for b in (b1, b2)])
-        self.horizon = _steps(horizon)
+        self.horizon = whole_steps(horizon)
         self.learning_rate = float(learning_rate)
 
     @property
@@ -130,7 +130,7 @@ class Controller(Optimizer, Learned, Scheduled):
         return cls(jax.random.key(0), config["hidden"], config["learning_rate"])
 
     def declare(self, horizon: int | Int[Array, ""]) -> "Controller":
-        return eqx.tree_at(lambda it: it.horizon, self, _steps(horizon))
+        return eqx.tree_at(lambda it: it.horizon, self, whole_steps(horizon))
 
     def fall(self) -> "Controller":
         """Return the controller with steps that fall along half a cosine over the horizon besides, as in `AdamWCosine`.
@@ -256,9 +256,3 @@ def _features(
         jnp.array(axes) / 2,
     ]
     return jnp.stack([jnp.broadcast_to(feature, peak.shape) for feature in features], axis=1), peak
-
-
-def _steps(horizon: int | Int[Array, ""]) -> Int[Array, ""]:
-    if isinstance(horizon, int) and horizon < 1:
-        raise ValueError(f"The horizon is {horizon}, but a run has at least one step. Declare how many it will have.")
-    return jnp.asarray(horizon, jnp.int32)

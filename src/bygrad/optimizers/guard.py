@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from .._core import trees
 from .._core.results import Result
 from .._core.types import Params, State
-from .base import Optimizer, Scheduled, declare
+from .base import Optimizer, Scheduled, declare, whole_steps
 from .envelope import Envelope
 from .hand_designed import Adam
 from .trials import REFERENCE, TRIAL, Seen, Trials, Watch
@@ -123,7 +123,7 @@ class Guard(Optimizer, Scheduled):
         self.envelope = envelope
 
     def declare(self, horizon: int | Int[Array, ""]) -> "Guard":
-        parts = declare(self.learned, horizon), declare(self.fallback, horizon), jnp.asarray(horizon, jnp.int32)
+        parts = declare(self.learned, horizon), declare(self.fallback, horizon), whole_steps(horizon)
         return eqx.tree_at(lambda it: (it.learned, it.fallback, it.trials.horizon), self, parts)
 
     def init(self, params: Params) -> GuardState:
@@ -150,7 +150,7 @@ class Guard(Optimizer, Scheduled):
         state: GuardState,
         params: Params | None = None,
         *,
-        value: Float[Array, ""] | None = None,
+        value: Float[Array, ""] | float | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Params, GuardState]:
         if value is not None and params is None and state.watch is not None:
@@ -158,6 +158,7 @@ class Guard(Optimizer, Scheduled):
                 "Guard.update was given a value but no params, so it cannot return from a trial that fails. Give it"
                 " the params as well, or build it with share=0."
             )
+        value = None if value is None else jnp.asarray(value)
         nothing = jax.tree.map(jnp.zeros_like, grads)
         finite = trees.all_finite(grads)
         # In place of a bad gradient the learned optimizer sees zeros. To keep its old state instead would be to hold

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._core.trees import widened
 from .._core.types import Params, State
-from .base import Optimizer, Scheduled
+from .base import Optimizer, Scheduled, whole_steps
 
 _UNDER_ROOT = 1e-30
 """Added to Adam's second moment: far too small to change a step, and the derivative of the root at zero is finite."""
@@ -132,7 +132,7 @@ class AdamWCosine(FromOptax, Scheduled):
     horizon: Int[Array, ""] = eqx.field(converter=lambda steps: jnp.asarray(steps, jnp.int32), default=1_000)
 
     def declare(self, horizon: int | Int[Array, ""]) -> "AdamWCosine":
-        return eqx.tree_at(lambda it: it.horizon, self, jnp.asarray(horizon, jnp.int32))
+        return eqx.tree_at(lambda it: it.horizon, self, whole_steps(horizon))
 
     def transformation(self) -> optax.GradientTransformation:
         def rate(count: Any) -> Array:

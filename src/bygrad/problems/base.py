@@ -3,7 +3,8 @@
 import abc
 import contextlib
 import dataclasses
-import types
+import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,7 +154,15 @@ def _check_value(name: str, value: Any) -> None:
 
 
 def _kind(leaf: Any) -> Any:
-    return f"{leaf.dtype}{list(leaf.shape)}" if eqx.is_array(leaf) else leaf
+    """Write a leaf without its address in memory, which would be another in the next process."""
+    if eqx.is_array(leaf):
+        return f"{leaf.dtype}{list(leaf.shape)}"
+    if isinstance(leaf, functools.partial):
+        return f"{_kind(leaf.func)}{leaf.args}{leaf.keywords}"
+    leaf = getattr(leaf, "__func__", leaf)
+    if callable(leaf) and hasattr(leaf, "__name__"):
+        return f"{getattr(leaf, '__module__', '')}.{getattr(leaf, '__qualname__', leaf.__name__)}"
+    return leaf
 
 
 def describe_family(family: ProblemFamily) -> dict[str, Any]:
@@ -162,7 +171,6 @@ def describe_family(family: ProblemFamily) -> dict[str, Any]:
     for field in dataclasses.fields(family):
         # Of arrays the kind alone: their entries may differ in the last digit from one machine to another.
         value = jax.tree.map(_kind, getattr(family, field.name))
-        if isinstance(value, types.FunctionType | type):
-            value = f"{value.__module__}.{value.__qualname__}"
-        described[field.name] = value if isinstance(value, int | float | str | bool | None) else str(value)
+        plain = isinstance(value, int | float | str | bool | None)
+        described[field.name] = value if plain else re.sub(r" at 0x[0-9a-f]+", "", str(value))
     return described

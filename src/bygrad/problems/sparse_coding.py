@@ -50,6 +50,10 @@ class SparseCoding(Composite):
         """Cut `count` patches, `[side, side]`, from images `[n, height, width]`; the dictionary has `atoms`² atoms."""
         draw = np.random.default_rng(seed)
         height, width = images.shape[1:3]
+        if min(height, width) < side:
+            raise ValueError(
+                f"Images of {height} x {width} pixels hold no patch of {side} x {side}: give larger ones, or less side."
+            )
         which = draw.integers(len(images), size=4 * count)
         top, left = draw.integers(height - side + 1, size=4 * count), draw.integers(width - side + 1, size=4 * count)
         cut = np.stack(
@@ -58,6 +62,8 @@ class SparseCoding(Composite):
         cut -= cut.mean(axis=1, keepdims=True)
         norms = np.linalg.norm(cut, axis=1)
         keep = np.flatnonzero(norms > 1e-2 * norms.max())[:count]  # flat patches have nothing to code
+        if not len(keep):
+            raise ValueError("The images are flat, so no patch has anything to code. Give images with contrast.")
         return cls(jnp.asarray(cosines(side, atoms)), jnp.asarray(cut[keep] / norms[keep, None]), strength)
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, " pixels"]:

@@ -31,9 +31,10 @@ class Curriculum:
     `horizons[i + 1]` steps. When `patience` rounds have brought nothing, or after `rounds` of them, the best optimizer
     goes on to the next stage.
 
-    **Arguments:** `recipe`: of a round; its horizon is replaced, and its meta-steps are at least enough for every
-    instance to see two whole runs. `horizons`: growing multiples of the truncation, at least two. `rounds`, `patience`:
-    see above. `runs`: held-out instances to judge by. `late`: the part of a run, at its end, whose mean loss counts.
+    **Arguments:** `recipe`: of a round; its horizon is replaced, its meta-steps are at least enough for every instance
+    to see two whole runs, and what it has `before` comes before the first round alone. `horizons`: growing multiples of
+    the truncation, at least two. `rounds`, `patience`: see above. `runs`: held-out instances to judge by. `late`: the
+    part of a run, at its end, whose mean loss counts.
     """
 
     recipe: Recipe
@@ -61,8 +62,9 @@ class Curriculum:
         horizon = self.horizons[stage]
         meta_steps = max(self.recipe.meta_steps, 2 * horizon // self.recipe.truncation)
         seed = self.recipe.seed + 1 + stage * self.rounds + round_
+        before = self.recipe.before if (stage, round_) == (0, 1) else None
         return dataclasses.replace(
-            self.recipe, horizon=horizon, meta_steps=meta_steps, validate_every=meta_steps, seed=seed
+            self.recipe, horizon=horizon, meta_steps=meta_steps, validate_every=meta_steps, seed=seed, before=before
         )
 
 

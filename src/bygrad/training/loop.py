@@ -16,7 +16,7 @@ from jaxtyping import PRNGKeyArray
 
 from .._core.hosts import LostProcessError, first_line
 from .._core.memory import bytes_available, in_words
-from ..optimizers import Learned, Optimizer
+from ..optimizers import Learned, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
 from ..unroll import Windows
 from . import checkpoint
@@ -112,6 +112,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 " and would not take the same steps. Give meta_steps alone."
             )
         windows = Windows(family, recipe.horizon, recipe.truncation, recipe.instances, recipe.shortest)
+        # For those that keep their horizon in themselves; those that keep it in their state get every run's own.
+        optimizer = declare(optimizer, recipe.horizon)
         self.train_key, validation_key = jax.random.split(jax.random.key(recipe.seed))
         validation_keys = jax.random.split(validation_key, recipe.validation_runs)
         self.windows, pace, self.optimizer, self.train_key, self.validation_keys = self.devices.place(
@@ -319,7 +321,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
         score = {"area": area, "final": final}[self.recipe.select]
         lowest = float(learner.best_scores[{"area": 1, "final": 2}[self.recipe.select]])
         if self._is_lost(score, lowest):
-            what = f"validation gave {self.recipe.select} {score:.4g}, worse than at the start and twice the best"
+            what = f"validation gave {self.recipe.select} {score:.4g}, worse than at the start and than twice the best"
             return self._roll_back(learner, int(learner.step), what)
         best = score < lowest
         self._tell(Validated(int(learner.step), area, final, best, self.seconds))
@@ -332,7 +334,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
     def _is_lost(self, score: float, lowest: float) -> bool:
         """Whether meta-training has gone where nothing is left of what it had: it seldom comes back from there."""
         validated = self.log.of(Validated)
-        return bool(validated) and score > max(getattr(validated[0], self.recipe.select), 2 * lowest)
+        worse_than_at_the_start = bool(validated) and score > getattr(validated[0], self.recipe.select)
+        return worse_than_at_the_start and score - lowest > abs(lowest)
 
     def _warn_of_idle_devices(self, learner: Learner) -> None:
         if idle := self.devices.idle:
@@ -350,7 +353,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
         measure = self.recipe.select
         before = getattr(self.log.of(Validated)[0], measure)
         after = float(learner.best_scores[1 if measure == "area" else 2])
-        if not after < 0.98 * before:
+        if np.isfinite(before) and not before - after > 0.02 * abs(before):
             self._tell(
                 Warned(
                     int(learner.step),

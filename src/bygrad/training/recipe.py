@@ -54,6 +54,8 @@ class Recipe:
                 f"meta_b2={self.meta_b2}, warmup={self.warmup}, seconds={self.seconds}: the decay must lie between 0"
                 " and 1, the warm-up be 0 or more meta-steps, and the time be positive, or nothing is learned."
             )
+        if self.select not in ("area", "final"):
+            raise ValueError(f"select is {self.select!r}, which is not measured. Choose 'area' or 'final'.")
         if self.final_window > self.horizon:
             raise ValueError(
                 f"final_window is {self.final_window}, longer than the horizon of {self.horizon} steps, so the final"
@@ -76,4 +78,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, eqx.Module):
         fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"name": type(value).__name__, **fields}
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
     return value.tolist() if eqx.is_array(value) else value

@@ -86,7 +86,8 @@ class Windows(eqx.Module):
         def draw_one(key: PRNGKeyArray) -> Int[Array, ""]:
             low, high = (math.log(steps / self.truncation) for steps in (shortest, self.horizon))
             part = jax.random.uniform(jax.random.fold_in(key, HORIZON_BRANCH))
-            return self.truncation * jnp.round(jnp.exp(low + (high - low) * part)).astype(jnp.int32)
+            windows = jnp.round(jnp.exp(low + (high - low) * part)).astype(jnp.int32)
+            return self.truncation * jnp.maximum(windows, -(-shortest // self.truncation))
 
         return jax.vmap(draw_one)(keys)
 
