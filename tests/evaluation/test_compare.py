@@ -31,7 +31,7 @@ FIELDS = {
     "tuning",
 }
 PROTOCOL = Protocol(5, runs=6, second_order_runs=6, final_window=2, chunk=4)
-RATES = {"SGD": (0.01, 0.02), "Nesterov": (0.01, 0.01)}
+RATES = {"SGD": (0.01, 0.02), "Nesterov": (0.01, 0.01), "Lion": (0.01, 0.01)}
 
 
 def tuning(final: float, area: float) -> Tuning:

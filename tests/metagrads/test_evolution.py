@@ -205,4 +205,6 @@ def test_what_cannot_work_is_refused():
         one_step(FullES(), Bowl())
     with pytest.raises(ValueError, match="at least 2"):
         one_step(Blend(), Bowl(), particles=1)
+    with pytest.raises(ValueError, match="sigma is 0"):
+        Blend(0.0)
     assert [name for name, kind in ESTIMATORS.items() if not kind.biased] == ["FullES", "PES", "NRES", "Forward"]

@@ -1,13 +1,15 @@
 """Imitation: a loss in closed form for a pupil of the teacher's kind, and turns."""
 
+import json
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.metagrads import Backprop, Imitate, Replay
-from bygrad.optimizers import LSTM, SGD, Adam
+from bygrad.metagrads import PES, Backprop, Clone, Imitate, Replay
+from bygrad.optimizers import LSTM, SGD, Adam, AdamWCosine, Partition, declare
 from bygrad.problems import Quadratic
 from bygrad.training import Recipe, describe
 from bygrad.unroll import Windows
@@ -61,6 +63,35 @@ def test_the_gradient_is_that_of_the_loss_along_the_teachers_path():
     expected = expected(eqx.filter(pupil, eqx.is_inexact_array))
     for a, b, c in zip(*map(jax.tree.leaves, (both.gradient, own.gradient, expected)), strict=True):
         np.testing.assert_allclose(a - b, c, rtol=2e-3, atol=1e-4 * float(jnp.max(jnp.abs(c))))
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        LSTM(jax.random.key(1), (3,)),
+        AdamWCosine(0.1),
+        Partition(parts={"all": LSTM(jax.random.key(2), (2,))}, rules=(("*", "all"),)),
+    ],
+    ids=lambda it: type(it).__name__,
+)
+def test_any_optimizer_can_teach_and_knows_the_horizon(teacher):
+    """An optimizer has nothing to learn from itself, whatever the way in which it likes to see a batch."""
+    itself = declare(teacher, WINDOWS.horizon)
+    imitate, clone = Imitate(Replay(), teacher, weight=1.0, every=1), Clone(teacher)
+    state = imitate.init(itself, WINDOWS, jax.random.key(0))
+    own, _ = Replay().estimate(itself, WINDOWS, state.achieved)
+    both, _ = imitate.estimate(itself, WINDOWS, state)
+    for ours, theirs in zip(*map(jax.tree.leaves, (both.gradient, own.gradient)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(1 + jnp.max(jnp.abs(theirs))))
+    estimate, _ = clone.estimate(itself, WINDOWS, clone.init(itself, WINDOWS, jax.random.key(0)))
+    assert abs(float(estimate.loss)) < 1e-6
+    json.dumps(describe(Recipe(estimator=imitate)))
+
+
+def test_what_the_estimator_says_of_its_particles_is_passed_on():
+    imitate = Imitate(PES(), SGD(0.05))
+    both, _ = imitate.estimate(SGD(0.1), WINDOWS, imitate.init(SGD(0.1), WINDOWS, jax.random.key(0)))
+    assert both.square is not None and both.lost is not None
 
 
 def test_turns_are_taken():

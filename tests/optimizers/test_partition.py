@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bygrad.metagrads import Replay
-from bygrad.optimizers import LEARNED, LSTM, SGD, Adam, LogSign, Partition, from_portable, to_portable
+from bygrad.optimizers import LEARNED, LSTM, SGD, Adam, Lion, LogSign, Partition, from_portable, to_portable
 from bygrad.problems import MLPClassifier
 from bygrad.unroll import Windows, begin, cotangents, replay, rollout
 
@@ -75,7 +75,7 @@ def test_a_rule_without_a_part_and_a_path_without_a_rule_are_refused():
 
 
 def test_parts_of_all_kinds_come_back_from_an_artifact_nested_ones_too(lstm):
-    inner = Partition(parts={"biases": Adam(0.3), "rest": lstm}, rules=RULES)
+    inner = Partition(parts={"biases": Lion(0.3), "rest": lstm}, rules=RULES)
     scaled = LSTM(jax.random.key(1), (2,), LogSign(7.0), output_scale=0.5)
     outer = Partition(parts={"first": inner, "others": scaled}, rules=(("0/*", "first"), ("*", "others")))
     taken = to_portable(outer)

@@ -1,7 +1,11 @@
 """A family that cannot be optimized is refused before anything is trained on it: with the cause and the remedy."""
 
+import functools
+import json
+from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,6 +203,15 @@ def test_a_description_is_json_and_tells_families_apart():
         "rate": 0.5,
         "parts": None,
     }
+
+    class Network(Bowl):
+        activation: Callable[..., jax.Array] = eqx.field(static=True)
+        layer: eqx.nn.Linear | None = None
+
+    functions = jax.nn.relu, jnp.tanh, functools.partial(jax.nn.gelu, approximate=False), Quadratic(2).loss
+    said = [describe_family(Network(it, eqx.nn.Linear(2, 1, key=jax.random.key(0)))) for it in functions]
+    assert "0x" not in json.dumps(said) and len({it["activation"] for it in said}) == 4
+    assert [it["activation"].rpartition(".")[2] for it in said[:2]] == ["relu", "tanh"]
     # Entries of arrays may differ in their last digits from machine to machine.
     several = [describe_family(Measured(np.zeros(1), parts={"a": np.full(2, entry)})) for entry in (0.1, 0.2)]
     assert several[0] == several[1]

@@ -179,6 +179,12 @@ def test_sparse_coding_agrees_with_coordinate_descent(coding):
         assert found.cost[row] == pytest.approx(cost, rel=1e-6)
 
 
+@pytest.mark.parametrize(("shape", "message"), [((1, 3, 9), "hold no patch of 4 x 4"), ((1, 9, 9), "images are flat")])
+def test_images_without_a_patch_to_code_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        SparseCoding.from_images(np.ones(shape), side=4, atoms=6, count=8)
+
+
 class Projection(QuadraticProgram):
     """The nearest point of a box on a line through it: solutions by hand, and instances without any."""
 

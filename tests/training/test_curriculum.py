@@ -1,5 +1,6 @@
 """The curriculum: who goes on to the next stage, when a stage ends, and that nothing is done twice."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -24,6 +25,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def graduated(folder):
     return learn_by_curriculum(SGD(0.02), FAMILY, CURRICULUM, folder=folder)
+
+
+def test_what_comes_before_comes_once():
+    curriculum = Curriculum(dataclasses.replace(RECIPE, before=RECIPE), horizons=(2, 4, 8))
+    before = {(stage, round_): curriculum.recipe_of(stage, round_).before for stage in (0, 1) for round_ in (1, 2)}
+    assert [place for place, recipe in before.items() if recipe is not None] == [(0, 1)]
 
 
 def test_each_stage_is_judged_by_the_next_horizon_and_ends_when_nothing_comes(graduated):

@@ -33,12 +33,13 @@ if index >= 0:
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, heartbeat_timeout_seconds=60)
 
 import equinox as eqx, numpy as np
-from bygrad import LSTM, Quadratic, Recipe, Replay, meta_train
+from bygrad import LSTM, Adam, Quadratic, Recipe, Replay, meta_train
 from bygrad._core.programs import kept
+from bygrad.metagrads import Imitate
 from bygrad.training import learner
 
 recipe = Recipe(horizon=4, truncation=2, instances=8, meta_steps=8, meta_learning_rate=0.05, validate_every=3,
-                validation_runs=5, estimator=Replay(0.5))
+                validation_runs=5, estimator=Imitate(Replay(0.5), Adam(0.05), weight=0.5, every=2))
 
 def interrupt():  # the process that does not lead gets the Ctrl-C
     log = folder / "log.jsonl"

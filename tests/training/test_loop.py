@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from bygrad.metagrads import Estimate, Estimator, Replay
-from bygrad.optimizers import LSTM, SGD, Nesterov, to_portable
+from bygrad.optimizers import LSTM, SGD, AdamWCosine, Nesterov, to_portable
 from bygrad.problems import ProblemFamily, Quadratic
 from bygrad.training import MetaTrained, Recipe, RolledBack, Stepped, Validated, Warned, meta_train
 from bygrad.training.loop import MAX_ROLLBACKS
@@ -256,6 +256,39 @@ def test_learning_nothing_is_said(tmp_path: Path):
     assert isinstance(trained.log.events[-1], Warned)
     assert "did not improve the area on held-out instances" in trained.log.events[-1].message
     assert "Try a meta-learning-rate 3 times larger or smaller" in trained.log.events[-1].message
+
+
+@pytest.mark.core
+def test_losses_may_be_negative():
+    """A constant that is added to a loss changes nothing that is learned, no rollback and no warning."""
+
+    class Shifted(Bowl):
+        shift: float
+
+        def loss(self, params, instance, key):
+            return super().loss(params, instance, key) + self.shift
+
+    recipe = Recipe(**TINY, meta_steps=30, meta_learning_rate=0.3, validate_every=1)
+    for rate in (0.95, 0.1):  # near the best rate, which is 1, and far from it
+        plain, shifted = (meta_train(SGD(rate), Shifted(shift), recipe) for shift in (0.0, -100.0))
+        assert not plain.log.of(RolledBack) and not shifted.log.of(RolledBack)
+        # Which of two that are nearly alike is the best, rounding decides.
+        np.testing.assert_allclose(shifted.optimizer.learning_rate, plain.optimizer.learning_rate, rtol=2e-2)
+    idle = Recipe(**TINY, meta_steps=3, meta_learning_rate=1e-9, validate_every=2)
+    assert meta_train(Nesterov(0.1), Shifted(-100.0), idle).log.of(Warned)
+
+
+@pytest.mark.core
+def test_a_schedule_is_trained_for_the_horizon_that_it_is_validated_on():
+    class Still(Bowl):
+        def sample(self, key):
+            return jnp.array([1.0, 0.5])
+
+    recipe = Recipe(horizon=20, truncation=20, instances=1, meta_steps=1, validate_every=1, validation_runs=1)
+    optimizer = AdamWCosine(0.05)
+    trained = meta_train(optimizer, Still(), recipe)
+    losses = loss_curves(optimizer, Still(), jax.random.split(jax.random.key(0), 1), 20)[0]
+    np.testing.assert_allclose(trained.log.of(Stepped)[0].meta_loss, np.mean(losses[1:]), rtol=1e-5)
 
 
 @pytest.mark.core

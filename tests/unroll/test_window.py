@@ -80,6 +80,8 @@ def test_runs_can_have_horizons_of_their_own():
     done = eqx.tree_at(lambda it: it.step, inner, jnp.full(400, 40, jnp.int32))
     renewed = windows.renew(optimizer, done)
     np.testing.assert_array_equal(np.asarray(renewed.step) == 0, horizons <= 40)
+    uneven = Windows(Quadratic(2), horizon=100, truncation=20, instances=64, shortest=25)
+    assert set(np.asarray(uneven.horizons(jax.random.split(jax.random.key(0), 64)))) == {40, 60, 80, 100}
     with pytest.raises(ValueError, match="The shortest horizon is 90"):
         Windows(Quadratic(2), horizon=80, truncation=5, instances=1, shortest=90)
 
