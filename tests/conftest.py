@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import sys
+import tempfile
 
 import hypothesis
 import jaxtyping
@@ -15,6 +16,12 @@ _FLAGS = ["--xla_backend_optimization_level=0"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones abort on a flag that they do not know
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")])
+
+# What one worker, module or process has compiled, the others load: from a folder that goes when the first one ends.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="bygrad-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+    os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
 # The hook rewrites modules while they are imported, so it must come before the first of them.
 if early := sorted(name for name in sys.modules if name == "bygrad" or name.startswith("bygrad.")):
