@@ -212,6 +212,10 @@ def test_a_run_is_not_resumed_with_another_solver(learned, tmp_path, display, mo
     monkeypatch.setattr(solving, "_write_arrays", interrupt)
     with pytest.raises(KeyboardInterrupt):
         solve_file(learned, tmp_path / "data.npy", tmp_path / "out.npz", display)
+    np.save(tmp_path / "row.npy", decays(1)[0])
+    with pytest.raises(ValueError, match="give instance"):
+        solve_file(learned, tmp_path / "row.npy", tmp_path / "row.npz", display)
+    assert not (tmp_path / ".row.npz.parts").exists()  # nothing was solved, so nothing is in the way of the next try
     other = dataclasses.replace(learned, classical=LevenbergMarquardt(max_steps=1))
     assert learned.digest == dataclasses.replace(learned).digest != other.digest
     with pytest.raises(ValueError, match="differs in solver"):

@@ -76,7 +76,7 @@ def solve_file(solver: Any, data: Path, out: Path, display: Display, *, resume: 
     if instances.ndim == 0:
         raise ValueError(f"{data} holds a single number, not instances. Its first axis must run over instances.")
     folder = out.with_name(f".{out.name}.parts")
-    _claim(folder, out, data, instances, solver, resume)
+    identity = _claim(folder, out, data, instances, solver, resume)
     began, rows, warnings = time.perf_counter(), len(instances), []
     fresh = 0
     for at in range(0, max(rows, 1), BLOCK):  # of no instances, too, the fields are known
@@ -90,6 +90,7 @@ def solve_file(solver: Any, data: Path, out: Path, display: Display, *, resume: 
         )
         fresh += len(block)
         warnings += [warning for warning in found.warnings if warning not in warnings]
+        write_text_atomically(folder / IDENTITY, identity)  # not before there is something to go on from
         _write(part, found)
     parts = [np.load(part, allow_pickle=False) for part in sorted(folder.glob("*.npz"))]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files}
@@ -107,7 +108,8 @@ def solve_file(solver: Any, data: Path, out: Path, display: Display, *, resume: 
     }
 
 
-def _claim(folder: Path, out: Path, data: Path, instances: np.ndarray, solver: Any, resume: bool) -> None:
+def _claim(folder: Path, out: Path, data: Path, instances: np.ndarray, solver: Any, resume: bool) -> str:
+    """Return what says whose the folder is, after checking that it is this run's where it exists."""
     if out.exists():
         raise FileExistsError(f"{out} already exists and would be overwritten. Choose another --out.")
     # The first and the last instances tell files apart without reading all of them.
@@ -131,7 +133,7 @@ def _claim(folder: Path, out: Path, data: Path, instances: np.ndarray, solver: A
                 f"{folder} holds a run that differs in {different}, so its results do not belong to this one. Resume"
                 " with the same arguments, or remove the folder."
             )
-    write_text_atomically(path, json.dumps(identity, indent=1))
+    return json.dumps(identity, indent=1)
 
 
 def _write(path: Path, found: Solution) -> None:
