@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.optimizers import HAND_DESIGNED, LEARNED, SGD, TRANSFER_BASELINES, Adam, Guard, Optimizer
+from bygrad.optimizers import BASELINES, LEARNED, SGD, Adam, Guard, Optimizer
 
 WRAPPERS = {"Guard": lambda: Guard(SGD(), Adam())}
-KINDS = LEARNED | HAND_DESIGNED | TRANSFER_BASELINES | WRAPPERS
+KINDS = LEARNED | BASELINES | WRAPPERS
 
 
 @pytest.fixture(scope="module", params=KINDS)

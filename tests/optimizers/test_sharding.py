@@ -12,7 +12,7 @@ SHARDED = """
 import sys
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from bygrad.optimizers import HAND_DESIGNED, LEARNED, SGD, TRANSFER_BASELINES, Adam, Guard
+from bygrad.optimizers import BASELINES, LEARNED, SGD, Adam, Guard
 
 assert jax.device_count() == 8
 mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
@@ -27,7 +27,7 @@ def run(optimizer, params):
     return jax.tree.map(jnp.add, params, updates)
 
 wrong = []
-for name, kind in (LEARNED | HAND_DESIGNED | TRANSFER_BASELINES | {"Guard": None}).items():
+for name, kind in (LEARNED | BASELINES | {"Guard": None}).items():
     learned = kind in LEARNED.values()
     optimizer = Guard(SGD(), Adam()) if kind is None else kind(jax.random.key(0)) if learned else kind()
     one, eight = run(optimizer, here), run(optimizer, there)

@@ -12,7 +12,7 @@ import numpy as np
 
 from .._core.programs import Program
 from .._core.types import PRNGKeyArray
-from ..optimizers import HAND_DESIGNED, PAPER_BASELINES, TRANSFER_BASELINES, FromOptax, Optimizer
+from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer
 from ..problems import ProblemFamily
 from .runs import SIDE_BY_SIDE, Curves, area, compile_curves, final, run_curves, run_in_chunks
 from .second_order import bfgs_curves, has_objective, lbfgs_curves
@@ -25,8 +25,6 @@ CONVENTION = (
     " each update."
 )
 """What "loss at step t" means here, for every optimizer alike."""
-
-_DESIGNED = HAND_DESIGNED | TRANSFER_BASELINES
 
 _LBFGS_CURVES, _BFGS_CURVES = Program(lbfgs_curves), Program(bfgs_curves)
 
@@ -139,13 +137,13 @@ def compare(
         return run_curves(optimizer, family, protocol.keys[1], tick=ticker(name), **options)
 
     # Compiled side by side, but run one after the other: they are timed.
-    everything = [*learned.values(), *(with_learning_rate(_DESIGNED[name](), 0.0) for name in tunings)]
+    everything = [*learned.values(), *(with_learning_rate(BASELINES[name](), 0.0) for name in tunings)]
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         list(pool.map(lambda it: compile_curves(it, family, protocol.keys[1], **options), everything))
     for name, optimizer in learned.items():
         results[name.lower()] = summarize("learned", name, *run(optimizer, name), protocol)
     for name, tuning in tunings.items():
-        optimizer = _DESIGNED[name]()
+        optimizer = BASELINES[name]()
         curves, seconds = run(with_learning_rate(optimizer, tuning.best_final), name)
         summary = summarize("hand-designed", name, curves, seconds, protocol)
         summary["learning_rate"], summary["tuning"] = tuning.best_final, tuning.as_json()

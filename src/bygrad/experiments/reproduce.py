@@ -21,7 +21,7 @@ from ..evaluation import (
     with_learning_rate,
     write_report,
 )
-from ..optimizers import HAND_DESIGNED, Optimizer
+from ..optimizers import BASELINES, Optimizer
 from ..problems import find_family
 from ..training import describe, is_begun
 from .declaration import Budget, Experiment, Setting
@@ -189,7 +189,7 @@ def _best_two(optimizers: dict[str, Any]) -> dict[str, Optimizer]:
     """Return the two baselines whose final losses are lowest, at the rates tuned for it, by label."""
     baselines = [row for row in optimizers.values() if row["kind"] == "hand-designed"]
     best = sorted(baselines, key=lambda row: np.inf if row["final"]["mean"] is None else row["final"]["mean"])[:2]
-    return {row["label"]: with_learning_rate(HAND_DESIGNED[row["label"]](), row["learning_rate"]) for row in best}
+    return {row["label"]: with_learning_rate(BASELINES[row["label"]](), row["learning_rate"]) for row in best}
 
 
 def _levels(setting: Setting, results: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from .._core.files import write_text_atomically
 from ..deploy.jax import load
 from ..evaluation import Picture, Protocol, strict_json, tune_baselines, with_learning_rate, write_page
 from ..evaluation.drawing import colours
-from ..optimizers import HAND_DESIGNED, SGD, Adam, Coordinatewise, Optimizer
+from ..optimizers import BASELINES, SGD, Adam, Coordinatewise, Optimizer
 from ..problems import ProblemFamily, find_family
 from ..unroll import begin, rollout
 from .declaration import Budget
@@ -43,7 +43,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     train, test = (find_family("mnist", data=task.data, split=split) for split in ("train", "test"))
     tunings = tune_baselines(train, protocol, {"SGD": SGD, "Adam": Adam}, task.display.phase)
     optimizer = load(TRAINED)
-    others = {name: with_learning_rate(HAND_DESIGNED[name](), tuning.best_final) for name, tuning in tunings.items()}
+    others = {name: with_learning_rate(BASELINES[name](), tuning.best_final) for name, tuning in tunings.items()}
     grads = path_of(optimizer, test, protocol)
     shown = choose(grads)
     updates = {name: history(it, grads[:, shown]) for name, it in {"LSTM": optimizer, **others}.items()}

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._core.programs import Program
 from ..evaluation import Protocol, area, best_baseline, level_row, run_curves, with_learning_rate
-from ..optimizers import HAND_DESIGNED, Optimizer
+from ..optimizers import BASELINES, Optimizer
 from ..problems import ProblemFamily
 from ..unroll import loss_curves
 
@@ -29,7 +29,7 @@ def worth_of(
     horizon = protocol.horizon
     (area_label, best_area), (final_label, best_final) = (best_baseline(rows, key) for key in ("area", "final"))
     by_label = {row["label"]: row for row in rows.values() if row["kind"] == "hand-designed"}
-    rival = with_learning_rate(HAND_DESIGNED[area_label](), by_label[area_label]["area_learning_rate"])
+    rival = with_learning_rate(BASELINES[area_label](), by_label[area_label]["area_learning_rate"])
     ours_step, rival_step = seconds_per_step([optimizer, rival], family, protocol)
 
     # The same wall-clock as the rival's whole run: ours is told that its run is so much shorter, or longer.

@@ -55,7 +55,11 @@ TRANSFER_BASELINES: dict[str, type[FromOptax]] = {
 }
 """What the transfer benchmark compares with: its own table, as the paper's comparisons are with `PAPER_BASELINES`."""
 
+BASELINES = HAND_DESIGNED | TRANSFER_BASELINES
+"""Every hand-designed optimizer there is, by class name: for whoever meets a name in a table or a file."""
+
 __all__ = [
+    "BASELINES",
     "HAND_DESIGNED",
     "LEARNED",
     "LSTM",

@@ -150,13 +150,13 @@ def _describe(part: Optimizer) -> dict[str, Any]:
 
 
 def _build(name: str, described: Mapping[str, Any]) -> Optimizer:
-    from . import HAND_DESIGNED, LEARNED, TRANSFER_BASELINES  # the tables list this class too
+    from . import BASELINES, LEARNED  # the tables list this class too
 
     kind = described["name"]
-    if kind in (designed := HAND_DESIGNED | TRANSFER_BASELINES):
-        return designed[kind]()
+    if kind in BASELINES:
+        return BASELINES[kind]()
     if kind not in LEARNED:
-        known = ", ".join(LEARNED | designed)
+        known = ", ".join(LEARNED | BASELINES)
         raise ValueError(f"Part {name!r} is a {kind!r}, which this version of bygrad does not have (it has {known}).")
     if described["features"] != LEARNED[kind].feature_version:
         raise ValueError(
