@@ -16,7 +16,7 @@ from bygrad.deploy import hub, load, verify
 from bygrad.deploy.solver import load_solver, save_solver
 from bygrad.experiments import Display, learn_to_file, solve_file, solving
 from bygrad.problems import Quadratic
-from bygrad.problems.structured import Bounded
+from bygrad.problems.structured import Bounded, LeastSquares
 from bygrad.solvers import (
     Flat,
     LearnedSolver,
@@ -28,6 +28,7 @@ from bygrad.solvers import (
     parse_seconds,
     solve,
 )
+from bygrad.solvers.candidates import BestKnown, is_solved
 from bygrad.solvers.training import Examples, train_start
 
 from .families import Decay, decays
@@ -129,6 +130,29 @@ def test_a_family_that_changed_is_refused(learned, tmp_path):
     file.write_text(FILE.read_text() + "\nraise SystemExit('this must not run')\n")
     with pytest.raises(ArtifactError, match="not the file that the solver was learned for"):
         load_solver(tmp_path / "fit.safetensors")
+
+
+def test_fits_without_noise_are_judged_by_where_they_end():
+    class Exact(LeastSquares):
+        def sample(self, key):
+            return jnp.exp(-jnp.linspace(0, 2, 5))[None] * jnp.ones((2, 1))
+
+        def init(self, instance, key):
+            return {"rate": jnp.ones(2)}
+
+        def residuals(self, params, instance):
+            return jnp.exp(-params["rate"][:, None] * jnp.linspace(0, 2, 5)) - instance
+
+    family, rates = Exact(), np.random.default_rng(0).uniform(0.3, 2, (20, 2))
+    data = np.exp(-rates[..., None] * np.linspace(0, 2, 5))
+    loose, exact = (solve(family, data, method=LevenbergMarquardt(tol=tol)) for tol in (1e-4, 1e-12))
+    best = BestKnown.of([loose, exact])
+    assert np.max(best.cost) < 1e-20 and np.median(loose.cost / best.cost) > 1e3  # no cost is near the best one
+    assert is_solved(family, loose, best, 1e-3).all()
+    moved = dataclasses.replace(loose, x={"rate": loose.x["rate"] * np.array([1, 1.01])}, cost=loose.cost + 1e-5)
+    assert not is_solved(family, moved, best, 1e-3).any()
+    assert is_solved(family, moved, dataclasses.replace(best, cost=moved.cost), 1e-3).all()
+    assert not is_solved(family, dataclasses.replace(moved, cost=moved.cost * np.nan), best, 1.0).any()
 
 
 def test_a_start_is_learned_for_costs_of_any_sign():

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from ..problems import Composite, LeastSquares, ProblemFamily, QuadraticProgram
 from .admm import ADMM
 from .base import Flat, Method
-from .candidates import is_solved, keep_best
+from .candidates import BestKnown, is_solved, keep_best
 from .engine import Watch
 from .fit import LearnedSolver, proposals
 from .lbfgs import LBFGS
@@ -66,8 +66,8 @@ def learn(
 
     - `budget`: seconds for all of it, as a number or as in "90s", "5min", "1h". Compilation counts.
     - `tol`: what counts as solved: a cost within a factor $1 + \mathrm{tol}$ of the best that any candidate or a
-      multistart with ten starts has found; for composite problems and quadratic programs, a certificate of
-      `tol`.
+      multistart with ten starts has found, or all entries of x within one of those that have it (without noise, the
+      best cost is zero); for composite problems and quadratic programs, a certificate of `tol`.
     - `instances`: past data to learn from, rows as in `bygrad.solve`; a part is held out. Default: draws of the
       family's `sample`.
     - `heldout`: instances that the comparison and the certificate rest on.
@@ -156,8 +156,8 @@ def _tuned(base: LearnedSolver, train: Any, tol: float, seed: int) -> LearnedSol
     some = jax.tree.map(lambda leaf: leaf[:TUNING], train)
     tried = [_with_method(base, method) for method in _grid(base.family, tol)]
     found = [solver.solve(some, seed=seed, batch=64) for solver in tried]
-    reference = np.min([it.cost for it in found], axis=0)
-    solved = [int(np.sum(is_solved(base.family, it, reference, tol))) for it in found]
+    best = BestKnown.of(found)
+    solved = [int(np.sum(is_solved(base.family, it, best, tol))) for it in found]
     enough = [i for i, count in enumerate(solved) if count == max(solved)]
     return tried[min(enough, key=lambda i: found[i].nfev.sum())]
 
@@ -182,7 +182,19 @@ def _learned(
         if watch is not None:
             watch("solving examples", min(at + 512, rows), rows)
     flat = Flat.of(base.family, jax.tree.map(lambda leaf: leaf[0], train))
-    examples = _examples(flat, parts)
+    examples = _examples(parts)
+    own = starting_points(
+        flat,
+        jax.tree.map(np.asarray, examples.instances),
+        len(examples.cost),
+        None,
+        starts=1,
+        seed=seed,
+        batch=1024,
+        dtype=np.float32,
+    )
+    if isinstance(base.family, LeastSquares):
+        examples = _floored(examples, flat, own)
     vectors = jax.vmap(vector_of)(examples.instances)
     whitening = Whitening.of(vectors, examples.params)
     start_key, damping_key = jax.random.split(jax.random.key(seed))
@@ -196,16 +208,6 @@ def _learned(
     rule = base.method.damping
     assert isinstance(rule, GainRatio)
     damping = LearnedDamping.untrained(whitening, rule, damping_key)
-    own = starting_points(
-        flat,
-        jax.tree.map(np.asarray, examples.instances),
-        len(examples.cost),
-        None,
-        starts=1,
-        seed=seed,
-        batch=1024,
-        dtype=np.float32,
-    )
     propose = lambda flat, instances, own: proposals(start, 1, flat, instances, own)  # noqa: E731
     first = in_blocks(propose, flat, (jax.tree.map(np.asarray, examples.instances), own), len(own), 1024, np.float32)
     damping = train_damping(
@@ -217,7 +219,7 @@ def _learned(
     }
 
 
-def _examples(flat: Flat, parts: list[tuple[Any, Solution]]) -> Examples:
+def _examples(parts: list[tuple[Any, Solution]]) -> Examples:
     """Put solved instances together; those without a finite cost teach nothing."""
     instances = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[part for part, _ in parts])
     params = np.concatenate(
@@ -226,9 +228,14 @@ def _examples(flat: Flat, parts: list[tuple[Any, Solution]]) -> Examples:
     cost = np.concatenate([it.cost for _, it in parts])
     good = np.isfinite(cost) & np.isfinite(params).all(axis=1)
     single = lambda leaf: jnp.asarray(leaf[good], jnp.float32 if leaf.dtype == np.float64 else leaf.dtype)  # noqa: E731
-    if isinstance(flat.family, LeastSquares):  # exact fits have no logarithm
-        cost = np.maximum(cost, 1e-6 * np.median(np.abs(cost[good])) + 1e-30)
     return Examples(jax.tree.map(single, instances), single(params), single(cost))
+
+
+def _floored(examples: Examples, flat: Flat, starts: np.ndarray) -> Examples:
+    """Count a millionth of what costs are at the classical starts as no cost: exact fits have no logarithm."""
+    first = jax.jit(jax.vmap(flat.loss))(jnp.asarray(starts, jnp.float32), examples.instances)
+    negligible = 1e-6 * jnp.nanmedian(first) + jnp.finfo(jnp.float32).tiny
+    return examples._replace(cost=jnp.maximum(examples.cost, negligible))
 
 
 def _with_method(solver: LearnedSolver, method: Method) -> LearnedSolver:
