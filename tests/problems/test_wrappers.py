@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.problems import HeldOut, Mixture, MLPClassifier, Quadratic, RandomScale, check_family
+from bygrad.problems import HeldOut, Mixture, MLPClassifier, Quadratic, RandomScale, RandomStart, check_family
 
 pytestmark = pytest.mark.core
 
@@ -92,3 +92,24 @@ def test_random_units_change_the_gradients_and_not_the_losses():
     assert not np.array_equal(jax.tree.leaves(scaled.sample(jax.random.key(1))[1])[0], jax.tree.leaves(instance[1])[0])
     with pytest.raises(ValueError, match="spread is 50"):
         RandomScale(family, spread=50.0)
+
+
+def test_a_random_start_scales_the_initial_params_and_nothing_else():
+    family = perceptron(held_out=10)
+    begun = RandomStart(family, 0.1, 1e3)
+    check_family(begun, KEY)
+    instances = jax.vmap(begun.sample)(jax.random.split(KEY, 500))
+    logarithms = np.log10(np.stack([np.asarray(leaf) for leaf in jax.tree.leaves(instances[1])]))
+    assert logarithms.shape == (4, 500) and logarithms.min() >= -1 and logarithms.max() <= 3
+    deviation = 4 / 12**0.5  # of a uniform number between -1 and 3
+    np.testing.assert_allclose(logarithms.mean(axis=1), 1.0, atol=4 * deviation / 500**0.5)
+    np.testing.assert_allclose(np.corrcoef(logarithms), np.eye(4), atol=4 / 500**0.5)  # of every tensor its own
+    instance = begun.sample(KEY)
+    own, params = family.init((), KEY), begun.init(instance, KEY)
+    for ours, factor, theirs in zip(*map(jax.tree.leaves, (params, instance[1], own)), strict=True):
+        np.testing.assert_allclose(ours, factor * theirs, rtol=1e-6)
+    for name in ("loss", "held_out_loss"):
+        np.testing.assert_array_equal(getattr(begun, name)(own, instance, KEY), getattr(family, name)(own, (), KEY))
+    for low, high in ((0.0, 1.0), (2.0, 1.0), (1.0, float("inf"))):
+        with pytest.raises(ValueError, match="no factor can be drawn"):
+            RandomStart(family, low, high)

@@ -8,7 +8,7 @@ from .display import Display
 from .everything import everything
 from .general import GENERAL
 from .horizon import HORIZON
-from .mnist import MNIST
+from .mnist import MNIST, MNIST_ANY_START
 from .paper import paper_curves
 from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN
 from .repairs import REPAIRED
@@ -25,7 +25,9 @@ from .update_shapes import UPDATE_SHAPES
 from .variations import VARIATIONS
 from .work import evaluate, train
 
-EXPERIMENTS: dict[str, Experiment] = {it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST, *CIFAR, STYLE)}
+EXPERIMENTS: dict[str, Experiment] = {
+    it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST, MNIST_ANY_START, *CIFAR, STYLE)
+}
 """The experiments, by name."""
 
 STUDIES: dict[str, Study] = {

@@ -18,6 +18,7 @@ from .pharmacokinetics import OralDose
 from .portfolio import MeanVariance
 from .quadratic import Quadratic
 from .random_scale import RandomScale
+from .random_start import RandomStart
 from .sparse_coding import SparseCoding
 from .structured import Bounded, Composite, LeastSquares, QuadraticProgram
 from .style import StyleTransfer
@@ -47,6 +48,7 @@ __all__ = [
     "QuadraticProgram",
     "QuadrotorControl",
     "RandomScale",
+    "RandomStart",
     "SparseCoding",
     "StyleTransfer",
     "check_family",

@@ -22,6 +22,7 @@ from .oscillation import DampedOscillation
 from .pharmacokinetics import OralDose
 from .portfolio import MeanVariance
 from .quadratic import Quadratic
+from .random_start import RandomStart
 from .sparse_coding import SparseCoding
 from .style import StyleTransfer
 
@@ -81,6 +82,7 @@ FAMILIES: dict[str, Builder] = {
     **{f"digits-{name}": functools.partial(_digits, activation=name) for name in ("sigmoid", "tanh", "gelu")},
     "digits-conv": _convolutional_digits,
     "mnist": lambda data, split: MLPClassifier.from_data(load_images(data), split),
+    "mnist-any-start": lambda data, split: RandomStart(MLPClassifier.from_data(load_images(data), split)),
     "mnist-40-units": lambda data, split: MLPClassifier.from_data(load_images(data), split, hidden=40),
     "mnist-2-layers": lambda data, split: MLPClassifier.from_data(load_images(data), split, layers=2),
     "mnist-2-layers-wide": lambda data, split: MLPClassifier.from_data(load_images(data), split, layers=2, scale=0.05),
