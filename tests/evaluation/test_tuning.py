@@ -1,11 +1,13 @@
 """Tuning finds an optimum that is known, wherever it lies, with the same budget for everyone."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.evaluation import Protocol, tune, tune_baselines, with_learning_rate
+from bygrad.evaluation import Protocol, Tuning, strict_json, tune, tune_baselines, with_learning_rate
 from bygrad.evaluation.tuning import EXTENSIONS, POINTS
 from bygrad.optimizers import PAPER_BASELINES, SGD, Adam
 from bygrad.problems import ProblemFamily
@@ -97,6 +99,25 @@ def test_every_baseline_gets_the_same_budget():
         assert len(tuning.learning_rates) % POINTS == 0
         assert len(tuning.learning_rates) == len(tuning.final) == len(tuning.area)
         assert set(tuning.as_json()) == {"learning_rates", "final", "area"}
+
+
+def test_an_interrupted_tuning_goes_on_where_it_was():
+    whole, told = {}, []
+    expected = tune_baselines(Isotropic(), Protocol(4, tuning_runs=2), results=whole)
+    part = {"Adam": json.loads(json.dumps(strict_json(whole["Adam"])))}
+    found = tune_baselines(
+        Isotropic(),
+        Protocol(4, tuning_runs=2),
+        watch=lambda what, done, total: told.append((what, done)),
+        results=part,
+    )
+    assert ("tuning Adam", 4) not in told and told[0] == ("tuning SGD", 1)
+    assert list(found) == list(PAPER_BASELINES) and set(part) == set(PAPER_BASELINES)
+    for name, tuning in found.items():
+        np.testing.assert_array_equal(tuning.final, expected[name].final)
+    lost = Tuning(np.array([0.1, 1.0]), final=np.array([1.0, np.inf]), area=np.array([2.0, np.inf]))
+    again = Tuning.of_json(json.loads(json.dumps(strict_json(lost.as_json()))))
+    np.testing.assert_array_equal(again.final, lost.final)  # diverged: infinite, which JSON cannot say
 
 
 def test_the_first_grid_has_the_size_and_the_place_asked_for():

@@ -79,8 +79,14 @@ def tune_baselines(
     protocol: Protocol,
     baselines: Mapping[str, type[FromOptax]] = PAPER_BASELINES,
     watch: Watch | None = None,
+    results: MutableMapping[str, dict[str, Any]] | None = None,
 ) -> dict[str, Tuning]:
-    """Tune every baseline on instances of its own; the same number of rates and of runs for each."""
+    """Tune every baseline on instances of its own; the same number of rates and of runs for each.
+
+    **Arguments:** `results`: what an interrupted tuning has, by name; what is there is not run again, and what is new
+    is put there as it comes.
+    """
+    results = {} if results is None else results
 
     def tuned(kind: type[FromOptax]) -> Tuning:
         return tune(
@@ -95,17 +101,17 @@ def tune_baselines(
             at_once=protocol.rates_at_once,
         )
 
-    tunings = {}
+    missing = {name: kind for name, kind in baselines.items() if name not in results}
     # Side by side, because most of the time goes into compiling, which fills one core.
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        results = pool.map(tuned, baselines.values())
-        for done, name in enumerate(baselines):
+        found = pool.map(tuned, missing.values())
+        for done, name in enumerate(missing, start=len(baselines) - len(missing)):
             if watch is not None:
                 watch(f"tuning {name}", done, len(baselines))
-            tunings[name] = next(results)
+            results[name] = next(found).as_json()
     if watch is not None:
         watch("tuning", len(baselines), len(baselines))
-    return tunings
+    return {name: Tuning.of_json(results[name]) for name in baselines}
 
 
 def compare(

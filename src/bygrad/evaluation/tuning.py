@@ -1,6 +1,7 @@
 """Tuning of hand-designed optimizers: one program for a whole grid of learning rates."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -47,7 +48,14 @@ class Tuning:
         return float(self.learning_rates[np.argmin(self.area)])
 
     def as_json(self) -> dict[str, list[float]]:
+        """Return it as lists; `of_json` reads them."""
         return {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
+
+    @classmethod
+    def of_json(cls, fields: Mapping[str, Sequence[float | None]]) -> "Tuning":
+        """Read what `as_json` has given; strict JSON has no number for the loss of a run that diverged."""
+        finite = {name: [np.inf if it is None else it for it in values] for name, values in fields.items()}
+        return cls(**{name: np.array(values) for name, values in finite.items()})
 
 
 def with_learning_rate(optimizer: FromOptax, rate: Any) -> FromOptax:

@@ -15,7 +15,7 @@ from ..optimizers import LSTM, PAPER_BASELINES, Adam
 from ..problems import find_family
 from ..training import Recipe, describe, is_begun
 from .declaration import Budget
-from .reproduce import claim, kept_tunings
+from .reproduce import claim
 from .study import Study, Task
 from .work import Kept, evaluate, meta_training_results, train
 
@@ -65,7 +65,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     untrained = LSTM(jax.random.key(task.seed), output_scale=0.1, initial_step=0.1)
     resume = is_begun(folder / "metatraining")
     trained = train(untrained, family, recipe, folder, display, name="paper/mnist-long", resume=resume)
-    tunings = kept_tunings(folder, lambda: tune_baselines(family, protocol, PAPER_BASELINES, display.phase))
+    tunings = tune_baselines(family, protocol, PAPER_BASELINES, display.phase, Kept(folder / "tuning.json"))
     results = evaluate(
         {"LSTM": load(PLAIN), "LSTM, cloned": trained.optimizer, "Adam, b2 0.9 (its teacher)": TEACHER},
         find_family("mnist", data=task.data, split="test"),

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,24 +115,8 @@ def claim(folder: Path, identity: dict[str, Any], resume: bool) -> None:
 
 
 def _tunings(folder: Path, setting: Setting, protocol: Protocol, data: str, display: Display) -> dict[str, Tuning]:
-    def tune() -> dict[str, Tuning]:
-        family = find_family(setting.family, data=data, split="train")
-        return tune_baselines(family, _protocol_of(setting, protocol), watch=display.phase)
-
-    return kept_tunings(folder, tune)
-
-
-def kept_tunings(folder: Path, tune: Callable[[], dict[str, Tuning]]) -> dict[str, Tuning]:
-    """Tune baselines, or read what an interrupted run in the folder has tuned."""
-    path = folder / "tuning.json"
-    if path.exists():
-        return {
-            name: Tuning(**{key: np.asarray(values, float) for key, values in fields.items()})
-            for name, fields in json.loads(path.read_text()).items()
-        }
-    tunings = tune()
-    write_text_atomically(path, json.dumps({name: tuning.as_json() for name, tuning in tunings.items()}))
-    return tunings
+    family, kept = find_family(setting.family, data=data, split="train"), Kept(folder / "tuning.json")
+    return tune_baselines(family, _protocol_of(setting, protocol), watch=display.phase, results=kept)
 
 
 def _protocol_of(setting: Setting, protocol: Protocol) -> Protocol:

@@ -30,8 +30,8 @@ from ..optimizers import HAND_DESIGNED, Controller, Optimizer, declare
 from ..problems import HeldOut, ProblemFamily, check_family, describe_family
 from ..training import Recipe, Stepped, is_begun, meta_train
 from .display import Display
-from .reproduce import claim, kept_tunings
-from .work import evaluate, meta_training_results, train
+from .reproduce import claim
+from .work import Kept, evaluate, meta_training_results, train
 from .worth import rows_of, sentences, worth_of
 
 Objective = Literal["training", "validation"]
@@ -127,7 +127,7 @@ def _specialize(
     command: str,
 ) -> Specialized:
     horizon, seed = protocol.horizon, protocol.seed
-    tunings = kept_tunings(folder, lambda: tune_rivals(problems, protocol, display))
+    tunings = tune_rivals(problems, protocol, display, Kept(folder / "tuning.json"))
     judged_by = measure_of(objective)
     levels = {name: float(np.min(getattr(tuning, judged_by))) for name, tuning in tunings.items()}
     display.tuned(judged_by, levels)
@@ -219,9 +219,12 @@ def protocol_of(horizon: int, runs: int, seed: int) -> Protocol:
     )
 
 
-def tune_rivals(family: ProblemFamily, protocol: Protocol, display: Display) -> dict[str, Tuning]:
-    """Tune what a specialized optimizer is compared with."""
-    return tune_baselines(family, protocol, {name: HAND_DESIGNED[name] for name in BASELINES}, watch=display.phase)
+def tune_rivals(
+    family: ProblemFamily, protocol: Protocol, display: Display, kept: Kept | None = None
+) -> dict[str, Tuning]:
+    """Tune what a specialized optimizer is compared with; `kept` takes it up, and has what was interrupted."""
+    rivals = {name: HAND_DESIGNED[name] for name in BASELINES}
+    return tune_baselines(family, protocol, rivals, display.phase, kept)
 
 
 def _judge(optimizer: Optimizer, objective: Objective, family: ProblemFamily, protocol: Protocol, branch: int) -> float:
