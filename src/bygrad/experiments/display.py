@@ -42,7 +42,7 @@ class Display:
         self._loss = math.nan
         self._ratio: float | None = None
         self._rates: list[tuple[int, float]] = []
-        self._quiet_since = time.perf_counter()
+        self._quiet_since = -math.inf  # the first line at once: the first step may take minutes
 
     def __enter__(self) -> "Display":
         self._progress.start()
