@@ -100,11 +100,11 @@ def is_solved(family: ProblemFamily, solution: Solution, best: BestKnown, tol: f
     """Say which instances are solved: by their certificate, or as well as the best that is known, within `tol`.
 
     As well is what the cost says, or every entry of x: where data are without noise, the lowest cost is zero but for
-    rounding, and no other cost is near it, relative to it.
+    rounding, and no other cost is near it, relative to it. Where x is zero as well, 1e-12 is no cost.
     """
     if isinstance(family, Composite | QuadraticProgram):
         return solution.success
-    cheap = solution.cost <= best.cost + tol * np.abs(best.cost)
+    cheap = solution.cost <= best.cost + tol * np.abs(best.cost) + 1e-12
     near = np.all(np.abs(_flat(solution) - best.x) <= tol * np.abs(best.x), axis=1)
     return np.isfinite(solution.cost) & (cheap | near)
 
