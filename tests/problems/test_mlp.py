@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.problems import FAMILIES, ImageData, MLPClassifier, find_family
+from bygrad.problems import FAMILIES, ImageData, MLPClassifier, RandomStart, describe_family, find_family
 from bygrad.problems.classifier import Activation
 
 pytestmark = pytest.mark.core
@@ -85,15 +85,17 @@ def test_the_key_decides_the_minibatch():
     assert len({float(loss) for loss in losses}) > 5
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name.startswith("mnist")])
-def test_the_networks_of_the_paper(name):
-    count = {
-        "mnist": 15_910,
-        "mnist-40-units": 31_810,
-        "mnist-2-layers": 16_330,
-        "mnist-2-layers-wide": 16_330,
-        "mnist-relu": 15_910,
-    }[name]
+PAPERS = {
+    "mnist": 15_910,
+    "mnist-40-units": 31_810,
+    "mnist-2-layers": 16_330,
+    "mnist-2-layers-wide": 16_330,
+    "mnist-relu": 15_910,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), PAPERS.items())
+def test_the_networks_of_the_paper(name, count):
     family = find_family(name)
     assert isinstance(family, MLPClassifier)
     assert family.batch == 128
@@ -105,6 +107,13 @@ def test_the_networks_of_the_paper(name):
         assert abs(np.std(leaf) / scale - 1) < 5 / (2 * leaf.size) ** 0.5
     # Networks that start near zero know nothing yet.
     np.testing.assert_allclose(family.loss(params, (), None), np.log(10), atol=0.05)
+
+
+def test_any_start_is_the_papers_network_begun_elsewhere():
+    assert {name for name in FAMILIES if name.startswith("mnist")} == {*PAPERS, "mnist-any-start"}
+    family = find_family("mnist-any-start")
+    assert isinstance(family, RandomStart) and (family.low, family.high) == (0.01, 10)
+    assert describe_family(family.family) == describe_family(find_family("mnist"))
 
 
 def test_the_split_chooses_the_images():
