@@ -81,7 +81,7 @@ def test_the_size_of_the_batch_changes_nothing(rows, batch, decays):
 
 def test_an_empty_batch_is_solved():
     found = solve(Decay(), np.empty((0, 9)))
-    assert len(found) == 0 and found.x["rate"].shape == (0, 1)
+    assert len(found) == 0 and found.x["rate"].shape == (0, 1) and found.rows.shape == (0, 2)
     assert solve(Quadratic(), jax.vmap(Quadratic().sample)(jax.random.split(jax.random.key(0), 0))).x.shape == (0, 10)
 
 

@@ -94,7 +94,7 @@ MNIST = Experiment(
 
 
 def _plain(key: PRNGKeyArray) -> Optimizer:
-    """Return what `MNIST` has trained: random starts teach an LSTM more after ordinary ones than from scratch."""
+    """Return what `MNIST` has trained, to go on from."""
     return load("paper/mnist")
 
 

@@ -93,7 +93,7 @@ class BestKnown:
         """Take of each instance the solution with the lowest cost; a cost that is not finite is none."""
         costs = np.stack([np.where(np.isfinite(it.cost), it.cost, np.inf) for it in found])
         chosen, rows = np.argmin(costs, axis=0), np.arange(costs.shape[1])
-        return cls(costs[chosen, rows], np.stack([_flat(it) for it in found])[chosen, rows])
+        return cls(costs[chosen, rows], np.stack([it.rows for it in found])[chosen, rows])
 
 
 def is_solved(family: ProblemFamily, solution: Solution, best: BestKnown, tol: float) -> np.ndarray:
@@ -105,13 +105,8 @@ def is_solved(family: ProblemFamily, solution: Solution, best: BestKnown, tol: f
     if isinstance(family, Composite | QuadraticProgram):
         return solution.success
     cheap = solution.cost <= best.cost + tol * np.abs(best.cost) + 1e-12
-    near = np.all(np.abs(_flat(solution) - best.x) <= tol * np.abs(best.x), axis=1)
+    near = np.all(np.abs(solution.rows - best.x) <= tol * np.abs(best.x), axis=1)
     return np.isfinite(solution.cost) & (cheap | near)
-
-
-def _flat(solution: Solution) -> np.ndarray:
-    leaves = [np.asarray(leaf, float).reshape(len(solution), -1) for leaf in jax.tree.leaves(solution.x)]
-    return np.concatenate(leaves, axis=1)
 
 
 def _summary(

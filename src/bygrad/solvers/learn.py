@@ -222,9 +222,7 @@ def _learned(
 def _examples(parts: list[tuple[Any, Solution]]) -> Examples:
     """Put solved instances together; those without a finite cost teach nothing."""
     instances = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[part for part, _ in parts])
-    params = np.concatenate(
-        [np.concatenate([leaf.reshape(len(it), -1) for leaf in jax.tree.leaves(it.x)], axis=1) for _, it in parts]
-    )
+    params = np.concatenate([it.rows for _, it in parts])
     cost = np.concatenate([it.cost for _, it in parts])
     good = np.isfinite(cost) & np.isfinite(params).all(axis=1)
     single = lambda leaf: jnp.asarray(leaf[good], jnp.float32 if leaf.dtype == np.float64 else leaf.dtype)  # noqa: E731

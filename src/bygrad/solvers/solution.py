@@ -1,8 +1,10 @@
 """What a solver returns: arrays in SciPy's words, one row for each instance."""
 
 import dataclasses
+import math
 from typing import Any
 
+import jax
 import numpy as np
 
 RUNNING = 100
@@ -62,6 +64,12 @@ class Solution:
     def success(self) -> np.ndarray:
         """Whether each instance is solved to the tolerance."""
         return self.status > 0
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The params of each instance as one row of numbers, `[rows, params]`, whatever the pytree."""
+        leaves = [np.asarray(leaf, float) for leaf in jax.tree.leaves(self.x)]
+        return np.concatenate([leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves], axis=1)
 
     @property
     def message(self) -> np.ndarray:
