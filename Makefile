@@ -7,7 +7,8 @@ JOBS ?= 2
 RECORDS ?= runs/bench
 
 BIN := .venv/bin
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# Not compiled: most of what is installed is never imported.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test lint types unit docs newest bench clean .venv
 .NOTPARALLEL:

@@ -102,7 +102,14 @@ def test_a_traceback_is_there_for_those_who_ask(monkeypatch):
 
 def test_train_writes_an_optimizer_that_loads(trained):
     assert {path.name for path in trained.iterdir()} == {"metatraining", "optimizer.safetensors"}
-    assert type(bygrad.load(trained / "optimizer.safetensors")) in LEARNED.values()
+    assert type(bygrad.load(trained / "optimizer.safetensors")) is LEARNED["LSTM"]
+
+
+def test_train_learns_the_optimizer_that_it_is_told_to(family, tmp_path, capsys):
+    command = ["train", "--family", family, *TINY, "--optimizer", "Controller", "--out", str(tmp_path)]
+    assert "Controller has no --state-dtype" in refusal([*command, "--state-dtype", "bfloat16"], capsys)
+    main(command)
+    assert type(bygrad.load(tmp_path / "optimizer.safetensors")) is LEARNED["Controller"]
 
 
 def test_train_does_not_overwrite_and_resumes_what_is_finished(trained, family, capsys):

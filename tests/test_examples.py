@@ -19,7 +19,7 @@ def test_an_example_runs(name):
         pytest.importorskip(NEEDS[name])
     # Few steps mean nothing, and unoptimized programs compile sooner.
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    size = {"guard": "100", "rolling_portfolios": "500"}.get(name, "2")
+    size = {"guard": "25", "rolling_portfolios": "500"}.get(name, "2")
     command = [sys.executable, EXAMPLES / f"{name}.py", size]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

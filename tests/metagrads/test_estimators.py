@@ -89,14 +89,15 @@ def assert_equal(ours: Estimate, theirs: Estimate, tolerance: float) -> None:
 # Rules of hundreds of operations: they take minutes operation by operation, so one family must do.
 LONG = ("MLPRule", "STAR", "Celo2")
 SHORT = [name for name in OPTIMIZERS if name not in LONG]
-# The replay knows neither family nor optimizer: one learned rule meets every family, a hand-designed one two of them.
+# The replay knows neither family nor optimizer: one learned rule meets every kind of family (smooth, kinked, deep), a
+# hand-designed one two of them.
 EVERYWHERE = ("LSTM", "Adam")
 
-# Every family in float64, where nothing can hide.
-PAIRS = [(family, "LSTM", True, 1e-10) for family in FAMILIES]
+# In float64, where nothing can hide.
+PAIRS = [(family, "LSTM", True, 1e-10) for family in FAMILIES if family not in ("tanh", "elu", "gelu")]
 PAIRS += [(family, "Adam", True, 1e-10) for family in ("uniform", "2 layers")]
 PAIRS += [("0 layers", name, True, 1e-8) for name in OPTIMIZERS if name not in EVERYWHERE and name != "MLPRule"]
-PAIRS += [(family, name, False, 1e-5) for family in ("uniform", "sigmoid") for name in EVERYWHERE]
+PAIRS += [("sigmoid", "LSTM", False, 1e-5), ("uniform", "Adam", False, 1e-5)]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ class HalfBlind(ProblemFamily):
 
 @pytest.mark.core
 @pytest.mark.parametrize(
-    ("name", "horizon"), [(name, horizon) for name in OPTIMIZERS for horizon in (1, 4) if name in SHORT or horizon == 1]
+    ("name", "horizon"), [*[(name, 1) for name in (*EVERYWHERE, *LONG)], *[(name, 4) for name in SHORT]]
 )
 def test_meta_gradients_are_finite_where_gradients_vanish(name, horizon):
     optimizer = build(name, False)
@@ -223,7 +224,7 @@ def test_the_meta_loss_is_the_mean_of_the_losses_after_each_update():
     assert whole != pytest.approx(constant, rel=1e-2)
 
 
-@pytest.mark.parametrize("last", [1, 3, 9])
+@pytest.mark.parametrize("last", [1, 9])
 def test_the_meta_loss_can_be_that_of_the_last_updates(last):
     optimizer, windows = build("LSTM", False), Windows(FAMILIES["sigmoid"], 6, 6, 2)
     estimator = Replay(last=last)

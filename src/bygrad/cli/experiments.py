@@ -1,7 +1,8 @@
 """Commands that learn optimizers and compare them."""
 
+import inspect
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -62,8 +63,10 @@ def reproduce(
 def train(
     family: Families,
     optimizer: Annotated[str, arg(help="A learned optimizer (see `bygrad list`).")] = "LSTM",
-    preprocess: Annotated[str, arg(help="How it sees gradients: LogSign or Scaled.")] = "LogSign",
-    output_scale: Annotated[float, arg(help="Factor on its updates: about the size of a useful step.")] = 0.1,
+    preprocess: Annotated[str | None, arg(help="How an LSTM sees gradients: LogSign (if not given) or Scaled.")] = None,
+    output_scale: Annotated[
+        float | None, arg(help="Factor on an LSTM's updates: about the size of a useful step; if not given, 0.1.")
+    ] = None,
     horizon: Annotated[int, arg(help="Inner steps of a run.")] = 100,
     truncation: Annotated[int, arg(help="Inner steps of a meta-step; divides the horizon.")] = 20,
     instances: Annotated[int, arg(help="Problem instances of a meta-step.")] = 8,
@@ -72,8 +75,8 @@ def train(
     coordinates: Annotated[float, arg(help="Part of the coordinates to replay; 1 is exact.")] = 1.0,
     segment: Annotated[int, arg(help="Steps to keep in memory at a time, for long windows; 0 keeps all.")] = 0,
     state_dtype: Annotated[
-        Literal["float32", "bfloat16"], arg(help="What the optimizer's state is kept in; bfloat16 takes half.")
-    ] = "float32",
+        Literal["float32", "bfloat16"] | None, arg(help="What an LSTM's state is kept in; bfloat16 takes half.")
+    ] = None,
     out: Folder = None,
     resume: Resume = False,
     seed: Seed = 0,
@@ -90,17 +93,17 @@ def train(
 
     from ..experiments import train as carry_out
     from ..metagrads import Replay
-    from ..optimizers import LEARNED, LSTM, PREPROCESSORS
+    from ..optimizers import LEARNED, PREPROCESSORS
     from ..problems import find_family
     from ..training import Recipe
 
-    known(LEARNED, optimizer, "learned optimizer")
-    untrained = LSTM(
-        jax.random.key(seed),
-        preprocess=known(PREPROCESSORS, preprocess, "preprocessor")(),
-        output_scale=output_scale,
-        state_dtype=None if state_dtype == "float32" else state_dtype,
-    )
+    kind = known(LEARNED, optimizer, "learned optimizer")
+    options = {
+        "preprocess": None if preprocess is None else known(PREPROCESSORS, preprocess, "preprocessor")(),
+        "output_scale": output_scale,
+        "state_dtype": state_dtype,
+    }
+    untrained = kind(jax.random.key(seed), **_options_of(kind, options))
     recipe = Recipe(
         horizon=horizon,
         truncation=truncation,
@@ -121,6 +124,18 @@ def train(
         )
         display.say(f"optimizer: {folder / 'optimizer.safetensors'}")
         display.say(f"compare it: bygrad evaluate {folder / 'optimizer.safetensors'} --family {family}")
+
+
+def _options_of(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, or say which of them this kind of optimizer does not have."""
+    given = {name: value for name, value in options.items() if value is not None}
+    has = inspect.signature(kind.__init__).parameters
+    if strange := [f"--{name.replace('_', '-')}" for name in given if name not in has]:
+        raise ValueError(
+            f"{kind.__name__} has no {' or '.join(strange)}: it would be trained without. Leave the option out, or choose"
+            " another --optimizer, such as LSTM."
+        )
+    return given
 
 
 def specialize(
