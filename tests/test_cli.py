@@ -183,7 +183,7 @@ def test_ctrl_c_saves_and_resume_goes_on(family, tmp_path):
     assert process.returncode == 130, said
     assert time.monotonic() - asked < 20
     assert "Traceback" not in said
-    assert "the same command with --resume goes on with it" in " ".join(said.split())
+    assert "Add --resume to the same command" in " ".join(said.split())
     steps = [json.loads(line)["step"] for line in (out / "metatraining" / "log.jsonl").read_text().splitlines()]
     assert 1 <= steps[-1] < 500
     assert not (out / "optimizer.safetensors").exists()

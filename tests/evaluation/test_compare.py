@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bygrad.evaluation import Protocol, Tuning, best_baseline, compare, strict_json
+from bygrad.evaluation.compare import summarize
 from bygrad.optimizers import LSTM, SGD
 from bygrad.problems import ProblemFamily, Quadratic
 
@@ -98,6 +99,12 @@ def test_a_protocol_may_save_the_second_run(results):
     row = compare({}, {"SGD": tuning(*RATES["SGD"])}, Quadratic(3), protocol)["sgd"]
     assert (row["learning_rate"], row["area_learning_rate"], row["area_curve"]) == (0.01, None, None)
     assert row["curve"] == pytest.approx(results["sgd"]["curve"])
+
+
+def test_a_lost_run_is_infinite_in_the_median_too():
+    curves = np.array([[1.0, 0.5], [1.0, 0.25], [1.0, np.nan]])
+    row = summarize("learned", "some", curves, 0.0, dataclasses.replace(PROTOCOL, horizon=1, final_window=1))
+    assert (row["final"]["mean"], row["final"]["median"]) == (math.inf, 0.5)
 
 
 def test_lost_runs_are_counted_and_make_the_mean_infinite(results):

@@ -17,7 +17,6 @@ from bygrad.experiments.specialize import (
     _start,
     choose_recipe,
     pace_of,
-    parse_budget,
     protocol_of,
     specialize,
 )
@@ -112,17 +111,6 @@ def test_a_family_without_held_out_data_is_refused_before_anything_is_written(tm
     with pytest.raises(ValueError, match=r"Bowl has no held-out data.*or choose the training objective"):
         specialize(Bowl(), objective="validation", folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("2m", 120), ("0.5h", 1800), ("7", 7), (3.5, 3.5)], ids=str)
-def test_budgets_are_read(text, seconds):
-    assert parse_budget(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["0", "soon", "-3s", "10 parsecs", "nan"])
-def test_what_is_no_budget_is_refused(text):
-    with pytest.raises(ValueError, match="which is no time"):
-        parse_budget(text)
 
 
 def test_worth_in_words_says_when_no_time_is_saved():

@@ -62,6 +62,11 @@ def test_a_class_in_a_file_is_built_and_an_instance_is_taken_as_it_is(file):
     assert (type(taken).__name__, taken.width) == ("Bowl", 5.0)
 
 
+def test_annotations_in_a_file_may_be_text(file):
+    file.write_text("from __future__ import annotations\nfrom typing import ClassVar\n" + FILE)
+    assert find_family(f"{file}:wide").width == 5.0
+
+
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [

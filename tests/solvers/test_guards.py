@@ -91,6 +91,19 @@ def test_ruined_networks_cost_time_and_nothing_else(fill, guard, data):
         assert (found.cost[good] <= classical.cost[good]).all()
 
 
+def test_the_better_of_two_has_the_lower_cost_even_where_it_ran_out_of_steps(data):
+    """What was learned stops at once, and says that it succeeded; the classical solver goes further, without end."""
+    start = LearnedStart.untrained(
+        Whitening.of(jnp.asarray(data, jnp.float32), jnp.ones((16, 2))), 3, jax.random.key(0)
+    )
+    hasty, slow = LevenbergMarquardt(tol=0.5), LevenbergMarquardt(tol=0.0, max_steps=30)
+    solver = LearnedSolver(Decay(), hasty, slow, start, 1, 1)
+    first, classical = solver.solve(data), solve(Decay(), data, method=slow)
+    assert first.success.any() and not classical.success.all()
+    found = solver.solve(data, guard="best_of_two")
+    assert (found.cost <= classical.cost).all() and (found.cost <= first.cost).all()
+
+
 def test_an_untrained_damping_is_the_classical_rule(data):
     whitening = Whitening.of(jnp.asarray(data, jnp.float32), jnp.ones((16, 2)))
     learned = LearnedDamping.untrained(whitening, GainRatio(), jax.random.key(1))

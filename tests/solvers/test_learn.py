@@ -15,7 +15,7 @@ from bygrad.cli import main
 from bygrad.deploy import hub, load, verify
 from bygrad.deploy.solver import load_solver, save_solver
 from bygrad.experiments import Display, learn_to_file, solve_file, solving
-from bygrad.problems import Quadratic
+from bygrad.problems import ProblemFamily, Quadratic, find_family
 from bygrad.problems.structured import Bounded, LeastSquares
 from bygrad.solvers import (
     Flat,
@@ -25,7 +25,6 @@ from bygrad.solvers import (
     Whitening,
     candidates,
     learn,
-    parse_seconds,
     solve,
 )
 from bygrad.solvers.candidates import BestKnown, is_solved
@@ -182,6 +181,29 @@ def test_a_start_is_learned_for_costs_of_any_sign():
     assert jnp.median(starts[0]) < 0.1 and jnp.median(starts[1]) < 0.1
 
 
+def test_what_is_solved_does_not_hang_on_the_unit_of_costs(monkeypatch):
+    monkeypatch.setattr(candidates, "REFERENCE", 2)
+
+    class Valley(ProblemFamily):
+        def sample(self, key):
+            return jax.random.uniform(key, (1,), minval=5.0, maxval=20.0)
+
+        def init(self, instance, key):
+            return jnp.array([-1.2, 1.0])
+
+        def loss(self, params, instance, key):
+            return 1e-12 * ((1 - params[0]) ** 2 + instance[0] * (params[1] - params[0] ** 2) ** 2)
+
+    solver = learn(Valley(), budget=1, heldout=50, instances=np.linspace(5.0, 20.0, 200)[:, None])
+    found = solver.solve(np.full((20, 1), 10.0))
+    np.testing.assert_allclose(found.x, 1, atol=0.05)
+
+
+def test_instances_without_a_finite_cost_are_refused():
+    with pytest.raises(ValueError, match="Decay or its gradient is not finite at the start of any of 20 instances"):
+        learn(Decay(), budget=1, instances=np.nan * decays(400))
+
+
 def test_a_family_without_instances_is_refused():
     with pytest.raises(ValueError, match="heldout is 20"):
         learn(Decay(), budget=1, heldout=20)
@@ -189,11 +211,6 @@ def test_a_family_without_instances_is_refused():
         learn(Decay(), budget=1, instances=decays(60))
     with pytest.raises(ValueError, match="no time"):
         learn(Decay(), budget="soon")
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5min", 300), ("1h", 3600), (2.5, 2.5), ("0.5 h", 1800)])
-def test_budgets_are_read(text, seconds):
-    assert parse_seconds(text) == seconds
 
 
 @pytest.fixture
@@ -223,6 +240,10 @@ def test_files_are_solved_block_by_block_and_resumed(tmp_path, display, monkeypa
         solve_file(Decay(), tmp_path / "data.npy", out, display)
     with pytest.raises(ValueError, match="differs in family"):
         solve_file(Quadratic(), tmp_path / "data.npy", out, display, resume=True)
+    mended = tmp_path / "mended.py"
+    mended.write_text(FILE.read_text() + "\n")
+    with pytest.raises(ValueError, match="differs in family_digest"):
+        solve_file(find_family(f"{mended}:Decay"), tmp_path / "data.npy", out, display, resume=True)
     done = solve_file(Decay(), tmp_path / "data.npy", out, display, resume=True)
     assert calls == [16, 16, 16, 8] and done["rows"] == 40 and done["solved"] == 40
     with np.load(out) as found:

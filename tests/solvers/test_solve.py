@@ -7,9 +7,10 @@ import pytest
 from jaxtyping import Array
 
 from bygrad.problems import Oracle, OralDose, ProblemFamily, Quadratic, QuadrotorControl, SparseCoding
-from bygrad.problems.structured import Bounded, QuadraticProgram
+from bygrad.problems.structured import Bounded, LeastSquares, QuadraticProgram
 from bygrad.solvers import ADMM, LBFGS, STATUS, Flat, LevenbergMarquardt, ProximalGradient, solve
-from bygrad.solvers.levenberg_marquardt import solve_spd
+from bygrad.solvers.levenberg_marquardt import GainRatio, solve_spd
+from bygrad.solvers.solve import best_start
 from bygrad.solvers.starts import starting_points
 
 from .families import TIMES, Decay
@@ -124,6 +125,50 @@ def test_units_of_the_params_change_nothing(decays):
     here, there = solve(Decay(), decays, batch=16), solve(Rescaled(), decays, batch=16)
     np.testing.assert_allclose(here.cost, there.cost, rtol=1e-7)
     np.testing.assert_array_equal(here.nit, there.nit)
+
+
+def test_a_damping_too_weak_for_the_precision_is_no_minimum():
+    """Two params that do the same: without damping their system is singular, and in float32 there is no step."""
+
+    class Redundant(LeastSquares):
+        def sample(self, key):
+            return jax.random.normal(key, (4,))
+
+        def init(self, instance, key):
+            return jnp.zeros(2)
+
+        def residuals(self, params, instance):
+            return jnp.exp(params[0] + params[1]) * jnp.arange(1.0, 5.0) - 3 * instance
+
+    data = np.random.default_rng(0).uniform(1, 2, (50, 4))
+    weak = LevenbergMarquardt(GainRatio(1e-11), tol=1e-3)
+    found, exact = solve(Redundant(), data, method=weak, dtype=np.float32), solve(Redundant(), data)
+    assert exact.success.all()
+    np.testing.assert_allclose(found.cost[found.success], exact.cost[found.success], rtol=2e-3)
+    assert found.success.mean() > 0.9
+
+
+def test_the_best_of_several_starts():
+    starts = {
+        "cost": np.array([3.0, 1.0, np.nan, 2.0, 2.0, 5.0]),
+        "status": np.array([1, 0, 1, 0, 2, 1]),
+        "certificate": np.array([0.5, 9.0, 0.0, 9.0, 0.4, 0.3]),
+    }
+    assert best_start(Quadratic(), starts, 3).tolist() == [1, 1]  # the lowest cost, and solved where two are alike
+    assert best_start(Quadratic(), starts, 3, solved_first=True).tolist() == [0, 1]
+    # What a program has not solved may cost less than its optimum.
+    assert best_start(QuadrotorControl.build(horizon=4), starts, 3).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_a_gain_is_relative_to_the_cost(unit):
+    class Scaled(Rosenbrock):
+        def loss(self, params, instance, key):
+            return unit * (1 + super().loss(params, instance, key))
+
+    found = solve(Scaled(), np.linspace(5.0, 100.0, 8), method=LBFGS(tol=1e-9 * unit))
+    assert found.success.all()
+    np.testing.assert_allclose(found.x, 1, atol=1e-2)
 
 
 def test_lbfgs_finds_minima_free_and_bounded():

@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         name = next(iter(sys.argv[1:] if arguments is None else arguments), "")
         kept = name in commands and "resume" in signature(commands[name]).parameters
-        saved = " What was done is saved: the same command with --resume goes on with it." if kept else ""
+        saved = " Add --resume to the same command to go on from what was saved, if it came so far." if kept else ""
         Console(stderr=True).print(f"Interrupted.{saved}")
         sys.exit(130)
     except LostProcessError as error:

@@ -132,8 +132,8 @@ def _options_of(kind: type, options: dict[str, Any]) -> dict[str, Any]:
     has = inspect.signature(kind.__init__).parameters
     if strange := [f"--{name.replace('_', '-')}" for name in given if name not in has]:
         raise ValueError(
-            f"{kind.__name__} has no {' or '.join(strange)}: it would be trained without. Leave the option out, or choose"
-            " another --optimizer, such as LSTM."
+            f"{kind.__name__} has no {' or '.join(strange)}: it would be trained without. Leave the option out, or"
+            " choose another --optimizer, such as LSTM."
         )
     return given
 

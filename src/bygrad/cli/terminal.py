@@ -20,17 +20,16 @@ def finish(results: dict[str, Any], folder: Path, file: Path | None) -> None:
     import json
 
     from .._core.files import write_text_atomically
-    from ..evaluation import results_table, strict_json
+    from ..evaluation import level_cells, results_table, strict_json
 
     console = Console()
     if results.get("optimizers"):
         console.print(results_table(results))
     for level in results.get("levels", ()):
         verdict = {None: "reported", True: "reached", False: "NOT reached"}[level["reached"]]
-        paper, reach = (("-" if level[key] is None else f"{level[key]:g}") for key in ("paper", "reach"))
-        ours, low, high = (float("inf") if level[key] is None else level[key] for key in ("ours", "low", "high"))
+        what, paper, reach, ours, _ = level_cells(level)
         console.print(
-            f"{level['what']}: {ours:.4g} [{low:.4g}, {high:.4g}]; paper {paper}, to reach {reach}: {verdict}",
+            f"{what}: {ours}; paper {paper}, to reach {reach}: {verdict}",
             highlight=False,
             soft_wrap=True,
         )

@@ -224,7 +224,7 @@ def _short(curve: np.ndarray) -> list[float]:
 
 
 def _interval(values: np.ndarray) -> dict[str, float]:
-    interval = bootstrap_mean(values)
+    interval, values = bootstrap_mean(values), np.where(np.isfinite(values), values, np.inf)
     return {"mean": interval.mean, "low": interval.low, "high": interval.high, "median": float(np.median(values))}
 
 

@@ -55,11 +55,9 @@ def reproduce(
     claim(folder, identity, resume)
     main, *others = experiment.settings_of(budget)
 
-    started = time.perf_counter()
-    tunings = _tunings(folder, main, protocol, data, display)
+    tunings, tuning_seconds = _tunings(folder, main, protocol, data, display)
     levels = {name: float(np.min(getattr(tuning, recipe.select))) for name, tuning in tunings.items()}
     display.tuned(MEASURES[recipe.select], levels)
-    tuning_seconds = time.perf_counter() - started
     if (experiment.training_family, recipe.horizon) != (main.family, main.horizon):
         levels = {}  # validation is on other problems, or over other horizons: their losses say nothing of each other
 
@@ -114,9 +112,14 @@ def claim(folder: Path, identity: dict[str, Any], resume: bool) -> None:
     write_text_atomically(path, json.dumps(identity, indent=2))
 
 
-def _tunings(folder: Path, setting: Setting, protocol: Protocol, data: str, display: Display) -> dict[str, Tuning]:
+def _tunings(
+    folder: Path, setting: Setting, protocol: Protocol, data: str, display: Display
+) -> tuple[dict[str, Tuning], float | None]:
+    """Tune the baselines, but for those that an interrupted run has tuned; then nobody knows how long all took."""
     family, kept = find_family(setting.family, data=data, split="train"), Kept(folder / "tuning.json")
-    return tune_baselines(family, _protocol_of(setting, protocol), watch=display.phase, results=kept)
+    whole, started = not kept, time.perf_counter()
+    tunings = tune_baselines(family, _protocol_of(setting, protocol), watch=display.phase, results=kept)
+    return tunings, time.perf_counter() - started if whole else None
 
 
 def _protocol_of(setting: Setting, protocol: Protocol) -> Protocol:
@@ -139,6 +142,9 @@ def _results_of(
     path = folder / "comparison.json"
     if path.exists():
         return json.loads(path.read_text())
+    seconds = None
+    if setting is not main:
+        tunings, seconds = _tunings(folder, setting, protocol, data, display)
     results = evaluate(
         {"LSTM": optimizer},
         find_family(setting.family, data=data, split="test"),
@@ -147,11 +153,11 @@ def _results_of(
         display,
         title=setting.title,
         command=command,
-        tunings=tunings if setting is main else _tunings(folder, setting, protocol, data, display),
+        tunings=tunings,
         experiment=setting.name if setting is not main else None,
         kept=Kept(folder / "optimizers.json"),
     )
-    results["configuration"]["data"] = data
+    results["configuration"]["data"], results["seconds"]["tuning"] = data, seconds
     if setting.figure is not None:
         results["paper"] = paper_curves(setting.figure)
     if illustrate is not None:

@@ -1,17 +1,20 @@
 """What `bygrad learn` and `bygrad solve` do: a solver as a file, and files of instances larger than memory."""
 
 import hashlib
+import inspect
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
+import jax
 import numpy as np
 
 from .._core import trees
 from .._core.files import write_text_atomically
 from ..deploy.solver import save_solver
-from ..problems import describe_family, find_family
+from ..problems import ProblemFamily, describe_family, find_family
 from ..solvers import LearnedSolver, Solution, learn, solve
 from .display import Display
 
@@ -121,6 +124,7 @@ def _claim(folder: Path, out: Path, data: Path, instances: np.ndarray, solver: A
         "shape": list(instances.shape),
         "ends": ends.hexdigest(),
         "family": describe_family(solver.family if isinstance(solver, LearnedSolver) else solver),
+        "family_digest": _digest(solver.family if isinstance(solver, LearnedSolver) else solver),
         "solver": solver.digest if isinstance(solver, LearnedSolver) else "classical",
     }
     path = folder / IDENTITY
@@ -134,6 +138,15 @@ def _claim(folder: Path, out: Path, data: Path, instances: np.ndarray, solver: A
                 " with the same arguments, or remove the folder."
             )
     return json.dumps(identity, indent=1)
+
+
+def _digest(family: ProblemFamily) -> str:
+    """SHA-256 of the file that a family is written in, and of its arrays: what was solved before either was mended does
+    not belong to what is solved after."""
+    digest = hashlib.sha256(Path(inspect.getfile(type(family))).read_bytes())
+    for leaf in jax.tree.leaves(family):
+        digest.update(np.asarray(leaf).tobytes() if eqx.is_array_like(leaf) else b"")
+    return digest.hexdigest()
 
 
 def _write(path: Path, found: Solution) -> None:

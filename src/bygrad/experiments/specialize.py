@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from .._core.files import write_text_atomically
+from .._core.times import parse_seconds
 from ..artifacts import load as load_artifact
 from ..deploy.jax import export, load
 from ..evaluation import (
@@ -90,7 +90,7 @@ def specialize(
     `NotImplementedError`: a family without held-out data and `objective="validation"`. `FileExistsError`: the folder
     is in use and `resume` is off.
     """
-    seconds = parse_budget(budget)
+    seconds = parse_seconds(budget)
     if pretrained is not None:
         _pretrained(pretrained)  # refused before anything is written
     folder = Path(folder)
@@ -289,15 +289,3 @@ def pace_of(recipe: Recipe, left: float, step: float, is_pretrained: bool) -> di
     if left / step < FEW_META_STEPS and not is_pretrained:
         pace |= {"meta_learning_rate": 3 * recipe.meta_learning_rate}
     return pace | {"validate_every": max(1, round(left / step / VALIDATIONS))}
-
-
-def parse_budget(budget: str | float) -> float:
-    """Read a time: a number of seconds, or text as `90s`, `10m`, `1.5h`.
-
-    >>> parse_budget("1.5m")
-    90.0
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(budget).strip())
-    if match is None or not float(match[1]) > 0:
-        raise ValueError(f"The budget is {budget!r}, which is no time. Write seconds, or 90s, 10m, 1.5h.")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

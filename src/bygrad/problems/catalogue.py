@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -136,9 +137,11 @@ def _load(name: str) -> ProblemFamily:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} cannot be imported as Python. Give a .py file.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up names there, for annotations that are text
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[spec.name]
         raise ValueError(
             f"Importing {path} raised {type(error).__name__}: {error}. Mend the file; `python {path}` shows where."
         ) from error

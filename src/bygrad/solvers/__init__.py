@@ -8,7 +8,7 @@ from .engine import run
 from .fit import LearnedSolver
 from .implicit import implicit
 from .lbfgs import LBFGS
-from .learn import classical_method, learn, parse_seconds
+from .learn import classical_method, learn
 from .learned import LearnedDamping, LearnedStart, Whitening
 from .levenberg_marquardt import Damping, GainRatio, LevenbergMarquardt, Seen
 from .proximal import ProximalGradient
@@ -46,7 +46,6 @@ __all__ = [
     "has_drifted",
     "implicit",
     "learn",
-    "parse_seconds",
     "percentile_bound",
     "reduce_program",
     "run",

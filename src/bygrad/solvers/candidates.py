@@ -29,28 +29,35 @@ def keep_best(
     tol: float,
     seed: int,
     learning: Mapping[str, float],
+    spent: float,
+    scale: float = 1.0,
 ) -> LearnedSolver:
     """Measure all candidates on held-out instances and return the best, with its card.
 
     **Arguments:** `base`: the tuned classical solver. `solvers`: candidates by name; the classical ones' names begin
-    with "tuned". `learning`: seconds that were spent on them, by what for.
+    with "tuned". `learning`: seconds that were spent on them, by what for; `spent`: all of it on `work_clock`.
+    `scale`: what costs are where nothing is solved.
     """
     began, family = time.perf_counter(), base.family
-    measured = {name: _measure(solver, held, seed) for name, solver in solvers.items()}
+    classical = {name: solver for name, solver in solvers.items() if name.startswith("tuned")}
+    measured = {name: _measure(solver, held, seed) for name, solver in classical.items()}
+    # Learned ones fall back on the classical one that solves most, and are measured with it.
+    starts = _most_solved(family, classical, measured, tol, scale).starts
+    finished = lambda it: dataclasses.replace(it, classical=base.classical, classical_starts=starts)  # noqa: E731
+    solvers = {name: finished(solver) for name, solver in solvers.items()}
+    measured |= {name: _measure(it, held, seed) for name, it in solvers.items() if name not in classical}
     # The reference that success is measured against: every candidate, and ten starts.
     found = [it for it, _ in measured.values()]
     if not isinstance(family, Composite | QuadraticProgram):
         found.append(dataclasses.replace(base, start=None, starts=REFERENCE).solve(held, seed=seed + 1))
-    best = BestKnown.of(found)
+    best = BestKnown.of(found, scale)
     candidates = {name: _summary(family, it, time_, best, tol) for name, (it, time_) in measured.items()}
     kept = _choose(candidates)
     solution, each = measured[kept]
     failed = int(np.sum(~is_solved(family, solution, best, tol)))
-    rivals = {name: it for name, it in candidates.items() if name.startswith("tuned")}
     # The kept one was chosen on the same instances: each candidate gets an equal part of what may go wrong.
     level = 1 - (1 - CONFIDENCE) / (2 * len(candidates))
     bound = percentile_bound(solution.nit.astype(float), confidence=level)
-    spent = sum(learning.values())
     card = Card(
         kept=kept,
         candidates=candidates,
@@ -62,49 +69,53 @@ def keep_best(
         confidence=CONFIDENCE,
         tol=tol,
         seconds={**learning, "comparison": time.perf_counter() - began},
-        break_even={name: _break_even(spent, it["seconds"], each) for name, it in rivals.items()},
+        break_even={name: _break_even(spent, candidates[name]["seconds"], each) for name in classical},
         pays=not kept.startswith("tuned"),
     )
-    starts = _classical_starts(candidates)
-    return dataclasses.replace(solvers[kept], classical=base.classical, classical_starts=starts, card=card)
+    return dataclasses.replace(solvers[kept], card=card)
+
+
+def work_clock() -> float:
+    """Return seconds of the processor, which do not depend on what else it has to do; without a CPU, of the clock."""
+    return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
 
 
 def _measure(solver: LearnedSolver, held: Any, seed: int) -> tuple[Solution, float]:
-    """Solve the held-out instances twice; the second time nothing compiles, and counts. Seconds for an instance.
-
-    On a CPU these are seconds of the processor, which do not depend on what else it has to do.
-    """
-    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+    """Solve the held-out instances twice; the second time nothing compiles, and counts. Seconds of work each."""
     solver.solve(held, seed=seed)
-    began = clock()
+    began = work_clock()
     solution = solver.solve(held, seed=seed)
-    return solution, (clock() - began) / len(solution)
+    return solution, (work_clock() - began) / len(solution)
 
 
 @dataclasses.dataclass(frozen=True)
 class BestKnown:
-    """The lowest cost that is known of each instance, `[rows]`, and where it is, `[rows, params]`."""
+    """The lowest cost that is known of each instance, `[rows]`, where it is, `[rows, params]`, and what is no cost."""
 
     cost: np.ndarray
     x: np.ndarray
+    nothing: float
 
     @classmethod
-    def of(cls, found: Sequence[Solution]) -> "BestKnown":
-        """Take of each instance the solution with the lowest cost; a cost that is not finite is none."""
+    def of(cls, found: Sequence[Solution], scale: float = 1.0) -> "BestKnown":
+        """Take of each instance the solution with the lowest cost; a cost that is not finite is none.
+
+        `scale`: what costs are where nothing is solved; 1e-12 of it is no cost.
+        """
         costs = np.stack([np.where(np.isfinite(it.cost), it.cost, np.inf) for it in found])
         chosen, rows = np.argmin(costs, axis=0), np.arange(costs.shape[1])
-        return cls(costs[chosen, rows], np.stack([it.rows for it in found])[chosen, rows])
+        return cls(costs[chosen, rows], np.stack([it.rows for it in found])[chosen, rows], 1e-12 * scale)
 
 
 def is_solved(family: ProblemFamily, solution: Solution, best: BestKnown, tol: float) -> np.ndarray:
     """Say which instances are solved: by their certificate, or as well as the best that is known, within `tol`.
 
     As well is what the cost says, or every entry of x: where data are without noise, the lowest cost is zero but for
-    rounding, and no other cost is near it, relative to it. Where x is zero as well, 1e-12 is no cost.
+    rounding, and no other cost is near it, relative to it. Where x is zero as well, `best.nothing` counts.
     """
     if isinstance(family, Composite | QuadraticProgram):
         return solution.success
-    cheap = solution.cost <= best.cost + tol * np.abs(best.cost) + 1e-12
+    cheap = solution.cost <= best.cost + tol * np.abs(best.cost) + best.nothing
     near = np.all(np.abs(solution.rows - best.x) <= tol * np.abs(best.x), axis=1)
     return np.isfinite(solution.cost) & (cheap | near)
 
@@ -130,11 +141,16 @@ def _choose(candidates: dict[str, dict[str, float]]) -> str:
     return next(name for name, seconds in enough.items() if seconds <= 1.05 * fastest)
 
 
-def _classical_starts(candidates: dict[str, dict[str, float]]) -> int:
-    """Return the number of starts of the classical candidate that solves most."""
-    classical = [name for name in candidates if name.startswith("tuned")]
-    best = max(classical, key=lambda name: candidates[name]["success"])
-    return int(best.split()[1])
+def _most_solved(
+    family: ProblemFamily,
+    classical: Mapping[str, LearnedSolver],
+    measured: Mapping[str, tuple[Solution, float]],
+    tol: float,
+    scale: float,
+) -> LearnedSolver:
+    """Return the classical candidate that solves most, and of those with as much success the first."""
+    best = BestKnown.of([it for it, _ in measured.values()], scale)
+    return classical[max(classical, key=lambda name: np.mean(is_solved(family, measured[name][0], best, tol)))]
 
 
 def _break_even(learning: float, rival: float, ours: float) -> float | None:

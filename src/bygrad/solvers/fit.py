@@ -21,7 +21,7 @@ from .certificate import has_drifted
 from .engine import Rows, Watch, run
 from .learned import LearnedStart
 from .solution import Solution
-from .solve import as_rows, as_solution, best_of, flat_of_rows, precision, rows_at_once, with_arrays
+from .solve import as_rows, as_solution, best_of, best_start, flat_of_rows, precision, rows_at_once, take, with_arrays
 from .starts import in_blocks, starting_points
 
 Guard = Literal["certificate", "best_of_two"]
@@ -58,11 +58,13 @@ class LearnedSolver:
         """Solve a batch like `bygrad.solve`.
 
         **Guarantee** (any network, also one that answers nonsense): with `guard="certificate"`, every instance that is
-        returned as a success has its certificate below the tolerance, as the classical solver would have it. All others
-        have been solved again by the classical solver from its own starts, and the lower cost is returned. So the
-        outcome is never worse than a failure of both, and the extra cost is at most the learned attempt. With
-        `guard="best_of_two"` the classical solver runs on every instance, and no returned cost is above the classical
-        one, for twice the work. *Sketch:* the second run does not depend on the first, and a minimum of two is taken.
+        returned as a success has ended by the stopping rules of the method, which the network cannot change. All others
+        have been solved again by the classical solver from its own starts; what is solved is returned, or the lower
+        cost of two. So an instance is unsolved only where both have failed, and the extra cost is at most the learned
+        attempt. With `guard="best_of_two"` the classical solver runs on every instance, and no returned cost is above
+        the classical one, for twice the work (of quadratic programs, whose unsolved points may cost less than the
+        optimum: a solved point is returned wherever one of the two is solved). *Sketch:* the second run does not depend
+        on the first, and the better of two is taken.
 
         `Solution.warnings` says so when more instances than chance allows needed the fallback, compared with the
         held-out instances: then the family has drifted, and the card no longer holds.
@@ -83,8 +85,9 @@ class LearnedSolver:
             fallback = np.zeros(rows, bool)
             learned = self.start is not None or self.method is not self.classical
             if learned and again.any():
-                results, better = self._fall_back(flat, arrays, results, again, seed, batch, dtype, watch)
-                fallback = better if guard == "best_of_two" else failed
+                both = guard == "best_of_two"
+                results, better = self._fall_back(flat, arrays, results, again, not both, seed, batch, dtype, watch)
+                fallback = better if both else failed
             return as_solution(flat, results, fallback, self._alarm(int(fallback.sum()), rows, guard, learned))
 
     @property
@@ -122,7 +125,7 @@ class LearnedSolver:
         if isinstance(method, ADMM) and method.warm is not None:
             return _proven_first(method, flat, instances, own, batch, dtype, watch)
         every = jax.tree.map(lambda leaf: np.repeat(leaf, self.starts, axis=0), instances)
-        return best_of(run(method, flat, every, own, batch=batch, watch=watch), self.starts)
+        return best_of(self.family, run(method, flat, every, own, batch=batch, watch=watch), self.starts)
 
     def _fall_back(
         self,
@@ -130,6 +133,7 @@ class LearnedSolver:
         instances: Any,
         results: Rows,
         again: np.ndarray,
+        solved_first: bool,
         seed: int,
         batch: int,
         dtype: Any,
@@ -139,17 +143,13 @@ class LearnedSolver:
         some = jax.tree.map(lambda leaf: leaf[again], instances)
         second = classical._attempt(flat, some, int(again.sum()), seed, batch, dtype, watch)
         where = np.flatnonzero(again)
-        first = {name: values[where] for name, values in results.items()}
-        # A solved one beats an unsolved one, and among equals the lower cost wins; NaN is never lower.
-        solved = (second["status"] > 0).astype(int) - (first["status"] > 0)
-        better = (solved > 0) | ((solved == 0) & (second["cost"] < first["cost"]))
-        merged = {name: values.copy() for name, values in results.items()}
-        for name in merged:
-            chosen = np.where(better.reshape(-1, *[1] * (second[name].ndim - 1)), second[name], first[name])
-            merged[name][where] = first[name] + second[name] if name in ("nit", "nfev") else chosen
-        merged["finished"][where] = second["finished"]
-        replaced = np.zeros(len(again), bool)
-        replaced[where] = better
+        pairs = {name: np.stack([values[where], second[name]], axis=1) for name, values in results.items()}
+        pairs = {name: values.reshape(2 * len(where), *values.shape[2:]) for name, values in pairs.items()}
+        merged, replaced = {name: values.copy() for name, values in results.items()}, np.zeros(len(again), bool)
+        better = best_start(self.family, pairs, 2, solved_first)
+        for name, values in take(pairs, 2, better).items():
+            merged[name][where] = values
+        replaced[where] = better == 1
         return merged, replaced
 
     def _alarm(self, fallbacks: int, rows: int, guard: Guard, learned: bool) -> tuple[str, ...]:

@@ -17,6 +17,9 @@ ARMIJO = 1e-4
 SHORTEST = 1e-10
 """A step factor below which a direction is given up."""
 
+FLATTEST = 1e-10
+"""The smallest cosine between a move and the change of the gradient on it that tells a curvature."""
+
 
 class Memory(NamedTuple):
     """What is remembered: the last moves and how the gradient changed on them, newest last; and the trial."""
@@ -36,7 +39,8 @@ class LBFGS(Method):
     and instances that search do not hold up others. A direction that fails altogether is replaced by steepest descent.
 
     The certificate is that of L-BFGS-B: $\lVert x - \operatorname{clip}(x - \nabla f) \rVert_\infty$. Success means
-    that it is below `tol`, or that a step gained less than `gain`, relative to the cost.
+    that it is below `tol`, or that a step gained less than `gain`, relative to the cost. So `tol` is in the units of
+    the gradient: where costs are tiny, say in joules, give a smaller one.
 
     **Guarantee:** the cost never rises. *Assume* that the gradient is Lipschitz on the level set of the start. *Then*
     the certificate gets arbitrarily small, unless `gain` ends the run. *Sketch:* pairs with too little curvature are
@@ -71,7 +75,8 @@ class LBFGS(Method):
         slope = memory.gradient @ moved
         taken = finite & (first | ((cost <= at.cost + ARMIJO * slope) & (slope < 0)))
         change = gradient - memory.gradient
-        useful = taken & ~first & (moved @ change > 1e-10 * (change @ change)) & (moved @ change > 0)
+        sizes = jnp.linalg.norm(moved) * jnp.linalg.norm(change)
+        useful = taken & ~first & (moved @ change > FLATTEST * sizes)
         moves, changes = (
             jnp.where(useful, jnp.roll(old, -1, axis=0).at[-1].set(new), old)
             for old, new in ((memory.moves, moved), (memory.changes, change))
@@ -89,18 +94,19 @@ class LBFGS(Method):
         direction = jnp.where(downhill, direction, jnp.where(held, 0.0, -gradient))
         fresh = taken | given_up
         # Without pairs the gradient has no scale of its own: the first step has length 1 at most.
-        length = 1 / jnp.maximum(jnp.linalg.norm(direction), 1.0)
-        begin = jnp.where(jnp.any(moves), 1.0, length)
+        scaled = jnp.any(moves) & downhill
+        direction = jnp.where(scaled, direction, direction / jnp.maximum(jnp.linalg.norm(direction), 1.0))
         curve = cost - at.cost - slope
         fit = jnp.where(curve > 0, -0.5 * slope / jnp.where(curve > 0, curve, 1.0), 0.1)
         shorter = memory.factor * jnp.clip(jnp.nan_to_num(fit, nan=0.1), 0.1, 0.5)
-        factor = jnp.where(fresh, begin, shorter)
+        factor = jnp.where(fresh, 1.0, shorter)
         direction = jnp.where(fresh, direction, memory.direction)
 
         certificate = jnp.max(jnp.abs(x - jnp.clip(x - gradient, low, high)), initial=0.0)
         certificate = jnp.where(jnp.isfinite(best), certificate, jnp.inf)
         gained = at.cost - cost
-        small = taken & ~first & (gained <= self.gain * jnp.maximum(jnp.maximum(jnp.abs(cost), jnp.abs(at.cost)), 1.0))
+        # Along a gradient without a scale, to gain little says nothing of the minimum.
+        small = taken & jnp.any(memory.moves) & (gained <= self.gain * jnp.maximum(jnp.abs(cost), jnp.abs(at.cost)))
         status = jnp.select(
             [first & ~finite, certificate <= self.tol, small, stuck],
             [jnp.int32(-1), jnp.int32(1), jnp.int32(2), jnp.int32(-2)],

@@ -1,10 +1,8 @@
 """`learn`: find the cheapest solver that wins on a family, and say so when learning does not pay."""
 
 import dataclasses
-import math
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,19 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._core.times import parse_seconds
 from ..problems import Composite, LeastSquares, ProblemFamily, QuadraticProgram
 from .admm import ADMM
 from .base import Flat, Method
-from .candidates import BestKnown, is_solved, keep_best
+from .candidates import BestKnown, is_solved, keep_best, work_clock
 from .engine import Watch
 from .fit import LearnedSolver, proposals
 from .lbfgs import LBFGS
-from .learn_programs import learned_programs
+from .learn_programs import learned_programs, single
 from .learned import LearnedDamping, LearnedStart, Whitening, vector_of
 from .levenberg_marquardt import GainRatio, LevenbergMarquardt
 from .proximal import ProximalGradient
 from .solution import Solution
-from .solve import as_rows
+from .solve import as_rows, flat_of_rows, precision
 from .starts import in_blocks, starting_points
 from .training import Examples, train_damping, train_start
 
@@ -79,12 +78,13 @@ def learn(
 
     **Raises:** `ValueError` for a budget that is none, or too few instances.
     """
-    seconds, began = parse_seconds(budget), time.perf_counter()
+    seconds, began, work = parse_seconds(budget), time.perf_counter(), work_clock()
     train, held = _instances(family, instances, heldout, seed)
-    first = _grid(family, tol)[0]
-    base = LearnedSolver(family, first, first, None, 1, 1, dtype=np.dtype(dtype).name)
+    scale, slope = _at_starts(family, train, seed, np.dtype(dtype))
+    grid = _grid(family, tol, min(1.0, slope or 1.0))
+    base = LearnedSolver(family, grid[0], grid[0], None, 1, 1, dtype=np.dtype(dtype).name)
 
-    base = _tuned(base, train, tol, seed)
+    base = _tuned(base, grid, train, tol, scale, seed)
     tuned = time.perf_counter()
     solvers = {f"tuned, {n} start{'s' * (n > 1)}": _with_starts(base, n) for n in _starts_of(family)}
     sample, left = family.sample if instances is None else None, lambda: seconds - (time.perf_counter() - began)
@@ -93,17 +93,7 @@ def learn(
     else:
         solvers |= _learned(base, train, tol, seconds, left, seed, watch, sample)
     learning = {"tuning": tuned - began, "training": time.perf_counter() - tuned}
-    return keep_best(base, solvers, held, tol, seed, learning)
-
-
-def parse_seconds(budget: str | float | int) -> float:
-    """Return a budget such as "90s", "5min", "1h" or 60 in seconds."""
-    text = f"{budget}".strip()
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|m|h)?", text)
-    seconds = float(found[1]) * {"s": 1, "min": 60, "m": 60, "h": 3600}[found[2] or "s"] if found else 0.0
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"The budget {text!r} is no time that could be spent. Write it as 90s, 5min or 1h.")
-    return seconds
+    return keep_best(base, solvers, held, tol, seed, learning, work_clock() - work, scale)
 
 
 def _instances(family: ProblemFamily, given: Any, heldout: int, seed: int) -> tuple[Any, Any]:
@@ -130,8 +120,35 @@ def _instances(family: ProblemFamily, given: Any, heldout: int, seed: int) -> tu
     return pick(order[heldout:]), pick(order[:heldout])
 
 
-def _grid(family: ProblemFamily, tol: float) -> list[Method]:
-    """Return the settings of the classical solver that are tried, the default first."""
+def _at_starts(family: ProblemFamily, train: Any, seed: int, dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Return the sizes of costs and of gradients (their largest entry) at the starts of the tuning instances: medians.
+
+    **Raises:** `ValueError` where nothing is finite there.
+    """
+    if isinstance(family, Composite | QuadraticProgram):
+        return 1.0, 1.0  # their certificates have a scale of their own
+    with precision(dtype, family):
+        some, rows = as_rows(jax.tree.map(lambda leaf: leaf[:TUNING], train), dtype)
+        assert rows is not None
+        flat = flat_of_rows(family, some, rows)
+        own = starting_points(flat, some, rows, None, starts=1, seed=seed, batch=rows, dtype=dtype)
+        costs, slopes = jax.jit(jax.vmap(jax.value_and_grad(flat.loss)))(jnp.asarray(own), some)
+        sizes = np.abs(np.asarray(costs)), np.max(np.abs(np.asarray(slopes)), axis=1, initial=0.0)
+    finite = np.isfinite(sizes[0]) & np.isfinite(sizes[1])
+    if not finite.any():
+        raise ValueError(
+            f"The cost of {type(family).__name__} or its gradient is not finite at the start of any of {rows}"
+            " instances, so there is nothing to tune or to learn from. Check the instances for NaN, and `init`;"
+            " bygrad.problems.check_family says more."
+        )
+    return float(np.median(sizes[0][finite])), float(np.median(sizes[1][finite]))
+
+
+def _grid(family: ProblemFamily, tol: float, slope: float = 1.0) -> list[Method]:
+    """Return the settings of the classical solver that are tried, the default first.
+
+    `slope`: size of the gradients at the starts, if that is below 1: a tolerance for them must be smaller still.
+    """
     if isinstance(family, LeastSquares):
         rules = [GainRatio(initial, shrink) for shrink in (1 / 3, 0.1) for initial in (1e-2, 1e-1, 1e-3, 1.0)]
         return [LevenbergMarquardt(damping=rule, tol=close) for close in (0.1 * tol, 0.5 * tol) for rule in rules]
@@ -139,7 +156,7 @@ def _grid(family: ProblemFamily, tol: float) -> list[Method]:
         return [ProximalGradient(tol=tol)]
     if isinstance(family, QuadraticProgram):
         return [ADMM(rho=rho, adapt=adapt, tol=tol) for adapt in (5.0, 2.0) for rho in (1.0, 0.1, 10.0, 100.0)]
-    return [LBFGS(tol=close, gain=close) for close in (1e-3 * tol, 1e-2 * tol)]
+    return [LBFGS(tol=close * slope, gain=close) for close in (1e-3 * tol, 1e-2 * tol)]
 
 
 def classical_method(family: ProblemFamily, tol: float) -> Method:
@@ -151,12 +168,14 @@ def _starts_of(family: ProblemFamily) -> tuple[int, ...]:
     return STARTS if not isinstance(family, Composite | QuadraticProgram) else (1,)  # convex: one is enough
 
 
-def _tuned(base: LearnedSolver, train: Any, tol: float, seed: int) -> LearnedSolver:
+def _tuned(
+    base: LearnedSolver, grid: Sequence[Method], train: Any, tol: float, scale: float, seed: int
+) -> LearnedSolver:
     """Choose the settings with the fewest evaluations among those that solve no fewer of the tuning instances."""
     some = jax.tree.map(lambda leaf: leaf[:TUNING], train)
-    tried = [_with_method(base, method) for method in _grid(base.family, tol)]
+    tried = [_with_method(base, method) for method in grid]
     found = [solver.solve(some, seed=seed, batch=64) for solver in tried]
-    best = BestKnown.of(found)
+    best = BestKnown.of(found, scale)
     solved = [int(np.sum(is_solved(base.family, it, best, tol))) for it in found]
     enough = [i for i, count in enumerate(solved) if count == max(solved)]
     return tried[min(enough, key=lambda i: found[i].nfev.sum())]
@@ -193,15 +212,18 @@ def _learned(
         batch=1024,
         dtype=np.float32,
     )
-    if isinstance(base.family, LeastSquares):
-        examples = _floored(examples, flat, own)
+    negligible = _negligible(examples, flat, own)
+    if isinstance(base.family, LeastSquares):  # exact fits have no logarithm
+        examples = examples._replace(cost=jnp.maximum(examples.cost, negligible))
     vectors = jax.vmap(vector_of)(examples.instances)
     whitening = Whitening.of(vectors, examples.params)
     start_key, damping_key = jax.random.split(jax.random.key(seed))
     least_squares = isinstance(base.family, LeastSquares)
     share = 0.5 if least_squares else 0.9
     start = LearnedStart.untrained(whitening, PROPOSALS, start_key)
-    start = train_start(start, flat, examples, max(share * left(), 1.0), seed, watch, sample=sample)
+    start = train_start(
+        start, flat, examples, max(share * left(), 1.0), seed, watch, sample=sample, negligible=negligible
+    )
     started = {f"learned start, best {n}": _with_starts(base, n, start) for n in STARTS[:3]}
     if not isinstance(base.method, LevenbergMarquardt):
         return started
@@ -225,15 +247,20 @@ def _examples(parts: list[tuple[Any, Solution]]) -> Examples:
     params = np.concatenate([it.rows for _, it in parts])
     cost = np.concatenate([it.cost for _, it in parts])
     good = np.isfinite(cost) & np.isfinite(params).all(axis=1)
-    single = lambda leaf: jnp.asarray(leaf[good], jnp.float32 if leaf.dtype == np.float64 else leaf.dtype)  # noqa: E731
-    return Examples(jax.tree.map(single, instances), single(params), single(cost))
+    if not good.any():
+        raise ValueError(
+            f"None of {len(good)} instances has a finite cost after it was solved, so there is nothing to learn from."
+            " Check the instances for NaN and for costs without a lower limit."
+        )
+    return Examples(jax.tree.map(lambda leaf: single(leaf[good]), instances), single(params[good]), single(cost[good]))
 
 
-def _floored(examples: Examples, flat: Flat, starts: np.ndarray) -> Examples:
-    """Count a millionth of what costs are at the classical starts as no cost: exact fits have no logarithm."""
+def _negligible(examples: Examples, flat: Flat, starts: np.ndarray) -> float:
+    """Return a millionth of what costs are at the classical starts, above zero or the lowest that is known."""
     first = jax.jit(jax.vmap(flat.loss))(jnp.asarray(starts, jnp.float32), examples.instances)
-    negligible = 1e-6 * jnp.nanmedian(first) + jnp.finfo(jnp.float32).tiny
-    return examples._replace(cost=jnp.maximum(examples.cost, negligible))
+    zero = 0.0 if isinstance(flat.family, LeastSquares) else jnp.min(examples.cost)
+    excess = jnp.where(jnp.isfinite(first), first - zero, jnp.nan)
+    return float(1e-6 * jnp.nan_to_num(jnp.nanmedian(excess)) + jnp.finfo(jnp.float32).tiny)
 
 
 def _with_method(solver: LearnedSolver, method: Method) -> LearnedSolver:

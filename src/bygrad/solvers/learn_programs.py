@@ -31,7 +31,7 @@ def learned_programs(
     flat = Flat.of(base.family, jax.tree.map(lambda leaf: leaf[0], train))
     if isinstance(base.family, Composite):
         assert isinstance(base.method, ProximalGradient)
-        instances = jax.tree.map(_single, train)
+        instances = jax.tree.map(single, train)
         schedule = LearnedSchedule.classical(params=flat.size if base.family.separable else None)
         schedule = train_schedule(schedule, base.method, flat, instances, max(left(), 1.0), seed, watch)
         method = dataclasses.replace(base.method, schedule=schedule)
@@ -62,10 +62,11 @@ def _examples(base: LearnedSolver, train: Any, seconds: float, watch: Watch | No
             f"None of {len(good)} instances was solved to {exact.tol:g}, so there is nothing to learn from. Loosen tol,"
             " or check that the programs are feasible."
         )
-    instances = jax.tree.map(lambda *leaves: _single(np.concatenate(leaves)[good]), *[part[0] for part in parts])
-    params, cost = (_single(np.concatenate([part[i] for part in parts])[good]) for i in (1, 2))
+    instances = jax.tree.map(lambda *leaves: single(np.concatenate(leaves)[good]), *[part[0] for part in parts])
+    params, cost = (single(np.concatenate([part[i] for part in parts])[good]) for i in (1, 2))
     return Examples(instances, params, cost)
 
 
-def _single(leaf: np.ndarray) -> jax.Array:
+def single(leaf: np.ndarray) -> jax.Array:
+    """Return a float array in float32, and another as it is."""
     return jnp.asarray(leaf, jnp.float32 if np.issubdtype(leaf.dtype, np.floating) else leaf.dtype)

@@ -69,7 +69,7 @@ class LearnedStart(eqx.Module):
     def propose(self, instance: Instance) -> Float[Array, "proposals p"]:
         """Return the network's starts, in float32."""
         fixed = jax.lax.stop_gradient(self.whitening)
-        raw = self.network(self.whitening.instance(instance)).reshape(self.proposals, -1)
+        raw = _shielded(self.network(self.whitening.instance(instance))).reshape(self.proposals, -1)
         return fixed.params_mean + fixed.params_scale * raw
 
     def best(self, flat: Flat, instance: Instance, own: Float[Array, " p"], count: int) -> Float[Array, "count p"]:
@@ -116,7 +116,7 @@ class LearnedDamping(Damping):
     def next(self, seen: Seen, state: Any) -> tuple[Array, Scalar, Any]:
         features, base_state = state
         damping, factor, base_state = self.base.next(seen, base_state)
-        raw = jnp.tanh(self.network(self._inputs(seen, features, damping[0])))
+        raw = jnp.tanh(_shielded(self.network(self._inputs(seen, features, damping[0]))))
         early = seen.nit < self.steps
         damping = jnp.where(early, damping * jnp.exp(4.0 * raw[:-1]).astype(damping.dtype), damping)
         factor = jnp.where(early, jnp.exp(0.6 * raw[-1]).astype(damping.dtype), factor)
@@ -148,6 +148,16 @@ class LearnedDamping(Damping):
 def vector_of(instance: PyTree[Any]) -> Float[Array, " d"]:
     """Return an instance as one vector in float32."""
     return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(instance)])
+
+
+@jax.custom_vjp
+def _shielded(raw: Array) -> Array:
+    """Return what a network says, and keep gradients that are not finite out of it: one instance in whose simulation
+    something overflows would otherwise spoil those of its whole batch."""
+    return raw
+
+
+_shielded.defvjp(lambda raw: (raw, None), lambda _, cotangent: (jnp.where(jnp.isfinite(cotangent), cotangent, 0.0),))
 
 
 def _cut(values: Array, limit: float) -> Array:

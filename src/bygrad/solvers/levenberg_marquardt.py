@@ -20,6 +20,10 @@ LOWEST, HIGHEST = 1e-12, 1e12
 """Limits of the damping. The upper one ends an instance: steps that small change nothing."""
 
 
+STRONG = 1.0
+"""Steps that a damping above this made small say nothing about the minimum."""
+
+
 class Model(NamedTuple):
     r"""The quadratic model at x, and the trial that it proposes.
 
@@ -160,12 +164,11 @@ class LevenbergMarquardt(Method):
         small_step = jnp.linalg.norm(weight * (trial - x)) <= self.tol * jnp.linalg.norm(weight * x)
         small_gain = ~first & finite & (jnp.abs(gained) <= 0.1 * self.tol * best)
         small_gain &= model.predicted <= 0.1 * self.tol * at.cost
-        # Steps that only a strong damping made small say nothing about the minimum.
         ends = [
             (first & ~finite, -1),
             (certificate <= self.tol, 1),
-            (small_gain & (ratio <= 2) & (model.strongest <= 1), 2),
-            (taken & small_step & (strongest <= 1), 3),
+            (small_gain & (ratio <= 2) & (model.strongest <= STRONG), 2),
+            (taken & small_step & (strongest <= STRONG), 3),
             (strongest > HIGHEST, -2),
         ]
         status = jnp.select([when for when, _ in ends], [jnp.int32(code) for _, code in ends], jnp.int32(RUNNING))
@@ -191,11 +194,14 @@ class LevenbergMarquardt(Method):
         system = jnp.where(free[:, None] & free[None, :], seen.gram, 0.0)
         diagonal = jnp.where(free, damping * jnp.where(scale > 0, scale, 1.0), 1.0)
         step = solve_spd(system + jnp.diag(diagonal), jnp.where(free, -seen.slope, 0.0))
-        trial = jnp.clip(seen.x + factor * step, low, high)
-        trial = jnp.where(jnp.isfinite(trial), trial, seen.x)
+        factorized = jnp.all(jnp.isfinite(step))
+        trial = jnp.where(factorized, jnp.clip(seen.x + factor * step, low, high), seen.x)
         moved = trial - seen.x
         predicted = -(moved @ seen.slope + 0.5 * moved @ seen.gram @ moved)
-        return trial, predicted, free, (rule_state, rejected), jnp.max(damping)
+        # Where the damping is too weak for this precision there is no step, which says nothing about the minimum
+        # either. It predicts nothing, so it is rejected, and the damping grows.
+        strongest = jnp.maximum(jnp.max(damping), jnp.where(factorized, 0.0, 2 * STRONG))
+        return trial, predicted, free, (rule_state, rejected), strongest
 
 
 def _evaluate(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Array, Array, Array]:

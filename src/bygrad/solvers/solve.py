@@ -76,7 +76,7 @@ def solve(
         first = starting_points(flat, instances, rows, x0, starts=starts, seed=seed, batch=batch, dtype=dtype)
         every = jax.tree.map(lambda leaf: np.repeat(leaf, starts, axis=0), instances)
         results = run(method, flat, every, first, batch=batch, watch=watch)
-        return as_solution(flat, best_of(results, starts))
+        return as_solution(flat, best_of(flat.family, results, starts))
 
 
 def default_method(family: ProblemFamily) -> Method:
@@ -167,13 +167,31 @@ def as_solution(flat: Flat, rows: Rows, used_fallback: np.ndarray | None = None,
     return Solution(flat.params(rows["x"]), **fields, used_fallback=fallback, dual=dual, warnings=tuple(warnings))
 
 
-def best_of(rows: Rows, starts: int) -> Rows:
-    """Keep for each instance the start that ended lowest; steps, evaluations and time are those of all its starts."""
-    if starts == 1:
-        return rows
-    cost = rows["cost"].reshape(-1, starts)
-    best = np.argmin(np.where(np.isnan(cost), np.inf, cost), axis=1)
-    pick = best + starts * np.arange(len(cost))
+def best_of(family: ProblemFamily, rows: Rows, starts: int) -> Rows:
+    """Keep for each instance the best of its starts; steps, evaluations and time are those of all its starts."""
+    return rows if starts == 1 else take(rows, starts, best_start(family, rows, starts))
+
+
+def best_start(family: ProblemFamily, rows: Rows, starts: int, solved_first: bool = False) -> np.ndarray:
+    """Return for each instance which of its starts, as rows one below the other, ended best.
+
+    The best has the lowest cost, and is solved if two have the same; with `solved_first`, the other way round. Unsolved
+    points of quadratic programs violate constraints, so that their costs cannot be compared: there the best is solved,
+    with the smallest certificate.
+    """
+    cost, certificate, unsolved = (
+        np.where(np.isnan(values), np.inf, values).reshape(-1, starts)
+        for values in (rows["cost"], rows["certificate"], (rows["status"] <= 0).astype(float))
+    )
+    order = [cost, unsolved] if not solved_first else [unsolved, cost]
+    if isinstance(family, QuadraticProgram):
+        order = [unsolved, certificate]
+    return np.lexsort(order[::-1], axis=1)[:, 0]  # the last key counts first
+
+
+def take(rows: Rows, starts: int, chosen: np.ndarray) -> Rows:
+    """Keep the chosen start of each instance; steps, evaluations and time are those of all its starts."""
+    pick = chosen + starts * np.arange(len(chosen))
     total = {name: rows[name].reshape(-1, starts).sum(axis=1) for name in ("nit", "nfev")}
     total["finished"] = rows["finished"].reshape(-1, starts).max(axis=1)
     return {name: values[pick] for name, values in rows.items()} | total

@@ -49,12 +49,14 @@ def train_start(
     watch: Watch | None = None,
     steps: int | None = None,
     sample: Callable[[Array], Any] | None = None,
+    negligible: float = 0.0,
 ) -> LearnedStart:
     """Fit the proposals: first to known solutions, the nearest proposal of each; then to what counts, their cost.
 
     The second loss is a soft minimum over proposals of the logarithm of the cost. It sees the tail: an instance whose
     cost is a thousand times too high counts three times one that is ten times too high. It needs no solutions, so where
-    the family can `sample`, every batch is new and nothing can be learned by heart.
+    the family can `sample`, every batch is new and nothing can be learned by heart. `negligible`: what is no excess of
+    cost, for families whose minima are all alike.
     """
 
     def nearest(start: LearnedStart, batch: Examples) -> Scalar:
@@ -67,7 +69,7 @@ def train_start(
 
     # Squares are measured from zero, and other costs, an energy say, from the lowest that is known.
     zero = 0.0 if isinstance(flat.family, LeastSquares) else jnp.min(examples.cost)
-    floor = 0.5 * jnp.median(examples.cost - zero) + jnp.finfo(jnp.float32).tiny
+    floor = 0.5 * jnp.maximum(jnp.median(examples.cost - zero), negligible) + jnp.finfo(jnp.float32).tiny
 
     def lowest(start: LearnedStart, batch: Any) -> Scalar:
         def one(instance: Any) -> Scalar:
@@ -230,9 +232,9 @@ def _descend(
     def update(arrays: Any, state: Any, average: Any, batch: Any, rate: Array, weight: Array) -> tuple[Any, ...]:
         grads = jax.grad(lambda arrays: loss(eqx.combine(arrays, static), batch))(arrays)
         finite = trees.all_finite(grads)
-        grads = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0.0), grads)
-        updates, state = optimizer.update(grads, state)
-        arrays = jax.tree.map(lambda leaf, step: leaf - rate * step, arrays, updates)
+        updates, after = optimizer.update(grads, state)
+        moved = jax.tree.map(lambda leaf, step: leaf - rate * step, arrays, updates)
+        arrays, state = trees.where(finite, (moved, after), (arrays, state))
         return arrays, state, jax.tree.map(lambda old, new: old + weight * (new - old), average, arrays)
 
     state, average = optimizer.init(arrays), arrays
