@@ -14,8 +14,6 @@ from bygrad.optimizers import LSTM, Adam
 from bygrad.problems import MLPClassifier, ProblemFamily
 from bygrad.unroll import Windows
 
-pytestmark = pytest.mark.core
-
 Choice = Callable[[jax.Array, int, jax.Array], tuple[jax.Array, jax.Array]]
 
 

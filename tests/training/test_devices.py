@@ -129,7 +129,6 @@ def test_eight_devices_give_what_one_gives(one, tmp_path):
     assert "COMPILED 1 1 1" in eight.said[0]
 
 
-@pytest.mark.core
 def test_two_processes_of_four_devices_give_what_one_device_gives(one, tmp_path):
     two = train(tmp_path / "run", 2, 4)
     assert_same(two, one)
