@@ -68,7 +68,9 @@ def _carry_out(task: Task) -> dict[str, Any]:
     results = {
         "experiment": SPECIALIZATIONS.name,
         "title": SPECIALIZATIONS.title,
-        "specializations": {what: results["specialization"] for what, results in found.items()},
+        "specializations": {
+            what: results["specialization"] | {"losses": _losses(results)} for what, results in found.items()
+        },
         "levels": levels,
         "versions": versions(),
         "machine": machine(),
@@ -86,6 +88,13 @@ def _carry_out(task: Task) -> dict[str, Any]:
         task.folder, SPECIALIZATIONS.title, statement, [Sheet("Ratios", headings, tuple(map(level_cells, levels)))]
     )
     return results
+
+
+def _losses(results: dict[str, Any]) -> dict[str, Any]:
+    """Return mean and final losses of all optimizers with intervals, the controller before it learned among them."""
+    return {
+        row["label"]: {measure: row[measure] for measure in ("area", "final")} for row in results["optimizers"].values()
+    }
 
 
 def levels_of(what: str, results: dict[str, Any]) -> list[dict[str, Any]]:
