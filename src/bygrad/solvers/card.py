@@ -55,6 +55,7 @@ def report(card: Card | None, family: ProblemFamily) -> str:
         f"  99 in 100 take, in steps, {steps}",
         "  " + ", ".join(f"{what} {seconds:.0f} s" for what, seconds in sorted(card.seconds.items())),
     ]
+    lines.append("  fits/s: for a second of the processor, whatever else it has to do")
     if card.pays:
         lines.append("  break-even: instances after which tuning and training are repaid, against that candidate")
     return "\n".join(lines)

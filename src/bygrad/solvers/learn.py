@@ -76,7 +76,7 @@ def learn(
 
     **Returns:** `LearnedSolver`; `solve` it, `report` on it.
 
-    **Raises:** `ValueError` for a budget that is none, or too few instances.
+    **Raises:** `ValueError` for a budget that is none, too few instances, or instances without a finite cost.
     """
     seconds, began, work = parse_seconds(budget), time.perf_counter(), work_clock()
     train, held = _instances(family, instances, heldout, seed)
