@@ -65,7 +65,7 @@ def test_in_a_compiled_update_it_warns_once_or_raises():
         guard = Guard(LEARNED, FALLBACK, envelope=envelope)
         update, state = eqx.filter_jit(guard.update), guard.init(jnp.ones(8))
         for _ in range(count):
-            _, state = jax.block_until_ready(update(jnp.ones(8), state))
+            _, state = jax.block_until_ready(update(jnp.ones(8), state, jnp.ones(8), value=1.0))
         jax.effects_barrier()
 
     with warnings.catch_warnings(record=True) as caught:

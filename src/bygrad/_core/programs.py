@@ -71,9 +71,15 @@ class Program(Generic[Result]):
 
     def bytes_needed(self, *arguments: Any) -> int:
         """Return the memory that a call holds at its peak, arguments and results included."""
-        memory = self._compile(*arguments).compiled.memory_analysis()
-        held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        return int(held + memory.temp_size_in_bytes)
+        return self.bytes_more(*arguments) + int(self._memory(*arguments).argument_size_in_bytes)
+
+    def bytes_more(self, *arguments: Any) -> int:
+        """Return how much of that is not there yet, when the arguments are."""
+        memory = self._memory(*arguments)
+        return int(memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes)
+
+    def _memory(self, *arguments: Any) -> Any:
+        return self._compile(*arguments).compiled.memory_analysis()
 
     def _compile(self, *arguments: Any) -> Any:
         key = (self, kind_of(arguments))

@@ -40,7 +40,7 @@ def push(artifact: str | os.PathLike[str], repo: str, *, revision: str = "main",
             "The card would tell others to use it as an optimizer",
             "Share its file together with the source of the family",
         )
-    with _explained(hub, f"{read.manifest.name} could not be uploaded to {repo}"):
+    with _explained(f"{read.manifest.name} could not be uploaded to {repo}"):
         api = hub.HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
         if revision != "main":
@@ -74,7 +74,7 @@ def pull(repo: str, *, revision: str, out: str | os.PathLike[str]) -> Artifact:
     hub = _library()
     where = f"{repo} at {revision}"
     with tempfile.TemporaryDirectory() as folder:
-        with _explained(hub, f"{where} could not be downloaded"):
+        with _explained(f"{where} could not be downloaded"):
             found = hub.get_hf_file_metadata(hub.hf_hub_url(repo, FILE, revision=revision))
             if found.commit_hash != revision:
                 raise ArtifactError(
@@ -111,13 +111,14 @@ def _library() -> Any:
 
 
 @contextmanager
-def _explained(hub: Any, what: str) -> Iterator[None]:
+def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except ArtifactError:
         raise
-    except (hub.errors.HfHubHTTPError, ValueError, OSError) as error:
-        # What is missing, or a token that is not enough, as the library says it; answers that are not the Hub's.
+    except Exception as error:
+        # What is missing, or a token that is not enough, as the library says it; answers that are not the Hub's; and
+        # the errors of several network stacks, which the library lets through.
         reason = " ".join(str(error).split())
         raise ConnectionError(
             f"{what} ({type(error).__name__}: {reason}). Nothing was changed here. Check the name, the commit, the"

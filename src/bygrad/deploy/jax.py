@@ -77,6 +77,14 @@ def export(
         versions=versions(),
     )
     artifact = with_trajectory(Artifact(manifest, portable.tensors), optimizer)
+    try:
+        from_artifact(artifact)
+    except ArtifactError as error:
+        raise ValueError(
+            f"This {portable.name} could be written, but never read again ({error.args[0]}): a file holds no code, so"
+            " it can name bygrad's own classes alone. Nothing was written. Build the optimizer, its preprocessor and"
+            " its parts from those, or keep the pytree yourself (equinox.tree_serialise_leaves)."
+        ) from error
     save_artifact(Path(path), artifact)
     return artifact
 

@@ -205,7 +205,7 @@ def _filled(blank: Any, part: str, tensors: dict[str, np.ndarray]) -> Any:
 
 
 def _sha256(family: str) -> str:
-    file = Path(family.rpartition(":")[0])
+    file = Path(family.rpartition(":")[0]).expanduser()
     return hashlib.sha256(file.read_bytes()).hexdigest() if ".py:" in family and file.is_file() else ""
 
 
@@ -215,7 +215,7 @@ def _family(path: Any, family: str | None, config: dict[str, Any]) -> ProblemFam
         raise ArtifactError(
             f"{path}: it does not say where its family is", "It cannot be used alone", "Give the family"
         )
-    if family is None and ".py:" in name and _sha256(name) != config["family_sha256"]:
+    if family is None and ".py:" in name and (not (found := _sha256(name)) or found != config["family_sha256"]):
         raise ArtifactError(
             f"{path}: its family {name} is not there, or is not the file that the solver was learned for",
             "A learned solver belongs to one family, and code is not run on a file's word",

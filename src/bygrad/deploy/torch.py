@@ -198,6 +198,17 @@ class LearnedOptimizer(Optimizer):
                     f" made with{'' if guarded else 'out'} one: the two remember different things. Give `guard` as in"
                     " that run, or start with a fresh state."
                 )
+            if isinstance(self._rule, Guard):
+                self._check_guard(group[_GUARD].get("settings", {}), self._rule.settings)
+
+    def _check_guard(self, saved: dict[str, Any], mine: dict[str, Any]) -> None:
+        different = [name for name in mine if saved.get(name, mine[name]) != mine[name]]
+        if different:
+            told = ", ".join(f"{name} was {saved[name]}, is {mine[name]}" for name in different)
+            raise ValueError(
+                f"The state dict was saved with another guard ({told}), so the run would go on as another one. Make the"
+                " guard as in that run, or start with a fresh state."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_artifact": self._artifact, "_rule": self._rule}

@@ -28,7 +28,8 @@ class Evolution(Estimator):
     **Arguments:** `sigma`: $\sigma$, in units of the meta-parameters. `robust`: divide the differences by the median
     of their absolute values and clip them at 3: one diverging pair then does not decide a meta-step, but the size of
     the gradient is lost, and with it the claim to be unbiased. `log`: take the logarithm of the losses, so that
-    the last digits of a run count as much as its first.
+    the last digits of a run count as much as its first, down to `SMALLEST_LOSS`; a window whose mean loss is negative
+    has none, and counts as lost.
     """
 
     sigma: float = eqx.field(static=True, default=0.02)
@@ -60,7 +61,7 @@ class Evolution(Estimator):
         now = self.directions(optimizer, state.inner)
         total = jax.tree.map(jnp.add, state.past, now) if self.keeps_past else now
         inner, losses = particles.run_pairs(optimizer, windows, state.inner, now, self.sigma)
-        live = jnp.all(jnp.isfinite(losses), axis=0)
+        live = jnp.all(jnp.isfinite(losses) & (losses >= 0 if self.log else True), axis=0)
         inner = self.settle(particles.give_up(windows, inner, live))
         differences, clipped = self._differences(windows, losses, live)
         gradients = jax.tree.map(lambda leaf: _scale(differences / self.sigma, leaf), total)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
@@ -82,7 +83,7 @@ class Scheduled(eqx.Module):
 
 def whole_steps(horizon: int | Int[Array, ""]) -> Int[Array, ""]:
     """Return a horizon as an array; `ValueError` for a number that is no horizon."""
-    if isinstance(horizon, int) and horizon < 1:
+    if isinstance(horizon, int | np.integer) and horizon < 1:
         raise ValueError(f"The horizon is {horizon}, but a run has at least one step. Declare how many it will have.")
     return jnp.asarray(horizon, jnp.int32)
 

@@ -45,12 +45,16 @@ class Envelope(eqx.Module):
     def from_training(
         cls, training: dict[str, Any], action: Action = "fall back", *, factor: float = 10.0, tolerance: float = 0.5
     ) -> "Envelope":
-        """Read it from `manifest.training` of an artifact; what is not there is not watched."""
-        scale = training.get("gradient_scale") or {}
+        """Read it from `manifest.training` of an artifact; what is not there, or is of another kind, is not watched."""
+        scale, recipe = (
+            it if isinstance(it := training.get(name), dict) else {} for name in ("gradient_scale", "recipe")
+        )
+        low, high = (it if isinstance(it := scale.get(name), int | float) else None for name in ("0.01", "0.99"))
+        count, horizon = training.get("parameter_count"), recipe.get("horizon")
         return cls(
-            training.get("parameter_count"),
-            (scale["0.01"], scale["0.99"]) if {"0.01", "0.99"} <= scale.keys() else None,
-            training.get("recipe", {}).get("horizon"),
+            count if isinstance(count, int) else None,
+            None if low is None or high is None else (low, high),
+            horizon if isinstance(horizon, int) else None,
             action,
             factor,
             tolerance,

@@ -1,5 +1,6 @@
 """A guard: a learned optimizer that moves the params only while it shows that it is better than a fallback."""
 
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -119,10 +120,14 @@ class Guard(Optimizer, Scheduled):
                 " keep to its share. Give window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
             )
         self.learned, self.fallback = learned, Adam(jnp.asarray(1e-3)) if fallback is None else fallback
-        self.trials = Trials(window, float(share), float(margin), float(growth), jnp.zeros((), jnp.int32))
+        until = envelope.horizon if envelope is not None and envelope.action == "fall back" else None
+        self.trials = Trials(window, float(share), float(margin), float(growth), jnp.zeros((), jnp.int32), until)
         self.envelope = envelope
 
     def declare(self, horizon: int | Int[Array, ""]) -> "Guard":
+        until = self.trials.until
+        if isinstance(horizon, int) and until is not None and horizon > until:
+            warnings.warn(_BEYOND.format(horizon, until), stacklevel=2)
         parts = declare(self.learned, horizon), declare(self.fallback, horizon), whole_steps(horizon)
         return eqx.tree_at(lambda it: (it.learned, it.fallback, it.trials.horizon), self, parts)
 
@@ -158,6 +163,8 @@ class Guard(Optimizer, Scheduled):
                 "Guard.update was given a value but no params, so it cannot return from a trial that fails. Give it"
                 " the params as well, or build it with share=0."
             )
+        if value is None and state.watch is not None:
+            warnings.warn(_NO_LOSS, stacklevel=2)  # once for each trace
         value = None if value is None else jnp.asarray(value)
         nothing = jax.tree.map(jnp.zeros_like, grads)
         finite = trees.all_finite(grads)
@@ -250,6 +257,17 @@ class Guard(Optimizer, Scheduled):
         if self.envelope is not None:
             told["envelope"] = _in_words(state.border)
         return told
+
+
+_NO_LOSS = (
+    "The guard was given no loss, so it cannot compare: until it is, the learned optimizer moves the params, and all"
+    " that is left is that updates are finite. Call update(grads, state, params, value=loss)."
+)
+_BEYOND = (
+    "The run will have {:,} steps, but the learned optimizer was trained on runs of {:,}: from there on the fallback"
+    " alone moves the params, and nothing is tried that would not be over by then. Train it on longer runs, or give"
+    " guard=lambda learned: Guard(learned, fallback) to let it be judged throughout."
+)
 
 
 def _sound(updates: Params, state: State, params: Params | None) -> Bool[Array, ""]:

@@ -138,6 +138,7 @@ class AdamWCosine(FromOptax, Scheduled):
         def rate(count: Any) -> Array:
             count = count.astype(self.learning_rate.dtype)
             warm = jnp.minimum((count + 1) / jnp.maximum(self.warmup, 1), 1)
-            return self.learning_rate * warm * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(count / self.horizon, 1)))
+            part = jnp.minimum(count / jnp.maximum(self.horizon, 1), 1)
+            return self.learning_rate * warm * 0.5 * (1 + jnp.cos(jnp.pi * part))
 
         return optax.adamw(rate, b1=self.b1, b2=self.b2, eps=1e-8, eps_root=_UNDER_ROOT, weight_decay=self.weight_decay)

@@ -142,13 +142,15 @@ class Verdict(eqx.Module):
 
 
 class Trials(eqx.Module):
-    """Decides who moves; see `Guard` for the arguments and for what it guarantees."""
+    """Decides who moves; see `Guard` for the arguments and for what it guarantees. `until`: the step from which the
+    learned optimizer may not move, where an envelope says so: no trial begins that would not be over by then."""
 
     window: int = eqx.field(static=True)
     share: float = eqx.field(static=True)
     margin: float = eqx.field(static=True)
     growth: float = eqx.field(static=True)
     horizon: Int[Array, ""]
+    until: int | None = eqx.field(static=True, default=None)
 
     def init(self, params: Params, fallback_state: State) -> Watch:
         count, level = jnp.zeros((), jnp.int32), Level(jnp.zeros(()), jnp.zeros(()))
@@ -262,4 +264,5 @@ class Trials(eqx.Module):
         length = jnp.where(known, jnp.minimum(length, (total / 2).astype(jnp.int32)), length)
         affordable = (it.discarded + length <= self.share * (now.step + 2 * length)) | (it.trials == 0)
         pays = (it.discarded + 2 * length <= total) & (now.step + 4 * length <= it.horizon) & (length >= SHORTEST)
-        return length, (now.step >= it.hold) & affordable & (~known | pays)
+        over = True if self.until is None else now.step + 2 * length <= self.until
+        return length, (now.step >= it.hold) & affordable & (~known | pays) & over

@@ -1,6 +1,6 @@
 """Damped oscillations: a signal that rings, as in Ramsey fringes, free induction decay, or a struck beam."""
 
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import equinox as eqx
 import jax
@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .structured import LeastSquares
+
+Start: TypeAlias = Literal["spectrum", "constant"]
 
 
 class DampedOscillation(LeastSquares):
@@ -23,7 +25,7 @@ class DampedOscillation(LeastSquares):
 
     points: int = eqx.field(static=True, default=41)
     noise: float = eqx.field(static=True, default=0.1)
-    start: Literal["spectrum", "constant"] = eqx.field(static=True, default="constant")
+    start: Start = eqx.field(static=True, default="constant")
 
     def __check_init__(self) -> None:
         if self.points < 8 or self.noise <= 0:
@@ -31,6 +33,8 @@ class DampedOscillation(LeastSquares):
                 f"points is {self.points} and noise {self.noise}: five params need 8 points or more, and residuals are"
                 " divided by the noise, which must be positive."
             )
+        if self.start not in get_args(Start):
+            raise ValueError(f"start is {self.start!r}, which there is not. Choose {' or '.join(get_args(Start))}.")
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, " points"]:
         draw_key, noise_key = jax.random.split(key)

@@ -32,7 +32,8 @@ class Curriculum:
     goes on to the next stage.
 
     **Arguments:** `recipe`: of a round; its horizon is replaced, its meta-steps are at least enough for every instance
-    to see two whole runs, and what it has `before` comes before the first round alone. `horizons`: growing multiples of
+    to see two whole runs, it is validated at its start and its end alone (so that a kill costs the round), and what it
+    has `before` comes before the first round alone. `horizons`: growing multiples of
     the truncation, at least two. `rounds`, `patience`: see above. `runs`: held-out instances to judge by. `late`: the
     part of a run, at its end, whose mean loss counts.
     """
@@ -107,8 +108,14 @@ def learn_by_curriculum(
     a resumed curriculum repeats nothing that was done. `tell`: is called with every round.
 
     **Raises:** as `meta_train`; `FileExistsError` if the folder holds a curriculum and `resume` is off; `ValueError` if
-    it holds another one.
+    it holds another one; `NotImplementedError` where the program runs as several processes.
     """
+    if jax.process_count() > 1:
+        raise NotImplementedError(
+            f"A curriculum decides after every round whether to go on, and {jax.process_count()} processes would decide"
+            " each for itself and wait for each other for ever. Run it as one process, on all of its devices, or call"
+            " meta_train stage by stage."
+        )
     book = _Book.open(None if folder is None else Path(folder), curriculum, resume)
     keys = jax.random.split(jax.random.key(curriculum.recipe.seed), curriculum.runs)
     course: list[Round] = []

@@ -183,9 +183,10 @@ def advance(
     return moved.with_inner(inner), report
 
 
-def bytes_of_meta_step(constant: Constant, learner: Learner) -> int:
-    """Compile a meta-step and return the memory that it holds at its peak."""
-    return _program.bytes_needed(*_arguments(constant, learner, 0.0), constant[-1].flag(False))
+def bytes_of_meta_step(constant: Constant, learner: Learner) -> tuple[int, int]:
+    """Compile a meta-step and return the memory that it holds at its peak, and how much of it is not there yet."""
+    arguments = *_arguments(constant, learner, 0.0), constant[-1].flag(False)
+    return _program.bytes_needed(*arguments), _program.bytes_more(*arguments)
 
 
 def _arguments(constant: Constant, learner: Learner, spent: float) -> tuple[Any, Any]:

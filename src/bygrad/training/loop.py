@@ -74,6 +74,9 @@ def meta_train(
     check_family(family, jax.random.key(recipe.seed))
     folder = None if folder is None else Path(folder)
     if recipe.before is not None and not (resume and _has_checkpoint(folder)):
+        _MetaTraining(optimizer, family, recipe, None, None)  # refuses what cannot work before hours were spent on it
+        if _has_checkpoint(folder):
+            raise _in_the_way(folder)
         first = dataclasses.replace(recipe.before, seed=recipe.seed)
         place = None if folder is None else folder / BEFORE
         optimizer = meta_train(optimizer, family, first, folder=place, resume=resume, watch=watch).optimizer
@@ -83,7 +86,14 @@ def meta_train(
 
 def is_begun(folder: Path) -> bool:
     """Whether a folder holds a meta-training that can be resumed."""
-    return (folder / CHECKPOINT).exists() or (folder / BEFORE / CHECKPOINT).exists()
+    return (folder / CHECKPOINT).exists() or ((folder / BEFORE).exists() and is_begun(folder / BEFORE))
+
+
+def _in_the_way(folder: Path | None) -> FileExistsError:
+    return FileExistsError(
+        f"{folder} already holds a meta-training, which a new one would overwrite. Go on with it (resume=True,"
+        " --resume) or choose another folder."
+    )
 
 
 def _has_checkpoint(folder: Path | None) -> bool:
@@ -175,6 +185,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
             if not self._validated(int(learner.step)):
                 learner = self._validate(learner)
                 self._save(learner)
+            if jax.process_count() == 1 and interrupted():  # several would not agree here on whether to stop
+                raise KeyboardInterrupt
         self._warn_if_nothing_was_learned(learner)
         step, area, final = (float(score) for score in learner.best_scores)
         best = Validated(int(step), area, final, True, self.seconds)
@@ -186,12 +198,9 @@ class _MetaTraining(Generic[AnyOptimizer]):
             self.watch(event)
 
     def _fresh(self) -> Learner:
-        if self.folder is not None and (path := self.checkpoint) is not None:
-            if from_lead(lambda: str(path.exists()).encode()) == b"True":
-                raise FileExistsError(
-                    f"{self.folder} already holds a meta-training, which a new one would overwrite. Go on with it"
-                    " (resume=True, --resume) or choose another folder."
-                )
+        if self.folder is not None:
+            if _has_checkpoint(self.folder):
+                raise _in_the_way(self.folder)
             if self.log.path is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self.log.path.unlink(missing_ok=True)
@@ -274,11 +283,12 @@ class _MetaTraining(Generic[AnyOptimizer]):
         )
         if rollbacks > MAX_ROLLBACKS:
             self._save(restored)
+            kept = " The best optimizer so far is in the checkpoint." if self.saved is not None else ""
             raise FloatingPointError(
                 f"Meta-training stopped at meta-step {step}: {what}, for the {rollbacks}th time, although the"
-                " meta-learning-rate was halved each time. The best optimizer so far is kept. The problem itself"
-                " probably leaves its domain under small steps: check its loss for divisions, logarithms and roots, or"
-                " lower the optimizer's output_scale."
+                f" meta-learning-rate was halved each time.{kept} The problem itself probably leaves its domain under"
+                " small steps: check its loss for divisions, logarithms and roots, or lower the optimizer's"
+                " output_scale."
             )
         self._tell(RolledBack(step, f"{what}: back to the last validated state with half the rate", rate, self.seconds))
         return restored
@@ -289,9 +299,10 @@ class _MetaTraining(Generic[AnyOptimizer]):
     def _plan(self, learner: Learner) -> None:
         """Compile everything and say how much memory it will take; refuse what cannot fit before anything is lost."""
         started = time.perf_counter()
+        validation = self._validation(learner)
         needs = {
             "a meta-step": bytes_of_meta_step(self.constant, learner),
-            "a validation": curves.bytes_needed(*self._validation(learner)),
+            "a validation": (curves.bytes_needed(*validation), curves.bytes_more(*validation)),
         }
         compile_seconds = time.perf_counter() - started
         available = least(bytes_available(self.devices.local))
@@ -300,13 +311,13 @@ class _MetaTraining(Generic[AnyOptimizer]):
             " keep a part of a window at a time (Replay(segment=...), --segment)",
             "a validation": f"validation_runs (now {self.recipe.validation_runs})",
         }
-        for what, need in needs.items():
-            if need > available:
+        for what, (_, more) in needs.items():
+            if more > available:
                 raise MemoryError(
-                    f"Meta-training would need {in_words(need)} of memory for {what}, but {in_words(available)} are"
-                    f" free, so it would be killed at the first. Nothing was started. Lower {remedies[what]}."
+                    f"Meta-training would need another {in_words(more)} of memory for {what}, but {in_words(available)}"
+                    f" are free, so it would be killed at the first. Nothing was started. Lower {remedies[what]}."
                 )
-        sizes = needs["a meta-step"], needs["a validation"], available
+        sizes = needs["a meta-step"][0], needs["a validation"][0], available
         self._tell(Planned(int(learner.step), *sizes, compile_seconds, self.seconds, self.recipe.meta_steps))
 
     def _validated(self, step: int) -> bool:
@@ -353,7 +364,17 @@ class _MetaTraining(Generic[AnyOptimizer]):
         measure = self.recipe.select
         before = getattr(self.log.of(Validated)[0], measure)
         after = float(learner.best_scores[1 if measure == "area" else 2])
-        if np.isfinite(before) and not before - after > 0.02 * abs(before):
+        if not np.isfinite(after):
+            self._tell(
+                Warned(
+                    int(learner.step),
+                    f"No {measure} on held-out instances was ever finite, so what comes back is the untrained"
+                    " optimizer, which diverges. Lower its output_scale or learning rate, or check the problem's loss"
+                    " for divisions, logarithms and roots.",
+                    self.seconds,
+                )
+            )
+        elif np.isfinite(before) and not before - after > 0.02 * abs(before):
             self._tell(
                 Warned(
                     int(learner.step),

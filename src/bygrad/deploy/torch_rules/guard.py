@@ -1,6 +1,7 @@
 """The guard in PyTorch: a learned rule that moves the params only while it shows that it is better than a fallback."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -60,7 +61,8 @@ class Guard(Rule, Scheduled):
                 " keep to its share. Give window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
             )
         self.learned, self.fallback, self.envelope = learned, fallback, envelope
-        self._trials = Trials(window, share, margin, growth)
+        until = envelope.horizon if envelope is not None and envelope.action == "fall back" else None
+        self._trials = Trials(window, share, margin, growth, until=until)
         self.watch, self.counts = Watch(), Counts()
 
     @property
@@ -69,6 +71,8 @@ class Guard(Rule, Scheduled):
         return self._trials.share > 0
 
     def declare(self, horizon: int) -> None:
+        if self._trials.until is not None and horizon > self._trials.until:
+            warnings.warn(_BEYOND.format(horizon, self._trials.until), stacklevel=2)
         for rule in (self.learned, self.fallback):
             if isinstance(rule, Scheduled):
                 rule.declare(horizon)
@@ -175,8 +179,17 @@ class Guard(Rule, Scheduled):
         return told | ({"envelope": border.sentence} if self.envelope is not None else {})
 
     def memory(self) -> dict[str, Any]:
-        """Return what it remembers of the run beside the tensors, as numbers."""
-        return {"counts": asdict(self.counts), "watch": asdict(self.watch), "horizon": self._trials.horizon}
+        """Return what it remembers of the run beside the tensors, as numbers, and `settings`: what it was made of."""
+        numbers = {"counts": asdict(self.counts), "watch": asdict(self.watch), "horizon": self._trials.horizon}
+        return numbers | {"settings": self.settings}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        kind = type(self.fallback)
+        fallback = kind.__name__ if kind.__repr__ is object.__repr__ else repr(self.fallback)
+        trials = {name: value for name, value in self._trials._asdict().items() if name != "horizon"}
+        return trials | {"envelope": repr(self.envelope), "fallback": fallback}
 
     def remember(self, memory: dict[str, Any]) -> None:
         """Undo `memory`."""
@@ -192,6 +205,13 @@ class Guard(Rule, Scheduled):
         size, counts = sum(param.numel() for param in params), self.counts
         border, counts.strange = self.envelope.watch(grads, size, counts.steps, counts.strange, counts.outside > 0)
         return border
+
+
+_BEYOND = (
+    "The run will have {:,} steps, but the learned optimizer was trained on runs of {:,}: from there on the fallback"
+    " alone moves the params, and nothing is tried that would not be over by then. Train it on longer runs, or give"
+    " guard=lambda rule: Guard(rule, fallback) to let it be judged throughout."
+)
 
 
 def _named(prefix: str, state: TensorState) -> TensorState:

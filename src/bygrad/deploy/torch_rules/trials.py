@@ -82,13 +82,14 @@ class Verdict(NamedTuple):
 
 
 class Trials(NamedTuple):
-    """Decides who moves; see `Guard` for the arguments."""
+    """Decides who moves; see `Guard` for the arguments, and `bygrad.optimizers.trials.Trials` for `until`."""
 
     window: int
     share: float
     margin: float
     growth: float
     horizon: int = 0
+    until: int | None = None
 
     def decide(self, it: Watch, step: int, value: float, good: bool, allowed: bool) -> Verdict:
         """Take one call into account: change `it` and say what happens. `good`: loss and gradient are finite."""
@@ -169,7 +170,8 @@ class Trials(NamedTuple):
             length = min(length, int(total / 2))
             pays = it.discarded + 2 * length <= total and step + 4 * length <= self.horizon and length >= SHORTEST
         affordable = it.trials == 0 or it.discarded + length <= self.share * (step + 2 * length)
-        if not (step >= it.hold and affordable and pays):
+        over = self.until is None or step + 2 * length <= self.until
+        if not (step >= it.hold and affordable and pays and over):
             return False
         it.begin, it.highest, it.length, it.phase = it.losses.level(), value, length, REFERENCE
         it.trials += 1
