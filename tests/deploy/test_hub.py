@@ -213,6 +213,18 @@ def test_offline_says_so(tmp_path):
         hub.push("paper/quadratic", "me/it")
 
 
+def test_any_error_of_the_network_is_explained(tmp_path, monkeypatch):
+    class StrangeError(Exception):
+        pass
+
+    def refuse(*args, **kwargs):
+        raise StrangeError("connection refused")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
+    with pytest.raises(ConnectionError, match=r"me/it at 0{40} could not be downloaded \(StrangeError: connection ref"):
+        hub.pull("me/it", revision=ABSENT, out=tmp_path / "it.safetensors")
+
+
 def test_a_damaged_file_does_not_leave_this_machine(tmp_path):
     path = tmp_path / "it.safetensors"
     path.write_bytes(find("paper/quadratic").read_bytes()[:-1])

@@ -12,7 +12,7 @@ import bygrad
 from bygrad.artifacts import Artifact, ArtifactError, shipped_names
 from bygrad.artifacts import load as load_artifact
 from bygrad.artifacts import save as save_artifact
-from bygrad.optimizers import LEARNED, LSTM, Adam, Optimizer, Scaled
+from bygrad.optimizers import LEARNED, LSTM, Adam, Optimizer, Preprocessor, Scaled
 
 pytestmark = pytest.mark.core
 
@@ -98,6 +98,29 @@ def test_a_whole_file_that_this_version_cannot_rebuild_is_refused(path, change, 
     with pytest.raises(ArtifactError, match=message) as caught:
         bygrad.load(path)
     assert str(caught.value).startswith(str(path))
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    class Raw(Preprocessor):
+        features = 1
+
+        def __call__(self, grads):
+            return grads[None]
+
+    with pytest.raises(ValueError, match=r"could be written, but never read again \(.*Raw.*bygrad's own classes"):
+        bygrad.export(LSTM(jax.random.key(0), (4, 3), Raw()), tmp_path / "raw.safetensors", **ABOUT)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "training", [{"recipe": "300 meta-steps"}, {"recipe": None, "gradient_scale": [1, 2]}], ids=str
+)
+def test_what_is_said_of_the_training_may_be_anything(training, tmp_path):
+    about = ABOUT | {"training": training}
+    bygrad.export(LSTM(jax.random.key(0), (4, 3)), tmp_path / "one.safetensors", **about)
+    state = bygrad.deploy.optax(tmp_path / "one.safetensors", guard=Adam()).init(jnp.ones(3))
+    envelope = state.optimizer.envelope
+    assert envelope.horizon is envelope.gradient_scale is None
 
 
 def test_only_learned_optimizers_are_exported(tmp_path):

@@ -266,6 +266,13 @@ def test_a_state_with_a_guard_is_not_one_without(artifact):
         with_guard.load_state_dict(bare.state_dict())
 
 
+def test_a_state_is_not_taken_by_another_guard(artifact):
+    saved = guarded(artifact, parameters(), InTorch(0.1)).state_dict()
+    other = LearnedOptimizer(parameters(), artifact, guard=lambda rule: Guard(rule, Adam(0.1)))
+    with pytest.raises(ValueError, match=r"saved with another guard \(.*fallback was Adam\(0.01.*is Adam\(0.1,"):
+        other.load_state_dict(saved)
+
+
 def test_rates_multiply_both_rules_but_no_return(artifact):
     """Half the rate of both is a guard around half of each; a rate of 0 holds a group."""
     params, others, problem, again = parameters(), parameters(), Descent(), Descent()

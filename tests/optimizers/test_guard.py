@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 import bygrad
-from bygrad.optimizers import SGD, Adam, BestOf, Guard, Optimizer
+from bygrad.optimizers import SGD, Adam, BestOf, Envelope, Guard, Optimizer
 from bygrad.problems import MLPClassifier, ProblemFamily, find_family
 from bygrad.unroll import begin, rollout
 
@@ -177,6 +177,22 @@ def test_with_a_horizon_all_trials_together_keep_to_the_share_of_it(name, horizo
     _, _, state = run(Guard(Bad(name), Adam(0.01)).declare(horizon), family, keys, STEPS)
     assert int(state.watch.discarded.max()) <= 0.1 * horizon
     assert set(state.watch.trials.tolist()) == {trials}
+
+
+def test_no_trial_begins_that_the_envelope_would_end():
+    """A trial of a run of 10,000 steps takes 2 times 100, more than the learned optimizer was trained for."""
+    guard = Guard(SGD(0.5), SGD(1e-3), envelope=Envelope(horizon=100))
+    with pytest.warns(UserWarning, match="10,000 steps, but the learned optimizer was trained on runs of 100"):
+        long = guard.declare(10_000)
+    for it, trials in ((long, 0), (guard.declare(100), 1)):
+        _, _, state = run(it, Bowl(jnp.asarray(0.0)), jax.random.split(jax.random.key(5), 2), 90)
+        assert set(state.watch.trials.tolist()) == {trials}
+
+
+def test_without_a_loss_it_says_that_it_cannot_compare():
+    guard = Guard(SGD(0.1), SGD(0.1))
+    with pytest.warns(UserWarning, match="given no loss"):
+        guard.update(jnp.ones(2), guard.init(jnp.ones(2)), jnp.ones(2))
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,17 @@ def test_a_family_that_changed_is_refused(learned, tmp_path):
         load_solver(tmp_path / "fit.safetensors")
 
 
+def test_a_file_in_the_home_folder_is_held_to_its_digest_too(learned, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "mine.py"
+    file.write_text(FILE.read_text())
+    save_solver(learned, tmp_path / "fit.safetensors", family="~/mine.py:Decay")
+    assert type(load_solver(tmp_path / "fit.safetensors").family).__name__ == "Decay"
+    file.write_text(FILE.read_text() + "\nraise SystemExit('this must not run')\n")
+    with pytest.raises(ArtifactError, match="not the file that the solver was learned for"):
+        load_solver(tmp_path / "fit.safetensors")
+
+
 def test_fits_without_noise_are_judged_by_where_they_end():
     class Exact(LeastSquares):
         def sample(self, key):

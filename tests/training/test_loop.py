@@ -258,6 +258,20 @@ def test_learning_nothing_is_said(tmp_path: Path):
     assert "Try a meta-learning-rate 3 times larger or smaller" in trained.log.events[-1].message
 
 
+def test_that_nothing_was_ever_finite_is_said():
+    trained = meta_train(SGD(1e30), Bowl(), Recipe(**TINY, meta_steps=2, validate_every=2))
+    assert not np.isfinite(trained.best.area)
+    assert "No area on held-out instances was ever finite" in trained.log.events[-1].message
+
+
+def test_what_cannot_work_is_refused_before_what_comes_before_is_trained(tmp_path: Path):
+    before = Recipe(**TINY, meta_steps=1)
+    wrong = Recipe(horizon=10, truncation=3, instances=2, meta_steps=1, before=before)
+    with pytest.raises(ValueError, match="truncation"):
+        meta_train(SGD(), Bowl(), wrong, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.core
 def test_losses_may_be_negative():
     """A constant that is added to a loss changes nothing that is learned, no rollback and no warning."""
