@@ -30,7 +30,7 @@ types: .venv/.installed-test
 
 unit: .venv/.installed-test
 	@echo "pytest, `$(BIN)/python --version`"
-	@$(BIN)/python -m pytest -q -n $(JOBS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 # Into build/docs. A warning is an error: a broken link or a docstring that cannot be read.
 docs: .venv/.installed-test
@@ -42,7 +42,7 @@ docs: .venv/.installed-test
 newest: .venv313/.installed-test
 	@if [ -e .venv313/.installed-test ]; then \
 		echo "pytest -m core, `.venv313/bin/python --version`"; \
-		.venv313/bin/python -m pytest -q -n $(JOBS) -m "core and not slow" --few-cases; \
+		.venv313/bin/python -m pytest -q -n $(JOBS) --dist worksteal -m "core and not slow" --few-cases; \
 	fi
 
 # `make bench RECORDS=benchmarks/records` renews what `docs/results.md` quotes: on a machine with nothing else to do.

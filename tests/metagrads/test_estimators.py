@@ -124,10 +124,7 @@ def test_replay_equals_backpropagation_without_second_derivatives(family, name, 
 @pytest.mark.core
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in (*LONG, "RNNprop", "GlobalLSTM") else [])
-        for name in LEARNED
-    ],
+    [pytest.param(name, marks=[] if name in ("LSTM", "Partition") else [pytest.mark.slow]) for name in LEARNED],
 )
 def test_replay_equals_backpropagation_when_compiled(name):
     windows = Windows(perceptron(), horizon=4, truncation=2, instances=3)

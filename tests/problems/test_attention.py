@@ -7,8 +7,6 @@ import pytest
 
 from bygrad.problems import CharacterModel, check_family
 
-pytestmark = pytest.mark.core
-
 
 @pytest.fixture(scope="module")
 def model() -> CharacterModel:

@@ -6,8 +6,6 @@ import pytest
 
 from bygrad.problems import FAMILIES, Quadratic, find_family
 
-pytestmark = pytest.mark.core
-
 FILE = """
 import jax, jax.numpy as jnp
 from bygrad import ProblemFamily

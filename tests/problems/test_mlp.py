@@ -11,8 +11,6 @@ import pytest
 from bygrad.problems import FAMILIES, ImageData, MLPClassifier, RandomStart, describe_family, find_family
 from bygrad.problems.classifier import Activation
 
-pytestmark = pytest.mark.core
-
 ACTIVATIONS = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "relu": lambda x: np.maximum(x, 0),

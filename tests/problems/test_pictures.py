@@ -11,8 +11,6 @@ from bygrad.problems.data.pictures import (
     read_arrays,
 )
 
-pytestmark = pytest.mark.core
-
 
 def test_the_split_is_by_photograph():
     names = [name.partition("/")[2].partition(".")[0] for name in read_arrays("photographs_64.npz")["names"]]

@@ -6,8 +6,6 @@ import pytest
 
 from bygrad.problems import Quadratic
 
-pytestmark = pytest.mark.core
-
 DISTRIBUTIONS = ["uniform", "gaussian"]
 
 

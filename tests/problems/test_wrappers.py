@@ -7,8 +7,6 @@ import pytest
 
 from bygrad.problems import HeldOut, Mixture, MLPClassifier, Quadratic, RandomScale, RandomStart, check_family
 
-pytestmark = pytest.mark.core
-
 KEY = jax.random.key(0)
 
 

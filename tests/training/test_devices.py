@@ -146,6 +146,7 @@ def test_a_ctrl_c_for_one_process_stops_all_and_another_number_of_devices_goes_o
     assert_same(train(folder, 1, 8, "resume"), one)
 
 
+@pytest.mark.slow
 def test_one_device_writes_what_two_processes_go_on_from(one, tmp_path):
     folder = tmp_path / "run"
     process = start(1, "-c", SCRIPT, folder, "interrupt", -1, 0)

@@ -97,7 +97,6 @@ def test_an_lstm_learns_quadratics():
     assert np.mean(curves[0][:, :-1]) < 0.7 * np.mean(curves[1][:, :-1])
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("select", ["area", "final"])
 def test_the_best_is_what_validated_best(select):
     # A rate of 1 is best. From 0.4, with steps that do not stop, meta-training passes it by, but not by so much that it
@@ -155,7 +154,6 @@ def rates(trained: MetaTrained, recipe: Recipe) -> None:
             assert event.meta_learning_rate == pytest.approx(factor * recipe.meta_learning_rate * cosine, rel=1e-5)
 
 
-@pytest.mark.core
 def test_a_meta_gradient_that_is_not_finite_leads_back_with_half_the_rate():
     recipe = Recipe(**TINY, meta_steps=20, validate_every=5, estimator=Faulty(7))
     trained = meta_train(Nesterov(0.1), Bowl(), recipe)
@@ -168,7 +166,6 @@ def test_a_meta_gradient_that_is_not_finite_leads_back_with_half_the_rate():
     assert trained.best.area < trained.log.of(Validated)[0].area
 
 
-@pytest.mark.core
 def test_the_state_gone_back_to_is_the_one_that_validated(tmp_path: Path):
     states = {}
 
@@ -194,7 +191,6 @@ def test_the_state_gone_back_to_is_the_one_that_validated(tmp_path: Path):
     assert any("params" in name for name in changed)  # other problems, or it might fail again in the same way
 
 
-@pytest.mark.core
 def test_a_rate_that_is_much_too_large_is_lowered_until_it_works():
     recipe = Recipe(**TINY, meta_steps=30, meta_learning_rate=100.0, validate_every=5)
     trained = meta_train(SGD(0.1), Cliff(), recipe)
@@ -205,7 +201,6 @@ def test_a_rate_that_is_much_too_large_is_lowered_until_it_works():
     assert trained.best.area <= trained.log.of(Validated)[0].area
 
 
-@pytest.mark.core
 def test_a_validation_that_is_not_finite_leads_back_too():
     # From 0.1, steps of 3 and 1.5 go beyond a rate of 2, where the runs of a validation fall off the cliff.
     recipe = Recipe(
@@ -219,7 +214,6 @@ def test_a_validation_that_is_not_finite_leads_back_too():
     assert all(np.isfinite(event.area) for event in trained.log.of(Validated))
 
 
-@pytest.mark.core
 def test_a_validation_that_shows_that_all_is_lost_leads_back_too():
     """Rates above 2 diverge, but in 30 steps the losses stay finite."""
     recipe = Recipe(
@@ -235,7 +229,6 @@ def test_a_validation_that_shows_that_all_is_lost_leads_back_too():
     assert all(event.area <= max(start.area, 2 * lowest) for event in others)
 
 
-@pytest.mark.core
 def test_hopeless_meta_training_stops_and_keeps_the_best(tmp_path: Path):
     recipe = Recipe(**TINY, meta_steps=50, validate_every=5, estimator=Faulty(1))
     optimizer = Nesterov(0.1)
@@ -249,7 +242,6 @@ def test_hopeless_meta_training_stops_and_keeps_the_best(tmp_path: Path):
     assert np.all(np.isfinite(tensors["best_scores"]))
 
 
-@pytest.mark.core
 def test_learning_nothing_is_said(tmp_path: Path):
     recipe = Recipe(**TINY, meta_steps=3, meta_learning_rate=1e-9, validate_every=2)
     trained = meta_train(Nesterov(0.1), Bowl(), recipe)
@@ -272,7 +264,6 @@ def test_what_cannot_work_is_refused_before_what_comes_before_is_trained(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.core
 def test_losses_may_be_negative():
     """A constant that is added to a loss changes nothing that is learned, no rollback and no warning."""
 
@@ -305,7 +296,6 @@ def test_a_schedule_is_trained_for_the_horizon_that_it_is_validated_on():
     np.testing.assert_allclose(trained.log.of(Stepped)[0].meta_loss, np.mean(losses[1:]), rtol=1e-5)
 
 
-@pytest.mark.core
 def test_the_seed_decides_everything():
     def theta(seed: int) -> list[bytes]:
         recipe = Recipe(**TINY, meta_steps=3, validate_every=3, seed=seed)
@@ -332,7 +322,6 @@ def test_params_in_half_precision_can_be_meta_trained_and_resumed(tmp_path: Path
         np.testing.assert_array_equal(to_portable(again.optimizer).tensors[name], tensor)
 
 
-@pytest.mark.core
 def test_a_family_that_cannot_work_is_refused_before_anything_is_written(tmp_path: Path):
     class Lost(Bowl):
         def loss(self, params, instance, key):
@@ -343,7 +332,6 @@ def test_a_family_that_cannot_work_is_refused_before_anything_is_written(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -26,6 +26,7 @@ from bygrad.training import (
     Recipe,
     Stepped,
     Validated,
+    Warned,
     meta_train,
 )
 
@@ -265,6 +266,7 @@ def test_a_log_that_was_lost_does_not_stop_the_resumption(uninterrupted, tmp_pat
         meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path, watch=at(Stepped, 7, interrupt))
     (tmp_path / "log.jsonl").unlink()
     resumed = meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path, resume=True)
+    assert "copy log.jsonl as well" in resumed.log.of(Warned)[0].message
     assert digest(resumed.optimizer) == digest(reference.optimizer)
 
 

@@ -18,8 +18,8 @@ from ..optimizers import Optimizer
 from ..unroll import Inner, Windows, lift_by_vmap, run
 from .base import Estimate
 
-DIRECTION_BRANCH = 0xE5
-"""Branch of the key of a run that its directions are drawn from."""
+DIRECTION_BRANCH = 2**31 + 0xE5
+"""Branch of the key of a run that its directions are drawn from. Lower numbers are those of its steps."""
 
 LARGEST = 3.0
 """Differences beyond so many times the median are clipped, in the robust form."""

@@ -76,7 +76,7 @@ class Replay(Estimator):
         after = jnp.concatenate([trajectory.value[1:], trajectory.end_value[None]])
         losses = jnp.mean(after[windows.truncation - count :], axis=0)
         weights = jax.tree.map(lambda cot: cot / losses.size / count, cotangents(trajectory, count))
-        # Drawn from keys of the instances, and other than any that the inner steps have used.
+        # Drawn from keys of the instances that the steps of the window have not used.
         keys = jax.vmap(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), 1))(end.key, end.step)
         return Estimate(jnp.mean(losses), self._replay(optimizer, trajectory, weights, keys=keys), losses), end
 

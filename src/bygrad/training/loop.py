@@ -232,6 +232,16 @@ class _MetaTraining(Generic[AnyOptimizer]):
         self.seconds_before, self.started = info["seconds"], time.perf_counter()
         self.log.rewind(int(learner.step), info["seconds"])
         self.log.recall(from_lead(self.log.text.encode).decode(), int(learner.step), info["seconds"])
+        if not self._validated(0):
+            self._tell(
+                Warned(
+                    int(learner.step),
+                    f"The log that belongs to the checkpoint in {self.folder} is not there, or has lost its beginning:"
+                    " what validated at the start is forgotten, and meta-training counts as lost only where it is worse"
+                    " than at the next validation. To go on as it would have, copy log.jsonl as well.",
+                    self.seconds,
+                )
+            )
         self.saved = int(learner.step)
         inner = self.devices.place(learner.inner, self.recipe.estimator.axes(learner.optimizer, learner.inner))
         return self.devices.place(eqx.tree_at(lambda it: it.inner, learner, None)).with_inner(inner)
@@ -362,7 +372,9 @@ class _MetaTraining(Generic[AnyOptimizer]):
 
     def _warn_if_nothing_was_learned(self, learner: Learner) -> None:
         measure = self.recipe.select
-        before = getattr(self.log.of(Validated)[0], measure)
+        if not (validated := self.log.of(Validated)):
+            return  # the log was lost, and nothing has validated since
+        before = getattr(validated[0], measure)
         after = float(learner.best_scores[1 if measure == "area" else 2])
         if not np.isfinite(after):
             self._tell(

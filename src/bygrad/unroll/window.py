@@ -13,8 +13,8 @@ from ..problems import ProblemFamily
 from .lift import Lifted, lift
 from .rollout import Inner, draw
 
-HORIZON_BRANCH = 0x4071
-"""Branch of the key of a run that its horizon is drawn from."""
+HORIZON_BRANCH = 2**31 + 0x4071
+"""Branch of the key of a run that its horizon is drawn from. Lower numbers are those of its steps."""
 
 
 class Windows(eqx.Module):
