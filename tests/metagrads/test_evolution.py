@@ -140,12 +140,13 @@ def test_without_a_particle_left_there_is_no_estimate():
 
 def test_the_robust_form_does_not_see_the_scale_of_the_loss_and_clips():
     plain, robust, scaled = (
-        one_step(estimator, Bowl(scale=scale))[0]
+        one_step(estimator, Bowl(scale=scale), particles=1024)[0]
         for estimator, scale in ((NRES(), 1.0), (NRES(robust=True), 1.0), (NRES(robust=True), 1e4))
     )
     np.testing.assert_allclose(robust.gradient.step, scaled.gradient.step, rtol=1e-3)
     assert float(plain.clipped) == 0
-    assert 0 < float(robust.clipped) < 0.5
+    # Three medians are two standard deviations where differences are normal, beyond which is a part of 0.043.
+    assert 0.01 < float(robust.clipped) < 0.15
     cosine = np.dot(plain.gradient.step, robust.gradient.step)
     assert cosine > 0.8 * np.linalg.norm(plain.gradient.step) * np.linalg.norm(robust.gradient.step)
 
