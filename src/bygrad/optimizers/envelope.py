@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from .._core.results import Result
+from .._core.sizes import trained_sizes
 from .._core.types import Params
 
 Action = Literal["warn", "fall back", "refuse"]
@@ -46,19 +47,7 @@ class Envelope(eqx.Module):
         cls, training: dict[str, Any], action: Action = "fall back", *, factor: float = 10.0, tolerance: float = 0.5
     ) -> "Envelope":
         """Read it from `manifest.training` of an artifact; what is not there, or is of another kind, is not watched."""
-        scale, recipe = (
-            it if isinstance(it := training.get(name), dict) else {} for name in ("gradient_scale", "recipe")
-        )
-        low, high = (it if isinstance(it := scale.get(name), int | float) else None for name in ("0.01", "0.99"))
-        count, horizon = training.get("parameter_count"), recipe.get("horizon")
-        return cls(
-            count if isinstance(count, int) else None,
-            None if low is None or high is None else (low, high),
-            horizon if isinstance(horizon, int) else None,
-            action,
-            factor,
-            tolerance,
-        )
+        return cls(*trained_sizes(training), action, factor, tolerance)
 
     def check(self, params: Params) -> bool:
         """Return whether a problem's number of params is within the envelope; outside, warn or raise as asked to."""

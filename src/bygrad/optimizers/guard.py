@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .._core import trees
 from .._core.results import Result
+from .._core.sizes import BEYOND
 from .._core.types import Params, State
 from .base import Optimizer, Scheduled, declare, whole_steps
 from .envelope import Envelope
@@ -127,7 +128,7 @@ class Guard(Optimizer, Scheduled):
     def declare(self, horizon: int | Int[Array, ""]) -> "Guard":
         until = self.trials.until
         if isinstance(horizon, int) and until is not None and horizon > until:
-            warnings.warn(_BEYOND.format(horizon, until), stacklevel=2)
+            warnings.warn(BEYOND.format(horizon, until), stacklevel=2)
         parts = declare(self.learned, horizon), declare(self.fallback, horizon), whole_steps(horizon)
         return eqx.tree_at(lambda it: (it.learned, it.fallback, it.trials.horizon), self, parts)
 
@@ -262,11 +263,6 @@ class Guard(Optimizer, Scheduled):
 _NO_LOSS = (
     "The guard was given no loss, so it cannot compare: until it is, the learned optimizer moves the params, and all"
     " that is left is that updates are finite. Call update(grads, state, params, value=loss)."
-)
-_BEYOND = (
-    "The run will have {:,} steps, but the learned optimizer was trained on runs of {:,}: from there on the fallback"
-    " alone moves the params, and nothing is tried that would not be over by then. Train it on longer runs, or give"
-    " guard=lambda learned: Guard(learned, fallback) to let it be judged throughout."
 )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._core.results import Result
+from ..._core.sizes import BEYOND
 from .base import Rule, Scheduled, TensorState, compute_dtype
 from .envelope import Envelope
 from .trials import REFERENCE, RUN, TRIAL, Level, Losses, Trials, Watch
@@ -72,7 +73,7 @@ class Guard(Rule, Scheduled):
 
     def declare(self, horizon: int) -> None:
         if self._trials.until is not None and horizon > self._trials.until:
-            warnings.warn(_BEYOND.format(horizon, self._trials.until), stacklevel=2)
+            warnings.warn(BEYOND.format(horizon, self._trials.until), stacklevel=2)
         for rule in (self.learned, self.fallback):
             if isinstance(rule, Scheduled):
                 rule.declare(horizon)
@@ -205,13 +206,6 @@ class Guard(Rule, Scheduled):
         size, counts = sum(param.numel() for param in params), self.counts
         border, counts.strange = self.envelope.watch(grads, size, counts.steps, counts.strange, counts.outside > 0)
         return border
-
-
-_BEYOND = (
-    "The run will have {:,} steps, but the learned optimizer was trained on runs of {:,}: from there on the fallback"
-    " alone moves the params, and nothing is tried that would not be over by then. Train it on longer runs, or give"
-    " guard=lambda rule: Guard(rule, fallback) to let it be judged throughout."
-)
 
 
 def _named(prefix: str, state: TensorState) -> TensorState:

@@ -1,0 +1,28 @@
+"""What a manifest says of the sizes that an optimizer was trained on, for the envelopes of JAX and of PyTorch."""
+
+from typing import Any, NamedTuple
+
+BEYOND = (
+    "The run will have {:,} steps, but the learned optimizer was trained on runs of {:,}: from there on the fallback"
+    " alone moves the params, and nothing is tried that would not be over by then. Train it on longer runs, or give"
+    " guard=lambda learned: Guard(learned, fallback) to let it be judged throughout."
+)
+"""What a guard says of a run that its envelope will end."""
+
+
+class TrainedSizes(NamedTuple):
+    """Number of params, the 1st and the 99th percentile of gradients, and steps of a run; None: not known."""
+
+    parameter_count: int | None
+    gradient_scale: tuple[float, float] | None
+    horizon: int | None
+
+
+def trained_sizes(training: dict[str, Any]) -> TrainedSizes:
+    """Read them from `manifest.training`, which may hold any JSON: what is of another kind is not known."""
+    scale, recipe = (it if isinstance(it := training.get(name), dict) else {} for name in ("gradient_scale", "recipe"))
+    low, high = (it if isinstance(it := scale.get(name), int | float) else None for name in ("0.01", "0.99"))
+    count, horizon = (
+        it if isinstance(it, int) else None for it in (training.get("parameter_count"), recipe.get("horizon"))
+    )
+    return TrainedSizes(count, None if low is None or high is None else (low, high), horizon)
