@@ -47,6 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--few-cases", action="store_true", help="keep one case of a parametrized test, the last")
 
 
+@pytest.hookimpl(trylast=True)  # after `-m`: a case that it takes away is not the one to keep
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep one case of each test: another version of JAX hardly ever changes a function for one of twenty alone."""
     if not config.getoption("--few-cases"):

@@ -94,12 +94,15 @@ SHORT = [name for name in OPTIMIZERS if name not in LONG]
 EVERYWHERE = ("LSTM", "Adam")
 
 # In float64, where nothing can hide.
-PAIRS = [(family, "LSTM", True, 1e-10) for family in FAMILIES if family not in ("tanh", "elu", "gelu")]
+_SAME_PROGRAM = ("gaussian", "sigmoid", "tanh", "elu", "gelu")  # as one of the others
+PAIRS = [(family, "LSTM", True, 1e-10) for family in FAMILIES if family not in _SAME_PROGRAM]
 PAIRS += [(family, "Adam", True, 1e-10) for family in ("uniform", "2 layers")]
-PAIRS += [("0 layers", name, True, 1e-8) for name in OPTIMIZERS if name not in EVERYWHERE and name != "MLPRule"]
-PAIRS += [("sigmoid", "LSTM", False, 1e-5), ("uniform", "Adam", False, 1e-5)]
+_AS_ADAM = ("SGD", "Nesterov", "RMSprop", "AdamW")
+PAIRS += [("0 layers", name, True, 1e-8) for name in OPTIMIZERS if name not in (*EVERYWHERE, *_AS_ADAM, "MLPRule")]
+PAIRS += [("sigmoid", "LSTM", False, 1e-5), ("uniform", "Adam", False, 1e-5), ("sigmoid", "Partition", False, 1e-5)]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("family", "name", "x64", "tolerance"),
     PAIRS,
@@ -121,23 +124,14 @@ def test_replay_equals_backpropagation_without_second_derivatives(family, name, 
                 np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.core
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name in ("LSTM", "Partition") else [pytest.mark.slow]) for name in LEARNED],
-)
-def test_replay_equals_backpropagation_when_compiled(name):
-    windows = Windows(perceptron(), horizon=4, truncation=2, instances=3)
-    optimizer = build(name, False)
-    state = windows.begin(optimizer, jax.random.key(1))
-    estimates = [eqx.filter_jit(it.estimate)(optimizer, windows, state)[0] for it in (Replay(), Backprop())]
-    assert_equal(*estimates, tolerance=1e-5)
+# What differs in how it is differentiated; every rule's formula is held against NumPy elsewhere.
+DIFFERENTIATED = ("LSTM", "GlobalLSTM", "RNNprop", "Partition", "AdamWCosine", "Adam", "Controller")
 
 
 @pytest.mark.core
 @pytest.mark.parametrize(
     ("family", "name"),
-    [*[("uniform", name) for name in OPTIMIZERS], *[("tanh", name) for name in (*LEARNED, "Adam") if name in SHORT]],
+    [("tanh", "LSTM"), *[("uniform", name) for name in DIFFERENTIATED]],
     ids=str,
 )
 def test_backpropagation_with_second_derivatives_equals_finite_differences(family, name):
@@ -174,14 +168,13 @@ class HalfBlind(ProblemFamily):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize(
-    ("name", "horizon"), [*[(name, 1) for name in (*EVERYWHERE, *LONG)], *[(name, 4) for name in SHORT]]
-)
+@pytest.mark.parametrize(("name", "horizon"), [*[(name, 1) for name in LONG], *[(name, 4) for name in SHORT]])
 def test_meta_gradients_are_finite_where_gradients_vanish(name, horizon):
     optimizer = build(name, False)
     windows = Windows(HalfBlind(), horizon, truncation=1, instances=1)
     state = eqx.filter_jit(windows.begin)(optimizer, jax.random.key(0, impl="unsafe_rbg"))
-    for estimator in (Replay(), Backprop(False), Backprop(True)):
+    # No third with `Backprop(False)`: its terms are part of the sum of `Backprop(True)`, where a NaN cannot cancel.
+    for estimator in (Replay(), Backprop(True)):
         estimated, inner = eqx.filter_jit(estimator.estimate), state
         for _ in range(2):
             estimate, inner = estimated(optimizer, windows, inner)
