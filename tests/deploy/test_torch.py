@@ -228,6 +228,40 @@ def test_a_horizon_is_declared_to_rules_that_go_by_it(small, artifacts):
         LearnedOptimizer(tensors(start), artifacts["Controller"], horizon=0)
 
 
+def test_a_rule_that_goes_by_the_horizon_says_so_where_none_is_given(small, artifacts, recwarn):
+    start = tensors(next(draw(11)))
+    LearnedOptimizer(start, small)
+    LearnedOptimizer(start, artifacts["Controller"], horizon=1_000)
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"test/one goes by how many steps .* for a run of 1,000.* Give horizon=\."):
+        LearnedOptimizer(start, artifacts["Controller"])
+
+
+def test_a_run_cannot_be_made_longer_in_its_middle(artifacts):
+    start, *trees = draw(11, 1)
+    for guard in (None, TorchAdam(1e-2)):
+        params = tensors(start)
+        optimizer = LearnedOptimizer(params, artifacts["Controller"], horizon=100, guard=guard)
+        run(optimizer, params, trees)
+        guard = guard and TorchAdam(1e-2)
+        longer = LearnedOptimizer(params, artifacts["Controller"], horizon=5_000, guard=guard)
+        with pytest.raises(ValueError, match=r"in a run of 100 steps, and this optimizer was made for 5000"):
+            longer.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("name", ["LSTM", "Controller"])
+def test_a_step_waits_for_no_device(name, artifacts):
+    """Tensors without data stand for an accelerator: to read one of them would be to wait for it."""
+    params = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in SHAPES]
+    optimizer = LearnedOptimizer(params, artifacts[name], lr=0.5)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.empty_like(param)
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="meta"):
+        params[0].tolist()
+
+
 def test_closures_return_their_loss_and_compute_with_gradients_on(small):
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = LearnedOptimizer([weight], small)
@@ -465,9 +499,45 @@ def test_sparse_gradients_are_refused(small):
         LearnedOptimizer(table.parameters(), small).step()
 
 
-def test_a_negative_lr_is_refused(small):
+def test_a_negative_lr_is_refused_and_one_of_adam_remarked_on(small):
+    param = torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError, match="lr is -1"):
-        LearnedOptimizer([torch.ones(2, requires_grad=True)], small, lr=-1.0)
+        LearnedOptimizer([param], small, lr=-1.0)
+    with pytest.raises(ValueError, match="lr is -3"):
+        LearnedOptimizer([{"params": [param], "lr": -3.0}], small)
+    with pytest.warns(UserWarning, match="lr is 0.001, which multiplies"):
+        LearnedOptimizer([param], small, lr=1e-3)
+
+
+@pytest.mark.parametrize("setting", [{"weight_decay": 0.5}, {"maximize": True}, {"horizon": 10}])
+def test_settings_of_a_group_that_would_be_ignored_are_refused(setting, small):
+    with pytest.raises(ValueError, match=f"A param group sets {next(iter(setting))}, which test/one does not have"):
+        LearnedOptimizer([{"params": [torch.ones(2, requires_grad=True)], **setting}], small)
+
+
+WRONG_KINDS = """
+import torch
+from bygrad.deploy.torch import Adam, LearnedOptimizer
+
+def refused(kind, message, **arguments):
+    try:
+        LearnedOptimizer([torch.ones(2, requires_grad=True)], **arguments)
+    except kind as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError(arguments)
+
+for guard in (torch.optim.Adam, Adam, "Adam", 3, lambda rule: None):
+    remedy = "nothing to fall back to. Give bygrad.deploy.torch.Adam(1e-3)"
+    refused(TypeError, remedy, artifact="paper/mnist", guard=guard)
+refused(ValueError, "The horizon is 2.5", artifact="general/controller", horizon=2.5)
+"""
+
+
+def test_arguments_of_the_wrong_kind_are_refused():
+    """In a process of its own: the tests' check of annotations would refuse them first."""
+    done = subprocess.run([sys.executable, "-c", WRONG_KINDS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def changed(artifact: Artifact, **fields: Any) -> Artifact:

@@ -257,6 +257,41 @@ def test_a_horizon_is_declared_to_rules_that_go_by_it(small, params):
         deployed(small, horizon=7)
 
 
+def test_a_rule_that_goes_by_the_horizon_says_so_where_none_is_given(recwarn):
+    deployed("paper/mnist")
+    deployed("general/controller", horizon=400)
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"general/controller goes by how many steps .* Give horizon=\."):
+        deployed("general/controller")
+
+
+WRONG_KINDS = """
+import jax.numpy as jnp, optax
+from bygrad.deploy import optax as deployed
+from bygrad.optimizers import Adam, Controller, Guard, declare
+
+def refused(kind, message, function, *arguments, **named):
+    try:
+        function(*arguments, **named)
+    except kind as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError((arguments, named))
+
+for wrong in (Adam, optax.adam(1e-3), lambda bare: None, 3):
+    refused(TypeError, "is no optimizer that could be deployed", deployed, wrong)
+    refused(TypeError, "nothing to fall back to", deployed, "paper/mnist", guard=wrong)
+    refused(TypeError, "no optimizer of this package", Guard, Adam(jnp.asarray(0.1)), wrong)
+refused(ValueError, "The horizon is 2.5", deployed, "general/controller", horizon=2.5)
+"""
+
+
+def test_arguments_of_the_wrong_kind_are_refused():
+    """In a process of its own: the tests' check of annotations would refuse them first."""
+    done = subprocess.run([sys.executable, "-c", WRONG_KINDS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_abstract_params(small, params):
     abstract = jax.eval_shape(lambda: params)
     state = deployed(small).init(abstract)
@@ -282,6 +317,8 @@ def test_complex_params_are_refused_by_name_and_the_remedy_works(small):
 def test_other_dtypes_are_refused_by_name(small):
     with pytest.raises(TypeError, match=r"leaf count of dtype int32, .* optax.masked"):
         deployed(small).init({"count": jnp.zeros((), jnp.int32), "w": jnp.ones(2)})
+    with pytest.raises(TypeError, match=r"leaf activation that is a \w+, no array.*eqx.filter"):
+        deployed(small).init({"activation": jax.nn.relu, "w": jnp.ones(2)})
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,12 @@ BEYOND = (
 )
 """What a guard says of a run that its envelope will end."""
 
+NO_HORIZON = (
+    "{} goes by how many steps a run will have, and was not told: its steps end as for a run of {:,}, and stay small"
+    " after that. Give horizon=."
+)
+"""What is said where an artifact that goes by the horizon is deployed without one."""
+
 
 class TrainedSizes(NamedTuple):
     """Number of params, the 1st and the 99th percentile of gradients, and steps of a run; None: not known."""

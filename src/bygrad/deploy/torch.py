@@ -1,5 +1,7 @@
 """Artifacts as PyTorch optimizers. This module and what it imports never import JAX."""
 
+import functools
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .._core.sizes import NO_HORIZON
 from ..artifacts import Artifact, Step, find
 from ..artifacts import load as load_artifact
 from .torch_rules import Adam, Envelope, Guard, Rule, Scheduled, rule_of
@@ -30,18 +33,19 @@ class LearnedOptimizer(Optimizer):
 
     **Arguments:** `params`: as for every torch optimizer. `artifact`: the name of a shipped artifact, a file, or an
     artifact that was read. `lr`: multiplies every step; 1 is what was trained, so schedulers start from there.
-    `horizon`: how many steps the run will have, for rules that go by it (`Controller`) and for the guard; without, as
-    in the artifact. `guard`: what to fall back to, say `Adam(3e-4)`: then the optimizer moves the params only while it
-    shows that it is better, inside what its artifact says that it was trained on (`Guard`, `Envelope`). Or a function
-    from the bare rule to the guarded one, to choose how. A guard needs the loss of every step, from `step(closure)` or
-    `step(value=loss)`; `lr` multiplies the fallback's steps as well. Call `settle()` when the run ends. Processes that
-    train one model together must give it the same loss.
+    `horizon`: how many steps the run will have, for rules that go by it (`Controller`), whose steps end there, and for
+    the guard; without, as in the artifact, which warns. `guard`: what to fall back to, say `Adam(3e-4)` of this module:
+    then the optimizer moves the params only while it shows that it is better, inside what its artifact says that it was
+    trained on (`Guard`, `Envelope`). Or a function from the bare rule to the guarded one, to choose how. A guard needs
+    the loss of every step, from `step(closure)` or `step(value=loss)`; `lr` multiplies the fallback's steps as well.
+    Call `settle()` when the run ends. Processes that train one model together must give it the same loss.
 
-    **Raises:** `ArtifactError` as `bygrad.artifacts.load` does, and by name for a rule that PyTorch does not have;
-    `TypeError` for params that are not floating-point; `ValueError` for `lr` below 0, and a `horizon` without meaning.
+    **Raises:** `ArtifactError` as `bygrad.artifacts.load` does, and by name for a rule that PyTorch does not have:
+    there are `LSTM` and `Controller`; `TypeError` for params that are not floating-point, and for a `guard` that is
+    none; `ValueError` for `lr` below 0, a `horizon` without meaning, and settings of a param group other than `lr`.
 
         >>> model = torch.nn.Linear(3, 1)
-        >>> optimizer = LearnedOptimizer(model.parameters(), "paper/mnist")
+        >>> optimizer = LearnedOptimizer(model.parameters(), "general/controller", horizon=100)
         >>> scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
         >>> for step in range(3):
         ...     loss = model(torch.ones(4, 3)).square().mean()
@@ -61,17 +65,28 @@ class LearnedOptimizer(Optimizer):
     ) -> None:
         self._artifact = artifact if isinstance(artifact, Artifact) else load_artifact(find(artifact))
         self._rule: Rule = _guarded(rule_of(self._artifact), self._artifact, guard)
-        if not isinstance(lr, Tensor) and not lr >= 0:
-            raise ValueError(
-                f"lr is {lr}, but it multiplies the steps that the optimizer was trained to take: below 0 they would go"
-                " uphill. Give 1, or less for smaller steps."
-            )
+        self._declared = horizon
         if horizon is not None:
             _declare(self._rule, self._artifact, horizon)
+        elif isinstance(self._rule, Scheduled) and (own := self._rule.horizon) is not None:
+            warnings.warn(NO_HORIZON.format(self._artifact.manifest.name, own), stacklevel=2)
+        if not isinstance(lr, Tensor) and 0 < lr < _SMALL:
+            warnings.warn(_SMALL_RATE.format(lr), stacklevel=2)
         # In every param group, because tools that take state dicts apart keep these whole.
         super().__init__(params, {"lr": lr, _THETA: self._artifact.manifest.digest} | self._memory())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if strange := sorted(param_group.keys() - _OF_A_GROUP):
+            raise ValueError(
+                f"A param group sets {strange[0]}, which {self._artifact.manifest.name} does not have: it would be"
+                " ignored. Leave it out. Decay of weights goes into the loss, or is taken off after step()."
+            )
+        rate = param_group.get("lr", self.defaults["lr"])
+        if not isinstance(rate, Tensor) and not rate >= 0:
+            raise ValueError(
+                f"lr is {rate}, but it multiplies the steps that the optimizer was trained to take: below 0 they would"
+                " go uphill. Give 1, or less for smaller steps."
+            )
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
             if not param.is_floating_point():
@@ -117,7 +132,8 @@ class LearnedOptimizer(Optimizer):
             if grad is not None and grad.layout != torch.strided:
                 raise TypeError(
                     f"A gradient has the layout {grad.layout}, and the rule looks at every coordinate. Make the layer"
-                    " give dense gradients: nn.Embedding(..., sparse=False)."
+                    " give dense gradients, nn.Embedding(..., sparse=False), and choose a Controller: an LSTM also"
+                    " moves the rows whose gradient is zero."
                 )
         for param in params:
             if not self.state[param]:
@@ -200,6 +216,14 @@ class LearnedOptimizer(Optimizer):
                 )
             if isinstance(self._rule, Guard):
                 self._check_guard(group[_GUARD].get("settings", {}), self._rule.settings)
+        for state in state_dict["state"].values():
+            saved = next((int(it) for name, it in state.items() if name.split("/")[-1] == "horizon"), None)
+            if None not in (saved, self._declared) and saved != self._declared:
+                raise ValueError(
+                    f"The state dict was saved in a run of {saved} steps, and this optimizer was made for"
+                    f" {self._declared}: the rule goes by the length that its run began with. Give horizon={saved}, or"
+                    " start with a fresh state."
+                )
 
     def _check_guard(self, saved: dict[str, Any], mine: dict[str, Any]) -> None:
         different = [name for name in mine if saved.get(name, mine[name]) != mine[name]]
@@ -220,17 +244,33 @@ _NO_LOSS = (
 )
 
 
+_OF_A_GROUP = {"params", "param_names", "lr", "initial_lr", _THETA, _GUARD}
+"""What a param group may set; `initial_lr` is where a scheduler that is resumed began."""
+
+_SMALL = 0.02
+_SMALL_RATE = (
+    "lr is {}, which multiplies the steps that the optimizer was trained to take, so that they become as small. It is"
+    " not a learning rate as Adam's: leave it out, or give 1, for the steps as they were trained."
+)
+
+
 def _guarded(rule: Rule, artifact: Artifact, guard: Rule | Callable[[Rule], Rule] | None) -> Rule:
     if guard is None:
         return rule
     if isinstance(guard, Rule):
         return Guard(rule, guard, envelope=Envelope.from_training(artifact.manifest.training))
-    return guard(rule)
+    guarded = guard(rule) if inspect.isfunction(guard) or isinstance(guard, functools.partial) else None
+    if not isinstance(guarded, Rule):
+        raise TypeError(
+            f"guard is {guard!r}: there is nothing to fall back to. Give bygrad.deploy.torch.Adam(1e-3), say, or a"
+            " function from the bare rule to a guarded one."
+        )
+    return guarded
 
 
 def _declare(rule: Rule, artifact: Artifact, horizon: int) -> None:
-    if horizon < 1:
-        raise ValueError(f"The horizon is {horizon}, but a run has at least one step. Give how many it will have.")
+    if not isinstance(horizon, int | np.integer) or horizon < 1:
+        raise ValueError(f"The horizon is {horizon}, but a run has one step or more. Give how many it will have.")
     if not isinstance(rule, Scheduled):
         raise ValueError(
             f"{artifact.manifest.name} is a {artifact.manifest.optimizer}, whose steps do not depend on how long a run"

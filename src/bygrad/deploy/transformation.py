@@ -1,6 +1,9 @@
 """Optimizers as optax transformations."""
 
+import functools
+import inspect
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +16,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from optax import GradientTransformationExtraArgs
 
 from .._core import trees
+from .._core.sizes import NO_HORIZON
 from .._core.types import Params, State
 from ..artifacts import Artifact, find
 from ..artifacts import load as load_artifact
@@ -40,20 +44,24 @@ def optax(
     holds $\theta$ as a constant: call it outside `jit`, or inside the program that trains, where that does not matter.)
 
     Updates go downhill already. To scale them, chain with `optax.scale(factor)` or `optax.scale_by_schedule(schedule)`;
-    `optax.scale_by_learning_rate` would turn them around, as it is meant for bare gradients.
+    `optax.scale_by_learning_rate` would turn them around, as it is meant for bare gradients. So would weight decay be:
+    chain with `optax.add_decayed_weights(-rate)` *after* it, which takes `rate` of the weights off at every step. What
+    a guard moves must reach the params as it is: scale inside, each of the two (`Guard`).
 
     **Arguments:** `optimizer`: the name of a shipped artifact, a file, an artifact that was read, or any optimizer of
     this package. `guard`: what to fall back to, say `Adam(3e-4)`: then the optimizer moves the params only while it
     shows that it is better, inside what its artifact says that it was trained on (`Guard`, `Envelope`; give `value`).
     Or a function from the bare optimizer to the guarded one, to choose how. `horizon`: how many steps a run will have,
-    for rules that go by it (`Controller`) and for guards; without, as in the artifact.
+    for rules that go by it (`Controller`), whose steps end there, and for guards; without, as in the artifact, which
+    warns.
 
     **Returns:** A transformation for trees of floating-point arrays of any shapes. Its `update` takes `value`, the loss
     where the gradient was taken, for rules that look at it, and `key`, for rules that draw; other extra arguments
     belong to other parts of a chain and are ignored.
 
-    **Raises:** `ArtifactError` as `load` does. `init` and `update` raise `TypeError` naming the leaf for params that
-    are not floating-point, and `update` `ValueError` for gradients that do not fit the params.
+    **Raises:** `ArtifactError` as `load` does; `TypeError` for what is no optimizer or no guard. `init` and `update`
+    raise `TypeError` naming the leaf for params that are not floating-point, and `update` `ValueError` for gradients
+    that do not fit the params.
 
         >>> import optax, bygrad.deploy
         >>> transformation = optax.chain(bygrad.deploy.optax("paper/quadratic"), optax.scale(0.5))
@@ -64,14 +72,17 @@ def optax(
         True
     """
     envelope = None
+    if not isinstance(optimizer, Optimizer | Artifact | str | os.PathLike):
+        raise TypeError(
+            f"{optimizer!r} is no optimizer that could be deployed. Give the name of an artifact, its file, or an"
+            " optimizer: an instance, bygrad.Adam(1e-3), say, not its class."
+        )
     if not isinstance(optimizer, Optimizer):
         artifact = optimizer if isinstance(optimizer, Artifact) else load_artifact(find(optimizer))
         optimizer, envelope = from_artifact(artifact), Envelope.from_training(artifact.manifest.training)
-    deployed = optimizer
-    if isinstance(guard, Optimizer):
-        deployed = Guard(optimizer, guard, envelope=envelope)
-    elif guard is not None:
-        deployed = guard(optimizer)
+        if horizon is None and (own := getattr(optimizer, "horizon", None)) is not None:
+            warnings.warn(NO_HORIZON.format(artifact.manifest.name, int(own)), stacklevel=2)
+    deployed = _guarded(optimizer, guard, envelope)
     if horizon is not None:
         deployed = _declared(deployed, horizon)
     _check_theta(deployed)
@@ -102,6 +113,23 @@ def _update(
     loss = None if value is None else jnp.asarray(value)
     new_updates, new = state.optimizer.update(updates, state.state, params, value=loss, key=key)
     return new_updates, DeployedState(state.optimizer, new)
+
+
+def _guarded(
+    optimizer: Optimizer, guard: Optimizer | Callable[[Optimizer], Optimizer] | None, envelope: Envelope | None
+) -> Optimizer:
+    if guard is None:
+        return optimizer
+    if isinstance(guard, Optimizer):
+        return Guard(optimizer, guard, envelope=envelope)
+    # Not whatever can be called: a class, or an optax transformation, would fail far from here.
+    guarded = guard(optimizer) if inspect.isfunction(guard) or isinstance(guard, functools.partial) else None
+    if not isinstance(guarded, Optimizer):
+        raise TypeError(
+            f"guard is {guard!r}: there is nothing to fall back to. Give an optimizer of this package,"
+            " bygrad.Adam(1e-3), say, or a function from the bare optimizer to a guarded one."
+        )
+    return guarded
 
 
 def _declared(optimizer: Optimizer, horizon: int) -> Optimizer:
@@ -147,6 +175,11 @@ def _check_theta(optimizer: Optimizer) -> None:
 
 def _check_floating(what: str, tree: PyTree) -> None:
     for name, leaf in trees.named_leaves(tree).items():
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
+            raise TypeError(
+                f"The {what} have a leaf {name or '(the only one)'} that is a {type(leaf).__name__}, no array. Keep the"
+                " arrays alone: eqx.filter(model, eqx.is_inexact_array), for a model of Equinox."
+            )
         dtype = jnp.result_type(leaf)
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(

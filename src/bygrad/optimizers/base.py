@@ -83,8 +83,8 @@ class Scheduled(eqx.Module):
 
 def whole_steps(horizon: int | Int[Array, ""]) -> Int[Array, ""]:
     """Return a horizon as an array; `ValueError` for a number that is no horizon."""
-    if isinstance(horizon, int | np.integer) and horizon < 1:
-        raise ValueError(f"The horizon is {horizon}, but a run has at least one step. Declare how many it will have.")
+    if isinstance(horizon, int | float | np.generic) and (horizon < 1 or horizon != int(horizon)):
+        raise ValueError(f"The horizon is {horizon}, but a run has one step or more. Declare how many it will have.")
     return jnp.asarray(horizon, jnp.int32)
 
 

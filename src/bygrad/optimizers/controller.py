@@ -146,9 +146,13 @@ class Controller(Optimizer, Learned, Scheduled):
         return eqx.tree_at(lambda it: (it.head_times, it.head_bias), self, (head_times, self.head_bias.at[2].add(bias)))
 
     def init(self, params: Params) -> ControllerState:
-        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), params)
+        def zeros(leaf: Array) -> Array:
+            return jnp.zeros_like(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+
+        # Every leaf is a buffer of its own, so that a step may be given the state to write over.
+        mean, square = jax.tree.map(zeros, params), jax.tree.map(zeros, params)
         peak = jnp.zeros(len(jax.tree.leaves(params)), self.head.dtype)
-        return ControllerState(zeros, zeros, peak, jnp.zeros((), jnp.int32), self.horizon)
+        return ControllerState(mean, square, peak, jnp.zeros((), jnp.int32), jnp.copy(self.horizon))
 
     def update(
         self,

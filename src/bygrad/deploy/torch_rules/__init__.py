@@ -19,7 +19,7 @@ def rule_of(artifact: Artifact) -> Rule:
         raise ArtifactError(
             f"{manifest.name} is a {manifest.optimizer}, which this bygrad cannot run in PyTorch",
             f"There is no rule of that name among {', '.join(RULES)}",
-            "Use it in JAX with bygrad.deploy.optax, or upgrade: pip install --upgrade bygrad",
+            "Use it in JAX, with bygrad.deploy.optax",
         )
     rule = RULES[manifest.optimizer]
     if manifest.features != rule.feature_version:

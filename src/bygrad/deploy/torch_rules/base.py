@@ -49,6 +49,11 @@ class Scheduled(abc.ABC):
     def declare(self, horizon: int) -> None:
         """Say how many steps the runs will have that start from now on."""
 
+    @property
+    @abc.abstractmethod
+    def horizon(self) -> int | None:
+        """How many steps a run has that starts now; `None` where it makes no difference."""
+
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype that rules compute in and keep their state in: float32, and float64 for params that are."""

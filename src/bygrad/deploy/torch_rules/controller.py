@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -46,9 +46,19 @@ class Controller(Rule, Scheduled):
         check_shapes(tensors, shapes)
         self._horizon = int(tensors["horizon"])
         self._tensors = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
+        numbers = {"scales": torch.tensor(TIME_SCALES), "parts": torch.tensor(HORIZON_PARTS)}
+        self._tensors |= {name: tensor.double() for name, tensor in numbers.items()}
+        self._constants: dict[Any, _Constants] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_constants": {}}  # they lie on devices that a reader may not have
 
     def declare(self, horizon: int) -> None:
         self._horizon = horizon
+
+    @property
+    def horizon(self) -> int:
+        return self._horizon
 
     def start(self, param: Tensor) -> TensorState:
         dtype = compute_dtype(param)
@@ -70,12 +80,10 @@ class Controller(Rule, Scheduled):
     ) -> list[Tensor]:
         updates: list[Tensor] = [torch.empty(0)] * len(grads)
         for (device, dtype), indices in grouped(grads).items():
-            theta = {name: tensor.to(device, dtype) for name, tensor in self._tensors.items()}
             wide = [grads[index].to(dtype) for index in indices]
+            theta, (b1, b2), (c1, c2), sizes, owners, half_axes = self._constants_for(device, dtype, wide)
             ours, points = [states[index] for index in indices], [params[index] for index in indices]
             count = torch.stack([state["step"] for state in ours]).to(dtype)
-            decays = torch.sigmoid(theta["decays"])
-            (b1, b2), (c1, c2) = decays.tolist(), (1 - decays).tolist()
             bias1, bias2 = -torch.expm1((count + 1)[:, None] * torch.nn.functional.logsigmoid(theta["decays"])).T
 
             # The features come from a sample, in one vector for all tensors, before the moments change.
@@ -84,18 +92,16 @@ class Controller(Rule, Scheduled):
 
             means, squares = [state["mean"] for state in ours], [state["square"] for state in ours]
             g, m, v, p = samples(wide), samples(means), samples(squares), samples(points)
-            sizes = [sample(leaf).numel() for leaf in wide]
-            lengths = torch.tensor(sizes, device=device)
-            inverse1, inverse2 = (torch.repeat_interleave(1 / bias, lengths) for bias in (bias1, bias2))
+            inverse1, inverse2 = ((1 / bias)[owners] for bias in (bias1, bias2))
             m, v = (b1 * m + c1 * g) * inverse1, b2 * v + c2 * g * g
             inverse_root = 1 / (torch.sqrt(v * inverse2 + _UNDER_ROOT) + _EPSILON)
             n, q = m * inverse_root, g * inverse_root
             rows = torch.stack([n * n, q * q, n * q, g * g, p * p, m * m]).split(sizes, dim=1)
             products = torch.stack([row.sum(1) / max(1, size) for row, size in zip(rows, sizes, strict=True)])
             peak = torch.stack([state["peak"] for state in ours])
-            features, peak = _features(products, peak, torch.tensor([leaf.ndim for leaf in wide], device=device) / 2)
+            features, peak = _features(products, peak, half_axes)
             horizon = torch.stack([state["horizon"] for state in ours]).to(dtype)
-            outputs = _outputs(theta, features, _time_features(count, horizon))
+            outputs = _outputs(theta, features, _time_features(theta, count, horizon))
 
             size = -self._learning_rate * torch.exp(outputs[:, 2])
             along_mean, along_grad = size * (1 + outputs[:, 0]) / bias1, size * outputs[:, 1]
@@ -109,19 +115,55 @@ class Controller(Rule, Scheduled):
                 state["step"].add_(1)
         return updates
 
+    def _constants_for(self, device: torch.device, dtype: torch.dtype, grads: Sequence[Tensor]) -> "_Constants":
+        """What no step changes, once for all: to send it to an accelerator in every step would wait for that."""
+        shapes = tuple(grad.shape for grad in grads)
+        if (key := (device, dtype, shapes)) not in self._constants:
+            decays = torch.sigmoid(self._tensors["decays"].to(dtype))
+            sizes = [len(range(0, grad.numel(), stride_of(grad))) for grad in grads]
+            owners = np.repeat(np.arange(len(sizes)), sizes)
+            if len(self._constants) == 16:  # params take turns in having gradients
+                self._constants.clear()
+            self._constants[key] = _Constants(
+                {name: tensor.to(device, dtype) for name, tensor in self._tensors.items()},
+                decays.tolist(),
+                (1 - decays).tolist(),
+                sizes,
+                torch.from_numpy(owners).to(device),
+                torch.tensor([len(shape) / 2 for shape in shapes], dtype=dtype).to(device),
+            )
+        return self._constants[key]
 
-def sample(leaf: Tensor) -> Tensor:
-    """Return at most `SAMPLE` entries, the same ones as in JAX."""
+
+class _Constants(NamedTuple):
+    r"""$\theta$ on a device; how much of the moments is kept, and how much comes; for tensors of some shapes, the sizes
+    of their samples, the tensor of each sample, and half the number of axes."""
+
+    theta: dict[str, Tensor]
+    kept: list[float]
+    taken: list[float]
+    sizes: list[int]
+    owners: Tensor
+    half_axes: Tensor
+
+
+def stride_of(leaf: Tensor) -> int:
+    """Return how far apart the entries of `sample` lie."""
     stride = max(1, -(-leaf.numel() // SAMPLE))
     while leaf.ndim and leaf.numel() and math.gcd(stride, leaf.shape[-1]) > 1:
         stride += 1
-    return leaf.reshape(-1)[::stride]
+    return stride
 
 
-def _time_features(count: Tensor, horizon: Tensor) -> Tensor:
+def sample(leaf: Tensor) -> Tensor:
+    """Return at most `SAMPLE` entries, the same ones as in JAX."""
+    return leaf.reshape(-1)[:: stride_of(leaf)]
+
+
+def _time_features(theta: Mapping[str, Tensor], count: Tensor, horizon: Tensor) -> Tensor:
     time = torch.minimum(count, horizon)[:, None]
-    scales, parts = (count.new_tensor(numbers) for numbers in (TIME_SCALES, HORIZON_PARTS))
-    return torch.tanh(torch.cat([time / scales - 1, 8 * (time / horizon.clamp(min=1)[:, None] - parts)], dim=1))
+    of_run = 8 * (time / horizon.clamp(min=1)[:, None] - theta["parts"])
+    return torch.tanh(torch.cat([time / theta["scales"] - 1, of_run], dim=1))
 
 
 def _features(products: Tensor, peak: Tensor, half_axes: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +179,7 @@ def _features(products: Tensor, peak: Tensor, half_axes: Tensor) -> tuple[Tensor
         torch.log(rms_g / peak) / 4,
         torch.log10(pp + _SMALLEST_PARAMS) / 4,
         torch.log((mm + _UNDER_ROOT) / (gg + _UNDER_ROOT)) / 2,
-        half_axes.to(peak.dtype),
+        half_axes,
     ]
     return torch.stack(features, dim=1), peak
 

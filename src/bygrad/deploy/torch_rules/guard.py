@@ -79,6 +79,11 @@ class Guard(Rule, Scheduled):
                 rule.declare(horizon)
         self._trials = self._trials._replace(horizon=horizon)
 
+    @property
+    def horizon(self) -> int | None:
+        """That of the learned rule: trials without one are still judged."""
+        return self.learned.horizon if isinstance(self.learned, Scheduled) else None
+
     def start(self, param: Tensor) -> TensorState:
         fallback = self.fallback.start(param)
         state = _named(_LEARNED, self.learned.start(param)) | _named(_FALLBACK, fallback)
