@@ -253,7 +253,7 @@ def test_a_horizon_is_declared_to_rules_that_go_by_it(small, params):
     states = [deployed(controller, horizon=horizon).init(params) for horizon in (7, None)]
     assert [int(state.optimizer.horizon) for state in states] == [7, int(controller.horizon)]
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
-    with pytest.raises(ValueError, match=r"steps of a LSTM do not depend .* horizon=7 would change nothing"):
+    with pytest.raises(ValueError, match=r"steps of LSTM do not depend .* horizon=7 would change nothing"):
         deployed(small, horizon=7)
 
 

@@ -135,7 +135,7 @@ def _guarded(
 def _declared(optimizer: Optimizer, horizon: int) -> Optimizer:
     if not isinstance(optimizer, Scheduled):
         raise ValueError(
-            f"The steps of a {type(optimizer).__name__} do not depend on how long a run will be: horizon={horizon}"
+            f"The steps of {type(optimizer).__name__} do not depend on how long a run will be: horizon={horizon}"
             " would change nothing. Leave it out, and chain with optax.scale_by_schedule."
         )
     return declare(optimizer, horizon)
