@@ -39,10 +39,10 @@ def test_segments_leave_no_trace(optimizer: Optimizer) -> None:
 
 
 def test_memory_does_not_grow_with_the_window() -> None:
-    optimizer = LSTM(jax.random.key(0), (3, 2))
+    optimizer = LSTM(jax.random.key(0))
 
     def bytes_needed(truncation: int, segment: int) -> int:
-        windows = Windows(Quadratic(40), truncation, truncation, 4)
+        windows = Windows(Quadratic(500), truncation, truncation, 4)  # several blocks of coordinates
         state = windows.begin(optimizer, jax.random.key(1))
         lowered = estimate.lower(Replay(segment=segment), optimizer, windows, state)
         return lowered.compile().compiled.memory_analysis().temp_size_in_bytes

@@ -273,8 +273,9 @@ def _declare(rule: Rule, artifact: Artifact, horizon: int) -> None:
         raise ValueError(f"The horizon is {horizon}, but a run has one step or more. Give how many it will have.")
     if not isinstance(rule, Scheduled):
         raise ValueError(
-            f"{artifact.manifest.name} has the rule {artifact.manifest.optimizer}, whose steps do not depend on how long a run"
-            f" will be: horizon={horizon} would change nothing. Leave it out, and use a learning-rate scheduler."
+            f"{artifact.manifest.name} has the rule {artifact.manifest.optimizer}, whose steps do not depend on how"
+            f" long a run will be: horizon={horizon} would change nothing. Leave it out, and use a learning-rate"
+            " scheduler."
         )
     rule.declare(horizon)
 

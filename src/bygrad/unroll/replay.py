@@ -95,20 +95,26 @@ def replay_coordinates(
 
     `state` has leaves `[..., c]`. The last block is filled up with coordinates whose cotangents are zero.
     """
-    count = grads.shape[1]
-    block = max(1, min(optimizer.block, count))
-    blocks = -(-count // block)
-
-    def split(array: Array) -> Array:
-        padding = [(0, 0)] * (array.ndim - 1) + [(0, blocks * block - count)]
-        array = jnp.pad(array, padding).reshape(*array.shape[:-1], blocks, block)
-        return jnp.moveaxis(array, -2, 0)
 
     def body(total: PyTree, inputs: tuple) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, optimizer.pullback(*inputs)), None
 
     dtype = optimizer.dtype
-    pieces = (split(grads.astype(dtype)), jax.tree.map(split, state), split(cots.astype(dtype)))
+    pieces = in_blocks((grads.astype(dtype), state, cots.astype(dtype)), optimizer.block)
     zero = jax.tree.map(jnp.zeros_like, eqx.filter(optimizer, eqx.is_inexact_array))
     total, _ = jax.lax.scan(body, zero, pieces)
     return total
+
+
+def in_blocks(arrays: PyTree, block: int) -> PyTree:
+    """Cut arrays `[..., c]` into `[blocks, ..., block]`; the last block is filled up with zeros."""
+
+    def split(array: Array) -> Array:
+        count = array.shape[-1]
+        width = max(1, min(block, count))
+        blocks = -(-count // width)
+        padding = [(0, 0)] * (array.ndim - 1) + [(0, blocks * width - count)]
+        array = jnp.pad(array, padding).reshape(*array.shape[:-1], blocks, width)
+        return jnp.moveaxis(array, -2, 0)
+
+    return jax.tree.map(split, arrays)

@@ -6,6 +6,7 @@ with sublinear memory cost", there for backpropagation). A run depends on its ke
 the same gradients as the first, bit for bit.
 """
 
+import dataclasses
 from typing import TypeVar
 
 import equinox as eqx
@@ -14,13 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._core.types import State
-from ..optimizers import Optimizer
+from ..optimizers import Coordinatewise, Optimizer
 from ..problems import ProblemFamily
 from .lift import lift
-from .replay import cotangents
+from .replay import cotangents, in_blocks
 from .rollout import Inner, Trajectory, observe, rollout
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
+AnyCoordinatewise = TypeVar("AnyCoordinatewise", bound=Coordinatewise)
 
 
 def replay_in_segments(
@@ -35,17 +37,18 @@ def replay_in_segments(
     what `rollout`, `cotangents` and `replay` give together.
     """
 
-    def forward(inner: Inner, _: None) -> tuple[Inner, tuple[Inner, Array]]:
+    def forward(inner: Inner, _: None) -> tuple[Inner, tuple[Inner, Array, Array]]:
         end, trajectory = rollout(optimizer, family, inner, segment)
-        return end, (inner, jnp.sum(trajectory.value, axis=0))
+        return end, (_without_problems(inner), trajectory.value[0], jnp.sum(trajectory.value[1:], axis=0))
 
-    end, (starts, sums) = jax.lax.scan(forward, inner, None, length=steps // segment)
+    end, (starts, firsts, rest) = jax.lax.scan(forward, inner, None, length=steps // segment)
     end_value, end_grads, _ = observe(lift(optimizer), family, end)
-    first_value, _, _ = observe(lift(optimizer), family, inner)
-    losses = (jnp.sum(sums, axis=0) - first_value + end_value) / steps
+    # The window's first loss is no loss after an update, and never in the sum: it may be larger than all others.
+    losses = (jnp.sum(rest, axis=0) + jnp.sum(firsts[1:], axis=0) + end_value) / steps
 
     def backward(carry: tuple[PyTree, PyTree, PyTree], start: Inner) -> tuple[tuple[PyTree, PyTree, PyTree], None]:
         theta, later, state_cotangent = carry
+        start = dataclasses.replace(start, instance=inner.instance)
         # `later` sums the gradients from the segment's end on: it stands where the end's own gradient would.
         trajectory = rollout(optimizer, family, start, segment)[1]
         trajectory = eqx.tree_at(lambda it: it.end_grads, trajectory, later)
@@ -59,10 +62,17 @@ def replay_in_segments(
     return end, losses, gradient
 
 
+def _without_problems(inner: Inner) -> Inner:
+    """Leave out what no step changes, so that it is not kept once for each segment."""
+    return dataclasses.replace(inner, instance=None)
+
+
 def _pull_back(
     optimizer: AnyOptimizer, trajectory: Trajectory, weights: PyTree, state_cotangent: State
 ) -> tuple[AnyOptimizer, State]:
     """Pull the cotangents of a segment's updates and of its last state back to the optimizer and its first state."""
+    if isinstance(optimizer, Coordinatewise):
+        return _pull_coordinates_back(optimizer, trajectory, weights, state_cotangent)
     seen = (trajectory.grads, trajectory.params, trajectory.value, trajectory.key)
 
     def objective(moving: tuple[AnyOptimizer, State], fixed: tuple[AnyOptimizer, State]) -> Float[Array, ""]:
@@ -81,3 +91,42 @@ def _pull_back(
 
     moving, fixed = eqx.partition((optimizer, trajectory.start), eqx.is_inexact_array)
     return jax.grad(objective)(moving, fixed)
+
+
+def _pull_coordinates_back(
+    optimizer: AnyCoordinatewise, trajectory: Trajectory, weights: PyTree, state_cotangent: State
+) -> tuple[AnyCoordinatewise, State]:
+    """Do so block by block: what one run of the rule keeps for its way back is more than all that a segment records."""
+    moving, fixed = eqx.partition((optimizer, trajectory.start), eqx.is_inexact_array)
+    theta, fixed_theta = moving[0], fixed[0]
+
+    def joined(tree: PyTree) -> PyTree:  # instances and coordinates are one axis
+        return jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], -1), tree)
+
+    def objective(theta: PyTree, state: PyTree, fixed_state: PyTree, seen: tuple) -> Float[Array, ""]:
+        optimizer = eqx.combine(theta, fixed_theta)
+
+        def body(state: State, inputs: tuple[Array, Array]) -> tuple[State, Array]:
+            grads, cotangent = inputs
+            updates, state = optimizer.step(grads, state)
+            return state, jnp.vdot(updates, cotangent)
+
+        grads, cots, end = seen
+        state, terms = jax.lax.scan(body, eqx.combine(state, fixed_state), (grads, cots))
+        ends = jax.tree.map(lambda s, c: jnp.sum(s * c), eqx.filter(state, eqx.is_inexact_array), end)
+        return jnp.sum(terms) + sum(jax.tree.leaves(ends), start=jnp.zeros(()))
+
+    def body(total: PyTree, piece: tuple) -> tuple[PyTree, State]:
+        part, before = jax.grad(objective, argnums=(0, 1))(theta, *piece)
+        return jax.tree.map(jnp.add, total, part), before
+
+    grads, cots = (joined(array).astype(optimizer.dtype) for array in (trajectory.grads, weights))
+    start, fixed_start, end = (joined(tree) for tree in (moving[1], fixed[1], state_cotangent))
+    pieces = in_blocks((start, fixed_start, (grads, cots, end)), optimizer.block)
+    total, before = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, theta), pieces)
+
+    def whole(pieces: Array, like: Array) -> Array:
+        row = jnp.moveaxis(pieces, 0, -2).reshape(*like.shape[:-2], -1)
+        return row[..., : like.shape[-2] * like.shape[-1]].reshape(like.shape)
+
+    return total, jax.tree.map(whole, before, moving[1])
