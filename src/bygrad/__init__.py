@@ -82,6 +82,11 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     if name in _ROOMS:
         return importlib.import_module(f".{name}", __name__)
+    # Only now, since it imports JAX: what a room has, a user may have expected here.
+    if not name.startswith("_"):
+        for room in _ROOMS:
+            if name in getattr(importlib.import_module(f".{room}", __name__), "__all__", ()):
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}: it is in {__name__}.{room}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

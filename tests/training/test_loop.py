@@ -15,7 +15,7 @@ import safetensors.numpy
 from bygrad.metagrads import Estimate, Estimator, Replay
 from bygrad.optimizers import LSTM, SGD, AdamWCosine, Nesterov, to_portable
 from bygrad.problems import ProblemFamily, Quadratic
-from bygrad.training import MetaTrained, Recipe, RolledBack, Stepped, Validated, Warned, meta_train
+from bygrad.training import Event, MetaTrained, Recipe, RolledBack, Stepped, Validated, Warned, meta_train
 from bygrad.training.loop import MAX_ROLLBACKS
 from bygrad.unroll import loss_curves
 
@@ -244,14 +244,22 @@ def test_hopeless_meta_training_stops_and_keeps_the_best(tmp_path: Path):
 
 def test_learning_nothing_is_said(tmp_path: Path):
     recipe = Recipe(**TINY, meta_steps=3, meta_learning_rate=1e-9, validate_every=2)
-    trained = meta_train(Nesterov(0.1), Bowl(), recipe)
+    with pytest.warns(UserWarning, match="did not improve the area"):  # nobody watches
+        trained = meta_train(Nesterov(0.1), Bowl(), recipe)
     assert isinstance(trained.log.events[-1], Warned)
     assert "did not improve the area on held-out instances" in trained.log.events[-1].message
     assert "Try a meta-learning-rate 3 times larger or smaller" in trained.log.events[-1].message
 
 
+def test_resuming_without_a_folder_is_refused():
+    with pytest.raises(ValueError, match="no folder is given"):
+        meta_train(SGD(), Bowl(), Recipe(**TINY), resume=True)
+
+
 def test_that_nothing_was_ever_finite_is_said():
-    trained = meta_train(SGD(1e30), Bowl(), Recipe(**TINY, meta_steps=2, validate_every=2))
+    heard: list[Event] = []
+    trained = meta_train(SGD(1e30), Bowl(), Recipe(**TINY, meta_steps=2, validate_every=2), watch=heard.append)
+    assert heard[-1] is trained.log.events[-1]
     assert not np.isfinite(trained.best.area)
     assert "No area on held-out instances was ever finite" in trained.log.events[-1].message
 
@@ -280,7 +288,7 @@ def test_losses_may_be_negative():
         # Which of two that are nearly alike is the best, rounding decides.
         np.testing.assert_allclose(shifted.optimizer.learning_rate, plain.optimizer.learning_rate, rtol=2e-2)
     idle = Recipe(**TINY, meta_steps=3, meta_learning_rate=1e-9, validate_every=2)
-    assert meta_train(Nesterov(0.1), Shifted(-1.0), idle).log.of(Warned)
+    assert meta_train(Nesterov(0.1), Shifted(-1.0), idle, watch=lambda event: None).log.of(Warned)
 
 
 @pytest.mark.core

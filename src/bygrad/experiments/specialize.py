@@ -271,7 +271,7 @@ def _paced(recipe: Recipe, start: Optimizer, is_pretrained: bool, family: Proble
         return dataclasses.replace(recipe, **json.loads(path.read_text()))
     began = time.perf_counter()
     pilot = dataclasses.replace(recipe, meta_steps=PILOT_STEPS, seconds=None)
-    times = [event.seconds for event in meta_train(start, family, pilot).log.of(Stepped)]
+    times = [event.seconds for event in meta_train(start, family, pilot, watch=lambda _: None).log.of(Stepped)]
     step = (times[-1] - times[1]) / (len(times) - 2)
     left = recipe.seconds - (time.perf_counter() - began) if recipe.seconds is not None else math.inf
     pace = pace_of(recipe, left, step, is_pretrained)

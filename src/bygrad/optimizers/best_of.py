@@ -117,10 +117,13 @@ class BestOf(Optimizer):
         best, best_value = trees.where(better, (wide, loss), (state.best, state.best_value))
 
         seen = grads, params, value
-        moved = self._advance(self.learned, state.learned, state.fallback.params, seen, key)
-        learned = trees.where(turn, moved, state.learned)
-        moved = self._advance(self.fallback, state.fallback, state.fallback.params, seen, key)
-        fallback = trees.where(turn, state.fallback, moved)
+        home = state.fallback.params
+        # One branch only is computed: a step of the other would be thrown away.
+        learned, fallback = jax.lax.cond(
+            turn,
+            lambda: (self._advance(self.learned, state.learned, home, seen, key), state.fallback),
+            lambda: (state.learned, self._advance(self.fallback, state.fallback, home, seen, key)),
+        )
         steps = state.steps + 1
         # The next call is number steps + 1: it is the learned optimizer's if its part then grows to the next whole.
         next_turn = jnp.floor(self.share * (steps + 1) + 1e-4) > jnp.floor(self.share * steps + 1e-4)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -55,7 +56,7 @@ def meta_train(
 
     **Arguments:** `folder`: where to keep the checkpoint and the log (`log.jsonl`); without one nothing is written.
     `resume`: go on from the folder's checkpoint, to the same result, bit for bit on the same machine, as if there had
-    been no interruption. `watch`: is called with every event.
+    been no interruption. `watch`: is called with every event; without, what is to be warned of is a Python warning.
 
     All devices are used, and where the program runs as several processes (`jax.distributed.initialize`, before
     anything else), those of all processes; each must make the same call. The instances are divided among them; the
@@ -70,6 +71,8 @@ def meta_train(
     whatever the meta-learning-rate; the best optimizer so far is in the checkpoint. `LostProcessError`: another process
     is gone; the folder holds the last checkpoint.
     """
+    if resume and folder is None:
+        raise ValueError("resume is on, but no folder is given, so there is nothing to go on with. Name the folder.")
     recipe = Recipe() if recipe is None else recipe
     check_family(family, jax.random.key(recipe.seed))
     folder = None if folder is None else Path(folder)
@@ -102,6 +105,12 @@ def _has_checkpoint(folder: Path | None) -> bool:
     return from_lead(lambda: str(found).encode()) == b"True"
 
 
+def _warn(event: Event) -> None:
+    """What a program that watches nothing must hear of all the same."""
+    if isinstance(event, Warned):
+        warnings.warn(event.message, stacklevel=2)
+
+
 class _MetaTraining(Generic[AnyOptimizer]):
     """One meta-training under way."""
 
@@ -115,7 +124,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
     ):
         self.recipe, self.folder = recipe, folder
         self.devices = Devices.sharing(recipe.instances)
-        self.watch = watch if self.devices.lead else None
+        self.watch = (_warn if watch is None else watch) if self.devices.lead else None
         if recipe.seconds is not None and jax.process_count() > 1:
             raise ValueError(
                 f"The recipe ends after {recipe.seconds} s, but {jax.process_count()} processes have as many clocks,"
@@ -268,7 +277,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
         return learner, interrupted() if report.asked is None else float(report.asked) > 0
 
     def _judge(self, moved: Learner, report: Report) -> Learner:
-        step, loss, norm = int(moved.step), float(report.loss), float(report.norm)
+        step, report = jax.device_get((moved.step, report))  # at once: each by itself would wait for the device
+        step, loss, norm = int(step), float(report.loss), float(report.norm)
         if not report.finite:
             what = f"the meta-loss was {loss}" if not np.isfinite(loss) else f"the meta-gradient's norm was {norm}"
             return self._roll_back(moved, step, what)
