@@ -46,8 +46,8 @@ class Controller(Rule, Scheduled):
         check_shapes(tensors, shapes)
         self._horizon = int(tensors["horizon"])
         self._tensors = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
-        numbers = {"scales": torch.tensor(TIME_SCALES), "parts": torch.tensor(HORIZON_PARTS)}
-        self._tensors |= {name: tensor.double() for name, tensor in numbers.items()}
+        numbers = {"scales": TIME_SCALES, "parts": HORIZON_PARTS, "under_root": _UNDER_ROOT}
+        self._tensors |= {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
         self._constants: dict[Any, _Constants] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -107,9 +107,9 @@ class Controller(Rule, Scheduled):
             along_mean, along_grad = size * (1 + outputs[:, 0]) / bias1, size * outputs[:, 1]
             inverse2 = 1 / bias2
             for k, (index, grad, state) in enumerate(zip(indices, wide, ours, strict=True)):
-                mean = state["mean"].mul_(b1).add_(grad, alpha=c1)
+                mean = state["mean"].lerp_(grad, c1)
                 square = state["square"].mul_(b2).addcmul_(grad, grad, value=c2)
-                root = (square * inverse2[k]).add_(_UNDER_ROOT).sqrt_().add_(_EPSILON)
+                root = torch.addcmul(theta["under_root"], square, inverse2[k]).sqrt_().add_(_EPSILON)
                 updates[index] = (mean * along_mean[k]).addcmul_(grad, along_grad[k]).div_(root)
                 state["peak"].copy_(peak[k])
                 state["step"].add_(1)
