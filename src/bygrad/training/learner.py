@@ -24,7 +24,8 @@ class Learner(eqx.Module):
     """All that a checkpoint must hold; arrays only, beside the optimizer's static configuration.
 
     `inner`: the estimator's state. `rate`: factor on the meta-learning-rate, halved by every rollback. `good`: where to
-    roll back to. `best_scores`: step, area and final loss of `best`.
+    roll back to. `best_scores`: step, area and final loss of `best`. `start_scores`: area and final loss at the first
+    validation. `validated`: the step of the last one; -1 before there is any.
     """
 
     optimizer: Optimizer
@@ -36,6 +37,8 @@ class Learner(eqx.Module):
     good: tuple[Optimizer, PyTree]
     best: Optimizer
     best_scores: Float[Array, " 3"]
+    start_scores: Float[Array, " 2"]
+    validated: Int[Array, ""]
 
     @classmethod
     def fresh(
@@ -54,6 +57,8 @@ class Learner(eqx.Module):
             good=(optimizer, meta_state),
             best=optimizer,
             best_scores=jnp.array([0.0, jnp.inf, jnp.inf]),
+            start_scores=jnp.array([jnp.inf, jnp.inf]),
+            validated=jnp.array(-1, jnp.int32),
         )
         learner = devices.place(learner)
         return learner.with_inner(begin(learner.optimizer, windows, estimator, devices, key))

@@ -30,6 +30,8 @@ AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 MAX_ROLLBACKS = 10
 """After so many returns to a good state, going on is hopeless: the meta-learning-rate is then 1,000 times smaller."""
+MEASURES = ("area", "final")
+"""What a validation gives, in the order in which a `Learner` keeps scores."""
 CHECKPOINT, BEFORE = "checkpoint.safetensors", "before"
 """In the folder of a meta-training: its checkpoint, and the folder of what was carried out before it."""
 
@@ -111,6 +113,10 @@ def _warn(event: Event) -> None:
         warnings.warn(event.message, stacklevel=2)
 
 
+def _is_validated(learner: Learner) -> bool:
+    return int(learner.validated) == int(learner.step)
+
+
 class _MetaTraining(Generic[AnyOptimizer]):
     """One meta-training under way."""
 
@@ -184,14 +190,14 @@ class _MetaTraining(Generic[AnyOptimizer]):
         with _interruptible() as interrupted:
             while int(learner.step) < self.recipe.meta_steps and self._spent < 1:
                 # Validation belongs to the step that follows it, so that a run resumed there validates once.
-                if int(learner.step) % self.recipe.validate_every == 0 and not self._validated(int(learner.step)):
+                if int(learner.step) % self.recipe.validate_every == 0 and not _is_validated(learner):
                     learner = self._validate(learner)
                     self._save(learner)
                 learner, asked = self._advance(learner, interrupted)
                 if asked:
                     self._save(learner)
                     raise KeyboardInterrupt
-            if not self._validated(int(learner.step)):
+            if not _is_validated(learner):
                 learner = self._validate(learner)
                 self._save(learner)
             if jax.process_count() == 1 and interrupted():  # several would not agree here on whether to stop
@@ -241,16 +247,6 @@ class _MetaTraining(Generic[AnyOptimizer]):
         self.seconds_before, self.started = info["seconds"], time.perf_counter()
         self.log.rewind(int(learner.step), info["seconds"])
         self.log.recall(from_lead(self.log.text.encode).decode(), int(learner.step), info["seconds"])
-        if not self._validated(0):
-            self._tell(
-                Warned(
-                    int(learner.step),
-                    f"The log that belongs to the checkpoint in {self.folder} is not there, or has lost its beginning:"
-                    " what validated at the start is forgotten, and meta-training counts as lost only where it is worse"
-                    " than at the next validation. To go on as it would have, copy log.jsonl as well.",
-                    self.seconds,
-                )
-            )
         self.saved = int(learner.step)
         inner = self.devices.place(learner.inner, self.recipe.estimator.axes(learner.optimizer, learner.inner))
         return self.devices.place(eqx.tree_at(lambda it: it.inner, learner, None)).with_inner(inner)
@@ -340,9 +336,6 @@ class _MetaTraining(Generic[AnyOptimizer]):
         sizes = needs["a meta-step"][0], needs["a validation"][0], available
         self._tell(Planned(int(learner.step), *sizes, compile_seconds, self.seconds, self.recipe.meta_steps))
 
-    def _validated(self, step: int) -> bool:
-        return any(event.step == step for event in self.log.of(Validated))
-
     def _validate(self, learner: Learner) -> Learner:
         losses = np.asarray(curves(*self._validation(learner)))
         area = float(np.mean(np.sum(losses[:, :-1], axis=1)))
@@ -350,23 +343,24 @@ class _MetaTraining(Generic[AnyOptimizer]):
         if not np.isfinite(area + final) and int(learner.step) > 0:
             return self._roll_back(learner, int(learner.step), f"validation gave an area of {area}")
         score = {"area": area, "final": final}[self.recipe.select]
-        lowest = float(learner.best_scores[{"area": 1, "final": 2}[self.recipe.select]])
-        if self._is_lost(score, lowest):
+        measure = MEASURES.index(self.recipe.select)
+        lowest, at_the_start = float(learner.best_scores[1 + measure]), float(learner.start_scores[measure])
+        # Where nothing is left of what it had, meta-training seldom comes back from.
+        if score > at_the_start and score - lowest > abs(lowest):
             what = f"validation gave {self.recipe.select} {score:.4g}, worse than at the start and than twice the best"
             return self._roll_back(learner, int(learner.step), what)
         best = score < lowest
         self._tell(Validated(int(learner.step), area, final, best, self.seconds))
-        learner = eqx.tree_at(lambda it: it.good, learner, (learner.optimizer, learner.meta_state))
+        scores = self.devices.place(jnp.array([float(learner.step), area, final], learner.best_scores.dtype))
+        start = scores[1:] if int(learner.validated) < 0 else learner.start_scores
+        learner = eqx.tree_at(
+            lambda it: (it.good, it.start_scores, it.validated),
+            learner,
+            ((learner.optimizer, learner.meta_state), start, learner.step),
+        )
         if best:
-            new = self.devices.place(jnp.array([float(learner.step), area, final], learner.best_scores.dtype))
-            learner = eqx.tree_at(lambda it: (it.best, it.best_scores), learner, (learner.optimizer, new))
+            learner = eqx.tree_at(lambda it: (it.best, it.best_scores), learner, (learner.optimizer, scores))
         return learner
-
-    def _is_lost(self, score: float, lowest: float) -> bool:
-        """Whether meta-training has gone where nothing is left of what it had: it seldom comes back from there."""
-        validated = self.log.of(Validated)
-        worse_than_at_the_start = bool(validated) and score > getattr(validated[0], self.recipe.select)
-        return worse_than_at_the_start and score - lowest > abs(lowest)
 
     def _warn_of_idle_devices(self, learner: Learner) -> None:
         if idle := self.devices.idle:
@@ -382,10 +376,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
 
     def _warn_if_nothing_was_learned(self, learner: Learner) -> None:
         measure = self.recipe.select
-        if not (validated := self.log.of(Validated)):
-            return  # the log was lost, and nothing has validated since
-        before = getattr(validated[0], measure)
-        after = float(learner.best_scores[1 if measure == "area" else 2])
+        before = float(learner.start_scores[MEASURES.index(measure)])
+        after = float(learner.best_scores[1 + MEASURES.index(measure)])
         if not np.isfinite(after):
             self._tell(
                 Warned(
