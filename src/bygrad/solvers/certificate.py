@@ -1,9 +1,9 @@
 """What held-out instances prove about new ones, exactly and whatever the distribution; and when it no longer holds."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
+from scipy import special
 
 CONFIDENCE = 0.999
 """With which bounds hold: one certificate in a thousand may be wrong."""
@@ -24,9 +24,7 @@ def failure_bound(failures: int, trials: int, confidence: float = CONFIDENCE) ->
     **Raises:** `ValueError` for counts that cannot be.
     """
     _check(failures, trials, confidence)
-    if failures == trials:
-        return 1.0
-    return _bisect(lambda p: _at_most(failures, trials, p) >= 1 - confidence)
+    return 1.0 if failures == trials else float(special.betaincinv(failures + 1, trials - failures, confidence))
 
 
 def percentile_bound(values: np.ndarray, quantile: float = 0.99, confidence: float = CONFIDENCE) -> float:
@@ -40,7 +38,7 @@ def percentile_bound(values: np.ndarray, quantile: float = 0.99, confidence: flo
     """
     count = len(values)
     _check(0, count, confidence)
-    enough = np.flatnonzero(_cumulative(count, quantile)[:-1] >= confidence)  # at most k - 1 lie below, for k = 1, ...
+    enough = np.flatnonzero(special.bdtr(np.arange(count), count, quantile) >= confidence)  # at most 0, 1, ... below
     return float(np.sort(values)[enough[0]]) if len(enough) else math.inf
 
 
@@ -56,7 +54,8 @@ def has_drifted(
         return False
     half = 1 - (1 - confidence) / 2
     rate = failure_bound(known_failures, known_trials, half)
-    return failures > 0 and rate < 1 and 1 - _at_most(failures - 1, trials, rate) <= 1 - half
+    # `bdtrc`: the probability of more than so many.
+    return failures > 0 and rate < 1 and float(special.bdtrc(failures - 1, trials, rate)) <= 1 - half
 
 
 def _check(failures: int, trials: int, confidence: float) -> None:
@@ -65,27 +64,3 @@ def _check(failures: int, trials: int, confidence: float) -> None:
             f"{failures} failures in {trials} trials at a confidence of {confidence} bound nothing. Give at least one"
             " trial, no more failures than trials, and a confidence between 0 and 1."
         )
-
-
-def _at_most(count: int, trials: int, p: float) -> float:
-    """Return the probability of at most `count` successes in `trials`."""
-    if p <= 0 or count >= trials:
-        return 1.0
-    return 0.0 if p >= 1 else float(_cumulative(trials, p)[count])
-
-
-def _cumulative(trials: int, p: float) -> np.ndarray:
-    """Return the probabilities of at most 0, 1, ..., `trials` successes, for p inside (0, 1)."""
-    k = np.arange(trials + 1)
-    logs = np.concatenate([[0.0], np.cumsum(np.log(k[1:]))])  # of the factorials
-    terms = logs[trials] - logs - logs[::-1] + k * math.log(p) + (trials - k) * math.log1p(-p)
-    return np.minimum(np.cumsum(np.exp(terms)), 1.0)
-
-
-def _bisect(holds: Callable[[float], bool]) -> float:
-    """Return the end of the interval from 0 in which a condition holds."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return high
