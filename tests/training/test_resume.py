@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from bygrad.metagrads import Replay
-from bygrad.optimizers import LSTM, Nesterov, Optimizer, to_portable
+from bygrad.optimizers import LSTM, Nesterov, Optimizer
 from bygrad.problems import Quadratic
 from bygrad.training import (
     CheckpointError,
@@ -268,8 +268,3 @@ def test_a_log_that_was_lost_does_not_stop_the_resumption(uninterrupted, tmp_pat
     resumed = meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path, resume=True)
     assert "copy log.jsonl as well" in resumed.log.of(Warned)[0].message
     assert digest(resumed.optimizer) == digest(reference.optimizer)
-
-
-def test_a_portable_of_the_result_is_that_of_the_reference(uninterrupted):
-    reference, _ = uninterrupted("LSTM")
-    assert all(np.all(np.isfinite(tensor)) for tensor in to_portable(reference.optimizer).tensors.values())
