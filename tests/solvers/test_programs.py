@@ -80,6 +80,15 @@ def data() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(40, 4))
 
 
+def test_the_loss_is_the_objective_and_what_violations_cost():
+    family, instance, params = Plan(priced=True), np.array([0.5, -1.0, 2.0, 0.0]), np.array([1.5, 0.5, -0.25, 0.5])
+    quadratic = np.diag([1.0, 2.0, 0.0, 3.0]) + 0.1
+    hard = np.array([2.25 - 1, 1.5 - 1, -0.25])  # of the sum, and of two limits
+    expected = 0.5 * params @ quadratic @ params + instance @ params + 0.5 * 100 * hard @ hard + 0.3 * 1.0
+    found = family.loss(jnp.asarray(params, jnp.float32), jnp.asarray(instance, jnp.float32), None)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("flat", [False, True], ids=["curved", "flat"])
 def test_the_reduction_is_diagonal_and_without_equations(flat):
     rng = np.random.default_rng(1)
