@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -146,6 +147,43 @@ def test_evaluate_compares_and_writes(trained, family, tmp_path, capsys):
     assert (out / "report.html").is_file()
     assert json.loads((out / "results.json").read_text())["optimizers"] == results["optimizers"]
     assert "would be overwritten" in refusal(command, capsys)
+
+
+def test_specialize_and_reproduce_carry_out_what_they_are_told(family, tmp_path, capsys, monkeypatch):
+    told = {}
+
+    def specialize(problems, budget, **options):
+        told.update(options, family=type(problems).__name__, budget=budget)
+        return SimpleNamespace(results={"found": 1}, path=tmp_path / "optimizer.safetensors")
+
+    monkeypatch.setattr("bygrad.experiments.specialize", specialize)
+    out, file = tmp_path / "out", tmp_path / "results.json"
+    common = ["--seed", "5", "--out", str(out), "--json", str(file), "--resume"]
+    command = ["specialize", family, "--budget", "7s", "--objective", "validation", "--horizon", "9"]
+    main([*command, "--pretrained", "none", *common])
+    del told["display"], told["command"]
+    expected = {"family": "Bowl", "budget": "7s", "objective": "validation", "horizon": 9, "pretrained": None}
+    assert told == {**expected, "folder": out, "resume": True, "seed": 5}
+    assert f"optimizer: {tmp_path / 'optimizer.safetensors'}" in capsys.readouterr().out
+    assert json.loads(file.read_text()) == {"found": 1}
+    main(["specialize", family])
+    assert told["pretrained"] == "general/controller" and told["objective"] == "training"
+    assert (told["folder"], told["resume"]) == (Path("runs/specialize-bowl"), False)
+
+    def carry_out(experiment, task):
+        told.update(experiment=experiment, task=task)
+        return {"found": 2}
+
+    monkeypatch.setattr("bygrad.experiments.carry_out", carry_out)
+    main(["reproduce", "quadratic", "--budget", "paper", "--data", "cifar10", "--artifacts", "a", "b", *common])
+    task = told["task"]
+    assert told["experiment"] is EXPERIMENTS["quadratic"]
+    assert (task.budget, task.folder, task.resume, task.seed, task.data) == ("paper", out, True, 5, "cifar10")
+    assert (task.artifacts, task.families) == (("a", "b"), ())
+    assert task.command.startswith("bygrad ")
+    assert json.loads(file.read_text()) == {"found": 2}
+    main(["reproduce", "thousands", "--families", "dispatch"])
+    assert told["task"].families == ("dispatch",) and told["task"].folder == Path("runs/thousands-quick")
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:

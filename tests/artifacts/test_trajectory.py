@@ -12,8 +12,6 @@ import pytest
 from bygrad.artifacts import Artifact, ArtifactError, Manifest, Trajectory, describe, draw_steps, from_bytes, to_bytes
 from bygrad.artifacts.trajectory import MAX_STEPS, TOLERANCE
 
-pytestmark = pytest.mark.core
-
 
 @pytest.fixture(scope="module")
 def golden() -> Trajectory:

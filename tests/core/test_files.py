@@ -8,8 +8,6 @@ import pytest
 
 from bygrad._core.files import write_atomically, write_text_atomically
 
-pytestmark = pytest.mark.core
-
 
 def test_bytes_and_text_arrive(tmp_path: Path):
     path = tmp_path / "new" / "folder" / "file"

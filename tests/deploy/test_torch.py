@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,6 +201,20 @@ def test_the_constants_are_those_of_jax():
     assert len(names) == 8
     for name in names:
         assert getattr(torch_controller, name) == getattr(controller, name), name
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_exponent_makes_an_update_overflow_or_vanish(sign, tmp_path):
+    start, grads = draw(12, 1)
+    params, updates = tensors(start, torch.float32), []
+    for exponent in (10, 100):
+        bias = jnp.array([0.0, 0.0, sign * exponent])
+        optimizer = eqx.tree_at(lambda it: it.head_bias, LEARNED["Controller"](jax.random.key(0)), bias)
+        artifact = bygrad.export(optimizer, tmp_path / "it.safetensors", **ABOUT)
+        updates.append(updates_of(LearnedOptimizer(params, artifact), params, grads))
+    for far, farther in zip(*updates, strict=True):
+        assert np.all(np.isfinite(farther)) and np.all(farther != 0)
+        np.testing.assert_array_equal(farther, far)
 
 
 def test_a_horizon_is_declared_to_rules_that_go_by_it(small, artifacts):

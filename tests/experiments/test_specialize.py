@@ -65,7 +65,6 @@ def test_it_leaves_an_optimizer_with_its_evidence(done, folder):
     assert kept["area"]["mean"] <= rows["start"]["area"]["mean"]
     best = min(rows[name]["area"]["mean"] for name in ("nesterov", "adam", "adamwcosine"))
     assert worth["best_mean_loss"] == pytest.approx(best / HORIZON)
-    assert worth["seconds_of_meta_training"] < 60
     manifest = bygrad.artifacts.load(done.path).manifest
     assert manifest.validation["mean_loss"] == worth["mean_loss"]
     assert manifest.training["recipe"]["estimator"]["name"] == "NRES"
@@ -80,8 +79,9 @@ def test_what_is_done_is_not_done_again(done, folder):
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(FileExistsError, match="already exists"):
         specialize(Bowl(), "3s", horizon=HORIZON, folder=folder)
-    with pytest.raises(ValueError, match="holds another experiment"):
-        specialize(Bowl(), "20s", horizon=HORIZON, folder=folder, resume=True)
+    for budget, runs in (("20s", 8), ("3s", 9)):
+        with pytest.raises(ValueError, match="holds another experiment"):
+            specialize(Bowl(), budget, horizon=HORIZON, runs=runs, folder=folder, resume=True)
 
 
 def test_it_starts_from_the_best_of_three_controllers(tmp_path):

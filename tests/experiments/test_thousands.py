@@ -342,7 +342,7 @@ def test_it_runs_reports_goes_on_and_no_rival_can_stop_it(tmp_path, monkeypatch)
 
     serves = lambda family: isinstance(family, Bowl)  # noqa: E731
     rivals = (
-        *(it for it in RIVALS if it.group == "users"),
+        next(it for it in RIVALS if it.group == "users"),
         Rival("Nowhere", "users", {"no_such_module": "no-such-package"}, serves, fails),
         Rival("Broken", "users", {}, serves, fails),
     )

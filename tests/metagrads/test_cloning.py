@@ -100,10 +100,30 @@ def test_of_many_coordinates_some_are_kept():
         np.testing.assert_array_equal(whole.seen.grads[:, instance, chosen], state.seen.grads[:, instance])
 
 
-def test_an_optimizer_of_parts_can_be_cloned():
-    pair = Partition(parts={"convolutions": LSTM(jax.random.key(0), (3,)), "rest": SGD(0.02)})
-    estimate, _ = next(estimates(Clone(SGD(0.05)), pair, 1))
-    assert np.isfinite(estimate.loss)
+class Parted(Quadratic):
+    """A quadratic whose params stand in two leaves, one of them called as a convolution's weight."""
+
+    def init(self, instance, key):
+        params = super().init(instance, key)
+        return {"conv": {"weight": params[:3]}, "rest": params[3:]}
+
+    def loss(self, params, instance, key):
+        return super().loss(jnp.concatenate([params["conv"]["weight"], params["rest"]]), instance, key)
+
+
+def test_parts_are_cloned_together_as_the_whole():
+    lstm, windows = LSTM(jax.random.key(1), (3,)), dataclasses.replace(WINDOWS, family=Parted(5))
+    parts = Partition(parts={"convolutions": lstm, "rest": lstm})
+    clone = Clone(SGD(0.05))
+    (whole, _), (ours, _) = (
+        clone.estimate(it, windows, clone.init(it, windows, jax.random.key(0))) for it in (lstm, parts)
+    )
+    np.testing.assert_allclose(ours.losses, whole.losses, rtol=1e-5)
+    gradients = ours.gradient.parts
+    total = jax.tree.map(jnp.add, gradients["convolutions"], gradients["rest"])
+    for a, b in zip(jax.tree.leaves(total), jax.tree.leaves(whole.gradient), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.max(jnp.abs(b))))
+    assert all(np.any(gradients[name].head != 0) for name in gradients)
 
 
 def test_no_coordinates_are_refused():

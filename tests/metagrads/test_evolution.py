@@ -63,12 +63,14 @@ class Bowl(ProblemFamily):
 EXACT = np.mean([s * (s * THETA - TARGET) for s in range(1, HORIZON + 1)], axis=0)
 
 
-def estimates(estimator: Estimator, truncation: int, draws: int, particles: int = 1) -> np.ndarray:
+def estimates(
+    estimator: Estimator, truncation: int, draws: int, particles: int = 1, family: ProblemFamily | None = None
+) -> np.ndarray:
     """Means over the windows of one run of independent estimates, `[draws, 2]`."""
 
     @functools.partial(jax.vmap, in_axes=(0, None))
     def draw(key: jax.Array, theta: jax.Array) -> jax.Array:
-        optimizer, windows = Drift(theta), Windows(Bowl(), HORIZON, truncation, particles)
+        optimizer, windows = Drift(theta), Windows(family or Bowl(), HORIZON, truncation, particles)
         state, total = estimator.init(optimizer, windows, key), jnp.zeros(2)
         for _ in range(HORIZON // truncation):
             estimate, state = estimator.estimate(optimizer, windows, state)
@@ -106,6 +108,30 @@ def test_the_blend_follows_the_more_precise_of_two():
     draws = estimates(Blend(0.1), 4, 20, particles=8)
     directions = estimates(FullES(0.1), 4, 20, particles=8)
     assert np.linalg.norm(draws - EXACT, axis=1).max() < np.linalg.norm(directions - EXACT, axis=1).mean() / 5
+
+
+class Rippled(Bowl):
+    """The bowl with ripples: next to nothing in the loss, and in the gradient either noise or not a number."""
+
+    height: float = eqx.field(static=True, default=0.0)
+
+    def loss(self, params, instance, key):
+        ripples = self.height * jnp.sum(jnp.sin(1e5 * params)) if self.height else 0 * jnp.sqrt(0 * params @ params)
+        return super().loss(params, instance, key) + ripples
+
+
+def test_the_blend_is_evolution_strategies_where_backpropagation_gives_no_number():
+    (blend, _), (directions, _) = (one_step(it, Rippled()) for it in (Blend(0.1), TruncatedES(0.1)))
+    np.testing.assert_allclose(blend.gradient.step, directions.gradient.step, rtol=1e-5)
+    assert np.all(np.isfinite(blend.gradient.step))
+
+
+def test_the_blend_leaves_out_backpropagation_where_it_is_noise():
+    ours, theirs = (
+        np.linalg.norm(estimates(it, 4, 20, particles=64, family=Rippled(height=1e-3)) - EXACT, axis=1).mean()
+        for it in (Blend(0.1), FullES(0.1))
+    )
+    assert ours < 1.2 * theirs
 
 
 def one_step(estimator: Estimator, family: ProblemFamily, particles: int = 64) -> tuple[Estimate, object]:
@@ -154,6 +180,17 @@ def test_the_robust_form_does_not_see_the_scale_of_the_loss_and_clips():
 def test_logarithms_make_differences_relative():
     plain, scaled = (one_step(NRES(log=True), Bowl(scale=scale))[0] for scale in (1.0, 1e3))
     np.testing.assert_allclose(plain.gradient.step, scaled.gradient.step, rtol=1e-3)
+
+
+def test_negative_losses_have_no_logarithm_and_are_lost():
+    class Sunken(Bowl):
+        def loss(self, params, instance, key):
+            return super().loss(params, instance, key) - 10
+
+    estimate, _ = one_step(NRES(log=True), Sunken())
+    assert float(estimate.lost) == 1
+    assert np.all(np.isnan(estimate.gradient.step))
+    assert float(one_step(NRES(), Sunken())[0].lost) == 0
 
 
 def test_the_signal_to_noise_ratio_is_that_of_the_particles():

@@ -106,6 +106,16 @@ def test_updates_are_those_of_the_equations():
     np.testing.assert_allclose(state.peak, peaks, rtol=1e-5)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_exponent_makes_an_update_overflow_or_vanish(sign):
+    params, *trees = random_trees(3)
+    untrained, biases = Controller(jax.random.key(0)), (jnp.array([0.0, 0.0, sign * size]) for size in (10, 100))
+    far, farther = (run(eqx.tree_at(lambda it: it.head_bias, untrained, bias), trees, params)[0] for bias in biases)
+    for ours, theirs in zip(jax.tree.leaves(farther), jax.tree.leaves(far), strict=True):
+        assert np.all(np.isfinite(ours)) and np.all(ours != 0)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
 def test_an_untrained_controller_is_adam():
     params, *trees = random_trees(5)
     updates, _ = run(Controller(jax.random.key(0)), trees, params)

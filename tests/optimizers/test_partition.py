@@ -9,7 +9,20 @@ import numpy as np
 import pytest
 
 from bygrad.metagrads import Replay
-from bygrad.optimizers import LEARNED, LSTM, SGD, Adam, Lion, LogSign, Partition, from_portable, to_portable
+from bygrad.optimizers import (
+    LEARNED,
+    LSTM,
+    SGD,
+    Adam,
+    AdamWCosine,
+    Controller,
+    Lion,
+    LogSign,
+    Partition,
+    declare,
+    from_portable,
+    to_portable,
+)
 from bygrad.problems import MLPClassifier
 from bygrad.unroll import Windows, begin, cotangents, replay, rollout
 
@@ -47,6 +60,20 @@ def test_every_part_updates_its_own_as_it_would_alone(lstm):
             own, states[name] = optimizer.update([layer[name] for layer in grads], states[name])
             for ours, theirs in zip([layer[name] for layer in updates], own, strict=True):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_a_horizon_is_declared_to_every_part():
+    parts = {"convolutions": Controller(jax.random.key(0)).fall(), "rest": AdamWCosine()}
+    params, ends = {"conv": {"weight": jnp.ones(3)}, "dense": jnp.ones(2)}, []
+    for horizon in (7, 70):
+        optimizer = declare(Partition(parts=parts), horizon)
+        assert [int(part.horizon) for part in optimizer.parts.values()] == [horizon, horizon]
+        state = optimizer.init(params)
+        for _ in range(3):
+            updates, state = optimizer.update(params, state, params)
+        ends.append(updates)
+    for short, long in zip(*map(jax.tree.leaves, ends), strict=True):
+        assert np.all(np.abs(short) < 0.95 * np.abs(long))  # further down the cosine
 
 
 def test_the_first_pattern_that_fits_decides():

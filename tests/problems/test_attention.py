@@ -41,6 +41,17 @@ def test_the_objective_is_the_mean_over_windows_side_by_side(model):
     np.testing.assert_allclose(model.loss(params, (), None), np.mean(losses), rtol=1e-5)
 
 
+def test_minibatches_come_from_all_windows(model):
+    params = model.init((), jax.random.key(1))
+    windows = model.text[np.arange(54)[:, None] + np.arange(7)].astype(int)
+    scores = jax.nn.log_softmax(model._logits(params, windows[:, :-1]))
+    losses = -np.mean(np.take_along_axis(np.asarray(scores), np.asarray(windows)[:, 1:, None], axis=2), axis=(1, 2))
+    drawn = jax.vmap(lambda key: model.loss(params, (), key))(jax.random.split(jax.random.key(2), 4000))
+    error = losses.std() / (3 * 4000) ** 0.5
+    assert abs(np.mean(drawn) - losses.mean()) < 4 * error
+    np.testing.assert_allclose(np.std(drawn), losses.std() / 3**0.5, rtol=0.05)
+
+
 def test_the_text_that_comes_with_the_package_is_divided():
     train, test = (CharacterModel.embedded(split) for split in ("train", "test"))
     assert train.characters == test.characters

@@ -42,8 +42,9 @@ def test_every_activation_has_a_reference():
     assert set(ACTIVATIONS) == set(get_args(Activation))
 
 
-@pytest.mark.parametrize("layers", [0, 1, 2])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("activation", "layers"), [*((activation, 1) for activation in ACTIVATIONS), ("sigmoid", 0), ("sigmoid", 2)]
+)
 def test_loss_and_gradient(activation, layers):
     family = tiny(activation=activation, layers=layers)
     with jax.enable_x64(True):

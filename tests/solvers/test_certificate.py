@@ -7,8 +7,6 @@ import pytest
 
 from bygrad.solvers import failure_bound, has_drifted, percentile_bound
 
-pytestmark = pytest.mark.core
-
 
 @pytest.mark.parametrize(
     ("failures", "trials", "expected"), [(0, 1000, 0.0069), (0, 6396, 0.00108), (103, 1024, 0.133), (5, 5, 1.0)]

@@ -63,7 +63,7 @@ cli.main(["solve", f"{sys.argv[1]}/families.py:Decay", sys.argv[2], "-o", sys.ar
 
 
 def run(script: str, *arguments: object, devices: int = 1) -> subprocess.CompletedProcess[str]:
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     command = [sys.executable, "-c", SHARED + script, str(FILE.parent), *map(str, arguments)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

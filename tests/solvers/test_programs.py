@@ -12,9 +12,20 @@ from hypothesis import strategies as st
 
 from bygrad.deploy.solver import load_solver, save_solver
 from bygrad.problems import QuadraticProgram, SparseCoding
-from bygrad.solvers import ADMM, Flat, LearnedSolver, LearnedWarmStart, Whitening, learn, reduce_program, solve
+from bygrad.solvers import (
+    ADMM,
+    Flat,
+    LearnedSchedule,
+    LearnedSolver,
+    LearnedWarmStart,
+    ProximalGradient,
+    Whitening,
+    learn,
+    reduce_program,
+    solve,
+)
 from bygrad.solvers.admm import relative_gap
-from bygrad.solvers.training import Examples, train_warm_start
+from bygrad.solvers.training import Examples, train_schedule, train_warm_start
 
 
 class Plan(QuadraticProgram):
@@ -67,6 +78,15 @@ class Plan(QuadraticProgram):
 @pytest.fixture(scope="module")
 def data() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(40, 4))
+
+
+def test_the_loss_is_the_objective_and_what_violations_cost():
+    family, instance, params = Plan(priced=True), np.array([0.5, -1.0, 2.0, 0.0]), np.array([1.5, 0.5, -0.25, 0.5])
+    quadratic = np.diag([1.0, 2.0, 0.0, 3.0]) + 0.1
+    hard = np.array([2.25 - 1, 1.5 - 1, -0.25])  # of the sum, and of two limits
+    expected = 0.5 * params @ quadratic @ params + instance @ params + 0.5 * 100 * hard @ hard + 0.3 * 1.0
+    found = family.loss(jnp.asarray(params, jnp.float32), jnp.asarray(instance, jnp.float32), None)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["curved", "flat"])
@@ -246,17 +266,33 @@ def test_files_keep_warm_starts_and_precision(tmp_path, data):
     np.testing.assert_array_equal(back.solve(data, batch=64).x, solver.solve(data, batch=64).x)
 
 
-def test_a_schedule_is_learned_and_kept_in_a_file(tmp_path):
+@pytest.fixture(scope="module")
+def codes() -> SparseCoding:
     rng = np.random.default_rng(0)
     images = np.cumsum(np.cumsum(rng.normal(size=(4, 24, 24)), axis=1), axis=2)
-    family = SparseCoding.from_images(images, side=4, atoms=6, count=128)
-    solver = learn(family, budget=6, tol=1e-2, heldout=100, instances=np.asarray(family.patches), dtype=np.float32)
-    assert solver.card is not None
-    classical, learned = (solver.card.candidates[name] for name in ("tuned, 1 start", "learned schedule"))
-    assert classical["success"] == learned["success"] == 1
-    assert learned["evaluations"] < classical["evaluations"]
+    return SparseCoding.from_images(images, side=4, atoms=6, count=128)
+
+
+def test_training_brings_a_schedule_to_the_tolerance_in_fewer_steps(codes):
+    patches = np.asarray(codes.patches)
+    flat, method = Flat.of(codes, patches[0]), ProximalGradient(tol=1e-2)
+    classical = LearnedSchedule.classical(params=flat.size)
+    trained = train_schedule(classical, method, flat, codes.patches, 1.0, 0, steps=100)
+    before, after = (
+        solve(codes, patches, method=dataclasses.replace(method, schedule=it), batch=64, dtype=np.float32)
+        for it in (classical, trained)
+    )
+    assert before.success.all() and after.success.all()
+    assert after.nit.mean() < 0.8 * before.nit.mean()
+
+
+def test_a_learned_schedule_is_kept_in_a_file(tmp_path, codes):
+    patches = np.asarray(codes.patches)
+    solver = learn(codes, budget=1, tol=1e-2, heldout=100, instances=patches, dtype=np.float32)
+    assert solver.card is not None and set(solver.card.candidates) == {"tuned, 1 start", "learned schedule"}
+    assert all(it["success"] == 1 for it in solver.card.candidates.values())
     save_solver(solver, tmp_path / "codes.safetensors")
-    back = load_solver(tmp_path / "codes.safetensors", family)
-    ours, theirs = (it.solve(np.asarray(family.patches[:32]), batch=64) for it in (solver, back))
+    back = load_solver(tmp_path / "codes.safetensors", codes)
+    ours, theirs = (it.solve(patches[:32], batch=64) for it in (solver, back))
     np.testing.assert_array_equal(ours.x, theirs.x)
     np.testing.assert_array_equal(ours.nit, theirs.nit)

@@ -94,6 +94,15 @@ def test_what_runs_out_of_steps_says_so_and_a_warm_start_needs_fewer(decays):
     assert warm.success.all() and warm.nit.mean() < 0.6 * whole.nit.mean()
 
 
+def test_the_params_of_one_instance_are_a_start_for_all(decays):
+    one = {"height": np.array(0.7), "rate": np.array([1.3])}
+    each = {"height": np.full(40, 0.7), "rate": np.full((40, 1), 1.3)}
+    ours, theirs = (solve(Decay(), decays, x0=x0, batch=16) for x0 in (one, each))
+    np.testing.assert_array_equal(ours.x["rate"], theirs.x["rate"])
+    np.testing.assert_array_equal(ours.nit, theirs.nit)
+    assert (ours.nit != solve(Decay(), decays, batch=16).nit).any()
+
+
 def test_several_starts_are_never_worse():
     family = OralDose()
     data = np.asarray(jax.vmap(family.sample)(jax.random.split(jax.random.key(0), 10)), float)

@@ -64,8 +64,7 @@ np.savez(folder / f"theta{max(index, 0)}.npz", *jax.tree.leaves(eqx.filter(train
 
 
 def environment(devices: int) -> dict[str, str]:
-    # Compilation is nearly all of the time here, and how well it optimizes makes no difference to what is tested.
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
@@ -129,21 +128,15 @@ def test_eight_devices_give_what_one_gives(one, tmp_path):
     assert "COMPILED 1 1 1" in eight.said[0]
 
 
-def test_two_processes_of_four_devices_give_what_one_device_gives(one, tmp_path):
-    two = train(tmp_path / "run", 2, 4)
-    assert_same(two, one)
-    assert len(two.theta) == 2
-    assert all("COMPILED 1 1 1" in said for said in two.said)
-    for ours, theirs in zip(*two.theta, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
 def test_a_ctrl_c_for_one_process_stops_all_and_another_number_of_devices_goes_on(one, tmp_path):
     folder = tmp_path / "run"
     stopped = train(folder, 2, 2, "interrupt")
     assert all("INTERRUPTED" in said for said in stopped.said)
     assert 0 < len(stopped.events("Stepped")) < 8
-    assert_same(train(folder, 1, 8, "resume"), one)
+    two = train(folder, 2, 4, "resume")
+    assert_same(two, one)
+    for ours, theirs in zip(*two.theta, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.slow
@@ -167,7 +160,7 @@ def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_killed_process_ends_the_job_with_a_message_and_a_checkpoint(victim, tmp_path):
-    tiny = ["--horizon", 2, "--truncation", 1, "--instances", 4, "--meta-steps", 600]
+    tiny = ["--horizon", 2, "--truncation", 1, "--instances", 4, "--meta-steps", 250]
     command = ["-m", "bygrad.cli", "train", "--family", "quadratic", *tiny, "--out", tmp_path]
     port = free_port()
     running = [start(1, *command, "--hosts", f"127.0.0.1:{port},2,{index}") for index in (0, 1)]
@@ -188,44 +181,11 @@ def test_a_killed_process_ends_the_job_with_a_message_and_a_checkpoint(victim, t
     assert (tmp_path / "optimizer.safetensors").exists()
 
 
-SHARDING = """
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
-from bygrad import LSTM
-
-mesh = Mesh(np.array(jax.devices()), ("model",), axis_types=(AxisType.Auto,))
-specs = {"b": P(None, "model"), "w": P("model")}
-put = lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec))
-params = jax.tree.map(put, {"b": jnp.ones((2, 8)), "w": jnp.ones((16, 3))}, specs)
-optimizer = LSTM(jax.random.key(0), (2,))
-for init in (optimizer.init, jax.jit(lambda params: optimizer.init(params))):
-    state = init(params)
-    updates, moved = jax.jit(lambda grads, state: optimizer.update(grads, state))(params, state)
-    for name, spec in specs.items():
-        for leaf in jax.tree.leaves((state[name], moved[name])):  # [units, *coordinates]
-            assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, P(None, *spec)), leaf.ndim), (name, leaf.sharding)
-        assert updates[name].sharding.is_equivalent_to(NamedSharding(mesh, spec), 2), (name, updates[name].sharding)
-
-# A large array that is divided along its first axis takes a step without a message.
-large = put(jnp.ones((64, 48)), P("model"))
-step = jax.jit(lambda grads, state: optimizer.update(grads, state)).lower(large, optimizer.init(large)).compile()
-assert not any(word in step.as_text() for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
-"""
-
-
-@pytest.mark.core
-def test_state_takes_the_sharding_of_the_params():
-    process = start(8, "-c", SHARDING)
-    out, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, out
-
-
 class Device(NamedTuple):
     id: int
     process_index: int
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("instances", "layout", "expected"),
     [
@@ -249,14 +209,12 @@ def test_as_many_devices_as_divide_the_instances(instances, layout, expected):
     assert idle == len(devices) - len(chosen)
 
 
-@pytest.mark.core
 def test_a_process_with_nothing_to_do_is_refused():
     devices = [Device(i, i) for i in range(4)]
     with pytest.raises(ValueError, match=r"3 instances .* among 3 devices .* of the 4 processes .*multiple of 4"):
         choose(3, devices)
 
 
-@pytest.mark.core
 def test_hosts_are_read_or_refused():
     assert parse_hosts("auto") == {}
     assert parse_hosts("[::1]:99,4,3") == {"coordinator_address": "[::1]:99", "num_processes": 4, "process_id": 3}

@@ -8,8 +8,6 @@ import pytest
 
 from bygrad.training import Event, Log, RolledBack, Stepped, Validated, Warned
 
-pytestmark = pytest.mark.core
-
 EVENTS: list[Event] = [
     Validated(0, 10.0, 1.0, True, 0.5),
     Stepped(1, 2.0, 0.1, 1e-2, 1.0),

@@ -16,6 +16,7 @@ from bygrad.metagrads import Estimate, Estimator, Replay
 from bygrad.optimizers import LSTM, SGD, AdamWCosine, Nesterov, to_portable
 from bygrad.problems import ProblemFamily, Quadratic
 from bygrad.training import Event, MetaTrained, Recipe, RolledBack, Stepped, Validated, Warned, meta_train
+from bygrad.training.devices import Devices
 from bygrad.training.loop import MAX_ROLLBACKS
 from bygrad.unroll import loss_curves
 
@@ -328,6 +329,12 @@ def test_params_in_half_precision_can_be_meta_trained_and_resumed(tmp_path: Path
     for name, tensor in to_portable(trained.optimizer).tensors.items():
         assert tensor.dtype == np.float32
         np.testing.assert_array_equal(to_portable(again.optimizer).tensors[name], tensor)
+
+
+def test_idle_devices_are_told(monkeypatch):
+    monkeypatch.setattr(Devices, "sharing", classmethod(lambda cls, instances: cls(None, 2)))
+    told = meta_train(SGD(), Bowl(), Recipe(**TINY, meta_steps=1)).log.of(Warned)
+    assert any("2 of 3 devices stay idle: 2 instances" in it.message and "multiple of 3" in it.message for it in told)
 
 
 def test_a_family_that_cannot_work_is_refused_before_anything_is_written(tmp_path: Path):

@@ -28,4 +28,4 @@ def bytes_available(devices: int = 1) -> int:
 def in_words(count: int) -> str:
     """Write bytes as a person reads them: `1.5 GiB`."""
     power = min(int(math.log2(max(count, 1)) / 10), 4)
-    return f"{count / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+    return f"{count / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

@@ -86,9 +86,8 @@ def specialize(
     `None` starts as a tuned one in any case. `folder`: for `optimizer.safetensors`, `report.html`, `results.json` and
     `metatraining/`. `resume`: go on with what an interrupted call left there. `runs`: fresh instances to compare on.
 
-    **Raises:** `ValueError`: the budget, the family or `pretrained` cannot work, or the folder holds something else;
-    `NotImplementedError`: a family without held-out data and `objective="validation"`. `FileExistsError`: the folder
-    is in use and `resume` is off.
+    **Raises:** `ValueError`: the budget, the family or `pretrained` cannot work, or the folder holds something else.
+    `FileExistsError`: the folder is in use and `resume` is off.
     """
     seconds = parse_seconds(budget)
     if pretrained is not None:
@@ -96,8 +95,9 @@ def specialize(
     folder = Path(folder)
     problems = HeldOut(family) if objective == "validation" else family
     check_family(problems, jax.random.key(seed))
-    identity = {"family": describe_family(family), "objective": objective, "horizon": horizon, "seed": seed}
-    claim(folder, {"experiment": "specialize", **identity, "budget": seconds, "pretrained": pretrained}, resume)
+    identity = {"family": describe_family(family), "objective": objective, "horizon": horizon, "runs": runs}
+    identity |= {"seed": seed, "budget": seconds, "pretrained": pretrained}
+    claim(folder, {"experiment": "specialize", **identity}, resume)
     protocol = protocol_of(horizon, runs, seed)
     if display is None:
         with Display(Console(quiet=True)) as quiet:

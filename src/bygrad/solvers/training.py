@@ -127,6 +127,7 @@ def train_schedule(
     seconds: float,
     seed: int,
     watch: Watch | None = None,
+    steps: int | None = None,
 ) -> LearnedSchedule:
     r"""Train a schedule through the unrolled, guarded steps, and a few classical ones after them.
 
@@ -150,7 +151,7 @@ def train_schedule(
         values = jax.vmap(one)(batch)
         return jnp.mean(jnp.where(jnp.isfinite(values), values, 0.0))
 
-    return _descend(schedule, loss, instances, seconds, 2e-2, seed, "learning a schedule", watch)
+    return _descend(schedule, loss, instances, seconds, 2e-2, seed, "learning a schedule", watch, steps)
 
 
 def train_warm_start(
