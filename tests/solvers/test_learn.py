@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import bygrad
 from bygrad.artifacts import ArtifactError
 from bygrad.cli import main
 from bygrad.deploy import hub, load, verify
+from bygrad.deploy.jax import refuse_solver
 from bygrad.deploy.solver import load_solver, save_solver
 from bygrad.experiments import Display, learn_to_file, solve_file, solving
 from bygrad.problems import ProblemFamily, Quadratic, find_family
@@ -55,6 +57,7 @@ def test_the_card_says_what_was_measured(learned):
     card = learned.card
     assert card.heldout == 200 and card.kept in card.candidates
     assert {"tuned, 1 start", "learned start, best 1", "learned start and damping, best 1"} <= set(card.candidates)
+    assert "tuned, 2 starts" not in card.candidates  # all starts of this family are the same
     assert card.candidates[card.kept]["success"] == pytest.approx(1 - card.failures / 200)
     assert card.failure_bound > card.failures / 200
     assert card.pays == (not card.kept.startswith("tuned"))
@@ -103,6 +106,8 @@ def test_a_file_gives_the_solver_back(learned, tmp_path):
 
 
 def test_a_solver_is_not_taken_for_an_optimizer(learned, tmp_path):
+    with pytest.raises(TypeError, match=r"Keep it with bygrad\.save_solver"):
+        refuse_solver(learned)  # not by `export`, whose annotation the tests check first
     save_solver(learned, path := tmp_path / "fit.safetensors")
     with pytest.raises(ArtifactError, match=r"is a learned solver\. There is no optimizer in it\. Use it with"):
         load(path)
@@ -220,7 +225,7 @@ def test_a_family_without_instances_is_refused():
         learn(Decay(), budget=1, heldout=20)
     with pytest.raises(ValueError, match="too few"):
         learn(Decay(), budget=1, instances=decays(60))
-    with pytest.raises(ValueError, match="no time"):
+    with pytest.raises(ValueError, match="not a positive duration"):
         learn(Decay(), budget="soon")
 
 
@@ -309,7 +314,8 @@ def test_learning_is_not_begun_where_it_could_not_be_kept(tmp_path, display):
 
 
 def test_the_command_solves_and_reports(learned, tmp_path, capsys):
-    save_solver(learned, tmp_path / "fit.safetensors", family=f"{FILE}:Decay")
+    bygrad.save_solver(learned, tmp_path / "fit.safetensors", family=f"{FILE}:Decay")
+    assert bygrad.load_solver(tmp_path / "fit.safetensors").digest == learned.digest
     np.save(tmp_path / "data.npy", decays(20))
     main(["solve", str(tmp_path / "fit.safetensors"), str(tmp_path / "data.npy"), "-o", str(tmp_path / "out.npz")])
     assert "20 of 20 solved" in capsys.readouterr().out

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._core.programs import kind_of
 from .._core.types import Instance, Params, Scalar
-from ..problems import Bounded, ProblemFamily
+from ..problems import Bounded, Composite, LeastSquares, ProblemFamily, QuadraticProgram
+from ..problems.base import blame, check_value
 from .solution import RUNNING
 
 _NONE = np.zeros(0, np.float32)  # float64 would not survive where JAX computes in float32
@@ -35,6 +36,11 @@ class Progress(NamedTuple):
         """Return the state before anything is evaluated: the cost is infinite, so the first trial is better."""
         infinite, zero = jnp.full((), jnp.inf, x.dtype), jnp.zeros((), jnp.int32)
         return cls(x, infinite, infinite, jnp.int32(RUNNING), zero, zero, memory, dual)
+
+
+def certified(family: ProblemFamily) -> bool:
+    """Say whether certificates prove what is solved: the family is convex, so that one start is enough as well."""
+    return isinstance(family, Composite | QuadraticProgram)
 
 
 _SAMPLED: dict[Any, PyTree] = {}
@@ -63,11 +69,16 @@ class Flat(eqx.Module):
 
     @classmethod
     def of(cls, family: ProblemFamily, instance: Instance) -> "Flat":
-        """Find out what the params look like, without computing anything."""
+        """Find out what the params look like, without computing anything.
+
+        **Raises:** `TypeError` or `ValueError` where the family's functions do not return what a solver needs.
+        """
         inputs = family, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), instance)
         key = kind_of(inputs)
         if key not in _PARAMS:  # tracing `init` takes longer than to solve a hundred small problems
-            like = eqx.filter_eval_shape(lambda family, one: family.init(one, jax.random.key(0)), *inputs)
+            with blame(f"{type(family).__name__}.init"):
+                like = eqx.filter_eval_shape(lambda family, one: family.init(one, jax.random.key(0)), *inputs)
+            _check_functions(like, *inputs)
             leaves, structure = jax.tree.flatten(like)
             _PARAMS[key] = structure, tuple(leaf.shape for leaf in leaves)
         return cls(family, *_PARAMS[key])
@@ -101,6 +112,34 @@ class Flat(eqx.Module):
             return jnp.full_like(x, -jnp.inf), jnp.full_like(x, jnp.inf)
         low, high = (self.vector(limit).astype(x.dtype) for limit in limits)
         return low, high
+
+
+def _check_functions(params: Params, family: ProblemFamily, instance: Instance) -> None:
+    """Refuse a family whose objective or bounds are not what a solver needs, by their shapes."""
+    name = type(family).__name__
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(float)), params)
+    if isinstance(family, LeastSquares):
+        with blame(f"{name}.residuals"):
+            found = eqx.filter_eval_shape(lambda family, *inputs: family.residuals(*inputs), family, params, instance)
+        if jnp.issubdtype(found.dtype, jnp.complexfloating):
+            raise TypeError(
+                f"{name}.residuals returned {found.dtype}{list(found.shape)}, whose squares are no cost. Return real"
+                " and imaginary parts, jnp.stack([r.real, r.imag])."
+            )
+    else:
+        with blame(f"{name}.loss"):
+            value = eqx.filter_eval_shape(lambda family, *inputs: family.loss(*inputs, None), family, params, instance)
+        check_value(name, value)
+    if isinstance(family, Bounded):
+        with blame(f"{name}.bounds"):
+            limits = eqx.filter_eval_shape(lambda family, one: family.bounds(one), family, instance)
+        structures = None if limits is None else [jax.tree.structure(limit) for limit in limits]
+        if structures not in (None, 2 * [jax.tree.structure(params)]):
+            raise TypeError(
+                f"{name}.bounds returned {jax.tree.structure(limits)}, which is not a pair of params, so it is not"
+                " known what holds each param. Return the lowest and the highest params, both built as `init` builds"
+                " them and infinite where there is no limit, or None for no bounds at all."
+            )
 
 
 class Method(eqx.Module):

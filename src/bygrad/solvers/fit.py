@@ -71,14 +71,15 @@ class LearnedSolver:
         """
         if guard not in get_args(Guard):
             raise ValueError(
-                f"guard is {guard!r}, which there is not. Choose {' or '.join(map(repr, get_args(Guard)))}."
+                f"guard is {guard!r}, which is not a guard. Choose {' or '.join(map(repr, get_args(Guard)))}."
             )
         dtype = np.dtype(dtype or self.dtype)
         with precision(dtype, self.family):
             arrays, rows = as_rows(instances, dtype)
             if rows is None:
                 raise ValueError("The instances hold no arrays, so there is nothing to tell them apart, or to learn.")
-            flat, batch = flat_of_rows(self.family, arrays, rows), rows_at_once(self.method, batch)
+            flat, warnings = flat_of_rows(self.family, arrays, rows)
+            batch = rows_at_once(self.method, batch)
             results = self._attempt(flat, arrays, rows, seed, batch, dtype, watch)
             failed = results["status"] <= 0
             again = np.ones(rows, bool) if guard == "best_of_two" else failed
@@ -88,7 +89,8 @@ class LearnedSolver:
                 both = guard == "best_of_two"
                 results, better = self._fall_back(flat, arrays, results, again, not both, seed, batch, dtype, watch)
                 fallback = better if both else failed
-            return as_solution(flat, results, fallback, self._alarm(int(fallback.sum()), rows, guard, learned))
+            warnings += self._alarm(int(fallback.sum()), rows, guard, learned)
+            return as_solution(flat, results, fallback, warnings)
 
     @property
     def digest(self) -> str:
