@@ -2,19 +2,23 @@
 
 import abc
 import math
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._core.programs import kind_of
 from .._core.types import Instance, Params, Scalar
 from ..problems import Bounded, Composite, LeastSquares, ProblemFamily, QuadraticProgram
 from ..problems.base import blame, check_value
-from .solution import RUNNING
+from .solution import RUNNING, Status
+
+Shared = TypeVar("Shared")
 
 _NONE = np.zeros(0, np.float32)  # float64 would not survive where JAX computes in float32
 
@@ -38,6 +42,11 @@ class Progress(NamedTuple):
         return cls(x, infinite, infinite, jnp.int32(RUNNING), zero, zero, memory, dual)
 
 
+def status_of(*ends: tuple[Bool[Array, ""], Status]) -> Int[Array, ""]:
+    """Return the code of the first end whose condition holds; without any, the instance goes on."""
+    return jnp.select([when for when, _ in ends], [jnp.int32(code) for _, code in ends], jnp.int32(RUNNING))
+
+
 def certified(family: ProblemFamily) -> bool:
     """Say whether certificates prove what is solved: the family is convex, so that one start is enough as well."""
     return isinstance(family, Composite | QuadraticProgram)
@@ -55,6 +64,39 @@ def instance_like(family: ProblemFamily) -> PyTree:
         except Exception:  # a family that is only ever given its instances need not draw any
             _SAMPLED[key] = None
     return _SAMPLED[key]
+
+
+class OncePerFamily(Generic[Shared]):
+    """A function of a family and a precision whose last results are kept, as what takes long and all instances share.
+
+    A result is found again for the very same family: the same structure, the same arrays of JAX, which never change,
+    and equal arrays of NumPy, which may.
+    """
+
+    KEPT: ClassVar[int] = 8
+
+    def __init__(self, function: Callable[[ProblemFamily, Any], Shared]) -> None:
+        self._function = function
+        self._known: list[tuple[tuple[Any, ...], list[Any], Shared]] = []
+
+    def __call__(self, family: ProblemFamily, dtype: Any) -> Shared:
+        leaves, structure = jax.tree.flatten(family)
+        config: Any = jax.config
+        key = structure, np.dtype(dtype), config.jax_enable_x64, config.jax_default_device
+        for known, theirs, result in self._known:
+            if known == key and all(map(_same, leaves, theirs)):
+                return result
+        result = self._function(family, dtype)
+        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((leaves, result))):
+            own = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+            self._known = [(key, own, result), *self._known][: self.KEPT]
+        return result
+
+
+def _same(leaf: Any, other: Any) -> bool:
+    if isinstance(leaf, np.ndarray) and isinstance(other, np.ndarray):
+        return leaf.dtype == other.dtype and np.array_equal(leaf, other, equal_nan=leaf.dtype.kind in "fc")
+    return leaf is other
 
 
 _PARAMS: dict[Any, tuple[Any, tuple[tuple[int, ...], ...]]] = {}
@@ -161,7 +203,11 @@ class Method(eqx.Module):
     max_steps: eqx.AbstractVar[int | Array]
 
     def prepare(self, flat: Flat, dtype: Any) -> "Method":
-        """Do once what all instances share, a factorization say; returns the method to run."""
+        """Do what all instances share, a factorization say; returns the method to run.
+
+        Every batch is prepared for, so that a method never brings along what belongs to another family. What takes long
+        is kept by `OncePerFamily`.
+        """
         return self
 
     @abc.abstractmethod

@@ -20,7 +20,7 @@ from .card import Card, report
 from .certificate import has_drifted
 from .engine import Rows, Watch, run
 from .learned import LearnedStart
-from .solution import Solution
+from .solution import Solution, Status
 from .solve import as_rows, as_solution, best_of, best_start, flat_of_rows, precision, rows_at_once, take, with_arrays
 from .starts import in_blocks, starting_points
 
@@ -183,8 +183,9 @@ def _proven_first(
     good = certificate <= np.asarray(method.tol)
     whole = np.zeros(len(good), np.int32)
     results: Rows = {
-        "x": x, "cost": cost, "certificate": certificate, "status": whole + 1, "nit": whole, "nfev": whole + 1,
-        "dual": dual, "finished": np.full(len(good), time.perf_counter()),
+        "x": x, "cost": cost, "certificate": certificate, "nit": whole, "nfev": whole + 1,
+        "status": np.full(len(good), Status.CERTIFIED, np.int32), "dual": dual,
+        "finished": np.full(len(good), time.perf_counter()),
     }  # fmt: skip
     if not good.all():
         some = jax.tree.map(lambda leaf: leaf[~good], instances)
