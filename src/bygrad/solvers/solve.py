@@ -148,8 +148,8 @@ def _compare(name: str, given: dict[str, Any], like: PyTree | None) -> tuple[str
     wanted = trees.named_leaves(like)
     if given.keys() != wanted.keys():
         raise ValueError(
-            f"The instances are {_in_words(given)}, but an instance of {name}, as its `sample` draws it, is"
-            f" {_in_words(wanted)}, so its parts cannot be told apart. Build the instances as `sample` does, every"
+            f"The instances are {parts_in_words(given)}, but an instance of {name}, as its `sample` draws it, is"
+            f" {parts_in_words(wanted)}, so its parts cannot be told apart. Build the instances as `sample` does, every"
             " array with one row for each instance."
         )
     pairs = [(given[path].shape, np.shape(wanted[path])) for path in given]
@@ -173,7 +173,8 @@ def _compare(name: str, given: dict[str, Any], like: PyTree | None) -> tuple[str
     return ()
 
 
-def _in_words(leaves: dict[str, Any]) -> str:
+def parts_in_words(leaves: dict[str, Any]) -> str:
+    """Say what an instance is built of, from its named leaves."""
     if list(leaves) == [""]:
         return "one array"
     return f"a tree of arrays {', '.join(leaves)}" if leaves else "a tree without arrays"
@@ -210,6 +211,11 @@ def as_rows(instances: PyTree[Any], dtype: Any) -> tuple[PyTree[np.ndarray], int
         return array.astype(dtype, copy=False) if np.issubdtype(array.dtype, np.floating) else array
 
     arrays = jax.tree.map(convert, instances)
+    return arrays, count_rows(arrays)
+
+
+def count_rows(arrays: PyTree[np.ndarray]) -> int | None:
+    """Return how many instances there are (None: no arrays). **Raises:** `ValueError` where arrays differ in that."""
     counts = {leaf.shape[:1] for leaf in jax.tree.leaves(arrays)}
     if len(counts) > 1 or () in counts:
         shapes = ", ".join(str(list(leaf.shape)) for leaf in jax.tree.leaves(arrays))
@@ -217,7 +223,7 @@ def as_rows(instances: PyTree[Any], dtype: Any) -> tuple[PyTree[np.ndarray], int
             f"The arrays of the instances have shapes {shapes}: their first axes differ, so rows cannot be told apart."
             " Give every array one row for each instance; what all share belongs into the family."
         )
-    return arrays, counts.pop()[0] if counts else None
+    return counts.pop()[0] if counts else None
 
 
 def as_solution(flat: Flat, rows: Rows, used_fallback: np.ndarray | None = None, warnings: Any = ()) -> Solution:
