@@ -134,7 +134,7 @@ def solve_file(
         if chosen:
             raise ValueError(
                 f"{' and '.join(chosen)} cannot be chosen for a learned solver: what its report says was measured with"
-                " its own. Leave them out, learn again with others, or name the family to solve it classically."
+                " its own. Leave that out, learn again, or name the family to solve it classically."
             )
         family, named, solve_rows = solver.family, solver.digest, functools.partial(solver.solve, batch=batch)
     else:
