@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .deploy.jax import export as export
     from .deploy.jax import load as load
+    from .deploy.solver import load_solver as load_solver
+    from .deploy.solver import save_solver as save_solver
     from .evaluation import Protocol as Protocol
     from .evaluation import compare as compare
     from .evaluation import tune_baselines as tune_baselines
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "export": "deploy.jax",
     "load": "deploy.jax",
+    "load_solver": "deploy.solver",
+    "save_solver": "deploy.solver",
     "Protocol": "evaluation",
     "compare": "evaluation",
     "tune_baselines": "evaluation",

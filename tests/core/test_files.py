@@ -4,9 +4,10 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bygrad._core.files import write_atomically, write_text_atomically
+from bygrad._core.files import write_arrays_atomically, write_atomically, write_text_atomically
 
 
 def test_bytes_and_text_arrive(tmp_path: Path):
@@ -15,12 +16,20 @@ def test_bytes_and_text_arrive(tmp_path: Path):
     assert path.read_bytes() == b"\x00\xff"
     write_text_atomically(path, "θ")
     assert path.read_text(encoding="utf-8") == "θ"
+    write_arrays_atomically(path, {"x/a": np.arange(3), "cost": np.float64(2)})
+    with np.load(path) as arrays:
+        assert list(arrays["x/a"]) == [0, 1, 2] and arrays["cost"] == 2
     assert [it.name for it in path.parent.iterdir()] == ["file"]
 
 
+def write_one_array(path: Path, data: bytes) -> None:
+    write_arrays_atomically(path, {"data": np.frombuffer(data, np.uint8)})
+
+
+@pytest.mark.parametrize("write", [write_atomically, write_one_array])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("function", ["fdopen", "fsync", "replace"])
-def test_a_failure_leaves_the_previous_file_and_no_other(function, error, tmp_path: Path, monkeypatch):
+def test_a_failure_leaves_the_previous_file_and_no_other(function, error, write, tmp_path: Path, monkeypatch):
     previous, missing = tmp_path / "previous", tmp_path / "missing"
     previous.write_bytes(b"previous")
 
@@ -30,13 +39,14 @@ def test_a_failure_leaves_the_previous_file_and_no_other(function, error, tmp_pa
     monkeypatch.setattr(os, function, fail)
     for path in (previous, missing):
         with pytest.raises(type(error)):
-            write_atomically(path, b"new" * 1000)
+            write(path, b"new" * 1000)
     monkeypatch.undo()
     assert [it.name for it in tmp_path.iterdir()] == ["previous"]
     assert previous.read_bytes() == b"previous"
 
 
-def test_the_bytes_are_on_the_disk_before_they_take_the_name(tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("write", [write_atomically, write_one_array])
+def test_the_bytes_are_on_the_disk_before_they_take_the_name(write, tmp_path: Path, monkeypatch):
     path, calls = tmp_path / "file", []
     real = {name: getattr(os, name) for name in ("fsync", "replace")}
 
@@ -49,5 +59,5 @@ def test_the_bytes_are_on_the_disk_before_they_take_the_name(tmp_path: Path, mon
 
     spy("fsync")
     spy("replace")
-    write_atomically(path, b"new")
+    write(path, b"new")
     assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder that holds the name

@@ -48,6 +48,32 @@ def test_values_compile_nothing_and_structures_do(compilations):
 
 
 @pytest.mark.core
+def test_a_program_is_compiled_for_the_precision_that_it_is_called_in():
+    program, one = Program(lambda it: (it.astype(float), it @ it.T)), jnp.full((2, 2), 1 + 2.0**-10, jnp.float32)
+    assert program(one)[0].dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert program(one)[0].dtype == jnp.float64
+    assert program(one)[0].dtype == jnp.float32
+    before = len(programs.kept)
+    with jax.default_matmul_precision("highest"):
+        program(one)
+    assert len(programs.kept) == before + 1
+
+
+@pytest.mark.core
+def test_each_device_keeps_as_many_programs(monkeypatch):
+    monkeypatch.setattr(programs, "KEPT", 2)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
+    kept = programs._Kept()
+    for number in range(8):
+        kept.put(number, number)
+    assert len(kept) == 8
+    kept.put(8, 8)
+    assert len(kept) == 4
+
+
+@pytest.mark.core
 def test_programs_that_are_not_used_are_freed(monkeypatch):
     monkeypatch.setattr(programs, "kept", programs._Kept())
     monkeypatch.setattr(programs, "KEPT", 4)
@@ -151,7 +177,8 @@ def test_caches_that_another_thread_is_changing_are_cleared_at_the_next_occasion
 
     monkeypatch.setattr(jax, "clear_caches", clear)
     kept = programs._Kept()
-    for number in range(programs.KEPT + 3):
+    most = programs.KEPT * jax.local_device_count()
+    for number in range(most + 3):
         kept.put(number, number)
     assert len(cleared) == 2
-    assert kept.get(programs.KEPT + 2) == programs.KEPT + 2
+    assert kept.get(most + 2) == most + 2

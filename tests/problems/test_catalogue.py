@@ -1,5 +1,6 @@
 """Families by name and from a user's file."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,18 @@ def test_a_class_in_a_file_is_built_and_an_instance_is_taken_as_it_is(file):
 def test_annotations_in_a_file_may_be_text(file):
     file.write_text("from __future__ import annotations\nfrom typing import ClassVar\n" + FILE)
     assert find_family(f"{file}:wide").width == 5.0
+
+
+def test_a_file_may_import_others_beside_it(file):
+    (file.parent / "width_of_bowls.py").write_text("width = 7.0")
+    file.write_text(FILE + "\nimport width_of_bowls\ndeep = Bowl(width=width_of_bowls.width)\n")
+    before = list(sys.path)
+    assert find_family(f"{file}:deep").width == 7.0
+    assert sys.path == before
+    file.write_text("import no_such_module")
+    with pytest.raises(ValueError, match="ModuleNotFoundError"):
+        find_family(f"{file}:Bowl")
+    assert sys.path == before
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bygrad.problems import FAMILIES, ProblemFamily, Quadratic, check_family, describe_family, find_family
+from bygrad.problems.base import check_is_family
 
 pytestmark = pytest.mark.core
 
@@ -156,6 +157,18 @@ def test_refusal(kind, error, cause, remedy):
         check_family(kind(), jax.random.key(0))
     assert kind.__name__ in str(caught.value)
     assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (Bowl, r"You gave the class Bowl, .* Give Bowl\(\)"),
+        (print, "builtin_function_or_method is not a ProblemFamily"),
+    ],
+)
+def test_what_is_no_family_is_refused(given, says):
+    with pytest.raises(TypeError, match=says):
+        check_is_family(given)
 
 
 # The same families at other sizes and with other labels: they take long to compile.

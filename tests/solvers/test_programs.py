@@ -1,6 +1,7 @@
 """Quadratic programs: the reduction, its solutions, learned starts that lie, and what `learn` makes of programs."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,11 +21,13 @@ from bygrad.solvers import (
     LearnedWarmStart,
     ProximalGradient,
     Whitening,
+    admm,
     learn,
     reduce_program,
     solve,
 )
 from bygrad.solvers.admm import relative_gap
+from bygrad.solvers.base import OncePerFamily
 from bygrad.solvers.training import Examples, train_schedule, train_warm_start
 
 
@@ -296,3 +299,42 @@ def test_a_learned_schedule_is_kept_in_a_file(tmp_path, codes):
     ours, theirs = (it.solve(patches[:32], batch=64) for it in (solver, back))
     np.testing.assert_array_equal(ours.x, theirs.x)
     np.testing.assert_array_equal(ours.nit, theirs.nit)
+
+
+class Weighted(Plan):
+    """A plan whose curvature is an array."""
+
+    weights: Any = dataclasses.field(default=None, kw_only=True)
+
+    @property
+    def matrices(self):
+        return jnp.diag(jnp.asarray(self.weights)), super().matrices[1]
+
+
+def test_a_program_is_reduced_once_for_its_family_and_never_for_another(data, monkeypatch):
+    reduced = []
+    monkeypatch.setattr(admm, "reduce_program", lambda *given: reduced.append(given) or reduce_program(*given))
+    weights = np.array([1.0, 2.0, 3.0, 4.0])
+    family, other = Weighted(weights=jnp.asarray(weights)), Weighted(weights=weights)
+    first = solve(family, data, batch=64)
+    np.testing.assert_array_equal(solve(family, data, batch=64).x, first.x)
+    solve(family, data, method=ADMM(tol=1e-3), batch=64)
+    assert len(reduced) == 1
+    solve(family, data, dtype=np.float32, batch=64)
+    assert len(reduced) == 2  # another precision
+    np.testing.assert_allclose(solve(other, data, batch=64).x, first.x, atol=1e-6)
+    solve(other, data, batch=64)
+    assert len(reduced) == 3  # another array
+    weights[:] = 9.0  # NumPy's arrays may change
+    changed = solve(other, data, batch=64)
+    assert len(reduced) == 4
+    np.testing.assert_allclose(changed.x, solve(Weighted(weights=jnp.full(4, 9.0)), data, batch=64).x, atol=1e-6)
+    with jax.enable_x64(True):
+        prepared = ADMM().prepare(Flat.of(family, data[0]), np.float64)  # for one family, and given to another
+    np.testing.assert_array_equal(solve(other, data, method=prepared, batch=64).x, changed.x)
+
+
+def test_nothing_is_kept_of_what_is_traced():
+    bound = OncePerFamily(lambda family, dtype: jnp.sum(family.weights))
+    family = Weighted(weights=jnp.ones(4))
+    assert jax.jit(lambda: bound(family, np.float32))() == 4 == bound(family, np.float32)

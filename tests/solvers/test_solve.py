@@ -8,9 +8,9 @@ from jaxtyping import Array
 
 from bygrad.problems import Oracle, OralDose, ProblemFamily, Quadratic, QuadrotorControl, SparseCoding
 from bygrad.problems.structured import Bounded, LeastSquares, QuadraticProgram
-from bygrad.solvers import ADMM, LBFGS, STATUS, Flat, LevenbergMarquardt, ProximalGradient, solve
+from bygrad.solvers import ADMM, LBFGS, STATUS, Flat, LevenbergMarquardt, ProximalGradient, learn, solve
 from bygrad.solvers.levenberg_marquardt import GainRatio, solve_spd
-from bygrad.solvers.solve import best_start
+from bygrad.solvers.solve import best_start, fitting_method
 from bygrad.solvers.starts import starting_points
 
 from .families import TIMES, Decay
@@ -353,6 +353,9 @@ def test_the_written_out_cholesky_solves(size):
         ({"instances": (np.ones((4, 9)), np.ones(3))}, "first axes differ"),
         ({"x0": [np.ones(()), np.ones(1)]}, "x0 is built as"),
         ({"instances": np.float64(1)}, "first axes differ"),
+        ({"instances": np.ones((4, 1))}, r"shapes \[1\], but an instance of Decay has \[9\]: a single number would be"),
+        ({"instances": (np.ones((4, 9)), np.ones(4))}, "are a tree of arrays 0, 1, but .* is one array"),
+        ({"instances": np.ones((4, 9), complex)}, r"Decay\.residuals returned complex128\[9\]"),
         ({"instances": np.ones(9)}, r"Rows .* have shapes \[\], but an instance of Decay has \[9\]"),
         ({"batch": 0}, "batch is 0"),
         ({"dtype": np.int32}, "dtype is int32"),
@@ -362,6 +365,71 @@ def test_the_written_out_cholesky_solves(size):
 def test_mistakes_are_refused(change, says, decays):
     with pytest.raises((ValueError, TypeError), match=says):
         solve(Decay(), **({"instances": decays} | change))
+
+
+class Halved(Decay):
+    def bounds(self, instance):
+        return self.init(instance, jax.random.key(0)), None
+
+
+class Branching(Decay):
+    def residuals(self, params, instance):
+        return super().residuals(params, instance) if params["height"] > 0 else instance
+
+
+class TwoLosses(Rosenbrock):
+    def loss(self, params, instance, key):
+        return params
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("family", "says"),
+    [
+        (Halved(), r"Halved\.bounds returned .* not a pair of params"),
+        (Branching(), r"Branching\.residuals raised TracerBoolConversionError"),
+        (TwoLosses(), r"TwoLosses\.loss returned float64\[2\]; a loss must be one"),
+    ],
+)
+def test_families_that_cannot_be_solved_are_refused(family, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        solve(family, np.ones(4) if isinstance(family, Rosenbrock) else np.ones((4, 9)))
+    with pytest.raises((ValueError, TypeError), match=says):
+        learn(family, heldout=50)
+
+
+def test_a_class_is_not_taken_for_a_method():
+    with pytest.raises(TypeError, match=r"method is the class LevenbergMarquardt.* Give LevenbergMarquardt\(\)"):
+        fitting_method(Decay(), LevenbergMarquardt)  # not by `solve`, whose annotation the tests check first
+
+
+def test_rows_of_another_length_are_solved_and_told(decays):
+    class Early(Decay):
+        def residuals(self, params, instance):
+            times = jnp.asarray(TIMES[: len(instance)], instance.dtype)
+            return params["height"] * jnp.exp(-params["rate"] * times) - instance
+
+    assert solve(Early(), decays, batch=16).warnings == ()
+    found = solve(Early(), decays[:, :7], batch=16)
+    assert found.success.all() and "[7], but Early.sample draws [9]" in found.warnings[0]
+
+    class Given(Early):
+        def sample(self, key):
+            raise NotImplementedError
+
+    given = solve(Given(), decays[:, :7], batch=16)
+    np.testing.assert_array_equal(given.cost, found.cost)
+    assert given.warnings == ()
+
+
+def test_starts_that_are_all_the_same_are_told(decays):
+    class Scattered(Decay):
+        def restart(self, instance, key):
+            return {"height": jnp.ones(()), "rate": jax.random.uniform(key, (1,), minval=0.5, maxval=2.0)}
+
+    assert "All 3 starts of every instance are the same" in solve(Decay(), decays, starts=3, batch=16).warnings[0]
+    assert solve(Scattered(), decays, starts=3, batch=16).warnings == ()
+    assert solve(Decay(), decays, batch=16).warnings == ()
 
 
 def test_an_oracle_is_solved_in_its_own_precision():

@@ -13,8 +13,9 @@ Result = TypeVar("Result")
 
 
 KEPT = 64
-"""Compiled programs that a process keeps at most. Each takes hundreds of memory maps, of which a process may have
-65,530 under Linux: a study of many structures would end in an error of the compiler."""
+"""Compiled programs that a process keeps at most for each of its devices, each of which compiles its own. They take
+hundreds of memory maps each, of which a process may have 65,530 under Linux: a study of many structures would end in an
+error of the compiler."""
 
 
 class _Kept:
@@ -35,11 +36,12 @@ class _Kept:
             return self._programs.get(key)
 
     def put(self, key: Any, program: Any) -> None:
+        most = KEPT * jax.local_device_count()
         with self._lock:
             self._programs[key] = program
-            if len(self._programs) > KEPT:
+            if len(self._programs) > most:
                 self._forget = True
-                while len(self._programs) > KEPT // 2:
+                while len(self._programs) > most // 2:
                     self._programs.popitem(last=False)
         # JAX has references of its own. Half of them go at once, since what it forgets besides has to be traced again.
         # Its own caches are no place for two threads: where one compiles meanwhile, the next program is the occasion.
@@ -82,7 +84,7 @@ class Program(Generic[Result]):
         return self._compile(*arguments).compiled.memory_analysis()
 
     def _compile(self, *arguments: Any) -> Any:
-        key = (self, kind_of(arguments))
+        key = (self, kind_of(arguments), _configuration())
         if (program := kept.get(key)) is None:
             kept.put(key, program := self._lower(*arguments).compile())
         return program
@@ -99,3 +101,9 @@ def kind_of(tree: Any) -> tuple[Any, ...]:
 
 def _kind(array: Any) -> tuple[Any, ...]:
     return array.shape, array.dtype, getattr(array, "weak_type", False), getattr(array, "sharding", None)
+
+
+def _configuration() -> tuple[Any, ...]:
+    """Return what a program depends on besides: the precisions that JAX computes in, here and now."""
+    config: Any = jax.config
+    return config.jax_enable_x64, config.jax_default_matmul_precision

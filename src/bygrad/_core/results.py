@@ -3,16 +3,20 @@
 import enum
 
 
-class Result(enum.IntEnum):
-    """What a guard decided last, and why."""
+class Code(enum.IntEnum):
+    """A number with a sentence."""
 
     sentence: str
 
-    def __new__(cls, number: int, sentence: str) -> "Result":
+    def __new__(cls, number: int, sentence: str) -> "Code":
         member = int.__new__(cls, number)
         member._value_ = number
         member.sentence = sentence
         return member
+
+
+class Result(Code):
+    """What a guard decided last, and why."""
 
     UNDECIDED = 0, "Nothing was decided: no trial is over yet, or no losses were given."
     LEARNED_WON = 1, "From one point the learned optimizer reached a lower loss than the fallback: it moves the params."

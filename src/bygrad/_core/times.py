@@ -18,5 +18,5 @@ def parse_seconds(budget: str | float | int) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|m|h)?", text)
     seconds = float(match[1]) * _UNITS[match[2] or ""] if match else 0.0
     if not 0 < seconds < math.inf:
-        raise ValueError(f"The budget {text!r} is no time that could be spent. Write seconds, or 90s, 5min, 1.5h.")
+        raise ValueError(f"The budget {text!r} is not a positive duration. Write seconds, or 90s, 5min, 1.5h.")
     return seconds

@@ -14,7 +14,9 @@ def learn(
     out: Annotated[Path, arg(help="File for the solver.", metavar="FILE", aliases=["-o"])],
     budget: Annotated[str, arg(help="Time for all of it: 60s, 5min, 1h.")] = "60s",
     tol: Annotated[float, arg(help="Solved: the cost is within this factor of the best known.")] = 1e-3,
-    instances: Annotated[Path | None, arg(help="npy file of past instances; default: the family's own draws.")] = None,
+    instances: Annotated[
+        Path | None, arg(help="npy or npz file of past instances; default: the family's own draws.")
+    ] = None,
     dtype: Annotated[
         Literal["float32", "float64"],
         arg(help="Precision of the solver; float32 takes half the time and serves convex problems down to --tol 1e-4."),
@@ -32,9 +34,23 @@ def learn(
 
 def solve(
     solver: Positional[Annotated[str, arg(help="A file of `bygrad learn`, or a family to solve classically.")]],
-    instances: Positional[Annotated[Path, arg(help="npy file, one instance a row; may be larger than memory.")]],
+    instances: Positional[
+        Annotated[
+            Path,
+            arg(
+                help="npy file, one instance a row, which may be larger than memory; or npz, where an instance has"
+                " several arrays, each under its path."
+            ),
+        ]
+    ],
     out: Annotated[Path, arg(help="npz file for the results.", metavar="FILE", aliases=["-o"])],
     family: Annotated[str | None, arg(help="The solver's family, where it has moved.", metavar="NAME")] = None,
+    tol: Annotated[float | None, arg(help="Tolerance of the classical method; a learned solver has its own.")] = None,
+    starts: Annotated[int | None, arg(help="Starts for each instance, by the classical method.")] = None,
+    dtype: Annotated[
+        Literal["float32", "float64"] | None, arg(help="Precision of the classical method; default: float64.")
+    ] = None,
+    batch: Annotated[int | None, arg(help="Instances that are worked on at once; more on an accelerator.")] = None,
     resume: Resume = False,
 ) -> None:
     """Solve every instance of a file; after a kill, --resume goes on."""
@@ -44,7 +60,9 @@ def solve(
 
     loaded = load_solver(solver, family) if Path(solver).is_file() else find_family(solver)
     with progress() as display:
-        done = solve_file(loaded, instances, out, display, resume=resume)
+        done = solve_file(
+            loaded, instances, out, display, resume=resume, tol=tol, starts=starts, dtype=dtype, batch=batch
+        )
         display.say(
             f"{done['solved']} of {done['rows']} solved in {done['seconds']:.1f} s, {done['rate']:.0f} a second"
         )

@@ -41,7 +41,7 @@ def from_artifact(artifact: Artifact) -> Optimizer:
         raise ArtifactError(
             f"{manifest.name} is a learned solver",
             "There is no optimizer in it",
-            "Use it with `bygrad solve` and `bygrad report`, or bygrad.deploy.solver.load_solver",
+            "Use it with `bygrad solve` and `bygrad report`, or bygrad.load_solver",
         )
     try:
         return from_portable(
@@ -65,6 +65,7 @@ def export(
     **Arguments:** `name`: what the artifact calls itself, as in `mine/mnist`. `training`: what it was trained on and
     how. `validation`: what it reached on held-out instances. Both are JSON values.
     """
+    refuse_solver(optimizer)
     portable = to_portable(optimizer)
     manifest = Manifest(
         name=name,
@@ -87,6 +88,17 @@ def export(
         ) from error
     save_artifact(Path(path), artifact)
     return artifact
+
+
+def refuse_solver(given: Any) -> None:
+    """**Raises:** `TypeError` for a learned solver, which is kept in another way than an optimizer."""
+    from ..solvers import LearnedSolver  # here: nothing else of this module needs the solvers
+
+    if isinstance(given, LearnedSolver):
+        raise TypeError(
+            "This is a learned solver, and `export` writes learned optimizers, whose files hold other arrays. Keep it"
+            " with bygrad.save_solver, and read it with bygrad.load_solver."
+        )
 
 
 def with_trajectory(artifact: Artifact, optimizer: Optimizer) -> Artifact:

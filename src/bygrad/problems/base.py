@@ -78,22 +78,18 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
     **Raises:** `TypeError` if the params are not floating-point arrays or the loss is not a real scalar;
     `ValueError` if the loss or its gradient is not finite at the start, or the gradient is zero everywhere.
     """
+    check_is_family(family)
     name = type(family).__name__
-    if not isinstance(family, ProblemFamily):
-        raise TypeError(
-            f"{name} is not a ProblemFamily, so it cannot be sampled or optimized. Subclass bygrad.ProblemFamily and"
-            " write `sample`, `init` and `loss`."
-        )
     sample_key, init_key, loss_key = jax.random.split(key, 3)
-    with _blame(f"{name}.sample"):
+    with blame(f"{name}.sample"):
         instance = eqx.filter_jit(family.sample)(sample_key)
-    with _blame(f"{name}.init"):
+    with blame(f"{name}.init"):
         params = family.init(instance, init_key)
     _check_params(name, params)
-    with _blame(f"{name}.loss"):
+    with blame(f"{name}.loss"):
         shape = jax.eval_shape(family.loss, params, instance, loss_key)
-    _check_value(name, shape)
-    with _blame(f"the gradient of {name}.loss"):
+    check_value(name, shape)
+    with blame(f"the gradient of {name}.loss"):
         differentiate = eqx.filter_jit(lambda family, *inputs: family.value_and_grad(*inputs))
         value, grads = differentiate(family, params, instance, loss_key)
     if not jnp.isfinite(value):
@@ -117,8 +113,22 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
     return params
 
 
+def check_is_family(family: Any) -> None:
+    """**Raises:** `TypeError` for what is no family; a class instead of one of its instances is told by its name."""
+    if isinstance(family, type):
+        raise TypeError(
+            f"You gave the class {family.__name__}, whose fields have no values, so it cannot be sampled or optimized."
+            f" Give {family.__name__}()."
+        )
+    if not isinstance(family, ProblemFamily):
+        raise TypeError(
+            f"{type(family).__name__} is not a ProblemFamily, so it cannot be sampled or optimized. Subclass"
+            " bygrad.ProblemFamily and write `sample`, `init` and `loss`."
+        )
+
+
 @contextlib.contextmanager
-def _blame(what: str) -> Iterator[None]:
+def blame(what: str) -> Iterator[None]:
     """Turn whatever a family raises into one error that says which part of it failed."""
     try:
         yield
@@ -126,7 +136,7 @@ def _blame(what: str) -> Iterator[None]:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"{what} raised {type(error).__name__}: {reason}. A family's methods must be JAX functions of their"
-            " arguments (jax.numpy, no Python branches on values); mend this one before training on it."
+            " arguments (jax.numpy, no Python branches on values); mend this one first."
         ) from error
 
 
@@ -143,7 +153,8 @@ def _check_params(name: str, params: Params) -> None:
             )
 
 
-def _check_value(name: str, value: Any) -> None:
+def check_value(name: str, value: Any) -> None:
+    """**Raises:** `TypeError` where the shape that `loss` returns is not that of one real number."""
     leaves = jax.tree.leaves(value)
     if len(leaves) != 1 or leaves[0].shape != () or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
         found = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)

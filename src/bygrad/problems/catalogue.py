@@ -138,6 +138,8 @@ def _load(name: str) -> ProblemFamily:
         raise ValueError(f"{path} cannot be imported as Python. Give a .py file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look up names there, for annotations that are text
+    folder = str(path.absolute().parent)
+    sys.path.insert(0, folder)  # as `python mine.py` does, so that the file may import others beside it
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -145,6 +147,8 @@ def _load(name: str) -> ProblemFamily:
         raise ValueError(
             f"Importing {path} raised {type(error).__name__}: {error}. Mend the file; `python {path}` shows where."
         ) from error
+    finally:
+        sys.path.remove(folder)
     found = getattr(module, attribute, None)
     families = [key for key, value in vars(module).items() if _is_family(value) and value.__module__ == module.__name__]
     if found is None:

@@ -18,7 +18,10 @@ class Bounded(ProblemFamily):
         return None
 
     def restart(self, instance: Instance, key: PRNGKeyArray) -> Params:
-        """Draw another start, for solvers that try several; those of `init` where a family says nothing else."""
+        """Draw another start, for solvers that try several; those of `init` where a family says nothing else.
+
+        Where `init` does not use its key, all of these are the same: write this one, or several starts find no more.
+        """
         return self.init(instance, key)
 
 
@@ -35,6 +38,8 @@ class LeastSquares(Bounded):
     ...         return jnp.exp(-rate * jnp.linspace(0.0, 2.0, 5))
     ...     def init(self, instance, key):
     ...         return jnp.ones(2)
+    ...     def restart(self, instance, key):  # for `starts` above 1
+    ...         return jnp.exp(jax.random.normal(key, (2,)))
     ...     def residuals(self, params, instance):
     ...         return params[0] * jnp.exp(-params[1] * jnp.linspace(0.0, 2.0, 5)) - instance
     """

@@ -15,7 +15,7 @@ from .proximal import ProximalGradient
 from .reduction import Reduced, reduce_program
 from .safeguarded import Safeguarded
 from .schedule import LearnedSchedule
-from .solution import STATUS, Solution
+from .solution import STATUS, Solution, Status
 from .solve import solve
 from .warm import LearnedWarmStart
 
@@ -40,6 +40,7 @@ __all__ = [
     "Safeguarded",
     "Seen",
     "Solution",
+    "Status",
     "Whitening",
     "classical_method",
     "failure_bound",

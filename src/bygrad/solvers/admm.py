@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._core.types import Instance, Scalar
-from ..problems import QuadraticProgram
-from .base import Flat, Method, Progress
+from ..problems import ProblemFamily, QuadraticProgram
+from .base import Flat, Method, OncePerFamily, Progress, status_of
 from .reduction import ROUNDING, Reduced, reduce_program
-from .solution import CONTRADICTION, RUNNING, UNBOUNDED
+from .solution import Status
 from .warm import LearnedWarmStart
 
 LOWEST, HIGHEST = 1e-6, 1e6
@@ -77,12 +77,7 @@ class ADMM(Method):
     reduced: Reduced | None = None
 
     def prepare(self, flat: Flat, dtype: Any) -> "ADMM":
-        family = flat.family
-        assert isinstance(family, QuadraticProgram)
-        quadratic, constraints = (np.asarray(it, float) for it in family.matrices)
-        equations, ceiling = np.asarray(family.equations), np.asarray(family.ceiling, float)
-        reduced = reduce_program(quadratic, constraints, equations, ceiling, dtype)
-        return dataclasses.replace(self, reduced=reduced)
+        return dataclasses.replace(self, reduced=_reduced(flat.family, dtype))
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         family, to = flat.family, self.reduced
@@ -116,8 +111,7 @@ class ADMM(Method):
         apart = jnp.maximum(_largest(to.consistent @ given - given), _largest(other - given))
         wrong = jnp.any(low > high) | (apart > 1e-4 * (1 + _largest(given)))
         at = Progress.begin(x, memory, dual)
-        status = jnp.select([wrong, downhill], [jnp.int32(CONTRADICTION), jnp.int32(UNBOUNDED)], at.status)
-        return at._replace(status=status)
+        return at._replace(status=status_of((wrong, Status.CONTRADICTION), (downhill, Status.UNBOUNDED)))
 
     def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
         family, to, memory = flat.family, self.reduced, at.memory
@@ -164,13 +158,21 @@ class ADMM(Method):
         support = jnp.sum(jnp.where(grown > 0, _times(memory.high, grown), _times(memory.low, grown)))
         unseen = _largest(to.inverse.T @ (to.rows.T @ grown)) <= tight * size
         impossible = (size > 1e-6) & unseen & (support < -tight * size)
-        status = jnp.select(
-            [~finite, certificate <= self.tol, impossible],
-            [jnp.int32(-1), jnp.int32(1), jnp.int32(CONTRADICTION)],
-            jnp.int32(RUNNING),
+        status = status_of(
+            (~finite, Status.NOT_FINITE),
+            (certificate <= self.tol, Status.CERTIFIED),
+            (impossible, Status.CONTRADICTION),
         )
         memory = memory._replace(z=z, y=y, rho=rho)
         return Progress(x, cost, certificate, status, nit, at.nfev + self.inner, memory, to.scale * y)
+
+
+@OncePerFamily
+def _reduced(family: ProblemFamily, dtype: Any) -> Reduced:
+    assert isinstance(family, QuadraticProgram)
+    quadratic, constraints = (np.asarray(it, float) for it in family.matrices)
+    equations, ceiling = np.asarray(family.equations), np.asarray(family.ceiling, float)
+    return reduce_program(quadratic, constraints, equations, ceiling, dtype)
 
 
 def relative_gap(cost: Scalar, lowest: Scalar) -> Scalar:

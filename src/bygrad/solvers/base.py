@@ -2,18 +2,23 @@
 
 import abc
 import math
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._core.programs import kind_of
 from .._core.types import Instance, Params, Scalar
-from ..problems import Bounded, ProblemFamily
-from .solution import RUNNING
+from ..problems import Bounded, Composite, LeastSquares, ProblemFamily, QuadraticProgram
+from ..problems.base import blame, check_value
+from .solution import RUNNING, Status
+
+Shared = TypeVar("Shared")
 
 _NONE = np.zeros(0, np.float32)  # float64 would not survive where JAX computes in float32
 
@@ -37,6 +42,16 @@ class Progress(NamedTuple):
         return cls(x, infinite, infinite, jnp.int32(RUNNING), zero, zero, memory, dual)
 
 
+def status_of(*ends: tuple[Bool[Array, ""], Status]) -> Int[Array, ""]:
+    """Return the code of the first end whose condition holds; without any, the instance goes on."""
+    return jnp.select([when for when, _ in ends], [jnp.int32(code) for _, code in ends], jnp.int32(RUNNING))
+
+
+def certified(family: ProblemFamily) -> bool:
+    """Say whether certificates prove what is solved: the family is convex, so that one start is enough as well."""
+    return isinstance(family, Composite | QuadraticProgram)
+
+
 _SAMPLED: dict[Any, PyTree] = {}
 
 
@@ -51,6 +66,39 @@ def instance_like(family: ProblemFamily) -> PyTree:
     return _SAMPLED[key]
 
 
+class OncePerFamily(Generic[Shared]):
+    """A function of a family and a precision whose last results are kept, as what takes long and all instances share.
+
+    A result is found again for the very same family: the same structure, the same arrays of JAX, which never change,
+    and equal arrays of NumPy, which may.
+    """
+
+    KEPT: ClassVar[int] = 8
+
+    def __init__(self, function: Callable[[ProblemFamily, Any], Shared]) -> None:
+        self._function = function
+        self._known: list[tuple[tuple[Any, ...], list[Any], Shared]] = []
+
+    def __call__(self, family: ProblemFamily, dtype: Any) -> Shared:
+        leaves, structure = jax.tree.flatten(family)
+        config: Any = jax.config
+        key = structure, np.dtype(dtype), config.jax_enable_x64, config.jax_default_device
+        for known, theirs, result in self._known:
+            if known == key and all(map(_same, leaves, theirs)):
+                return result
+        result = self._function(family, dtype)
+        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((leaves, result))):
+            own = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+            self._known = [(key, own, result), *self._known][: self.KEPT]
+        return result
+
+
+def _same(leaf: Any, other: Any) -> bool:
+    if isinstance(leaf, np.ndarray) and isinstance(other, np.ndarray):
+        return leaf.dtype == other.dtype and np.array_equal(leaf, other, equal_nan=leaf.dtype.kind in "fc")
+    return leaf is other
+
+
 _PARAMS: dict[Any, tuple[Any, tuple[tuple[int, ...], ...]]] = {}
 
 
@@ -63,11 +111,16 @@ class Flat(eqx.Module):
 
     @classmethod
     def of(cls, family: ProblemFamily, instance: Instance) -> "Flat":
-        """Find out what the params look like, without computing anything."""
+        """Find out what the params look like, without computing anything.
+
+        **Raises:** `TypeError` or `ValueError` where the family's functions do not return what a solver needs.
+        """
         inputs = family, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), instance)
         key = kind_of(inputs)
         if key not in _PARAMS:  # tracing `init` takes longer than to solve a hundred small problems
-            like = eqx.filter_eval_shape(lambda family, one: family.init(one, jax.random.key(0)), *inputs)
+            with blame(f"{type(family).__name__}.init"):
+                like = eqx.filter_eval_shape(lambda family, one: family.init(one, jax.random.key(0)), *inputs)
+            _check_functions(like, *inputs)
             leaves, structure = jax.tree.flatten(like)
             _PARAMS[key] = structure, tuple(leaf.shape for leaf in leaves)
         return cls(family, *_PARAMS[key])
@@ -103,6 +156,34 @@ class Flat(eqx.Module):
         return low, high
 
 
+def _check_functions(params: Params, family: ProblemFamily, instance: Instance) -> None:
+    """Refuse a family whose objective or bounds are not what a solver needs, by their shapes."""
+    name = type(family).__name__
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(float)), params)
+    if isinstance(family, LeastSquares):
+        with blame(f"{name}.residuals"):
+            found = eqx.filter_eval_shape(lambda family, *inputs: family.residuals(*inputs), family, params, instance)
+        if jnp.issubdtype(found.dtype, jnp.complexfloating):
+            raise TypeError(
+                f"{name}.residuals returned {found.dtype}{list(found.shape)}, whose squares are no cost. Return real"
+                " and imaginary parts, jnp.stack([r.real, r.imag])."
+            )
+    else:
+        with blame(f"{name}.loss"):
+            value = eqx.filter_eval_shape(lambda family, *inputs: family.loss(*inputs, None), family, params, instance)
+        check_value(name, value)
+    if isinstance(family, Bounded):
+        with blame(f"{name}.bounds"):
+            limits = eqx.filter_eval_shape(lambda family, one: family.bounds(one), family, instance)
+        structures = None if limits is None else [jax.tree.structure(limit) for limit in limits]
+        if structures not in (None, 2 * [jax.tree.structure(params)]):
+            raise TypeError(
+                f"{name}.bounds returned {jax.tree.structure(limits)}, which is not a pair of params, so it is not"
+                " known what holds each param. Return the lowest and the highest params, both built as `init` builds"
+                " them and infinite where there is no limit, or None for no bounds at all."
+            )
+
+
 class Method(eqx.Module):
     """A solver: pure functions of one instance, which the engine runs on thousands at once.
 
@@ -122,7 +203,11 @@ class Method(eqx.Module):
     max_steps: eqx.AbstractVar[int | Array]
 
     def prepare(self, flat: Flat, dtype: Any) -> "Method":
-        """Do once what all instances share, a factorization say; returns the method to run."""
+        """Do what all instances share, a factorization say; returns the method to run.
+
+        Every batch is prepared for, so that a method never brings along what belongs to another family. What takes long
+        is kept by `OncePerFamily`.
+        """
         return self
 
     @abc.abstractmethod

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..problems import Composite, ProblemFamily, QuadraticProgram
+from ..problems import ProblemFamily
+from .base import certified
 from .card import Card
 from .certificate import CONFIDENCE, failure_bound, percentile_bound
 from .fit import LearnedSolver
@@ -48,7 +49,7 @@ def keep_best(
     measured |= {name: _measure(it, held, seed) for name, it in solvers.items() if name not in classical}
     # The reference that success is measured against: every candidate, and ten starts.
     found = [it for it, _ in measured.values()]
-    if not isinstance(family, Composite | QuadraticProgram):
+    if len(classical) > 1:  # otherwise further starts find no more
         found.append(dataclasses.replace(base, start=None, starts=REFERENCE).solve(held, seed=seed + 1))
     best = BestKnown.of(found, scale)
     candidates = {name: _summary(family, it, time_, best, tol) for name, (it, time_) in measured.items()}
@@ -113,7 +114,7 @@ def is_solved(family: ProblemFamily, solution: Solution, best: BestKnown, tol: f
     As well is what the cost says, or every entry of x: where data are without noise, the lowest cost is zero but for
     rounding, and no other cost is near it, relative to it. Where x is zero as well, `best.nothing` counts.
     """
-    if isinstance(family, Composite | QuadraticProgram):
+    if certified(family):
         return solution.success
     cheap = solution.cost <= best.cost + tol * np.abs(best.cost) + best.nothing
     near = np.all(np.abs(solution.rows - best.x) <= tol * np.abs(best.x), axis=1)

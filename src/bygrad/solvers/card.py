@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from ..problems import Composite, ProblemFamily, QuadraticProgram
+from ..problems import ProblemFamily
+from .base import certified
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,5 +69,4 @@ def _simplest_first(candidate: tuple[str, object]) -> tuple[bool, bool, str]:
 
 
 def _meaning(family: ProblemFamily) -> str:
-    certified = isinstance(family, Composite | QuadraticProgram)
-    return "a certificate of {:g} or less" if certified else "within {:g} of the best known cost"
+    return "a certificate of {:g} or less" if certified(family) else "within {:g} of the best known cost"

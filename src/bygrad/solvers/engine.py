@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 from .._core import trees
 from .._core.programs import Program
 from .base import Flat, Method, Progress
-from .solution import CONTRADICTION, RUNNING
+from .solution import RUNNING, Status
 
 SHRINK = 4
 """A working set shrinks when no more than one in so many of its rows run. Each size is compiled once."""
@@ -176,17 +176,17 @@ def _begin_(
 ) -> tuple[PyTree, Progress]:
     def start(one: PyTree, x: Array) -> Progress:
         at, (low, high) = method.start(flat, one, x), flat.bounds(x, one)
-        return at._replace(status=jnp.where(jnp.any(low > high), jnp.int32(CONTRADICTION), at.status))
+        return at._replace(status=jnp.where(jnp.any(low > high), jnp.int32(Status.CONTRADICTION), at.status))
 
     at = jax.vmap(start)(instances, x)
-    return instances, at._replace(status=jnp.where(real, at.status, 0))
+    return instances, at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
 
 
 def _take_(
     working: tuple[PyTree, Progress], pick: Int[Array, " rows"], real: Bool[Array, " rows"]
 ) -> tuple[PyTree, Progress]:
     instances, at = jax.tree.map(lambda leaf: leaf[pick], working)
-    return instances, at._replace(status=jnp.where(real, at.status, 0))
+    return instances, at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
 
 
 def _advance_(
@@ -212,9 +212,8 @@ def _advance_(
     def body(carry: tuple[Any, Progress]) -> tuple[Any, Progress]:
         count, at = carry
         after = jax.vmap(lambda one, at: method.step(flat, one, at))(ours, at)
-        after = after._replace(
-            status=jnp.where((after.status == RUNNING) & (after.nit >= method.max_steps), 0, after.status)
-        )
+        late = (after.status == RUNNING) & (after.nit >= method.max_steps)
+        after = after._replace(status=jnp.where(late, jnp.int32(Status.OUT_OF_STEPS), after.status))
         return count + 1, trees.select_rows(at.status == RUNNING, after, at)
 
     return ours, jax.lax.while_loop(go_on, body, (jnp.int32(0), at))[1]

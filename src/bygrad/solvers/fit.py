@@ -20,7 +20,7 @@ from .card import Card, report
 from .certificate import has_drifted
 from .engine import Rows, Watch, run
 from .learned import LearnedStart
-from .solution import Solution
+from .solution import Solution, Status
 from .solve import as_rows, as_solution, best_of, best_start, flat_of_rows, precision, rows_at_once, take, with_arrays
 from .starts import in_blocks, starting_points
 
@@ -71,14 +71,15 @@ class LearnedSolver:
         """
         if guard not in get_args(Guard):
             raise ValueError(
-                f"guard is {guard!r}, which there is not. Choose {' or '.join(map(repr, get_args(Guard)))}."
+                f"guard is {guard!r}, which is not a guard. Choose {' or '.join(map(repr, get_args(Guard)))}."
             )
         dtype = np.dtype(dtype or self.dtype)
         with precision(dtype, self.family):
             arrays, rows = as_rows(instances, dtype)
             if rows is None:
                 raise ValueError("The instances hold no arrays, so there is nothing to tell them apart, or to learn.")
-            flat, batch = flat_of_rows(self.family, arrays, rows), rows_at_once(self.method, batch)
+            flat, warnings = flat_of_rows(self.family, arrays, rows)
+            batch = rows_at_once(self.method, batch)
             results = self._attempt(flat, arrays, rows, seed, batch, dtype, watch)
             failed = results["status"] <= 0
             again = np.ones(rows, bool) if guard == "best_of_two" else failed
@@ -88,7 +89,8 @@ class LearnedSolver:
                 both = guard == "best_of_two"
                 results, better = self._fall_back(flat, arrays, results, again, not both, seed, batch, dtype, watch)
                 fallback = better if both else failed
-            return as_solution(flat, results, fallback, self._alarm(int(fallback.sum()), rows, guard, learned))
+            warnings += self._alarm(int(fallback.sum()), rows, guard, learned)
+            return as_solution(flat, results, fallback, warnings)
 
     @property
     def digest(self) -> str:
@@ -181,8 +183,9 @@ def _proven_first(
     good = certificate <= np.asarray(method.tol)
     whole = np.zeros(len(good), np.int32)
     results: Rows = {
-        "x": x, "cost": cost, "certificate": certificate, "status": whole + 1, "nit": whole, "nfev": whole + 1,
-        "dual": dual, "finished": np.full(len(good), time.perf_counter()),
+        "x": x, "cost": cost, "certificate": certificate, "nit": whole, "nfev": whole + 1,
+        "status": np.full(len(good), Status.CERTIFIED, np.int32), "dual": dual,
+        "finished": np.full(len(good), time.perf_counter()),
     }  # fmt: skip
     if not good.all():
         some = jax.tree.map(lambda leaf: leaf[~good], instances)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._core.types import Instance, Scalar
-from .base import Flat, Method, Progress
-from .solution import RUNNING
+from .base import Flat, Method, Progress, status_of
+from .solution import Status
 
 PAIRS = 8
 """Steps remembered."""
@@ -107,10 +107,11 @@ class LBFGS(Method):
         gained = at.cost - cost
         # Along a gradient without a scale, to gain little says nothing of the minimum.
         small = taken & jnp.any(memory.moves) & (gained <= self.gain * jnp.maximum(jnp.abs(cost), jnp.abs(at.cost)))
-        status = jnp.select(
-            [first & ~finite, certificate <= self.tol, small, stuck],
-            [jnp.int32(-1), jnp.int32(1), jnp.int32(2), jnp.int32(-2)],
-            jnp.int32(RUNNING),
+        status = status_of(
+            (first & ~finite, Status.NOT_FINITE),
+            (certificate <= self.tol, Status.CERTIFIED),
+            (small, Status.SMALL_GAIN),
+            (stuck, Status.STUCK),
         )
         after = Memory(gradient, direction, factor, moves, changes)
         return Progress(x, best, certificate, status, at.nit + 1, at.nfev + 1, after)

@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
+from .._core.programs import Program
 from .._core.times import parse_seconds
 from ..problems import Composite, LeastSquares, ProblemFamily, QuadraticProgram
+from ..problems.base import blame, check_is_family
 from .admm import ADMM
-from .base import Flat, Method
+from .base import Flat, Method, certified
 from .candidates import BestKnown, is_solved, keep_best, work_clock
 from .engine import Watch
 from .fit import LearnedSolver, proposals
@@ -23,8 +25,8 @@ from .learned import LearnedDamping, LearnedStart, Whitening, vector_of
 from .levenberg_marquardt import GainRatio, LevenbergMarquardt
 from .proximal import ProximalGradient
 from .solution import Solution
-from .solve import as_rows, flat_of_rows, precision
-from .starts import in_blocks, starting_points
+from .solve import as_rows, flat_of_rows, precision, told_if_alike
+from .starts import draws, in_blocks, starting_points
 from .training import Examples, train_damping, train_start
 
 TUNING = 20
@@ -79,6 +81,7 @@ def learn(
     **Raises:** `ValueError` for a budget that is none, too few instances, or instances without a finite cost.
     """
     seconds, began, work = parse_seconds(budget), time.perf_counter(), work_clock()
+    check_is_family(family)
     train, held = _instances(family, instances, heldout, seed)
     scale, slope = _at_starts(family, train, seed, np.dtype(dtype))
     grid = _grid(family, tol, min(1.0, slope or 1.0))
@@ -86,12 +89,13 @@ def learn(
 
     base = _tuned(base, grid, train, tol, scale, seed)
     tuned = time.perf_counter()
-    solvers = {f"tuned, {n} start{'s' * (n > 1)}": _with_starts(base, n) for n in _starts_of(family)}
+    starts = _starts_of(family, train, seed, np.dtype(dtype))
+    solvers = {f"tuned, {n} start{'s' * (n > 1)}": _with_starts(base, n) for n in starts}
     sample, left = family.sample if instances is None else None, lambda: seconds - (time.perf_counter() - began)
-    if isinstance(family, Composite | QuadraticProgram):
+    if certified(family):
         solvers |= learned_programs(base, train, left, seed, watch, sample)
     else:
-        solvers |= _learned(base, train, tol, seconds, left, seed, watch, sample)
+        solvers |= _learned(_with_starts(base, min(3, max(starts))), train, tol, seconds, left, seed, watch, sample)
     learning = {"tuning": tuned - began, "training": time.perf_counter() - tuned}
     return keep_best(base, solvers, held, tol, seed, learning, work_clock() - work, scale)
 
@@ -99,9 +103,9 @@ def learn(
 def _instances(family: ProblemFamily, given: Any, heldout: int, seed: int) -> tuple[Any, Any]:
     """Return instances to learn from and instances to judge by."""
     if given is None:
-        draw = jax.jit(jax.vmap(family.sample))
         keys = jax.random.split(jax.random.key(seed), 4096 + heldout)
-        given = jax.tree.map(np.asarray, draw(keys))
+        with blame(f"{type(family).__name__}.sample"):
+            given = jax.tree.map(np.asarray, draws(family, keys))
     arrays, rows = as_rows(given, np.float64)
     if rows is None:
         raise ValueError("The instances of this family hold no arrays, so there is nothing to learn about them.")
@@ -125,14 +129,11 @@ def _at_starts(family: ProblemFamily, train: Any, seed: int, dtype: np.dtype[Any
 
     **Raises:** `ValueError` where nothing is finite there.
     """
-    if isinstance(family, Composite | QuadraticProgram):
+    if certified(family):
         return 1.0, 1.0  # their certificates have a scale of their own
     with precision(dtype, family):
-        some, rows = as_rows(jax.tree.map(lambda leaf: leaf[:TUNING], train), dtype)
-        assert rows is not None
-        flat = flat_of_rows(family, some, rows)
-        own = starting_points(flat, some, rows, None, starts=1, seed=seed, batch=rows, dtype=dtype)
-        costs, slopes = jax.jit(jax.vmap(jax.value_and_grad(flat.loss)))(jnp.asarray(own), some)
+        flat, some, rows, own = _first_starts(family, train, 1, seed, dtype)
+        costs, slopes = _costs_and_slopes(flat, jnp.asarray(own), jax.tree.map(jnp.asarray, some))
         sizes = np.abs(np.asarray(costs)), np.max(np.abs(np.asarray(slopes)), axis=1, initial=0.0)
     finite = np.isfinite(sizes[0]) & np.isfinite(sizes[1])
     if not finite.any():
@@ -164,8 +165,23 @@ def classical_method(family: ProblemFamily, tol: float) -> Method:
     return _grid(family, tol)[0]
 
 
-def _starts_of(family: ProblemFamily) -> tuple[int, ...]:
-    return STARTS if not isinstance(family, Composite | QuadraticProgram) else (1,)  # convex: one is enough
+def _first_starts(
+    family: ProblemFamily, train: Any, starts: int, seed: int, dtype: np.dtype[Any]
+) -> tuple[Flat, Any, int, np.ndarray]:
+    """Return the tuning instances, how many they are, and their starts."""
+    some, rows = as_rows(jax.tree.map(lambda leaf: leaf[:TUNING], train), dtype)
+    assert rows is not None
+    flat, _ = flat_of_rows(family, some, rows)
+    return flat, some, rows, starting_points(flat, some, rows, None, starts=starts, seed=seed, batch=rows, dtype=dtype)
+
+
+def _starts_of(family: ProblemFamily, train: Any, seed: int, dtype: np.dtype[Any]) -> tuple[int, ...]:
+    """Return how many starts the classical solver is tried with: one where a further one cannot find more."""
+    if certified(family):
+        return (1,)
+    with precision(dtype, family):
+        *_, own = _first_starts(family, train, 2, seed, dtype)
+    return (1,) if told_if_alike(family, own, 2) else STARTS
 
 
 def _tuned(
@@ -191,13 +207,13 @@ def _learned(
     watch: Watch | None,
     sample: Any,
 ) -> dict[str, LearnedSolver]:
-    """Solve instances, learn a start from them, then a damping from that start."""
-    solver, parts, rows = _with_starts(base, 3), [], len(jax.tree.leaves(train)[0])
+    """Solve instances by the classical solver `base`, learn a start from them, then a damping from that start."""
+    parts, rows = [], len(jax.tree.leaves(train)[0])
     for at in range(TUNING, rows, 512):
         if parts and left() < 0.75 * seconds:
             break
         part = jax.tree.map(lambda leaf: leaf[at : at + 512], train)  # noqa: B023
-        parts.append((part, solver.solve(part, seed=seed + at)))
+        parts.append((part, base.solve(part, seed=seed + at)))
         if watch is not None:
             watch("solving examples", min(at + 512, rows), rows)
     flat = Flat.of(base.family, jax.tree.map(lambda leaf: leaf[0], train))
@@ -257,7 +273,7 @@ def _examples(parts: list[tuple[Any, Solution]]) -> Examples:
 
 def _negligible(examples: Examples, flat: Flat, starts: np.ndarray) -> float:
     """Return a millionth of what costs are at the classical starts, above zero or the lowest that is known."""
-    first = jax.jit(jax.vmap(flat.loss))(jnp.asarray(starts, jnp.float32), examples.instances)
+    first = _costs(flat, jnp.asarray(starts, jnp.float32), examples.instances)
     zero = 0.0 if isinstance(flat.family, LeastSquares) else jnp.min(examples.cost)
     excess = jnp.where(jnp.isfinite(first), first - zero, jnp.nan)
     return float(1e-6 * jnp.nan_to_num(jnp.nanmedian(excess)) + jnp.finfo(jnp.float32).tiny)
@@ -270,3 +286,15 @@ def _with_method(solver: LearnedSolver, method: Method) -> LearnedSolver:
 
 def _with_starts(solver: LearnedSolver, starts: int, start: LearnedStart | None = None) -> LearnedSolver:
     return dataclasses.replace(solver, start=start, starts=starts)
+
+
+def _costs_(flat: Flat, x: Float[Array, "rows p"], instances: PyTree) -> Array:
+    return jax.vmap(flat.loss)(x, instances)
+
+
+def _costs_and_slopes_(flat: Flat, x: Float[Array, "rows p"], instances: PyTree) -> tuple[Array, Array]:
+    return jax.vmap(jax.value_and_grad(flat.loss))(x, instances)
+
+
+_costs = Program(_costs_)
+_costs_and_slopes = Program(_costs_and_slopes_)

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from .._core.types import Instance, Params, Scalar
 from ..problems import LeastSquares
-from .base import Flat, Method, Progress
-from .solution import RUNNING
+from .base import Flat, Method, Progress, status_of
+from .solution import Status
 
 ACCEPT = 1e-4
 """The share of the predicted decrease that a step must reach."""
@@ -164,14 +164,13 @@ class LevenbergMarquardt(Method):
         small_step = jnp.linalg.norm(weight * (trial - x)) <= self.tol * jnp.linalg.norm(weight * x)
         small_gain = ~first & finite & (jnp.abs(gained) <= 0.1 * self.tol * best)
         small_gain &= model.predicted <= 0.1 * self.tol * at.cost
-        ends = [
-            (first & ~finite, -1),
-            (certificate <= self.tol, 1),
-            (small_gain & (ratio <= 2) & (model.strongest <= STRONG), 2),
-            (taken & small_step & (strongest <= STRONG), 3),
-            (strongest > HIGHEST, -2),
-        ]
-        status = jnp.select([when for when, _ in ends], [jnp.int32(code) for _, code in ends], jnp.int32(RUNNING))
+        status = status_of(
+            (first & ~finite, Status.NOT_FINITE),
+            (certificate <= self.tol, Status.CERTIFIED),
+            (small_gain & (ratio <= 2) & (model.strongest <= STRONG), Status.SMALL_GAIN),
+            (taken & small_step & (strongest <= STRONG), Status.SMALL_STEP),
+            (strongest > HIGHEST, Status.STUCK),
+        )
         memory = Model(trial, gram, slope, scale, predicted, strongest, damping)
         return Progress(x, best, certificate, status, at.nit + 1, at.nfev + 1, memory)
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._core.types import Instance, Scalar
-from ..problems import Composite
-from .base import Flat, Method, Progress
+from ..problems import Composite, ProblemFamily
+from .base import Flat, Method, OncePerFamily, Progress, status_of
 from .schedule import LearnedSchedule
-from .solution import RUNNING
+from .solution import Status
 
 
 class Memory(NamedTuple):
@@ -70,9 +70,7 @@ class ProximalGradient(Method):
     bound: Scalar | None = None
 
     def prepare(self, flat: Flat, dtype: Any) -> "ProximalGradient":
-        family = flat.family
-        assert isinstance(family, Composite)
-        return dataclasses.replace(self, bound=jnp.asarray(family.curvature(), dtype))
+        return dataclasses.replace(self, bound=curvature(flat.family, dtype))
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         zero = jnp.zeros((), x.dtype)
@@ -118,10 +116,8 @@ class ProximalGradient(Method):
         certificate = jnp.where(taken, certificate, at.certificate)
         # Twice in a row rejected, the second time a safe step: what is left is rounding.
         stuck = ~taken & (memory.safe > 0)
-        status = jnp.select(
-            [first & ~finite, certificate <= self.tol, stuck],
-            [jnp.int32(-1), jnp.int32(1), jnp.int32(-2)],
-            jnp.int32(RUNNING),
+        status = status_of(
+            (first & ~finite, Status.NOT_FINITE), (certificate <= self.tol, Status.CERTIFIED), (stuck, Status.STUCK)
         )
         safe = jnp.where(taken, 0.0, 1.0).astype(x.dtype)
         highest = jnp.where(first, best, memory.highest)
@@ -135,3 +131,10 @@ class ProximalGradient(Method):
         if self.schedule is not None:
             size, one, beta = self.schedule(nit, size, one, beta)
         return jnp.where(taken, size, 1.0), jnp.where(taken, one, 1.0), jnp.where(taken, beta, 0.0)
+
+
+@OncePerFamily
+def curvature(family: ProblemFamily, dtype: Any) -> Scalar:
+    """Return the Lipschitz constant of the smooth part's gradient."""
+    assert isinstance(family, Composite)
+    return jnp.asarray(family.curvature(), dtype)

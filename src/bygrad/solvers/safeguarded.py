@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from .._core.types import Instance, Scalar
 from ..problems import Composite
-from .base import Flat, Method, Progress
-from .solution import RUNNING
+from .base import Flat, Method, Progress, status_of
+from .proximal import curvature
+from .solution import Status
 
 Propose = Callable[[Float[Array, " p"], Int[Array, ""]], Float[Array, " p"]]
 """Maps x and the number of steps so far to a proposal: an `equinox.Module`, say, whose arrays were learned."""
@@ -55,9 +56,7 @@ class Safeguarded(Method):
     bound: Scalar | None = None
 
     def prepare(self, flat: Flat, dtype: Any) -> "Safeguarded":
-        family = flat.family
-        assert isinstance(family, Composite)
-        return dataclasses.replace(self, bound=jnp.asarray(family.curvature(), dtype))
+        return dataclasses.replace(self, bound=curvature(flat.family, dtype))
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         return Progress.begin(x, Memory(x, jnp.full((), jnp.inf, x.dtype)))
@@ -92,6 +91,6 @@ class Safeguarded(Method):
             certificate = gap / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
         finite = jnp.isfinite(cost)
         certificate = jnp.where(finite, certificate, jnp.inf)
-        status = jnp.select([~finite, certificate <= self.tol], [jnp.int32(-1), jnp.int32(1)], jnp.int32(RUNNING))
+        status = status_of((~finite, Status.NOT_FINITE), (certificate <= self.tol, Status.CERTIFIED))
         nfev = at.nfev + jnp.where(taken, 1, 2)
         return Progress(x, cost, certificate, status, at.nit + 1, nfev, Memory(safe, level))

@@ -7,28 +7,38 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._core.results import Code
+
 RUNNING = 100
 """Internal: not finished."""
 
-CONTRADICTION, UNBOUNDED = -3, -4
 
-STATUS: dict[int, str] = {
-    3: "The next step is below the tolerance, relative to x.",
-    2: "What a step can still gain is below the tolerance, relative to the cost.",
-    1: "The certificate is below the tolerance.",
-    0: "The limit of steps is reached. Allow more steps, or give a better start.",
-    -1: "The cost or its derivatives are not finite at the start. Check the instance for NaN, and the start.",
-    -2: "No step lowers the cost, and the certificate is above the tolerance. Loosen tol, or use float64.",
-    CONTRADICTION: (
+class Status(Code):
+    """How an instance ended. As in SciPy: positive is success, 0 is out of steps, negative is failure."""
+
+    SMALL_STEP = 3, "The next step is below the tolerance, relative to x."
+    SMALL_GAIN = 2, "What a step can still gain is below the tolerance, relative to the cost."
+    CERTIFIED = 1, "The certificate is below the tolerance."
+    OUT_OF_STEPS = 0, "The limit of steps is reached. Allow more steps, or give a better start."
+    NOT_FINITE = (
+        -1,
+        "The cost or its derivatives are not finite at the start. Check the instance for NaN, and the start.",
+    )
+    STUCK = -2, "No step lowers the cost, and the certificate is above the tolerance. Loosen tol, or use float64."
+    CONTRADICTION = (
+        -3,
         "No point satisfies the constraints: a direction proves it, or limits contradict each other or an equation."
-        " Check the limits of this instance."
-    ),
-    UNBOUNDED: (
+        " Check the limits of this instance.",
+    )
+    UNBOUNDED = (
+        -4,
         "The objective falls without end along a direction that no constraint and no curvature holds. Add limits, or"
-        " check the linear term of this instance."
-    ),
-}
-"""What the codes of `status` say. As in SciPy: positive is success, 0 is out of steps, negative is failure."""
+        " check the linear term of this instance.",
+    )
+
+
+STATUS: dict[int, str] = {int(code): code.sentence for code in Status}
+"""What the codes of `status` say."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +50,7 @@ class Solution:
     - `x`: the params, a pytree like the family's with the batch as its first axis.
     - `cost`: the objective there (for least squares half the sum of squares, as in SciPy).
     - `certificate`: what the solver can show: 0 is exact. Which number it is, each method says.
-    - `status`: a code of `STATUS`; `success` is `status > 0`, and `message` says it in words.
+    - `status`: a code of `Status`; `success` is `status > 0`, and `message` says it in words.
     - `nit`, `nfev`: steps taken, and evaluations of the objective (of the residuals with their Jacobian).
     - `dual`: multipliers of the inequality rows of a quadratic program, `[rows, m]`: positive where the upper limit
       binds. Empty for other families.

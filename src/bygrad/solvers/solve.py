@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ..problems import Composite, LeastSquares, Oracle, ProblemFamily, QuadraticProgram
+from .._core import trees
+from ..problems import Bounded, Composite, LeastSquares, Oracle, ProblemFamily, QuadraticProgram
+from ..problems.base import check_is_family
 from .admm import ADMM
 from .base import Flat, Method, instance_like
 from .engine import Rows, Watch, run
@@ -41,7 +43,8 @@ def solve(
     - `instances`: a pytree of arrays, one instance a row (NumPy or JAX; memory-mapped files as well).
     - `method`: another solver, or this one with other settings.
     - `x0`: params to start from, one row an instance, or one for all (a warm start). Default: the family's `init`.
-    - `starts`: starts for each instance, the lowest result counts. All but the first are drawn by `Bounded.restart`.
+    - `starts`: starts for each instance, the lowest result counts. All but the first are drawn by `Bounded.restart`,
+      which must use its key: by default it is `init`, and where that is the same for every key, so are all starts.
     - `seed`: of these draws. `batch`: rows that are worked on at once; by default few enough to stay in cache
       (`Method.batch`), so give more on an accelerator.
     - `dtype`: precision of the computation. Normal equations need float64, whatever `jax_enable_x64` says.
@@ -50,7 +53,8 @@ def solve(
     **Returns:** `Solution`.
 
     **Raises:** `ValueError` for instances or starts whose numbers of rows differ, or whose rows are no instances of the
-    family; `TypeError` for a method that does not solve such a family.
+    family (rows of other lengths than `sample` draws are solved, and told in `Solution.warnings`); `TypeError` for a
+    method that does not solve such a family, or a family that no method can solve.
 
     >>> import jax, numpy as np
     >>> from bygrad.problems import DampedOscillation
@@ -62,21 +66,32 @@ def solve(
     """
     if starts < 1:
         raise ValueError(f"starts is {starts}, so nothing would be solved. Give 1 or more.")
-    method = default_method(family) if method is None else method
-    if not isinstance(family, method.solves):
-        raise TypeError(
-            f"{type(method).__name__} solves {method.solves.__name__} families, and {type(family).__name__} is none."
-            f" Leave the method out, or use {type(default_method(family)).__name__}, which fits it."
-        )
+    check_is_family(family)
+    method = fitting_method(family, method)
     with precision(dtype, family):
         instances, rows = as_rows(instances, dtype)
-        flat = flat_of_rows(family, instances, rows)
+        flat, warnings = flat_of_rows(family, instances, rows)
         method = with_arrays(method, dtype).prepare(flat, dtype)
         batch = rows_at_once(method, batch)
         first = starting_points(flat, instances, rows, x0, starts=starts, seed=seed, batch=batch, dtype=dtype)
         every = jax.tree.map(lambda leaf: np.repeat(leaf, starts, axis=0), instances)
         results = run(method, flat, every, first, batch=batch, watch=watch)
-        return as_solution(flat, best_of(flat.family, results, starts))
+        warnings += told_if_alike(family, first, starts)
+        return as_solution(flat, best_of(flat.family, results, starts), warnings=warnings)
+
+
+def fitting_method(family: ProblemFamily, method: Any) -> Method:
+    """Return the method, or the default one. **Raises:** `TypeError` for one that does not solve such a family."""
+    if method is None:
+        return default_method(family)
+    if isinstance(method, type):
+        raise TypeError(f"method is the class {method.__name__}, which has no settings. Give {method.__name__}().")
+    if not isinstance(family, method.solves):
+        raise TypeError(
+            f"{type(method).__name__} solves {method.solves.__name__} families, and {type(family).__name__} is none."
+            f" Leave the method out, or use {type(default_method(family)).__name__}, which fits it."
+        )
+    return method
 
 
 def default_method(family: ProblemFamily) -> Method:
@@ -112,22 +127,69 @@ def rows_at_once(method: Method, batch: int | None) -> int:
     return method.batch if batch is None else batch
 
 
-def flat_of_rows(family: ProblemFamily, instances: PyTree[np.ndarray], rows: int | None) -> Flat:
-    """Return the family as a solver sees it. **Raises:** `ValueError` where rows are not instances of the family."""
+def flat_of_rows(
+    family: ProblemFamily, instances: PyTree[np.ndarray], rows: int | None
+) -> tuple[Flat, tuple[str, ...]]:
+    """Return the family as a solver sees it, and a warning where rows have other shapes than `sample` draws.
+
+    **Raises:** `ValueError` where rows are not instances of the family.
+    """
     one = instances
     if rows is not None:
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), instances)
-    wanted = instance_like(family)
-    if jax.tree.structure(wanted) == jax.tree.structure(one):
-        pairs = list(zip(jax.tree.leaves(one), jax.tree.leaves(wanted), strict=True))
-        if any(len(found.shape) != len(drawn.shape) for found, drawn in pairs):
-            found, drawn = (", ".join(str(list(leaf.shape)) for leaf in leaves) for leaves in zip(*pairs, strict=True))
-            raise ValueError(
-                f"Rows of the instances have shapes {found}, but an instance of {type(family).__name__} has {drawn},"
-                " so each row would be taken for another instance than it is. The first axis of every array runs over"
-                " instances: for a single one give instance[None]."
-            )
-    return Flat.of(family, one)
+    warnings = _compare(type(family).__name__, trees.named_leaves(one), instance_like(family))
+    return Flat.of(family, one), warnings
+
+
+def _compare(name: str, given: dict[str, Any], like: PyTree | None) -> tuple[str, ...]:
+    """Compare an instance with one that `sample` draws, where it can."""
+    if like is None:
+        return ()
+    wanted = trees.named_leaves(like)
+    if given.keys() != wanted.keys():
+        raise ValueError(
+            f"The instances are {parts_in_words(given)}, but an instance of {name}, as its `sample` draws it, is"
+            f" {parts_in_words(wanted)}, so its parts cannot be told apart. Build the instances as `sample` does, every"
+            " array with one row for each instance."
+        )
+    pairs = [(given[path].shape, np.shape(wanted[path])) for path in given]
+    found, drawn = (", ".join(str(list(pair[side])) for pair in pairs) for side in (0, 1))
+    if any(len(ours) != len(theirs) for ours, theirs in pairs):
+        raise ValueError(
+            f"Rows of the instances have shapes {found}, but an instance of {name} has {drawn}, so each row would"
+            " be taken for another instance than it is. The first axis of every array runs over instances: for a single"
+            " one give instance[None]."
+        )
+    if any(size == 1 < more for ours, theirs in pairs for size, more in zip(ours, theirs, strict=True)):
+        raise ValueError(
+            f"Rows of the instances have shapes {found}, but an instance of {name} has {drawn}: a single number would"
+            " be repeated for all that are missing, and fitted as if it were data. Give whole rows."
+        )
+    if any(ours != theirs for ours, theirs in pairs):
+        return (
+            f"Rows of the instances have shapes {found}, but {name}.sample draws {drawn}. They were solved as they are;"
+            " check that this is meant.",
+        )
+    return ()
+
+
+def parts_in_words(leaves: dict[str, Any]) -> str:
+    """Say what an instance is built of, from its named leaves."""
+    if list(leaves) == [""]:
+        return "one array"
+    return f"a tree of arrays {', '.join(leaves)}" if leaves else "a tree without arrays"
+
+
+def told_if_alike(family: ProblemFamily, first: np.ndarray, starts: int) -> tuple[str, ...]:
+    """Return a warning where all starts of every instance, rows of `first` one below the other, are the same."""
+    each = first.reshape(-1, starts, first.shape[1])
+    if starts == 1 or not len(each) or np.any(each != each[:, :1]):
+        return ()
+    draw = "restart" if isinstance(family, Bounded) else "init"
+    return (
+        f"All {starts} starts of every instance are the same, so one would have found as much in less time. Let"
+        f" {type(family).__name__}.{draw} draw from its key, or give starts=1.",
+    )
 
 
 def with_arrays(method: Method, dtype: Any) -> Method:
@@ -149,6 +211,11 @@ def as_rows(instances: PyTree[Any], dtype: Any) -> tuple[PyTree[np.ndarray], int
         return array.astype(dtype, copy=False) if np.issubdtype(array.dtype, np.floating) else array
 
     arrays = jax.tree.map(convert, instances)
+    return arrays, count_rows(arrays)
+
+
+def count_rows(arrays: PyTree[np.ndarray]) -> int | None:
+    """Return how many instances there are (None: no arrays). **Raises:** `ValueError` where arrays differ in that."""
     counts = {leaf.shape[:1] for leaf in jax.tree.leaves(arrays)}
     if len(counts) > 1 or () in counts:
         shapes = ", ".join(str(list(leaf.shape)) for leaf in jax.tree.leaves(arrays))
@@ -156,7 +223,7 @@ def as_rows(instances: PyTree[Any], dtype: Any) -> tuple[PyTree[np.ndarray], int
             f"The arrays of the instances have shapes {shapes}: their first axes differ, so rows cannot be told apart."
             " Give every array one row for each instance; what all share belongs into the family."
         )
-    return arrays, counts.pop()[0] if counts else None
+    return counts.pop()[0] if counts else None
 
 
 def as_solution(flat: Flat, rows: Rows, used_fallback: np.ndarray | None = None, warnings: Any = ()) -> Solution:

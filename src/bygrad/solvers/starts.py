@@ -1,13 +1,13 @@
-"""Where a batch starts: the family's own starts, the user's, and further ones for several tries."""
+"""Where a batch starts: the family's own starts, the user's, and further ones for several tries; and draws of it."""
 
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from .._core.programs import Program
-from ..problems import Bounded
+from ..problems import Bounded, ProblemFamily
 from .base import Flat
 
 
@@ -90,6 +90,13 @@ def _restarts_(flat: Flat, instances: PyTree[Array], keys: Array) -> Array:
     draw = family.restart if isinstance(family, Bounded) else family.init
     return jax.vmap(lambda one, key: flat.vector(draw(one, jax.random.wrap_key_data(key))))(instances, keys)
 
+
+def _draws_(family: ProblemFamily, keys: Key[Array, " rows"]) -> PyTree[Array]:
+    return jax.vmap(family.sample)(keys)
+
+
+draws = Program(_draws_)
+"""Instances of a family, one a row, from as many keys."""
 
 _inits = Program(_inits_)
 _restarts = Program(_restarts_)

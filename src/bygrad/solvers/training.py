@@ -35,10 +35,6 @@ class Examples(NamedTuple):
     params: Float[Array, "rows p"]
     cost: Float[Array, " rows"]
 
-    def pick(self, rows: np.ndarray) -> "Examples":
-        """Return some of them."""
-        return jax.tree.map(lambda leaf: leaf[rows], self)
-
 
 def train_start(
     start: LearnedStart,
@@ -134,10 +130,10 @@ def train_schedule(
     The loss is the mean over steps of the logarithm of the certificate, which needs no solutions, cut a little below
     the tolerance: what is solved cannot get better. What the last step leaves above the tolerance counts twice more.
     """
-    tol, length = method.tol, len(schedule.rows) + 5
+    tol, length, prepared = method.tol, len(schedule.rows) + 5, method.prepare(flat, jnp.float32)
 
     def loss(schedule: LearnedSchedule, batch: PyTree) -> Scalar:
-        learned = dataclasses.replace(method, schedule=schedule).prepare(flat, jnp.float32)
+        learned = dataclasses.replace(prepared, schedule=schedule)
 
         def one(instance: Any) -> Scalar:
             def step(at: Any, _: None) -> tuple[Any, Scalar]:
@@ -230,7 +226,10 @@ def _descend(
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
 
     @jax.jit
-    def update(arrays: Any, state: Any, average: Any, batch: Any, rate: Array, weight: Array) -> tuple[Any, ...]:
+    def update(
+        arrays: Any, state: Any, average: Any, examples: Any, rows: Array, rate: Array, weight: Array
+    ) -> tuple[Any, ...]:
+        batch = jax.tree.map(lambda leaf: leaf[rows], examples)
         grads = jax.grad(lambda arrays: loss(eqx.combine(arrays, static), batch))(arrays)
         finite = trees.all_finite(grads)
         updates, after = optimizer.update(grads, state)
@@ -238,6 +237,7 @@ def _descend(
         arrays, state = trees.where(finite, (moved, after), (arrays, state))
         return arrays, state, jax.tree.map(lambda old, new: old + weight * (new - old), average, arrays)
 
+    examples = jax.tree.map(jnp.asarray, examples)
     state, average = optimizer.init(arrays), arrays
     averaged, told = 0, began
     for count, rows in enumerate(_batches(len(jax.tree.leaves(examples)[0]), seed)):
@@ -246,8 +246,8 @@ def _descend(
             break
         averaged = averaged + 1 if spent > 2 / 3 else 1
         now = rate * 0.5 * (1 + np.cos(np.pi * min(spent, 1.0)))
-        batch = jax.tree.map(lambda leaf: leaf[rows], examples)  # noqa: B023
-        arrays, state, average = update(arrays, state, average, batch, jnp.float32(now), jnp.float32(1 / averaged))
+        numbers = jnp.float32(now), jnp.float32(1 / averaged)
+        arrays, state, average = update(arrays, state, average, examples, jnp.asarray(rows), *numbers)
         jax.block_until_ready(average)
         if watch is not None and time.perf_counter() - told > 0.5:
             told = time.perf_counter()

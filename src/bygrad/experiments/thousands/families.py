@@ -22,6 +22,7 @@ from ...problems import (
 )
 from ...problems.data.pictures import PAINTINGS, load_painting, load_photographs
 from ...solvers import ADMM, solve
+from ...solvers.starts import draws
 from .judge import Certificate
 
 Source: TypeAlias = Callable[[], ProblemFamily | np.ndarray]
@@ -79,7 +80,7 @@ def draw(source: ProblemFamily | np.ndarray, count: int, seed: int) -> Any:
     """Draw instances as float64 NumPy arrays; of data, as many different rows as there are."""
     if isinstance(source, np.ndarray):
         return source[np.random.default_rng(seed).permutation(len(source))[:count]].astype(float)
-    rows = jax.jit(jax.vmap(source.sample))(jax.random.split(jax.random.key(seed), count))
+    rows = draws(source, jax.random.split(jax.random.key(seed), count))
     return jax.tree.map(lambda leaf: np.asarray(leaf, float) if leaf.dtype == jnp.float32 else np.asarray(leaf), rows)
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ..._core.files import write_arrays_atomically
 from ...deploy.jax import versions
 from ..work import machine
 from .judge import Assessed
@@ -97,11 +98,7 @@ def _rows(instances: PyTree, start: int, stop: int) -> PyTree:
 
 def keep(path: Path, **arrays: Any) -> None:
     """Write arrays as an npz, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.partial")
-    with temporary.open("wb") as file:
-        np.savez(file, **arrays)
-    temporary.replace(path)
+    write_arrays_atomically(path, arrays)
 
 
 def kept(path: Path) -> Cell:
