@@ -82,7 +82,7 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
     name = type(family).__name__
     sample_key, init_key, loss_key = jax.random.split(key, 3)
     with blame(f"{name}.sample"):
-        instance = eqx.filter_jit(family.sample)(sample_key)
+        instance = _sample(family, sample_key)
     with blame(f"{name}.init"):
         params = family.init(instance, init_key)
     _check_params(name, params)
@@ -90,8 +90,7 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
         shape = jax.eval_shape(family.loss, params, instance, loss_key)
     check_value(name, shape)
     with blame(f"the gradient of {name}.loss"):
-        differentiate = eqx.filter_jit(lambda family, *inputs: family.value_and_grad(*inputs))
-        value, grads = differentiate(family, params, instance, loss_key)
+        value, grads = _value_and_grad(family, params, instance, loss_key)
     if not jnp.isfinite(value):
         raise ValueError(
             f"{name}.loss is {value} at the start, so there is no descent to learn from. Check the initial params and"
@@ -111,6 +110,19 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
             " between), or it starts at a stationary point."
         )
     return params
+
+
+# Functions of the module, so that a family that is checked again compiles nothing.
+@eqx.filter_jit
+def _sample(family: ProblemFamily, key: PRNGKeyArray) -> Instance:
+    return family.sample(key)
+
+
+@eqx.filter_jit
+def _value_and_grad(
+    family: ProblemFamily, params: Params, instance: Instance, key: PRNGKeyArray
+) -> tuple[Scalar, Params]:
+    return family.value_and_grad(params, instance, key)
 
 
 def check_is_family(family: Any) -> None:
