@@ -63,21 +63,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
         f" tuning. The baselines are tuned on every activation. Ratios of the mean of {runs} runs of {HORIZON} steps:"
         f" below 1 is better. {task.command}"
     )
-    headings = ("activation", "loss", "best baseline", "ours", "ours / tuned Adam", "ours / best baseline")
-    cells = tuple(
-        (
-            it["activation"],
-            it["measure"],
-            f"{it['ours']:.3g}",
-            f"{it['to_adam']:.2f}",
-            f"{it['to_best']:.2f}",
-            it["best"],
-        )
-        for it in rows
-    )
-    write_page(
-        task.folder / "activations", ACTIVATIONS.title, statement, [Sheet("Ratios of losses", headings, cells, 3)]
-    )
+    write_page(task.folder, ACTIVATIONS.title, statement, [_sheet(rows)])
     return results
 
 
@@ -116,6 +102,22 @@ def _ratios(activation: str, results: dict[str, Any]) -> list[dict[str, Any]]:
         ratios = {"to_adam": ours / mean(rows["adam"], measure), "to_best": ours / best}
         found.append({"activation": activation, "measure": name, "ours": ours / steps, "best": label, **ratios})
     return found
+
+
+def _sheet(rows: list[dict[str, Any]]) -> Sheet:
+    headings = ("activation", "loss", "best baseline", "ours", "ours / tuned Adam", "ours / best baseline")
+    cells = (
+        (
+            it["activation"],
+            it["measure"],
+            it["best"],
+            f"{it['ours']:.3g}",
+            f"{it['to_adam']:.2f}",
+            f"{it['to_best']:.2f}",
+        )
+        for it in rows
+    )
+    return Sheet("Ratios of losses", headings, tuple(cells), 3)
 
 
 def _level(row: dict[str, Any]) -> dict[str, Any]:
