@@ -3,11 +3,9 @@
 import json
 from typing import Any
 
-import numpy as np
-
 from .._core.files import write_text_atomically
 from ..deploy.jax import versions
-from ..evaluation import Protocol, Sheet, best_baseline, level_row, strict_json, write_page, write_report
+from ..evaluation import Protocol, Sheet, best_baseline, level_row, loss_of, strict_json, write_page, write_report
 from ..optimizers import Optimizer
 from ..problems import find_family
 from .declaration import Budget
@@ -89,18 +87,12 @@ def _compare(optimizer: Optimizer, activation: str, family_name: str, protocol: 
 
 def _ratios(activation: str, results: dict[str, Any]) -> list[dict[str, Any]]:
     """Hold our mean and final losses against those of the tuned baselines."""
-    rows = results["optimizers"]
-
-    def mean(row: dict[str, Any], measure: str) -> float:
-        value = row[measure]["mean"]
-        return np.inf if value is None else float(value)
-
-    found = []
-    for measure, name, steps in (("area", "mean", HORIZON), ("final", "final", 1)):
+    rows, found = results["optimizers"], []
+    for measure, what, steps in (("area", "mean", HORIZON), ("final", "final", 1)):
         label, best = best_baseline(rows, measure)
-        ours = mean(rows["controller"], measure)
-        ratios = {"to_adam": ours / mean(rows["adam"], measure), "to_best": ours / best}
-        found.append({"activation": activation, "measure": name, "ours": ours / steps, "best": label, **ratios})
+        ours, adam = (loss_of(rows[name][measure]["mean"]) for name in ("controller", "adam"))
+        ratios = {"to_adam": ours / adam, "to_best": ours / best}
+        found.append({"activation": activation, "measure": what, "ours": ours / steps, "best": label, **ratios})
     return found
 
 

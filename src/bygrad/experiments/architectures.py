@@ -139,10 +139,7 @@ def _draw(done: dict[str, Any]) -> "matplotlib.figure.Figure":
         palette = colours(names)
         for name in names:
             rows = [done[f"{layers}/{hidden}"][name] for hidden in sizes]
-            mean, low, high = (
-                [float("nan") if row["final"][key] is None else row["final"][key] for row in rows]
-                for key in ("mean", "low", "high")
-            )
+            mean, low, high = (floats([row["final"][key] for row in rows]) for key in ("mean", "low", "high"))
             width = 2.0 if name == "lstm" else 1.2
             axes.plot(sizes, mean, ".-", color=palette[name], linewidth=width, label=rows[0]["label"])
             axes.fill_between(sizes, low, high, color=palette[name], alpha=0.16, linewidth=0)

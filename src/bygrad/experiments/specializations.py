@@ -6,13 +6,14 @@ from typing import Any
 
 from .._core.files import write_text_atomically
 from ..deploy.jax import versions
-from ..evaluation import Sheet, best_baseline, level_cells, level_row, strict_json, write_page
+from ..evaluation import Sheet, best_baseline, level_cells, level_row, loss_of, strict_json, write_page
 from ..problems import find_family
 from .declaration import Budget
 from .reproduce import claim
 from .specialize import Objective, specialize
 from .study import Study, Task
 from .work import machine
+from .worth import ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +116,8 @@ def levels_of(what: str, results: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _level(what: str, ours: float, theirs: float, reach: float | None) -> dict[str, Any]:
-    return level_row(what, reach, ours / theirs if theirs else float("inf"))
+def _level(what: str, ours: float | None, theirs: float | None, reach: float | None) -> dict[str, Any]:
+    return level_row(what, reach, ratio(loss_of(ours), loss_of(theirs)))
 
 
 SPECIALIZATIONS = Study("specialize", "Controllers specialized in 90 seconds, on small networks", _carry_out)
