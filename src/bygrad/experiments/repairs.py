@@ -19,7 +19,7 @@ from ..training import Curriculum, Recipe, describe, is_begun, learn_by_curricul
 from .declaration import Budget
 from .reproduce import claim
 from .study import Study, Task
-from .work import evaluate, machine, train
+from .work import evaluate, machine, slug, train
 
 LEARNED_ON = "mnist"
 USED_ON = {"sigmoid": "mnist", "ReLU": "mnist-relu", "two layers": "mnist-2-layers"}
@@ -132,7 +132,7 @@ def _compare(
     trained: dict[str, Optimizer], setting: str, family_name: str, protocol: Protocol, task: Task
 ) -> dict[str, Any]:
     """Compare all on one family with baselines that are tuned for it, or read what an interrupted run has found."""
-    folder = task.folder / setting.lower().replace(" ", "-")
+    folder = task.folder / slug(setting)
     if (kept := folder / "results.json").exists():
         return json.loads(kept.read_text())
     results = evaluate(

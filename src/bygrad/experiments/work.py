@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -167,6 +168,11 @@ def meta_training_results(
         "baselines": dict(levels or {}),
         "rollbacks": [{"step": event.step, "reason": event.reason} for event in trained.log.of(RolledBack)],
     }
+
+
+def slug(text: str) -> str:
+    """Return a name for a file: lower case, with hyphens for all but letters and digits."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def machine() -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ...training import Recipe, is_begun
 from ..declaration import Budget
 from ..reproduce import claim
 from ..study import Study, Task
-from ..work import train
+from ..work import slug, train
 from . import ours
 from .families import CASES, Case, draw
 from .judge import Kind, assess, kind_of
@@ -208,7 +207,7 @@ class _Comparison:
             for tol in self.case.tolerances:
                 measured: list[Row] = []
                 for row in self._rows(name, tol, cells):
-                    path = self._place("cells", f"{_slug(name)}-{tol:g}-{_slug(row.name)}.npz")
+                    path = self._place("cells", f"{slug(name)}-{tol:g}-{slug(row.name)}.npz")
                     self.task.display.phase(f"{self.case.name}: {row.name}", len(rows), total, f"{name}, to {tol:g}")
                     try:
                         if row.problem is None:
@@ -299,10 +298,6 @@ class _Comparison:
             if starts not in (1, ours.tuned(first).starts):
                 run = ours.learned(ours.with_starts(first, starts), factor)
                 yield Row("multistart, equal time", "multistart", run, note=f"{starts} starts, as long as learned")
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 THOUSANDS = Study(
