@@ -28,7 +28,7 @@ from .families import CASES, Case, draw
 from .judge import Kind, assess, kind_of
 from .measure import Cell, Row, circumstances, keep, kept, measure
 from .report import write
-from .results import Block, results_of
+from .results import Block, learned_label, results_of
 from .rival import Build, Outcome, Rival, Run
 from .rivals import RIVALS
 
@@ -218,9 +218,10 @@ class _Comparison:
                         self.task.display.say(f"{self.case.name}, {row.name}: {problem}", "yellow")
                         measured.append(dataclasses.replace(row, problem=problem))
                 rows[name, tol] = measured
-        cards = [it.card for it in self.solvers if isinstance(it, LearnedSolver)]
+        solvers = {seed: it for seed, it in enumerate(self.solvers) if isinstance(it, LearnedSolver)}
+        cards = {seed: it.card for seed, it in solvers.items() if it.card is not None}
         picked = {name: self.picked(name) for name in self.sets}
-        return Block(self.case, self.kind, self.known, picked, rows, cells, [it for it in cards if it is not None])
+        return Block(self.case, self.kind, self.known, picked, rows, cells, cards)
 
     def _cell(self, path: Path, row: Row, name: str, instances: PyTree) -> Cell:
         if not path.exists():
@@ -278,7 +279,7 @@ class _Comparison:
         else:
             yield Row("tuned", "tuned", None, problem=str(first))
         for number, solver in enumerate(self.solvers):
-            label = f"learned, seed {number}"
+            label = learned_label(number)
             if isinstance(solver, LearnedSolver) and solver.card is not None:
                 yield Row(label, "learned", ours.learned(solver, factor), note=solver.card.kept)
             else:
