@@ -97,9 +97,13 @@ def save(figure: "matplotlib.figure.Figure", stem: Path) -> None:
         figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     write_atomically(stem.with_name(stem.name + ".png"), png.getvalue())
-    prefix = re.sub(r"[^A-Za-z0-9_-]", "-", stem.name) + "-"
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg.getvalue())
-    write_text_atomically(stem.with_name(stem.name + ".svg"), text)
+    write_text_atomically(stem.with_name(stem.name + ".svg"), prefixed_ids(svg.getvalue(), stem.name))
+
+
+def prefixed_ids(svg: str, name: str) -> str:
+    """Put a name before the ids of an SVG: they must differ from those of every other figure on a page."""
+    prefix = re.sub(r"[^A-Za-z0-9_-]", "-", name) + "-"
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
 
 
 def floats(values: Sequence[float | int | None]) -> Array:
