@@ -1,18 +1,12 @@
 """No retraining after a change of activation: learned on sigmoid networks, used on networks with others."""
 
-import json
 from typing import Any
 
-from .._core.files import write_text_atomically
-from ..deploy.jax import versions
-from ..evaluation import Protocol, Sheet, best_baseline, level_row, loss_of, strict_json, write_page, write_report
-from ..optimizers import Optimizer
+from ..evaluation import Sheet, best_baseline, level_row, loss_of
 from ..problems import find_family
 from .declaration import Budget
-from .reproduce import claim
-from .specialize import protocol_of, specialize, tune_rivals
+from .specialize import RIVALS, protocol_of, specialize
 from .study import Study, Task
-from .work import evaluate
 
 LEARNED_ON = "digits-sigmoid"
 USED_ON = {"relu": "digits", "tanh": "digits-tanh", "gelu": "digits-gelu"}
@@ -26,8 +20,7 @@ RUNS: dict[Budget, int] = {"quick": 8, "paper": 100}
 def _carry_out(task: Task) -> dict[str, Any]:
     """Specialize on the one family, compare on the others with baselines that are tuned on each, and write a page."""
     runs = RUNS[task.budget]
-    identity = {"experiment": ACTIVATIONS.name, "budget": task.budget, "seed": task.seed, "data": task.data}
-    claim(task.folder, identity, task.resume)
+    task.claim(ACTIVATIONS)
     learned = specialize(
         find_family(LEARNED_ON, data=task.data),
         SECONDS[task.budget],
@@ -43,46 +36,24 @@ def _carry_out(task: Task) -> dict[str, Any]:
     protocol = protocol_of(HORIZON, runs, task.seed)
     compared = {"sigmoid": learned.results}
     for activation, family in USED_ON.items():
-        compared[activation] = _compare(learned.optimizer, activation, family, protocol, task)
+        used = find_family(family, data=task.data)
+        title = f"Learned on sigmoid networks, used with {activation}"
+        compared[activation] = task.compare(
+            activation, {"Controller": learned.optimizer}, used, used, protocol, title, RIVALS
+        )
     rows = [row for activation, results in compared.items() for row in _ratios(activation, results)]
     results = {
-        "experiment": ACTIVATIONS.name,
-        "title": ACTIVATIONS.title,
         "learned_on": LEARNED_ON,
         "ratios": rows,
         "levels": [_level(row) for row in rows if row["activation"] in USED_ON],
         "seconds": {"meta_training": learned.results["seconds"]["meta_training"]},
-        "command": task.command,
-        "versions": versions(),
     }
-    write_text_atomically(task.folder / "results.json", json.dumps(strict_json(results), indent=1))
     statement = (
         f"A controller, meta-trained for {SECONDS[task.budget]:.0f} s on sigmoid networks, used without retraining or"
         f" tuning. The baselines are tuned on every activation. Ratios of the mean of {runs} runs of {HORIZON} steps:"
-        f" below 1 is better. {task.command}"
+        " below 1 is better."
     )
-    write_page(task.folder, ACTIVATIONS.title, statement, [_sheet(rows)])
-    return results
-
-
-def _compare(optimizer: Optimizer, activation: str, family_name: str, protocol: Protocol, task: Task) -> dict[str, Any]:
-    """Compare on one family, or read what an interrupted run has found."""
-    folder = task.folder / activation
-    if (kept := folder / "results.json").exists():
-        return json.loads(kept.read_text())
-    family = find_family(family_name, data=task.data)
-    results = evaluate(
-        {"Controller": optimizer},
-        family,
-        family,
-        protocol,
-        task.display,
-        title=f"Learned on sigmoid networks, used with {activation}",
-        command=task.command,
-        tunings=tune_rivals(family, protocol, task.display),
-    )
-    write_report(strict_json(results), folder)
-    return results
+    return task.finish(ACTIVATIONS, results, statement, [_sheet(rows)])
 
 
 def _ratios(activation: str, results: dict[str, Any]) -> list[dict[str, Any]]:

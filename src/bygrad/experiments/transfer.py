@@ -23,7 +23,6 @@ from ..optimizers import TRANSFER_BASELINES, FromOptax, Optimizer
 from ..problems import CharacterModel, MLPClassifier, ProblemFamily, describe_family, load_images
 from ..problems.data import ImageData
 from .declaration import Budget
-from .reproduce import claim
 from .small_networks import Split, convolutional, perceptron
 from .study import Study, Task
 from .transfer_report import CALIBRATED, CALIBRATED_FROM, aggregate, write_transfer_report
@@ -127,8 +126,7 @@ def carry_out_rows(
     Adam and AdamWCosine must be among the baselines: the others are compared with them. `digests` tell whether the
     learned ones are those of the interrupted run (`Manifest.digest`); their names do not.
     """
-    identity = {"study": "transfer", "budget": task.budget, "seed": task.seed, "data": task.data}
-    claim(task.folder, identity | {"learned": dict(digests)}, task.resume)
+    task.claim(TRANSFER, learned=dict(digests))
     images, rows = load_images(task.data), {}
     for done, row in enumerate(effort.rows):
         task.display.phase("rows", done, len(effort.rows))
