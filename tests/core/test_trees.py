@@ -46,6 +46,15 @@ def test_rows_are_selected_whole(leaves, mask):
             np.testing.assert_array_equal(leaf[row], (yes if flag else no)[name][row])
 
 
+def test_coordinates_are_taken_of_each_instance_by_itself():
+    chosen = np.array([[3, 0], [1, 1]])
+    leaves = {"grads": np.arange(24.0).reshape(3, 2, 4), "state": np.arange(48.0).reshape(2, 3, 2, 4)}
+    taken = trees.take_coordinates(jax.tree.map(jnp.asarray, leaves), jnp.asarray(chosen))
+    for name, leaf in leaves.items():
+        for instance, coordinates in enumerate(chosen):
+            np.testing.assert_array_equal(taken[name][..., instance, :], leaf[..., instance, coordinates])
+
+
 def test_a_sum_keeps_the_dtypes_of_the_left():
     left = {"half": jnp.ones(2, jnp.float16), "single": jnp.ones((), jnp.float32)}
     total = trees.add(left, {"half": jnp.full(2, 0.5, jnp.float32), "single": jnp.asarray(2, jnp.float16)})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bygrad.experiments import STUDIES
-from bygrad.experiments.activations import LEARNED_ON, USED_ON, _level, _ratios
+from bygrad.experiments.activations import LEARNED_ON, USED_ON, _level, _ratios, _sheet
 from bygrad.problems import MLPClassifier, find_family
 
 
@@ -26,6 +26,21 @@ def test_ratios_are_to_adam_and_to_the_best_and_a_lost_run_is_infinite():
     mean, final = _ratios("relu", {"optimizers": rows})
     assert np.isinf(mean["to_adam"]) and not _level(mean)["reached"]
     assert final["to_adam"] == pytest.approx(1.5) and not _level(final)["reached"]
+
+
+def test_every_cell_of_the_table_stands_below_its_heading():
+    numbers = {"ours": 0.123, "best": "Nesterov", "to_adam": 0.5, "to_best": 2.0}
+    sheet = _sheet([{"activation": "relu", "measure": "final", **numbers}])
+    (cells,) = sheet.rows
+    assert dict(zip(sheet.headings, cells, strict=True)) == {
+        "activation": "relu",
+        "loss": "final",
+        "best baseline": "Nesterov",
+        "ours": "0.123",
+        "ours / tuned Adam": "0.50",
+        "ours / best baseline": "2.00",
+    }
+    assert sheet.headings[sheet.text_columns] == "ours"
 
 
 def test_the_networks_differ_in_the_activation_alone():

@@ -1,22 +1,27 @@
 """Studies: what they compute, and all experiments in one index."""
 
+import dataclasses
 import io
 import json
+import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array, PRNGKeyArray
 from rich.console import Console
 
-from bygrad.evaluation import Protocol, bfgs_curves, lbfgs_curves
+from bygrad.evaluation import Protocol, Sheet, bfgs_curves, lbfgs_curves
 from bygrad.experiments import EXPERIMENTS, STUDIES, Display, Study, Task
 from bygrad.experiments.everything import everything
 from bygrad.experiments.horizon import PROTOCOLS, RECIPES
 from bygrad.experiments.update_shapes import choose, history, sweep
 from bygrad.experiments.variations import MNIST, QUADRATICS, Contest, differences, hold
+from bygrad.experiments.work import gradient_scale
 from bygrad.metagrads import Replay
 from bygrad.optimizers import LSTM, SGD, Adam, GlobalLSTM, Scaled
-from bygrad.problems import Quadratic
+from bygrad.problems import ProblemFamily, Quadratic
 from bygrad.training import Recipe, describe
 
 
@@ -59,6 +64,32 @@ def test_all_runs_everything_once_goes_on_after_a_failure_and_writes_an_index(tm
         every.carry_out(task_in(tmp_path))
     every.carry_out(task_in(tmp_path, resume=True))
     assert [resumed for _, _, resumed in ran[3:]] == [True, False, True]  # the second has left nothing
+
+
+def test_a_folder_is_claimed_for_a_study_and_its_results_say_where_they_come_from(tmp_path):
+    task, study = task_in(tmp_path, seed=3), Study("some", "Something", dict)
+    task.claim(study, steps=5)
+    identity = {"experiment": "some", "budget": "quick", "seed": 3, "data": "mnist", "steps": 5}
+    assert json.loads((tmp_path / "experiment.json").read_text()) == identity
+    with pytest.raises(ValueError, match="steps was 5, is 6"):
+        dataclasses.replace(task, resume=True).claim(study, steps=6)
+    results = task.finish(study, {"losses": [1.0, math.inf]}, "A statement.", [Sheet("Table", ("a",), (("b",),))])
+    assert (results["experiment"], results["title"], results["command"]) == ("some", "Something", "bygrad reproduce")
+    assert {"versions", "machine"} < set(results)
+    assert json.loads((tmp_path / "results.json").read_text()) == results | {"losses": [1.0, None]}
+    page = (tmp_path / "report.html").read_text()
+    assert "<h1>Something</h1>" in page and "A statement. bygrad reproduce" in page and "Table" in page
+
+
+def test_a_comparison_of_a_setting_is_made_once(tmp_path):
+    task, protocol = task_in(tmp_path), Protocol(3, runs=2, tuning_runs=1, second_order_runs=0, rates=3)
+    arguments = ({"Mine": SGD()}, Quadratic(2), Quadratic(2), protocol, "Title", {"Adam": Adam})
+    results = task.compare("Two layers", *arguments)
+    assert set(results["optimizers"]) == {"mine", "adam"}
+    kept = tmp_path / "two-layers" / "results.json"
+    assert json.loads(kept.read_text()) == results and kept.with_name("report.html").exists()
+    kept.write_text('{"title": "kept"}')
+    assert task.compare("Two layers", *arguments) == {"title": "kept"}
 
 
 def test_all_is_all():
@@ -136,6 +167,30 @@ def test_coordinates_are_chosen_by_the_size_of_their_gradients():
     assert sizes[0] == pytest.approx(100, abs=1)
     assert sizes[-1] == pytest.approx(198, abs=1)
     assert list(sizes) == sorted(sizes)
+
+
+def test_the_gradients_of_a_second_run_of_the_same_structure_are_not_compiled_again():
+    traced, counts = [], []
+
+    class Counted(ProblemFamily):
+        minimum: Array
+
+        def sample(self, key: PRNGKeyArray) -> tuple[()]:
+            return ()
+
+        def init(self, instance: tuple[()], key: PRNGKeyArray) -> Array:
+            return jnp.zeros(2)
+
+        def loss(self, params: Array, instance: tuple[()], key: PRNGKeyArray | None) -> Array:
+            traced.append(self)
+            return 0.5 * jnp.sum(jnp.square(params - self.minimum))
+
+    recipe = Recipe(1, 1, 1, 1)
+    for minimum in (2.0, 3.0):
+        scale = gradient_scale(SGD(), Counted(jnp.full(2, minimum)), recipe)
+        assert scale["0.5"] == pytest.approx(minimum)
+        counts.append(len(traced))
+    assert counts[0] == counts[1] > 0
 
 
 def test_bfgs_reaches_the_minimum_of_quadratics():

@@ -35,7 +35,7 @@ from bygrad.experiments.thousands.rivals import RIVALS
 from bygrad.optimizers import SGD
 from bygrad.problems import LeastSquares, MeanVariance, QuadraticProgram, QuadrotorControl, SparseCoding
 from bygrad.problems.structured import Bounded
-from bygrad.solvers import Flat, candidates, solve
+from bygrad.solvers import Card, Flat, candidates, solve
 
 TIMES = np.linspace(0.0, 2.0, 9)
 RNG = np.random.default_rng(0)
@@ -199,6 +199,10 @@ def row(group: str, throughput: float, success: float, name: str = "", **more) -
     }
 
 
+def card(**seconds: float) -> Card:
+    return Card("learned start", {}, 100, 0, 0, 0.05, None, 0.95, 1e-3, seconds, {}, True)
+
+
 def test_gains_are_apart_and_at_equal_success():
     rows = [
         row("users", 10.0, 0.95, "accurate"),
@@ -219,12 +223,23 @@ def test_gains_are_apart_and_at_equal_success():
     assert (found["batching"], found["tuning"]) == (20.0, 1.5)
     assert found["learning"] == 4.0  # over the multistart, as one start solves less
     assert found["lower"] == ["batching"]
-    learning = [{"seconds": {"tuning": 1.0, "training": 6.0 + seed}} for seed in range(3)]
-    even = break_even_of(rows, learning)
+    cards = {seed: card(tuning=1.0, training=6.0 + seed) for seed in range(3)}
+    even = break_even_of(rows, cards)
     assert even["seconds"] == 9.0  # of that seed, with compilation
     assert even["instances"]["users"] == math.ceil(9 / (1 / 10 - 1 / 400))
     assert even["instances"]["best classical"] == math.ceil(9 / (1 / 100 - 1 / 400))
-    assert break_even_of(rows[:4], learning) == {}
+    assert break_even_of(rows[:4], cards) == {}
+
+
+def test_break_even_counts_the_seconds_of_the_seed_where_an_earlier_one_failed():
+    rows = [
+        row("users", 10.0, 0.95),
+        {"name": "learned, seed 0", "group": "learned", "problem": "ValueError"},
+        row("learned", 400.0, 0.95, "learned, seed 1"),
+        row("learned", 500.0, 0.95, "learned, seed 2"),
+    ]
+    even = break_even_of(rows, {1: card(training=7.0), 2: card(training=8.0)})
+    assert even["seconds"] == 8.0  # of the slower of two, seed 1, and a second of compilation
 
 
 def test_the_nearest_neighbour_is_nearest_in_units_of_the_spread():

@@ -2,18 +2,21 @@
 
 import io
 import json
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
+from bygrad import artifacts
 from bygrad.evaluation import strict_json
-from bygrad.experiments import STUDIES, Display
+from bygrad.experiments import STUDIES, Display, transfer
 from bygrad.experiments.small_networks import perceptron
 from bygrad.experiments.study import Task
-from bygrad.experiments.transfer import RATES, ROWS, Effort, LossTimes, carry_out_rows, choose
+from bygrad.experiments.transfer import RATES, ROWS, Effort, LossTimes, carry_out_rows, choose, labels_of
 from bygrad.experiments.transfer_report import CALIBRATED, aggregate, calibrate
+from bygrad.experiments.work import slug
 from bygrad.optimizers import TRANSFER_BASELINES, Controller
 from bygrad.problems import ImageData, check_family, load_images
 
@@ -33,10 +36,29 @@ def test_every_row_is_a_problem_with_held_out_data(row):
 
 
 def test_rows_differ_in_what_they_say():
-    assert len({row.name for row in ROWS}) == len(ROWS)
+    assert len({slug(row.name) for row in ROWS}) == len(ROWS)
     assert ROWS[0].name == "base"
     assert RATES >= 12
     assert "transfer" in STUDIES
+
+
+def test_trained_files_of_one_name_are_apart_from_each_other_and_from_the_baselines():
+    names = ("general/controller", "a/mine.safetensors", "b/net.safetensors", "c/Net.safetensors", "d/adam.safetensors")
+    assert labels_of(names) == {
+        "general/controller": "general/controller",
+        "mine": "a/mine.safetensors",
+        **{name: name for name in names[2:]},
+    }
+
+
+def test_the_digests_are_those_of_the_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(transfer, "carry_out_rows", lambda task, effort, learned, digests: digests)
+    task = Task(
+        "quick", tmp_path, Display(Console(file=io.StringIO())), artifacts=("general/controller", "paper/mnist")
+    )
+    digests = {name: artifacts.load(artifacts.find(name)).manifest.digest for name in task.artifacts}
+    assert STUDIES["transfer"].carry_out(task) == digests
+    assert len(set(digests.values())) == 2
 
 
 def test_a_loss_times_a_constant_has_the_same_start():
@@ -62,7 +84,7 @@ def entry(mean: list[list[float]], rates: list[float] | None, kind: str = "hand-
     )
 
 
-def rows(ours: float, adam: float, cosine: list[float]) -> dict[str, dict[str, object]]:
+def rows(ours: float, adam: float, cosine: list[float]) -> dict[str, dict[str, Any]]:
     rates = [1e-3, 1e-2]
     easy = {
         "Ours": entry([[ours, ours, ours]], None, "learned"),
@@ -108,9 +130,9 @@ def test_it_runs_resumes_and_reports(tmp_path):
     learned = {"stand-in": Controller(jax.random.key(0))}
     task = Task("quick", tmp_path / "out", Display(Console(file=text, width=200)), command="bygrad reproduce transfer")
     baselines = {name: TRANSFER_BASELINES[name] for name in ("Adam", "AdamWCosine")}
-    results = carry_out_rows(task, effort, learned, baselines)
+    results = carry_out_rows(task, effort, learned, {"stand-in": "untrained"}, baselines)
     assert set(results["optimizers"]) == {"stand-in", "adam", "adamwcosine"}
-    row = json.loads((task.folder / "rows" / "00.json").read_text())
+    row = json.loads((task.folder / "rows" / "base.json").read_text())
     for name, entry in row["optimizers"].items():
         # One run to tune on and two to report, the latter at all rates only where one is calibrated afterwards.
         shape = (1, 2) if name == "stand-in" else (RATES, 3)
@@ -127,8 +149,12 @@ def test_it_runs_resumes_and_reports(tmp_path):
     assert "stand-in" in page and CALIBRATED in page and "<svg" in page
     # What was done is read and not run again.
     row["optimizers"]["Adam"]["seconds"] = 123.0
-    (task.folder / "rows" / "00.json").write_text(json.dumps(row))
-    again = carry_out_rows(Task(**{**vars(task), "resume": True}), effort, learned, baselines)
+    (task.folder / "rows" / "base.json").write_text(json.dumps(row))
+    again = carry_out_rows(
+        Task(**{**vars(task), "resume": True}), effort, learned, {"stand-in": "untrained"}, baselines
+    )
     assert again["optimizers"]["adam"]["seconds_per_step"] == 123.0
-    with pytest.raises(ValueError, match="another experiment"):
-        carry_out_rows(Task(**{**vars(task), "resume": True, "seed": 1}), effort, learned, baselines)
+    for changed, digest in (({"seed": 1}, "untrained"), ({}, "retrained")):
+        with pytest.raises(ValueError, match="another experiment"):
+            other = Task(**{**vars(task), "resume": True, **changed})
+            carry_out_rows(other, effort, learned, {"stand-in": digest}, baselines)

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from bygrad.problems.data.embedded import read_arrays
 from bygrad.problems.data.pictures import (
     PAINTINGS,
     TEST_PHOTOGRAPHS,
     load_painting,
     load_photographs,
-    read_arrays,
 )
 
 

@@ -1,1 +1,1 @@
-"""Shared ground: types, tree mathematics, safe numerics, files and result codes."""
+"""Shared ground: types, tree mathematics, random draws, compiled programs, files, hosts and result codes."""

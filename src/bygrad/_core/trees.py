@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Num, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, Num, PyTree, Shaped
 
 
 def add(left: PyTree, right: PyTree) -> PyTree:
@@ -50,9 +50,23 @@ def near(tree: PyTree, wanted: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack([jnp.asarray(True), *jax.tree.leaves(jax.tree.map(near, tree, wanted))]))
 
 
+def along_rows(values: Shaped[Array, " rows"], leaf: Shaped[Array, "rows ..."]) -> Shaped[Array, "rows ..."]:
+    """Give one value a row as many axes of size 1 as it takes to meet a leaf."""
+    return values.reshape((-1,) + (1,) * (leaf.ndim - 1))
+
+
 def select_rows(mask: Bool[Array, " rows"], yes: PyTree, no: PyTree) -> PyTree:
     """Take the rows (first axis of every leaf) where `mask` holds from `yes`, the others from `no`."""
-    return jax.tree.map(lambda a, b: jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), yes, no)
+    return jax.tree.map(lambda a, b: jnp.where(along_rows(mask, a), a, b), yes, no)
+
+
+def take_coordinates(tree: PyTree[Shaped[Array, "... b n"]], chosen: Int[Array, "b m"]) -> PyTree:
+    """Take some entries of the last axis of every leaf, others for each of the instances on the axis before it."""
+
+    def take(leaf: Shaped[Array, "... b n"]) -> Shaped[Array, "... b m"]:
+        return jnp.take_along_axis(leaf, jnp.broadcast_to(chosen, (*leaf.shape[:-2], *chosen.shape)), axis=-1)
+
+    return jax.tree.map(take, tree)
 
 
 def to_matrix(tree: PyTree[Shaped[Array, "rows ..."]]) -> Num[Array, "rows columns"]:

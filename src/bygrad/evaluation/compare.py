@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +13,7 @@ from .._core.programs import Program
 from .._core.types import PRNGKeyArray
 from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer
 from ..problems import ProblemFamily
+from .report import loss_of
 from .runs import SIDE_BY_SIDE, Curves, area, compile_curves, final, run_curves, run_in_chunks
 from .second_order import bfgs_curves, has_objective, lbfgs_curves
 from .statistics import bootstrap_curves, bootstrap_mean
@@ -230,7 +230,5 @@ def _interval(values: np.ndarray) -> dict[str, float]:
 
 def best_baseline(optimizers: Mapping[str, Mapping[str, Any]], measure: str) -> tuple[str, float]:
     """Return label and mean of the tuned hand-designed optimizer that is best in `measure` (`final` or `area`)."""
-    means = {row["label"]: row[measure]["mean"] for row in optimizers.values() if row["kind"] == "hand-designed"}
-    # In JSON a mean that is not finite is null.
-    finite = {label: mean if mean is not None and math.isfinite(mean) else math.inf for label, mean in means.items()}
-    return min(finite.items(), key=lambda item: item[1])
+    rows = [row for row in optimizers.values() if row["kind"] == "hand-designed"]
+    return min(((row["label"], loss_of(row[measure]["mean"])) for row in rows), key=lambda pair: pair[1])

@@ -97,9 +97,13 @@ def save(figure: "matplotlib.figure.Figure", stem: Path) -> None:
         figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     write_atomically(stem.with_name(stem.name + ".png"), png.getvalue())
-    prefix = re.sub(r"[^A-Za-z0-9_-]", "-", stem.name) + "-"
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg.getvalue())
-    write_text_atomically(stem.with_name(stem.name + ".svg"), text)
+    write_text_atomically(stem.with_name(stem.name + ".svg"), prefixed_ids(svg.getvalue(), stem.name))
+
+
+def prefixed_ids(svg: str, name: str) -> str:
+    """Put a name before the ids of an SVG: they must differ from those of every other figure on a page."""
+    prefix = re.sub(r"[^A-Za-z0-9_-]", "-", name) + "-"
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
 
 
 def floats(values: Sequence[float | int | None]) -> Array:
@@ -158,17 +162,13 @@ def spread(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:
     """Centres for intervals of `sizes`, in the order given, near `wanted`, within [0, 1] and without overlap.
 
     Least squares: minus the room that the intervals below need, the centres must not decrease, which is isotonic
-    regression (pool adjacent violators). Clipping its solution keeps it optimal within the bounds. Should the
-    intervals need more than 1 together, they keep their distances and stick out evenly.
+    regression. Clipping its solution keeps it optimal within the bounds. Should the intervals need more than 1
+    together, they keep their distances and stick out evenly.
     """
-    offsets = [sum(sizes[:i]) + size / 2 for i, size in enumerate(sizes)]
-    pools: list[tuple[float, int]] = []
-    for at, offset in zip(wanted, offsets, strict=True):
-        pool = (at - offset, 1)
-        while pools and pools[-1][0] > pool[0]:
-            mean, count = pools.pop()
-            pool = ((mean * count + pool[0] * pool[1]) / (count + pool[1]), count + pool[1])
-        pools.append(pool)
+    from scipy.optimize import isotonic_regression
+
+    offsets = np.cumsum(sizes) - np.divide(sizes, 2)
     room = 1 - sum(sizes)
-    bases = [min(max(mean, 0.0), room) if room >= 0 else room / 2 for mean, count in pools for _ in range(count)]
-    return [base + offset for base, offset in zip(bases, offsets, strict=True)]
+    if room < 0:
+        return (room / 2 + offsets).tolist()
+    return (np.clip(isotonic_regression(np.subtract(wanted, offsets)).x, 0, room) + offsets).tolist()

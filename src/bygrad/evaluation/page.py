@@ -1,7 +1,6 @@
 """A page of figures and tables, in the style of a report, for what is not one comparison."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .._core.files import write_text_atomically
 from . import report
+from .drawing import prefixed_ids, save
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -52,10 +52,6 @@ def write_page(folder: Path, title: str, statement: str, parts: Sequence[Picture
 
 def _svg_of(picture: Picture, folder: Path) -> str:
     if picture.figure is not None:
-        from .drawing import save
-
         save(picture.figure, folder / picture.name)
         return (folder / f"{picture.name}.svg").read_text(encoding="utf-8")
-    # Ids must differ from those of every other figure on the page.
-    prefix = re.sub(r"[^A-Za-z0-9_-]", "-", picture.name) + "-"
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", picture.svg or "")
+    return prefixed_ids(picture.svg or "", picture.name)

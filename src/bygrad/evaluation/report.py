@@ -176,11 +176,23 @@ def strict_json(value: Any, where: str = "results") -> Any:
     )
 
 
+def loss_of(value: Number) -> float:
+    """Read a loss that `strict_json` has written: what JSON could not hold was infinite or NaN, and both count as
+    infinite.
+
+    >>> loss_of(0.5), loss_of(None), loss_of(float("nan"))
+    (0.5, inf, inf)
+    """
+    return value if value is not None and math.isfinite(value) else math.inf
+
+
 def _rows(results: Results) -> list[tuple[str, list[str], list[bool]]]:
     """(kind, cells, whether each is bold) for each optimizer: learned, hand-designed, second-order."""
     entries = sorted(results["optimizers"].values(), key=lambda entry: _KINDS.index(entry["kind"]))
     first_order = [entry for entry in entries if entry["kind"] != "second-order"]
-    best = {key: min((_mean(entry[key]) for entry in first_order), default=math.nan) for key in ("final", "area")}
+    best = {
+        key: min((loss_of(entry[key]["mean"]) for entry in first_order), default=math.nan) for key in ("final", "area")
+    }
     rows = []
     for entry in entries:
         rates = [entry.get(key) for key in ("learning_rate", "area_learning_rate")]
@@ -189,7 +201,7 @@ def _rows(results: Results) -> list[tuple[str, list[str], list[bool]]]:
         measures, leads = [], []
         for key in best:
             measures += [_interval(entry[key], entry["runs"]), number(entry[key].get("median"))]
-            leads += [not second_order and math.isfinite(best[key]) and _mean(entry[key]) == best[key], False]
+            leads += [not second_order and math.isfinite(best[key]) and loss_of(entry[key]["mean"]) == best[key], False]
         cells = [
             entry["label"] + "*" * second_order,
             entry["kind"],
@@ -221,7 +233,7 @@ def _notes(results: Results) -> list[str]:
         notes.append("A run that diverged counts as an infinite loss and is not dropped.")
     for entry in entries:
         median = entry["final"].get("median")
-        if median is not None and _mean(entry["final"]) > 10 * abs(median) and not entry["diverged"]:
+        if median is not None and loss_of(entry["final"]["mean"]) > 10 * abs(median) and not entry["diverged"]:
             notes.append(f"{entry['label']}: a few bad runs decide its mean. Median final loss: {number(median)}.")
     return notes + [f"{entry['label']}: {entry['note']}" for entry in entries if entry.get("note")]
 
@@ -330,15 +342,6 @@ def _cell(text: str, bold: bool) -> str:
     return f"<b>{escape(text)}</b>" if bold else escape(text)
 
 
-def _mean(interval: Mapping[str, Number]) -> float:
-    return _infinite(interval["mean"])
-
-
-def _infinite(value: Number) -> float:
-    """A loss that JSON could not hold was infinite or NaN, and both count as infinite."""
-    return value if value is not None and math.isfinite(value) else math.inf
-
-
 def number(value: Number, decimals: int | None = None) -> str:
     """Three significant digits, or the `decimals` given; an en dash for what is missing."""
     if value is None:
@@ -353,7 +356,7 @@ def number(value: Number, decimals: int | None = None) -> str:
 
 def _interval(interval: Mapping[str, Number], runs: int) -> str:
     """`mean [low, high]` to two digits of the width. From one run there is no interval to show."""
-    mean, low, high = (_infinite(interval[key]) for key in ("mean", "low", "high"))
+    mean, low, high = (loss_of(interval[key]) for key in ("mean", "low", "high"))
     if runs == 1:
         return number(mean)
     width = high - low if math.isfinite(high) else 0.0

@@ -14,6 +14,7 @@ from .._core.types import PRNGKeyArray
 from ..optimizers import FromOptax
 from ..problems import ProblemFamily
 from ..unroll import loss_curves
+from .report import loss_of
 from .runs import Curves, area, final
 
 POINTS = 17
@@ -54,8 +55,7 @@ class Tuning:
     @classmethod
     def of_json(cls, fields: Mapping[str, Sequence[float | None]]) -> "Tuning":
         """Read what `as_json` has given; strict JSON has no number for the loss of a run that diverged."""
-        finite = {name: [np.inf if it is None else it for it in values] for name, values in fields.items()}
-        return cls(**{name: np.array(values) for name, values in finite.items()})
+        return cls(**{name: np.array([loss_of(it) for it in values]) for name, values in fields.items()})
 
 
 def with_learning_rate(optimizer: FromOptax, rate: Any) -> FromOptax:

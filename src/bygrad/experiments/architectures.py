@@ -5,7 +5,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from .._core.files import write_text_atomically
-from ..deploy.jax import load, versions
+from ..deploy.jax import load
 from ..evaluation import (
     LEVEL_HEADINGS,
     Picture,
@@ -17,14 +17,11 @@ from ..evaluation import (
     level_row,
     strict_json,
     tune_baselines,
-    write_page,
 )
 from ..evaluation.drawing import colours, floats, limits_of, set_scale
 from ..problems import MLPClassifier, load_images
 from .declaration import Budget
-from .reproduce import claim
 from .study import Study, Task
-from .work import machine
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -60,8 +57,7 @@ _PAPER: dict[int, dict[str, tuple[float, ...]]] = {
 
 def _carry_out(task: Task) -> dict[str, Any]:
     protocol = dataclasses.replace(PROTOCOLS[task.budget], seed=task.seed)
-    identity = {"experiment": ARCHITECTURES.name, "budget": task.budget, "seed": task.seed, "data": task.data}
-    claim(task.folder, identity, task.resume)
+    task.claim(ARCHITECTURES)
     path = task.folder / "architectures.json"
     done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     optimizer, images = load(TRAINED), load_images(task.data)
@@ -100,27 +96,20 @@ def _report(task: Task, protocol: Protocol, done: dict[str, Any]) -> dict[str, A
             )
         )
     wins = sum(level["reached"] for level in levels)
-    title = f"The LSTM of one layer of 20 units on {len(levels)} architectures"
     results = {
-        "experiment": ARCHITECTURES.name,
-        "title": title,
+        "title": f"The LSTM of one layer of 20 units on {len(levels)} architectures",
         "architectures": done,
         "levels": levels,
         "configuration": {"protocol": dataclasses.asdict(protocol), "data": task.data},
-        "versions": versions(),
-        "machine": machine(),
-        "command": task.command,
     }
-    write_text_atomically(task.folder / "results.json", json.dumps(strict_json(results), indent=1))
     statement = (
         f"Mean of the last {protocol.final_window} of {protocol.horizon} updates, {protocol.runs} runs each. The LSTM"
         f" was trained on one layer of 20 units; every baseline is tuned for every architecture. The LSTM is below all"
-        f" of them in {wins} of {len(levels)}. Dotted: the paper's. {task.command}"
+        f" of them in {wins} of {len(levels)}. Dotted: the paper's."
     )
     sheet = Sheet("Levels to reach", LEVEL_HEADINGS, tuple(map(level_cells, levels)))
     picture = Picture("architectures", "Final loss against hidden units, with its 95 % interval.", _draw(done))
-    write_page(task.folder, title, statement, [picture, sheet])
-    return results
+    return task.finish(ARCHITECTURES, results, statement, [picture, sheet])
 
 
 def _paper(layers: int, hidden: int) -> float | None:
@@ -139,10 +128,7 @@ def _draw(done: dict[str, Any]) -> "matplotlib.figure.Figure":
         palette = colours(names)
         for name in names:
             rows = [done[f"{layers}/{hidden}"][name] for hidden in sizes]
-            mean, low, high = (
-                [float("nan") if row["final"][key] is None else row["final"][key] for row in rows]
-                for key in ("mean", "low", "high")
-            )
+            mean, low, high = (floats([row["final"][key] for row in rows]) for key in ("mean", "low", "high"))
             width = 2.0 if name == "lstm" else 1.2
             axes.plot(sizes, mean, ".-", color=palette[name], linewidth=width, label=rows[0]["label"])
             axes.fill_between(sizes, low, high, color=palette[name], alpha=0.16, linewidth=0)

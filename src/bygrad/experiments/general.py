@@ -7,15 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._core.files import write_text_atomically
-from ..deploy.jax import export, versions
-from ..evaluation import Sheet, area, final, run_curves, strict_json, write_page
+from ..deploy.jax import export
+from ..evaluation import Sheet, area, final, run_curves
 from ..metagrads import NRES, Members
 from ..optimizers import Adam, Controller, Optimizer, declare
 from ..problems import CharacterModel, Mixture, ProblemFamily, Quadratic, describe_family, load_images
 from ..training import Recipe, describe, is_begun
 from .declaration import Budget
-from .reproduce import claim
 from .small_networks import PIXELS, convolutional, perceptron
 from .study import Study, Task
 from .work import train
@@ -92,8 +90,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     every seed.
     """
     seeds, recipe = list(range(task.seed, task.seed + SEEDS[task.budget])), RECIPES[task.budget]
-    identity = {"experiment": GENERAL.name, "budget": task.budget, "seed": task.seed, "data": task.data}
-    claim(task.folder, identity | {"recipe": describe(recipe)}, task.resume)
+    task.claim(GENERAL, recipe=describe(recipe))
     family, scores, optimizers = mixture(task.data), {}, {}
     for seed in seeds:
         part = task.folder / f"seed-{seed}"
@@ -123,32 +120,19 @@ def _carry_out(task: Task) -> dict[str, Any]:
         },
         validation={"relative_to": "Adam(3e-3, b2=0.99), the start", "held_out": scores},
     )
-    results = {
-        "experiment": GENERAL.name,
-        "title": GENERAL.title,
-        "scores": scores,
-        "chosen": chosen,
-        "command": task.command,
-        "versions": versions(),
-    }
-    write_text_atomically(task.folder / "results.json", json.dumps(strict_json(results), indent=1))
-    _write_page(task, results)
-    return results
-
-
-def _write_page(task: Task, results: dict[str, Any]) -> None:
     rows = [
         (seed, name, f"{ratios['area']:.3f}", f"{ratios['final']:.3f}")
-        for seed, by_name in results["scores"].items()
+        for seed, by_name in scores.items()
         for name, ratios in by_name.items()
     ]
     statement = (
-        f"Controllers of {len(results['scores'])} seeds on architectures that none was meta-trained on, untuned, over"
+        f"Controllers of {len(scores)} seeds on architectures that none was meta-trained on, untuned, over"
         f" {RECIPE.horizon // 2} steps. Ratios to the Adam(3e-3, b2=0.99) that each started as: below 1 is better. Seed"
-        f" {results['chosen']} is kept, and was chosen by these numbers. {task.command}"
+        f" {chosen} is kept, and was chosen by these numbers."
     )
     headings = ("seed", "held-out architecture", "area", "final loss")
-    write_page(task.folder, GENERAL.title, statement, [Sheet("Held-out architectures", headings, tuple(rows), 2)])
+    sheet = Sheet("Held-out architectures", headings, tuple(rows), 2)
+    return task.finish(GENERAL, {"scores": scores, "chosen": chosen}, statement, [sheet])
 
 
 def judge(optimizer: Optimizer, data: str, horizon: int, runs: int = 16) -> dict[str, dict[str, float]]:

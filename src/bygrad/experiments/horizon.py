@@ -15,7 +15,6 @@ from ..optimizers import LSTM, PAPER_BASELINES, Adam
 from ..problems import find_family
 from ..training import Recipe, describe, is_begun
 from .declaration import Budget
-from .reproduce import claim
 from .study import Study, Task
 from .work import Kept, evaluate, meta_training_results, train
 
@@ -53,8 +52,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     budget, display, folder = task.budget, task.display, task.folder
     recipe = dataclasses.replace(RECIPES[budget], seed=task.seed)
     protocol = dataclasses.replace(PROTOCOLS[budget], seed=task.seed)
-    identity = {"experiment": HORIZON.name, "budget": budget, "seed": task.seed, "data": task.data}
-    claim(folder, identity | {"recipe": describe(recipe), "protocol": dataclasses.asdict(protocol)}, task.resume)
+    task.claim(HORIZON, recipe=describe(recipe), protocol=dataclasses.asdict(protocol))
     kept = folder / "comparison.json"
     if kept.exists():
         results = json.loads(kept.read_text())

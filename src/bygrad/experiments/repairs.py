@@ -8,18 +8,15 @@ from typing import Any
 
 import jax
 
-from .._core.files import write_text_atomically
 from .._core.types import PRNGKeyArray
-from ..deploy.jax import versions
-from ..evaluation import Protocol, Sheet, best_baseline, number, strict_json, write_page, write_report
+from ..evaluation import Protocol, Sheet, best_baseline, number
 from ..metagrads import Estimator, Imitate, Replay
 from ..optimizers import LSTM, Adam, Optimizer, RNNprop
 from ..problems import ProblemFamily, RandomScale, find_family
 from ..training import Curriculum, Recipe, describe, is_begun, learn_by_curriculum
 from .declaration import Budget
-from .reproduce import claim
 from .study import Study, Task
-from .work import evaluate, machine, train
+from .work import train
 
 LEARNED_ON = "mnist"
 USED_ON = {"sigmoid": "mnist", "ReLU": "mnist-relu", "two layers": "mnist-2-layers"}
@@ -79,34 +76,30 @@ PROTOCOLS: dict[Budget, Protocol] = {
 def _carry_out(task: Task) -> dict[str, Any]:
     recipe = dataclasses.replace(RECIPES[task.budget], seed=task.seed)
     protocol = dataclasses.replace(PROTOCOLS[task.budget], seed=task.seed)
-    identity = {"experiment": REPAIRED.name, "budget": task.budget, "seed": task.seed, "data": task.data}
-    claim(task.folder, identity | {"recipe": json.loads(json.dumps(describe(recipe)))}, task.resume)
+    task.claim(REPAIRED, recipe=json.loads(json.dumps(describe(recipe))))
     trained = {
         label: _train(label, repair, recipe, task.folder / f"{number}", task)
         for number, (label, repair) in enumerate(REPAIRS.items())
     }
-    compared = {setting: _compare(trained, setting, family, protocol, task) for setting, family in USED_ON.items()}
+    compared = {}
+    for setting, name in USED_ON.items():
+        fresh, seen = (find_family(name, data=task.data, split=split) for split in ("test", "train"))
+        title = f"Learned on one layer of 20 sigmoid units, used with {setting}"
+        compared[setting] = task.compare(setting, trained, fresh, seen, protocol, title)
     results = {
-        "experiment": REPAIRED.name,
-        "title": REPAIRED.title,
         "final": {setting: finals(found["optimizers"]) for setting, found in compared.items()},
         "levels": [],
         "recipe": describe(recipe),
-        "command": task.command,
-        "machine": machine(),
-        "versions": versions(),
     }
-    write_text_atomically(task.folder / "results.json", json.dumps(strict_json(results), indent=1))
     statement = (
         f"Meta-trained on the paper's sigmoid network alone, {recipe.meta_steps} meta-steps each, one seed; final loss"
         f" after {protocol.horizon} steps, mean of {protocol.runs} runs with its 95 % interval. Beside each: the ratio"
         " to the best baseline, tuned for the setting. Scaling: coordinates in random units (Lv et al., 2017)."
         " Imitation: of Adam. Curriculum: of horizons (Chen et al., 2020). RNNprop: inputs without a scale, bounded"
-        f" steps. All: all three. {task.command}"
+        " steps. All: all three."
     )
     headings = ("trained how", *(text for setting in USED_ON for text in (setting, "to the best baseline")))
-    write_page(task.folder, REPAIRED.title, statement, [Sheet("Final losses", headings, rows_of(results["final"]))])
-    return results
+    return task.finish(REPAIRED, results, statement, [Sheet("Final losses", headings, rows_of(results["final"]))])
 
 
 def _train(label: str, repair: Repair, recipe: Recipe, folder: Path, task: Task) -> Optimizer:
@@ -126,26 +119,6 @@ def _train(label: str, repair: Repair, recipe: Recipe, folder: Path, task: Task)
     return learn_by_curriculum(
         optimizer, family, curriculum, folder=folder, resume=resume, watch=task.display.event
     ).optimizer
-
-
-def _compare(
-    trained: dict[str, Optimizer], setting: str, family_name: str, protocol: Protocol, task: Task
-) -> dict[str, Any]:
-    """Compare all on one family with baselines that are tuned for it, or read what an interrupted run has found."""
-    folder = task.folder / setting.lower().replace(" ", "-")
-    if (kept := folder / "results.json").exists():
-        return json.loads(kept.read_text())
-    results = evaluate(
-        trained,
-        find_family(family_name, data=task.data, split="test"),
-        find_family(family_name, data=task.data, split="train"),
-        protocol,
-        task.display,
-        title=f"Learned on one layer of 20 sigmoid units, used with {setting}",
-        command=task.command,
-    )
-    write_report(strict_json(results), folder)
-    return strict_json(results)
 
 
 def finals(rows: dict[str, Any]) -> dict[str, Any]:

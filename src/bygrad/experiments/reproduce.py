@@ -15,6 +15,7 @@ from ..evaluation import (
     Tuning,
     best_baseline,
     level_row,
+    loss_of,
     strict_json,
     tune_baselines,
     with_learning_rate,
@@ -168,8 +169,7 @@ def _results_of(
         )
     write_text_atomically(path, json.dumps(strict_json(results)))
     label, level = best_baseline(results["optimizers"], "final")
-    ours = results["optimizers"]["lstm"]["final"]["mean"]
-    ours = np.inf if ours is None else ours  # JSON does not hold it
+    ours = loss_of(results["optimizers"]["lstm"]["final"]["mean"])
     display.say(f"{setting.title}: LSTM {ours:.4g}, best tuned baseline {label} {level:.4g}")
     return results
 
@@ -177,7 +177,7 @@ def _results_of(
 def _best_two(optimizers: dict[str, Any]) -> dict[str, Optimizer]:
     """Return the two baselines whose final losses are lowest, at the rates tuned for it, by label."""
     baselines = [row for row in optimizers.values() if row["kind"] == "hand-designed"]
-    best = sorted(baselines, key=lambda row: np.inf if row["final"]["mean"] is None else row["final"]["mean"])[:2]
+    best = sorted(baselines, key=lambda row: loss_of(row["final"]["mean"]))[:2]
     return {row["label"]: with_learning_rate(BASELINES[row["label"]](), row["learning_rate"]) for row in best}
 
 
@@ -186,8 +186,8 @@ def _levels(setting: Setting, results: dict[str, Any]) -> list[dict[str, Any]]:
     for level in setting.levels:
         ours = results["optimizers"]["lstm"][level.measure]
         label, best = best_baseline(results["optimizers"], level.measure)
-        if level.relative:  # a loss that JSON could not hold was infinite
-            ours = {key: np.inf if value is None else value / best for key, value in ours.items()}
+        if level.relative:
+            ours = {key: loss_of(value) / best for key, value in ours.items()}
         what = f"{setting.title}: {level.what} (best tuned baseline: {label} {best:.4g})"
         rows.append(level_row(what, level.reach, ours["mean"], ours["low"], ours["high"], paper=level.paper))
     return rows

@@ -4,15 +4,12 @@ import dataclasses
 import json
 from typing import Any
 
-from .._core.files import write_text_atomically
-from ..deploy.jax import versions
-from ..evaluation import Sheet, best_baseline, level_cells, level_row, strict_json, write_page
+from ..evaluation import Sheet, best_baseline, level_cells, level_row, loss_of, strict_json
 from ..problems import find_family
 from .declaration import Budget
-from .reproduce import claim
 from .specialize import Objective, specialize
 from .study import Study, Task
-from .work import machine
+from .worth import ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +35,7 @@ RUNS: dict[Budget, int] = {"quick": 8, "paper": 100}
 
 def _carry_out(task: Task) -> dict[str, Any]:
     seconds, runs = SECONDS[task.budget], RUNS[task.budget]
-    identity = {"experiment": SPECIALIZATIONS.name, "budget": task.budget, "seed": task.seed, "data": task.data}
-    claim(task.folder, identity, task.resume)
+    task.claim(SPECIALIZATIONS)
     found: dict[str, dict[str, Any]] = {}
     for case in CASES:
         for objective in OBJECTIVES:
@@ -66,28 +62,20 @@ def _carry_out(task: Task) -> dict[str, Any]:
             found[f"{case.name}, {objective}"] = strict_json(specialized.results)
     levels = [level for what, results in found.items() for level in levels_of(what, results)]
     results = {
-        "experiment": SPECIALIZATIONS.name,
-        "title": SPECIALIZATIONS.title,
         "specializations": {
             what: results["specialization"] | {"losses": _losses(results)} for what, results in found.items()
         },
         "levels": levels,
-        "versions": versions(),
-        "machine": machine(),
-        "command": task.command,
     }
-    write_text_atomically(task.folder / "results.json", json.dumps(strict_json(results), indent=1))
     statement = (
         f"Controllers, meta-trained for {seconds:.0f} s each, compilation included, and compared on {runs} fresh runs."
         " Ratios to the best of the tuned baselines (Nesterov, Adam, AdamW with a cosine), and for"
         " held-out loss to AdamW with a cosine: below 1 is better. The reports of each are in the folders beside this"
-        f" page. {task.command}"
+        " page."
     )
     headings = ("ratio", "paper", "to reach", "ours", "reached")
-    write_page(
-        task.folder, SPECIALIZATIONS.title, statement, [Sheet("Ratios", headings, tuple(map(level_cells, levels)))]
-    )
-    return results
+    sheet = Sheet("Ratios", headings, tuple(map(level_cells, levels)))
+    return task.finish(SPECIALIZATIONS, results, statement, [sheet])
 
 
 def _losses(results: dict[str, Any]) -> dict[str, Any]:
@@ -115,8 +103,8 @@ def levels_of(what: str, results: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _level(what: str, ours: float, theirs: float, reach: float | None) -> dict[str, Any]:
-    return level_row(what, reach, ours / theirs if theirs else float("inf"))
+def _level(what: str, ours: float | None, theirs: float | None, reach: float | None) -> dict[str, Any]:
+    return level_row(what, reach, ratio(loss_of(ours), loss_of(theirs)))
 
 
 SPECIALIZATIONS = Study("specialize", "Controllers specialized in 90 seconds, on small networks", _carry_out)

@@ -36,7 +36,7 @@ from .worth import rows_of, sentences, worth_of
 
 Objective = Literal["training", "validation"]
 
-BASELINES = ("Nesterov", "Adam", "AdamWCosine")
+RIVALS = {name: HAND_DESIGNED[name] for name in ("Nesterov", "Adam", "AdamWCosine")}
 """What is tuned to compare with: the best of the hand-designed ones on networks, with and without a schedule."""
 
 PRETRAINED = "general/controller"
@@ -127,7 +127,7 @@ def _specialize(
     command: str,
 ) -> Specialized:
     horizon, seed = protocol.horizon, protocol.seed
-    tunings = tune_rivals(problems, protocol, display, Kept(folder / "tuning.json"))
+    tunings = tune_baselines(problems, protocol, RIVALS, display.phase, Kept(folder / "tuning.json"))
     judged_by = measure_of(objective)
     levels = {name: float(np.min(getattr(tuning, judged_by))) for name, tuning in tunings.items()}
     display.tuned(judged_by, levels)
@@ -217,14 +217,6 @@ def protocol_of(horizon: int, runs: int, seed: int) -> Protocol:
     return Protocol(
         horizon, runs=runs, tuning_runs=8, second_order_runs=0, final_window=max(1, horizon // 20), seed=seed, chunk=8
     )
-
-
-def tune_rivals(
-    family: ProblemFamily, protocol: Protocol, display: Display, kept: Kept | None = None
-) -> dict[str, Tuning]:
-    """Tune what a specialized optimizer is compared with; `kept` takes it up, and has what was interrupted."""
-    rivals = {name: HAND_DESIGNED[name] for name in BASELINES}
-    return tune_baselines(family, protocol, rivals, display.phase, kept)
 
 
 def _judge(optimizer: Optimizer, objective: Objective, family: ProblemFamily, protocol: Protocol, branch: int) -> float:

@@ -1,13 +1,20 @@
 """What an experiment is that does not fit `Experiment`: more than one learned optimizer, or something else to show."""
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .._core.files import write_text_atomically
+from ..deploy.jax import versions
+from ..evaluation import Picture, Protocol, Sheet, strict_json, write_page, write_report
+from ..optimizers import PAPER_BASELINES, FromOptax, Optimizer
+from ..problems import ProblemFamily
 from .declaration import Budget, Experiment
 from .display import Display
-from .reproduce import reproduce
+from .reproduce import claim, reproduce
+from .work import evaluate, machine, slug
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +31,41 @@ class Task:
     command: str = ""
     artifacts: tuple[str, ...] = ("general/controller",)
     families: tuple[str, ...] = ()
+
+    def claim(self, study: "Study", **more: Any) -> None:
+        """Write down what the folder is for, or check that it is for this; `more`: what decides besides the task."""
+        identity = {"experiment": study.name, "budget": self.budget, "seed": self.seed, "data": self.data}
+        claim(self.folder, identity | more, self.resume)
+
+    def compare(
+        self,
+        setting: str,
+        learned: Mapping[str, Optimizer],
+        family: ProblemFamily,
+        tuning_family: ProblemFamily,
+        protocol: Protocol,
+        title: str,
+        baselines: Mapping[str, type[FromOptax]] = PAPER_BASELINES,
+    ) -> dict[str, Any]:
+        """Compare with tuned baselines and report in a folder of the setting's own, or read what an interrupted run has
+        found there."""
+        folder = self.folder / slug(setting)
+        if (kept := folder / "results.json").exists():
+            return json.loads(kept.read_text())
+        options: dict[str, Any] = {"title": title, "command": self.command, "baselines": baselines}
+        results = strict_json(evaluate(learned, family, tuning_family, protocol, self.display, **options))
+        write_report(results, folder)
+        return results
+
+    def finish(
+        self, study: "Study", results: Mapping[str, Any], statement: str, parts: Sequence[Picture | Sheet]
+    ) -> dict[str, Any]:
+        """Write `results.json` and the page, and return the results with what those of every study say."""
+        around = {"versions": versions(), "machine": machine(), "command": self.command}
+        whole = {"experiment": study.name, "title": study.title, **results, **around}
+        write_text_atomically(self.folder / "results.json", json.dumps(strict_json(whole), indent=1))
+        write_page(self.folder, whole["title"], f"{statement} {self.command}", parts)
+        return whole
 
 
 @dataclasses.dataclass(frozen=True)

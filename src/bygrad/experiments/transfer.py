@@ -1,8 +1,9 @@
 """How far do optimizers carry without tuning? A row for each way in which a problem differs from those learned on."""
 
+import collections
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from jaxtyping import Shaped
 
 from .._core.files import write_text_atomically
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
-from ..deploy.jax import load, versions
+from ..artifacts import find
+from ..artifacts import load as load_artifact
+from ..deploy.jax import from_artifact, versions
 from ..evaluation import CONVENTION, GridRuns, Protocol, area, final, run_grid, strict_json
 from ..evaluation.compare import summarize
 from ..evaluation.tuning import CENTRES
@@ -20,11 +23,10 @@ from ..optimizers import TRANSFER_BASELINES, FromOptax, Optimizer
 from ..problems import CharacterModel, MLPClassifier, ProblemFamily, describe_family, load_images
 from ..problems.data import ImageData
 from .declaration import Budget
-from .reproduce import claim
 from .small_networks import Split, convolutional, perceptron
 from .study import Study, Task
-from .transfer_report import CALIBRATED_FROM, aggregate, write_transfer_report
-from .work import machine
+from .transfer_report import CALIBRATED, CALIBRATED_FROM, aggregate, write_transfer_report
+from .work import machine, slug
 
 RATES = 13
 """Learning rates of a baseline in every row: four a decade over three decades."""
@@ -116,18 +118,19 @@ def carry_out_rows(
     task: Task,
     effort: Effort,
     learned: Mapping[str, Optimizer],
+    digests: Mapping[str, str],
     baselines: Mapping[str, type[FromOptax]] = TRANSFER_BASELINES,
 ) -> dict[str, Any]:
     """Run every row, or read what an interrupted run has done of it; report, and return the results of the base row.
 
-    Adam and AdamWCosine must be among the baselines: the others are compared with them.
+    Adam and AdamWCosine must be among the baselines: the others are compared with them. `digests` tell whether the
+    learned ones are those of the interrupted run (`Manifest.digest`); their names do not.
     """
-    identity = {"study": "transfer", "budget": task.budget, "seed": task.seed, "data": task.data}
-    claim(task.folder, identity | {"learned": sorted(learned)}, task.resume)
+    task.claim(TRANSFER, learned=dict(digests))
     images, rows = load_images(task.data), {}
     for done, row in enumerate(effort.rows):
         task.display.phase("rows", done, len(effort.rows))
-        path = task.folder / "rows" / f"{done:02d}.json"
+        path = task.folder / "rows" / f"{slug(row.name)}.json"
         rows[row.name] = run_row(row, effort, learned, baselines, images, task, path)
     task.display.phase("rows", len(effort.rows), len(effort.rows))
     found = aggregate(rows, list(learned))
@@ -256,8 +259,17 @@ def _base_results(
 
 
 def _carry_out(task: Task) -> dict[str, Any]:
-    learned = {Path(name).stem if name.endswith(".safetensors") else name: load(name) for name in task.artifacts}
-    return carry_out_rows(task, EFFORTS[task.budget], learned)
+    found = {label: load_artifact(find(name)) for label, name in labels_of(task.artifacts).items()}
+    learned = {label: from_artifact(artifact) for label, artifact in found.items()}
+    digests = {label: artifact.manifest.digest for label, artifact in found.items()}
+    return carry_out_rows(task, EFFORTS[task.budget], learned, digests)
+
+
+def labels_of(artifacts: Iterable[str]) -> dict[str, str]:
+    """Label trained optimizers by the stems of their files, and by whole paths where another column has that label."""
+    stems = {name: Path(name).stem if name.endswith(".safetensors") else name for name in artifacts}
+    columns = collections.Counter(label.lower() for label in (*stems.values(), *TRANSFER_BASELINES, CALIBRATED))
+    return {stem if columns[stem.lower()] == 1 else name: name for name, stem in stems.items()}
 
 
 TRANSFER = Study("transfer", "Trained optimizers, untuned, on problems that differ in one respect", _carry_out)

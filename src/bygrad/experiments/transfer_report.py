@@ -1,6 +1,6 @@
 """What the rows of the transfer benchmark say together: shares of rows won, interquartile means, profiles, a page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._core.files import write_text_atomically
-from ..evaluation import bootstrap_iqm, level_row, performance_profile, write_report
+from ..evaluation import bootstrap_iqm, level_row, loss_of, performance_profile, write_report
 from ..evaluation.drawing import save
 from ..evaluation.figures import profiles
 from ..evaluation.report import html_figure, html_page, html_table, number
@@ -89,9 +89,17 @@ def calibrate(rows: Rows) -> float:
     """Return the one learning rate at which AdamW with a cosine does best over all rows, by the runs kept for tuning:
     least in the mean over rows of the logarithm of its mean loss."""
     entries = [row["optimizers"][CALIBRATED_FROM] for row in rows.values()]
-    losses = np.stack([np.asarray(it["mean"], float)[:, : it["tuning_runs"]].mean(axis=1) for it in entries])
-    losses = np.where(np.isfinite(losses), losses, np.inf)
+    losses = np.stack([_tuned(entry) for entry in entries])
     return float(entries[0]["rates"][int(np.argmin(np.mean(np.log(losses), axis=0)))])
+
+
+def _tuned(entry: Mapping[str, Any]) -> np.ndarray:
+    """Return the mean loss at every rate, over the runs kept for tuning."""
+    return np.array([_losses(at_rate[: entry["tuning_runs"]]).mean() for at_rate in entry["mean"]])
+
+
+def _losses(runs: Sequence[float | None]) -> np.ndarray:
+    return np.array([loss_of(loss) for loss in runs])
 
 
 def _names(rows: Rows) -> list[str]:
@@ -102,8 +110,7 @@ def _at_best(row: Mapping[str, Any], name: str) -> dict[str, Any]:
     entry = row["optimizers"][name]
     if entry["rates"] is None:
         return _cell(entry, 0, np.asarray(entry["curves"], float))
-    tuned = np.asarray(entry["mean"], float)[:, : entry["tuning_runs"]].mean(axis=1)
-    return _cell(entry, int(np.argmin(np.where(np.isfinite(tuned), tuned, np.inf))), np.asarray(entry["curves"], float))
+    return _cell(entry, int(np.argmin(_tuned(entry))), np.asarray(entry["curves"], float))
 
 
 def _at_rate(row: Mapping[str, Any], name: str, rate: float) -> dict[str, Any]:
@@ -115,9 +122,7 @@ def _at_rate(row: Mapping[str, Any], name: str, rate: float) -> dict[str, Any]:
 
 
 def _cell(entry: Mapping[str, Any], index: int, curves: np.ndarray | None) -> dict[str, Any]:
-    runs = {measure: np.asarray(entry[measure], float)[index, entry["tuning_runs"] :] for measure in MEASURES}
-    # In JSON a loss that is not finite is null, which reads back as NaN.
-    runs = {measure: np.where(np.isfinite(values), values, np.inf) for measure, values in runs.items()}
+    runs = {measure: _losses(entry[measure][index][entry["tuning_runs"] :]) for measure in MEASURES}
     return {
         **{measure: float(np.mean(values)) for measure, values in runs.items()},
         "runs": runs,

@@ -1,7 +1,6 @@
 """Appendix B: what the optimizer's updates look like, over a run and against the gradient of the moment."""
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -9,15 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._core.files import write_text_atomically
 from ..deploy.jax import load
-from ..evaluation import Picture, Protocol, strict_json, tune_baselines, with_learning_rate, write_page
+from ..evaluation import Picture, Protocol, tune_baselines, with_learning_rate
 from ..evaluation.drawing import colours
 from ..optimizers import BASELINES, SGD, Adam, Coordinatewise, Optimizer
 from ..problems import ProblemFamily, find_family
 from ..unroll import begin, rollout
 from .declaration import Budget
-from .reproduce import claim
 from .study import Study, Task
 
 if TYPE_CHECKING:
@@ -38,8 +35,7 @@ POINTS = 81
 
 def _carry_out(task: Task) -> dict[str, Any]:
     protocol = dataclasses.replace(PROTOCOLS[task.budget], seed=task.seed)
-    identity = {"experiment": UPDATE_SHAPES.name, "budget": task.budget, "seed": task.seed, "data": task.data}
-    claim(task.folder, identity, task.resume)
+    task.claim(UPDATE_SHAPES)
     train, test = (find_family("mnist", data=task.data, split=split) for split in ("train", "test"))
     tunings = tune_baselines(train, protocol, {"SGD": SGD, "Adam": Adam}, task.display.phase)
     optimizer = load(TRAINED)
@@ -49,38 +45,25 @@ def _carry_out(task: Task) -> dict[str, Any]:
     updates = {name: history(it, grads[:, shown]) for name, it in {"LSTM": optimizer, **others}.items()}
     swept, responses = sweep({"LSTM": optimizer, "Adam": others["Adam"]}, grads[:RESPONSES, shown[-1]])
     results = {
-        "experiment": UPDATE_SHAPES.name,
         "title": "What updates look like",
         "coordinates": shown.tolist(),
         "gradients": grads[:, shown].T.tolist(),
         "updates": {name: found.T.tolist() for name, found in updates.items()},
         "responses": {"gradients": swept.tolist(), **{name: found.tolist() for name, found in responses.items()}},
         "configuration": {"protocol": dataclasses.asdict(protocol), "data": task.data},
-        "command": task.command,
     }
-    write_text_atomically(task.folder / "results.json", json.dumps(strict_json(results)))
     rates = ", ".join(f"{name} at {tuning.best_final:.3g}" for name, tuning in tunings.items())
-    statement = (
-        f"{TRAINED} trains a network on MNIST; all optimizers see the gradients of its path, {rates} (tuned)."
-        f" {task.command}"
+    statement = f"{TRAINED} trains a network on MNIST; all optimizers see the gradients of its path, {rates} (tuned)."
+    histories = Picture(
+        "histories", "Updates of six coordinates over 100 steps, on the LSTM's path.", _draw_histories(updates)
     )
-    write_page(
-        task.folder,
-        results["title"],
-        statement,
-        [
-            Picture(
-                "histories", "Updates of six coordinates over 100 steps, on the LSTM's path.", _draw_histories(updates)
-            ),
-            Picture(
-                "responses",
-                "The update against the gradient of one coordinate at steps 1 to 32, the past as it was. The dashed"
-                " line is the gradient that came.",
-                _draw_responses(swept, responses, grads[:RESPONSES, shown[-1]]),
-            ),
-        ],
+    steps = Picture(
+        "responses",
+        "The update against the gradient of one coordinate at steps 1 to 32, the past as it was. The dashed line is the"
+        " gradient that came.",
+        _draw_responses(swept, responses, grads[:RESPONSES, shown[-1]]),
     )
-    return results
+    return task.finish(UPDATE_SHAPES, results, statement, [histories, steps])
 
 
 def path_of(optimizer: Optimizer, family: ProblemFamily, protocol: Protocol) -> np.ndarray:

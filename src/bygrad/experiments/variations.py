@@ -28,7 +28,6 @@ from ..optimizers import LSTM, GlobalLSTM, MemoryLSTM, Optimizer, Scaled, Window
 from ..problems import ProblemFamily, find_family
 from ..training import Recipe, describe, is_begun
 from .declaration import Budget
-from .reproduce import claim
 from .study import Study, Task
 from .work import evaluate, meta_training_results, train
 
@@ -115,8 +114,7 @@ MNIST = Contest(
 def _carry_out(task: Task) -> dict[str, Any]:
     contests = (QUADRATICS,) if task.budget == "quick" else (QUADRATICS, MNIST)
     recipes = {contest.name: describe(contest.recipes[task.budget]) for contest in contests}
-    identity = {"experiment": VARIATIONS.name, "budget": task.budget, "seed": task.seed, "data": task.data}
-    claim(task.folder, identity | {"recipes": recipes}, task.resume)
+    task.claim(VARIATIONS, recipes=recipes)
     main, *others = (hold(contest, task, task.folder / contest.name) for contest in contests)
     main["levels"] += [level for results in others for level in results["levels"]]
     write_report(main, task.folder)

@@ -4,19 +4,21 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from .._core.files import write_text_atomically
+from .._core.programs import Program
 from ..deploy.jax import export, versions
 from ..evaluation import CONVENTION, Protocol, Tuning, compare, strict_json, tune_baselines
-from ..optimizers import Optimizer, declare
+from ..optimizers import PAPER_BASELINES, FromOptax, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
 from ..training import MetaTrained, Recipe, RolledBack, Stepped, Validated, describe, meet, meta_train
 from ..unroll import Inner, begin, rollout
@@ -81,17 +83,11 @@ def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe, 
     A run is looked at in pieces, and of large ones at some entries, so that a long one does not fill the memory.
     """
     optimizer, rng = declare(optimizer, recipe.horizon), np.random.default_rng(recipe.seed)
-
-    @eqx.filter_jit
-    def grads(optimizer: Optimizer, family: ProblemFamily, inner: Inner, steps: int) -> Any:
-        inner, seen = rollout(optimizer, family, inner, steps)
-        return inner, seen.grads
-
     inner = begin(optimizer, family, jax.random.split(jax.random.key(recipe.seed + 1), runs))
     pieces = [PIECE] * (recipe.horizon // PIECE) + [recipe.horizon % PIECE] * (recipe.horizon % PIECE > 0)
     sizes = []
     for steps in pieces:
-        inner, seen = grads(optimizer, family, inner, steps)
+        inner, seen = _GRADS(optimizer, family, inner, steps)
         entries = np.concatenate([np.abs(np.ravel(leaf)) for leaf in jax.tree.leaves(seen)])
         most = ENTRIES * steps // recipe.horizon
         sizes.append(entries if len(entries) <= most else rng.choice(entries, most))
@@ -99,6 +95,14 @@ def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe, 
     sizes = sizes[(sizes > 0) & np.isfinite(sizes)]
     quantiles = (0.01, 0.1, 0.5, 0.9, 0.99)
     return {f"{q:g}": float(np.quantile(sizes, q)) for q in quantiles} if sizes.size else {}
+
+
+def _grads(optimizer: Optimizer, family: ProblemFamily, inner: Inner, steps: int) -> tuple[Inner, PyTree]:
+    inner, seen = rollout(optimizer, family, inner, steps)
+    return inner, seen.grads
+
+
+_GRADS = Program(_grads)
 
 
 def evaluate(
@@ -111,16 +115,17 @@ def evaluate(
     title: str,
     command: str,
     tunings: Mapping[str, Tuning] | None = None,
+    baselines: Mapping[str, type[FromOptax]] = PAPER_BASELINES,
     experiment: str | None = None,
     kept: "Kept | None" = None,
 ) -> dict[str, Any]:
-    """Tune the baselines (unless `tunings` are given), compare, and return the results of a report.
+    """Tune the `baselines` (unless `tunings` are given), compare, and return the results of a report.
 
     **Arguments:** `kept`: what an interrupted evaluation has; it takes up what comes.
     """
     check_family(family, jax.random.key(protocol.seed))
     whole, started = not kept, time.perf_counter()
-    tunings = tune_baselines(tuning_family, protocol, watch=display.phase) if tunings is None else tunings
+    tunings = tune_baselines(tuning_family, protocol, baselines, display.phase) if tunings is None else tunings
     tuned = time.perf_counter()
     optimizers = compare(learned, tunings, family, protocol, watch=display.phase, results=kept)
     return {
@@ -167,6 +172,11 @@ def meta_training_results(
         "baselines": dict(levels or {}),
         "rollbacks": [{"step": event.step, "reason": event.reason} for event in trained.log.of(RolledBack)],
     }
+
+
+def slug(text: str) -> str:
+    """Return a name for a file: lower case, with hyphens for all but letters and digits."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def machine() -> str:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from .._core.programs import Program
-from ..evaluation import Protocol, area, best_baseline, level_row, run_curves, with_learning_rate
+from ..evaluation import Protocol, area, best_baseline, level_row, loss_of, run_curves, with_learning_rate
 from ..optimizers import BASELINES, Optimizer
 from ..problems import ProblemFamily
 from ..unroll import loss_curves
@@ -39,8 +39,8 @@ def worth_of(
     )
     saved = _seconds_saved(ours["curve"], best_final, protocol.final_window, ours_step, horizon * rival_step)
     return {
-        "mean_loss": _mean(ours["area"]) / horizon,
-        "final_loss": _mean(ours["final"]),
+        "mean_loss": loss_of(ours["area"]["mean"]) / horizon,
+        "final_loss": loss_of(ours["final"]["mean"]),
         "best_mean_baseline": area_label,
         "best_mean_loss": best_area / horizon,
         "best_final_baseline": final_label,
@@ -79,12 +79,12 @@ def _seconds_saved(
 
 def sentences(worth: Mapping[str, Any]) -> list[str]:
     """Say in words what a specialization is worth."""
-    mean, final = (_ratio(worth[f"{key}_loss"], worth[f"best_{key}_loss"]) for key in ("mean", "final"))
-    same_time = _ratio(worth["mean_loss_at_equal_seconds"], worth["best_mean_loss"])
-    ratio = worth["seconds_per_step"] / worth["baseline_seconds_per_step"]
+    mean, final = (ratio(worth[f"{key}_loss"], worth[f"best_{key}_loss"]) for key in ("mean", "final"))
+    same_time = ratio(worth["mean_loss_at_equal_seconds"], worth["best_mean_loss"])
+    slower = worth["seconds_per_step"] / worth["baseline_seconds_per_step"]
     lines = [
         f"mean loss over the run: {mean:.2f} x that of the best tuned baseline ({worth['best_mean_baseline']}) at equal"
-        f" steps, {same_time:.2f} x at equal seconds; a step takes {ratio:.2f} x as long",
+        f" steps, {same_time:.2f} x at equal seconds; a step takes {slower:.2f} x as long",
         f"final loss: {final:.2f} x that of the best tuned baseline ({worth['best_final_baseline']})",
     ]
     if worth["break_even_runs"] is None:
@@ -97,7 +97,7 @@ def sentences(worth: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _ratio(ours: float, theirs: float) -> float:
+def ratio(ours: float, theirs: float) -> float:
     """Return how much larger a loss is, infinite where the other one is zero; of negative losses there is no ratio."""
     if ours < 0 or theirs < 0:
         return math.nan
@@ -121,8 +121,3 @@ def rows_of(worth: Mapping[str, Any]) -> list[dict[str, Any]]:
     if worth["break_even_runs"] is not None:
         rows.append(level_row("runs that repay the meta-training", None, worth["break_even_runs"]))
     return rows
-
-
-def _mean(interval: Mapping[str, float | None]) -> float:
-    mean = interval["mean"]
-    return math.inf if mean is None or not math.isfinite(mean) else mean

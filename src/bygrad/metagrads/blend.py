@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from .._core import trees
 from ..optimizers import Optimizer
 from ..unroll import Inner, Windows, run
 from . import particles
@@ -61,7 +62,7 @@ class Blend(Estimator):
 
         def blended(slopes: Array, direction: Array) -> Array:
             by_backprop = jnp.mean(slopes, axis=0)
-            by_evolution = differences.reshape((-1,) + (1,) * (direction.ndim - 1)) * direction
+            by_evolution = trees.along_rows(differences, direction) * direction
             one, other = (_precision(windows, gradients, live) for gradients in (by_backprop, by_evolution))
             total = one + other
             # Equal where neither varies at all.
@@ -77,7 +78,7 @@ class Blend(Estimator):
 def _precision(windows: Windows, gradients: Array, live: Array) -> Array:
     """Return the inverse of the variance over all live instances; 0 where a gradient is not finite."""
     everyone, alive = windows.everywhere(gradients), windows.everywhere(live)
-    rows = alive.reshape((-1,) + (1,) * (everyone.ndim - 1))
+    rows = trees.along_rows(alive, everyone)
     count = jnp.maximum(jnp.sum(alive), 1)
     mean = jnp.sum(jnp.where(rows, everyone, 0), axis=0) / count
     variance = jnp.sum(jnp.where(rows, jnp.square(everyone - mean), 0), axis=0) / count

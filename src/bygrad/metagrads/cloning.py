@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
+from .._core import trees
 from ..optimizers import Coordinatewise, Optimizer, Partition
 from ..unroll import Trajectory, Windows, begin, lift, replay, rollout
 from .base import Estimate, Estimator
@@ -106,9 +107,5 @@ def _draw(
     if not isinstance(optimizer, Coordinatewise) or count >= taught.shape[-1]:
         return seen, taught
     chosen = jax.vmap(lambda key: jax.random.permutation(key, taught.shape[-1])[:count])(keys)
-
-    def take(array: Shaped[Array, "... b n"]) -> Shaped[Array, "... b m"]:
-        index = jnp.broadcast_to(chosen, (*array.shape[:-2], *chosen.shape))
-        return jnp.take_along_axis(array, index, axis=-1)
-
-    return eqx.tree_at(parts, seen, jax.tree.map(take, parts(seen))), take(taught)
+    seen_there, taught_there = trees.take_coordinates((parts(seen), taught), chosen)
+    return eqx.tree_at(parts, seen, seen_there), taught_there

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .._core import trees
 from ..optimizers import Optimizer
 from ..unroll import Inner, Windows
 from . import particles
@@ -82,4 +83,4 @@ SMALLEST_LOSS = 1e-6
 
 
 def _scale(factors: Float[Array, " instances"], leaf: Float[Array, "instances ..."]) -> Float[Array, "instances ..."]:
-    return factors.reshape((-1,) + (1,) * (leaf.ndim - 1)).astype(leaf.dtype) * leaf
+    return trees.along_rows(factors, leaf).astype(leaf.dtype) * leaf

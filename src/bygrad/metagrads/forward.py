@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from .._core import trees
 from ..optimizers import Optimizer
 from ..unroll import Inner, Windows, lift_by_vmap, run
 from . import particles
@@ -41,9 +42,7 @@ class Forward(Estimator):
     def estimate(self, optimizer: Optimizer, windows: Windows, state: Tangents) -> tuple[Estimate, Tangents]:
         done = windows.done(state.inner)
         inner = windows.renew(optimizer, state.inner, lift_by_vmap)
-        tangent = jax.tree.map(
-            lambda leaf: jnp.where(done.reshape((-1,) + (1,) * (leaf.ndim - 1)), 0, leaf), state.tangent
-        )
+        tangent = jax.tree.map(lambda leaf: jnp.where(trees.along_rows(done, leaf), 0, leaf), state.tangent)
         direction = particles.directions(optimizer, inner.key)
         theta = eqx.filter(optimizer, eqx.is_inexact_array)
 
@@ -61,7 +60,7 @@ class Forward(Estimator):
         end, tangent, losses, slopes = jax.vmap(particle)(direction, inner, tangent)
         live = jnp.isfinite(losses) & jnp.isfinite(slopes)
         slopes = jnp.where(live, slopes, 0)
-        gradients = jax.tree.map(lambda leaf: slopes.reshape((-1,) + (1,) * (leaf.ndim - 1)) * leaf, direction)
+        gradients = jax.tree.map(lambda leaf: trees.along_rows(slopes, leaf) * leaf, direction)
         estimate = particles.combine(windows, gradients, losses, live)
         return estimate, Tangents(particles.give_up(windows, end, live), tangent)
 

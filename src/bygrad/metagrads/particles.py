@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
+from .._core import trees
 from .._core.draws import normals
 from ..optimizers import Optimizer
 from ..unroll import Inner, Windows, lift_by_vmap, run
@@ -62,7 +63,7 @@ def renew(optimizer: Optimizer, windows: Windows, state: Pairs) -> Pairs:
 
     inner_axes = _signs(state.inner)
     inner = jax.vmap(renewed, in_axes=(inner_axes,), out_axes=inner_axes)(state.inner)
-    past = jax.tree.map(lambda leaf: jnp.where(_rows(done, leaf), 0, leaf), state.past)
+    past = jax.tree.map(lambda leaf: jnp.where(trees.along_rows(done, leaf), 0, leaf), state.past)
     return Pairs(inner, past)
 
 
@@ -149,11 +150,7 @@ def combine(
 def _mean(windows: Windows, array: Float[Array, "instances ..."], live: Bool[Array, " instances"]) -> Array:
     """Average over the live instances: the mean over the devices of what this returns is that over all of them."""
     part = jnp.mean(windows.everywhere(live).astype(array.dtype))
-    return jnp.mean(jnp.where(_rows(live, array), array, 0), axis=0) / part
-
-
-def _rows(mask: Bool[Array, " instances"], leaf: Array) -> Array:
-    return mask.reshape((-1,) + (1,) * (leaf.ndim - 1))
+    return jnp.mean(jnp.where(trees.along_rows(live, array), array, 0), axis=0) / part
 
 
 def _theta(optimizer: Optimizer) -> PyTree:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
+from .._core import trees
 from ..optimizers import Coordinatewise, Optimizer, Partition
 from ..unroll import (
     Inner,
@@ -116,8 +117,7 @@ class Replay(Estimator):
         chosen, importance = jax.vmap(lambda size, key: choose_coordinates(size, count, key))(size, keys)
 
         def gather(array: Shaped[Array, "... b n"]) -> Shaped[Array, "... bm"]:
-            index = jnp.broadcast_to(chosen, (*array.shape[:-2], *chosen.shape))
-            return jnp.take_along_axis(array, index, axis=-1).reshape(*array.shape[:-2], -1)
+            return trees.take_coordinates(array, chosen).reshape(*array.shape[:-2], -1)
 
         cots = gather(weights) * importance.reshape(-1)
         return replay_coordinates(optimizer, gather(trajectory.grads), jax.tree.map(gather, trajectory.start), cots)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .._core.trees import widened
 from .._core.types import Params
 from .base import Learned, Optimizer, Scheduled, whole_steps
 
@@ -179,7 +180,7 @@ class Controller(Optimizer, Learned, Scheduled):
             return jnp.sqrt(square * (1 / bias2).astype(square.dtype) + _UNDER_ROOT) + _EPSILON
 
         leaves, structure = jax.tree.flatten(grads)
-        wide = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves]
+        wide = widened(leaves)
         means, squares, points = (structure.flatten_up_to(tree) for tree in (state.mean, state.square, params))
 
         # The features come from a sample, and from nothing that the pass over the whole tensor computes: that pass then

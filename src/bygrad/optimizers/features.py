@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .._core.trees import widened
 from .._core.types import Params
 
 MEAN_DECAYS = (0.9, 0.99, 0.999)
@@ -109,7 +110,7 @@ def update_arrays(step_of: Any, grads: Params, state: RuleState, params: Params 
     leaves, structure = jax.tree.flatten(grads)
     updates, moments = [], []
     for grad, param, before in zip(leaves, structure.flatten_up_to(params), state.moments, strict=True):
-        update, after = step_of(_widened(grad), _widened(param), before, state.step)
+        update, after = step_of(widened(grad), widened(param), before, state.step)
         updates.append(update.astype(grad.dtype))
         moments.append(after)
     return jax.tree.unflatten(structure, updates), RuleState(state.step + 1, tuple(moments))
@@ -319,7 +320,3 @@ def _mean(array: Array, axis: int) -> Array:
 
 def _inverse_root(x: Array) -> Array:
     return jax.lax.rsqrt(jnp.maximum(x, 1e-9))
-
-
-def _widened(array: Array) -> Array:
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))

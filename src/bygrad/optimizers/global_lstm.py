@@ -1,5 +1,6 @@
 """The LSTM whose coordinates communicate: global averaging cells, appendix D of Andrychowicz et al. (2016)."""
 
+import abc
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -15,7 +16,52 @@ from .lstm import Cell, descending_head
 from .preprocess import LogSign, Preprocessor, build_preprocessor, describe_preprocessor
 
 
-class GlobalLSTM(Optimizer, Learned):
+class AveragingLSTM(Optimizer, Learned):
+    """An LSTM with averaging cells and one head: updates of all coordinates at once, as one vector."""
+
+    layers: tuple[Cell, ...]
+    head: Float[Array, " units"]
+    head_bias: Float[Array, ""]
+    preprocess: Preprocessor
+    output_scale: float = eqx.field(static=True)
+    averaged: int = eqx.field(static=True)
+
+    @abc.abstractmethod
+    def _start(self, shape: tuple[int, ...]) -> State:
+        """Return the state before the first step, for coordinates of this shape, `(n,)`."""
+
+    @abc.abstractmethod
+    def _run(self, grads: Float[Array, " n"], state: State) -> tuple[Float[Array, "units n"], State]:
+        """Return what the top layer says, and the new state."""
+
+    def init(self, params: Params) -> State:
+        return self._start((sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)),))
+
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None = None,
+        *,
+        value: Float[Array, ""] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
+        top, state = self._run(trees.to_vector(grads, self.head.dtype), state)
+        return trees.from_vector(self.output_scale * (self.head @ top + self.head_bias), grads), state
+
+    def _zero_cells(self, shape: tuple[int, ...]) -> Float[Array, "rows n"]:
+        return jnp.zeros((2 * sum(cell.units for cell in self.layers), *shape), self.head.dtype)
+
+    @eqx.filter_jit
+    def _hidden(self, grads: Float[Array, "t n"]) -> Float[Array, "t units n"]:
+        def step(state: State, grad: Array) -> tuple[State, Array]:
+            top, state = self._run(grad, state)
+            return state, top
+
+        return jax.lax.scan(step, self._start(grads.shape[1:]), grads.astype(self.head.dtype))[1]
+
+
+class GlobalLSTM(AveragingLSTM):
     r"""LSTM+GAC: in each layer, the outputs of the first $G$ cells are averaged over all coordinates of the params.
 
     $$h_t^{(k)} \leftarrow \frac{1}{n} \sum_{j=1}^n h_t^{(j)} \quad \text{for the first } G \text{ units}$$
@@ -36,13 +82,6 @@ class GlobalLSTM(Optimizer, Learned):
     """
 
     feature_version: ClassVar[int] = 1
-
-    layers: tuple[Cell, ...]
-    head: Float[Array, " units"]
-    head_bias: Float[Array, ""]
-    preprocess: Preprocessor
-    output_scale: float = eqx.field(static=True)
-    averaged: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -76,31 +115,8 @@ class GlobalLSTM(Optimizer, Learned):
         preprocess = build_preprocessor(config["preprocess"])
         return cls(jax.random.key(0), config["layers"], preprocess, config["output_scale"], averaged=config["averaged"])
 
-    def init(self, params: Params) -> State:
-        return self._start((sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)),))
-
-    def update(
-        self,
-        grads: Params,
-        state: State,
-        params: Params | None = None,
-        *,
-        value: Float[Array, ""] | None = None,
-        key: PRNGKeyArray | None = None,
-    ) -> tuple[Params, State]:
-        top, state = self._run(trees.to_vector(grads, self.head.dtype), state)
-        return trees.from_vector(self.output_scale * (self.head @ top + self.head_bias), grads), state
-
     def _start(self, shape: tuple[int, ...]) -> Float[Array, "rows n"]:
-        return jnp.zeros((2 * sum(cell.units for cell in self.layers), *shape), self.head.dtype)
-
-    @eqx.filter_jit
-    def _hidden(self, grads: Float[Array, "t n"]) -> Float[Array, "t units n"]:
-        def step(state: Array, grad: Array) -> tuple[Array, Array]:
-            top, state = self._run(grad, state)
-            return state, top
-
-        return jax.lax.scan(step, self._start(grads.shape[1:]), grads.astype(self.head.dtype))[1]
+        return self._zero_cells(shape)
 
     def _run(
         self, grads: Float[Array, " n"], state: Float[Array, "rows n"]

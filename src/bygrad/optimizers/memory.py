@@ -10,10 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .._core import trees
-from .._core.types import Params, State
-from .base import Learned, Optimizer
-from .global_lstm import check_averaged, run_cells
+from .global_lstm import AveragingLSTM, check_averaged, run_cells
 from .lstm import Cell, descending_head
 from .preprocess import LogSign, Preprocessor, build_preprocessor, describe_preprocessor
 
@@ -91,7 +88,7 @@ class Remembered(eqx.Module):
     memory: PyTree
 
 
-class MemoryLSTM(Optimizer, Learned):
+class MemoryLSTM(AveragingLSTM):
     r"""An LSTM with averaging cells that reads from and writes to a map $M$ of all coordinates.
 
     $$i_t = M_t r_t, \qquad h_t = \text{LSTM+GAC}(g_t, i_t, h_{t-1}), \qquad
@@ -118,15 +115,9 @@ class MemoryLSTM(Optimizer, Learned):
 
     feature_version: ClassVar[int] = 1
 
-    layers: tuple[Cell, ...]
-    head: Float[Array, " units"]
-    head_bias: Float[Array, ""]
     heads: Float[Array, "r_and_2w units"]
     heads_bias: Float[Array, " r_and_2w"]
-    preprocess: Preprocessor
     memory: Memory
-    output_scale: float = eqx.field(static=True)
-    averaged: int = eqx.field(static=True)
     read_heads: int = eqx.field(static=True)
     write_heads: int = eqx.field(static=True)
 
@@ -180,33 +171,9 @@ class MemoryLSTM(Optimizer, Learned):
         preprocess, memory = build_preprocessor(config["preprocess"]), _build_memory(config["memory"])
         return cls(jax.random.key(0), config["layers"], preprocess, memory=memory, **options)
 
-    def init(self, params: Params) -> State:
-        return self._start((sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)),))
-
-    def update(
-        self,
-        grads: Params,
-        state: State,
-        params: Params | None = None,
-        *,
-        value: Float[Array, ""] | None = None,
-        key: PRNGKeyArray | None = None,
-    ) -> tuple[Params, State]:
-        top, state = self._run(trees.to_vector(grads, self.head.dtype), state)
-        return trees.from_vector(self.output_scale * (self.head @ top + self.head_bias), grads), state
-
     def _start(self, shape: tuple[int, ...]) -> Remembered:
-        rows, dtype = 2 * sum(cell.units for cell in self.layers), self.head.dtype
-        memory = self.memory.start(shape[0], self.write_heads, dtype)
-        return Remembered(jnp.zeros((rows, *shape), dtype), jnp.zeros((self.read_heads, *shape), dtype), memory)
-
-    @eqx.filter_jit
-    def _hidden(self, grads: Float[Array, "t n"]) -> Float[Array, "t units n"]:
-        def step(state: Remembered, grad: Array) -> tuple[Remembered, Array]:
-            top, state = self._run(grad, state)
-            return state, top
-
-        return jax.lax.scan(step, self._start(grads.shape[1:]), grads.astype(self.head.dtype))[1]
+        memory = self.memory.start(shape[0], self.write_heads, self.head.dtype)
+        return Remembered(self._zero_cells(shape), jnp.zeros((self.read_heads, *shape), self.head.dtype), memory)
 
     def _run(self, grads: Float[Array, " n"], state: Remembered) -> tuple[Float[Array, "units n"], Remembered]:
         reading = self.memory.read(state.memory, state.query)

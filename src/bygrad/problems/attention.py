@@ -1,6 +1,5 @@
 """Predicting the next character with a small transformer: networks that are neither perceptrons nor convolutional."""
 
-import importlib.resources
 from typing import Literal
 
 import equinox as eqx
@@ -11,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from .._core.draws import normals
 from .base import ProblemFamily
+from .data.embedded import embedded
 
 TEST_PART = 10
 """One part in so many, the end of the text, is kept for the test split."""
@@ -55,8 +55,8 @@ class CharacterModel(ProblemFamily):
     @classmethod
     def embedded(cls, split: Literal["train", "test"] = "train", *, batch: int = 16) -> "CharacterModel":
         """Build the family over the text that comes with the package, 11,000 characters of the Apache License."""
-        file = importlib.resources.files("bygrad.problems.data") / "apache_2.txt"
-        codes = np.frombuffer(file.read_bytes(), np.uint8)
+        with embedded("apache_2.txt") as file:
+            codes = np.frombuffer(file.read_bytes(), np.uint8)
         alphabet, text = np.unique(codes, return_inverse=True)
         border = len(text) - len(text) // TEST_PART
         part = text[:border] if split == "train" else text[border:]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .data.pictures import read_arrays
+from .data.embedded import read_arrays
 from .structured import LeastSquares
 
 GAUSSIAN = 1.6

@@ -2,14 +2,18 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from .base import ProblemFamily
+from .data import ImageData
+
+AnyClassifier = TypeVar("AnyClassifier", bound="ImageClassifier")
 
 Activation = Literal["sigmoid", "relu", "tanh", "gelu", "elu"]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -26,6 +30,7 @@ class ImageClassifier(ProblemFamily):
 
     images: eqx.AbstractVar[UInt8[Array, "n ..."]]
     labels: eqx.AbstractVar[Integer[Array, " n"]]
+    classes: eqx.AbstractVar[int]
     activation: eqx.AbstractVar[Activation]
     held_out: eqx.AbstractVar[int]
 
@@ -39,6 +44,24 @@ class ImageClassifier(ProblemFamily):
                 f"held_out is {self.held_out} of {len(self.images)} images, but some must be left to train on. Give at"
                 " least 0 and less than all."
             )
+
+    @classmethod
+    def from_data(
+        cls: type[AnyClassifier], data: ImageData, split: Literal["train", "test"] = "train", **options: Any
+    ) -> AnyClassifier:
+        """Build the family over one split of a data set; `options`: its other fields.
+
+        The paper trains the optimizer on networks that see the training split, and tests it on networks that are
+        *trained* on the test split: `split` chooses.
+        """
+        images, labels = (data.x_train, data.y_train) if split == "train" else (data.x_test, data.y_test)
+        arrays = {"images": jnp.asarray(cls.arranged(images)), "labels": jnp.asarray(labels)}
+        return cls(**arrays, classes=data.classes, **options)
+
+    @staticmethod
+    @abc.abstractmethod
+    def arranged(images: np.ndarray) -> np.ndarray:
+        """Return the images `[n, height, width]` or `[n, height, width, channels]` as the network takes them."""
 
     def sample(self, key: PRNGKeyArray) -> tuple[()]:
         return ()

@@ -1,7 +1,6 @@
 """Training a small convolutional network on images, section 3.3 of Andrychowicz et al. (2016)."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import equinox as eqx
 import jax
@@ -41,7 +40,7 @@ class ConvClassifier(ImageClassifier):
     images: UInt8[Array, "n h w c"]
     labels: Integer[Array, " n"]
     classes: int = eqx.field(static=True, default=10)
-    channels: tuple[int, ...] = eqx.field(static=True, default=(16, 16, 16))
+    channels: tuple[int, ...] = eqx.field(static=True, converter=tuple, default=(16, 16, 16))
     kernel: int = eqx.field(static=True, default=5)
     hidden: int = eqx.field(static=True, default=32)
     activation: Activation = eqx.field(static=True, default="relu")
@@ -57,38 +56,9 @@ class ConvClassifier(ImageClassifier):
                 " and two images or more to normalize over."
             )
 
-    @classmethod
-    def from_data(
-        cls,
-        data: ImageData,
-        split: Literal["train", "test"] = "train",
-        *,
-        channels: Sequence[int] = (16, 16, 16),
-        kernel: int = 5,
-        hidden: int = 32,
-        activation: Activation = "relu",
-        scale: float = 0.01,
-        batch: int = 128,
-        held_out: int = 0,
-    ) -> "ConvClassifier":
-        """Build the family over one split of a data set, grey or with channels.
-
-        The paper trains the optimizer on networks that see the training split, and tests it on networks that are
-        *trained* on the test split: `split` chooses.
-        """
-        images, labels = (data.x_train, data.y_train) if split == "train" else (data.x_test, data.y_test)
-        return cls(
-            images=jnp.asarray(images.reshape(*images.shape[:3], -1)),
-            labels=jnp.asarray(labels),
-            classes=data.classes,
-            channels=tuple(channels),
-            kernel=kernel,
-            hidden=hidden,
-            activation=activation,
-            scale=scale,
-            batch=batch,
-            held_out=held_out,
-        )
+    @staticmethod
+    def arranged(images: np.ndarray) -> np.ndarray:
+        return images.reshape(*images.shape[:3], -1)
 
     @property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:

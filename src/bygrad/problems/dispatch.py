@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .._core.types import Scalar
-from .data.pictures import read_arrays
+from .data.embedded import read_arrays
 from .load_profile import year_of_load
 from .structured import QuadraticProgram
 

@@ -1,16 +1,14 @@
 """Training a multilayer perceptron on images, section 3.2 of Andrychowicz et al. (2016)."""
 
 import itertools
-from typing import Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from .._core.draws import normals
 from .classifier import ACTIVATIONS, Activation, ImageClassifier, cross_entropy
-from .data import ImageData
 
 Layers = list[dict[str, Array]]
 
@@ -44,36 +42,9 @@ class MLPClassifier(ImageClassifier):
                 " minibatch. Give hidden >= 1, layers >= 0 and batch >= 1."
             )
 
-    @classmethod
-    def from_data(
-        cls,
-        data: ImageData,
-        split: Literal["train", "test"] = "train",
-        *,
-        hidden: int = 20,
-        layers: int = 1,
-        activation: Activation = "sigmoid",
-        scale: float = 0.01,
-        batch: int = 128,
-        held_out: int = 0,
-    ) -> "MLPClassifier":
-        """Build the family over one split of a data set.
-
-        The paper trains the optimizer on networks that see the training split, and tests it on networks that are
-        *trained* on the test split: `split` chooses.
-        """
-        images, labels = (data.x_train, data.y_train) if split == "train" else (data.x_test, data.y_test)
-        return cls(
-            images=jnp.asarray(images.reshape(len(images), -1)),
-            labels=jnp.asarray(labels),
-            classes=int(max(data.y_train.max(), data.y_test.max())) + 1,
-            hidden=hidden,
-            layers=layers,
-            activation=activation,
-            scale=scale,
-            batch=batch,
-            held_out=held_out,
-        )
+    @staticmethod
+    def arranged(images: np.ndarray) -> np.ndarray:
+        return images.reshape(len(images), -1)
 
     def init(self, instance: tuple[()], key: PRNGKeyArray) -> Layers:
         widths = [self.images.shape[1], *[self.hidden] * self.layers, self.classes]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, Shaped
 
+from .._core import trees
 from ..optimizers import Optimizer
 from ..problems import ProblemFamily
 from .lift import Lifted, lift
@@ -66,12 +67,8 @@ class Windows(eqx.Module):
         done = self.done(inner)
         keys: Shaped[PRNGKeyArray, " instances"] = jax.vmap(jax.random.fold_in)(inner.key, inner.step)
         fresh = self._fresh(optimizer, keys, how)
-
-        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(done.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
-
         state = how(optimizer).select(done, fresh.optimizer_state, inner.optimizer_state)
-        chosen = jax.tree.map(choose, eqx.tree_at(lambda it: it.optimizer_state, fresh, None), _without_state(inner))
+        chosen = trees.select_rows(done, _without_state(fresh), _without_state(inner))
         return eqx.tree_at(lambda it: it.optimizer_state, chosen, state, is_leaf=lambda leaf: leaf is None)
 
     def done(self, inner: Inner) -> Bool[Array, " instances"]:

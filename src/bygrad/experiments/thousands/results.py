@@ -33,7 +33,7 @@ class Block:
     picked: dict[str, np.ndarray]
     rows: dict[tuple[str, float], list[Row]]
     cells: dict[tuple[str, float, str], Cell]
-    cards: list[Card]
+    cards: dict[int, Card]
 
 
 def results_of(
@@ -71,11 +71,14 @@ def _family(block: Block, cores: int) -> dict[str, Any]:
         "batch": {name: len(costs) for name, costs in block.known.items()},
         "without_solution": {name: float(np.mean(np.isnan(costs))) for name, costs in block.known.items()},
         "sets": sets,
-        "learning": [{"kept": it.kept, "pays": it.pays, "seconds": dict(it.seconds)} for it in block.cards],
+        "learning": [
+            {"seed": seed, "kept": it.kept, "pays": it.pays, "seconds": dict(it.seconds)}
+            for seed, it in block.cards.items()
+        ],
     }
     found["gains"] = {f"{tol:g}": gains_of(sets["held out"][f"{tol:g}"]) for tol in case.tolerances}
     found["break_even"] = {
-        f"{tol:g}": break_even_of(sets["held out"][f"{tol:g}"], found["learning"]) for tol in case.tolerances
+        f"{tol:g}": break_even_of(sets["held out"][f"{tol:g}"], block.cards) for tol in case.tolerances
     }
     return found
 
@@ -148,6 +151,11 @@ def falls_short(ours: Mapping[str, Any] | None, rival: Mapping[str, Any] | None)
     return ours is not None and rival is not None and ours["success_of_all"] < rival["success_of_all"] - MARGIN
 
 
+def learned_label(seed: int) -> str:
+    """Name the row of what was learned with a seed."""
+    return f"learned, seed {seed}"
+
+
 def median_seed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Return the learned row with the middle throughput; of two, the slower."""
     ran = sorted(
@@ -181,13 +189,13 @@ def _rate(row: Mapping[str, Any] | None) -> float | None:
     return None if row is None else row["throughput"]
 
 
-def break_even_of(rows: Sequence[Mapping[str, Any]], learning: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def break_even_of(rows: Sequence[Mapping[str, Any]], cards: Mapping[int, Card]) -> dict[str, Any]:
     """Return how many instances repay tuning, learning, their comparison and compilation, against four rivals."""
     ours = median_seed(rows)
-    if ours is None or not learning:
+    if ours is None:
         return {}
-    number_of = int(str(ours["name"]).rsplit(" ", 1)[1])
-    spent = sum(learning[min(number_of, len(learning) - 1)]["seconds"].values()) + ours["compiling"]
+    card = next(card for seed, card in cards.items() if learned_label(seed) == ours["name"])
+    spent = sum(card.seconds.values()) + ours["compiling"]
     groups = {"users": ("users",), "batched": ("batched",), "tuned": ("tuned",), "best classical": CLASSICAL}
     rivals = {name: fastest(rows, group, ours) for name, group in groups.items()}
     counts = {

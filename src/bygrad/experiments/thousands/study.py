@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,13 @@ from ...training import Recipe, is_begun
 from ..declaration import Budget
 from ..reproduce import claim
 from ..study import Study, Task
-from ..work import train
+from ..work import slug, train
 from . import ours
 from .families import CASES, Case, draw
 from .judge import Kind, assess, kind_of
 from .measure import Cell, Row, circumstances, keep, kept, measure
 from .report import write
-from .results import Block, results_of
+from .results import Block, learned_label, results_of
 from .rival import Build, Outcome, Rival, Run
 from .rivals import RIVALS
 
@@ -208,7 +207,7 @@ class _Comparison:
             for tol in self.case.tolerances:
                 measured: list[Row] = []
                 for row in self._rows(name, tol, cells):
-                    path = self._place("cells", f"{_slug(name)}-{tol:g}-{_slug(row.name)}.npz")
+                    path = self._place("cells", f"{slug(name)}-{tol:g}-{slug(row.name)}.npz")
                     self.task.display.phase(f"{self.case.name}: {row.name}", len(rows), total, f"{name}, to {tol:g}")
                     try:
                         if row.problem is None:
@@ -219,9 +218,10 @@ class _Comparison:
                         self.task.display.say(f"{self.case.name}, {row.name}: {problem}", "yellow")
                         measured.append(dataclasses.replace(row, problem=problem))
                 rows[name, tol] = measured
-        cards = [it.card for it in self.solvers if isinstance(it, LearnedSolver)]
+        solvers = {seed: it for seed, it in enumerate(self.solvers) if isinstance(it, LearnedSolver)}
+        cards = {seed: it.card for seed, it in solvers.items() if it.card is not None}
         picked = {name: self.picked(name) for name in self.sets}
-        return Block(self.case, self.kind, self.known, picked, rows, cells, [it for it in cards if it is not None])
+        return Block(self.case, self.kind, self.known, picked, rows, cells, cards)
 
     def _cell(self, path: Path, row: Row, name: str, instances: PyTree) -> Cell:
         if not path.exists():
@@ -279,7 +279,7 @@ class _Comparison:
         else:
             yield Row("tuned", "tuned", None, problem=str(first))
         for number, solver in enumerate(self.solvers):
-            label = f"learned, seed {number}"
+            label = learned_label(number)
             if isinstance(solver, LearnedSolver) and solver.card is not None:
                 yield Row(label, "learned", ours.learned(solver, factor), note=solver.card.kept)
             else:
@@ -299,10 +299,6 @@ class _Comparison:
             if starts not in (1, ours.tuned(first).starts):
                 run = ours.learned(ours.with_starts(first, starts), factor)
                 yield Row("multistart, equal time", "multistart", run, note=f"{starts} starts, as long as learned")
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 THOUSANDS = Study(

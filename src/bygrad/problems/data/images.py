@@ -2,7 +2,6 @@
 
 import dataclasses
 import gzip
-import importlib.resources
 import math
 import os
 import zipfile
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .cifar import BINARY_FILES, JPEG_ARRAYS, decode_jpegs, read_binary_folder
+from .embedded import embedded
 
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _EMBEDDED = {"mnist": "mnist_10k_2k.npz"}
@@ -136,7 +136,7 @@ def load_images(source: str | os.PathLike[str] = "mnist") -> ImageData:
     """
     name = os.fspath(source)
     if name in _EMBEDDED:
-        with importlib.resources.as_file(importlib.resources.files("bygrad.problems.data") / _EMBEDDED[name]) as file:
+        with embedded(_EMBEDDED[name]) as file:
             return _assemble(name, _read_npz(file))
     if name.startswith(_DOWNLOAD):
         from .download import download  # the only way to the network: taken when asked for

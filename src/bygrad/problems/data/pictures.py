@@ -1,9 +1,10 @@
 """Photographs and paintings that come with the package, for artistic style transfer. NOTICE names their authors."""
 
-import importlib.resources
 from typing import Literal
 
 import numpy as np
+
+from .embedded import read_arrays
 
 TILE = 64
 """Pixels of a side of an embedded photograph."""
@@ -83,12 +84,3 @@ def _shrunk(pictures: np.ndarray, size: int) -> np.ndarray:
     step = pictures.shape[1] // size
     squares = pictures.reshape(-1, size, step, size, step, 3)
     return np.round(squares.mean(axis=(2, 4))).astype(np.uint8)
-
-
-def read_arrays(file: str) -> dict[str, np.ndarray]:
-    """Read an npz file of this folder."""
-    with (
-        importlib.resources.as_file(importlib.resources.files("bygrad.problems.data") / file) as path,
-        np.load(path) as archive,
-    ):
-        return {name: archive[name] for name in archive.files}
