@@ -69,7 +69,7 @@ def in_torch(optimizer: Optimizer, grads: list[Any], folder: str) -> Callable[[]
     params = [torch.nn.Parameter(torch.zeros(leaf.shape)) for leaf in grads]
     for param, grad in zip(params, grads, strict=True):
         param.grad = torch.from_numpy(np.array(grad))
-    return LearnedOptimizer(params, artifact).step
+    return LearnedOptimizer(params, artifact, horizon=1_000 if isinstance(optimizer, Controller) else None).step
 
 
 def _own(state: Any) -> Any:
