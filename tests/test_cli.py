@@ -180,7 +180,7 @@ def test_specialize_and_reproduce_carry_out_what_they_are_told(family, tmp_path,
     assert told["experiment"] is EXPERIMENTS["quadratic"]
     assert (task.budget, task.folder, task.resume, task.seed, task.data) == ("paper", out, True, 5, "cifar10")
     assert (task.artifacts, task.families) == (("a", "b"), ())
-    assert task.command.startswith("bygrad ")
+    assert task.command.startswith("bygrad")
     assert json.loads(file.read_text()) == {"found": 2}
     main(["reproduce", "thousands", "--families", "dispatch"])
     assert told["task"].families == ("dispatch",) and told["task"].folder == Path("runs/thousands-quick")

@@ -273,6 +273,20 @@ def test_a_finished_experiment_is_resumed_to_the_same_results(done, experiment):
     assert [level["reached"] for level in again["levels"]] == [level["reached"] for level in results["levels"]]
 
 
+def test_a_meta_training_that_is_over_needs_no_checkpoint(done, experiment, tmp_path, monkeypatch):
+    results, folder, _ = done
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for path in copy.rglob("checkpoint.safetensors"):
+        path.unlink()
+    for path in (*copy.rglob("comparison.json"), *copy.rglob("optimizers.json")):
+        path.unlink()  # compared again, so that it is seen whose optimizer it is
+    monkeypatch.setattr("bygrad.experiments.work.meta_train", None)
+    again = reproduce(experiment, "paper", copy, display()[0], resume=True, command="bygrad reproduce tiny")
+    assert again["optimizers"]["lstm"]["final"] == results["optimizers"]["lstm"]["final"]
+    assert again["meta_training"] == results["meta_training"]
+
+
 def test_another_file_in_the_folder_is_not_taken_for_an_experiment(experiment, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError):

@@ -28,7 +28,7 @@ from .declaration import Budget, Experiment, Setting
 from .display import Display
 from .paper import paper_curves
 from .pictures import Illustrate
-from .work import MEASURES, Kept, evaluate, meta_training_results, train
+from .work import MEASURES, Kept, evaluate, finished, meta_training_results, train
 
 
 def reproduce(
@@ -62,7 +62,7 @@ def reproduce(
     if (experiment.training_family, recipe.horizon) != (main.family, main.horizon):
         levels = {}  # validation is on other problems, or over other horizons: their losses say nothing of each other
 
-    trained = train(
+    trained = finished(folder) or train(
         experiment.optimizer(jax.random.key(seed)),
         find_family(experiment.training_family, data=data, split="train"),
         recipe,

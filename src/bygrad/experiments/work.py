@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import re
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +18,11 @@ from jaxtyping import PyTree
 
 from .._core.files import write_text_atomically
 from .._core.programs import Program
-from ..deploy.jax import export, versions
+from ..deploy.jax import export, load, versions
 from ..evaluation import CONVENTION, Protocol, Tuning, compare, strict_json, tune_baselines
 from ..optimizers import PAPER_BASELINES, FromOptax, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
-from ..training import MetaTrained, Recipe, RolledBack, Stepped, Validated, describe, meet, meta_train
+from ..training import Log, MetaTrained, Recipe, RolledBack, Stepped, Validated, describe, meet, meta_train
 from ..unroll import Inner, begin, rollout
 from .display import Display
 
@@ -59,6 +61,16 @@ def train(
         _keep(trained, family, recipe, folder, name)
     meet("kept")
     return trained
+
+
+def finished(folder: Path) -> MetaTrained[Optimizer] | None:
+    """Read what `train` has kept in a folder, if it came to its end: for that, the checkpoint is not needed."""
+    artifact, log = folder / "optimizer.safetensors", Log(None)
+    if (text := folder / "metatraining" / "log.jsonl").exists() and artifact.exists():
+        log.recall(text.read_text(), sys.maxsize, math.inf)
+    if not (best := [event for event in log.of(Validated) if event.best]):
+        return None
+    return MetaTrained(load(artifact), dataclasses.replace(best[-1], seconds=log.events[-1].seconds), log)
 
 
 def _keep(trained: MetaTrained[Any], family: ProblemFamily, recipe: Recipe, folder: Path, name: str) -> None:

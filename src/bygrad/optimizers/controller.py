@@ -147,7 +147,7 @@ class Controller(Optimizer, Learned, Scheduled):
         return eqx.tree_at(lambda it: (it.head_times, it.head_bias), self, (head_times, self.head_bias.at[2].add(bias)))
 
     def init(self, params: Params) -> ControllerState:
-        def zeros(leaf: Array) -> Array:
+        def zeros(leaf: Any) -> Array:
             return jnp.zeros_like(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
 
         # Every leaf is a buffer of its own, so that a step may be given the state to write over.
