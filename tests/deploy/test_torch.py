@@ -426,13 +426,15 @@ def pickled(value: Any) -> Any:
     return pickle.loads(pickle.dumps(value))  # noqa: S301 - as above
 
 
+@pytest.mark.parametrize("name", ["LSTM of one layer", "Controller"])
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled], ids=["copy", "pickle"])
-def test_copies_are_whole(copied, small):
+def test_copies_are_whole(copied, name, artifacts):
     start, first, second = draw(9, 2)
     params = tensors(start)
-    optimizer = LearnedOptimizer(params, small)
+    optimizer = LearnedOptimizer(params, artifacts[name], horizon=9 if name == "Controller" else None)
     run(optimizer, params, [first])
     params2, optimizer2 = copied((params, optimizer))
+    optimizer2.load_state_dict(optimizer2.state_dict())
     for ours, theirs in zip(run(optimizer2, params2, [second]), run(optimizer, params, [second]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

@@ -235,7 +235,8 @@ class LearnedOptimizer(Optimizer):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_artifact": self._artifact, "_rule": self._rule}
+        ours = {name: getattr(self, name) for name in ("_artifact", "_rule", "_declared")}
+        return {**super().__getstate__(), **ours}
 
 
 _NO_LOSS = (
@@ -259,7 +260,7 @@ def _guarded(rule: Rule, artifact: Artifact, guard: Rule | Callable[[Rule], Rule
         return rule
     if isinstance(guard, Rule):
         return Guard(rule, guard, envelope=Envelope.from_training(artifact.manifest.training))
-    guarded = guard(rule) if inspect.isfunction(guard) or isinstance(guard, functools.partial) else None
+    guarded = guard(rule) if inspect.isroutine(guard) or isinstance(guard, functools.partial) else None
     if not isinstance(guarded, Rule):
         raise TypeError(
             f"guard is {guard!r}: there is nothing to fall back to. Give bygrad.deploy.torch.Adam(1e-3), say, or a"

@@ -123,7 +123,7 @@ def _guarded(
     if isinstance(guard, Optimizer):
         return Guard(optimizer, guard, envelope=envelope)
     # Not whatever can be called: a class, or an optax transformation, would fail far from here.
-    guarded = guard(optimizer) if inspect.isfunction(guard) or isinstance(guard, functools.partial) else None
+    guarded = guard(optimizer) if inspect.isroutine(guard) or isinstance(guard, functools.partial) else None
     if not isinstance(guarded, Optimizer):
         raise TypeError(
             f"guard is {guard!r}: there is nothing to fall back to. Give an optimizer of this package,"
