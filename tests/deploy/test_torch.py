@@ -532,6 +532,14 @@ def test_settings_of_a_group_that_would_be_ignored_are_refused(setting, small):
         LearnedOptimizer([{"params": [torch.ones(2, requires_grad=True)], **setting}], small)
 
 
+def test_labels_of_groups_are_kept(small, artifacts):
+    """Those of users, of schedulers, and of tools that give an optimizer its own arguments in every group."""
+    group = {"params": [torch.ones(2, requires_grad=True)], "name": "head", "lr_scale": 0.5, "max_lr": 1.0}
+    assert LearnedOptimizer([group], small).param_groups[0]["name"] == "head"
+    group |= {"artifact": "it", "horizon": 7}
+    assert LearnedOptimizer([group], artifacts["Controller"], horizon=7).param_groups[0]["horizon"] == 7
+
+
 WRONG_KINDS = """
 import torch
 from bygrad.deploy.torch import Adam, LearnedOptimizer
@@ -547,7 +555,9 @@ def refused(kind, message, **arguments):
 for guard in (torch.optim.Adam, Adam, "Adam", 3, lambda rule: None):
     remedy = "nothing to fall back to. Give bygrad.deploy.torch.Adam(1e-3)"
     refused(TypeError, remedy, artifact="paper/mnist", guard=guard)
-refused(ValueError, "The horizon is 2.5", artifact="general/controller", horizon=2.5)
+for horizon in (2.5, float("inf"), float("nan")):
+    refused(ValueError, f"The horizon is {horizon}", artifact="general/controller", horizon=horizon)
+LearnedOptimizer([torch.ones(2, requires_grad=True)], "general/controller", horizon=100.0)
 """
 
 

@@ -365,6 +365,8 @@ def test_instances_of_several_arrays_come_from_an_npz(tmp_path, display, monkeyp
         (Decay(), {"data": np.ones((4, 9))}, "is one array, .* Give an npy file"),
         (Decay(), "1,2", "neither an npy nor an npz file"),
         (Decay(), "", "neither an npy nor an npz file"),
+        (Decay(), "PK\3\4 half of a file", "neither an npy nor an npz file"),
+        (Weighed(), {"data": np.array([{}])}, "neither an npy nor an npz file"),
     ],
 )
 def test_files_of_other_parts_are_refused(family, arrays, says, tmp_path, display):

@@ -334,6 +334,17 @@ def test_a_program_is_reduced_once_for_its_family_and_never_for_another(data, mo
     np.testing.assert_array_equal(solve(other, data, method=prepared, batch=64).x, changed.x)
 
 
+def test_what_is_kept_for_families_has_a_bound(monkeypatch):
+    monkeypatch.setattr(OncePerFamily, "BYTES", 100)
+    computed = []
+    bound = OncePerFamily(lambda family, dtype: (computed.append(family), jnp.sum(family.weights))[1])
+    few, many = [Weighted(weights=np.arange(4.0) + i) for i in range(3)], Weighted(weights=np.ones(99))
+    for family in (*few[:2], *few[:2], few[2], few[1], few[0], many, many, few[0]):
+        assert bound(family, np.float32) == np.sum(family.weights)
+    # Two of 36 bytes fit; the third takes the place of the first, and one that is too large is kept alone.
+    assert list(map(id, computed)) == list(map(id, [*few, few[0], many, few[0]]))
+
+
 def test_nothing_is_kept_of_what_is_traced():
     bound = OncePerFamily(lambda family, dtype: jnp.sum(family.weights))
     family = Weighted(weights=jnp.ones(4))

@@ -377,6 +377,11 @@ class Branching(Decay):
         return super().residuals(params, instance) if params["height"] > 0 else instance
 
 
+class Parts(Decay):
+    def residuals(self, params, instance):
+        return super().residuals(params, instance), params["height"]
+
+
 class TwoLosses(Rosenbrock):
     def loss(self, params, instance, key):
         return params
@@ -388,6 +393,7 @@ class TwoLosses(Rosenbrock):
     [
         (Halved(), r"Halved\.bounds returned .* not a pair of params"),
         (Branching(), r"Branching\.residuals raised TracerBoolConversionError"),
+        (Parts(), r"Parts\.residuals returned a tuple, not one array"),
         (TwoLosses(), r"TwoLosses\.loss returned float64\[2\]; a loss must be one"),
     ],
 )
@@ -412,6 +418,9 @@ def test_rows_of_another_length_are_solved_and_told(decays):
     assert solve(Early(), decays, batch=16).warnings == ()
     found = solve(Early(), decays[:, :7], batch=16)
     assert found.success.all() and "[7], but Early.sample draws [9]" in found.warnings[0]
+
+    with pytest.raises(ValueError, match=r"Decay\.residuals raised .* have shapes \[7\], but Decay.sample draws \[9\]"):
+        solve(Decay(), decays[:, :7])
 
     class Given(Early):
         def sample(self, key):
@@ -440,6 +449,24 @@ def test_an_oracle_is_solved_in_its_own_precision():
         solve(family, np.ones((2, 3)))
     found = solve(family, np.array([[1.0, 2, 3], [0, 0, 1]]), dtype=np.float32, batch=16)
     np.testing.assert_allclose(found.x, [[1, 2, 3], [0, 0, 1]], atol=1e-4)
+
+
+def test_bounds_may_be_two_rows_of_an_array():
+    class Boxed(Bounded):
+        def sample(self, key):
+            return jax.random.normal(key, (2,))
+
+        def init(self, instance, key):
+            return jnp.zeros(2)
+
+        def bounds(self, instance):
+            return jnp.array([[-1.0, -1.0], [1.0, 1.0]])
+
+        def loss(self, params, instance, key):
+            return jnp.sum((params - instance) ** 2)
+
+    found = solve(Boxed(), np.array([[2.0, 0.5], [-3.0, 0.1]]), batch=16)
+    np.testing.assert_allclose(found.x, [[1.0, 0.5], [-1.0, 0.1]], atol=1e-4)
 
 
 def test_residuals_may_have_any_shape(decays):

@@ -1,5 +1,6 @@
 """What a manifest says of the sizes that an optimizer was trained on, for the envelopes of JAX and of PyTorch."""
 
+import math
 from typing import Any, NamedTuple
 
 BEYOND = (
@@ -14,6 +15,15 @@ NO_HORIZON = (
     " after that. Give horizon=."
 )
 """What is said where an artifact that goes by the horizon is deployed without one."""
+
+
+def whole_number(horizon: Any) -> int:
+    """Return a horizon as an integer; `ValueError` for a number that is no horizon."""
+    if not (1 <= horizon < math.inf and horizon == int(horizon)):
+        raise ValueError(
+            f"The horizon is {horizon}, but a run has one step or more. Give how many it will have, a whole number."
+        )
+    return int(horizon)
 
 
 class TrainedSizes(NamedTuple):

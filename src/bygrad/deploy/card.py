@@ -27,12 +27,12 @@ In JAX, as an optax transformation, and in PyTorch, as a `torch.optim.Optimizer`
 
 ```python
 import bygrad.deploy
-transformation = bygrad.deploy.optax("optimizer.safetensors")
+transformation = bygrad.deploy.optax("optimizer.safetensors"{horizon})
 ```
 
 ```python
 from bygrad.deploy.torch import LearnedOptimizer
-optimizer = LearnedOptimizer(model.parameters(), "optimizer.safetensors")
+optimizer = LearnedOptimizer(model.parameters(), "optimizer.safetensors"{horizon})
 ```
 
 It was trained for the problems below. On others, with other sizes of gradients, or for many more steps than its
@@ -90,4 +90,5 @@ def model_card(manifest: Manifest, repo: str, file: str) -> str:
         validation=block(manifest.validation),
         versions=block(manifest.versions),
         digest=manifest.digest,
+        horizon=", horizon=steps" if "horizon" in manifest.tensors else "",
     )

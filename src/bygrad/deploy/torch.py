@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .._core.sizes import NO_HORIZON
+from .._core.sizes import NO_HORIZON, whole_number
 from ..artifacts import Artifact, Step, find
 from ..artifacts import load as load_artifact
 from .torch_rules import Adam, Envelope, Guard, Rule, Scheduled, rule_of
@@ -42,7 +42,8 @@ class LearnedOptimizer(Optimizer):
 
     **Raises:** `ArtifactError` as `bygrad.artifacts.load` does, and by name for a rule that PyTorch does not have:
     there are `LSTM` and `Controller`; `TypeError` for params that are not floating-point, and for a `guard` that is
-    none; `ValueError` for `lr` below 0, a `horizon` without meaning, and settings of a param group other than `lr`.
+    none; `ValueError` for `lr` below 0, a `horizon` without meaning, and settings of a param group that the rule does
+    not have, `weight_decay`, say.
 
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = LearnedOptimizer(model.parameters(), "general/controller", horizon=100)
@@ -76,9 +77,11 @@ class LearnedOptimizer(Optimizer):
         super().__init__(params, {"lr": lr, _THETA: self._artifact.manifest.digest} | self._memory())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        if strange := sorted(param_group.keys() - _OF_A_GROUP):
+        ignored = sorted(param_group.keys() & _OF_OTHER_RULES)
+        ignored += ["horizon"] if param_group.get("horizon", self._declared) != self._declared else []
+        if ignored:
             raise ValueError(
-                f"A param group sets {strange[0]}, which {self._artifact.manifest.name} does not have: it would be"
+                f"A param group sets {ignored[0]}, which {self._artifact.manifest.name} does not have: it would be"
                 " ignored. Leave it out. Decay of weights goes into the loss, or is taken off after step()."
             )
         rate = param_group.get("lr", self.defaults["lr"])
@@ -245,8 +248,10 @@ _NO_LOSS = (
 )
 
 
-_OF_A_GROUP = {"params", "param_names", "lr", "initial_lr", _THETA, _GUARD}
-"""What a param group may set; `initial_lr` is where a scheduler that is resumed began."""
+_OF_OTHER_RULES = {"weight_decay", "momentum", "dampening", "nesterov", "betas", "eps", "amsgrad", "maximize", "alpha"}
+_OF_OTHER_RULES |= {"centered", "rho", "lr_decay", "etas", "step_sizes", "lambd", "momentum_decay"}
+"""Settings of torch's optimizers that would change a step, did the rule have them; other keys are labels of users and
+schedulers."""
 
 _SMALL = 0.02
 _SMALL_RATE = (
@@ -270,8 +275,7 @@ def _guarded(rule: Rule, artifact: Artifact, guard: Rule | Callable[[Rule], Rule
 
 
 def _declare(rule: Rule, artifact: Artifact, horizon: int) -> None:
-    if not isinstance(horizon, int | np.integer) or horizon < 1:
-        raise ValueError(f"The horizon is {horizon}, but a run has one step or more. Give how many it will have.")
+    horizon = whole_number(horizon)
     if not isinstance(rule, Scheduled):
         raise ValueError(
             f"{artifact.manifest.name} has the rule {artifact.manifest.optimizer}, whose steps do not depend on how"

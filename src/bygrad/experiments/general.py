@@ -16,7 +16,7 @@ from ..training import Recipe, describe, is_begun
 from .declaration import Budget
 from .small_networks import PIXELS, convolutional, perceptron
 from .study import Study, Task
-from .work import train
+from .work import finished, train
 
 SEEDS: dict[Budget, int] = {"quick": 1, "paper": 3}
 """How many controllers are meta-trained, to choose one of."""
@@ -94,7 +94,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     family, scores, optimizers = mixture(task.data), {}, {}
     for seed in seeds:
         part = task.folder / f"seed-{seed}"
-        trained = train(
+        trained = finished(part) or train(
             Controller(jax.random.key(seed)),
             family,
             dataclasses.replace(recipe, seed=seed),

@@ -16,7 +16,7 @@ from ..problems import find_family
 from ..training import Recipe, describe, is_begun
 from .declaration import Budget
 from .study import Study, Task
-from .work import Kept, evaluate, meta_training_results, train
+from .work import Kept, evaluate, finished, meta_training_results, train
 
 PLAIN = "paper/mnist"
 """The LSTM of the paper's experiment, learned from what it achieves in runs of 100 steps."""
@@ -62,7 +62,9 @@ def _carry_out(task: Task) -> dict[str, Any]:
     family = find_family("mnist", data=task.data, split="train")
     untrained = LSTM(jax.random.key(task.seed), output_scale=0.1, initial_step=0.1)
     resume = is_begun(folder / "metatraining")
-    trained = train(untrained, family, recipe, folder, display, name="paper/mnist-long", resume=resume)
+    trained = finished(folder) or train(
+        untrained, family, recipe, folder, display, name="paper/mnist-long", resume=resume
+    )
     tunings = tune_baselines(family, protocol, PAPER_BASELINES, display.phase, Kept(folder / "tuning.json"))
     results = evaluate(
         {"LSTM": load(PLAIN), "LSTM, cloned": trained.optimizer, "Adam, b2 0.9 (its teacher)": TEACHER},

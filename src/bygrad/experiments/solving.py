@@ -2,10 +2,13 @@
 
 import dataclasses
 import functools
+import glob
 import hashlib
 import inspect
 import json
 import time
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +75,10 @@ def read_instances(data: Path, family: ProblemFamily) -> Any:
     """
     try:
         found = np.load(data, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        if not isinstance(found, np.ndarray):
+            with found:
+                found = {name: found[name] for name in found.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{data} is neither an npy nor an npz file of numbers ({error}), so no instances can be read from it. Write"
             " it by numpy.save or numpy.savez."
@@ -82,8 +88,7 @@ def read_instances(data: Path, family: ProblemFamily) -> Any:
             raise ValueError(f"{data} holds a single number, not instances. Its first axis must run over instances.")
         arrays: dict[str, np.ndarray] = {"": found}
     else:
-        with found:
-            arrays = {name: found[name] for name in found.files}
+        arrays = found
     name, like = type(family).__name__, instance_like(family)
     if like is None:
         if list(arrays) == [""]:
@@ -162,6 +167,8 @@ def solve_file(
         write_text_atomically(folder / IDENTITY, identity)  # not before there is something to go on from
         _write(part, found)
     if not out.exists():
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+            left.unlink(missing_ok=True)  # by a run that was killed while it wrote
         parts = [np.load(part, allow_pickle=False) for part in sorted(folder.glob("*.npz"))]
         write_arrays_atomically(out, {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files})
     for part in sorted(folder.iterdir(), key=lambda path: path.name == IDENTITY):  # last: it says whose the others are

@@ -29,7 +29,7 @@ from ..problems import ProblemFamily, find_family
 from ..training import Recipe, describe, is_begun
 from .declaration import Budget
 from .study import Study, Task
-from .work import evaluate, meta_training_results, train
+from .work import evaluate, finished, meta_training_results, train
 
 Build = Callable[[PRNGKeyArray], Optimizer]
 
@@ -136,7 +136,7 @@ def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
         place = folder / name
         resume = is_begun(place / "metatraining")
         untrained, name = build(jax.random.key(task.seed)), f"paper/{contest.name}-{name}"
-        outcome = train(untrained, family, recipe, place, task.display, name=name, resume=resume)
+        outcome = finished(place) or train(untrained, family, recipe, place, task.display, name=name, resume=resume)
         trained[label], courses[label] = outcome.optimizer, meta_training_results(outcome, recipe)
     fresh = find_family(contest.family, data=task.data, split="test")
     results = evaluate(

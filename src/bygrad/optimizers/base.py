@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from .._core.sizes import whole_number
 from .._core.types import Params, State
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound="Optimizer")
@@ -83,9 +84,8 @@ class Scheduled(eqx.Module):
 
 def whole_steps(horizon: int | Int[Array, ""]) -> Int[Array, ""]:
     """Return a horizon as an array; `ValueError` for a number that is no horizon."""
-    if isinstance(horizon, int | float | np.generic) and (horizon < 1 or horizon != int(horizon)):
-        raise ValueError(f"The horizon is {horizon}, but a run has one step or more. Declare how many it will have.")
-    return jnp.asarray(horizon, jnp.int32)
+    number = isinstance(horizon, int | float | np.generic)
+    return jnp.asarray(whole_number(horizon) if number else horizon, jnp.int32)
 
 
 def declare(optimizer: AnyOptimizer, horizon: int | Int[Array, ""]) -> AnyOptimizer:

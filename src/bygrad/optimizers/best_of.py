@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .._core import trees
@@ -118,12 +119,19 @@ class BestOf(Optimizer):
 
         seen = grads, params, value
         home = state.fallback.params
-        # One branch only is computed: a step of the other would be thrown away.
-        learned, fallback = jax.lax.cond(
-            turn,
-            lambda: (self._advance(self.learned, state.learned, home, seen, key), state.fallback),
-            lambda: (state.learned, self._advance(self.fallback, state.fallback, home, seen, key)),
-        )
+
+        def of_learned() -> tuple[Run, Run]:
+            return self._advance(self.learned, state.learned, home, seen, key), state.fallback
+
+        def of_fallback() -> tuple[Run, Run]:
+            return state.learned, self._advance(self.fallback, state.fallback, home, seen, key)
+
+        # One branch only is computed: a step of the other would be thrown away. Outside of a compiled function `cond`
+        # would compile both anew with every call.
+        if isinstance(turn, Tracer):
+            learned, fallback = jax.lax.cond(turn, of_learned, of_fallback)
+        else:
+            learned, fallback = of_learned() if bool(turn) else of_fallback()
         steps = state.steps + 1
         # The next call is number steps + 1: it is the learned optimizer's if its part then grows to the next whole.
         next_turn = jnp.floor(self.share * (steps + 1) + 1e-4) > jnp.floor(self.share * steps + 1e-4)

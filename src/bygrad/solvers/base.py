@@ -74,6 +74,8 @@ class OncePerFamily(Generic[Shared]):
     """
 
     KEPT: ClassVar[int] = 8
+    BYTES: ClassVar[int] = 2**28
+    """Of what is kept; more only for the last family."""
 
     def __init__(self, function: Callable[[ProblemFamily, Any], Shared]) -> None:
         self._function = function
@@ -89,8 +91,17 @@ class OncePerFamily(Generic[Shared]):
         result = self._function(family, dtype)
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((leaves, result))):
             own = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
-            self._known = [(key, own, result), *self._known][: self.KEPT]
+            known, size = [(key, own, result)], _bytes((own, result))
+            for entry in self._known[: self.KEPT - 1]:
+                if (size := size + _bytes(entry)) > self.BYTES:
+                    break
+                known.append(entry)
+            self._known = known
         return result
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(tree))
 
 
 def _same(leaf: Any, other: Any) -> bool:
@@ -163,6 +174,11 @@ def _check_functions(params: Params, family: ProblemFamily, instance: Instance) 
     if isinstance(family, LeastSquares):
         with blame(f"{name}.residuals"):
             found = eqx.filter_eval_shape(lambda family, *inputs: family.residuals(*inputs), family, params, instance)
+        if not isinstance(found, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"{name}.residuals returned a {type(found).__name__}, not one array, so it is not known what to square."
+                " Join the parts, jnp.concatenate([...])."
+            )
         if jnp.issubdtype(found.dtype, jnp.complexfloating):
             raise TypeError(
                 f"{name}.residuals returned {found.dtype}{list(found.shape)}, whose squares are no cost. Return real"
@@ -174,7 +190,7 @@ def _check_functions(params: Params, family: ProblemFamily, instance: Instance) 
         check_value(name, value)
     if isinstance(family, Bounded):
         with blame(f"{name}.bounds"):
-            limits = eqx.filter_eval_shape(lambda family, one: family.bounds(one), family, instance)
+            limits = eqx.filter_eval_shape(_pair_of_bounds, family, instance)
         structures = None if limits is None else [jax.tree.structure(limit) for limit in limits]
         if structures not in (None, 2 * [jax.tree.structure(params)]):
             raise TypeError(
@@ -182,6 +198,11 @@ def _check_functions(params: Params, family: ProblemFamily, instance: Instance) 
                 " known what holds each param. Return the lowest and the highest params, both built as `init` builds"
                 " them and infinite where there is no limit, or None for no bounds at all."
             )
+
+
+def _pair_of_bounds(family: Bounded, instance: Instance) -> tuple[Params, ...] | None:
+    limits = family.bounds(instance)
+    return None if limits is None else tuple(limits)  # two rows of an array are a pair as well
 
 
 class Method(eqx.Module):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from .._core.types import Instance, Params
-from ..problems import Composite, ProblemFamily, QuadraticProgram
-from .base import Flat
+from ..problems import ProblemFamily
+from .base import Flat, certified
 
 
 def implicit(family: ProblemFamily, params: Params, instance: Instance) -> Params:
@@ -34,7 +34,7 @@ def implicit(family: ProblemFamily, params: Params, instance: Instance) -> Param
     >>> float(jax.grad(lambda square: implicit(Root(), jnp.array([2.0]), square)[0])(4.0))
     0.25
     """
-    if isinstance(family, Composite | QuadraticProgram):
+    if certified(family):
         raise TypeError(
             f"{type(family).__name__} is solved where its objective has kinks or limits hold, and the gradient is not"
             " zero there, so the derivatives would be wrong. Only least squares and smooth families, with bounds or"

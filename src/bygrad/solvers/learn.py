@@ -52,7 +52,7 @@ def learn(
 ) -> LearnedSolver:
     r"""Learn a solver for a family: tuned, with a learned start, with learned damping, whatever is cheapest and wins.
 
-    1. The classical solver is tuned on 20 instances, and tried with 1, 2, 3 and 5 starts.
+    1. The classical solver is tuned on 20 instances, and tried with 1, 2, 3 and 5 starts, where these differ.
     2. A network from the instance to several starts is learned from solved instances.
     3. A network for the damping of Levenberg–Marquardt is learned through its unrolled steps (least squares only).
 
@@ -67,8 +67,8 @@ def learn(
 
     - `budget`: seconds for all of it, as a number or as in "90s", "5min", "1h". Compilation counts.
     - `tol`: what counts as solved: a cost within a factor $1 + \mathrm{tol}$ of the best that any candidate or a
-      multistart with ten starts has found, or all entries of x within one of those that have it (without noise, the
-      best cost is zero); for composite problems and quadratic programs, a certificate of `tol`.
+      multistart (with ten starts, where these differ) has found, or all entries of x within one of those that have it
+      (without noise, the best cost is zero); for composite problems and quadratic programs, a certificate of `tol`.
     - `instances`: past data to learn from, rows as in `bygrad.solve`; a part is held out. Default: draws of the
       family's `sample`.
     - `heldout`: instances that the comparison and the certificate rest on.

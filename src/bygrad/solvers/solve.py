@@ -53,7 +53,8 @@ def solve(
     **Returns:** `Solution`.
 
     **Raises:** `ValueError` for instances or starts whose numbers of rows differ, or whose rows are no instances of the
-    family (rows of other lengths than `sample` draws are solved, and told in `Solution.warnings`); `TypeError` for a
+    family (rows of other lengths than `sample` draws are solved where the family's functions take them, and told in
+    `Solution.warnings`); `TypeError` for a
     method that does not solve such a family, or a family that no method can solve.
 
     >>> import jax, numpy as np
@@ -138,7 +139,10 @@ def flat_of_rows(
     if rows is not None:
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), instances)
     warnings = _compare(type(family).__name__, trees.named_leaves(one), instance_like(family))
-    return Flat.of(family, one), warnings
+    try:
+        return Flat.of(family, one), warnings
+    except ValueError as error:
+        raise ValueError(f"{error} {warnings[0]}" if warnings else str(error)) from error
 
 
 def _compare(name: str, given: dict[str, Any], like: PyTree | None) -> tuple[str, ...]:
@@ -167,7 +171,7 @@ def _compare(name: str, given: dict[str, Any], like: PyTree | None) -> tuple[str
         )
     if any(ours != theirs for ours, theirs in pairs):
         return (
-            f"Rows of the instances have shapes {found}, but {name}.sample draws {drawn}. They were solved as they are;"
+            f"Rows of the instances have shapes {found}, but {name}.sample draws {drawn}. They are taken as they are:"
             " check that this is meant.",
         )
     return ()

@@ -16,8 +16,8 @@ from ...deploy.jax import load
 from ...deploy.solver import load_solver, save_solver
 from ...evaluation import strict_json
 from ...optimizers import LSTM, Optimizer
-from ...problems import Composite, QuadraticProgram
 from ...solvers import Flat, LearnedSolver, learn
+from ...solvers.base import certified
 from ...training import Recipe, is_begun
 from ..declaration import Budget
 from ..reproduce import claim
@@ -291,7 +291,7 @@ class _Comparison:
             yield Row("the paper's LSTM", "paper", run, note=note)
         else:
             yield Row("the paper's LSTM", "paper", None, problem=str(self.lstm))
-        if not isinstance(flat.family, Composite | QuadraticProgram) and isinstance(first, LearnedSolver):
+        if not certified(flat.family) and isinstance(first, LearnedSolver):
             here = {row: cell.wall for (at, close, row), cell in cells.items() if (at, close) == (name, tol)}
             times = [wall for row, wall in here.items() if row.startswith("learned")]
             starts = round(np.median(times) / here["tuned"]) if times and "tuned" in here else 1
