@@ -228,7 +228,7 @@ def _notes(results: Results) -> list[str]:
     if not own_rates:
         notes.append("The baselines were not tuned for the area: that comparison favours what is learned for it.")
     if any(entry["kind"] == "second-order" for entry in entries):
-        notes.append("* Second-order: another kind of method with dearer steps; compare time, not steps.")
+        notes.append("* Second-order: another kind of method, whose steps cost more; compare time, not steps.")
     if any(entry["diverged"] for entry in entries):
         notes.append("A run that diverged counts as an infinite loss and is not dropped.")
     for entry in entries:

@@ -46,7 +46,7 @@ class Controller(Rule, Scheduled):
         check_shapes(tensors, shapes)
         self._horizon = int(tensors["horizon"])
         self._tensors = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
-        numbers = {"scales": TIME_SCALES, "parts": HORIZON_PARTS, "under_root": _UNDER_ROOT}
+        numbers = {"scales": TIME_SCALES, "parts": HORIZON_PARTS}
         self._tensors |= {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
         self._constants: dict[Any, _Constants] = {}
 
@@ -109,7 +109,7 @@ class Controller(Rule, Scheduled):
             for k, (index, grad, state) in enumerate(zip(indices, wide, ours, strict=True)):
                 mean = state["mean"].lerp_(grad, c1)
                 square = state["square"].mul_(b2).addcmul_(grad, grad, value=c2)
-                root = torch.addcmul(theta["under_root"], square, inverse2[k]).sqrt_().add_(_EPSILON)
+                root = (square * inverse2[k]).add_(_UNDER_ROOT).sqrt_().add_(_EPSILON)
                 updates[index] = (mean * along_mean[k]).addcmul_(grad, along_grad[k]).div_(root)
                 state["peak"].copy_(peak[k])
                 state["step"].add_(1)
