@@ -1,4 +1,4 @@
-"""What a manifest says of the sizes that an optimizer was trained on, for the envelopes of JAX and of PyTorch."""
+"""Horizons, and the sizes that a manifest says an optimizer was trained on: what JAX and PyTorch share of them."""
 
 import math
 from typing import Any, NamedTuple

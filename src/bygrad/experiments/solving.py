@@ -166,14 +166,7 @@ def solve_file(
         warnings += [warning for warning in found.warnings if warning not in warnings]
         write_text_atomically(folder / IDENTITY, identity)  # not before there is something to go on from
         _write(part, found)
-    if not out.exists():
-        for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
-            left.unlink(missing_ok=True)  # by a run that was killed while it wrote
-        parts = [np.load(part, allow_pickle=False) for part in sorted(folder.glob("*.npz"))]
-        write_arrays_atomically(out, {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files})
-    for part in sorted(folder.iterdir(), key=lambda path: path.name == IDENTITY):  # last: it says whose the others are
-        part.unlink()
-    folder.rmdir()
+    _join(folder, out)
     seconds = time.perf_counter() - began
     with np.load(out, allow_pickle=False) as results:
         solved = int(np.sum(results["success"]))
@@ -184,6 +177,18 @@ def solve_file(
         "rate": fresh / max(seconds, 1e-9),
         "warnings": warnings,
     }
+
+
+def _join(folder: Path, out: Path) -> None:
+    """Write `out` from its parts, if it is not written yet, and remove them."""
+    if not out.exists():
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+            left.unlink(missing_ok=True)  # by a run that was killed while it wrote
+        parts = [np.load(part, allow_pickle=False) for part in sorted(folder.glob("*.npz"))]
+        write_arrays_atomically(out, {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files})
+    for part in sorted(folder.iterdir(), key=lambda path: path.name == IDENTITY):  # last: it says whose the others are
+        part.unlink()
+    folder.rmdir()
 
 
 def _claim(
