@@ -82,6 +82,19 @@ def observe(
     return value, lifted.see(grads), optimizer_keys
 
 
+def _stepped(lifted: Lifted, family: ProblemFamily, inner: Inner, *, cut: bool = False) -> tuple[Inner, tuple]:
+    """Take a step of every instance; return also what the optimizer saw: gradients, params, values and keys.
+
+    `cut`: give it these as constants.
+    """
+    value, grads, key = observe(lifted, family, inner)
+    seen = grads, lifted.see(inner.params), value
+    fed = jax.lax.stop_gradient(seen) if cut else seen
+    updates, state = lifted.update(fed[0], inner.optimizer_state, fed[1], fed[2], key)
+    moved = Inner(lifted.apply(inner.params, updates), state, inner.instance, inner.key, inner.step + 1)
+    return moved, (grads, fed[1], value, key)
+
+
 def rollout(
     optimizer: Optimizer,
     family: ProblemFamily,
@@ -98,18 +111,13 @@ def rollout(
     `in_blocks=False` (see `lift`).
     """
     lifted = lift(optimizer, in_blocks=in_blocks)
-    cut = (lambda tree: tree) if second_derivatives else jax.lax.stop_gradient
 
     def body(inner: Inner, _: None) -> tuple[Inner, tuple]:
-        value, grads, key = observe(lifted, family, inner)
-        seen = cut((grads, lifted.see(inner.params), value))
-        updates, state = lifted.update(seen[0], inner.optimizer_state, seen[1], seen[2], key)
-        moved = Inner(lifted.apply(inner.params, updates), state, inner.instance, inner.key, inner.step + 1)
-        return moved, (grads, seen[1], value, key)
+        return _stepped(lifted, family, inner, cut=not second_derivatives)
 
-    end, (grads, params, value, key) = jax.lax.scan(body, inner, None, length=steps)
+    end, seen = jax.lax.scan(body, inner, None, length=steps)
     end_value, end_grads, _ = observe(lifted, family, end)
-    return end, Trajectory(inner.optimizer_state, grads, params, value, key, end_grads, end_value)
+    return end, Trajectory(inner.optimizer_state, *seen, end_grads, end_value)
 
 
 def run(
@@ -140,10 +148,8 @@ def loss_curves(
 
     # Not by `rollout`: of a long run nothing is kept but its losses.
     def body(inner: Inner, _: None) -> tuple[Inner, Array]:
-        value, grads, key = observe(lifted, family, inner)
-        updates, state = lifted.update(grads, inner.optimizer_state, lifted.see(inner.params), value, key)
-        moved = lifted.apply(inner.params, updates)
-        return Inner(moved, state, inner.instance, inner.key, inner.step + 1), value
+        moved, (_, _, value, _) = _stepped(lifted, family, inner)
+        return moved, value
 
     end, values = jax.lax.scan(body, begin(optimizer, family, keys), None, length=horizon)
     return jnp.concatenate([values, observe(lifted, family, end)[0][None]]).T
