@@ -25,6 +25,7 @@ REFERENCE = "Adam"
 LEVELS = np.logspace(-1, 1, 81)
 REACH = {CALIBRATED: 0.8, REFERENCE: 0.6}
 """Shares of rows in which an untuned optimizer should beat these."""
+BETTER_ADAM, ANY = "the better of tuned Adam and tuned AdamW with a cosine", "all tuned baselines"
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -36,7 +37,8 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
     `aggregates`: for every column and measure, the interquartile mean over rows and runs of the loss relative to tuned
     Adam's mean in the row, with its interval; and the share of runs that diverged. `shares`: for every learned
     optimizer, the share of rows in which it beats tuned Adam and the calibrated AdamW with a cosine, for every measure,
-    and for the mean loss at equal time. `profiles`, `levels`, `summary`: for the figure, the report and the terminal.
+    and for the mean loss at equal time; and several rivals at once. `profiles`, `levels`, `summary`: for the figure,
+    the report and the terminal.
     """
     rate = calibrate(rows)
     columns = {name: {row: _at_best(entry, name) for row, entry in rows.items()} for name in _names(rows)}
@@ -62,9 +64,8 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
             }
             won["equal time"] = float(np.mean([_wins_in_time(columns[name][row], columns[rival][row]) for row in rows]))
             shares[name][rival] = won
-            told = ", ".join(f"{measure} {share:.0%}" for measure, share in won.items())
             tuned = "per-row tuned Adam" if rival == REFERENCE else f"AdamW with a cosine at one rate ({rate:.3g})"
-            summary.append(f"{name}, not tuned, beats {tuned} in these parts of {len(rows)} rows: {told}")
+            summary.append(_told(name, tuned, won, len(rows)))
             levels.append(
                 level_row(
                     f"share of rows in which {name}, not tuned, has a lower mean training loss than {tuned}",
@@ -73,6 +74,17 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
                     at_least=True,
                 )
             )
+        for rivals, several in _several(kinds).items():
+            won = {
+                measure: float(
+                    np.mean(
+                        [table[name][row][measure] < min(table[it][row][measure] for it in several) for row in rows]
+                    )
+                )
+                for measure in MEASURES
+            }
+            shares[name][rivals] = won
+            summary.append(_told(name, rivals, won, len(rows)))
     return {
         "table": table,
         "aggregates": aggregates,
@@ -83,6 +95,17 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
         "summary": summary,
         "axes": {row: entry["axis"] for row, entry in rows.items()},
     }
+
+
+def _several(kinds: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return what is beaten only where each of several is: who tunes would choose the best of them for a problem."""
+    tuned = [name for name, kind in kinds.items() if kind == "hand-designed" and name != CALIBRATED]
+    return {BETTER_ADAM: [REFERENCE, CALIBRATED_FROM], ANY: tuned}
+
+
+def _told(name: str, rivals: str, won: Mapping[str, float], rows: int) -> str:
+    told = ", ".join(f"{measure} {share:.0%}" for measure, share in won.items())
+    return f"{name}, not tuned, beats {rivals} in these parts of {rows} rows: {told}"
 
 
 def calibrate(rows: Rows) -> float:
