@@ -96,8 +96,9 @@ class MemoryLSTM(AveragingLSTM):
 
     Only the map is shared; the network is the same for every coordinate. With the memory `Matrix()` this is NTM-BFGS,
     with `Window()` NTM-L-BFGS. The structure is that of quasi-Newton methods: one read head, three write heads and two
-    averages suffice for BFGS's approximation of the inverse Hessian. Whether that is what is learned is another
-    question.
+    averages suffice for BFGS with unit steps. What is asked in one step is answered in the next, so that each of BFGS's
+    takes two: one to ask, where the params stay, and one to write and to move. That is for cells which compute exactly
+    what they are to; an LSTM's can only come near, and whether they learn to is another question.
 
     The write heads' $a$ start at zero, so that the untrained memory is the identity.
 
