@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .base import drawing_key
 from .global_lstm import AveragingLSTM, check_averaged, run_cells
 from .lstm import Cell, descending_head
 from .preprocess import LogSign, Preprocessor, build_preprocessor, describe_preprocessor
@@ -167,10 +168,10 @@ class MemoryLSTM(AveragingLSTM):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "MemoryLSTM":
+    def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "MemoryLSTM":
         options = {name: config[name] for name in ("output_scale", "averaged", "read_heads", "write_heads")}
         preprocess, memory = build_preprocessor(config["preprocess"]), _build_memory(config["memory"])
-        return cls(jax.random.key(0), config["layers"], preprocess, memory=memory, **options)
+        return cls(drawing_key(key), config["layers"], preprocess, memory=memory, **options)
 
     def _start(self, shape: tuple[int, ...]) -> Remembered:
         memory = self.memory.start(shape[0], self.write_heads, self.head.dtype)
