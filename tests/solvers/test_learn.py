@@ -127,10 +127,11 @@ def test_networks_survive_the_file(learned, tmp_path):
     np.testing.assert_array_equal(back.start.propose(instance), start.propose(instance))
 
 
-def test_a_family_that_changed_is_refused(learned, tmp_path):
+@pytest.mark.parametrize("named", [":Decay", ""])
+def test_a_family_that_changed_is_refused(named, learned, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(FILE.read_text())
-    save_solver(learned, tmp_path / "fit.safetensors", family=f"{file}:Decay")
+    save_solver(learned, tmp_path / "fit.safetensors", family=f"{file}{named}")
     file.write_text(FILE.read_text() + "\nraise SystemExit('this must not run')\n")
     with pytest.raises(ArtifactError, match="not the file that the solver was learned for"):
         load_solver(tmp_path / "fit.safetensors")

@@ -56,9 +56,10 @@ def solve(
     """Solve every instance of a file; after a kill, --resume goes on."""
     from ..deploy.solver import load_solver
     from ..experiments import solve_file
-    from ..problems import find_family
+    from ..problems import file_of_family, find_family
 
-    loaded = load_solver(solver, family) if Path(solver).is_file() else find_family(solver)
+    is_solver = Path(solver).is_file() and file_of_family(solver) is None
+    loaded = load_solver(solver, family) if is_solver else find_family(solver)
     with progress() as display:
         done = solve_file(
             loaded, instances, out, display, resume=resume, tol=tol, starts=starts, dtype=dtype, batch=batch
