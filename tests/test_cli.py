@@ -76,6 +76,8 @@ def test_list_shows_every_name(capsys):
         (["reproduce", "mnist", "--families", "dispatch"], ["--families", "`thousands`", "'mnist'"]),
         (["train", "--family", "quadratics"], ["no family 'quadratics'", "Did you mean 'quadratic'?", *FAMILIES]),
         (["train", "--family", "gone.py:Bowl"], ["There is no file gone.py"]),
+        (["solve", "fit.bygrda", "data.npy", "-o", "out.npz"], ["There is no file fit.bygrda"]),
+        (["solve", __file__, "data.npy", "-o", "out.npz"], ["test_cli.py has no family class"]),
         (["train", "--family", "quadratic", "--optimizer", "GRU"], ["no learned optimizer 'GRU'", *LEARNED]),
         (["train", "--family", "quadratic", "--preprocess", "Square"], ["no preprocessor 'Square'", "LogSign"]),
         (["train", "--family", "quadratic", "--truncation", "7"], ["100 steps", "not a multiple", "7"]),

@@ -10,7 +10,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from .job import join_job
-from .options import Artifact, Data, Families, Folder, Hosts, Json, Resume, Seed
+from .options import Artifact, Data, Families, Folder, Hosts, Json, Resume, Seed, label_of
 from .terminal import command_line, finish, known, progress
 
 
@@ -114,7 +114,7 @@ def train(
     hosts: Hosts = None,
 ) -> None:
     """Learn an optimizer for a family of problems, on all devices of this machine, or of several (--hosts)."""
-    label = family.rpartition(":")[2].lower()
+    label = label_of(family)
     folder = out or Path("runs") / f"train-{label}"
     if hosts is not None:
         join_job(hosts, folder)  # before JAX computes anything
@@ -226,7 +226,7 @@ def specialize(
     from ..experiments import specialize as carry_out
     from ..problems import find_family
 
-    label = family.rpartition(":")[2].lower()
+    label = label_of(family)
     folder = out or Path("runs") / f"specialize-{label}"
     problems = find_family(family, data=data, split="train")
     with progress() as display:
@@ -263,7 +263,7 @@ def evaluate(
     from ..problems import find_family
 
     optimizer = load(artifact)
-    label = family.rpartition(":")[2].lower()
+    label = label_of(family)
     folder = out or Path("runs") / f"evaluate-{label}"
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(
