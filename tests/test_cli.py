@@ -190,6 +190,7 @@ def test_evaluate_compares_and_writes(trained, family, tmp_path, capsys):
     main(command)
     shown = capsys.readouterr().out
     assert "LSTM" in shown and "Adam" in shown and f"report: {out / 'report.html'}" in shown
+    assert re.search("^time: tuning .*, evaluation .*, in all ", shown, re.MULTILINE)
     results = json.loads(file.read_text())
     assert (results["horizon"], results["runs"], results["seed"]) == (4, 3, 5)
     assert set(results["optimizers"]) == {"lstm", *(name.lower() for name in PAPER_BASELINES), "lbfgs"}
@@ -210,10 +211,11 @@ def test_specialize_and_reproduce_carry_out_what_they_are_told(family, tmp_path,
     monkeypatch.setattr("bygrad.experiments.specialize", specialize)
     out, file = tmp_path / "out", tmp_path / "results.json"
     common = ["--seed", "5", "--out", str(out), "--json", str(file), "--resume"]
-    command = ["specialize", family, "--budget", "7s", "--objective", "validation", "--horizon", "9"]
+    command = ["specialize", family, "--budget", "7s", "--objective", "validation", "--horizon", "9", "--held-out", "4"]
     main([*command, "--pretrained", "none", *common])
     del told["display"], told["command"]
     expected = {"family": "Bowl", "budget": "7s", "objective": "validation", "horizon": 9, "pretrained": None}
+    expected |= {"held_out": 4}
     assert told == {**expected, "folder": out, "resume": True, "seed": 5}
     assert f"optimizer: {tmp_path / 'optimizer.safetensors'}" in capsys.readouterr().out
     assert json.loads(file.read_text()) == {"found": 1}

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from bygrad.evaluation import drawing, figures
-from bygrad.evaluation.report import results_table, strict_json, write_report
+from bygrad.evaluation.report import results_table, strict_json, time_line, write_report
 
 FIGURES = ("loss", "metatraining", "tuning")
 HOSTILE = '<script>alert("&")</script> $x_1$ -->'
@@ -141,6 +141,16 @@ def test_the_page_refers_to_nothing_outside_and_escapes_every_string(results, tm
     assert len(parser.ids) == len(set(parser.ids)) > 0
     references = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)
     assert {name for pair in references for name in pair if name} <= set(parser.ids)
+
+
+def test_the_time_is_told_by_parts_and_in_all_where_each_is_known(results, tmp_path):
+    line = "tuning 1 s, meta-training 1 h 7 min, evaluation 10 min"
+    assert f"<dd>{line}, in all 1 h 17 min</dd>" in write_report(results, tmp_path).read_text()
+    results["seconds"]["tuning"] = None
+    assert time_line(results) == line.replace("1 s", "–", 1)
+    results["seconds"] = {"meta_training": 60.0}
+    assert time_line(results) == "meta-training 60 s"
+    assert time_line({}) == ""
 
 
 def test_optional_parts_may_be_missing_and_old_figures_go(results, tmp_path):

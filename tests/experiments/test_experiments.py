@@ -305,7 +305,7 @@ def test_resuming_where_nothing_is_begins(experiment, tmp_path, monkeypatch):
 
     module = importlib.import_module("bygrad.experiments.reproduce")
     monkeypatch.setattr(module, "train", stop)
-    monkeypatch.setattr(module, "tune_baselines", lambda *arguments, **options: {})
+    monkeypatch.setattr(module, "tune", lambda *arguments: ({}, None))
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             reproduce(experiment, "quick", tmp_path / "new", display()[0], resume=True)

@@ -3,12 +3,13 @@
 import json
 import math
 
+import jax
 import pytest
 
 from bygrad.evaluation import strict_json
 from bygrad.experiments import STUDIES
 from bygrad.experiments.specializations import CASES, OBJECTIVES, levels_of
-from bygrad.problems import HeldOut, find_family
+from bygrad.problems import HeldOut, check_family, find_family, hold_out
 
 
 def results(ours: float, adam: float = 0.25, schedule: float = 0.5) -> dict[str, object]:
@@ -54,6 +55,6 @@ def test_every_family_can_hold_images_out():
     assert "specialize" in STUDIES and "validation" in OBJECTIVES
     assert len({case.name for case in CASES}) == len(CASES)
     for case in CASES:
-        family = find_family(case.family)
+        family = hold_out(find_family(case.family), case.held_out)
         assert 0 < case.held_out < len(family.images) / 2  # pyright: ignore[reportAttributeAccessIssue]
-        HeldOut(family)
+        check_family(HeldOut(family), jax.random.key(0))

@@ -1,6 +1,7 @@
 """Specializing: a budget in, an optimizer with its evidence out, and never a worse one than at the start."""
 
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -22,7 +23,8 @@ from bygrad.experiments.specialize import (
 )
 from bygrad.experiments.worth import sentences
 from bygrad.optimizers import Controller
-from bygrad.problems import ProblemFamily
+from bygrad.problems import HeldOut, ProblemFamily, find_family
+from bygrad.unroll import Windows
 
 HORIZON = 12
 TUNING = Tuning(np.array([0.01, 0.03]), final=np.array([1.0, 2.0]), area=np.array([2.0, 1.0]))
@@ -69,12 +71,15 @@ def test_it_leaves_an_optimizer_with_its_evidence(done, folder):
     assert manifest.validation["mean_loss"] == worth["mean_loss"]
     assert manifest.training["recipe"]["estimator"]["name"] == "NRES"
     assert f"({manifest.training['start']})" in rows["start"]["label"]
+    seconds = results["seconds"]
+    assert set(seconds) == {"tuning", "meta_training", "evaluation"} and min(seconds.values()) > 0
     told = "runs that repay the meta-training" in (folder / "report.html").read_text()
     assert told == (worth["break_even_runs"] is not None)
 
 
 def test_what_is_done_is_not_done_again(done, folder):
     again = specialize(Bowl(), "3s", horizon=HORIZON, runs=8, folder=folder, resume=True)
+    assert again.results["seconds"]["tuning"] is None
     for ours, theirs in zip(jax.tree.leaves(again.optimizer), jax.tree.leaves(done.optimizer), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(FileExistsError, match="already exists"):
@@ -107,10 +112,31 @@ def test_only_a_controller_can_be_started_from(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_family_without_held_out_data_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match=r"Bowl has no held-out data.*or choose the training objective"):
-        specialize(Bowl(), objective="validation", folder=tmp_path / "run")
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"objective": "validation"}, "^Bowl has no held-out data.* Give held_out=.*or choose the training objective"),
+        ({"objective": "validation", "held_out": 3}, "Bowl has no images or text of which the last 3"),
+        ({"held_out": 3}, "held_out is 3, but the objective is the training loss"),
+    ],
+)
+def test_a_family_without_held_out_data_is_refused_before_anything_is_written(options, says, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        specialize(Bowl(), folder=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("held_out", "kept"), [(None, 280), (100, 100)])
+def test_what_is_held_out_of_a_family_of_the_package_is_what_it_is_judged_by(held_out, kept, tmp_path, monkeypatch):
+    def stop(problems, *rest):
+        raise KeyboardInterrupt(problems)
+
+    monkeypatch.setattr(sys.modules[specialize.__module__], "tune", stop)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        specialize(find_family("digits"), objective="validation", held_out=held_out, folder=tmp_path, pretrained=None)
+    (problems,) = stopped.value.args
+    assert (type(problems), problems.family.held_out) == (HeldOut, kept)
+    assert json.loads((tmp_path / "experiment.json").read_text())["family"]["held_out"] == kept
 
 
 def test_worth_in_words_says_when_no_time_is_saved():
@@ -134,6 +160,16 @@ def test_worth_in_words_says_when_no_time_is_saved():
     assert "1.50 x that of the best tuned baseline (Nesterov)" in final
     assert last.startswith("it saves no time")
     assert "repay" in sentences(worth | {"seconds_saved_per_run": 0.5, "break_even_runs": 180})[2]
+
+
+@pytest.mark.parametrize("horizons", [range(1, 10), range(10, 20), range(20, 2001)], ids=str)
+def test_windows_of_every_horizon_are_neither_short_nor_long(horizons):
+    for horizon in horizons:
+        recipe = choose_recipe(horizon, 90.0, 0)
+        Windows(Bowl(), recipe.horizon, recipe.truncation, recipe.instances)  # refuses what does not divide
+        assert min(horizon, 10) <= recipe.truncation <= 40
+        assert abs(recipe.horizon - horizon) <= (3 if horizon > 40 else 0)
+    assert [choose_recipe(steps, 90.0, 0).truncation for steps in (100, 400, 1000)] == [20, 20, 20]
 
 
 def test_where_few_meta_steps_fit_what_is_not_pretrained_moves_further():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.metagrads import Backprop, Estimate, Replay
+from bygrad.metagrads import NRES, Backprop, Estimate, Estimator, Forward, Replay
 from bygrad.optimizers import (
     HAND_DESIGNED,
     LEARNED,
@@ -22,7 +22,7 @@ from bygrad.optimizers import (
     Optimizer,
     Partition,
 )
-from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
+from bygrad.problems import HeldOut, MLPClassifier, ProblemFamily, Quadratic
 from bygrad.problems.mlp import Activation
 from bygrad.unroll import Windows, rollout
 
@@ -237,3 +237,26 @@ def test_the_meta_loss_can_be_that_of_the_last_updates(last):
 def test_a_part_of_the_losses_cannot_be_kept_in_segments():
     with pytest.raises(ValueError, match="segment=2, last=1"):
         Replay(segment=2, last=1)
+
+
+class Judged(Quadratic):
+    """Quadratics that are judged by the distance from where they start."""
+
+    def held_out_loss(self, params, instance, key):
+        return jnp.sum(jnp.square(params))
+
+
+@pytest.mark.parametrize(
+    "estimator", [Replay(), Backprop(), Backprop(True), Forward(), NRES()], ids=lambda it: type(it).__name__
+)
+def test_those_that_differentiate_do_not_see_that_another_loss_is_held_out(estimator: Estimator):
+    """Their meta-gradient stays that of the training loss: `differentiates` says whose does."""
+
+    def gradient(family: ProblemFamily) -> float:
+        windows = Windows(family, 4, 2, 2)
+        state = estimator.init(Nesterov(0.01), windows, jax.random.key(0))
+        return float(estimator.estimate(Nesterov(0.01), windows, state)[0].gradient.learning_rate)
+
+    training, judged = gradient(Judged(3)), gradient(HeldOut(Judged(3)))
+    assert training != 0
+    assert (judged == pytest.approx(training, rel=1e-4)) == estimator.differentiates

@@ -1,5 +1,7 @@
 """The character model: causal, a proper likelihood, and with a text of its own."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,8 +61,25 @@ def test_the_text_that_comes_with_the_package_is_divided():
     assert int(max(train.text.max(), test.text.max())) == train.characters - 1
 
 
+def test_the_held_out_part_of_a_text_is_not_trained_on(model):
+    kept = dataclasses.replace(model, held_out=25)
+    params, key = model.init((), jax.random.key(1)), jax.random.key(3)
+    first, last = (dataclasses.replace(model, text=part) for part in (model.text[:35], model.text[35:]))
+    for loss, part in ((kept.loss, first), (kept.held_out_loss, last)):
+        np.testing.assert_allclose(loss(params, (), None), part.loss(params, (), None), rtol=1e-6)
+    drawn = jax.vmap(lambda key: kept.held_out_loss(params, (), key))(jax.random.split(key, 4000))
+    alone = jax.vmap(lambda key: last.loss(params, (), key))(jax.random.split(key, 4000))
+    assert abs(np.mean(drawn) - np.mean(alone)) < 4 * np.std(alone) / 4000**0.5 * 2**0.5
+
+
 @pytest.mark.parametrize(
-    ("options", "words"), [({"width": 9}, "a width that the heads divide"), ({"window": 60}, "longer text")]
+    ("options", "words"),
+    [
+        ({"width": 9}, "a width that the heads divide"),
+        ({"window": 60}, "longer text"),
+        ({"held_out": 6}, "longer text"),
+        ({"held_out": 54}, "longer text"),
+    ],
 )
 def test_what_does_not_exist_is_refused(model, options, words):
     with pytest.raises(ValueError, match=words):

@@ -5,7 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.problems import HeldOut, Mixture, MLPClassifier, Quadratic, RandomScale, RandomStart, check_family
+from bygrad.problems import (
+    CharacterModel,
+    HeldOut,
+    Mixture,
+    MLPClassifier,
+    Quadratic,
+    RandomScale,
+    RandomStart,
+    check_family,
+    hold_out,
+    is_held_out,
+)
 
 KEY = jax.random.key(0)
 
@@ -54,8 +65,30 @@ def test_a_family_without_held_out_data_says_so():
     for family in (Quadratic(2), perceptron()):
         with pytest.raises(NotImplementedError, match=f"{type(family).__name__} has no held-out data"):
             family.held_out_loss(family.init(family.sample(KEY), KEY), family.sample(KEY), KEY)
-    with pytest.raises(ValueError, match="held_out is 30 of 30 images"):
+    with pytest.raises(NotImplementedError, match=r"^MLPClassifier has no held-out data.* Give held_out="):
+        check_family(HeldOut(perceptron()), KEY)
+    with pytest.raises(ValueError, match="held_out is 30 of 30 entries"):
         perceptron(held_out=30)
+
+
+def test_the_last_fifth_is_held_out_or_as_much_as_is_asked_for():
+    text = CharacterModel(jnp.arange(50, dtype=jnp.uint8) % 5, characters=5, window=6)
+    for family, size in ((perceptron(), 30), (text, 50)):
+        assert hold_out(family).held_out == size // 5
+        assert hold_out(hold_out(family, 12)).held_out == 12
+        assert hold_out(hold_out(family, 12), 9).held_out == 9
+    inside = hold_out(RandomStart(perceptron()), 7)
+    assert inside.family.held_out == 7
+    check_family(HeldOut(inside), KEY)
+    assert hold_out(Quadratic(2)) == Quadratic(2)
+    with pytest.raises(ValueError, match="Quadratic has no images or text of which the last 7"):
+        hold_out(Quadratic(2), 7)
+
+
+def test_a_held_out_family_is_found_inside_of_others():
+    judged = HeldOut(perceptron(held_out=10))
+    assert all(map(is_held_out, (judged, RandomStart(judged), Mixture((Quadratic(2), judged)))))
+    assert not any(map(is_held_out, (judged.family, Mixture((Quadratic(2), judged.family)))))
 
 
 def test_a_mixture_is_all_of_its_members_side_by_side():

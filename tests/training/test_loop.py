@@ -12,9 +12,20 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from bygrad.metagrads import Estimate, Estimator, Replay
+from bygrad.metagrads import (
+    NRES,
+    Backprop,
+    Blend,
+    Clone,
+    Estimate,
+    Estimator,
+    Forward,
+    Imitate,
+    Members,
+    Replay,
+)
 from bygrad.optimizers import LSTM, SGD, AdamWCosine, Nesterov, to_portable
-from bygrad.problems import ProblemFamily, Quadratic
+from bygrad.problems import HeldOut, Mixture, ProblemFamily, Quadratic
 from bygrad.training import Event, MetaTrained, Recipe, RolledBack, Stepped, Validated, Warned, meta_train
 from bygrad.training.devices import Devices
 from bygrad.training.loop import MAX_ROLLBACKS
@@ -271,6 +282,35 @@ def test_what_cannot_work_is_refused_before_what_comes_before_is_trained(tmp_pat
     with pytest.raises(ValueError, match="truncation"):
         meta_train(SGD(), Bowl(), wrong, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Judged(Bowl):
+    """The bowl, to be judged by the distance to another point."""
+
+    def held_out_loss(self, params, instance, key):
+        return 0.5 * jnp.sum((params - 0.5) ** 2)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [Replay(), Backprop(), Forward(), Blend(), Imitate(Replay(), SGD()), Members(Replay())],
+    ids=lambda it: type(it).__name__,
+)
+def test_derivatives_of_the_training_loss_are_refused_where_the_held_out_loss_counts(estimator, tmp_path):
+    family = Mixture((HeldOut(Judged()),)) if isinstance(estimator, Members) else HeldOut(Judged())
+    recipe = Recipe(**TINY, meta_steps=2, estimator=estimator)
+    for wrong in (recipe, Recipe(**TINY, meta_steps=2, estimator=NRES(), before=recipe)):
+        with pytest.raises(ValueError, match=f"{type(estimator).__name__} follows the derivatives of the losses"):
+            meta_train(SGD(0.1), family, wrong, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("estimator", [NRES(), Clone(SGD())], ids=lambda it: type(it).__name__)
+def test_what_sees_losses_alone_learns_for_the_held_out_loss(estimator):
+    assert not any(it.differentiates for it in (estimator, Imitate(estimator, SGD()), Members(estimator)))
+    recipe = Recipe(**TINY, meta_steps=2, estimator=estimator)
+    trained = meta_train(SGD(0.1), HeldOut(Judged()), recipe, watch=lambda _: None)
+    assert len(trained.log.of(Stepped)) == 2 and np.isfinite(trained.best.area)
 
 
 def test_losses_may_be_negative():

@@ -212,6 +212,10 @@ def specialize(
     objective: Annotated[
         Literal["training", "validation"], arg(help="What counts: the training loss, or the loss on held-out data.")
     ] = "training",
+    held_out: Annotated[
+        int | None,
+        arg(help="For validation: how many of the last images (or characters) to keep from training; else a fifth."),
+    ] = None,
     horizon: Annotated[int, arg(help="Steps of a run.")] = 400,
     pretrained: Annotated[
         str, arg(help="Controller to start from where it does better than a tuned Adam; none: always from that.")
@@ -234,6 +238,7 @@ def specialize(
             problems,
             budget,
             objective=objective,
+            held_out=held_out,
             horizon=horizon,
             pretrained=None if pretrained == "none" else pretrained,
             folder=folder,

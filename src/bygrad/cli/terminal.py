@@ -20,7 +20,7 @@ def finish(results: dict[str, Any], folder: Path, file: Path | None) -> None:
     import json
 
     from .._core.files import write_text_atomically
-    from ..evaluation import level_cells, results_table, strict_json
+    from ..evaluation import level_cells, results_table, strict_json, time_line
 
     console = Console()
     if results.get("optimizers"):
@@ -33,6 +33,8 @@ def finish(results: dict[str, Any], folder: Path, file: Path | None) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    if line := time_line(results):
+        console.print(f"time: {line}", highlight=False, soft_wrap=True)
     if file is not None:
         write_text_atomically(file, json.dumps(strict_json(results), indent=1))
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

@@ -5,7 +5,7 @@ from .compare import CONVENTION, Protocol, best_baseline, compare, compare_bfgs,
 from .grid import GridRuns, run_grid
 from .levels import level_row
 from .page import Picture, Sheet, write_page
-from .report import LEVEL_HEADINGS, level_cells, loss_of, number, results_table, strict_json, write_report
+from .report import LEVEL_HEADINGS, level_cells, loss_of, number, results_table, strict_json, time_line, write_report
 from .runs import area, final, run_curves
 from .second_order import bfgs_curves, lbfgs_curves
 from .statistics import Interval, bootstrap_curves, bootstrap_mean
@@ -40,6 +40,7 @@ __all__ = [
     "run_curves",
     "run_grid",
     "strict_json",
+    "time_line",
     "tune",
     "tune_baselines",
     "with_learning_rate",

@@ -302,17 +302,25 @@ def level_cells(level: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _provenance(results: Results) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items())
-    seconds = {name.replace("_", "-"): _duration(value) for name, value in (results.get("seconds") or {}).items()}
     facts = {
         "command": results.get("command"),
         "seed": str(results["seed"]),
         "versions": versions,
         "machine": results.get("machine"),
-        "time": ", ".join(f"{name} {value}" for name, value in seconds.items()),
+        "time": time_line(results),
     }
     terms = "".join(f"<dt>{name}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items() if fact)
     configuration = json.dumps(results.get("configuration") or {}, indent=2, ensure_ascii=False)
     return [f"<h2>How to repeat this</h2>\n<dl>{terms}</dl>", f"<pre>{escape(configuration)}</pre>"]
+
+
+def time_line(results: Results) -> str:
+    """Say how long every part took, and all of them together where each is known."""
+    seconds = results.get("seconds") or {}
+    parts = [f"{name.replace('_', '-')} {_duration(value)}" for name, value in seconds.items()]
+    if len(seconds) > 1 and None not in seconds.values():
+        parts.append(f"in all {_duration(sum(seconds.values()))}")
+    return ", ".join(parts)
 
 
 def _figure(drawn: Mapping[str, str], name: str, caption: str) -> str:

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 
 from .._core.files import write_text_atomically
 from ..deploy.jax import load
-from ..evaluation import Protocol, best_baseline, level_row, strict_json, tune_baselines, write_report
+from ..evaluation import Protocol, best_baseline, level_row, strict_json, write_report
 from ..metagrads import Clone
-from ..optimizers import LSTM, PAPER_BASELINES, Adam
+from ..optimizers import LSTM, Adam
 from ..problems import find_family
 from ..training import Recipe, describe, is_begun
 from .declaration import Budget
 from .study import Study, Task
-from .work import Kept, evaluate, finished, meta_training_results, train
+from .work import Kept, evaluate, finished, meta_training_results, train, tune
 
 PLAIN = "paper/mnist"
 """The LSTM of the paper's experiment, learned from what it achieves in runs of 100 steps."""
@@ -65,7 +65,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     trained = finished(folder) or train(
         untrained, family, recipe, folder, display, name="paper/mnist-long", resume=resume
     )
-    tunings = tune_baselines(family, protocol, PAPER_BASELINES, display.phase, Kept(folder / "tuning.json"))
+    tunings, seconds = tune(family, protocol, folder, display)
     results = evaluate(
         {"LSTM": load(PLAIN), "LSTM, cloned": trained.optimizer, "Adam, b2 0.9 (its teacher)": TEACHER},
         find_family("mnist", data=task.data, split="test"),
@@ -80,7 +80,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     )
     results["configuration"] |= {"data": task.data, "recipe": describe(recipe)}
     results["meta_training"] = meta_training_results(trained, recipe)
-    results["seconds"]["meta_training"] = trained.best.seconds
+    results["seconds"] |= {"tuning": seconds, "meta_training": trained.best.seconds}
     label, best = best_baseline(results["optimizers"], "final")
     results["levels"] = [
         level_row(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from ..evaluation import (
     level_row,
     loss_of,
     strict_json,
-    tune_baselines,
     with_learning_rate,
     write_report,
 )
@@ -28,7 +26,7 @@ from .declaration import Budget, Experiment, Setting
 from .display import Display
 from .paper import paper_curves
 from .pictures import Illustrate
-from .work import MEASURES, Kept, evaluate, finished, meta_training_results, train
+from .work import MEASURES, Kept, evaluate, finished, meta_training_results, train, tune
 
 
 def reproduce(
@@ -116,11 +114,8 @@ def claim(folder: Path, identity: dict[str, Any], resume: bool) -> None:
 def _tunings(
     folder: Path, setting: Setting, protocol: Protocol, data: str, display: Display
 ) -> tuple[dict[str, Tuning], float | None]:
-    """Tune the baselines, but for those that an interrupted run has tuned; then nobody knows how long all took."""
-    family, kept = find_family(setting.family, data=data, split="train"), Kept(folder / "tuning.json")
-    whole, started = not kept, time.perf_counter()
-    tunings = tune_baselines(family, _protocol_of(setting, protocol), watch=display.phase, results=kept)
-    return tunings, time.perf_counter() - started if whole else None
+    family = find_family(setting.family, data=data, split="train")
+    return tune(family, _protocol_of(setting, protocol), folder, display)
 
 
 def _protocol_of(setting: Setting, protocol: Protocol) -> Protocol:

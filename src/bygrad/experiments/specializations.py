@@ -44,13 +44,11 @@ def _carry_out(task: Task) -> dict[str, Any]:
                 found[f"{case.name}, {objective}"] = json.loads(kept.read_text())
                 continue
             task.display.say(f"{case.name}, {objective} loss", "bold")
-            family = find_family(case.family, data=task.data)
-            if objective == "validation":
-                family = dataclasses.replace(family, held_out=case.held_out)  # pyright: ignore[reportCallIssue]
             specialized = specialize(
-                family,
+                find_family(case.family, data=task.data),
                 seconds,
                 objective=objective,
+                held_out=case.held_out if objective == "validation" else None,
                 horizon=case.horizon,
                 folder=folder,
                 resume=folder.exists(),
@@ -63,7 +61,8 @@ def _carry_out(task: Task) -> dict[str, Any]:
     levels = [level for what, results in found.items() for level in levels_of(what, results)]
     results = {
         "specializations": {
-            what: results["specialization"] | {"losses": _losses(results)} for what, results in found.items()
+            what: results["specialization"] | {"losses": _losses(results), "seconds": results["seconds"]}
+            for what, results in found.items()
         },
         "levels": levels,
     }

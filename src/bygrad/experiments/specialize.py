@@ -22,16 +22,15 @@ from ..evaluation import (
     final,
     run_curves,
     strict_json,
-    tune_baselines,
     write_report,
 )
 from ..metagrads import NRES
 from ..optimizers import HAND_DESIGNED, Controller, Optimizer, declare
-from ..problems import HeldOut, ProblemFamily, check_family, describe_family
+from ..problems import HeldOut, ProblemFamily, check_family, describe_family, hold_out
 from ..training import Recipe, Stepped, is_begun, meta_train
 from .display import Display
 from .reproduce import claim
-from .work import Kept, evaluate, meta_training_results, train
+from .work import evaluate, meta_training_results, train, tune
 from .worth import rows_of, sentences, worth_of
 
 Objective = Literal["training", "validation"]
@@ -42,6 +41,7 @@ RIVALS = {name: HAND_DESIGNED[name] for name in ("Nesterov", "Adam", "AdamWCosin
 PRETRAINED = "general/controller"
 """What is started from where it does better than the tuned ones."""
 
+SHORTEST_WINDOW, LONGEST_WINDOW = 10, 40
 PILOT_STEPS = 6
 VALIDATIONS = 12
 FEW_META_STEPS = 2_000
@@ -62,6 +62,7 @@ def specialize(
     budget: str | float = "90s",
     *,
     objective: Objective = "training",
+    held_out: int | None = None,
     horizon: int = 400,
     pretrained: str | None = PRETRAINED,
     folder: Path | str = "runs/specialize",
@@ -79,12 +80,20 @@ def specialize(
     ones, in steps and in seconds. If what was learned is no better there than where it started, the start is what is
     returned, and said to be. All settings are chosen here.
 
+    What learns is a `Controller` in any case: a small network for every tensor steers Adam's arithmetic, with Adam's
+    memory and at 1.1 to 1.3 times the cost of its training step. Rules with a network for every param (`MLPRule`,
+    `STAR`, `Celo2`) are not tried: when the two were compared, such a rule got no further in as many steps, and its
+    update costs 14 to 24 times Adam's at a million params (`benchmarks/records/rules.json`). `meta_train` takes them;
+    `docs/rules.md` has a recipe.
+
     **Arguments:** `budget`: time for meta-training, compilation included: seconds, or text as `90s`, `10m`, `1h`;
-    tuning and comparing come on top. `objective`: `"validation"` learns from held-out data, for families that have any
-    (`ProblemFamily.held_out_loss`), and chooses by the loss on them at the end of runs, `"training"` by the mean over
-    runs. `horizon`: steps of a run. `pretrained`: a controller that may be started from, an artifact's name or file;
-    `None` starts as a tuned one in any case. `folder`: for `optimizer.safetensors`, `report.html`, `results.json` and
-    `metatraining/`. `resume`: go on with what an interrupted call left there. `runs`: fresh instances to compare on.
+    tuning and comparing come on top. `objective`: `"validation"` learns from held-out data and chooses by the loss on
+    them at the end of runs, `"training"` by the mean over runs. `held_out`: how many of the last images or characters
+    are kept from training for it (`bygrad.problems.hold_out`), a fifth by default; other families have a
+    `held_out_loss` of their own, or none. `horizon`: steps of a run. `pretrained`: a controller that may be started
+    from, an artifact's name or file; `None` starts as a tuned one in any case. `folder`: for `optimizer.safetensors`,
+    `report.html`, `results.json` and `metatraining/`. `resume`: go on with what an interrupted call left there. `runs`:
+    fresh instances to compare on.
 
     **Raises:** `ValueError`: the budget, the family or `pretrained` cannot work, or the folder holds something else.
     `FileExistsError`: the folder is in use and `resume` is off.
@@ -93,6 +102,13 @@ def specialize(
     if pretrained is not None:
         _pretrained(pretrained)  # refused before anything is written
     folder = Path(folder)
+    if objective == "validation":
+        family = hold_out(family, held_out)
+    elif held_out is not None:
+        raise ValueError(
+            f"held_out is {held_out}, but the objective is the training loss, so nothing would be judged by what is"
+            " held out. Choose the validation objective, or leave held_out (--held-out) away."
+        )
     problems = HeldOut(family) if objective == "validation" else family
     check_family(problems, jax.random.key(seed))
     identity = {"family": describe_family(family), "objective": objective, "horizon": horizon, "runs": runs}
@@ -127,12 +143,15 @@ def _specialize(
     command: str,
 ) -> Specialized:
     horizon, seed = protocol.horizon, protocol.seed
-    tunings = tune_baselines(problems, protocol, RIVALS, display.phase, Kept(folder / "tuning.json"))
+    started = time.perf_counter()
+    tunings, tuning_seconds = tune(problems, protocol, folder, display, RIVALS)
     judged_by = measure_of(objective)
     levels = {name: float(np.min(getattr(tuning, judged_by))) for name, tuning in tunings.items()}
     display.tuned(judged_by, levels)
 
     start, origin = _start(pretrained, tunings, objective, problems, protocol)
+    if tuning_seconds is not None:
+        tuning_seconds = time.perf_counter() - started  # the choice of a start is a part of it
     recipe = _paced(choose_recipe(horizon, seconds, seed, objective), start, origin == pretrained, problems, folder)
     trained = train(
         start,
@@ -147,6 +166,7 @@ def _specialize(
     pilot = seconds - (recipe.seconds or seconds)
     spent = trained.log.events[-1].seconds + pilot
 
+    started = time.perf_counter()
     results = evaluate(
         {"Controller": trained.optimizer, "Start": start},
         problems,
@@ -158,16 +178,18 @@ def _specialize(
         tunings=tunings,
     )
     results["meta_training"] = meta_training_results(trained, recipe, levels)
-    results["seconds"]["meta_training"] = spent
     rows = results["optimizers"]
     rows["start"] |= {"label": f"the start ({origin})", "note": "What the controller is before it learns."}
     learned, unlearned = (_judge(it, objective, problems, protocol, branch=1) for it in (trained.optimizer, start))
     better = learned < unlearned
-    optimizer, path = trained.optimizer if better else start, folder / "optimizer.safetensors"
+    optimizer = declare(trained.optimizer if better else start, horizon)  # see `choose_recipe`
+    path = folder / "optimizer.safetensors"
     if not better:
         display.say("what was learned is no better than its start on held-out instances: the start is kept", "yellow")
         rows["controller"]["note"] = "No better than its start on held-out instances: the start is what was kept."
     worth = worth_of(optimizer, rows["controller" if better else "start"], rows, problems, protocol, spent)
+    evaluation_seconds = time.perf_counter() - started
+    results["seconds"] = {"tuning": tuning_seconds, "meta_training": spent, "evaluation": evaluation_seconds}
     results["specialization"] = worth | {"objective": objective, "kept": "learned" if better else "start"}
     results["levels"] = rows_of(worth)
     export(
@@ -233,12 +255,17 @@ def choose_recipe(horizon: int, seconds: float, seed: int, objective: Objective 
     """Choose how to meta-train a controller in the time given, for runs of `horizon` steps.
 
     Noise-reuse evolution strategies in the robust form, in windows of about 20 steps: of what was compared at 90
-    seconds, the only one that is both unbiased for the horizon and cheap.
+    seconds, the only one that is both unbiased for the horizon and cheap. Where no number of such windows makes up the
+    horizon, runs of meta-training are a few steps longer or shorter; comparisons are over the horizon itself.
     """
-    divisors = [steps for steps in range(1, horizon + 1) if horizon % steps == 0]
-    truncation = min(divisors, key=lambda steps: abs(math.log(steps / 20)))
+
+    def nearest(steps: int) -> int:
+        return steps * round(horizon / steps)
+
+    windows = range(min(SHORTEST_WINDOW, horizon), LONGEST_WINDOW + 1)
+    truncation = min(windows, key=lambda steps: (abs(nearest(steps) - horizon), abs(math.log(steps / 20))))
     return Recipe(
-        horizon=horizon,
+        horizon=nearest(truncation),
         truncation=truncation,
         instances=8,
         meta_steps=1_000_000,

@@ -117,6 +117,23 @@ def _grads(optimizer: Optimizer, family: ProblemFamily, inner: Inner, steps: int
 _GRADS = Program(_grads)
 
 
+def tune(
+    family: ProblemFamily,
+    protocol: Protocol,
+    folder: Path,
+    display: Display,
+    baselines: Mapping[str, type[FromOptax]] = PAPER_BASELINES,
+) -> tuple[dict[str, Tuning], float | None]:
+    """Tune the baselines, but for those that an interrupted run has in the folder; then nobody knows how long all took.
+
+    **Returns:** the tunings, and the seconds, or `None`.
+    """
+    kept = Kept(folder / "tuning.json")
+    whole, started = not kept, time.perf_counter()
+    tunings = tune_baselines(family, protocol, baselines, display.phase, kept)
+    return tunings, time.perf_counter() - started if whole else None
+
+
 def evaluate(
     learned: Mapping[str, Optimizer],
     family: ProblemFamily,
@@ -133,11 +150,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Tune the `baselines` (unless `tunings` are given), compare, and return the results of a report.
 
-    **Arguments:** `kept`: what an interrupted evaluation has; it takes up what comes.
+    **Arguments:** `tunings`: of baselines that are tuned already; who did it knows how long it took. `kept`: what an
+    interrupted evaluation has; it takes up what comes.
     """
     check_family(family, jax.random.key(protocol.seed))
-    whole, started = not kept, time.perf_counter()
-    tunings = tune_baselines(tuning_family, protocol, baselines, display.phase) if tunings is None else tunings
+    whole, started, tuning = not kept, time.perf_counter(), None
+    if tunings is None:
+        tunings = tune_baselines(tuning_family, protocol, baselines, display.phase)
+        tuning = time.perf_counter() - started
     tuned = time.perf_counter()
     optimizers = compare(learned, tunings, family, protocol, watch=display.phase, results=kept)
     return {
@@ -154,7 +174,7 @@ def evaluate(
         "machine": machine(),
         "command": command,
         # Of an evaluation that was interrupted nobody knows how long it took.
-        "seconds": {"tuning": tuned - started, "evaluation": time.perf_counter() - tuned if whole else None},
+        "seconds": {"tuning": tuning, "evaluation": time.perf_counter() - tuned if whole else None},
     }
 
 

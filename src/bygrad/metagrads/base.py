@@ -57,6 +57,12 @@ class Estimator(eqx.Module):
 
     biased: ClassVar[bool] = True
 
+    @property
+    def differentiates(self) -> bool:
+        """Whether it follows the derivatives of the losses, and not their values alone. Those of a family that is
+        judged by other data than it is trained on (`bygrad.problems.HeldOut`) are not of its values."""
+        return True
+
     @abc.abstractmethod
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Any:
         """Begin the inner problems."""

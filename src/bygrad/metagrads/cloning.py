@@ -62,6 +62,10 @@ class Clone(Estimator):
                 " instance to look at in a meta-step, at least 1."
             )
 
+    @property
+    def differentiates(self) -> bool:
+        return False  # but for the imitation loss, in which those of the problem do not occur
+
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Recorded:
         keys = jax.random.split(key, windows.instances)
         teacher, lifted = as_teacher(self.teacher, windows.horizon), lift(optimizer)

@@ -43,6 +43,10 @@ class Evolution(Estimator):
     def __check_init__(self) -> None:
         particles.check_sigma(self.sigma)
 
+    @property
+    def differentiates(self) -> bool:
+        return False
+
     @abc.abstractmethod
     def directions(self, optimizer: Optimizer, inner: Inner) -> PyTree:
         """Draw the direction of every pair for a window."""

@@ -83,6 +83,10 @@ class Imitate(Estimator):
                 " of at least 1, or use the estimator without imitation."
             )
 
+    @property
+    def differentiates(self) -> bool:
+        return self.estimator.differentiates
+
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Imitated:
         own, shown = jax.random.split(key)
         inner = windows.begin(as_teacher(self.teacher, windows.horizon), shown)

@@ -30,6 +30,10 @@ class Members(Estimator):
 
     estimator: Estimator
 
+    @property
+    def differentiates(self) -> bool:
+        return self.estimator.differentiates
+
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> tuple[Any, ...]:
         return tuple(
             self.estimator.init(optimizer, part, jax.random.fold_in(key, i)) for i, part in enumerate(_parts(windows))

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from .._core.draws import normals
-from .base import ProblemFamily
 from .data.embedded import embedded
+from .held_out import DataFamily
 
 TEST_PART = 10
 """One part in so many, the end of the text, is kept for the test split."""
@@ -18,7 +18,7 @@ TEST_PART = 10
 Weights = dict[str, Array]
 
 
-class CharacterModel(ProblemFamily):
+class CharacterModel(DataFamily):
     r"""Cross-entropy of a causal transformer with one block, on windows of a text drawn with replacement.
 
     $$x \leftarrow x + \operatorname{attention}(\operatorname{norm} x), \qquad
@@ -30,6 +30,7 @@ class CharacterModel(ProblemFamily):
 
     **Arguments:** `text` `[n]`: characters as numbers in `0..characters-1`. `characters`: how many there are. `width`:
     of $x$, a multiple of `heads`. `window`: characters that a prediction can look back on. `batch`: windows a step.
+    `held_out`: how many of the last characters are kept for `held_out_loss` and not trained on.
     """
 
     text: UInt8[Array, " n"]
@@ -39,6 +40,7 @@ class CharacterModel(ProblemFamily):
     window: int = eqx.field(static=True, default=16)
     scale: float = eqx.field(static=True, default=1.0)
     batch: int = eqx.field(static=True, default=16)
+    held_out: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
         if self.width < 1 or self.heads < 1 or self.width % self.heads or self.batch < 1 or self.window < 1:
@@ -46,10 +48,11 @@ class CharacterModel(ProblemFamily):
                 f"width={self.width}, heads={self.heads}, window={self.window}, batch={self.batch}: there is no such"
                 " transformer or minibatch. Give positive numbers, and a width that the heads divide."
             )
-        if len(self.text) <= self.window:
+        trained, size = self.entries
+        if min(trained, self.held_out or size) <= self.window:
             raise ValueError(
-                f"The text has {len(self.text)} characters, but a window of {self.window} needs at least one more to"
-                " predict. Give a longer text, or a smaller window."
+                f"The text has {size} characters, {self.held_out} of them held out, but a window of {self.window}"
+                " needs at least one more to predict, in each part. Give a longer text, or a smaller window."
             )
 
     @classmethod
@@ -62,8 +65,9 @@ class CharacterModel(ProblemFamily):
         part = text[:border] if split == "train" else text[border:]
         return cls(jnp.asarray(part, jnp.uint8), characters=len(alphabet), batch=batch)
 
-    def sample(self, key: PRNGKeyArray) -> tuple[()]:
-        return ()
+    @property
+    def entries(self) -> tuple[int, int]:
+        return len(self.text) - self.held_out, len(self.text)
 
     def init(self, instance: tuple[()], key: PRNGKeyArray) -> Weights:
         width = self.width
@@ -80,10 +84,12 @@ class CharacterModel(ProblemFamily):
         weights = {name: self.scale * scale * normal for name, scale, normal in zip(shapes, scales, drawn, strict=True)}
         return weights | {f"gain{i}": jnp.ones(width) for i in range(3)}
 
-    def loss(self, params: Weights, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
-        last = len(self.text) - self.window
+    def loss_on(self, params: Weights, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:
+        last = end - self.window
         # Without a key: windows side by side, which cover the text once.
-        starts = jnp.arange(0, last, self.window) if key is None else jax.random.randint(key, (self.batch,), 0, last)
+        starts = (
+            jnp.arange(start, last, self.window) if key is None else jax.random.randint(key, (self.batch,), start, last)
+        )
         codes = self.text[starts[:, None] + jnp.arange(self.window + 1)].astype(jnp.int32)
         scores = jax.nn.log_softmax(self._logits(params, codes[:, :-1]))
         return -jnp.mean(jnp.take_along_axis(scores, codes[:, 1:, None], axis=2))

@@ -16,6 +16,10 @@ from .._core import trees
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
 
 
+class NoHeldOutDataError(NotImplementedError, ValueError):
+    """A family is to be judged by data that it does not have."""
+
+
 class ProblemFamily(eqx.Module):
     r"""A distribution over optimization problems $\min_p f_i(p)$, one for every instance $i$.
 
@@ -62,8 +66,9 @@ class ProblemFamily(eqx.Module):
 
         **Raises:** `NotImplementedError`: this family has no such data.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} has no held-out data, so it cannot be judged by a validation loss. Write its"
+        raise NoHeldOutDataError(
+            f"{type(self).__name__} has no held-out data, so it cannot be judged by a validation loss. Give held_out=,"
+            " how many of its last entries to keep from training, if it has such a field; else write its"
             " `held_out_loss(params, instance, key)`, or choose the training objective."
         )
 
@@ -144,6 +149,8 @@ def blame(what: str) -> Iterator[None]:
     """Turn whatever a family raises into one error that says which part of it failed."""
     try:
         yield
+    except NoHeldOutDataError:  # the family is right, but not for what is asked of it
+        raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(

@@ -8,10 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Integer, UInt8
 
-from .base import ProblemFamily
 from .data import ImageData
+from .held_out import DataFamily
 
 AnyClassifier = TypeVar("AnyClassifier", bound="ImageClassifier")
 
@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-class ImageClassifier(ProblemFamily):
+class ImageClassifier(DataFamily):
     """Cross-entropy of a network over labelled images, the last `held_out` of which are not trained on."""
 
     images: eqx.AbstractVar[UInt8[Array, "n ..."]]
@@ -38,11 +38,6 @@ class ImageClassifier(ProblemFamily):
         if self.activation not in get_args(Activation):
             raise ValueError(
                 f"Unknown activation {self.activation!r}: choose one of {', '.join(get_args(Activation))}."
-            )
-        if not 0 <= self.held_out < len(self.images):
-            raise ValueError(
-                f"held_out is {self.held_out} of {len(self.images)} images, but some must be left to train on. Give at"
-                " least 0 and less than all."
             )
 
     @classmethod
@@ -63,20 +58,9 @@ class ImageClassifier(ProblemFamily):
     def arranged(images: np.ndarray) -> np.ndarray:
         """Return the images `[n, height, width]` or `[n, height, width, channels]` as the network takes them."""
 
-    def sample(self, key: PRNGKeyArray) -> tuple[()]:
-        return ()
-
-    def loss(self, params: Any, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
-        return self.loss_on(params, key, 0, len(self.images) - self.held_out)
-
-    def held_out_loss(self, params: Any, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
-        if not self.held_out:
-            return super().held_out_loss(params, instance, key)
-        return self.loss_on(params, key, len(self.images) - self.held_out, len(self.images))
-
-    @abc.abstractmethod
-    def loss_on(self, params: Any, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:
-        """Return the mean over a minibatch that `key` draws from images `start` to `end`; over all of them for None."""
+    @property
+    def entries(self) -> tuple[int, int]:
+        return len(self.images) - self.held_out, len(self.images)
 
 
 def cross_entropy(logits: Float[Array, "n classes"], labels: Integer[Array, " n"]) -> Float[Array, ""]:

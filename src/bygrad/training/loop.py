@@ -19,7 +19,7 @@ from .._core.hosts import LostProcessError, first_line
 from .._core.memory import bytes_available, in_words
 from .._core.types import Params, State
 from ..optimizers import Learned, Optimizer, declare
-from ..problems import ProblemFamily, check_family, describe_family
+from ..problems import ProblemFamily, check_family, describe_family, is_held_out
 from ..unroll import Windows
 from . import checkpoint
 from .devices import Devices, from_lead, least, meet
@@ -138,6 +138,12 @@ class _MetaTraining(Generic[AnyOptimizer]):
             raise ValueError(
                 f"The recipe ends after {recipe.seconds} s, but {jax.process_count()} processes have as many clocks,"
                 " and would not take the same steps. Give meta_steps alone."
+            )
+        if is_held_out(family) and recipe.estimator.differentiates:
+            raise ValueError(
+                f"{type(recipe.estimator).__name__} follows the derivatives of the losses, but those of HeldOut are of"
+                " the training loss and not of the held-out loss that counts, so the meta-gradients would be wrong. Use"
+                " an estimator that needs losses alone, such as NRES(robust=True), or train on the family inside."
             )
         windows = Windows(family, recipe.horizon, recipe.truncation, recipe.instances, recipe.shortest)
         # For those that keep their horizon in themselves; those that keep it in their state get every run's own.
