@@ -152,13 +152,37 @@ def test_bytes_in_words(count, words):
     assert in_words(count) == words
 
 
-def test_a_container_may_have_less_than_its_machine(tmp_path, monkeypatch):
-    (tmp_path / "memory.max").write_text("5000")
-    (tmp_path / "memory.current").write_text("2000")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert bytes_available() == 3000
-    (tmp_path / "memory.max").write_text("max")
-    assert bytes_available() > 3000
+@pytest.mark.parametrize("version", [1, 2])
+def test_control_groups_may_have_less_than_the_machine(version, tmp_path, monkeypatch):
+    limit, used = [("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")][version - 1]
+    top = tmp_path / "memory" if version == 1 else tmp_path
+
+    def group(path, most, held, cached):
+        (top / path).mkdir(parents=True, exist_ok=True)
+        (top / path / limit).write_text(f"{most}\n")
+        (top / path / used).write_text(f"{held}\n")
+        stat = f"inactive_file {cached if version == 2 else 7}\ntotal_inactive_file {cached}\n"
+        (top / path / "memory.stat").write_text(f"anon 5\n{stat}")
+
+    own = tmp_path / "cgroup"
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_CGROUPS", own)
+    own.write_text("5:cpu,memory:/job/step\n4:pids:/\n" if version == 1 else "0::/job/step\n")
+    group("job/step", 9000, 2000, 500)
+    assert bytes_available() == 7500
+    group("job", 5000, 2500, 1000)
+    assert bytes_available() == 3500
+    assert bytes_available(devices=2) == 1750
+    group("other", 10, 0, 0)
+    assert bytes_available() == 3500
+    group("", 4000, 1500, 0)
+    assert bytes_available() == 2500
+    own.write_text(own.read_text().replace("/job/step", "/not/seen/in/a/container"))
+    assert bytes_available() == 2500
+    group("", 2**63 - 4096 if version == 1 else "max", 1500, 0)
+    assert bytes_available() > 9000
+    own.unlink()
+    assert bytes_available() > 9000
 
 
 @pytest.mark.core
