@@ -73,7 +73,13 @@ def train(
     meta_steps: Annotated[int, arg(help="Meta-steps.")] = 1000,
     meta_learning_rate: Annotated[float, arg(help="Adam's, at the start; falls to 0 along a cosine.")] = 5e-3,
     coordinates: Annotated[float, arg(help="Part of the coordinates to replay; 1 is exact.")] = 1.0,
-    segment: Annotated[int, arg(help="Steps to keep in memory at a time, for long windows; 0 keeps all.")] = 0,
+    segment: Annotated[
+        int,
+        arg(
+            help="Steps to keep in memory at a time; 0 keeps all. Saves memory with a --truncation above 100, near 5"
+            " times its square root; more memory is needed below, for an LSTM."
+        ),
+    ] = 0,
     state_dtype: Annotated[
         Literal["float32", "bfloat16"] | None, arg(help="What an LSTM's state is kept in; bfloat16 takes half.")
     ] = None,

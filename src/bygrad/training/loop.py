@@ -17,9 +17,10 @@ from jaxtyping import PRNGKeyArray
 
 from .._core.hosts import LostProcessError, first_line
 from .._core.memory import bytes_available, in_words
+from ..metagrads import Replay
 from ..optimizers import Learned, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
-from ..unroll import Windows
+from ..unroll import Windows, best_segment
 from . import checkpoint
 from .devices import Devices, from_lead, least, meet
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
@@ -323,8 +324,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
         compile_seconds = time.perf_counter() - started
         available = least(bytes_available(self.devices.local))
         remedies = {
-            "a meta-step": f"instances (now {self.recipe.instances}), truncation (now {self.recipe.truncation}), or"
-            " keep a part of a window at a time (Replay(segment=...), --segment)",
+            "a meta-step": f"instances (now {self.recipe.instances}), truncation (now {self.recipe.truncation})"
+            + self._advice_on_segments(learner),
             "a validation": f"validation_runs (now {self.recipe.validation_runs})",
         }
         for what, (_, more) in needs.items():
@@ -335,6 +336,12 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 )
         sizes = needs["a meta-step"][0], needs["a validation"][0], available
         self._tell(Planned(int(learner.step), *sizes, compile_seconds, self.seconds, self.recipe.meta_steps))
+
+    def _advice_on_segments(self, learner: Learner) -> str:
+        """Return the rest of a list of what to lower: where the window is kept whole, and less would be in segments."""
+        if self.recipe.estimator != Replay() or not (segment := best_segment(learner.inner, self.recipe.truncation)):
+            return ""
+        return f", or keep {segment} steps of a window at a time (Replay(segment={segment}), --segment {segment})"
 
     def _validate(self, learner: Learner) -> Learner:
         losses = np.asarray(curves(*self._validation(learner)))
