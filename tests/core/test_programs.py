@@ -124,8 +124,11 @@ def test_a_second_meta_training_compiles_nothing(monkeypatch):
 def test_what_will_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "bytes_available", lambda *_: 1_000)
     recipe = Recipe(horizon=4, truncation=2, instances=2, meta_steps=2, validation_runs=2)
-    with pytest.raises(MemoryError, match=r"would need .* 1000 B are free.*Lower instances \(now 2\)"):
+    with pytest.raises(MemoryError, match=r"would need .* 1000 B are free.*Lower instances \(now 2\).*\(now 2\)\.$"):
         meta_train(LSTM(jax.random.key(0), (2,)), Quadratic(2), recipe, folder=tmp_path / "run")
+    long = dataclasses.replace(recipe, horizon=16, truncation=16)  # 12 S + 20 (16 / S + 1) bytes a coordinate, or 256
+    with pytest.raises(MemoryError, match=r"\(now 16\), or keep 4 steps .*Replay\(segment=4\), --segment 4"):
+        meta_train(LSTM(jax.random.key(0), (2,)), Quadratic(2), long)
     assert not list((tmp_path / "run").glob("checkpoint*"))
 
 
@@ -166,13 +169,37 @@ def test_bytes_in_words(count, words):
     assert in_words(count) == words
 
 
-def test_a_container_may_have_less_than_its_machine(tmp_path, monkeypatch):
-    (tmp_path / "memory.max").write_text("5000")
-    (tmp_path / "memory.current").write_text("2000")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert bytes_available() == 3000
-    (tmp_path / "memory.max").write_text("max")
-    assert bytes_available() > 3000
+@pytest.mark.parametrize("version", [1, 2])
+def test_control_groups_may_have_less_than_the_machine(version, tmp_path, monkeypatch):
+    limit, used = [("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")][version - 1]
+    top = tmp_path / "memory" if version == 1 else tmp_path
+
+    def group(path, most, held, cached):
+        (top / path).mkdir(parents=True, exist_ok=True)
+        (top / path / limit).write_text(f"{most}\n")
+        (top / path / used).write_text(f"{held}\n")
+        stat = f"inactive_file {cached if version == 2 else 7}\ntotal_inactive_file {cached}\n"
+        (top / path / "memory.stat").write_text(f"anon 5\n{stat}")
+
+    own = tmp_path / "cgroup"
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_CGROUPS", own)
+    own.write_text("5:cpu,memory:/job/step\n4:pids:/\n" if version == 1 else "0::/job/step\n")
+    group("job/step", 9000, 2000, 500)
+    assert bytes_available() == 7500
+    group("job", 5000, 2500, 1000)
+    assert bytes_available() == 3500
+    assert bytes_available(devices=2) == 1750
+    group("other", 10, 0, 0)
+    assert bytes_available() == 3500
+    group("", 4000, 1500, 0)
+    assert bytes_available() == 2500
+    own.write_text(own.read_text().replace("/job/step", "/not/seen/in/a/container"))
+    assert bytes_available() == 2500
+    group("", 2**63 - 4096 if version == 1 else "max", 1500, 0)
+    assert bytes_available() > 9000
+    own.unlink()
+    assert bytes_available() > 9000
 
 
 @pytest.mark.core

@@ -63,6 +63,43 @@ step = jax.jit(lambda grads, state: optimizer.update(grads, state)).lower(large,
 assert not any(word in step.as_text() for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
 """
 
+LOCAL = """
+from jax import shard_map
+from bygrad.optimizers import LSTM, base
+
+base.STEP_BLOCK = 64
+optimizer, size = LSTM(jax.random.key(0), (4,)), 8 * 1000
+mesh = Mesh(np.array(jax.devices()), ("model",))
+grads = jax.random.normal(jax.random.key(1), (size,))
+state = jax.random.normal(jax.random.key(2), optimizer.start((size,)).shape)
+expected = jax.tree.leaves(optimizer.step(grads, state))
+
+def in_a_loop(function, *arguments):
+    return "scan[" in str(jax.make_jaxpr(function)(*arguments))
+
+# Inside `shard_map` arrays are local: blocks it is, also where the gradient alone is the same on all devices.
+for checked in (True, False):
+    divided = shard_map(optimizer.step_in_blocks, mesh=mesh, in_specs=(P("model"), P(None, "model")),
+                        out_specs=(P("model"), P(None, "model")), check_vma=checked)
+    assert in_a_loop(divided, grads, state)
+    for ours, theirs in zip(jax.tree.leaves(jax.jit(divided)(grads, state)), expected):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+alike = shard_map(optimizer.step_in_blocks, mesh=mesh, in_specs=(P(), P(None, "model")),
+                  out_specs=(P("model"), P(None, "model")))
+few = grads[: size // 8]
+for ours, theirs in zip(jax.tree.leaves(jax.jit(alike)(few, state)), optimizer.step(jnp.tile(few, 8), state)):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+# Outside, a trace cannot tell, nor inside over a part of the axes; arrays that are there can.
+assert not in_a_loop(optimizer.step_in_blocks, grads, state)
+axes = Mesh(np.array(jax.devices()).reshape(4, 2), ("model", "data"))
+assert not in_a_loop(shard_map(optimizer.step_in_blocks, mesh=axes, in_specs=(P("model"), P(None, "model")),
+                               out_specs=(P("model"), P(None, "model")), axis_names={"model"}), grads, state)
+put = lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec))
+assert not base._may_be_divided((grads, state))
+assert base._may_be_divided((put(grads, P("model")), put(state, P(None, "model"))))
+"""
+
 
 FEW = ["LSTM", "Controller", "Adam", "Guard"]  # enough to see whether another version of JAX divides arrays alike
 
@@ -74,6 +111,14 @@ FEW = ["LSTM", "Controller", "Adam", "Guard"]  # enough to see whether another v
 )
 def test_params_divided_over_eight_devices_take_the_same_step_and_stay_there(script, names):
     """Many optimizers in one process, whose start takes longer than each of them; and the state lies as the params."""
+    run(script, *names)
+
+
+def test_large_arrays_are_updated_in_blocks_where_they_are_certainly_on_one_device():
+    run(SHARDED.partition("mesh =")[0] + LOCAL)
+
+
+def run(script, *names):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"  # those of the suite compile fast
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", script, *names], env=environment, capture_output=True, text=True)

@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
-from bygrad._core.hosts import INCOMPLETE, parse_hosts
+from bygrad._core import hosts
+from bygrad._core.hosts import INCOMPLETE, join, parse_hosts
 from bygrad.training.devices import choose
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and signals between processes need a Unix")
@@ -221,3 +223,31 @@ def test_hosts_are_read_or_refused():
     for wrong in ("", "host,2,0", "host:1,2", "host:1,2,2", "host:x,2,0", "host:1,2,-1"):
         with pytest.raises(ValueError, match=r"names no place in a job.*ADDRESS:PORT,COUNT,INDEX.*auto"):
             parse_hosts(wrong)
+
+
+@pytest.mark.parametrize("mpi4py", [None, "a module"], ids=["without", "with mpi4py"])
+@pytest.mark.parametrize("orte", [None, "1531576320.0;tcp://10.96.0.1:34911"], ids=["5", "4"])
+def test_open_mpi_5_needs_mpi4py(monkeypatch, mpi4py, orte):
+    asked = []
+
+    def initialize(initialization_timeout, heartbeat_timeout_seconds, **arguments):
+        asked.append(arguments)
+        if not arguments and orte is None:
+            raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(hosts, "find_spec", lambda name: mpi4py)
+    monkeypatch.setenv("JAX_ENABLE_PREEMPTION_SERVICE", "0")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
+    if orte is not None:
+        monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", orte)
+    if orte is None and mpi4py is None:
+        with pytest.raises(ValueError, match=r"pip install mpi4py.*PORT,\$OMPI_COMM_WORLD_SIZE,\$OMPI_COMM_WORLD_RANK"):
+            join("auto")
+        return
+    join("auto")
+    found = {"cluster_detection_method": "mpi4py", "num_processes": 4, "process_id": 3}
+    assert asked == [{} if orte else found]
+    join("10.0.0.1:99,2,1")
+    assert asked[1] == parse_hosts("10.0.0.1:99,2,1")

@@ -390,6 +390,9 @@ def test_a_family_that_cannot_work_is_refused_before_anything_is_written(tmp_pat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"horizon": 0}, "horizon is 0"),
+        ({"truncation": -1}, "truncation is -1"),
+        ({"instances": 0}, "instances is 0"),
         ({"meta_steps": 0}, "meta_steps is 0"),
         ({"meta_learning_rate": 0.0}, "meta_learning_rate is 0"),
         ({"meta_learning_rate": float("nan")}, "meta_learning_rate is nan"),

@@ -1,16 +1,50 @@
 """Windows in segments: the same meta-gradient as from a whole window, for less memory."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bygrad.metagrads import Estimate, Replay
-from bygrad.optimizers import LSTM, Adam, Nesterov, Optimizer
-from bygrad.problems import Quadratic
-from bygrad.unroll import Inner, Windows
+from bygrad.optimizers import LSTM, Adam, Nesterov, Optimizer, Partition
+from bygrad.problems import ProblemFamily, Quadratic
+from bygrad.unroll import Inner, Windows, best_segment
 
-KINDS = {"lstm": lambda: LSTM(jax.random.key(0), (3, 2)), "adam": Adam}
+
+class Divided(ProblemFamily):
+    """Bowls of two arrays."""
+
+    size: int = eqx.field(static=True)
+
+    def sample(self, key):
+        return jax.random.normal(key, (self.size,))
+
+    def init(self, instance, key):
+        left, right = jnp.split(jax.random.normal(key, (self.size,)), [self.size // 2])
+        return {"left": left, "right": right}
+
+    def loss(self, params, instance, key):
+        point = jnp.concatenate([params["left"], params["right"]])
+        return jnp.sum((instance * point) ** 2)
+
+
+def divided(**parts: Optimizer) -> Partition:
+    return Partition(parts=parts, rules=(("left", "first"), ("right", "second"), ("*", "idle")))
+
+
+def lstm(*layers: int) -> LSTM:
+    return LSTM(jax.random.key(0), layers)
+
+
+KINDS = {
+    "lstm": lambda: lstm(3, 2),
+    "adam": Adam,
+    "partition": lambda: divided(first=lstm(3, 2), second=lstm(2), idle=lstm(2)),
+    "mixed": lambda: divided(first=lstm(2), second=Adam(), idle=Adam()),
+}
 
 
 @eqx.filter_jit
@@ -24,10 +58,11 @@ def optimizer(request: pytest.FixtureRequest) -> Optimizer:
         return eqx.filter_jit(KINDS[request.param])()
 
 
-def test_segments_leave_no_trace(optimizer: Optimizer) -> None:
+def test_segments_leave_no_trace(optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch) -> None:
     # Two windows, the second with a state that is not the first one's, and an instance renewed in between.
+    monkeypatch.setattr(LSTM, "block", 4)  # blocks, the last of which is not full
     with jax.enable_x64(True):
-        windows = Windows(Quadratic(3), horizon=12, truncation=6, instances=2)
+        windows = Windows(Divided(5), horizon=12, truncation=6, instances=2)
         whole = state = windows.begin(optimizer, jax.random.key(1))
         for _ in range(2):
             ours, state = estimate(Replay(segment=2), optimizer, windows, state)
@@ -38,16 +73,28 @@ def test_segments_leave_no_trace(optimizer: Optimizer) -> None:
                 np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13)
 
 
-def test_memory_does_not_grow_with_the_window() -> None:
-    optimizer = LSTM(jax.random.key(0))
+def bytes_needed(optimizer: Optimizer, truncation: int, segment: int) -> int:
+    windows = Windows(Divided(4000), truncation, truncation, 4)  # many blocks of coordinates
+    state = eqx.filter_eval_shape(windows.begin, optimizer, jax.random.key(1))
+    step = jax.jit(lambda state: Replay(segment=segment).estimate(optimizer, windows, state), donate_argnums=0)
+    memory: Any = step.lower(state).compile().memory_analysis()
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
-    def bytes_needed(truncation: int, segment: int) -> int:
-        windows = Windows(Quadratic(500), truncation, truncation, 4)  # several blocks of coordinates
-        state = windows.begin(optimizer, jax.random.key(1))
-        lowered = estimate.lower(Replay(segment=segment), optimizer, windows, state)
-        return lowered.compile().compiled.memory_analysis().temp_size_in_bytes
 
-    assert bytes_needed(256, 16) < bytes_needed(256, 0) / 3
+@pytest.mark.parametrize(("steps", "segments"), [(30, (0, 15)), (324, (81, 0, 162, 18))], ids=["short", "long"])
+def test_the_best_segment_takes_the_least_memory(
+    steps: int, segments: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LSTM, "block", 16)  # what a block takes is little then, as beside millions of coordinates
+    windows = Windows(Divided(3), steps, steps, 2)
+    assert best_segment(windows.begin(lstm(20, 20), jax.random.key(0)), steps) == segments[0]
+    needs = [bytes_needed(lstm(20, 20), steps, segment) for segment in segments]
+    assert min(needs) == needs[0]
+
+
+def test_the_parts_of_a_partition_need_no_more_than_one_optimizer() -> None:
+    parts = divided(first=lstm(8, 8), second=lstm(8, 8), idle=lstm(1))
+    assert bytes_needed(parts, 64, 8) < 1.2 * bytes_needed(lstm(8, 8), 64, 8)
 
 
 def test_segments_that_cannot_be_are_refused() -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 HEARTBEAT_SECONDS = 30
@@ -70,6 +71,10 @@ def join(hosts: str, timeout: int = 300) -> None:
     **Raises:** `ValueError`: `hosts` cannot be read, or `auto` finds nothing. `LostProcessError`: not all came.
     """
     arguments = parse_hosts(hosts)
+    open_mpi_5 = hosts == "auto" and "OMPI_COMM_WORLD_RANK" in os.environ and "OMPI_MCA_orte_hnp_uri" not in os.environ
+    if open_mpi_5 and find_spec("mpi4py"):  # JAX asks it only where it is told to, and knows older Open MPIs without
+        count, index = (int(os.environ[f"OMPI_COMM_WORLD_{name}"]) for name in ("SIZE", "RANK"))
+        arguments = {"cluster_detection_method": "mpi4py", "num_processes": count, "process_id": index}
     # JAX's preemption service would catch SIGTERM and do nothing that anybody here asks for.
     os.environ.setdefault("JAX_ENABLE_PREEMPTION_SERVICE", "0")
     import jax
@@ -79,9 +84,18 @@ def join(hosts: str, timeout: int = 300) -> None:
             **arguments, initialization_timeout=timeout, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
         )
     except ValueError as error:
+        remedy = (
+            "Start it under SLURM, Open MPI, Kubernetes or on a TPU pod, or name the place: --hosts"
+            " ADDRESS:PORT,COUNT,INDEX."
+        )
+        if open_mpi_5:
+            remedy = (
+                "JAX finds the processes of Open MPI 5 through mpi4py: install it (pip install mpi4py), or name the"
+                " place of each: mpirun ... sh -c 'bygrad ... --hosts"
+                " ADDRESS:PORT,$OMPI_COMM_WORLD_SIZE,$OMPI_COMM_WORLD_RANK'."
+            )
         raise ValueError(
-            f"--hosts {hosts} does not work here ({error}), so this process would train alone. Start it under SLURM,"
-            " Open MPI, Kubernetes or on a TPU pod, or name the place: --hosts ADDRESS:PORT,COUNT,INDEX."
+            f"--hosts {hosts} does not work here ({error}), so this process would train alone. {remedy}"
         ) from error
     except RuntimeError as error:
         raise LostProcessError(

@@ -99,7 +99,11 @@ def train(
         float | None, arg(help="For Replay: part of the coordinates to replay; if not given, 1, which is exact.")
     ] = None,
     segment: Annotated[
-        int | None, arg(help="For Replay: steps to keep in memory at a time, for long windows; if not given, all.")
+        int | None,
+        arg(
+            help="For Replay: steps to keep in memory at a time; if not given, all. Saves memory with a --truncation"
+            " above 100, near 5 times its square root; more memory is needed below, for an LSTM."
+        ),
     ] = None,
     second_derivatives: Annotated[bool, arg(help="For Backprop: differentiate gradients as well.")] = False,
     sigma: Annotated[

@@ -35,9 +35,10 @@ class Replay(Estimator):
 
     **Arguments:** `coordinates`: the part to replay, in (0, 1]. `segment`: steps to keep in memory at a time, a divisor
     of the truncation: the window is then rolled out twice, and replayed segment by segment, exactly
-    (`bygrad.unroll.replay_in_segments`). For windows that do not fit in memory; 0 keeps the whole window. `last`: how
-    many losses at the end of a window are its meta-loss; 0 stands for all. With a truncation of the whole horizon, for
-    who cares about where a run ends and not about how it gets there.
+    (`bygrad.unroll.replay_in_segments`). For long windows that do not fit in memory: for an LSTM of above 100 steps,
+    best near 5 times their square root (`bygrad.unroll.best_segment`); shorter ones need more memory in segments. 0
+    keeps the whole window. `last`: how many losses at the end of a window are its meta-loss; 0 stands for all. With a
+    truncation of the whole horizon, for who cares about where a run ends and not about how it gets there.
     """
 
     coordinates: float = eqx.field(static=True, default=1.0)

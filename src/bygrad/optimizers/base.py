@@ -172,9 +172,9 @@ class Coordinatewise(Optimizer):
         Not for reverse-mode differentiation, which would keep the whole state once for every block.
         """
         size, width = grads.size, coordinates_at_a_time(STEP_BLOCK, accelerator=2**18)
-        # Blocks would lie across the borders of arrays that are divided over devices, which a trace cannot tell: each
-        # device would have to gather all of the state. So where there are several devices, the step is left whole.
-        if size <= width or jax.device_count() > 1:
+        # Blocks would lie across the borders of arrays that are divided over devices: each device would have to gather
+        # all of the state.
+        if size <= width or _may_be_divided((grads, state)):
             return self.step(grads, state)
 
         def columns(start: Any, width: int, tree: PyTree) -> PyTree:
@@ -193,12 +193,23 @@ class Coordinatewise(Optimizer):
         # The updates take the place of the gradients, block by block.
         like = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[: -grads.ndim], size), state)
         carry = grads.reshape(-1), _bits(like)
-        whole = size // width
-        carry = jax.lax.fori_loop(0, whole, lambda i, carry: advance(i * width, width, carry), carry)
+        whole, first = size // width, 0
+        if jax.device_count() > 1:
+            # Inside `shard_map`, what is the same on all devices meets what is not: after one block, all of it varies.
+            carry, first = advance(0, width, carry), 1
+        carry = jax.lax.fori_loop(first, whole, lambda i, carry: advance(i * width, width, carry), carry)
         if rest := size % width:
             carry = advance(whole * width, rest, carry)
         updates, states = carry[0], _values(carry[1], like)
         return updates.reshape(grads.shape), jax.tree.map(lambda new, old: new.reshape(old.shape), states, state)
+
+
+def _may_be_divided(arrays: PyTree) -> bool:
+    """Whether arrays may lie on several devices. What is traced may, except inside `shard_map` over all axes."""
+    if jax.device_count() == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual:
+        return False
+    leaves = jax.tree.leaves(arrays)
+    return any(isinstance(leaf, Tracer) or (isinstance(leaf, jax.Array) and len(leaf.devices()) > 1) for leaf in leaves)
 
 
 def _bits(tree: PyTree) -> PyTree:

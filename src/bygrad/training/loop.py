@@ -18,9 +18,10 @@ from jaxtyping import PRNGKeyArray
 from .._core.hosts import LostProcessError, first_line
 from .._core.memory import bytes_available, in_words
 from .._core.types import Params, State
+from ..metagrads import Replay
 from ..optimizers import Learned, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family, is_held_out
-from ..unroll import Windows
+from ..unroll import Windows, best_segment
 from . import checkpoint
 from .devices import Devices, from_lead, least, meet
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
@@ -333,18 +334,21 @@ class _MetaTraining(Generic[AnyOptimizer]):
             "a validation": (curves.bytes_needed(*validation), curves.bytes_more(*validation)),
         }
         compile_seconds = time.perf_counter() - started
-        available = self._afford({what: more for what, (_, more) in needs.items()})
+        more = {what: more for what, (_, more) in needs.items()}
+        available = self._afford(more, self._advice_on_segments(learner))
         sizes = needs["a meta-step"][0], needs["a validation"][0], available
         self._tell(Planned(int(learner.step), *sizes, compile_seconds, self.seconds, self.recipe.meta_steps))
 
-    def _afford(self, needs: dict[str, int]) -> int:
-        """Refuse to begin where a need, in bytes that are not there yet, is more than is free; return what is."""
+    def _afford(self, needs: dict[str, int], segments: str = "") -> int:
+        """Refuse to begin where a need, in bytes that are not there yet, is more than is free; return what is.
+
+        `segments`: what to say of keeping parts of a window.
+        """
         available = least(bytes_available(self.devices.local))
         instances = f"instances (now {self.recipe.instances})"
         remedies = {
             "the inner problems": instances,
-            "a meta-step": f"{instances}, truncation (now {self.recipe.truncation}), or keep a part of a window at a"
-            " time (Replay(segment=...), --segment)",
+            "a meta-step": f"{instances}, truncation (now {self.recipe.truncation}){segments}",
             "a validation": f"validation_runs (now {self.recipe.validation_runs})",
         }
         for what, more in needs.items():
@@ -371,6 +375,12 @@ class _MetaTraining(Generic[AnyOptimizer]):
             f" Much of it is the state of {type(self.optimizer).__name__}: {in_words(state)} an instance, for"
             f" {in_words(params)} of params. A smaller configuration of it (--config) takes less."
         )
+
+    def _advice_on_segments(self, learner: Learner) -> str:
+        """Return the rest of a list of what to lower: where the window is kept whole, and less would be in segments."""
+        if self.recipe.estimator != Replay() or not (segment := best_segment(learner.inner, self.recipe.truncation)):
+            return ""
+        return f", or keep {segment} steps of a window at a time (Replay(segment={segment}), --segment {segment})"
 
     def _validate(self, learner: Learner) -> Learner:
         losses = np.asarray(curves(*self._validation(learner)))

@@ -45,8 +45,8 @@ class Recipe:
     before: "Recipe | None" = None
 
     def __post_init__(self) -> None:
-        positive = ("meta_steps", "meta_learning_rate", "clip", "validate_every", "validation_runs", "final_window")
-        for name in positive:
+        positive = ("horizon", "truncation", "instances", "meta_steps", "meta_learning_rate", "clip")
+        for name in (*positive, "validate_every", "validation_runs", "final_window"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: nothing would be learned. Give a positive number.")
         if not 0 < self.meta_b2 < 1 or self.warmup < 0 or (self.seconds is not None and not self.seconds > 0):

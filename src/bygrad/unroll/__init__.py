@@ -3,7 +3,7 @@
 from .lift import Lifted, lift, lift_by_vmap
 from .replay import cotangents, replay, replay_coordinates, replay_parts
 from .rollout import Inner, Trajectory, begin, draw, instance_axes, loss_curves, observe, rollout, run, step_keys
-from .segments import replay_in_segments
+from .segments import best_segment, replay_in_segments
 from .window import Windows
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Trajectory",
     "Windows",
     "begin",
+    "best_segment",
     "cotangents",
     "draw",
     "instance_axes",

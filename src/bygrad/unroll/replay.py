@@ -75,17 +75,26 @@ def replay_parts(
     replay_one: Callable[[Optimizer, Trajectory, PyTree], Optimizer],
 ) -> Partition:
     """Replay every part of a partition with `replay_one` on what that part saw, and put the results together."""
+    seen = seen_by_parts(optimizer, trajectory)
+    replayed = {name: replay_one(optimizer.parts[name], seen[name], weights[name]) for name in seen}
+    return join_parts(optimizer, replayed)
+
+
+def seen_by_parts(optimizer: Partition, trajectory: Trajectory) -> dict[str, Trajectory]:
+    """Return what every part of a partition saw, of the parts that own any params."""
     keys = jax.vmap(jax.vmap(optimizer.part_keys))(trajectory.key)
-    replayed = {}
-    for name, part in optimizer.parts.items():
-        if name not in trajectory.grads:  # it owns no params
-            replayed[name] = jax.tree.map(jnp.zeros_like, eqx.filter(part, eqx.is_inexact_array))
-            continue
-        arranged = (trajectory.start, trajectory.grads, trajectory.params, trajectory.end_grads)
+    arranged = (trajectory.start, trajectory.grads, trajectory.params, trajectory.end_grads)
+    seen = {}
+    for name in trajectory.grads:
         start, grads, params, end_grads = (tree[name] for tree in arranged)
-        seen = Trajectory(start, grads, params, trajectory.value, keys[name], end_grads, trajectory.end_value)
-        replayed[name] = replay_one(part, seen, weights[name])
-    return eqx.tree_at(lambda it: it.parts, eqx.filter(optimizer, eqx.is_inexact_array), replayed)
+        seen[name] = Trajectory(start, grads, params, trajectory.value, keys[name], end_grads, trajectory.end_value)
+    return seen
+
+
+def join_parts(optimizer: Partition, gradients: dict[str, PyTree]) -> Partition:
+    """Put gradients with respect to parts together; those with respect to parts that saw nothing are zero."""
+    nothing = jax.tree.map(jnp.zeros_like, eqx.filter(optimizer, eqx.is_inexact_array))
+    return eqx.tree_at(lambda it: it.parts, nothing, nothing.parts | gradients)
 
 
 def replay_coordinates(

@@ -1,9 +1,10 @@
 r"""Replay of windows whose gradients do not fit in memory: only the state at the start of each segment is kept.
 
 Rolling out twice costs one more gradient a step, and in exchange the memory for a window of $K$ steps in segments of
-$S$ falls from what $K$ steps record to what $S$ steps record and $K / S$ states (Chen et al., 2016, "Training deep nets
-with sublinear memory cost", there for backpropagation). A run depends on its keys alone, so the second rollout meets
-the same gradients as the first, bit for bit.
+$S$ changes from what $K$ steps record to what $S$ steps record and $K / S$ states (Chen et al., 2016, "Training deep
+nets with sublinear memory cost", there for backpropagation). That is less for long windows only: an LSTM's state takes
+as much as twenty recorded steps (`best_segment`). A run depends on its keys alone, so the second rollout meets the same
+gradients as the first, bit for bit.
 """
 
 import dataclasses
@@ -15,10 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._core.types import State
-from ..optimizers import Coordinatewise, Optimizer
+from ..optimizers import Coordinatewise, Optimizer, Partition
 from ..problems import ProblemFamily
 from .lift import lift
-from .replay import cotangents, in_blocks
+from .replay import cotangents, join_parts, seen_by_parts
 from .rollout import Inner, Trajectory, observe, rollout
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -30,7 +31,7 @@ def replay_in_segments(
 ) -> tuple[Inner, Float[Array, " instances"], AnyOptimizer]:
     r"""Roll out and replay `steps` steps, `segment` of them in memory at a time.
 
-    **Arguments:** `segment`: a divisor of `steps`; memory is least near the square root of `steps`.
+    **Arguments:** `segment`: a divisor of `steps`; `best_segment` says which takes the least memory.
 
     **Returns:** where the instances stand after the window; the mean of the losses after each update, for each
     instance; and the gradient of the sum over instances and steps of those losses, with respect to the optimizer:
@@ -62,6 +63,23 @@ def replay_in_segments(
     return end, losses, gradient
 
 
+def best_segment(inner: Inner, steps: int) -> int:
+    r"""Return the segment with which a window of `steps` takes the least memory; 0 where a whole window takes less.
+
+    If the params take $p$ bytes, and they and the optimizer's state $s$, a whole window of $K$ steps takes $4 K p$
+    beside what both ways need, and one in segments of $S$ takes $3 S p + (K / S + 1) s$: least near
+    $S = \sqrt{K s / 3 p}$. For the LSTM of the paper that is $5 \sqrt K$, and it is less from a $K$ of about 100 on.
+    So it is for coordinatewise optimizers; a step of others keeps more on its way back, so that segments help sooner.
+    """
+    params, state = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for tree in (inner.params, inner.optimizer_state)
+    )
+    bytes_of = {s: 3 * s * params + (steps // s + 1) * (params + state) for s in range(1, steps) if steps % s == 0}
+    bytes_of[0] = 4 * steps * params
+    return min(bytes_of, key=bytes_of.__getitem__)
+
+
 def _without_problems(inner: Inner) -> Inner:
     """Leave out what no step changes, so that it is not kept once for each segment."""
     return dataclasses.replace(inner, instance=None)
@@ -71,6 +89,13 @@ def _pull_back(
     optimizer: AnyOptimizer, trajectory: Trajectory, weights: PyTree, state_cotangent: State
 ) -> tuple[AnyOptimizer, State]:
     """Pull the cotangents of a segment's updates and of its last state back to the optimizer and its first state."""
+    if isinstance(optimizer, Partition):
+        pulled = {
+            name: _pull_back(optimizer.parts[name], seen, weights[name], state_cotangent[name])
+            for name, seen in seen_by_parts(optimizer, trajectory).items()
+        }
+        gradient = join_parts(optimizer, {name: gradient for name, (gradient, _) in pulled.items()})
+        return gradient, {name: before for name, (_, before) in pulled.items()}
     if isinstance(optimizer, Coordinatewise):
         return _pull_coordinates_back(optimizer, trajectory, weights, state_cotangent)
     seen = (trajectory.grads, trajectory.params, trajectory.value, trajectory.key)
@@ -103,30 +128,42 @@ def _pull_coordinates_back(
     def joined(tree: PyTree) -> PyTree:  # instances and coordinates are one axis
         return jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], -1), tree)
 
-    def objective(theta: PyTree, state: PyTree, fixed_state: PyTree, seen: tuple) -> Float[Array, ""]:
+    def objective(
+        theta: PyTree, state: PyTree, fixed_state: PyTree, seen: Array, cots: tuple[Array, PyTree]
+    ) -> Float[Array, ""]:
         optimizer = eqx.combine(theta, fixed_theta)
+        seen, of_updates = seen.astype(optimizer.dtype), cots[0].astype(optimizer.dtype)
 
         def body(state: State, inputs: tuple[Array, Array]) -> tuple[State, Array]:
             grads, cotangent = inputs
             updates, state = optimizer.step(grads, state)
             return state, jnp.vdot(updates, cotangent)
 
-        grads, cots, end = seen
-        state, terms = jax.lax.scan(body, eqx.combine(state, fixed_state), (grads, cots))
-        ends = jax.tree.map(lambda s, c: jnp.sum(s * c), eqx.filter(state, eqx.is_inexact_array), end)
+        state, terms = jax.lax.scan(body, eqx.combine(state, fixed_state), (seen, of_updates))
+        ends = jax.tree.map(lambda s, c: jnp.sum(s * c), eqx.filter(state, eqx.is_inexact_array), cots[1])
         return jnp.sum(terms) + sum(jax.tree.leaves(ends), start=jnp.zeros(()))
 
-    def body(total: PyTree, piece: tuple) -> tuple[PyTree, State]:
-        part, before = jax.grad(objective, argnums=(0, 1))(theta, *piece)
-        return jax.tree.map(jnp.add, total, part), before
+    grads, weights, start, fixed_start = joined((trajectory.grads, weights, moving[1], fixed[1]))
+    count = grads.shape[-1]
+    width = min(optimizer.block, count)
 
-    grads, cots = (joined(array).astype(optimizer.dtype) for array in (trajectory.grads, weights))
-    start, fixed_start, end = (joined(tree) for tree in (moving[1], fixed[1], state_cotangent))
-    pieces = in_blocks((start, fixed_start, (grads, cots, end)), optimizer.block)
-    total, before = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, theta), pieces)
+    def pull_block(i: Array, carry: tuple[PyTree, State]) -> tuple[PyTree, State]:
+        total, pulled = carry
+        first = jnp.minimum(i * width, count - width)
+        new = first + jnp.arange(width) >= i * width  # the last block begins in the one before it
 
-    def whole(pieces: Array, like: Array) -> Array:
-        row = jnp.moveaxis(pieces, 0, -2).reshape(*like.shape[:-2], -1)
-        return row[..., : like.shape[-2] * like.shape[-1]].reshape(like.shape)
+        def columns(tree: PyTree) -> PyTree:
+            return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, width, axis=-1), tree)
 
-    return total, jax.tree.map(whole, before, moving[1])
+        def put(pulled: Array, before: Array, after: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(pulled, jnp.where(new, before, after), first, axis=-1)
+
+        after = columns(pulled)
+        cots = jax.tree.map(lambda leaf: jnp.where(new, leaf, 0), (columns(weights), after))
+        part, before = jax.grad(objective, argnums=(0, 1))(theta, *columns((start, fixed_start, grads)), cots)
+        return jax.tree.map(jnp.add, total, part), jax.tree.map(put, pulled, before, after)
+
+    # The cotangents of the first state take the place of those of the last, block by block.
+    carry = jax.tree.map(jnp.zeros_like, theta), joined(state_cotangent)
+    total, before = jax.lax.fori_loop(0, -(-count // width), pull_block, carry)
+    return total, jax.tree.map(lambda leaf, like: leaf.reshape(like.shape), before, moving[1])
