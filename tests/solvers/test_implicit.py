@@ -1,5 +1,7 @@
 """Derivatives of solutions against finite differences of solutions."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,8 +63,8 @@ def test_derivatives_of_a_batch_are_computed_in_float64():
     direction = np.random.default_rng(0).normal(size=9)
     exact = LevenbergMarquardt(tol=1e-16, max_steps=200)
     batches = [{"data": data + step * direction, "power": np.full(9, 2)} for step in (0.0, h, -h)]
-    data[2] = batches[0]["data"][2] = np.nan
     found, higher, lower = (solve(Cubed(), it, method=exact, batch=16) for it in batches)
+    found = dataclasses.replace(found, status=np.where(np.arange(9) == 2, 0, found.status))  # out of steps
     derivatives = jacobian(Cubed(), found, batches[0], batch=4)
     assert derivatives["height"]["power"] is None and derivatives["rate"]["data"].shape == (9, 1, 9)
     good = np.arange(9) != 2
