@@ -18,6 +18,7 @@ from bygrad.cli import main
 from bygrad.experiments import STUDIES, Display, Task
 from bygrad.experiments.thousands import CASES, Case, Effort, Goal, compare, ours, study
 from bygrad.experiments.thousands.cvxpy_rivals import cvxpy_program
+from bygrad.experiments.thousands.families import rolling
 from bygrad.experiments.thousands.judge import (
     Assessed,
     assess,
@@ -33,7 +34,7 @@ from bygrad.experiments.thousands.results import break_even_of, fastest, gains_o
 from bygrad.experiments.thousands.rival import Rival
 from bygrad.experiments.thousands.rivals import RIVALS
 from bygrad.optimizers import SGD
-from bygrad.problems import LeastSquares, MeanVariance, QuadraticProgram, QuadrotorControl, SparseCoding
+from bygrad.problems import LeastSquares, MeanVariance, OralDose, QuadraticProgram, QuadrotorControl, SparseCoding
 from bygrad.problems.structured import Bounded
 from bygrad.solvers import Card, Flat, candidates, solve
 
@@ -295,7 +296,7 @@ def test_solvers_of_others_find_the_minimum(rival):
     dictionary = RNG.normal(size=(5, 8)).astype(np.float32)
     sparse = SparseCoding(jnp.asarray(dictionary / np.linalg.norm(dictionary, axis=0)), jnp.ones((1, 5)))
     portfolio = MeanVariance.simulated(days=60, assets=6, window=30, cap=0.5)
-    family = next(it for it in (sparse, portfolio, Box(), Decay(), Bowl()) if rival.serves(it))
+    family = next(it for it in (sparse, portfolio, Box(), Decay(), Bowl(), OralDose()) if rival.serves(it))
     instances = RNG.normal(size=(3, 5)) if family is sparse else draws(family, 3)
     flat = Flat.of(family, instances[0])
     found = rival.build(flat)(1e-6)(instances)
@@ -405,6 +406,15 @@ def test_it_runs_reports_goes_on_and_no_rival_can_stop_it(tmp_path, monkeypatch)
     assert ours_again["batched"]["throughput"] == rows["batched"]["throughput"]
     with pytest.raises(ValueError, match="another experiment"):
         compare(task_in(tmp_path / "run", resume=True)[0], dataclasses.replace(EFFORT, rows=49), cases[:1])
+
+
+def test_rolling_windows_follow_each_other_by_a_day():
+    family = MeanVariance.simulated(days=60, assets=4, window=20, cap=0.5)
+    every = MeanVariance.simulated(days=60, assets=4, seed=7, window=20, cap=0.5).windows()
+    apart = np.abs(rolling(family, 5, 3, seed=7)[:, None] - every).max(axis=(2, 3))
+    days = np.argmin(apart, axis=1).reshape(3, 5)
+    assert apart.min(axis=1).max() < 1e-12 and len(set(days[0])) == 5
+    np.testing.assert_array_equal(days, days[0] + np.arange(3)[:, None])
 
 
 def test_it_is_listed_and_every_case_is_whole(capsys, tmp_path):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.problems import SparseCoding
+from bygrad.deploy.solver import save_solver
+from bygrad.problems import Composite, SparseCoding
 from bygrad.solvers import (
     ADMM,
     Damping,
@@ -174,6 +175,86 @@ def test_safe_l2o_converges_for_any_proposal(kind, coding, coded):
     found = solve(coding, coding.patches, method=method, batch=16)
     assert found.success.all()
     assert (found.cost <= coded * (1 + 1e-3)).all()
+
+
+class Bowl(Composite):
+    """A quadratic of two curvatures around a point, without a penalty; L is 4."""
+
+    def sample(self, key):
+        return jax.random.normal(key, (2,))
+
+    def init(self, instance, key):
+        return jnp.array([3.0, -2.0], instance.dtype)
+
+    def smooth(self, params, instance):
+        return 0.5 * jnp.sum(jnp.array([1.0, 4.0]) * jnp.square(params - instance))
+
+    def penalty(self, params, instance):
+        return jnp.zeros((), params.dtype)
+
+    def prox(self, params, step, instance):
+        return params
+
+    def curvature(self):
+        return jnp.float32(4.0)
+
+
+def test_safe_l2o_is_algorithm_1_with_one_evaluation_a_step(monkeypatch):
+    def propose(x, nit):  # now far too bold, now near the minimum
+        return jnp.where(nit % 3 == 0, 0.2, -3.0) * x
+
+    evaluated, prox = [], Bowl.prox
+    monkeypatch.setattr(Bowl, "prox", lambda self, *it: evaluated.append(1) or prox(self, *it))
+    with jax.enable_x64(True):
+        flat, instance, x = Flat.of(Bowl(), np.zeros(2)), jnp.zeros(2), np.array([3.0, -2.0])
+        method = Safeguarded(propose).prepare(flat, np.float64)
+        at = method.start(flat, instance, jnp.asarray(x))
+        points, accepted = [], 0
+        for count in range(1, 13):
+            at = method.step(flat, instance, at)
+            assert at.nfev == at.nit == len(evaluated) == count
+            points.append(np.asarray(at.x))
+
+    residual = lambda x: np.linalg.norm(np.array([0.25, 1.0]) * x)  # noqa: E731  x - T(x)
+    level, wanted = residual(x), [x]
+    while len(wanted) < 12:
+        proposal = np.asarray(propose(x, len(wanted)))
+        if residual(proposal) <= 0.9 * level:
+            x, level, accepted = proposal, 0.5 * residual(proposal) + 0.5 * level, accepted + 1
+        else:
+            wanted.append(x)  # it stays for a step
+            x = np.array([0.75, 0.0]) * x
+        wanted.append(x)
+    assert 0 < accepted < 6
+    np.testing.assert_allclose(points, wanted[:12], rtol=1e-6)
+
+
+def test_a_trial_must_lower_the_cost_by_what_it_moves():
+    flat, instance = Flat.of(Bowl(), np.zeros(2)), jnp.zeros(2)
+    method = ProximalGradient().prepare(flat, np.float32)
+    at = method.step(flat, instance, method.start(flat, instance, jnp.array([3.0, -2.0])))
+    mirrored = method.step(flat, instance, at._replace(memory=at.memory._replace(trial=-at.x)))
+    np.testing.assert_array_equal(mirrored.x, at.x)  # it costs the same
+    lower = method.step(flat, instance, at._replace(memory=at.memory._replace(trial=-0.9 * at.x)))
+    np.testing.assert_array_equal(lower.x, -0.9 * at.x)
+
+
+@pytest.mark.parametrize("size", [1.3, 1.9, 5.0])
+def test_the_guard_holds_any_step_size(size, coding, coded):
+    plain, found = (
+        solve(coding, coding.patches, method=ProximalGradient(step_size=it, max_steps=20_000), batch=16)
+        for it in (1.0, size)
+    )
+    assert found.success.all() and (found.cost <= coded * (1 + 1.1e-4)).all()
+    assert size > 2 or found.nfev.sum() < plain.nfev.sum()
+
+
+def test_a_method_that_holds_code_is_not_written_to_a_file(coding, tmp_path):
+    method = Safeguarded(PROPOSALS["stay"])
+    solver = LearnedSolver(coding, method, method, None, 1, 1)
+    with pytest.raises(TypeError, match=r"Safeguarded holds more than numbers .* ADMM, LBFGS, LevenbergMarquardt"):
+        save_solver(solver, tmp_path / "solver.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_any_penalty_converges_in_the_end():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -55,14 +56,63 @@ def test_the_kept_solver_solves_as_the_classical_one(learned):
 
 def test_the_card_says_what_was_measured(learned):
     card = learned.card
-    assert card.heldout == 200 and card.kept in card.candidates
+    assert card.heldout == 50 and card.kept in card.candidates  # a second leaves no time for all 200
     assert {"tuned, 1 start", "learned start, best 1", "learned start and damping, best 1"} <= set(card.candidates)
     assert "tuned, 2 starts" not in card.candidates  # all starts of this family are the same
-    assert card.candidates[card.kept]["success"] == pytest.approx(1 - card.failures / 200)
-    assert card.failure_bound > card.failures / 200
+    assert card.candidates[card.kept]["success"] == pytest.approx(1 - card.failures / 50)
+    assert card.failure_bound > card.failures / 50
     assert card.pays == (not card.kept.startswith("tuned"))
     said = learned.report()
     assert card.kept in said and ("Learning does not pay here" in said) == (not card.pays)
+
+
+@pytest.mark.parametrize(
+    ("left", "fit", "kept_back"),
+    # 256 rows take 15.12 s with compilation and 5.12 s without: of the rest, half is 10 s and 0.14 s an instance.
+    [(1e4, 1000, 10 + 140), (20.24 + 2 * 80.0, 500, 10 + 70), (20.24 + 1.0, 50, 10 + 7), (-9.0, 50, 10 + 7)],
+)
+def test_the_comparison_keeps_its_time_back_or_has_fewer_instances(left, fit, kept_back, monkeypatch):
+    module, clock, solved = sys.modules["bygrad.solvers.learn"], [0.0], []
+
+    def solve_slowly(self, instances, *, seed):
+        clock[0] += (10.0 if not solved else 0.0) + 0.02 * len(instances)
+        solved.append(len(instances))
+
+    monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(LearnedSolver, "solve", solve_slowly)
+    method = LevenbergMarquardt()
+    base = LearnedSolver(Decay(), method, method, None, 1, 1)
+    held, reserved = module._reserved(base, np.zeros((3000, 9)), np.zeros((1000, 9)), 7, left, 0)
+    assert solved == [256, 256] and len(held) == pytest.approx(fit, abs=1)
+    assert reserved == pytest.approx(kept_back, abs=0.15)
+
+
+def test_training_has_what_the_comparison_leaves(monkeypatch):
+    module, given = sys.modules["bygrad.solvers.learn"], []
+
+    def train_nothing(base, train, tol, left, *_):
+        given.append(left())
+        return {}
+
+    monkeypatch.setattr(module, "_reserved", lambda base, train, held, *_: (held[:60], 900.0))
+    monkeypatch.setattr(module, "_learned", train_nothing)
+    solver = learn(Decay(), budget=1000, instances=decays(200), heldout=80)
+    assert solver.card is not None and solver.card.heldout == 60 and 0 < given[0] < 100
+
+
+def test_the_comparison_takes_as_many_passes_as_time_is_kept_back_for(monkeypatch):
+    module, passes = sys.modules["bygrad.solvers.learn"], []
+    held, method = decays(60), LevenbergMarquardt()
+    whitening = Whitening.of(jnp.ones((4, 9)), jnp.ones((4, 2)))
+    start = LearnedStart.untrained(whitening, 8, jax.random.key(0))
+    base = LearnedSolver(Decay(), method, method, None, 1, 1)
+    solvers = {f"tuned, {n}": dataclasses.replace(base, starts=n) for n in (1, 2, 3, 5)}
+    for name in ("learned start", "learned start and damping"):
+        solvers |= {f"{name}, {n}": dataclasses.replace(base, starts=n, start=start) for n in (1, 2, 3)}
+    found = base.solve(held)
+    monkeypatch.setattr(LearnedSolver, "solve", lambda self, *_, **__: passes.append(self.starts) or found)
+    candidates.keep_best(base, solvers, held, 1e-3, 0, {}, 0.0)
+    assert sum(passes) == module._passes(Decay(), (1, 2, 3, 5))
 
 
 def test_a_learned_start_is_nearer_than_the_middle():

@@ -1,6 +1,7 @@
 """Quadratic programs: the reduction, its solutions, learned starts that lie, and what `learn` makes of programs."""
 
 import dataclasses
+import sys
 from typing import Any
 
 import equinox as eqx
@@ -299,6 +300,17 @@ def test_a_learned_schedule_is_kept_in_a_file(tmp_path, codes):
     ours, theirs = (it.solve(patches[:32], batch=64) for it in (solver, back))
     np.testing.assert_array_equal(ours.x, theirs.x)
     np.testing.assert_array_equal(ours.nit, theirs.nit)
+
+
+def test_the_step_size_of_proximal_gradients_is_tuned(codes):
+    module, patches = sys.modules["bygrad.solvers.learn"], np.asarray(codes.patches)
+    grid = module._grid(codes, 1e-4)
+    assert grid[0] == ProximalGradient(tol=1e-4)
+    base = LearnedSolver(codes, grid[0], grid[0], None, 1, 1)
+    tuned = module._tuned(base, grid, patches, 1e-4, 1.0, 0)
+    found = [solve(codes, patches[20:], method=method, batch=64) for method in (grid[0], tuned.method)]
+    assert tuned.classical is tuned.method and all(it.success.all() for it in found)
+    assert found[1].nfev.mean() < 0.9 * found[0].nfev.mean()
 
 
 class Weighted(Plan):

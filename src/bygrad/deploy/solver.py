@@ -148,6 +148,13 @@ def _describe(method: Method) -> dict[str, Any]:
         assert isinstance(rule, GainRatio)
         numbers = {"initial": rule.initial, "shrink": rule.shrink, "tol": method.tol, "max_steps": method.max_steps}
     else:
+        if type(method) not in _METHODS.values():
+            known = ", ".join(sorted({"LevenbergMarquardt", *_METHODS}))
+            raise TypeError(
+                f"{type(method).__name__} holds more than numbers (a proposal is code), so no file could give it back."
+                f" Save solvers with {known}; keep what a proposal of your own has learned with"
+                " equinox.tree_serialise_leaves."
+            )
         fields = [field.name for field in dataclasses.fields(method) if field.name not in _NOT_NUMBERS]
         numbers = {name: getattr(method, name) for name in fields}
     return {"name": type(method).__name__} | {

@@ -1,9 +1,11 @@
 """Oral pharmacokinetics with saturable elimination: an ordinary differential equation to fit for every patient."""
 
+from typing import Literal, TypeAlias, get_args
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .structured import LeastSquares
 
@@ -16,6 +18,8 @@ SPREAD = (0.6, 0.4, 0.5, 0.7)
 DOSE = 100.0
 """Milligrams."""
 
+Start: TypeAlias = Literal["middle", "stripping"]
+
 
 class OralDose(LeastSquares):
     r"""One compartment, first-order absorption, Michaelis–Menten elimination, from 12 concentrations after one dose.
@@ -24,7 +28,12 @@ class OralDose(LeastSquares):
 
     Params: $\log (k_a, V, v_{\max}, K_m)$ in 1/h, l, mg/l/h and mg/l. An instance is the vector of the 12 log
     concentrations; residuals are divided by `noise`, the standard deviation of a log concentration. Patients are drawn
-    around (1.2, 20, 1, 1.5) with log standard deviations (0.6, 0.4, 0.5, 0.7); `init` is the center.
+    around (1.2, 20, 1, 1.5) with log standard deviations (0.6, 0.4, 0.5, 0.7).
+
+    `start="middle"` starts from this center; `"stripping"` reads a start off the curve, as pharmacologists do. With the
+    middle patient's $K_m$, $K_m \log c + c$ falls by $v_{\max}$ an hour once all is absorbed, as after the peak. What
+    has been absorbed is what is there and what was eliminated (Wagner and Nelson, 1963), which gives $V$; the logarithm
+    of what is not absorbed yet falls by $k_a$ an hour.
 
     The equation is solved by the classical Runge–Kutta rule in steps that grow with time; `substeps` in each interval
     between draws (4: errors below 3e-3 of the highest concentration; where next to nothing is left of the drug, they
@@ -33,10 +42,13 @@ class OralDose(LeastSquares):
 
     noise: float = eqx.field(static=True, default=0.1)
     substeps: int = eqx.field(static=True, default=4)
+    start: Start = eqx.field(static=True, default="middle")
 
     def __check_init__(self) -> None:
         if self.noise <= 0 or self.substeps < 1:
             raise ValueError(f"noise is {self.noise} and substeps {self.substeps}: both must be positive.")
+        if self.start not in get_args(Start):
+            raise ValueError(f"start is {self.start!r}, which there is not. Choose {' or '.join(get_args(Start))}.")
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, " 12"]:
         patient_key, noise_key = jax.random.split(key)
@@ -73,7 +85,24 @@ class OralDose(LeastSquares):
         return jnp.log(course[self.substeps - 1 :: self.substeps] + 1e-4)
 
     def init(self, instance: Float[Array, " 12"], key: PRNGKeyArray) -> Float[Array, " 4"]:
-        return self.center().astype(instance.dtype)
+        center = self.center().astype(instance.dtype)
+        return center if self.start == "middle" else self._stripped(instance, jnp.exp(center[3]))
+
+    def _stripped(self, instance: Float[Array, " 12"], half: Float[Array, ""]) -> Float[Array, " 4"]:
+        """Return the params that the curve shows, given $K_m$."""
+        times, c = jnp.array(TIMES, instance.dtype), jnp.exp(instance)
+        peak = jnp.argmax(c)
+        place = jnp.arange(len(TIMES))
+        late = (place >= peak) & (c > 1e-2)  # below that next to nothing is left, and its logarithm is no measurement
+        capacity = jnp.clip(-_slope(times, half * instance + c, late), 0.05, 20.0)
+        share = jnp.concatenate([jnp.zeros(1, c.dtype), c / (half + c)])
+        spans = jnp.diff(times, prepend=0.0)
+        absorbed = c + capacity * jnp.cumsum(0.5 * spans * (share[1:] + share[:-1]))
+        total = jnp.max(absorbed)
+        left = jnp.maximum(1 - absorbed / total, 0.05)
+        rising = (place <= peak).astype(c.dtype)  # all of the dose is left at the time 0, so the line begins there
+        absorption = -jnp.sum(rising * times * jnp.log(left)) / jnp.sum(rising * jnp.square(times))
+        return jnp.log(jnp.stack([jnp.clip(absorption, 0.1, 12.0), DOSE / total, capacity, half]))
 
     def restart(self, instance: Float[Array, " 12"], key: PRNGKeyArray) -> Float[Array, " 4"]:
         spread = jnp.array(SPREAD, instance.dtype)
@@ -84,3 +113,10 @@ class OralDose(LeastSquares):
 
     def residuals(self, params: Float[Array, " 4"], instance: Float[Array, " 12"]) -> Float[Array, " 12"]:
         return (self.log_concentrations(params) - instance) / self.noise
+
+
+def _slope(x: Float[Array, " n"], y: Float[Array, " n"], use: Bool[Array, " n"]) -> Float[Array, ""]:
+    """Return the slope of the line through some points by least squares, zero for a single one."""
+    weight = use / jnp.maximum(jnp.sum(use), 1)
+    apart = x - weight @ x
+    return weight @ (apart * y) / jnp.maximum(weight @ jnp.square(apart), 1e-6)

@@ -6,7 +6,7 @@ from .card import Card
 from .certificate import failure_bound, has_drifted, percentile_bound
 from .engine import run
 from .fit import LearnedSolver
-from .implicit import implicit
+from .implicit import implicit, jacobian
 from .lbfgs import LBFGS
 from .learn import classical_method, learn
 from .learned import LearnedDamping, LearnedStart, Whitening
@@ -46,6 +46,7 @@ __all__ = [
     "failure_bound",
     "has_drifted",
     "implicit",
+    "jacobian",
     "learn",
     "percentile_bound",
     "reduce_program",

@@ -16,7 +16,7 @@ from ..problems import Composite, LeastSquares, ProblemFamily, QuadraticProgram
 from ..problems.base import blame, check_is_family
 from .admm import ADMM
 from .base import Flat, Method, certified
-from .candidates import BestKnown, is_solved, keep_best, work_clock
+from .candidates import REFERENCE, BestKnown, is_solved, keep_best, work_clock
 from .engine import Watch
 from .fit import LearnedSolver, proposals
 from .lbfgs import LBFGS
@@ -34,6 +34,9 @@ TUNING = 20
 
 STARTS = (1, 2, 3, 5)
 """Numbers of starts that the classical solver is tried with."""
+
+FEWEST = 50
+"""Held-out instances that a comparison and a certificate need at least."""
 
 PROPOSALS = 8
 """Starts that a network proposes: each costs an evaluation without derivatives."""
@@ -63,15 +66,22 @@ def learn(
     success is within 0.01 of the best classical one. If that is a classical one, learning does not pay, and the
     report says so.
 
+    What is learned takes the place of a part of the solver, and is trained through the solver's own steps (in
+    `solvers/training.py`) until the time is up. The estimators of `bygrad.metagrads` are for optimizers, whose steps
+    are many and whose problems are dear; here a few dozen steps of a small problem are differentiated exactly.
+
     **Arguments:**
 
-    - `budget`: seconds for all of it, as a number or as in "90s", "5min", "1h". Compilation counts.
+    - `budget`: seconds for all of it, as a number or as in "90s", "5min", "1h". Compilation counts. What the comparison
+      will take is estimated after tuning, from a pass of the classical solver, and kept back. Learned candidates may
+      take longer than that, and a budget of less than tuning and compilation take (10 s, say) is exceeded.
     - `tol`: what counts as solved: a cost within a factor $1 + \mathrm{tol}$ of the best that any candidate or a
       multistart (with ten starts, where these differ) has found, or all entries of x within one of those that have it
       (without noise, the best cost is zero); for composite problems and quadratic programs, a certificate of `tol`.
     - `instances`: past data to learn from, rows as in `bygrad.solve`; a part is held out. Default: draws of the
       family's `sample`.
-    - `heldout`: instances that the comparison and the certificate rest on.
+    - `heldout`: instances that the comparison and the certificate rest on; fewer, down to 50, where comparing on all of
+      them would take more than half of the time that tuning leaves. The report says how many.
     - `seed`: of everything random. `dtype`: precision of the solver that is learned; float32 is twice as fast and
       enough for proximal gradients and ADMM down to a `tol` of about 1e-4. `watch`: told what is done, and how far it
       is.
@@ -88,14 +98,18 @@ def learn(
     base = LearnedSolver(family, grid[0], grid[0], None, 1, 1, dtype=np.dtype(dtype).name)
 
     base = _tuned(base, grid, train, tol, scale, seed)
-    tuned = time.perf_counter()
     starts = _starts_of(family, train, seed, np.dtype(dtype))
     solvers = {f"tuned, {n} start{'s' * (n > 1)}": _with_starts(base, n) for n in starts}
-    sample, left = family.sample if instances is None else None, lambda: seconds - (time.perf_counter() - began)
+    held, reserved = _reserved(
+        base, train, held, _passes(family, starts), seconds - (time.perf_counter() - began), seed
+    )
+    tuned = time.perf_counter()
+    sample = family.sample if instances is None else None
+    left = lambda: seconds - reserved - (time.perf_counter() - began)  # noqa: E731
     if certified(family):
         solvers |= learned_programs(base, train, left, seed, watch, sample)
     else:
-        solvers |= _learned(_with_starts(base, min(3, max(starts))), train, tol, seconds, left, seed, watch, sample)
+        solvers |= _learned(_with_starts(base, min(3, max(starts))), train, tol, left, seed, watch, sample)
     learning = {"tuning": tuned - began, "training": time.perf_counter() - tuned}
     return keep_best(base, solvers, held, tol, seed, learning, work_clock() - work, scale)
 
@@ -109,12 +123,12 @@ def _instances(family: ProblemFamily, given: Any, heldout: int, seed: int) -> tu
     arrays, rows = as_rows(given, np.float64)
     if rows is None:
         raise ValueError("The instances of this family hold no arrays, so there is nothing to learn about them.")
-    if heldout < 50:
+    if heldout < FEWEST:
         raise ValueError(
             f"heldout is {heldout}, which is too few for a comparison or a certificate. Give 50 or more; 1,000 is good."
         )
     heldout = min(heldout, rows // 2)
-    if heldout < 50:
+    if heldout < FEWEST:
         raise ValueError(
             f"There are {rows} instances, which is too few to learn from some and to judge by others. Give 100 or more;"
             " 2,000 is a good number."
@@ -154,7 +168,7 @@ def _grid(family: ProblemFamily, tol: float, slope: float = 1.0) -> list[Method]
         rules = [GainRatio(initial, shrink) for shrink in (1 / 3, 0.1) for initial in (1e-2, 1e-1, 1e-3, 1.0)]
         return [LevenbergMarquardt(damping=rule, tol=close) for close in (0.1 * tol, 0.5 * tol) for rule in rules]
     if isinstance(family, Composite):
-        return [ProximalGradient(tol=tol)]
+        return [ProximalGradient(step_size=size, tol=tol) for size in (1.0, 1.3, 1.6, 1.9)]
     if isinstance(family, QuadraticProgram):
         return [ADMM(rho=rho, adapt=adapt, tol=tol) for adapt in (5.0, 2.0) for rho in (1.0, 0.1, 10.0, 100.0)]
     return [LBFGS(tol=close * slope, gain=close) for close in (1e-3 * tol, 1e-2 * tol)]
@@ -197,18 +211,44 @@ def _tuned(
     return tried[min(enough, key=lambda i: found[i].nfev.sum())]
 
 
+def _passes(family: ProblemFamily, starts: Sequence[int]) -> int:
+    """Return how often the comparison solves the held-out instances, from one start each: `keep_best` measures every
+    candidate twice, and the reference once."""
+    if certified(family):
+        return 2 * 2
+    learned = sum(STARTS[:3]) * (2 if isinstance(family, LeastSquares) else 1)
+    return 2 * (sum(starts) + learned) + (REFERENCE if len(starts) > 1 else 0)
+
+
+def _reserved(base: LearnedSolver, train: Any, held: Any, passes: int, left: float, seed: int) -> tuple[Any, float]:
+    """Return the held-out instances that there is time to compare on, and the seconds to keep back for that.
+
+    It is estimated from a full working set of other instances, solved twice: first with compilation, as new candidates
+    will be. At most half of what is `left` is kept back; what does not fit is left out, down to `FEWEST` instances.
+    """
+    rows = len(jax.tree.leaves(held)[0])
+    count = min(rows, base.method.batch)
+    some, times = jax.tree.map(lambda leaf: leaf[:count], train), []
+    for _ in range(2):
+        began = time.perf_counter()
+        base.solve(some, seed=seed)
+        times.append(time.perf_counter() - began)
+    compiling, each = max(times[0] - times[1], 0.0), passes * times[1] / count
+    fit = int(min(rows, max(FEWEST, (0.5 * (left - sum(times)) - compiling) / each)))
+    return jax.tree.map(lambda leaf: leaf[:fit], held), compiling + fit * each
+
+
 def _learned(
     base: LearnedSolver,
     train: Any,
     tol: float,
-    seconds: float,
     left: Callable[[], float],
     seed: int,
     watch: Watch | None,
     sample: Any,
 ) -> dict[str, LearnedSolver]:
     """Solve instances by the classical solver `base`, learn a start from them, then a damping from that start."""
-    parts, rows = [], len(jax.tree.leaves(train)[0])
+    parts, rows, seconds = [], len(jax.tree.leaves(train)[0]), left()
     for at in range(TUNING, rows, 512):
         if parts and left() < 0.75 * seconds:
             break

@@ -14,6 +14,9 @@ from .base import Flat, Method, OncePerFamily, Progress, status_of
 from .schedule import LearnedSchedule
 from .solution import Status
 
+DECREASE = 1e-4
+"""$c$: how much a trial must lower the cost, for its length. It is small, as momentum must be free to go far."""
+
 
 class Memory(NamedTuple):
     """The point before and the gradients at both; the trial; the momentum's t; whether the trial was a safe step.
@@ -36,25 +39,27 @@ class ProximalGradient(Method):
     $y = x + \beta (x - x_-)$, then the trial is $\operatorname{prox}_{s \theta h}(y - s \nabla g(y))$ with the step
     $s$. Classically, $s = 1/L$, $\theta = 1$ and Nesterov's $\beta$. For the first steps `schedule` may hold others.
 
-    **Guard (sufficient decrease).** A trial is taken if it does not raise the cost (up to rounding); during a schedule,
-    if it does not raise it above that at the start. Otherwise $x$ stays, momentum is forgotten, and the next trial is
-    the plain proximal gradient step with $1/L$ from $x$. No evaluation is spent on the test itself: cost and gradient
-    at the trial are needed anyway.
+    **Guard (sufficient decrease).** A trial $x_+$ is taken if $f(x_+) \le f(x) - c L \lVert x_+ - x \rVert^2$ with
+    $c = 10^{-4}$ (up to rounding); during a schedule, if it does not raise the cost above that at the start. Otherwise
+    $x$ stays, momentum is forgotten, and the next trial is the plain proximal gradient step with $1/L$ from $x$. No
+    evaluation is spent on the test itself: cost and gradient at the trial are needed anyway.
 
-    **Guarantee (any schedule).** The cost is never above that at the start, and never rises after the schedule, beyond
-    rounding. *Assume* that $g$ has an $L$-Lipschitz
-    gradient, and that f is bounded below. *Then* after the schedule's end, the gradient mapping $G$ goes to zero along
-    the safe steps, and for convex $f$ the cost converges to the minimum at FISTA's rate between restarts. *Sketch:* a
-    step with $1/L$ from $x$ lowers the cost by at least $\lVert G(x) \rVert^2 / 2L$, and all others do not raise it. A
-    rejected trial is followed by a safe step, so it costs one evaluation. A schedule can waste its own length in steps,
-    no more.
+    **Guarantee (any schedule, any step size).** The cost is never above that at the start, and never rises after the
+    schedule, beyond rounding. *Assume* that $g$ has an $L$-Lipschitz gradient, $h$ is convex, and $f$ is bounded below.
+    *Then* after the schedule's end the gradient mapping $G$ goes to zero, and if $f$ is convex with bounded level sets,
+    the cost converges to the minimum; with $s \le 1/L$ at FISTA's rate between restarts. *Sketch:* over the trials
+    taken, the sum of $\lVert x_+ - x \rVert^2$ is at most $(f(x_0) - \inf f) / cL$, so that $x_+ - x$ goes to zero,
+    with it $y - x$, and so $G(y) = (y - x_+) / s$. A step with $1/L$ from $x$ lowers the cost by
+    $L \lVert x_+ - x \rVert^2 / 2$ at least and is taken: a rejected trial costs one evaluation, and a schedule can
+    waste its own length in steps, no more.
 
     The certificate is the duality gap relative to the cost, where the family has one (`Composite.gap`): an instance
     below `tol` is *proven* to be within a factor of the minimum. Otherwise it is the gradient mapping's largest entry.
 
-    **Arguments:** `schedule`: learned numbers for the first steps, or None. `step_size`: $s L$ after it, at most 1.
-    `tol`, `max_steps`: as for every method. `affine`: the gradient of $g$ is extrapolated to $y$ instead of evaluated,
-    which is exact where $g$ is quadratic. `bound`: $L$, set by `prepare`.
+    **Arguments:** `schedule`: learned numbers for the first steps, or None. `step_size`: $s L$ after it; above 1 it is
+    held by the guard alone, and many families take fewer steps (`learn` tries up to 1.9). `tol`, `max_steps`: as for
+    every method. `affine`: the gradient of $g$ is extrapolated to $y$ instead of evaluated, which is exact where $g$ is
+    quadratic. `bound`: $L$, set by `prepare`.
 
     **Source:** Beck and Teboulle (2009), equation 4.1; O'Donoghue and Candès (2015), section 3.2, for the restart.
     """
@@ -90,7 +95,8 @@ class ProximalGradient(Method):
         # Near the minimum costs differ by rounding alone, and the certificate can still improve.
         slack = 4 * jnp.finfo(at.x.dtype).eps * jnp.abs(jnp.where(first, 0.0, at.cost))
         free = jnp.bool_(False) if self.schedule is None else at.nit <= len(self.schedule.rows)
-        taken = finite & (first | (cost <= jnp.where(free, memory.highest, at.cost) + slack))
+        enough = DECREASE * bound * jnp.sum(jnp.square(memory.trial - at.x))
+        taken = finite & (first | (cost <= jnp.where(free, memory.highest, at.cost - enough) + slack))
 
         keep = lambda new, old: jnp.where(taken, new, old)  # noqa: E731
         x, best, slope = keep(memory.trial, at.x), keep(cost, at.cost), keep(gradient, memory.gradient)

@@ -6,8 +6,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from .._core import trees
 from .._core.types import Instance, Scalar
 from ..problems import Composite
 from .base import Flat, Method, Progress, status_of
@@ -19,10 +20,11 @@ Propose = Callable[[Float[Array, " p"], Int[Array, ""]], Float[Array, " p"]]
 
 
 class Memory(NamedTuple):
-    """The safe candidate T(u), and the level that a proposal's residual is held against."""
+    """The safe candidate T(u); the level that a proposal's residual is held against; whether the last was rejected."""
 
     safe: Float[Array, " p"]
     level: Scalar
+    rejected: Bool[Array, ""]
 
 
 class Safeguarded(Method):
@@ -30,15 +32,14 @@ class Safeguarded(Method):
 
     $T$ is the proximal gradient step with $1/L$, $S(x) = x - T(x)$. After an accepted proposal
     $\mu \gets \theta \lVert S(y) \rVert + (1 - \theta) \mu$ (an exponential moving average). One evaluation of $T$ a
-    step: that at the point taken is the next safe candidate.
+    step: that at the point taken is the next safe candidate. Where a proposal is rejected, $x$ stays, and the next step
+    takes the safe candidate instead of asking for another: a rejected proposal costs one step.
 
     **Guarantee (any proposal):** $\lVert S(u_k) \rVert \to 0$. *Assume* that the problem is convex with a minimum, and
     $g$ has an $L$-Lipschitz gradient: then $T$ is averaged. *Sketch:* if proposals are taken infinitely often, each
     multiplies $\mu$ by at most $1 - \theta \delta$, so $\mu \to 0$, and safe steps between them never raise
     $\lVert S \rVert$, because $T$ is nonexpansive. Otherwise, from some step on, this is the Krasnosel'skii–Mann
     iteration, which converges to a fixed point. A bounded sequence's cluster points are fixed points of $T$: minima.
-
-    A step is counted twice in `nfev` when its proposal is rejected: $T$ is then evaluated at the safe candidate, too.
 
     **Arguments:** `propose`: as above. `delta`, `theta`: in (0, 1). `tol`, `max_steps`: as for every method; the
     certificate is that of `ProximalGradient`.
@@ -59,7 +60,7 @@ class Safeguarded(Method):
         return dataclasses.replace(self, bound=curvature(flat.family, dtype))
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
-        return Progress.begin(x, Memory(x, jnp.full((), jnp.inf, x.dtype)))
+        return Progress.begin(x, Memory(x, jnp.full((), jnp.inf, x.dtype), jnp.bool_(False)))
 
     def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
         family = flat.family
@@ -68,29 +69,26 @@ class Safeguarded(Method):
         memory, bound = at.memory, self.bound
         first = at.nit == 0
 
-        def look(x: Array) -> tuple[Array, Array, Scalar]:
-            gradient = jax.grad(family.smooth)(x, instance)
-            safe = family.prox(x - gradient / bound, 1 / bound, instance)
-            return safe, gradient, jnp.linalg.norm(x - safe)
-
         proposal = jnp.where(first, at.x, self.propose(at.x, at.nit))
-        safe, gradient, size = look(proposal)
-        level = memory.level
-        taken = jnp.isfinite(size) & jnp.all(jnp.isfinite(gradient)) & (first | (size <= (1 - self.delta) * level))
-        safe_else, gradient_else, _ = look(memory.safe)
-        pick = lambda yes, no: jnp.where(taken, yes, no)  # noqa: E731
-        x, safe, gradient = pick(proposal, memory.safe), pick(safe, safe_else), pick(gradient, gradient_else)
-        blend = jnp.where(first, size, self.theta * size + (1 - self.theta) * jnp.where(first, 0.0, level))
-        level = pick(blend, level)
-
+        x = jnp.where(memory.rejected, memory.safe, proposal)
+        gradient = jax.grad(family.smooth)(x, instance)
+        safe = family.prox(x - gradient / bound, 1 / bound, instance)
+        size = jnp.linalg.norm(x - safe)
         cost = flat.loss(x, instance)
+        finite = jnp.isfinite(cost) & jnp.isfinite(size) & jnp.all(jnp.isfinite(gradient))
+        forced = first | memory.rejected
+        taken = forced | (finite & (size <= (1 - self.delta) * memory.level))
+        blend = jnp.where(first, size, self.theta * size + (1 - self.theta) * jnp.where(first, 0.0, memory.level))
+        level = jnp.where(memory.rejected, memory.level, blend)
+
         gap = family.gap(x, gradient, instance)
         if gap is None:
             certificate = jnp.max(bound * jnp.abs(x - safe), initial=0.0)
         else:
             certificate = gap / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
-        finite = jnp.isfinite(cost)
         certificate = jnp.where(finite, certificate, jnp.inf)
         status = status_of((~finite, Status.NOT_FINITE), (certificate <= self.tol, Status.CERTIFIED))
-        nfev = at.nfev + jnp.where(taken, 1, 2)
-        return Progress(x, cost, certificate, status, at.nit + 1, nfev, Memory(safe, level))
+        new = (x, cost, certificate, status, Memory(safe, level, ~taken))
+        old = (at.x, at.cost, at.certificate, at.status, Memory(memory.safe, memory.level, ~taken))
+        x, cost, certificate, status, memory = trees.where(taken, new, old)
+        return Progress(x, cost, certificate, status, at.nit + 1, at.nfev + 1, memory)

@@ -18,11 +18,12 @@ class LearnedSchedule(eqx.Module):
     rules go on.
 
     **Guarantee (any numbers, also NaN, huge or ascending ones):** that of `ProximalGradient`, which takes no trial
-    above the cost at the start, and after the schedule's end none above the cost at x; instead it makes the plain step
-    with $1/L$ its next trial. *Assume* that $g$ is convex with an $L$-Lipschitz gradient and that $f$ has a minimum.
-    *Then* the cost is never above that at the start, and converges to the minimum. *Sketch:* the first is what the test
-    says. After the last row the method is the classical one, which converges from any point. So a bad schedule costs at
-    most its own length. The test is free: the cost at the trial comes with the gradient that the step needs.
+    above the cost at the start, and after the schedule's end none that does not lower the cost at x; instead it makes
+    the plain step with $1/L$ its next trial. *Assume* that $g$ is convex with an $L$-Lipschitz gradient and that $f$
+    has a minimum. *Then* the cost is never above that at the start, and converges to the minimum. *Sketch:* the first
+    is what the test says. After the last row the method is the classical one, which converges from any point. So a bad
+    schedule costs at most its own length. The test is free: the cost at the trial comes with the gradient that the step
+    needs.
 
     **Arguments:** `rows`: `[steps, 3]`, the logarithms of $s L$ and of $\theta$, and $\beta$. `metric`: logarithms of
     the factors on the steps of the params, or a scalar.

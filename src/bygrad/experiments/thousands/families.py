@@ -114,6 +114,15 @@ def quarters(family: Any, sequences: int, steps: int, seed: int) -> np.ndarray:
     return np.concatenate([year[96 * days + 24 + step] for step in range(steps)])
 
 
+def rolling(family: MeanVariance, sequences: int, steps: int, seed: int) -> np.ndarray:
+    """Take windows of another market at random, and after each the windows of the days that follow."""
+    days, assets = family.returns.shape
+    market = MeanVariance.simulated(days, assets, seed, window=family.window, target=family.target, cap=family.cap)
+    windows = market.windows()
+    firsts = np.random.default_rng(seed).choice(len(windows) - steps + 1, sequences, replace=False)
+    return np.concatenate([windows[firsts + step] for step in range(steps)])
+
+
 def voxels() -> np.ndarray:
     """Return the voxels of the scan that hold a signal."""
     signals = BallAndStick.scan().reshape(-1, 102)
@@ -197,6 +206,7 @@ CASES: tuple[Case, ...] = (
         (1e-2, 1e-3, 1e-4),
         fresh=functools.partial(MeanVariance.simulated, seed=1),
         dtype="float32",
+        sequence=rolling,
     ),
     Case(
         "lennard-jones",

@@ -1,5 +1,6 @@
 """What users run today, each as its documentation advises, and the compiled peer: solvers of others, as rows."""
 
+import dataclasses
 import functools
 import importlib
 import time
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ...problems import Composite, LeastSquares, MeanVariance, ProblemFamily, QuadraticProgram, SparseCoding
+from ...problems import Composite, LeastSquares, MeanVariance, OralDose, ProblemFamily, QuadraticProgram, SparseCoding
 from ...solvers import Flat
+from . import ours
 from .cvxpy_rivals import cvxpy_portfolio, cvxpy_program
 from .program_rivals import clarabel, clarabel_portfolio, daqp, daqp_portfolio, highs, osqp, piqp
 from .rival import Build, Outcome, Rival, in_double, looped
@@ -24,7 +26,7 @@ def _init(flat: Flat) -> Callable[[Any], np.ndarray]:
 
 
 def _limits(flat: Flat, x: np.ndarray, one: Any) -> tuple[np.ndarray, np.ndarray]:
-    low, high = flat.bounds(jnp.asarray(x), one)
+    low, high = flat.bounds(*jax.tree.map(jnp.asarray, (x, one)))
     return np.asarray(low), np.asarray(high)
 
 
@@ -54,6 +56,20 @@ def scipy_least_squares(flat: Flat) -> Build:
         return found.x, float(found.nfev)
 
     return looped(one_by_one)
+
+
+def _stripped(flat: Flat) -> Flat:
+    """Return oral doses that start where pharmacologists do: from a curve that is stripped of its absorption."""
+    assert isinstance(flat.family, OralDose)
+    return dataclasses.replace(flat, family=dataclasses.replace(flat.family, start="stripping"))
+
+
+def _scipy_from_stripping(flat: Flat) -> Build:
+    return scipy_least_squares(_stripped(flat))
+
+
+def _batched_from_stripping(flat: Flat) -> Build:
+    return functools.partial(ours.batched, _stripped(flat))
 
 
 def scipy_minimize(flat: Flat) -> Build:
@@ -174,6 +190,10 @@ def _coding(family: ProblemFamily) -> bool:
     return isinstance(family, SparseCoding)
 
 
+def _oral(family: ProblemFamily) -> bool:
+    return isinstance(family, OralDose)
+
+
 def _portfolio(family: ProblemFamily) -> bool:
     return isinstance(family, MeanVariance)
 
@@ -183,6 +203,8 @@ _OSQP, _CLARABEL = {"osqp": "osqp", **_SCIPY}, {"clarabel": "clarabel", **_SCIPY
 _CVXPY, _OPTIMISTIX = {"cvxpy": "cvxpy", **_CLARABEL}, {"optimistix": "optimistix"}
 RIVALS: tuple[Rival, ...] = (
     Rival("SciPy least_squares, loop", "users", _SCIPY, _least_squares, scipy_least_squares),
+    Rival("SciPy least_squares from curve stripping, loop", "users", _SCIPY, _oral, _scipy_from_stripping),
+    Rival("batched, from curve stripping", "warm", {}, _oral, _batched_from_stripping, loops=False),
     Rival("SciPy L-BFGS-B, loop", "users", _SCIPY, _smooth, scipy_minimize),
     Rival("scikit-learn coordinate descent", "users", {"sklearn": "scikit-learn"}, _coding, coordinate_descent),
     Rival("OSQP, loop", "users", _OSQP, _program, osqp),
@@ -198,4 +220,8 @@ RIVALS: tuple[Rival, ...] = (
     Rival("vmap of Optimistix LM", "peer", _OPTIMISTIX, _least_squares, optimistix_least_squares, loops=False),
     Rival("vmap of Optimistix BFGS", "peer", _OPTIMISTIX, _smooth, optimistix_minimise, loops=False),
 )
-"""Solvers of others, each for the families that it serves."""
+"""Solvers of others, and our core from a start that a field knows, each for the families that it serves.
+
+DIPY is none for `BallAndStick`: as of 1.12 it simulates this model (`dipy.sims.voxel.sticks_and_ball`) but has no fit
+of it, and its fits of other models answer other questions.
+"""
