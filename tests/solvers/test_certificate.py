@@ -173,7 +173,7 @@ def test_the_alarm_of_a_card_is_as_silent_as_it_says_and_sees_each_kind_of_drift
 
 
 def test_distances_are_in_spreads_from_the_mean():
-    usual = Usual.of({"a": np.array([[1.0, 5.0], [3.0, 5.0]]), "b": np.array([0.0, 0.0])})
+    usual = Usual.of({"a": np.array([[1.0, 5.0], [np.nan, 9.0], [3.0, 5.0]]), "b": np.zeros(3)})
     far = usual.distance({"a": np.array([[2.0, 5.0], [5.0, 5.0], [2.0, 20.0], [np.nan, 5.0]]), "b": np.zeros(4)})
     np.testing.assert_allclose(far, [0.0, 3.0, 3.0, np.inf])
     assert np.isinf(usual.distance({"a": np.ones((2, 3)), "b": np.zeros(2)})).all()

@@ -28,8 +28,10 @@ class Usual:
 
     @classmethod
     def of(cls, instances: PyTree[np.ndarray]) -> "Usual":
-        """Measure them; numbers that are always the same are in units of their own size."""
+        """Measure those that are finite; numbers that are always the same are in units of their own size."""
         rows = _vectors(instances)
+        finite = np.isfinite(rows).all(axis=1)
+        rows = rows[finite] if finite.any() else np.zeros((1, rows.shape[1]))
         mean, spread = rows.mean(axis=0), rows.std(axis=0)
         size = np.where(mean != 0, np.abs(mean), 1.0)
         return cls(mean.astype(np.float32), np.where(spread > 1e-6 * size, spread, size).astype(np.float32))
