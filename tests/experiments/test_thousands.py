@@ -36,7 +36,7 @@ from bygrad.experiments.thousands.rivals import RIVALS
 from bygrad.optimizers import SGD
 from bygrad.problems import LeastSquares, MeanVariance, OralDose, QuadraticProgram, QuadrotorControl, SparseCoding
 from bygrad.problems.structured import Bounded
-from bygrad.solvers import Card, Flat, candidates, solve
+from bygrad.solvers import ADMM, Card, Flat, LearnedSolver, candidates, solve
 
 TIMES = np.linspace(0.0, 2.0, 9)
 RNG = np.random.default_rng(0)
@@ -244,11 +244,23 @@ def test_break_even_counts_the_seconds_of_the_seed_where_an_earlier_one_failed()
 
 
 def test_the_nearest_neighbour_is_nearest_in_units_of_the_spread():
-    past = ours.Past(RNG.normal(size=(30, 3)) * [1.0, 100.0, 1e-3], np.arange(30.0)[:, None])
+    past = ours.Past(RNG.normal(size=(30, 3)) * [1.0, 100.0, 1e-3], np.zeros((30, 1)), np.zeros((30, 0)))
     new = RNG.normal(size=(9, 3)) * [1.0, 100.0, 1e-3]
     scale = past.instances.std(axis=0)
     distances = (((new[:, None] - past.instances) / scale) ** 2).sum(axis=2)
-    np.testing.assert_array_equal(past.nearest(new)[:, 0], np.argmin(distances, axis=1))
+    np.testing.assert_array_equal(past.nearest(new), np.argmin(distances, axis=1))
+
+
+def test_starts_at_known_solutions_use_their_multipliers():
+    data, flat = draws(Box(), 20), Flat.of(Box(), np.zeros(2))
+    solver = LearnedSolver(Box(), ADMM(inner=1), ADMM(tol=1e-6, inner=1), None, 1, 1)
+    past = ours.Past.of(flat, data)
+    half = solve(Box(), data, method=ADMM(tol=1e-6, inner=1), x0=past.x)
+    still = np.concatenate([data, data, data[:7]])  # nothing changes from step to step
+    for run, rows in ((ours.nearest(flat, solver, past, 1.0), still), (ours.previous(flat, solver, 20, 1.0), still)):
+        found = run(rows)
+        np.testing.assert_allclose(found.x, box_minimum(rows), atol=1e-4)
+        assert found.evaluations[20:].max() <= 2 < np.median(half.nit)
 
 
 def test_the_papers_optimizer_stops_an_instance_when_it_is_solved():

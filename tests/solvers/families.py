@@ -34,3 +34,9 @@ class Decay(LeastSquares):
 def decays(count: int, seed: int = 1) -> np.ndarray:
     """Draw instances of `Decay`."""
     return np.asarray(jax.vmap(Decay().sample)(jax.random.split(jax.random.key(seed), count)), float)
+
+
+def decay_rates(count: int, seed: int = 1) -> np.ndarray:
+    """Return the rates of these instances."""
+    keys = jax.random.split(jax.random.key(seed), count)
+    return np.asarray(jax.vmap(lambda key: jax.random.uniform(key, minval=0.5, maxval=2.0))(keys))

@@ -1,11 +1,26 @@
 """Bounds hold at their stated level: by simulation, and against published values."""
 
 import math
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.solvers import failure_bound, has_drifted, percentile_bound
+from bygrad.problems import QuadraticProgram
+from bygrad.solvers import (
+    ADMM,
+    Card,
+    LearnedSolver,
+    Solution,
+    Usual,
+    candidates,
+    failure_bound,
+    has_drifted,
+    percentile_bound,
+)
+from bygrad.solvers.certificate import is_excess
+from bygrad.solvers.drift import alarm, tally
 
 
 @pytest.mark.parametrize(
@@ -48,6 +63,120 @@ def test_the_alarm_is_false_as_seldom_as_it_says_and_sees_drift():
     assert np.mean(alarms) <= level
     assert has_drifted(80, 400, 20, 500)
     assert not has_drifted(0, 0, 20, 500) and not has_drifted(400, 400, 500, 500)
+
+
+def test_an_excess_is_what_chance_gives_less_often():
+    assert not is_excess(0, 10, 0.0, 0.1) and is_excess(1, 10, 0.0, 0.1) and not is_excess(10, 10, 1.0, 0.1)
+    # 3 or more of 3 at a rate of one half: an eighth.
+    assert is_excess(3, 3, 0.5, 0.1251) and not is_excess(3, 3, 0.5, 0.1249)
+
+
+class Program(QuadraticProgram):
+    """A family whose certificates say what is solved; nothing of it is computed here."""
+
+    def sample(self, key):
+        return jnp.zeros(1)
+
+    @property
+    def matrices(self):
+        return jnp.eye(1), jnp.eye(1)
+
+    def vectors(self, instance):
+        return instance, instance, instance
+
+
+class Simulated:
+    """Solvers whose steps are geometric, and that fail with a probability: what is true of them is known."""
+
+    MEAN, FAILURE, NAMES = 30.0, 0.02, ("tuned, 1 start", "learned warm start", "learned otherwise")
+
+    def __init__(self, seed: int) -> None:
+        self.draw = np.random.default_rng(seed)
+
+    def instances(self, rows: int, spread: float = 1.0) -> np.ndarray:
+        return spread * self.draw.normal(size=(rows, 3))
+
+    def solution(self, rows: int, mean: float = MEAN, failure: float = FAILURE) -> Solution:
+        steps, failed = self.draw.geometric(1 / mean, rows), self.draw.random(rows) < failure
+        zero = np.zeros(rows)
+        return Solution(zero[:, None], zero, zero, np.where(failed, 0, 1), steps, steps, zero, failed, zero[:, None])
+
+    def card(self, monkeypatch: pytest.MonkeyPatch, held: int) -> tuple[Card, Usual]:
+        """Let `keep_best` make a card: of three such solvers it keeps the one that was luckiest."""
+
+        def measure(solver: Any, instances: Any, seed: Any) -> tuple[Solution, float]:
+            found = self.solution(held)
+            return found, float(np.mean(found.nit) + 100 * np.mean(~found.success))
+
+        monkeypatch.setattr(candidates, "_measure", measure)
+        base = LearnedSolver(Program(), ADMM(), ADMM(), None, 1, 1)
+        usual, solvers = Usual.of(self.instances(200)), dict.fromkeys(self.NAMES, base)
+        kept = candidates.keep_best(base, solvers, self.instances(held), 1e-3, 0, {}, 1.0, usual=usual)
+        assert kept.card is not None and kept.usual is usual
+        return kept.card, usual
+
+    def unsolved(self, steps: float) -> float:
+        return 1 - (1 - self.FAILURE) * (1 - self.slower(steps))
+
+    def slower(self, steps: float) -> float:
+        return (1 - 1 / self.MEAN) ** steps
+
+
+def test_the_bounds_of_a_card_hold_together_at_their_level(monkeypatch):
+    level, runs, wrong = 0.4, 400, {"any": 0, "within": 0, "steps": 0}
+    monkeypatch.setattr(candidates, "CONFIDENCE", 1 - level)
+    simulated = Simulated(0)
+    for _ in range(runs):
+        card, _ = simulated.card(monkeypatch, 600)
+        assert [int(steps) for steps in card.within] == [5, 10, 20, 50, 100, 200, 500, 1000]
+        assert card.steps_bound is not None
+        # The level is divided among three solvers, and a quarter of each part among eight numbers of steps.
+        count, bound = card.within["100"]
+        assert bound == failure_bound(int(count), 600, 1 - level / (3 * 4 * 8))
+        late = simulated.slower(card.steps_bound) > 0.01
+        truths = [(bound, simulated.unsolved(int(steps))) for steps, (_, bound) in card.within.items()]
+        missed = any(bound < truth for bound, truth in [*truths, (card.failure_bound, simulated.FAILURE)])
+        wrong["any"] += late or missed
+        wrong["within"] += missed
+        wrong["steps"] += late
+    spread = 3 * math.sqrt(runs * level * (1 - level))
+    assert wrong["any"] <= level * runs + spread
+    # Each half at half the level, of which it uses a part: it is no looser than it must be.
+    assert all(0.01 * runs < wrong[it] <= level / 2 * runs + spread for it in ("within", "steps")), wrong
+
+
+def served(card: Card, usual: Usual, instances: np.ndarray, found: Solution) -> bool:
+    seen = {"unsolved": ~found.success, "steps": found.nit, "distance": usual.distance(instances)}
+    return alarm(card, [tally(card, seen, len(found))]) != ()
+
+
+def test_the_alarm_of_a_card_is_as_silent_as_it_says_and_sees_each_kind_of_drift(monkeypatch):
+    level, runs = 0.4, 300
+    monkeypatch.setattr(candidates, "CONFIDENCE", 1 - level)
+    simulated, false = Simulated(1), 0
+    for _ in range(runs):
+        card, usual = simulated.card(monkeypatch, 600)
+        false += served(card, usual, simulated.instances(500), simulated.solution(500))
+    assert false <= level * runs + 3 * math.sqrt(runs * level * (1 - level))
+
+    monkeypatch.setattr(candidates, "CONFIDENCE", 0.999)
+    card, usual = simulated.card(monkeypatch, 2000)
+    assert [sign["what"] for sign in card.signs] == ["unsolved", "steps", "steps", "distance", "distance"]
+    same, usually = simulated.instances(2000), simulated.solution(2000)
+    assert not served(card, usual, same, usually)
+    assert served(card, usual, same, simulated.solution(2000, failure=0.08))
+    assert served(card, usual, same, simulated.solution(2000, mean=45.0))
+    assert served(card, usual, simulated.instances(2000, spread=1.3), usually)
+    few = same.copy()
+    few[:80] += 9.0  # rare, and so far out that the quantile of one in a hundred sees it
+    assert served(card, usual, few, usually)
+
+
+def test_distances_are_in_spreads_from_the_mean():
+    usual = Usual.of({"a": np.array([[1.0, 5.0], [np.nan, 9.0], [3.0, 5.0]]), "b": np.zeros(3)})
+    far = usual.distance({"a": np.array([[2.0, 5.0], [5.0, 5.0], [2.0, 20.0], [np.nan, 5.0]]), "b": np.zeros(4)})
+    np.testing.assert_allclose(far, [0.0, 3.0, 3.0, np.inf])
+    assert np.isinf(usual.distance({"a": np.ones((2, 3)), "b": np.zeros(2)})).all()
 
 
 @pytest.mark.parametrize("counts", [(1, 0), (-1, 3), (4, 3)])

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import jax
@@ -27,13 +28,15 @@ from bygrad.solvers import (
     LevenbergMarquardt,
     Whitening,
     candidates,
+    failure_bound,
     learn,
     solve,
 )
 from bygrad.solvers.candidates import BestKnown, is_solved
+from bygrad.solvers.card import report
 from bygrad.solvers.training import Examples, train_start
 
-from .families import Decay, decays
+from .families import TIMES, Decay, decay_rates, decays
 
 FILE = Path(__file__).parent / "families.py"
 
@@ -115,6 +118,20 @@ def test_the_comparison_takes_as_many_passes_as_time_is_kept_back_for(monkeypatc
     assert sum(passes) == module._passes(Decay(), (1, 2, 3, 5))
 
 
+def test_the_report_bounds_failure_within_every_number_of_steps_that_decides(learned):
+    assert learned.card is not None
+    within = {"5": [200, 1.0], "50": [7, 0.11], "10": [60, 0.5], "20": [7, 0.12]}
+    card = dataclasses.replace(learned.card, failures=7, failure_bound=0.1, within=within)
+    lines = [line.strip() for line in report(card, Decay()).splitlines() if "the probability" in line]
+    assert lines == [
+        "the probability not to be solved within 10 steps is at most 50.00% (60 of 200 held out were not)",
+        "the probability not to be solved within 20 steps is at most 12.00% (7 of 200 held out were not)",
+        "the probability not to be solved at all is at most 10.00% (7 of 200 held out were not)",
+    ]
+    (old,) = [it for it in report(dataclasses.replace(card, within={}), Decay()).splitlines() if "probability" in it]
+    assert "not to be solved is at most 10.00%" in old
+
+
 def test_a_learned_start_is_nearer_than_the_middle():
     data = decays(300)
     solved = solve(Decay(), data)
@@ -131,19 +148,85 @@ def test_a_learned_start_is_nearer_than_the_middle():
     assert distance(trained) < 0.3 * distance(untrained)
 
 
-def test_drift_is_told(learned):
-    assert learned.card is not None
-    card = dataclasses.replace(learned.card, fallbacks=0, heldout=1000)
-    data = decays(40)
+def broken_start(solver: LearnedSolver) -> LearnedSolver:
+    """A learned solver that must fall back where instances are NaN, with signs as of a thousand held-out instances."""
     start = LearnedStart.untrained(Whitening.of(jnp.ones((4, 9)), jnp.ones((4, 2))), 2, jax.random.key(0))
-    solver = dataclasses.replace(learned, start=start, card=card)
-    assert solver.solve(data, batch=64).warnings == ()
+    assert solver.card is not None
+    signs = [{"what": "unsolved", "limit": 0.0, "rate": failure_bound(0, 1000)}]
+    return dataclasses.replace(solver, start=start, card=dataclasses.replace(solver.card, signs=signs))
+
+
+@pytest.mark.parametrize("guard", ["certificate", "best_of_two"])
+def test_instances_that_fail_are_told_as_drift(learned, guard):
+    data, solver = decays(40), broken_start(learned)
+    assert solver.solve(data, batch=64, guard=guard).warnings == ()
     drifted = data.copy()
     drifted[:20] = np.nan
-    (warning,) = solver.solve(drifted, batch=64).warnings
-    assert "drifted" in warning and "20 of 40" in warning
+    (warning,) = solver.solve(drifted, batch=64, guard=guard).warnings
+    assert "drifted" in warning and "20 of 40 were not solved at the first attempt" in warning
     lost = solver.solve(np.full_like(data, np.nan), batch=64)
     assert lost.used_fallback.all() and "40 of 40" in lost.warnings[0]
+
+
+def test_an_old_card_is_held_to_its_fallbacks(learned):
+    solver = broken_start(learned)
+    assert solver.card is not None
+    card = dataclasses.replace(solver.card, signs=[], within={}, fallbacks=0, heldout=1000, pays=True)
+    found = dataclasses.replace(solver, card=card).solve(np.full((40, 9), np.nan), batch=64)
+    assert "40 of 40 were not solved" in found.warnings[0]
+    assert dataclasses.replace(solver, card=dataclasses.replace(card, pays=False)).solve(decays(9)).warnings == ()
+
+
+@pytest.mark.parametrize("guard", ["certificate", "best_of_two"])
+def test_instances_from_elsewhere_are_told_though_all_are_solved(learned, guard):
+    """Decays of three times the noise: each has a local minimum, which is a success."""
+    noise = decays(400, seed=7) - np.exp(-np.outer(decay_rates(400, seed=7), TIMES))
+    assert learned.solve(decays(400, seed=7), guard=guard).warnings == ()
+    found = learned.solve(decays(400, seed=7) + 2 * noise, guard=guard)
+    assert found.success.all() and not found.used_fallback.all()
+    assert "spreads from the mean" in found.warnings[0]
+
+
+def test_slower_solutions_are_told(learned):
+    solver = broken_start(learned)
+    assert solver.card is not None
+    card = dataclasses.replace(solver.card, signs=[{"what": "steps", "limit": 0.0, "rate": 0.5}])
+    slow = dataclasses.replace(solver, card=card)
+    assert "40 of 40 took more than 0 steps" in slow.solve(decays(40)).warnings[0]
+    # A guess of the caller's was not measured when the card was made.
+    assert slow.solve(decays(40), x0=solver.solve(decays(40)).x).warnings == ()
+
+
+def test_what_is_chance_in_each_call_is_drift_in_all_of_them(learned):
+    solver = broken_start(learned)
+    data = decays(40)
+    data[:3] = np.nan
+    calls = [solver.solve(data, batch=64) for _ in range(8)]
+    assert all(call.warnings == () for call in calls)
+    assert "24 of 320" in solver.alarm([call.tally for call in calls])[0]
+    assert solver.alarm([]) == () and dataclasses.replace(solver, card=None).alarm([]) == ()
+
+
+def test_instances_of_another_size_are_refused(learned):
+    with pytest.raises(ValueError, match=r"has 7 numbers, but those .* learned from had 9"):
+        broken_start(learned).solve(decays(5)[:, :7])
+
+
+def test_a_guess_is_taken_where_it_is_better(learned):
+    data = decays(30)
+    exact = solve(Decay(), data, method=LevenbergMarquardt(tol=1e-10))
+    solver = dataclasses.replace(broken_start(learned), method=LevenbergMarquardt(), starts=1)
+    cold, warm = solver.solve(data), solver.solve(data, x0=exact.x)
+    assert warm.nit.max() <= 2 < cold.nit.min()
+    tuned = dataclasses.replace(solver, start=None)
+    assert tuned.solve(data, x0=exact.x).nit.max() <= 2 < tuned.solve(data).nit.min()
+    bad = jax.tree.map(lambda leaf: leaf + 1e3, exact.x)
+    np.testing.assert_array_equal(solver.solve(data, x0=bad).nit, cold.nit)
+    # In best-of-two, and after a failure, it is where the classical solver starts.
+    hasty = LevenbergMarquardt(tol=0.0, max_steps=1)
+    hasty = dataclasses.replace(solver, method=hasty, classical=LevenbergMarquardt())
+    found = hasty.solve(data, x0=exact.x)
+    assert found.success.all() and found.used_fallback.all() and found.nit.max() <= 3
 
 
 def test_a_file_gives_the_solver_back(learned, tmp_path):
@@ -151,8 +234,28 @@ def test_a_file_gives_the_solver_back(learned, tmp_path):
     back = load_solver(tmp_path / "fit.safetensors", Decay())
     assert back.card == learned.card and back.report() == learned.report()
     data = decays(30, seed=3)
-    np.testing.assert_array_equal(back.solve(data, batch=64).cost, learned.solve(data, batch=64).cost)
+    ours, theirs = back.solve(data, batch=64), learned.solve(data, batch=64)
+    np.testing.assert_array_equal(ours.cost, theirs.cost)
+    assert ours.tally == theirs.tally is not None
     assert type(load_solver(tmp_path / "fit.safetensors").family).__name__ == "Decay"
+
+
+def test_a_file_is_for_the_family_that_it_was_learned_for(learned, tmp_path):
+    class Sized(Decay):
+        height: jax.Array = dataclasses.field(default_factory=lambda: jnp.ones(3))
+        noise: float = 0.1
+
+    solver = dataclasses.replace(learned, family=Sized())
+    save_solver(solver, path := tmp_path / "fit.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_solver(path, Sized(height=jnp.zeros(3))).card == learned.card
+    with pytest.raises(ArtifactError, match="another family: name was Sized, is Decay"):
+        load_solver(path, Decay())
+    with pytest.raises(ArtifactError, match=r"height was float32\[3\], is float32\[4\]"):
+        load_solver(path, Sized(height=jnp.zeros(4)))
+    with pytest.warns(UserWarning, match=r"noise was 0\.1, is 0\.2"):
+        load_solver(path, Sized(height=jnp.zeros(3), noise=0.2))
 
 
 def test_a_solver_is_not_taken_for_an_optimizer(learned, tmp_path):

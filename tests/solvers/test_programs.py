@@ -16,6 +16,7 @@ from bygrad.deploy.solver import load_solver, save_solver
 from bygrad.problems import QuadraticProgram, SparseCoding
 from bygrad.solvers import (
     ADMM,
+    LBFGS,
     Flat,
     LearnedSchedule,
     LearnedSolver,
@@ -66,7 +67,8 @@ class Plan(QuadraticProgram):
         if not self.proves:
             return None
         point = jnp.clip(params, 0, 1)
-        point = point / jnp.maximum(jnp.sum(point), 1e-3)
+        point = jnp.where(jnp.any(point > 0), point, 1.0)
+        point = point / jnp.sum(point)
         mean = 0.5 * (point[0] + point[1])
         point = jnp.where(point[0] > point[1], point.at[:2].set(mean), point)
         _, constraints = self.matrices
@@ -230,6 +232,52 @@ def test_what_is_proven_is_not_iterated_and_all_else_is_solved(data):
     assert found.success.all() and (found.certificate <= 1e-2 * (1 + 1e-6)).all() and found.x.dtype == np.float32
     assert (found.nit[:20] == 0).all() and (found.nit[20:] > 0).any()
     assert (found.cost - exact.cost <= 1e-2 * np.abs(found.cost) + 1e-5).all()
+
+
+@pytest.mark.parametrize("priced", [False, True], ids=["limits", "prices"])
+def test_an_optimum_with_its_multipliers_needs_no_iterations(priced, data):
+    family, method = Plan(priced=priced), ADMM(tol=1e-6, max_steps=20_000, inner=1)
+    exact = solve(family, data, method=dataclasses.replace(method, tol=1e-9), batch=64)
+    cold = solve(family, data, method=method, batch=64)
+    half = solve(family, data, method=method, x0=exact.x, batch=64)
+    warm = solve(family, data, method=method, x0=exact.x, dual0=exact.dual, batch=64)
+    assert warm.success.all() and warm.nit.max() <= 2 < min(np.median(cold.nit), np.median(half.nit))
+    # Multipliers that are not finite are none; further starts have none.
+    lost = solve(family, data, method=method, x0=exact.x, dual0=np.full((40, 5), np.inf), batch=64)
+    np.testing.assert_array_equal(lost.nit, half.nit)
+    twice = solve(family, data, method=method, x0=exact.x, dual0=exact.dual, starts=2, batch=64)
+    np.testing.assert_array_equal(twice.nit - warm.nit, cold.nit)
+
+
+def test_multipliers_that_do_not_fit_are_refused(data):
+    with pytest.raises(ValueError, match=r"dual0 has shape \[40, 3\], but 40 starts have \[40, 5\] multipliers"):
+        solve(Plan(), data, x0=np.zeros(4), dual0=np.zeros((40, 3)))
+    with pytest.raises(ValueError, match="x0 is None"):
+        solve(Plan(), data, dual0=np.zeros((40, 5)))
+    with pytest.raises(ValueError, match=r"40 starts have \[40, 0\] multipliers"):
+        solve(Plan(), data, method=LBFGS(), x0=np.zeros(4), dual0=np.zeros((40, 5)))
+
+
+@pytest.mark.parametrize("proves", [False, True], ids=["residuals", "bounds"])
+def test_of_a_guess_and_a_learned_warm_start_the_better_one_is_taken(proves, data):
+    family, base = Plan(proves=proves), ADMM(tol=1e-4, max_steps=20_000, inner=1)
+    exact = solve(Plan(), data, method=ADMM(tol=1e-9, max_steps=20_000), batch=64)
+    blank = liar(0.0)
+    answers = jnp.asarray(np.concatenate([exact.x, exact.dual], axis=1), jnp.float32)
+    known = Known(blank.network, blank.linear, blank.whitening, 4, jnp.asarray(data, jnp.float32), answers)
+    knows, lies = (
+        LearnedSolver(family, dataclasses.replace(base, warm=warm), base, None, 1, 1) for warm in (known, liar(0.7))
+    )
+    far = exact.x + 1.0
+    guesses = {"x0": exact.x, "dual0": exact.dual}
+    for solver, guess in ((knows, {}), (knows, {"x0": far}), (lies, guesses)):
+        found = solver.solve(data, batch=64, **guess)
+        assert found.success.all() and found.nit.max() <= 2 and not found.used_fallback.any()
+    assert np.median(lies.solve(data, batch=64).nit) > 2
+    # A warm start that stops at once: the classical solver begins at the guess as well.
+    stopped = dataclasses.replace(lies, method=dataclasses.replace(lies.method, tol=-1.0, max_steps=1))
+    found = stopped.solve(data, batch=64, **guesses)
+    assert found.success.all() and found.used_fallback.all() and found.nit.max() <= 3
 
 
 def test_training_brings_a_warm_start_nearer_to_a_proof(data):

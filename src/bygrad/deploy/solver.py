@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import os
+import re
+import warnings
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -28,12 +31,16 @@ from ..solvers import (
     LevenbergMarquardt,
     Method,
     ProximalGradient,
+    Usual,
     Whitening,
 )
 from .jax import versions
 
 FEATURES = 1
 """Version of what the networks see: raised when old ones would mean something else."""
+
+_ARRAY = re.compile(r"\w+\[[\d, ]*\]")
+"""How `describe_family` writes an array."""
 
 _NOT_NUMBERS = ("warm", "schedule", "reduced", "bound")
 
@@ -54,6 +61,8 @@ def save_solver(solver: LearnedSolver, path: str | os.PathLike[str], *, family: 
         if network is not None
         for leaf, value in trees.named_leaves(eqx.filter(network, eqx.is_array)).items()
     }
+    if solver.usual is not None:
+        tensors |= {f"usual/{name}": value for name, value in vars(solver.usual).items()}
     config = {
         "family": family,
         "family_sha256": _sha256(family),
@@ -91,7 +100,8 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
     of bygrad's own or the very file, byte for byte, that the solver was learned for. So an artifact cannot make other
     code run.
 
-    **Raises:** `ArtifactError` for a file that is damaged, holds something else, or whose family has changed.
+    **Raises:** `ArtifactError` for a file that is damaged, holds something else, or whose family has changed: it is
+    another class, or has arrays of other shapes. Other fields that differ, a level of noise say, are a `UserWarning`.
     """
     artifact = load_artifact(path)
     manifest, config = artifact.manifest, artifact.manifest.config
@@ -102,6 +112,7 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
             "Give a file that `bygrad learn` wrote with this version, or learn again",
         )
     found = family if isinstance(family, ProblemFamily) else _family(path, family, config)
+    _compare(path, manifest.training.get("family", {}), found)
     try:
         start = _start(config["start"], artifact.tensors)
         damping = _learned_damping(config["damping"], config["method"], artifact.tensors)
@@ -119,7 +130,10 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
             method = classical
         card = Card(**manifest.validation) if manifest.validation else None
         counts = config["starts"], config["classical_starts"]
-        return LearnedSolver(found, method, classical, start, *counts, card, config["dtype"])
+        usual = None
+        if "usual/mean" in artifact.tensors:
+            usual = Usual(*(artifact.tensors[f"usual/{name}"] for name in ("mean", "spread")))
+        return LearnedSolver(found, method, classical, start, *counts, card, config["dtype"], usual)
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise ArtifactError(
             f"{path}: its configuration does not describe a solver ({type(error).__name__}: {error})",
@@ -229,3 +243,27 @@ def _family(path: Any, family: str | None, config: dict[str, Any]) -> ProblemFam
             "Name the family yourself (--family path/to/file.py:Class) if it is the same one, or learn again",
         )
     return find_family(name)
+
+
+def _compare(path: Any, learned: dict[str, Any], family: ProblemFamily) -> None:
+    """Hold a family against the description of the one that a solver was learned for; an old file may have none."""
+    found = describe_family(family)
+    # The precision of a family's arrays hangs on where it was built.
+    plain = lambda value: re.sub(r"float(32|64)(?=\[)", "float", value) if isinstance(value, str) else value  # noqa: E731
+    different = [it for it in learned | found if plain(learned.get(it)) != plain(found.get(it))] if learned else []
+    if not different:
+        return
+    if "name" in different:
+        different = ["name"]
+    said = "; ".join(f"{it} was {learned.get(it, 'absent')}, is {found.get(it, 'absent')}" for it in different)
+    if any(it == "name" or _ARRAY.fullmatch(str(learned.get(it))) for it in different):
+        raise ArtifactError(
+            f"{path}: it was learned for another family: {said}",
+            "A learned solver belongs to one family, and its card says nothing about others",
+            "Give the family that it was learned for, or learn again",
+        )
+    warnings.warn(
+        f"{path}: the solver was learned for a family that differs: {said}. Successes still are proven or local minima,"
+        " but the card may not hold. Give the family that it was learned for, or learn again.",
+        stacklevel=3,
+    )

@@ -4,6 +4,7 @@ from .admm import ADMM
 from .base import Flat, Method, Progress
 from .card import Card
 from .certificate import failure_bound, has_drifted, percentile_bound
+from .drift import Usual
 from .engine import run
 from .fit import LearnedSolver
 from .implicit import implicit, jacobian
@@ -15,7 +16,7 @@ from .proximal import ProximalGradient
 from .reduction import Reduced, reduce_program
 from .safeguarded import Safeguarded
 from .schedule import LearnedSchedule
-from .solution import STATUS, Solution, Status
+from .solution import STATUS, Solution, Status, Tally
 from .solve import solve
 from .warm import LearnedWarmStart
 
@@ -41,6 +42,8 @@ __all__ = [
     "Seen",
     "Solution",
     "Status",
+    "Tally",
+    "Usual",
     "Whitening",
     "classical_method",
     "failure_bound",

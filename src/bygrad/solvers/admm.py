@@ -79,6 +79,43 @@ class ADMM(Method):
     def prepare(self, flat: Flat, dtype: Any) -> "ADMM":
         return dataclasses.replace(self, reduced=_reduced(flat.family, dtype))
 
+    def multipliers(self, flat: Flat) -> int:
+        assert isinstance(flat.family, QuadraticProgram)
+        return int(np.sum(~np.asarray(flat.family.equations)))
+
+    def first(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> tuple[Array, Array, Scalar]:
+        """Return params, multipliers and penalty to begin with, from params and perhaps multipliers in one vector.
+
+        Of two guesses, given and learned, the one that fulfils the conditions of an optimum better is taken.
+        """
+        to = self.reduced
+        assert to is not None
+        x, given = x[: flat.size], x[flat.size :]
+        dual, rho = given if given.size else jnp.zeros(len(to.limits), x.dtype), jnp.full((), self.rho, x.dtype)
+        if self.warm is None:
+            return x, dual, rho
+        better, multipliers, factor = (it.astype(x.dtype) for it in self.warm(instance))
+        use = jnp.all(jnp.isfinite(better)) & jnp.all(jnp.isfinite(multipliers)) & jnp.isfinite(factor)
+        if given.size:
+            use &= ~(self._away(flat, instance, x, dual) <= self._away(flat, instance, better, multipliers))
+        rho = jnp.where(use, jnp.clip(rho * jnp.exp(factor), LOWEST, HIGHEST), rho)
+        return jnp.where(use, better, x), jnp.where(use, multipliers, dual), rho
+
+    def _away(self, flat: Flat, instance: Instance, x: Float[Array, " p"], dual: Float[Array, " m"]) -> Scalar:
+        """Return how far a point and its multipliers are from an optimum: the length of the Lagrangian's gradient in
+        the coordinates of the reduction, and of what a step of the multipliers would change in the scaled rows."""
+        family, to = flat.family, self.reduced
+        assert isinstance(family, QuadraticProgram) and to is not None
+        quadratic, constraints = (it.astype(x.dtype) for it in family.matrices)
+        linear, low, high = (it.astype(x.dtype) for it in family.vectors(instance))
+        constraints = constraints[to.limits]
+        low, high = (to.scale * it[to.limits] for it in (low, high))
+        y = dual / to.scale
+        drive = to.scale * (constraints @ x) + y
+        y_next = jnp.clip(drive - jnp.clip(drive, low, high), -to.ceiling, to.ceiling)
+        slope = to.basis.T @ (quadratic @ x + linear + constraints.T @ dual)
+        return jnp.linalg.norm(slope) + jnp.linalg.norm(y_next - y)
+
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         family, to = flat.family, self.reduced
         assert isinstance(family, QuadraticProgram) and to is not None
@@ -90,16 +127,13 @@ class ADMM(Method):
         push = to.quadratic @ given
         shift = to.shift @ given
         low, high = (to.scale * it[to.limits] - shift for it in (low, high))
-        dual, rho = jnp.zeros_like(shift), jnp.full((), self.rho, x.dtype)
-        if self.warm is not None:
-            better, multipliers, factor = (it.astype(x.dtype) for it in self.warm(instance))
-            finite = jnp.all(jnp.isfinite(better)) & jnp.all(jnp.isfinite(multipliers)) & jnp.isfinite(factor)
-            x, dual = jnp.where(finite, better, x), jnp.where(finite, multipliers, dual)
-            rho = jnp.where(finite, jnp.clip(rho * jnp.exp(factor), LOWEST, HIGHEST), rho)
-        z = jnp.clip(to.scale * (constraints.astype(x.dtype)[to.limits] @ x) - shift, low, high)
+        x, dual, rho = self.first(flat, instance, x)
+        rows, y = to.scale * (constraints.astype(x.dtype)[to.limits] @ x) - shift, dual / to.scale
+        # Soft rows whose price is paid stay outside of their limits.
+        paid = jnp.abs(y) >= (1 - 1e-5) * to.ceiling
         memory = Memory(
-            z=z,
-            y=dual / to.scale,
+            z=jnp.where(paid, rows, jnp.clip(rows, low, high)),
+            y=y,
             rho=rho,
             linear=to.basis.T @ linear + to.pull @ given,
             low=low,

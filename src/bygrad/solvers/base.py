@@ -231,6 +231,10 @@ class Method(eqx.Module):
         """
         return self
 
+    def multipliers(self, flat: Flat) -> int:
+        """Return how many multipliers may follow the params in the vector that it starts from."""
+        return 0
+
     @abc.abstractmethod
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         """Return the state before the first step from `x`."""

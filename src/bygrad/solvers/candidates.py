@@ -13,6 +13,7 @@ from ..problems import ProblemFamily
 from .base import certified
 from .card import Card
 from .certificate import CONFIDENCE, failure_bound, percentile_bound
+from .drift import Usual
 from .fit import LearnedSolver
 from .solution import Solution
 
@@ -21,6 +22,10 @@ REFERENCE = 10
 
 MARGIN = 0.01
 """How much success a faster candidate may give up against the best classical one."""
+
+WITHIN = (5, 10, 20, 50, 100, 200, 500, 1000)
+"""Numbers of steps whose probability of failure is bounded. Chosen before anything is measured: bounds at numbers that
+suit what was measured would be too low."""
 
 
 def keep_best(
@@ -32,12 +37,13 @@ def keep_best(
     learning: Mapping[str, float],
     spent: float,
     scale: float = 1.0,
+    usual: Usual | None = None,
 ) -> LearnedSolver:
     """Measure all candidates on held-out instances and return the best, with its card.
 
     **Arguments:** `base`: the tuned classical solver. `solvers`: candidates by name; the classical ones' names begin
     with "tuned". `learning`: seconds that were spent on them, by what for; `spent`: all of it on `work_clock`.
-    `scale`: what costs are where nothing is solved.
+    `scale`: what costs are where nothing is solved. `usual`: where the instances lie that were learned from.
     """
     began, family = time.perf_counter(), base.family
     classical = {name: solver for name, solver in solvers.items() if name.startswith("tuned")}
@@ -55,25 +61,52 @@ def keep_best(
     candidates = {name: _summary(family, it, time_, best, tol) for name, (it, time_) in measured.items()}
     kept = _choose(candidates)
     solution, each = measured[kept]
-    failed = int(np.sum(~is_solved(family, solution, best, tol)))
-    # The kept one was chosen on the same instances: each candidate gets an equal part of what may go wrong.
-    level = 1 - (1 - CONFIDENCE) / (2 * len(candidates))
-    bound = percentile_bound(solution.nit.astype(float), confidence=level)
+    solved = is_solved(family, solution, best, tol)
+    failed, held_out = int(np.sum(~solved)), len(solution)
+    # The kept one was chosen on the same instances: each candidate gets an equal part of what may go wrong. Half of it
+    # goes to the bound on steps, a quarter to the one on failures, the rest to those within a number of steps.
+    wrong = (1 - CONFIDENCE) / len(candidates)
+    bound = percentile_bound(solution.nit.astype(float), confidence=1 - wrong / 2)
+    late = {steps: int(np.sum(~solved | (solution.nit > steps))) for steps in WITHIN}
+    level = 1 - wrong / (4 * len(WITHIN))
+    pays = not kept.startswith("tuned")
+    fallbacks = int(np.sum(solution.used_fallback if pays else ~solution.success))
     card = Card(
         kept=kept,
         candidates=candidates,
-        heldout=len(solution),
+        heldout=held_out,
         failures=failed,
-        fallbacks=int(solution.used_fallback.sum()),
-        failure_bound=failure_bound(failed, len(solution), level),
+        fallbacks=fallbacks,
+        failure_bound=failure_bound(failed, held_out, 1 - wrong / 4),
         steps_bound=bound if math.isfinite(bound) else None,
         confidence=CONFIDENCE,
         tol=tol,
         seconds={**learning, "comparison": time.perf_counter() - began},
         break_even={name: _break_even(spent, candidates[name]["seconds"], each) for name in classical},
-        pays=not kept.startswith("tuned"),
+        pays=pays,
+        within={str(steps): [count, failure_bound(count, held_out, level)] for steps, count in late.items()},
+        signs=_signs(solution.nit, bound, fallbacks, None if usual is None else usual.distance(held), wrong),
     )
-    return dataclasses.replace(solvers[kept], card=card)
+    return dataclasses.replace(solvers[kept], card=card, usual=usual)
+
+
+def _signs(
+    steps: np.ndarray, steps_bound: float, fallbacks: int, far: np.ndarray | None, wrong: float
+) -> list[dict[str, Any]]:
+    """Return what the drift alarm counts. Rare instances that are far beyond the others and many that are a little so
+    are seen by different quantiles.
+
+    `wrong`: what may go wrong with the bounds of one candidate. Half of it was spent on `steps_bound`, a quarter goes
+    to the four others, and a quarter is left to chance in service. Distances do not hang on which candidate is kept.
+    """
+    level, steps = 1 - wrong / 16, steps.astype(float)
+    limits = [("steps", 0.01, steps_bound), ("steps", 0.1, percentile_bound(steps, 0.9, level))]
+    if far is not None:
+        any_level = 1 - (1 - CONFIDENCE) / 16
+        limits += [("distance", rate, percentile_bound(far, 1 - rate, any_level)) for rate in (0.01, 0.1)]
+    unsolved = {"what": "unsolved", "limit": 0.0, "rate": failure_bound(fallbacks, len(steps), level)}
+    kept = [{"what": what, "limit": limit, "rate": rate} for what, rate, limit in limits if math.isfinite(limit)]
+    return [unsolved, *kept]
 
 
 def work_clock() -> float:

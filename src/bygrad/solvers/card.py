@@ -1,6 +1,7 @@
 """What was measured when a solver was learned, as values and in words."""
 
 import dataclasses
+from typing import Any
 
 from ..problems import ProblemFamily
 from .base import certified
@@ -12,8 +13,11 @@ class Card:
 
     **Arguments:** `kept`: the name of the candidate that is used. `candidates`: what each one reached on held-out
     instances. `heldout`: how many these were. `failures`, `fallbacks`: how many of them the kept one did not solve to
-    the tolerance, and how many needed the classical solver. `failure_bound`, `steps_bound`: what that proves about
-    new instances, at `confidence`. `break_even`: instances after which learning has paid, against each rival.
+    the tolerance, and how many were not solved at the first attempt, so that the classical solver was needed, if that
+    is another one. `failure_bound`, `steps_bound`: what that proves about new instances. `within`: the same for a
+    number of steps: how many were not solved within it, and the bound on that probability. All bounds hold together at
+    `confidence`. `signs`: what the drift alarm counts, a limit and a bound on the probability to be beyond it; each
+    with `what` is compared. `break_even`: instances after which learning has paid, against each rival.
     """
 
     kept: str
@@ -28,6 +32,8 @@ class Card:
     seconds: dict[str, float]
     break_even: dict[str, float | None]
     pays: bool
+    within: dict[str, list[int | float]] = dataclasses.field(default_factory=dict)
+    signs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 def report(card: Card | None, family: ProblemFamily) -> str:
@@ -50,9 +56,8 @@ def report(card: Card | None, family: ProblemFamily) -> str:
     steps = "no bound: too few instances" if card.steps_bound is None else f"at most {card.steps_bound:.0f}"
     lines += [
         "",
-        f"With confidence {card.confidence:.1%}, for new instances of the same distribution:",
-        f"  the probability not to be solved is at most {card.failure_bound:.2%}"
-        f" ({card.failures} of {card.heldout} held out were not)",
+        f"With confidence {card.confidence:.1%}, for new instances of the same distribution, all of this holds:",
+        *_bounds(card),
         f"  99 in 100 take, in steps, {steps}",
         "  " + ", ".join(f"{what} {seconds:.0f} s" for what, seconds in sorted(card.seconds.items())),
     ]
@@ -60,6 +65,24 @@ def report(card: Card | None, family: ProblemFamily) -> str:
     if card.pays:
         lines.append("  break-even: instances after which tuning and training are repaid, against that candidate")
     return "\n".join(lines)
+
+
+def _bounds(card: Card) -> list[str]:
+    """Say for every number of steps that decides anything how probable it is not to be solved within it."""
+    lines = []
+    for steps, (count, bound) in sorted(card.within.items(), key=lambda it: int(it[0])):
+        if count < card.heldout:
+            lines.append(
+                f"  the probability not to be solved within {steps} steps is at most {bound:.2%}"
+                f" ({count} of {card.heldout} held out were not)"
+            )
+        if count == card.failures:  # further steps solve no more of them
+            break
+    return [
+        *lines,
+        f"  the probability not to be solved {'at all ' if lines else ''}is at most {card.failure_bound:.2%}"
+        f" ({card.failures} of {card.heldout} held out were not)",
+    ]
 
 
 def _simplest_first(candidate: tuple[str, object]) -> tuple[bool, bool, str]:

@@ -52,10 +52,17 @@ def has_drifted(
     """
     if trials == 0:
         return False
-    half = 1 - (1 - confidence) / 2
-    rate = failure_bound(known_failures, known_trials, half)
+    half = (1 - confidence) / 2
+    return is_excess(failures, trials, failure_bound(known_failures, known_trials, 1 - half), half)
+
+
+def is_excess(count: int, trials: int, rate: float, level: float) -> bool:
+    """Say whether `count` or more of independent trials have a probability of `level` at most, if each has `rate`.
+
+    The smaller the true rate is, the less probable they are: `rate` may be an upper bound.
+    """
     # `bdtrc`: the probability of more than so many.
-    return failures > 0 and rate < 1 and float(special.bdtrc(failures - 1, trials, rate)) <= 1 - half
+    return count > 0 and rate < 1 and float(special.bdtrc(count - 1, trials, rate)) <= level
 
 
 def _check(failures: int, trials: int, confidence: float) -> None:

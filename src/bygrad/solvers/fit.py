@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import math
 import time
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import equinox as eqx
@@ -17,12 +19,13 @@ from ..problems import ProblemFamily, QuadraticProgram
 from .admm import ADMM, relative_gap
 from .base import Flat, Method
 from .card import Card, report
-from .certificate import has_drifted
+from .drift import Usual, alarm, tally
 from .engine import Rows, Watch, run
-from .learned import LearnedStart
-from .solution import Solution, Status
+from .learned import LearnedDamping, LearnedStart
+from .levenberg_marquardt import LevenbergMarquardt
+from .solution import Solution, Status, Tally
 from .solve import as_rows, as_solution, best_of, best_start, flat_of_rows, precision, rows_at_once, take, with_arrays
-from .starts import in_blocks, starting_points
+from .starts import guesses, in_blocks, starting_points
 
 Guard = Literal["certificate", "best_of_two"]
 
@@ -33,7 +36,8 @@ class LearnedSolver:
 
     **Arguments:** `method`, `start`, `starts`: the method, the learned start or None, and how many of its proposals are
     tried. `classical`, `classical_starts`: the tuned classical solver that takes over where the learned one fails.
-    `dtype`: the precision in which it was measured, and solves.
+    `dtype`: the precision in which it was measured, and solves. `usual`: where the instances lie that it was learned
+    from, for the drift alarm.
     """
 
     family: ProblemFamily
@@ -44,11 +48,14 @@ class LearnedSolver:
     classical_starts: int
     card: Card | None = None
     dtype: str = "float64"
+    usual: Usual | None = None
 
     def solve(
         self,
         instances: PyTree[Any],
         *,
+        x0: PyTree[Any] | None = None,
+        dual0: Any = None,
         guard: Guard = "certificate",
         seed: int = 0,
         batch: int | None = None,
@@ -56,6 +63,10 @@ class LearnedSolver:
         watch: Watch | None = None,
     ) -> Solution:
         """Solve a batch like `bygrad.solve`.
+
+        `x0`, with `dual0` for quadratic programs, is a guess of the caller's, the last solution say. It is one more
+        proposal beside those of a learned start and of a learned warm start, of which the better one is taken; where
+        neither was learned, and in the classical solver, it is the first start.
 
         **Guarantee** (any network, also one that answers nonsense): with `guard="certificate"`, every instance that is
         returned as a success has ended by the stopping rules of the method, which the network cannot change. All others
@@ -66,8 +77,15 @@ class LearnedSolver:
         optimum: a solved point is returned wherever one of the two is solved). *Sketch:* the second run does not depend
         on the first, and the better of two is taken.
 
-        `Solution.warnings` says so when more instances than chance allows needed the fallback, compared with the
-        held-out instances: then the family has drifted, and the card no longer holds.
+        **Drift alarm:** `Solution.warnings` says so when more instances than chance allows were not solved at the first
+        attempt, took more steps than all but 1 in 100 or 1 in 10 of the held-out instances, or lie further from those
+        learned from than all but as many; under either guard, for learned and for tuned solvers. Where nothing has
+        changed, a call warns with probability `1 - card.confidence` at most, over held-out and new instances;
+        `alarm` adds up over calls. It sees what fails, is slow or is unusual in one of its numbers. It cannot see
+        solutions that got worse without any of these: success of least squares and smooth families is a local minimum,
+        not the best. With `x0` it looks at the instances alone, since the card was measured without.
+
+        **Raises:** as `bygrad.solve`, and `ValueError` for instances of another size than its networks have learned.
         """
         if guard not in get_args(Guard):
             raise ValueError(
@@ -78,19 +96,31 @@ class LearnedSolver:
             arrays, rows = as_rows(instances, dtype)
             if rows is None:
                 raise ValueError("The instances hold no arrays, so there is nothing to tell them apart, or to learn.")
+            self._check_size(arrays)
             flat, warnings = flat_of_rows(self.family, arrays, rows)
             batch = rows_at_once(self.method, batch)
-            results = self._attempt(flat, arrays, rows, seed, batch, dtype, watch)
+            given = guesses(flat, x0, dual0, rows, self.method.multipliers(flat), dtype)
+            results = self._attempt(flat, arrays, rows, given, seed, batch, dtype, watch)
             failed = results["status"] <= 0
+            counted = self._tally(arrays, results, rows, given is not None)
             again = np.ones(rows, bool) if guard == "best_of_two" else failed
             fallback = np.zeros(rows, bool)
             learned = self.start is not None or self.method is not self.classical
             if learned and again.any():
                 both = guard == "best_of_two"
-                results, better = self._fall_back(flat, arrays, results, again, not both, seed, batch, dtype, watch)
+                some = flat, arrays, results, again, given
+                results, better = self._fall_back(*some, not both, seed, batch, dtype, watch)
                 fallback = better if both else failed
-            warnings += self._alarm(int(fallback.sum()), rows, guard, learned)
-            return as_solution(flat, results, fallback, warnings)
+            warnings += self.alarm([counted])
+            return as_solution(flat, results, fallback, warnings, counted)
+
+    def alarm(self, tallies: Iterable[Tally | None]) -> tuple[str, ...]:
+        """Return the warning of a drift, or none, from all instances of several calls: their `Solution.tally`.
+
+        What is too little in each call may be more than chance allows in all of them. Its level holds for one look at
+        numbers of calls that were fixed before, not for a look after each.
+        """
+        return () if self.card is None else alarm(self.card, [it for it in tallies if it is not None])
 
     @property
     def digest(self) -> str:
@@ -107,20 +137,53 @@ class LearnedSolver:
         """Say in words what was learned, what it is worth, and what is proven about it."""
         return report(self.card, self.family)
 
+    def _check_size(self, instances: Any) -> None:
+        damping = self.method.damping if isinstance(self.method, LevenbergMarquardt) else None
+        networks = (
+            self.start,
+            damping if isinstance(damping, LearnedDamping) else None,
+            self.method.warm if isinstance(self.method, ADMM) else None,
+        )
+        size = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(instances))
+        for network in networks:
+            if network is not None and (learned := network.whitening.instance_mean.size) != size:
+                raise ValueError(
+                    f"An instance here has {size} numbers, but those that the solver was learned from had {learned}, so"
+                    " its networks cannot read it. Solve these instances by bygrad.solve, or learn a solver for them."
+                )
+
+    def _tally(self, instances: Any, first: Rows, rows: int, guessed: bool) -> Tally | None:
+        if self.card is None:
+            return None
+        seen = {} if self.usual is None else {"distance": self.usual.distance(instances)}
+        if not guessed:
+            seen |= {"unsolved": first["status"] <= 0, "steps": first["nit"]}
+        return tally(self.card, seen, rows)
+
     def _attempt(
-        self, flat: Flat, instances: Any, rows: int, seed: int, batch: int, dtype: Any, watch: Watch | None
+        self,
+        flat: Flat,
+        instances: Any,
+        rows: int,
+        given: np.ndarray | None,
+        seed: int,
+        batch: int,
+        dtype: Any,
+        watch: Watch | None,
     ) -> Rows:
         own = starting_points(
             flat,
             instances,
             rows,
-            None,
+            given if self.start is None else None,
             starts=self.starts if self.start is None else 1,
             seed=seed,
             batch=batch,
             dtype=dtype,
         )
         if self.start is not None:
+            if given is not None:
+                own = np.stack([own, given], axis=1)
             propose = lambda flat, instances, own: proposals(self.start, self.starts, flat, instances, own)  # noqa: E731
             own = in_blocks(propose, flat, (instances, own), rows, batch, dtype).reshape(rows * self.starts, flat.size)
         method = with_arrays(self.method, dtype).prepare(flat, dtype)
@@ -135,6 +198,7 @@ class LearnedSolver:
         instances: Any,
         results: Rows,
         again: np.ndarray,
+        given: np.ndarray | None,
         solved_first: bool,
         seed: int,
         batch: int,
@@ -143,7 +207,8 @@ class LearnedSolver:
     ) -> tuple[Rows, np.ndarray]:
         classical = dataclasses.replace(self, method=self.classical, start=None, starts=self.classical_starts)
         some = jax.tree.map(lambda leaf: leaf[again], instances)
-        second = classical._attempt(flat, some, int(again.sum()), seed, batch, dtype, watch)
+        given = None if given is None else given[again]
+        second = classical._attempt(flat, some, int(again.sum()), given, seed, batch, dtype, watch)
         where = np.flatnonzero(again)
         pairs = {name: np.stack([values[where], second[name]], axis=1) for name, values in results.items()}
         pairs = {name: values.reshape(2 * len(where), *values.shape[2:]) for name, values in pairs.items()}
@@ -153,18 +218,6 @@ class LearnedSolver:
             merged[name][where] = values
         replaced[where] = better == 1
         return merged, replaced
-
-    def _alarm(self, fallbacks: int, rows: int, guard: Guard, learned: bool) -> tuple[str, ...]:
-        card = self.card
-        if card is None or not learned or guard != "certificate" or rows == 0:
-            return ()
-        if not has_drifted(fallbacks, rows, card.fallbacks, card.heldout, card.confidence):
-            return ()
-        return (
-            f"{fallbacks} of {rows} instances needed the classical solver, but only {card.fallbacks} of {card.heldout}"
-            " held-out ones did: the family has drifted. The results are as good as the classical solver's, but the"
-            " card no longer holds. Learn again on recent instances.",
-        )
 
 
 def _proven_first(
@@ -199,8 +252,8 @@ def _proven_(flat: Flat, instances: PyTree, own: Float[Array, "rows p"], method:
     """Return each proposal with its multipliers, cost and certificate, in one row."""
 
     def one(instance: Any, own: Array) -> Array:
-        assert method.warm is not None and isinstance(flat.family, QuadraticProgram)
-        proposed, dual, _ = (it.astype(own.dtype) for it in method.warm(instance))
+        assert isinstance(flat.family, QuadraticProgram)
+        proposed, dual, _ = method.first(flat, instance, own)
         found = flat.family.certify(proposed, dual, instance)
         x, cost, lowest = (proposed, jnp.inf, -jnp.inf) if found is None else found
         certificate = relative_gap(jnp.asarray(cost, x.dtype), jnp.asarray(lowest, x.dtype))
@@ -214,7 +267,7 @@ _proven = Program(_proven_)
 
 
 def _proposals_(
-    start: LearnedStart, count: int, flat: Flat, instances: PyTree, own: Float[Array, "rows p"]
+    start: LearnedStart, count: int, flat: Flat, instances: PyTree, own: Float[Array, "rows *classical p"]
 ) -> Float[Array, "rows count p"]:
     return jax.vmap(lambda one, x: start.best(flat, one, x, count))(instances, own)
 

@@ -17,6 +17,7 @@ from ..problems.base import blame, check_is_family
 from .admm import ADMM
 from .base import Flat, Method, certified
 from .candidates import REFERENCE, BestKnown, is_solved, keep_best, work_clock
+from .drift import Usual
 from .engine import Watch
 from .fit import LearnedSolver, proposals
 from .lbfgs import LBFGS
@@ -111,7 +112,7 @@ def learn(
     else:
         solvers |= _learned(_with_starts(base, min(3, max(starts))), train, tol, left, seed, watch, sample)
     learning = {"tuning": tuned - began, "training": time.perf_counter() - tuned}
-    return keep_best(base, solvers, held, tol, seed, learning, work_clock() - work, scale)
+    return keep_best(base, solvers, held, tol, seed, learning, work_clock() - work, scale, Usual.of(train))
 
 
 def _instances(family: ProblemFamily, given: Any, heldout: int, seed: int) -> tuple[Any, Any]:

@@ -72,10 +72,11 @@ class LearnedStart(eqx.Module):
         raw = _shielded(self.network(self.whitening.instance(instance))).reshape(self.proposals, -1)
         return fixed.params_mean + fixed.params_scale * raw
 
-    def best(self, flat: Flat, instance: Instance, own: Float[Array, " p"], count: int) -> Float[Array, "count p"]:
-        """Return the `count` best of the proposals and the family's `own` start, the best one first."""
-        low, high = flat.bounds(own, instance)
-        candidates = jnp.concatenate([own[None], self.propose(instance).astype(own.dtype)])
+    def best(self, flat: Flat, instance: Instance, own: Float[Array, "*few p"], count: int) -> Float[Array, "count p"]:
+        """Return the `count` best of the proposals and the family's `own` start, or several, the best one first."""
+        own = jnp.atleast_2d(own)
+        low, high = flat.bounds(own[0], instance)
+        candidates = jnp.concatenate([own, self.propose(instance).astype(own.dtype)])
         candidates = jnp.clip(candidates, low, high)
         costs = jax.vmap(lambda x: flat.loss(x, instance))(candidates)
         finite = jnp.isfinite(costs) & jnp.all(jnp.isfinite(candidates), axis=1)

@@ -42,6 +42,15 @@ STATUS: dict[int, str] = {int(code): code.sentence for code in Status}
 
 
 @dataclasses.dataclass(frozen=True)
+class Tally:
+    """How many instances were looked at for a drift of their family, and how many of them are beyond each of the
+    `signs` of a solver's card."""
+
+    rows: int
+    beyond: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Solution:
     r"""Solutions of a batch of instances; every array has one row for each instance.
 
@@ -57,6 +66,7 @@ class Solution:
     - `finished`: when each was done, on the clock of `time.perf_counter`: nobody waits for the slowest.
     - `used_fallback`: whether the classical solver had to solve what a learned one had not.
     - `warnings`: what concerns the batch as a whole, as a drift of the family.
+    - `tally`: what the drift alarm of a learned solver counted (`LearnedSolver.alarm` adds up several).
     """
 
     x: Any
@@ -69,6 +79,7 @@ class Solution:
     used_fallback: np.ndarray
     dual: np.ndarray
     warnings: tuple[str, ...] = ()
+    tally: Tally | None = None
 
     @property
     def success(self) -> np.ndarray:

@@ -17,8 +17,8 @@ from .engine import Rows, Watch, run
 from .lbfgs import LBFGS
 from .levenberg_marquardt import LevenbergMarquardt
 from .proximal import ProximalGradient
-from .solution import Solution
-from .starts import starting_points
+from .solution import Solution, Tally
+from .starts import guesses, starting_points
 
 
 def solve(
@@ -28,6 +28,7 @@ def solve(
     method: Method | None = None,
     tol: float | None = None,
     x0: PyTree[Any] | None = None,
+    dual0: Any = None,
     starts: int = 1,
     seed: int = 0,
     batch: int | None = None,
@@ -47,6 +48,8 @@ def solve(
     - `tol`: tolerance of the default method; what it means, the method says. For L-BFGS, success then means that the
       certificate is below `tol`, and nothing else (`gain` ends no run).
     - `x0`: params to start from, one row an instance, or one for all (a warm start). Default: the family's `init`.
+    - `dual0`: the multipliers that belong to `x0`, which are half of a warm start of ADMM: the `dual` of the `Solution`
+      that `x0` is from. Default: zero.
     - `starts`: starts for each instance, the lowest result counts. All but the first are drawn by `Bounded.restart`,
       which must use its key: by default it is `init`, and where that is the same for every key, so are all starts.
     - `seed`: of these draws. `batch`: rows that are worked on at once; by default few enough to stay in cache
@@ -83,10 +86,11 @@ def solve(
         flat, warnings = flat_of_rows(family, instances, rows)
         method = with_arrays(method, dtype).prepare(flat, dtype)
         batch = rows_at_once(method, batch)
-        first = starting_points(flat, instances, rows, x0, starts=starts, seed=seed, batch=batch, dtype=dtype)
+        given = guesses(flat, x0, dual0, rows, method.multipliers(flat), dtype)
+        first = starting_points(flat, instances, rows, given, starts=starts, seed=seed, batch=batch, dtype=dtype)
         every = jax.tree.map(lambda leaf: np.repeat(leaf, starts, axis=0), instances)
         results = run(method, flat, every, first, batch=batch, watch=watch)
-        warnings += told_if_alike(family, first, starts)
+        warnings += told_if_alike(family, first[:, : flat.size], starts)
         return as_solution(flat, best_of(flat.family, results, starts), warnings=warnings)
 
 
@@ -241,12 +245,15 @@ def count_rows(arrays: PyTree[np.ndarray]) -> int | None:
     return counts.pop()[0] if counts else None
 
 
-def as_solution(flat: Flat, rows: Rows, used_fallback: np.ndarray | None = None, warnings: Any = ()) -> Solution:
+def as_solution(
+    flat: Flat, rows: Rows, used_fallback: np.ndarray | None = None, warnings: Any = (), tally: Tally | None = None
+) -> Solution:
     """Return the engine's rows in the family's own structure."""
     fallback = np.zeros(len(rows["status"]), bool) if used_fallback is None else used_fallback
     fields = {name: rows[name] for name in ("cost", "certificate", "status", "nit", "nfev", "finished")}
     dual = rows["dual"] if "dual" in rows else np.zeros((len(fallback), 0))
-    return Solution(flat.params(rows["x"]), **fields, used_fallback=fallback, dual=dual, warnings=tuple(warnings))
+    told = tuple(warnings)
+    return Solution(flat.params(rows["x"]), **fields, used_fallback=fallback, dual=dual, warnings=told, tally=tally)
 
 
 def best_of(family: ProblemFamily, rows: Rows, starts: int) -> Rows:

@@ -15,15 +15,15 @@ def starting_points(
     flat: Flat,
     instances: PyTree[np.ndarray],
     rows: int | None,
-    x0: PyTree[Any] | None,
+    given: np.ndarray | None,
     *,
     starts: int,
     seed: int,
     batch: int,
     dtype: Any,
 ) -> np.ndarray:
-    """Return `[rows * starts, p]`, the starts of one instance together: the first one is `x0`, or the family's."""
-    given = None if x0 is None else _given(flat, x0, rows, dtype)
+    """Return `[rows * starts, p]`, the starts of one instance together: the first one is the one `given`, or the
+    family's. Where multipliers follow the params of what is given, they are zero for the others."""
     rows = len(given) if rows is None and given is not None else rows
     if rows is None:
         raise ValueError("The instances hold no arrays, so their number is not known. Give x0, one row for each.")
@@ -35,7 +35,9 @@ def starting_points(
             continue
         program = _inits if start == 0 else _restarts
         columns.append(in_blocks(program, flat, (instances, keys[:, start]), rows, batch, dtype))
-    return np.stack(columns, axis=1).reshape(rows * starts, flat.size)
+    if given is not None:
+        columns = [np.pad(column, ((0, 0), (0, given.shape[1] - column.shape[1]))) for column in columns]
+    return np.stack(columns, axis=1).reshape(rows * starts, columns[0].shape[1])
 
 
 def _keys(seed: int, rows: int, each: int) -> np.ndarray:
@@ -43,6 +45,34 @@ def _keys(seed: int, rows: int, each: int) -> np.ndarray:
     count = rows * each
     drawn = jax.random.key_data(jax.random.split(jax.random.key(seed), 1 << max(count - 1, 0).bit_length()))
     return np.asarray(drawn)[:count].reshape(rows, each, drawn.shape[-1])  # a key does not hang on how many there are
+
+
+def guesses(
+    flat: Flat, x0: PyTree[Any] | None, dual0: Any, rows: int | None, multipliers: int, dtype: Any
+) -> np.ndarray | None:
+    """Return `x0` as vectors, `[rows, p]`, or None.
+
+    For a method that starts with `multipliers`, these follow: `dual0`, zero where that is None or not finite.
+
+    **Raises:** `ValueError` for shapes that do not fit, and for `dual0` without `x0`.
+    """
+    if x0 is None:
+        if dual0 is not None:
+            raise ValueError("dual0 are the multipliers of a solution, and x0 is None. Give that solution as x0 too.")
+        return None
+    x = _given(flat, x0, rows, dtype)
+    dual = np.zeros((len(x), 0), dtype) if dual0 is None else np.asarray(dual0, dtype)
+    if dual.ndim == 1:
+        dual = np.broadcast_to(dual, (len(x), dual.size))
+    if dual.shape not in ((len(x), 0), (len(x), multipliers)):
+        raise ValueError(
+            f"dual0 has shape {list(dual.shape)}, but {len(x)} starts have {[len(x), multipliers]} multipliers here, so"
+            " they cannot be told apart. Give the `dual` of a solution by ADMM of the same family, one row a start, or"
+            " leave dual0 out."
+        )
+    if dual.shape[1] < multipliers:
+        dual = np.zeros((len(x), multipliers), dtype)
+    return np.concatenate([x, np.where(np.isfinite(dual).all(axis=1, keepdims=True), dual, 0.0)], axis=1)
 
 
 def _given(flat: Flat, x0: PyTree[Any], rows: int | None, dtype: Any) -> np.ndarray:

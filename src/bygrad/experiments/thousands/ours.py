@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from ..._core.programs import Program
 from ...optimizers import Optimizer, declare
@@ -63,19 +63,20 @@ def with_starts(solver: LearnedSolver, starts: int) -> LearnedSolver:
 
 
 class Past(NamedTuple):
-    """Instances that have been solved before."""
+    """Instances that have been solved before; `dual` has no columns where there are no multipliers."""
 
     instances: Float[np.ndarray, "rows d"]
     x: Float[np.ndarray, "rows p"]
+    dual: Float[np.ndarray, "rows m"]
 
     @classmethod
     def of(cls, flat: Flat, instances: PyTree) -> "Past":
         """Solve instances, to start others from their solutions."""
         found = solve(flat.family, instances, method=classical_method(flat.family, 1e-6))
-        return cls(vectors(instances), rows_of(found.x))
+        return cls(vectors(instances), rows_of(found.x), found.dual)
 
-    def nearest(self, instances: PyTree) -> Float[np.ndarray, "rows p"]:
-        """Return for each instance the solution of the nearest past one, each coordinate in units of its spread."""
+    def nearest(self, instances: PyTree) -> Int[np.ndarray, " rows"]:
+        """Return for each instance which past one is nearest, each coordinate in units of its spread."""
         spread = self.instances.std(axis=0)
         scale = np.where(spread > 0, spread, 1.0)
         ours, theirs = vectors(instances) / scale, self.instances / scale
@@ -83,30 +84,35 @@ class Past(NamedTuple):
             np.argmin(np.sum(theirs**2, axis=1) - 2 * ours[at : at + 512] @ theirs.T, axis=1)
             for at in range(0, len(ours), 512)
         ]
-        return self.x[np.concatenate(blocks)]
+        return np.concatenate(blocks)
 
 
 def nearest(flat: Flat, solver: LearnedSolver, past: Past, factor: float) -> Run:
-    """Return the tuned method, started at the solution of the nearest past instance."""
+    """Return the tuned method, started at the solution of the nearest past instance and its multipliers."""
     method = at_tolerance(solver, factor).classical
 
     def run(instances: PyTree) -> Outcome:
-        x0 = flat.params(past.nearest(instances))
-        return _outcome(solve(flat.family, instances, method=method, x0=x0, dtype=solver.dtype))
+        which = past.nearest(instances)
+        x0, dual0 = flat.params(past.x[which]), past.dual[which]
+        return _outcome(solve(flat.family, instances, method=method, x0=x0, dual0=dual0, dtype=solver.dtype))
 
     return run
 
 
 def previous(flat: Flat, solver: LearnedSolver, sequences: int, factor: float) -> Run:
-    """Return the tuned method on sequences, each step started at the solution of the one before."""
+    """Return the tuned method on sequences, each step started at the solution and the multipliers of the one before."""
     method = at_tolerance(solver, factor).classical
 
     def run(instances: PyTree) -> Outcome:
         parts: list[Outcome] = []
+        x0 = dual0 = None
         for at in range(0, len(jax.tree.leaves(instances)[0]), sequences):
             some = jax.tree.map(lambda leaf: leaf[at : at + sequences], instances)  # noqa: B023
-            x0 = flat.params(parts[-1].x[: len(jax.tree.leaves(some)[0])]) if parts else None
-            parts.append(_outcome(solve(flat.family, some, method=method, x0=x0, dtype=solver.dtype)))
+            if x0 is not None:
+                x0, dual0 = jax.tree.map(lambda leaf: leaf[: len(jax.tree.leaves(some)[0])], (x0, dual0))  # noqa: B023
+            found = solve(flat.family, some, method=method, x0=x0, dual0=dual0, dtype=solver.dtype)
+            x0, dual0 = found.x, found.dual
+            parts.append(_outcome(found))
         return Outcome(*(np.concatenate(it) for it in zip(*parts, strict=True)))
 
     return run
