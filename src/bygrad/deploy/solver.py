@@ -5,7 +5,6 @@ import hashlib
 import os
 import re
 import warnings
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx

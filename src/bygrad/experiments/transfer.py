@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
@@ -289,7 +290,7 @@ def _base_results(
 def _carry_out(task: Task) -> dict[str, Any]:
     found = {label: load_artifact(find(name)) for label, name in labels_of(task.artifacts).items()}
     learned: dict[str, Optimizer] = {label: from_artifact(artifact) for label, artifact in found.items()}
-    guarded = {f"{label}, guarded": Guard(optimizer, Adam(FALLBACK)) for label, optimizer in learned.items()}
+    guarded = {f"{label}, guarded": Guard(optimizer, Adam(jnp.asarray(FALLBACK))) for label, optimizer in learned.items()}
     digests = {label: artifact.manifest.digest for label, artifact in found.items()}
     return carry_out_rows(task, EFFORTS[task.budget], learned | guarded, digests)
 
