@@ -261,6 +261,18 @@ def test_a_folder_in_use_is_not_overwritten(done, experiment):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_more_data_may_be_named_after_those_that_it_began_with(tmp_path):
+    claim = importlib.import_module("bygrad.experiments.reproduce").claim
+    identity = {"experiment": "tiny", "data": "mnist"}
+    claim(tmp_path, identity, resume=False)
+    for other in ("cifar10.npz,mnist", "mnist-all,mnist"):  # the first might be taken instead
+        with pytest.raises(ValueError, match=f"data was mnist, is {other}"):
+            claim(tmp_path, identity | {"data": other}, resume=True)
+    more = identity | {"data": "mnist,cifar10.npz"}
+    claim(tmp_path, more, resume=True)
+    assert json.loads((tmp_path / "experiment.json").read_text()) == more
+
+
 def test_a_finished_experiment_is_resumed_to_the_same_results(done, experiment):
     results, folder, _ = done
     again = reproduce(experiment, "paper", folder, display()[0], resume=True, command="bygrad reproduce tiny")

@@ -20,7 +20,8 @@ from ..evaluation import CONVENTION, GridRuns, Protocol, area, final, run_grid, 
 from ..evaluation.compare import summarize
 from ..evaluation.tuning import CENTRES
 from ..optimizers import TRANSFER_BASELINES, FromOptax, Optimizer
-from ..problems import CharacterModel, MLPClassifier, ProblemFamily, describe_family, load_images
+from ..problems import CharacterModel, MLPClassifier, ProblemFamily, describe_family
+from ..problems.catalogue import mnist_images
 from ..problems.data import ImageData
 from .declaration import Budget
 from .small_networks import Split, convolutional, perceptron
@@ -127,7 +128,7 @@ def carry_out_rows(
     learned ones are those of the interrupted run (`Manifest.digest`); their names do not.
     """
     task.claim(TRANSFER, learned=dict(digests))
-    images, rows = load_images(task.data), {}
+    images, rows = mnist_images(task.data), {}
     for done, row in enumerate(effort.rows):
         task.display.phase("rows", done, len(effort.rows))
         path = task.folder / "rows" / f"{slug(row.name)}.json"
