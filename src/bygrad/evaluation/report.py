@@ -11,6 +11,7 @@
                  "seconds_per_step": ..., "runs": ..., "diverged": ..., "note": ... | null,
                  "tuning": {"learning_rates": [...], "final": [...], "area": [...]} | null}, ...},
      "paper": {"LSTM": {"steps": [...], "losses": [...]}, ...},                      # may be missing
+     "paper_scale": factor on its losses, where its figure has no unit,              # may be missing
      "meta_training": {"steps", "meta_loss", "validation_steps", "validation", "validation_label",
                        "baselines": {"Adam": level, ...}, "rollbacks": [{"step", "reason"}]} | null,
      "levels": [{"what", "paper", "reach", "ours", "low", "high", "reached"}],       # may be missing

@@ -26,7 +26,7 @@ from ..problems import find_family
 from ..training import describe, is_begun
 from .declaration import Budget, Experiment, Setting
 from .display import Display
-from .paper import paper_curves
+from .paper import paper_curves, paper_scale
 from .pictures import Illustrate
 from .work import MEASURES, Kept, evaluate, finished, meta_training_results, train
 
@@ -80,6 +80,9 @@ def reproduce(
         result = _results_of(
             target, setting, trained.optimizer, protocol, tunings, main, data, display, command, experiment.illustrate
         )
+        if setting.figure is not None:
+            result["paper"] = paper_curves(setting.figure)
+            result["paper_scale"] = paper_scale(setting.figure, best_baseline(result["optimizers"], "final")[1])
         if setting is main:
             result["experiment"] = experiment.name
             results = result
@@ -162,8 +165,6 @@ def _results_of(
         kept=Kept(folder / "optimizers.json"),
     )
     results["configuration"]["data"], results["seconds"]["tuning"] = data, seconds
-    if setting.figure is not None:
-        results["paper"] = paper_curves(setting.figure)
     if illustrate is not None:
         results["pictures"] = illustrate(
             find_family(setting.family, data=data, split="test"),
