@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from bygrad.evaluation import drawing, figures
-from bygrad.evaluation.report import results_table, strict_json, write_report
+from bygrad.evaluation.report import level_cells, results_table, strict_json, write_report
 
 FIGURES = ("loss", "metatraining", "tuning")
 HOSTILE = '<script>alert("&")</script> $x_1$ -->'
@@ -141,6 +141,10 @@ def test_the_page_refers_to_nothing_outside_and_escapes_every_string(results, tm
     assert len(parser.ids) == len(set(parser.ids)) > 0
     references = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)
     assert {name for pair in references for name in pair if name} <= set(parser.ids)
+
+
+def test_levels_show_their_interval_or_say_that_there_is_none(results):
+    assert [level_cells(level)[3] for level in results["levels"]] == ["0.250 [0.200, 0.300]", "2.00 (no interval)"]
 
 
 def test_optional_parts_may_be_missing_and_old_figures_go(results, tmp_path):

@@ -296,7 +296,8 @@ def level_cells(level: Mapping[str, Any]) -> tuple[str, ...]:
     """Write a level as texts: what, paper, to reach, ours with its interval, and whether it is reached."""
     words = {True: "yes", False: "no", None: _MISSING}
     ours = {"mean": level["ours"], "low": level.get("low"), "high": level.get("high")}
-    shown = number(ours["mean"]) if ours["low"] is ours["high"] is None else _interval(ours, 0)
+    is_alone = ours["low"] is ours["high"] is None
+    shown = f"{number(ours['mean'])} (no interval)" if is_alone else _interval(ours, 0)
     numbers = (number(level.get("paper")), number(level.get("reach")), shown)
     return (level["what"], *numbers, words[level.get("reached")])
 
