@@ -10,14 +10,18 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import equinox as eqx
+import jax
 import pytest
 
 import bygrad
 from bygrad.artifacts import shipped_names
 from bygrad.cli import main
 from bygrad.experiments import EXPERIMENTS
-from bygrad.optimizers import HAND_DESIGNED, LEARNED, PAPER_BASELINES
+from bygrad.metagrads import ESTIMATORS, NRES, Backprop, Replay
+from bygrad.optimizers import HAND_DESIGNED, LEARNED, LSTM, PAPER_BASELINES, Controller, MemoryLSTM, Scaled, Window
 from bygrad.problems import FAMILIES
+from bygrad.training import Recipe, Validated
 
 USER_FILE = """
 import jax, jax.numpy as jnp
@@ -61,7 +65,7 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_list_shows_every_name(capsys):
     main(["list"])
     shown = capsys.readouterr().out
-    for name in (*EXPERIMENTS, *FAMILIES, *LEARNED, *HAND_DESIGNED, *shipped_names()):
+    for name in (*EXPERIMENTS, *FAMILIES, *LEARNED, *HAND_DESIGNED, *ESTIMATORS, *shipped_names()):
         assert re.search(rf"^  {re.escape(name)}\b", shown, re.MULTILINE), name
 
 
@@ -72,10 +76,26 @@ def test_list_shows_every_name(capsys):
         (["reproduce", "mnist", "--families", "dispatch"], ["--families", "`thousands`", "'mnist'"]),
         (["train", "--family", "quadratics"], ["no family 'quadratics'", "Did you mean 'quadratic'?", *FAMILIES]),
         (["train", "--family", "gone.py:Bowl"], ["There is no file gone.py"]),
+        (["solve", "fit.bygrda", "data.npy", "-o", "out.npz"], ["There is no file fit.bygrda"]),
+        (["solve", __file__, "data.npy", "-o", "out.npz"], ["test_cli.py has no family class"]),
         (["train", "--family", "quadratic", "--optimizer", "GRU"], ["no learned optimizer 'GRU'", *LEARNED]),
         (["train", "--family", "quadratic", "--preprocess", "Square"], ["no preprocessor 'Square'", "LogSign"]),
         (["train", "--family", "quadratic", "--truncation", "7"], ["100 steps", "not a multiple", "7"]),
         (["train", "--family", "quadratic", "--coordinates", "2"], ["coordinates is 2.0"]),
+        (["train", "--family", "quadratic", "--estimator", "ES"], ["no estimator 'ES'", *ESTIMATORS]),
+        (["train", "--family", "quadratic", "--estimator", "FullES"], ["truncation is 20 and the horizon 100"]),
+        (
+            ["train", "--family", "quadratic", "--estimator", "NRES", "--coordinates", "1"],
+            ["NRES has no --coordinates"],
+        ),
+        (["train", "--family", "quadratic", "--sigma", "1", "--robust"], ["Replay has no --sigma or --robust"]),
+        (["train", "--family", "quadratic", "--seconds", "soon"], ["'soon' is not a positive duration"]),
+        (
+            ["train", "--family", "quadratic", "--config", '{"hidden": 8}'],
+            ["hidden: unknown", '"layers": [20, 20]'],
+        ),
+        (["train", "--family", "quadratic", "--config", "layers=8"], ["LSTM cannot have", "layers=8", "Give JSON"]),
+        (["train", "--family", "quadratic", "--config", '{"layers": []}'], ["layers is ()", "at least one layer"]),
         (["evaluate", "paper/nothing", "--family", "quadratic"], ["'paper/nothing' is neither a file nor"]),
         (["inspect", "paper/nothing"], ["'paper/nothing' is neither a file nor"]),
         (["inspect", __file__], [Path(__file__).name]),
@@ -109,8 +129,39 @@ def test_train_writes_an_optimizer_that_loads(trained):
 def test_train_learns_the_optimizer_that_it_is_told_to(family, tmp_path, capsys):
     command = ["train", "--family", family, *TINY, "--optimizer", "Controller", "--out", str(tmp_path)]
     assert "Controller has no --state-dtype" in refusal([*command, "--state-dtype", "bfloat16"], capsys)
+    command += ["--config", '{"hidden": 3}', "--estimator", "NRES"]
     main(command)
-    assert type(bygrad.load(tmp_path / "optimizer.safetensors")) is LEARNED["Controller"]
+    trained = bygrad.load(tmp_path / "optimizer.safetensors")
+    assert isinstance(trained, Controller) and trained.config["hidden"] == 3
+    assert "estimator was" in refusal([*command, "--resume", "--sigma", "0.1"], capsys)
+
+
+def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch):
+    told = []
+
+    def carry_out(*arguments, **_):
+        told[:] = arguments
+        return SimpleNamespace(best=Validated(0, 1.0, 1.0, True, 0.0))
+
+    monkeypatch.setattr("bygrad.experiments.train", carry_out)
+    command = ["train", "--family", family, "--seed", "5"]
+    main(command)
+    expected = {"instances": 8, "meta_learning_rate": 5e-3, "clip": 0.1, "final_window": 5, "seed": 5}
+    assert told[2] == Recipe(**expected) and eqx.tree_equal(told[0], LSTM(jax.random.key(5)))
+    changed = {"memory": {"name": "Window", "steps": 3}, "averaged": 2, "write_heads": 1}
+    command += ["--optimizer", "MemoryLSTM", "--config", json.dumps(changed), "--preprocess", "Scaled"]
+    command += ["--estimator", "NRES", "--sigma", "0.5", "--robust", "--meta-b2", "0.9", "--warmup", "3"]
+    main([*command, "--select", "final", "--seconds", "2m"])
+    network = {"memory": Window(3), "averaged": 2, "write_heads": 1, "preprocess": Scaled()}
+    assert eqx.tree_equal(told[0], MemoryLSTM(jax.random.key(5), **network))
+    expected |= {"estimator": NRES(0.5, True), "meta_b2": 0.9, "warmup": 3, "select": "final", "seconds": 120.0}
+    assert told[2] == Recipe(**expected)
+    main(["train", "--family", family, "--coordinates", "0.5"])
+    assert told[2].estimator == Replay(0.5)
+    main(["train", "--family", family, "--segment", "10"])
+    assert told[2].estimator == Replay(segment=10)
+    main(["train", "--family", family, "--estimator", "Backprop", "--second-derivatives"])
+    assert told[2].estimator == Backprop(second_derivatives=True)
 
 
 def test_train_does_not_overwrite_and_resumes_what_is_finished(trained, family, capsys):

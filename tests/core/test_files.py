@@ -2,12 +2,21 @@
 
 import errno
 import os
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bygrad._core.files import write_arrays_atomically, write_atomically, write_text_atomically
+from bygrad._core.files import (
+    join_arrays_atomically,
+    locked,
+    write_arrays_atomically,
+    write_atomically,
+    write_text_atomically,
+)
 
 
 def test_bytes_and_text_arrive(tmp_path: Path):
@@ -61,3 +70,50 @@ def test_the_bytes_are_on_the_disk_before_they_take_the_name(write, tmp_path: Pa
     spy("replace")
     write(path, b"new")
     assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder that holds the name
+
+
+def test_arrays_of_several_files_are_joined_without_being_held_together(tmp_path: Path):
+    draw, parts, pieces = np.random.default_rng(0), [], []
+    for number, rows in enumerate((*[20_000] * 8, 7)):
+        x = np.asfortranarray(draw.normal(size=(rows, 3)))
+        piece = {"x/a": x, "status": np.arange(rows, dtype=np.int32), "dual": np.zeros((rows, 0)), "good": x[:, 0] > 0}
+        parts.append(tmp_path / f"{number}.npz")
+        pieces.append(piece)
+        write_arrays_atomically(parts[-1], piece)
+    wanted = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    tracemalloc.start()
+    join_arrays_atomically(tmp_path / "whole.npz", parts, list(wanted), 160_007)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < wanted["x/a"].nbytes / 2  # an array of one file, its bytes, and what reads them
+    with np.load(tmp_path / "whole.npz", allow_pickle=False) as found:
+        assert found.files == list(wanted)
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(found[name], array)
+            assert found[name].dtype == array.dtype
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from bygrad._core.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no locks on Windows")
+def test_a_lock_ends_with_the_process_that_holds_it(tmp_path: Path):
+    path = tmp_path / "folder" / "lock"
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        for shared in (False, True):
+            with pytest.raises(BlockingIOError, match="Another process holds"), locked(path, shared):
+                pass
+        process.kill()
+    with locked(path, shared=True), locked(path, shared=True), pytest.raises(BlockingIOError), locked(path):
+        pass
+    with locked(path):
+        pass

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import re
 
 import equinox as eqx
 import jax
@@ -12,7 +13,7 @@ from bygrad._core import memory, programs
 from bygrad._core.memory import bytes_available, in_words
 from bygrad._core.programs import Program
 from bygrad.metagrads import Replay
-from bygrad.optimizers import LSTM
+from bygrad.optimizers import LSTM, MemoryLSTM
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
 from bygrad.training import Planned, Recipe, loop, meta_train
 
@@ -126,6 +127,19 @@ def test_what_will_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch):
     with pytest.raises(MemoryError, match=r"would need .* 1000 B are free.*Lower instances \(now 2\)"):
         meta_train(LSTM(jax.random.key(0), (2,)), Quadratic(2), recipe, folder=tmp_path / "run")
     assert not list((tmp_path / "run").glob("checkpoint*"))
+
+
+def test_a_state_that_will_not_fit_is_refused_before_it_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "bytes_available", lambda *_: 1_000_000)
+    monkeypatch.setattr(loop.Learner, "fresh", lambda *_: pytest.fail("the state was made"))
+    family = Quadratic(500)  # of the memory alone: 500 x 500 numbers of 4 bytes
+    recipe = Recipe(horizon=4, truncation=2, instances=2, meta_steps=2, validation_runs=2)
+    with pytest.raises(MemoryError) as caught:
+        meta_train(MemoryLSTM(jax.random.key(0), (2,)), family, recipe, folder=tmp_path / "run")
+    said = str(caught.value)
+    assert "for the inner problems, but 976.6 KiB are free" in said and "Lower instances (now 2)." in said
+    assert re.search(r"state of MemoryLSTM: 98\d.\d KiB an instance, for 1.953 KiB of params", said), said
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_plan_tells_the_memory():

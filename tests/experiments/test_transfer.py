@@ -79,7 +79,8 @@ def entry(mean: list[list[float]], rates: list[float] | None, kind: str = "hand-
     best = int(np.argmin(np.where(np.isfinite(losses[:, 0]), losses[:, 0], np.inf)))
     curves = np.repeat(losses[best, 1:, None], 5, axis=1)
     return strict_json(
-        {"kind": kind, "rates": rates, "tuning_runs": 1, "seconds": 1e-3, "curves": curves.tolist()}
+        {"kind": kind, "rates": rates, "schedules": None if rates is None else ["constant"] * len(rates)}
+        | {"tuning_runs": 1, "seconds": 1e-3, "curves": curves.tolist()}
         | {measure: mean for measure in ("mean", "final", "test")}
     )
 
@@ -108,7 +109,10 @@ def test_rows_are_put_together():
     assert found["calibrated"] == 1e-2
     assert found["table"][CALIBRATED]["easy"]["mean"] == 0.8
     assert found["table"]["AdamWCosine"]["easy"]["mean"] == 0.4
-    assert found["table"]["Adam"]["hard"] == {"mean": 1.0, "final": 1.0, "test": 1.0, "rate": 1e-2, "seconds": 1e-3}
+    assert found["table"]["Adam"]["hard"] == {"mean": 1.0, "final": 1.0, "test": 1.0, "seconds": 1e-3} | {
+        "rate": 1e-2,
+        "schedule": "constant",
+    }
     # A lost run is an infinite mean, and loses the row.
     assert found["table"]["Ours"]["hard"]["mean"] == np.inf
     assert found["shares"]["Ours"]["Adam"] == {"mean": 0.5, "final": 0.5, "test": 0.5, "equal time": 0.5}
@@ -130,6 +134,18 @@ def test_shares_of_rows_have_the_interval_of_their_runs():
     assert (to_one_rate["ours"], to_one_rate["low"], to_one_rate["high"]) == (0.0, 0.0, 0.5)
 
 
+def test_every_measure_is_at_the_setting_that_tuned_best_for_it():
+    table = rows(ours=1.0, adam=1.0, cosine=[1.0, 1.0])
+    for row in table.values():
+        row["optimizers"]["Adam"] |= {
+            "schedules": ["constant", "cosine"],
+            "mean": [[1.0, 5.0, 5.0], [2.0, 0.0, 0.0]],
+            "final": [[2.0, 0.0, 0.0], [1.0, 7.0, 7.0]],
+        }
+    cell = aggregate(table, ["Ours"])["table"]["Adam"]["easy"]
+    assert (cell["mean"], cell["final"], cell["schedule"]) == (5.0, 7.0, "constant")
+
+
 def test_the_calibrated_rate_is_chosen_on_the_runs_for_tuning_alone():
     table = rows(ours=1.0, adam=1.0, cosine=[1.0, 1.0])
     for row in table.values():
@@ -148,11 +164,11 @@ def test_it_runs_resumes_and_reports(tmp_path):
     row = json.loads((task.folder / "rows" / "base.json").read_text())
     for name, entry in row["optimizers"].items():
         # One run to tune on and two to report, the latter at all rates only where one is calibrated afterwards.
-        shape = (1, 2) if name == "stand-in" else (RATES, 3)
+        shape = {"stand-in": (1, 2), "Adam": (2 * RATES, 3), "AdamWCosine": (RATES, 3)}[name]
         assert np.shape(entry["mean"]) == np.shape(entry["test"]) == shape
         measured = np.isfinite(np.asarray(entry["mean"], float))
-        at_rates = {"stand-in": 1, "AdamWCosine": RATES}.get(name, 1)
-        assert measured[:, -2:].all(axis=1).sum() == at_rates
+        at_settings = {"stand-in": {1}, "AdamWCosine": {RATES}, "Adam": {1, 2, 3}}[name]
+        assert measured[:, -2:].all(axis=1).sum() in at_settings
         assert measured[:, : entry["tuning_runs"]].all()
         assert np.shape(entry["curves"]) == (2, 5)
         assert entry["seconds"] > 0

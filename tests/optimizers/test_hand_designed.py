@@ -9,7 +9,20 @@ import numpy as np
 import optax
 import pytest
 
-from bygrad.optimizers import HAND_DESIGNED, AdamWCosine, FromOptax, declare, parameter_count
+from bygrad.evaluation.tuning import with_learning_rate
+from bygrad.optimizers import (
+    HAND_DESIGNED,
+    AdamW,
+    AdamWCosine,
+    Cosine,
+    FromOptax,
+    Lion,
+    Muon,
+    Nesterov,
+    RMSprop,
+    declare,
+    parameter_count,
+)
 
 STEPS = 100
 Gradient = Callable[[np.ndarray], np.ndarray]
@@ -122,6 +135,26 @@ def test_the_rate_rises_over_the_warmup(warmup):
     with jax.enable_x64(True):
         points = path(declare(AdamWCosine(learning_rate=1e-2, warmup=warmup), 80), x, gradient)
     np.testing.assert_allclose(points, expected, rtol=1e-10, atol=1e-10)
+
+
+SCHEDULED = {
+    AdamW: lambda rate: optax.adamw(rate, weight_decay=1e-2),
+    Nesterov: lambda rate: optax.sgd(rate, 0.9, nesterov=True),
+    RMSprop: lambda rate: optax.rmsprop(rate, decay=0.99, eps=1e-16),
+    Lion: lambda rate: optax.lion(rate, weight_decay=0.0),
+    Muon: lambda rate: optax.contrib.muon(rate),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULED)
+def test_a_cosine_is_a_schedule_of_the_learning_rate(kind):
+    x, gradient = problem()
+    with jax.enable_x64(True):
+        cosine = with_learning_rate(declare(Cosine(kind()), 80), 1e-2)
+        points = path(cosine, x, gradient)
+        theirs = path(SCHEDULED[kind](optax.cosine_decay_schedule(1e-2, 80)), x, gradient)
+    np.testing.assert_allclose(points, theirs, rtol=1e-9, atol=1e-9)
+    assert np.ptp(points[81:], axis=0).max() == 0  # beyond the horizon nothing moves
 
 
 @pytest.mark.parametrize(

@@ -71,49 +71,74 @@ def test_the_untrained_memory_is_the_identity():
 
 
 def bfgs_in_numpy(hessian: np.ndarray, start: np.ndarray, steps: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Points and inverse Hessians of BFGS with exact line searches on a quadratic."""
+    """Points and the inverse Hessians that led to them, of BFGS with unit steps on a quadratic."""
     point, inverse, course = start, np.eye(len(start)), []
     for _ in range(steps):
-        grad = hessian @ point
-        direction = -inverse @ grad
-        s = -(grad @ direction) / (direction @ hessian @ direction) * direction
+        s = -inverse @ (hessian @ point)
         y = hessian @ s
-        left = np.eye(len(s)) - np.outer(s, y) / (s @ y)
-        inverse = left @ inverse @ left.T + np.outer(s, s) / (s @ y)
         point = point + s
         course.append((point, inverse))
+        left = np.eye(len(s)) - np.outer(s, y) / (s @ y)
+        inverse = left @ inverse @ left.T + np.outer(s, s) / (s @ y)
     return course
 
 
-@pytest.mark.parametrize("memory", [Matrix(), Window(4)], ids=["NTM-BFGS", "NTM-L-BFGS"])
-def test_one_read_head_three_write_heads_and_two_averages_express_bfgs(memory):
-    r"""Nothing but these: reads of one vector at a time, three products, and two means over coordinates; all the rest
-    is done by each coordinate with what it knows: its own entries and the means.
+def bfgs_cells(layers: object, inputs: jax.Array, cells: jax.Array, averaged: object) -> tuple[jax.Array, jax.Array]:
+    r"""What cells would have to do for BFGS with unit steps, in place of `run_cells`: a step to ask, a step to move.
 
-    $H' = H + (1 + y^\top H y / s^\top y) s s^\top / s^\top y - (H y s^\top + s (H y)^\top) / s^\top y$.
+    With $s$ the last update, $y$ the change of the gradient $g$ that it made, and $H$ the memory: the first step asks
+    for $Hg$, and averages $sy$ and $sg$. The second has it, knows $Hy = Hg + s$ since $s = -H(g - y)$, averages $yHy$
+    and $gHy$, writes
+
+    $H' = H + (1 + y^\top H y / s^\top y) s s^\top / s^\top y - (H y s^\top + s (H y)^\top) / s^\top y$,
+
+    and moves by $-H'g$. Both are done by each coordinate with its own entries and the two averages.
     """
+    (grad, reading), (s, before, sy, sg, moves, *_) = inputs, cells
+
+    def products(grad, reading, s, before, moves):
+        y, hy = grad - before, reading + s
+        return jnp.where(moves, jnp.stack([y * hy, grad * hy]), jnp.stack([s * y, s * grad]))
+
+    def one(grad, reading, s, before, sy, sg, moves, first, second):
+        hy, nothing = reading + s, jnp.zeros(())
+        # The memory divides by n, and so do the averages: the two cancel but for the share of each. Before anything has
+        # moved, there is nothing to write.
+        share = jnp.where(sy > 0, 1 / jnp.where(sy > 0, sy, 1), 0)
+        a = jnp.stack([(1 + first * share) * share * s, -share * hy, -share * s])
+        b = jnp.stack([s, s, hy])
+        update = -(reading + a @ jnp.stack([sg, sg, second]))
+        move = jnp.concatenate([jnp.stack([update, nothing]), a, b]), jnp.stack([update, grad, sy, sg, nothing])
+        ask = jnp.stack([nothing, grad, *[nothing] * 6]), jnp.stack([s, before, first, second, nothing + 1])
+        return jax.tree.map(lambda yes, no: jnp.where(moves, yes, no), move, ask)
+
+    own = grad, reading, s, before, moves
+    first, second = jnp.mean(jax.vmap(products, out_axes=1)(*own), axis=1)
+    said, kept = jax.vmap(one, (*[0] * 7, None, None), 1)(grad, reading, s, before, sy, sg, moves, first, second)
+    return said, cells.at[:5].set(kept)
+
+
+@pytest.mark.parametrize("memory", [Matrix(), Window(8)], ids=["NTM-BFGS", "NTM-L-BFGS"])
+def test_one_read_head_three_write_heads_and_two_averages_express_bfgs(memory, monkeypatch):
+    """In two steps for each of BFGS: the optimizer's own reads, writes and their timing, with cells that are exact."""
     rng, n, steps = np.random.default_rng(0), 5, 4
     root = rng.standard_normal((n, n))
-    hessian, start = root @ root.T / n + np.eye(n), rng.standard_normal(n)
-    course = bfgs_in_numpy(hessian, start, steps)
-
+    hessian, start = root @ root.T / n + 0.5 * np.eye(n), rng.standard_normal(n)
     with jax.enable_x64(True):
-        point, kept = jnp.asarray(start), memory.start(n, 3, jnp.float64)
-        for expected, inverse in course:
-            grad = jnp.asarray(hessian) @ point
-            direction = -memory.read(kept, grad[None])[0]
-            # The line search is the problem's affair.
-            step = -(grad @ direction) / (direction @ jnp.asarray(hessian) @ direction)
-            s, y = step * direction, jnp.asarray(hessian) @ (step * direction)
-            reading = memory.read(kept, y[None])[0]
-            sy, yhy = jnp.mean(s * y), jnp.mean(y * reading)  # the two averages: 1/n of the products
-            # The memory divides by n, and so do the means: the two cancel but for the share of each.
-            a = jnp.stack([(1 + yhy / sy) * s / sy, -reading / sy, -s / sy])
-            b = jnp.stack([s, s, reading])
-            kept = memory.write(kept, a, b)
-            point = point + s
+        optimizer = MemoryLSTM(jax.random.key(0), (8,), Scaled(), output_scale=1.0, averaged=2, memory=memory)
+        heads = optimizer.head, optimizer.head_bias, optimizer.heads, optimizer.heads_bias
+        rows = jnp.eye(8)
+        exact = rows[0], jnp.zeros(()), rows[1:], jnp.zeros(7)
+        assert [it.shape for it in exact] == [it.shape for it in heads]  # one read head, three write heads
+        optimizer = eqx.tree_at(lambda it: (it.head, it.head_bias, it.heads, it.heads_bias), optimizer, exact)
+        monkeypatch.setattr("bygrad.optimizers.memory.run_cells", bfgs_cells)
+        point, state = jnp.asarray(start), optimizer.init(jnp.asarray(start))
+        for expected, inverse in bfgs_in_numpy(hessian, start, steps):
+            for _ in range(2):
+                updates, state = optimizer.update(jnp.asarray(hessian) @ point, state)
+                point = point + updates
             np.testing.assert_allclose(point, expected, rtol=1e-9)
-            np.testing.assert_allclose(memory.read(kept, jnp.eye(n)).T, inverse, rtol=1e-8, atol=1e-10)
+            np.testing.assert_allclose(memory.read(state.memory, jnp.eye(n)).T, inverse, rtol=1e-8, atol=1e-10)
 
 
 def test_kinds_of_memory_come_back_from_a_file(optimizer):

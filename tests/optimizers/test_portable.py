@@ -2,6 +2,7 @@
 
 import json
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,13 @@ from bygrad.optimizers import LEARNED, LSTM, Adam, LogSign, Portable, Scaled, fr
 @pytest.fixture(scope="module")
 def portable() -> Portable:
     return to_portable(LSTM(jax.random.key(3), (4, 3)))
+
+
+@pytest.mark.parametrize("kind", LEARNED.values())
+def test_a_configuration_and_a_key_make_the_same_optimizer(kind):
+    optimizer = kind(jax.random.key(7))
+    config = json.loads(json.dumps(optimizer.config))
+    assert eqx.tree_equal(kind.from_config(config, jax.random.key(7)), optimizer)
 
 
 @pytest.mark.parametrize(

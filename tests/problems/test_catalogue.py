@@ -88,6 +88,18 @@ def test_a_class_in_a_file_is_built_and_an_instance_is_taken_as_it_is(file):
     assert (type(taken).__name__, taken.width) == ("Bowl", 5.0)
 
 
+def test_a_file_alone_names_the_one_family_in_it(file):
+    with pytest.raises(ValueError, match=r"several families.*mine\.py:Bowl, .*mine\.py:NeedsData\."):
+        find_family(str(file))
+    only = "class Common(ProblemFamily):\n    pass\n\n\nclass Bowl(Common):"
+    file.write_text(FILE.partition("class NeedsData")[0].replace("class Bowl(ProblemFamily):", only))
+    found = find_family(str(file))
+    assert type(found).__name__ == "Bowl"
+    file.write_text("")
+    with pytest.raises(ValueError, match="has no family class; it has none: subclass"):
+        find_family(str(file))
+
+
 def test_annotations_in_a_file_may_be_text(file):
     file.write_text("from __future__ import annotations\nfrom typing import ClassVar\n" + FILE)
     assert find_family(f"{file}:wide").width == 5.0
@@ -109,14 +121,19 @@ def test_a_file_may_import_others_beside_it(file):
     ("name", "error", "message"),
     [
         ("missing.py:Bowl", FileNotFoundError, "There is no file .*missing.py.*Check the path"),
+        ("missing.py", FileNotFoundError, "There is no file .*missing.py.*Check the path"),
+        ("fit.bygrda", FileNotFoundError, "There is no file .*fit.bygrda, and no family of that name"),
+        ("fit", FileNotFoundError, "There is no file .*fit, and no family of that name"),
+        ("data.npy", ValueError, "data.npy is not a Python file, so there is no family in it"),
         ("mine.py:Bowls", ValueError, "has no family 'Bowls'; it has Bowl, NeedsData"),
         ("mine.py:NotAFamily", TypeError, "NotAFamily .* is not a ProblemFamily.*Subclass bygrad.ProblemFamily"),
         ("mine.py:number", TypeError, "number .* is not a ProblemFamily"),
         ("mine.py:NeedsData", TypeError, "built without arguments.*name an instance in the file"),
     ],
-    ids=["file", "class", "kind", "value", "arguments"],
+    ids=["file", "file alone", "suffix", "folder", "other file", "class", "kind", "value", "arguments"],
 )
 def test_what_is_not_there_is_refused(name, error, message, file):
+    (file.parent / "data.npy").write_bytes(b"")
     with pytest.raises(error, match=message):
         find_family(str(file.parent / name))
 

@@ -47,18 +47,17 @@ print(json.dumps({"used": sorted(alone), "chosen": sorted(used), "told": [max(to
 
 KILLED = """
 from bygrad import cli
-from bygrad.experiments import solving
+from bygrad.experiments import parts
 
-solving.BLOCK = 16
-write, done = solving._write, []
+write, done = parts.write_part, []
 def stop(path, found):
     if done:
         path.with_name(path.name + ".partial").write_bytes(b"half of a file")
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, found)
     done.append(path)
-solving._write = stop
-cli.main(["solve", f"{sys.argv[1]}/families.py:Decay", sys.argv[2], "-o", sys.argv[3]])
+parts.write_part = stop
+cli.main(["solve", f"{sys.argv[1]}/families.py:Decay", sys.argv[2], "-o", sys.argv[3], "--block", "16"])
 """
 
 
@@ -94,7 +93,6 @@ def test_what_was_killed_goes_on(tmp_path, capsys, monkeypatch):
     done = run(KILLED, tmp_path / "data.npy", out)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert not out.exists()
-    monkeypatch.setattr(solving, "BLOCK", 16)
     sizes = []
 
     def counting(family, block, **options):

@@ -10,7 +10,7 @@ from bygrad.problems import Oracle, OralDose, ProblemFamily, Quadratic, Quadroto
 from bygrad.problems.structured import Bounded, LeastSquares, QuadraticProgram
 from bygrad.solvers import ADMM, LBFGS, STATUS, Flat, LevenbergMarquardt, ProximalGradient, learn, solve
 from bygrad.solvers.levenberg_marquardt import GainRatio, solve_spd
-from bygrad.solvers.solve import best_start, fitting_method
+from bygrad.solvers.solve import best_start, default_method, fitting_method
 from bygrad.solvers.starts import starting_points
 
 from .families import TIMES, Decay
@@ -178,6 +178,23 @@ def test_a_gain_is_relative_to_the_cost(unit):
     found = solve(Scaled(), np.linspace(5.0, 100.0, 8), method=LBFGS(tol=1e-9 * unit))
     assert found.success.all()
     np.testing.assert_allclose(found.x, 1, atol=1e-2)
+
+
+def test_a_tol_is_that_of_the_default_method_and_for_lbfgs_alone_a_success():
+    class Raised(Rosenbrock):
+        def loss(self, params, instance, key):
+            return 1 + super().loss(params, instance, key)
+
+    weights = np.linspace(5.0, 100.0, 8)
+    strict, lax = solve(Raised(), weights, tol=1e-7), solve(Raised(), weights, method=LBFGS(tol=1e-7))
+    assert (lax.success & (lax.certificate > 1e-7)).any()  # they hardly gain any more
+    np.testing.assert_array_equal(strict.success, strict.certificate <= 1e-7)
+    assert strict.success.any()
+    for family in (Decay(), QuadrotorControl.build(horizon=4), SparseCoding.embedded()):
+        changed = default_method(family, 0.5)
+        assert type(changed) is type(default_method(family)) and changed.tol == 0.5
+    with pytest.raises(ValueError, match="but the method that is given has a tol of its own"):
+        solve(Raised(), weights, tol=0.1, method=LBFGS())
 
 
 def test_lbfgs_finds_minima_free_and_bounded():

@@ -2,12 +2,17 @@
 
 import contextlib
 import os
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+if sys.platform != "win32":
+    import fcntl
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -32,6 +37,47 @@ def write_arrays_atomically(path: str | os.PathLike[str], arrays: Mapping[str, A
     """`write_atomically` for arrays by name, as an npz; they are written one by one, not copied first."""
     with _whole_or_absent(Path(path)) as file:
         np.savez(file, **arrays)
+
+
+def join_arrays_atomically(
+    path: str | os.PathLike[str], parts: Sequence[Path], names: Sequence[str], rows: int
+) -> None:
+    """`write_arrays_atomically` for what several npz files hold under `names`, joined along the first axis to `rows`.
+
+    One array of one file at a time is in memory.
+    """
+    with _whole_or_absent(Path(path)) as file, zipfile.ZipFile(file, "w") as whole:
+        for name in names:
+            with np.load(parts[0], allow_pickle=False) as part:
+                shape, dtype = (rows, *part[name].shape[1:]), part[name].dtype
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            with whole.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for at in parts:
+                    with np.load(at, allow_pickle=False) as part:
+                        member.write(part[name].astype(dtype, copy=False).tobytes())
+
+
+@contextlib.contextmanager
+def locked(path: Path, shared: bool = False) -> Iterator[None]:
+    """Hold a lock on a file, which is made for it, alone or with all who share it.
+
+    The system ends it with the process, however that ends. Windows and file systems without locks hold nothing.
+
+    **Raises:** `BlockingIOError` if another process holds it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise BlockingIOError(f"Another process holds {path}.") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 @contextlib.contextmanager

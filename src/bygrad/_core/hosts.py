@@ -34,6 +34,34 @@ def parse_hosts(hosts: str) -> dict[str, Any]:
     return {"coordinator_address": match[1], "num_processes": int(match[2]), "process_id": int(match[3])}
 
 
+_PLACES = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")
+"""Where Open MPI and SLURM say which process of how many this is; `mpirun` in a job of SLURM knows better."""
+
+
+def place_in_job(hosts: str | None) -> tuple[int, int]:
+    """Return which process this is, from 0, of how many that share a folder and need not find each other.
+
+    **Arguments:** `hosts`: None for a process alone, `auto`, or `COUNT,INDEX`, also as for `parse_hosts`.
+    """
+    if hosts is None:
+        return 0, 1
+    if hosts == "auto":
+        for index, count in _PLACES:
+            if index in os.environ and count in os.environ:
+                return int(os.environ[index]), int(os.environ[count])
+        raise ValueError(
+            "--hosts is auto, but neither SLURM (srun) nor Open MPI (mpirun) has started this process, so it is not"
+            " known which part of the work is its. Write --hosts COUNT,INDEX: how many processes there are, and which"
+            " one this is, from 0 to COUNT - 1."
+        )
+    if (match := re.fullmatch(r"(?:.+:\d+,)?(\d+),(\d+)", hosts)) is None or not int(match[2]) < int(match[1]):
+        raise ValueError(
+            f"--hosts is {hosts!r}, which names no place in a job. Write COUNT,INDEX (how many processes there are, and"
+            " which one this is, from 0 to COUNT - 1), or auto under SLURM or Open MPI."
+        )
+    return int(match[2]), int(match[1])
+
+
 def join(hosts: str, timeout: int = 300) -> None:
     """Join the processes of a job, before JAX has computed anything.
 

@@ -1,6 +1,7 @@
 """Commands that learn optimizers and compare them."""
 
-import inspect
+import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,14 +10,15 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from .job import join_job
-from .options import Artifact, Data, Families, Folder, Hosts, Json, Resume, Seed
+from .options import Artifact, Data, Families, Folder, Hosts, Json, Resume, Seed, label_of
 from .terminal import command_line, finish, known, progress
 
 
 def list_names() -> None:
-    """List experiments, families, optimizers and the trained artifacts that come with the package."""
+    """List experiments, families, optimizers, estimators and the trained artifacts that come with the package."""
     from ..artifacts import shipped_names
     from ..experiments import EXPERIMENTS, STUDIES
+    from ..metagrads import ESTIMATORS
     from ..optimizers import HAND_DESIGNED, LEARNED
     from ..problems import FAMILIES
 
@@ -26,6 +28,7 @@ def list_names() -> None:
         "families": list(FAMILIES),
         "learned optimizers": list(LEARNED),
         "hand-designed optimizers": list(HAND_DESIGNED),
+        "estimators": list(ESTIMATORS),
         "artifacts": shipped_names(),
     }
     for title, entries in groups.items():
@@ -63,20 +66,47 @@ def reproduce(
 def train(
     family: Families,
     optimizer: Annotated[str, arg(help="A learned optimizer (see `bygrad list`).")] = "LSTM",
+    config: Annotated[
+        str | None,
+        arg(
+            help='What is to differ from its own configuration: {"layers": [8]}. The names are those that `bygrad'
+            " inspect` shows of a trained one.",
+            metavar="JSON",
+        ),
+    ] = None,
     preprocess: Annotated[str | None, arg(help="How an LSTM sees gradients: LogSign (if not given) or Scaled.")] = None,
     output_scale: Annotated[
         float | None, arg(help="Factor on an LSTM's updates: about the size of a useful step; if not given, 0.1.")
+    ] = None,
+    state_dtype: Annotated[
+        Literal["float32", "bfloat16"] | None, arg(help="What an LSTM's state is kept in; bfloat16 takes half.")
     ] = None,
     horizon: Annotated[int, arg(help="Inner steps of a run.")] = 100,
     truncation: Annotated[int, arg(help="Inner steps of a meta-step; divides the horizon.")] = 20,
     instances: Annotated[int, arg(help="Problem instances of a meta-step.")] = 8,
     meta_steps: Annotated[int, arg(help="Meta-steps.")] = 1000,
-    meta_learning_rate: Annotated[float, arg(help="Adam's, at the start; falls to 0 along a cosine.")] = 5e-3,
-    coordinates: Annotated[float, arg(help="Part of the coordinates to replay; 1 is exact.")] = 1.0,
-    segment: Annotated[int, arg(help="Steps to keep in memory at a time, for long windows; 0 keeps all.")] = 0,
-    state_dtype: Annotated[
-        Literal["float32", "bfloat16"] | None, arg(help="What an LSTM's state is kept in; bfloat16 takes half.")
+    seconds: Annotated[
+        str | None, arg(help="Time to end after, if it is over sooner: seconds, or as 90s, 10m, 1h.", metavar="TIME")
     ] = None,
+    meta_learning_rate: Annotated[float, arg(help="Adam's, at the start; falls to 0 along a cosine.")] = 5e-3,
+    meta_b2: Annotated[float, arg(help="Decay of its second moment; 0.99 for evolution strategies.")] = 0.999,
+    warmup: Annotated[int, arg(help="Meta-steps over which the meta-learning-rate rises.")] = 0,
+    select: Annotated[
+        Literal["area", "final"], arg(help="What the kept optimizer is best in: losses over a run, or at its end.")
+    ] = "area",
+    estimator: Annotated[str, arg(help="How the meta-gradient is estimated (see `bygrad list`).")] = "Replay",
+    coordinates: Annotated[
+        float | None, arg(help="For Replay: part of the coordinates to replay; if not given, 1, which is exact.")
+    ] = None,
+    segment: Annotated[
+        int | None, arg(help="For Replay: steps to keep in memory at a time, for long windows; if not given, all.")
+    ] = None,
+    second_derivatives: Annotated[bool, arg(help="For Backprop: differentiate gradients as well.")] = False,
+    sigma: Annotated[
+        float | None,
+        arg(help="For evolution strategies and Blend: how far meta-parameters are varied; if not given, 0.02."),
+    ] = None,
+    robust: Annotated[bool, arg(help="For evolution strategies: let no run that diverges decide a meta-step.")] = False,
     out: Folder = None,
     resume: Resume = False,
     seed: Seed = 0,
@@ -84,26 +114,37 @@ def train(
     hosts: Hosts = None,
 ) -> None:
     """Learn an optimizer for a family of problems, on all devices of this machine, or of several (--hosts)."""
-    label = family.rpartition(":")[2].lower()
+    label = label_of(family)
     folder = out or Path("runs") / f"train-{label}"
     if hosts is not None:
         join_job(hosts, folder)  # before JAX computes anything
 
     import jax
 
+    from .._core.times import parse_seconds
     from ..experiments import train as carry_out
-    from ..metagrads import Replay
-    from ..optimizers import LEARNED, PREPROCESSORS
+    from ..metagrads import ESTIMATORS
+    from ..optimizers import PREPROCESSORS
     from ..problems import find_family
     from ..training import Recipe
 
-    kind = known(LEARNED, optimizer, "learned optimizer")
+    if preprocess is not None:
+        known(PREPROCESSORS, preprocess, "preprocessor")
     options = {
-        "preprocess": None if preprocess is None else known(PREPROCESSORS, preprocess, "preprocessor")(),
+        "preprocess": None if preprocess is None else {"name": preprocess},
         "output_scale": output_scale,
         "state_dtype": state_dtype,
     }
-    untrained = kind(jax.random.key(seed), **_options_of(kind, options))
+    untrained = _build(optimizer, options, config, seed)
+    settings = {
+        "coordinates": coordinates,
+        "segment": segment,
+        "second_derivatives": second_derivatives or None,
+        "sigma": sigma,
+        "robust": robust or None,
+    }
+    estimates = known(ESTIMATORS, estimator, "estimator")
+    fields = [field.name for field in dataclasses.fields(estimates)]
     recipe = Recipe(
         horizon=horizon,
         truncation=truncation,
@@ -111,10 +152,14 @@ def train(
         meta_steps=meta_steps,
         meta_learning_rate=meta_learning_rate,
         clip=0.1,
-        estimator=Replay(coordinates, segment),
+        estimator=estimates(**_fitting(settings, estimator, fields, "--estimator, such as Replay or NRES")),
         validate_every=max(1, meta_steps // 20),
         final_window=max(1, horizon // 20),
+        select=select,
         seed=seed,
+        meta_b2=meta_b2,
+        warmup=warmup,
+        seconds=None if seconds is None else parse_seconds(seconds),
     )
     problems = find_family(family, data=data, split="train")
     with progress(quiet=jax.process_index() > 0) as display:
@@ -126,14 +171,37 @@ def train(
         display.say(f"compare it: bygrad evaluate {folder / 'optimizer.safetensors'} --family {family}")
 
 
-def _options_of(kind: type, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were given, or say which of them this kind of optimizer does not have."""
-    given = {name: value for name, value in options.items() if value is not None}
-    has = inspect.signature(kind.__init__).parameters
-    if strange := [f"--{name.replace('_', '-')}" for name in given if name not in has]:
+def _build(name: str, options: dict[str, Any], config: str | None, seed: int) -> Any:
+    """Build an untrained optimizer from what differs from its own configuration, given as options and as JSON."""
+    import json
+
+    import equinox as eqx
+    import jax
+
+    from ..optimizers import LEARNED
+
+    kind = known(LEARNED, name, "learned optimizer")
+    own = eqx.filter_eval_shape(kind, jax.random.key(seed)).config
+    given = _fitting(options, name, own, "--optimizer, such as LSTM")
+    try:
+        changed = {} if config is None else dict(json.loads(config))
+        if strange := [it for it in changed if it not in own or it in given]:
+            raise ValueError(f"{', '.join(strange)}: unknown, or given as an option as well")
+        return kind.from_config(own | given | changed, jax.random.key(seed))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{kind.__name__} has no {' or '.join(strange)}: it would be trained without. Leave the option out, or"
-            " choose another --optimizer, such as LSTM."
+            f"{name} cannot have the configuration {config or given} ({error}), so there is nothing to train. Give JSON"
+            f" with names and values like its own: {json.dumps(own)}."
+        ) from error
+
+
+def _fitting(options: dict[str, Any], name: str, has: Collection[str], others: str) -> dict[str, Any]:
+    """Return the options that were given, or say which of them that which goes by this name does not have."""
+    given = {option: value for option, value in options.items() if value is not None}
+    if strange := [f"--{option.replace('_', '-')}" for option in given if option not in has]:
+        raise ValueError(
+            f"{name} has no {' or '.join(strange)}: it would be trained without. Leave the option out, or choose"
+            f" another {others}."
         )
     return given
 
@@ -158,7 +226,7 @@ def specialize(
     from ..experiments import specialize as carry_out
     from ..problems import find_family
 
-    label = family.rpartition(":")[2].lower()
+    label = label_of(family)
     folder = out or Path("runs") / f"specialize-{label}"
     problems = find_family(family, data=data, split="train")
     with progress() as display:
@@ -195,7 +263,7 @@ def evaluate(
     from ..problems import find_family
 
     optimizer = load(artifact)
-    label = family.rpartition(":")[2].lower()
+    label = label_of(family)
     folder = out or Path("runs") / f"evaluate-{label}"
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(

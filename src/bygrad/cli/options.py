@@ -5,7 +5,13 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-Families = Annotated[str, arg(help="A family by name (see `bygrad list`), or path/to/file.py:Class.", metavar="NAME")]
+Families = Annotated[
+    str,
+    arg(
+        help="A family by name (see `bygrad list`), or path/to/file.py:Class; without :Class the only one in the file.",
+        metavar="NAME",
+    ),
+]
 Data = Annotated[
     str,
     arg(
@@ -26,3 +32,8 @@ Hosts = Annotated[
     ),
 ]
 Artifact = Positional[Annotated[str, arg(help="A shipped artifact by name, or a file.", metavar="ARTIFACT")]]
+
+
+def label_of(family: str) -> str:
+    """Return what a family is called in the names of folders: its class, or its file where no class is named."""
+    return Path(family.rpartition(":")[2]).stem.lower()

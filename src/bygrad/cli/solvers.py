@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from .._core.hosts import place_in_job
 from .options import Families, Resume, Seed
 from .terminal import progress
 
@@ -17,6 +18,7 @@ def learn(
     instances: Annotated[
         Path | None, arg(help="npy or npz file of past instances; default: the family's own draws.")
     ] = None,
+    heldout: Annotated[int, arg(help="Instances to compare on; 1,000 bound the share of failures well.")] = 1000,
     dtype: Annotated[
         Literal["float32", "float64"],
         arg(help="Precision of the solver; float32 takes half the time and serves convex problems down to --tol 1e-4."),
@@ -27,7 +29,9 @@ def learn(
     from ..experiments import learn_to_file
 
     with progress() as display:
-        solver = learn_to_file(family, budget, tol, out, display, data=instances, seed=seed, dtype=dtype)
+        solver = learn_to_file(
+            family, budget, tol, out, display, data=instances, heldout=heldout, seed=seed, dtype=dtype
+        )
     print(solver.report())
     print(f"solver: {out}")
 
@@ -50,25 +54,66 @@ def solve(
     dtype: Annotated[
         Literal["float32", "float64"] | None, arg(help="Precision of the classical method; default: float64.")
     ] = None,
+    x0: Annotated[
+        Path | None,
+        arg(
+            help="Params that the classical method starts from: results of `bygrad solve`, or npy; one row for each"
+            " instance, or one for all.",
+            metavar="FILE",
+        ),
+    ] = None,
+    guard: Annotated[
+        Literal["certificate", "best_of_two"] | None,
+        arg(help="What a learned solver is held to: its stopping rules (if not given), or the classical one's cost."),
+    ] = None,
+    seed: Seed = 0,
     batch: Annotated[int | None, arg(help="Instances that are worked on at once; more on an accelerator.")] = None,
+    block: Annotated[
+        int | None, arg(help="Instances that are read and kept at a time; default: what takes about 20 seconds.")
+    ] = None,
+    hosts: Annotated[
+        str | None,
+        arg(
+            help="Share the work with other processes in one folder: auto (SLURM, Open MPI), or how many there are and"
+            " which one this is, from 0.",
+            metavar="COUNT,INDEX",
+        ),
+    ] = None,
     resume: Resume = False,
 ) -> None:
-    """Solve every instance of a file; after a kill, --resume goes on."""
+    """Solve every instance of a file, alone or with other processes (--hosts); after a kill, --resume goes on."""
+    index, count = place_in_job(hosts)
     from ..deploy.solver import load_solver
     from ..experiments import solve_file
-    from ..problems import find_family
+    from ..problems import file_of_family, find_family
 
-    loaded = load_solver(solver, family) if Path(solver).is_file() else find_family(solver)
+    is_solver = Path(solver).is_file() and file_of_family(solver) is None
+    loaded = load_solver(solver, family) if is_solver else find_family(solver)
     with progress() as display:
         done = solve_file(
-            loaded, instances, out, display, resume=resume, tol=tol, starts=starts, dtype=dtype, batch=batch
+            loaded,
+            instances,
+            out,
+            display,
+            resume=resume,
+            tol=tol,
+            starts=starts,
+            dtype=dtype,
+            x0=x0,
+            guard=guard,
+            seed=seed,
+            batch=batch,
+            block=block,
+            place=(index, count),
         )
+        here = "" if count == 1 else f" in process {index}"
         display.say(
-            f"{done['solved']} of {done['rows']} solved in {done['seconds']:.1f} s, {done['rate']:.0f} a second"
+            f"{done['solved']} of {done['rows']} solved in {done['seconds']:.1f} s, {done['rate']:.0f} a second{here}"
         )
         for warning in done["warnings"]:
             display.say(warning, "yellow")
-        display.say(f"results: {out}")
+        if index == 0:
+            display.say(f"results: {out}")
 
 
 def report(

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import os
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -15,7 +14,7 @@ from .._core import trees
 from ..artifacts import SOLVER, Artifact, ArtifactError, Manifest, describe
 from ..artifacts import load as load_artifact
 from ..artifacts import save as save_artifact
-from ..problems import ProblemFamily, describe_family, find_family
+from ..problems import ProblemFamily, describe_family, file_of_family, find_family
 from ..solvers import (
     ADMM,
     LBFGS,
@@ -205,8 +204,8 @@ def _filled(blank: Any, part: str, tensors: dict[str, np.ndarray]) -> Any:
 
 
 def _sha256(family: str) -> str:
-    file = Path(family.rpartition(":")[0]).expanduser()
-    return hashlib.sha256(file.read_bytes()).hexdigest() if ".py:" in family and file.is_file() else ""
+    named = file_of_family(family)
+    return hashlib.sha256(named[0].read_bytes()).hexdigest() if named is not None and named[0].is_file() else ""
 
 
 def _family(path: Any, family: str | None, config: dict[str, Any]) -> ProblemFamily:
@@ -215,7 +214,8 @@ def _family(path: Any, family: str | None, config: dict[str, Any]) -> ProblemFam
         raise ArtifactError(
             f"{path}: it does not say where its family is", "It cannot be used alone", "Give the family"
         )
-    if family is None and ".py:" in name and (not (found := _sha256(name)) or found != config["family_sha256"]):
+    elsewhere = family is None and file_of_family(name) is not None
+    if elsewhere and (not (found := _sha256(name)) or found != config["family_sha256"]):
         raise ArtifactError(
             f"{path}: its family {name} is not there, or is not the file that the solver was learned for",
             "A learned solver belongs to one family, and code is not run on a file's word",

@@ -1,14 +1,12 @@
 """What `bygrad learn` and `bygrad solve` do: a solver as a file, and files of instances larger than memory."""
 
-import dataclasses
-import functools
-import glob
 import hashlib
 import inspect
-import json
+import math
 import time
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +15,20 @@ import jax
 import numpy as np
 
 from .._core import trees
-from .._core.files import write_arrays_atomically, write_text_atomically
 from ..deploy.solver import save_solver
 from ..problems import ProblemFamily, describe_family, find_family
-from ..solvers import LearnedSolver, Solution, learn, solve
+from ..solvers import Flat, LearnedSolver, Solution, learn, solve
 from ..solvers.base import instance_like
-from ..solvers.solve import count_rows, default_method, parts_in_words
+from ..solvers.fit import Guard
+from ..solvers.solve import count_rows, default_method, parts_in_words, precision, rows_at_once
 from .display import Display
-
-IDENTITY = "run.json"
-"""In the folder of a run, what it belongs to."""
+from .parts import Parts
 
 BLOCK = 65_536
-"""Instances that are read, solved and written at a time: after a kill no more than these are solved again."""
+"""Instances that are read, solved and written at a time, at most."""
 
-FIELDS = ("cost", "certificate", "status", "success", "nit", "nfev", "used_fallback", "dual")
+BYTES = 2**28
+"""Of the instances of a block, at most, so that what is computed from them fits as well."""
 
 
 def learn_to_file(
@@ -42,6 +39,7 @@ def learn_to_file(
     display: Display,
     *,
     data: Path | None = None,
+    heldout: int = 1000,
     seed: int = 0,
     dtype: str = "float64",
 ) -> LearnedSolver:
@@ -59,6 +57,7 @@ def learn_to_file(
         budget=budget,
         tol=tol,
         instances=None if data is None else read_instances(data, built),
+        heldout=heldout,
         seed=seed,
         dtype=dtype,
         watch=_phase(display),
@@ -73,22 +72,7 @@ def read_instances(data: Path, family: ProblemFamily) -> Any:
 
     **Raises:** `ValueError` for a file that holds neither, or other parts than an instance has.
     """
-    try:
-        found = np.load(data, mmap_mode="r", allow_pickle=False)
-        if not isinstance(found, np.ndarray):
-            with found:
-                found = {name: found[name] for name in found.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{data} is neither an npy nor an npz file of numbers ({error}), so no instances can be read from it. Write"
-            " it by numpy.save or numpy.savez."
-        ) from error
-    if isinstance(found, np.ndarray):
-        if found.ndim == 0:
-            raise ValueError(f"{data} holds a single number, not instances. Its first axis must run over instances.")
-        arrays: dict[str, np.ndarray] = {"": found}
-    else:
-        arrays = found
+    arrays = _arrays_in(data)
     name, like = type(family).__name__, instance_like(family)
     if like is None:
         if list(arrays) == [""]:
@@ -106,6 +90,56 @@ def read_instances(data: Path, family: ProblemFamily) -> Any:
     return trees.replace_leaves(like, lambda path, _: arrays[path])
 
 
+def read_start(x0: Path, family: ProblemFamily, instances: Any, rows: int, dtype: Any) -> Any:
+    """Return the params in a file, one row for each instance or those of a single one: an npy, where params are one
+    array, or an npz with the names that results have, `x` or `x/<path>`.
+
+    **Raises:** `ValueError` for a file that holds anything else.
+    """
+    arrays = _arrays_in(x0, only="x")
+    with precision(dtype, family):
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), instances)
+        flat = Flat.of(family, one)
+    like = jax.tree.unflatten(flat.structure, [jax.ShapeDtypeStruct(shape, np.float64) for shape in flat.shapes])
+    wanted = trees.named_leaves(like)
+    if arrays.keys() != wanted.keys():
+        raise ValueError(
+            f"{x0} holds {parts_in_words(arrays)} for x, but the params of {type(family).__name__} are"
+            f" {parts_in_words(wanted)}, so their parts cannot be told apart. Give an npy file for one array, or an npz"
+            " file with the names x or x/<path>, as the results have them."
+        )
+    for name, leaf in arrays.items():
+        shape = wanted[name].shape
+        if leaf.shape not in (shape, (rows, *shape)):
+            raise ValueError(
+                f"{x0} holds params of shape {list(leaf.shape)}, but those of {rows} instances have"
+                f" {[rows, *shape]}, so it does not say where each of them starts. Give one row for each instance, or"
+                " the params of a single one for all."
+            )
+    return trees.replace_leaves(like, lambda path, leaf: np.broadcast_to(arrays[path], (rows, *leaf.shape)))
+
+
+def _arrays_in(file: Path, only: str = "") -> dict[str, np.ndarray]:
+    """Return the arrays of an npy or npz file by name; with `only`, of an npz those in this folder, by the rest of it.
+
+    An npy, whose name is empty, stays on the disk.
+    """
+    try:
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            with found:
+                names = [name for name in found.files if not only or name.partition("/")[0] == only]
+                return {name.removeprefix(only).removeprefix("/"): found[name] for name in names}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{file} is neither an npy nor an npz file of numbers ({error}), so nothing can be read from it. Write"
+            " it by numpy.save or numpy.savez."
+        ) from error
+    if found.ndim == 0:
+        raise ValueError(f"{file} holds a single number, not an array. Its first axis must run over instances.")
+    return {"": found}
+
+
 def solve_file(
     solver: Any,
     data: Path,
@@ -116,115 +150,126 @@ def solve_file(
     tol: float | None = None,
     starts: int | None = None,
     dtype: str | None = None,
+    x0: Path | None = None,
+    guard: Guard | None = None,
+    seed: int = 0,
     batch: int | None = None,
+    block: int | None = None,
+    place: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:
     """Solve every instance of an npy or npz file (`read_instances`) and write `out`, an npz with the fields of
     `Solution`.
 
     Params that are one array are its `x`; a tree of params is stored one array per leaf, named `x/<path>`.
 
-    An npy is read block by block, so that it may be larger than memory. Each block's results go to a folder beside
-    `out`; a run that was killed goes on after the last whole block. The folder goes when `out` is written.
+    An npy is read block by block, and the results are joined so, so that both may be larger than memory. Each block's
+    results go to a folder beside `out`; a run that was killed goes on after the last whole block. The folder goes when
+    `out` is written.
 
-    **Arguments:** `solver`: a `LearnedSolver`, or a family to solve classically. `tol`, `starts`, `dtype`: of the
-    classical method, as in `bygrad.solve`; a learned solver has its own. `batch`: rows that are worked on at once.
+    **Arguments:**
 
-    **Returns:** how many were solved, how fast, and the warnings.
+    - `solver`: a `LearnedSolver`, or a family to solve classically.
+    - `tol`, `starts`, `dtype`: of the classical method, as in `bygrad.solve`; a learned solver has its own. `x0`: a
+      file of the params that it starts from (`read_start`).
+    - `guard`: of a learned solver. `seed`: of what is drawn, which is the same in every block.
+    - `batch`: rows that are worked on at once. `block`: rows that are read and kept at a time. Default: what takes
+      about `parts.SECONDS`; where starts are drawn, give it for the same draws whatever the speed of the machine.
+    - `place`: which process this is, from 0, of how many that solve the file together in a folder that all see.
 
-    **Raises:** `FileExistsError` if `out` exists, or a folder of an interrupted run while `resume` is off; `ValueError`
-    if that folder belongs to other data, or for settings that a learned solver has of its own.
+    **Returns:** how many of how many rows were solved, how fast, and the warnings; for processes other than 0, of those
+    that it has solved itself.
+
+    **Raises:** `FileExistsError` if `out` exists, or a folder of an interrupted run while `resume` is off, or another
+    process is at work on it; `ValueError` if that folder belongs to other data, or for settings that a learned solver
+    has of its own, or a classical one has not.
     """
-    chosen = {name: it for name, it in {"tol": tol, "starts": starts, "dtype": dtype}.items() if it is not None}
-    if isinstance(solver, LearnedSolver):
-        if chosen:
-            raise ValueError(
-                f"{' and '.join(chosen)} cannot be chosen for a learned solver: what its report says was measured with"
-                " its own. Leave that out, learn again, or name the family to solve it classically."
-            )
-        family, named, solve_rows = solver.family, solver.digest, functools.partial(solver.solve, batch=batch)
-    else:
-        method = None if tol is None else dataclasses.replace(default_method(solver), tol=tol)
-        family, named = solver, f"classical{f', {chosen}' if chosen else ''}"
-        solve_rows = functools.partial(
-            solve, solver, method=method, starts=1 if starts is None else starts, dtype=dtype or np.float64, batch=batch
-        )
+    if block is not None and block < 1:
+        raise ValueError(f"block is {block}, so no row would ever be solved. Give 1 or more, or None.")
+    settings = {"tol": tol, "starts": starts, "dtype": dtype, "x0": x0, "guard": guard}
+    chosen: dict[str, Any] = {name: it for name, it in settings.items() if it is not None}
+    _refuse_settings(solver, chosen)
+    learned = isinstance(solver, LearnedSolver)
+    family = solver.family if learned else solver
+    method = solver.method if learned else default_method(solver, tol)
+    tries = solver.starts if learned else 1 if starts is None else starts
     instances = read_instances(data, family)
     rows = count_rows(instances)
     if rows is None:
         raise ValueError(f"The instances of {type(family).__name__} hold no arrays, so no file can hold them.")
-    folder = out.with_name(f".{out.name}.parts")
-    identity = _claim(folder, out, data, instances, family, named, resume)
-    began, warnings, fresh = time.perf_counter(), [], 0
-    starting = range(0, max(rows, 1), BLOCK) if not out.exists() else ()  # of no instances, too, the fields are known
-    for at in starting:
-        part = folder / f"{at:012d}.npz"
-        if part.exists():
-            continue
-        block = jax.tree.map(lambda leaf: np.asarray(leaf[at : at + BLOCK]), instances)  # noqa: B023
-        found = solve_rows(block, watch=_phase(display, at, rows))
-        fresh += len(found)
-        warnings += [warning for warning in found.warnings if warning not in warnings]
-        write_text_atomically(folder / IDENTITY, identity)  # not before there is something to go on from
-        _write(part, found)
-    _join(folder, out)
-    seconds = time.perf_counter() - began
-    with np.load(out, allow_pickle=False) as results:
-        solved = int(np.sum(results["success"]))
+    begin: Any = None
+    if x0 is not None:
+        begin = read_start(x0, family, instances, rows, dtype or np.float64)
+        chosen["x0"] = _ends(begin)
+    identity = _identity(data, instances, family, f"{solver.digest if learned else 'classical'}, {chosen}, {seed}")
+
+    def solve_rows(at: int, stop: int) -> Solution:
+        some, start = jax.tree.map(lambda leaf: np.asarray(leaf[at:stop]), (instances, begin))
+        common: dict[str, Any] = {"seed": seed, "batch": batch, "watch": _phase(display, at, rows)}
+        if learned:
+            return solver.solve(some, guard=guard or "certificate", **common)
+        given = method if tol is not None else None
+        return solve(family, some, method=given, x0=start, starts=tries, dtype=dtype or np.float64, **common)
+
+    numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(instances))
+    limit = max(1, min(BLOCK, BYTES // (8 * max(1, numbers * tries))))
+    first = block or min(rows_at_once(method, batch) * jax.local_device_count(), limit)
+    parts = Parts(out, rows, place, first, block, limit)
+    began, done, solved, warnings = time.perf_counter(), 0, 0, []
+    with parts.at_work():
+        parts.claim(identity, resume, display)
+        for at, stop in parts.own():
+            since = time.perf_counter()
+            found = solve_rows(at, stop)
+            parts.keep(at, found, time.perf_counter() - since)
+            done, solved = done + len(found), solved + int(np.sum(found.success))
+        rate = done / max(time.perf_counter() - began, 1e-9)
+        if joins := parts.index == 0:
+            warnings = parts.join(display)
+            with np.load(out, allow_pickle=False) as results:
+                solved = int(np.sum(results["success"]))
     return {
-        "rows": rows,
+        "rows": rows if joins else done,
         "solved": solved,
-        "seconds": seconds,
-        "rate": fresh / max(seconds, 1e-9),
+        "seconds": time.perf_counter() - began,
+        "rate": rate,
         "warnings": warnings,
     }
 
 
-def _join(folder: Path, out: Path) -> None:
-    """Write `out` from its parts, if it is not written yet, and remove them."""
-    if not out.exists():
-        for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
-            left.unlink(missing_ok=True)  # by a run that was killed while it wrote
-        parts = [np.load(part, allow_pickle=False) for part in sorted(folder.glob("*.npz"))]
-        write_arrays_atomically(out, {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files})
-    for part in sorted(folder.iterdir(), key=lambda path: path.name == IDENTITY):  # last: it says whose the others are
-        part.unlink()
-    folder.rmdir()
+def _refuse_settings(solver: Any, chosen: Collection[str]) -> None:
+    """Refuse settings that a solver of this kind does not have."""
+    if isinstance(solver, LearnedSolver):
+        if strange := [name for name in chosen if name != "guard"]:
+            raise ValueError(
+                f"{' and '.join(strange)} cannot be chosen for a learned solver: what its report says was measured with"
+                " its own. Leave that out, learn again, or name the family to solve it classically."
+            )
+    elif "guard" in chosen:
+        raise ValueError(
+            f"guard is chosen, but {type(solver).__name__} is solved classically, so there is nothing to guard against."
+            " Leave that out, or give a file of `bygrad learn`."
+        )
 
 
-def _claim(
-    folder: Path, out: Path, data: Path, instances: Any, family: ProblemFamily, solver: str, resume: bool
-) -> str:
-    """Return what says whose the folder is, after checking that it is this run's where it exists.
-
-    Where `out` exists as well, the run was killed after it had written `out`, and only the folder is left to remove.
-    """
-    path = folder / IDENTITY
-    if out.exists() and not (resume and path.exists()):
-        raise FileExistsError(f"{out} already exists and would be overwritten. Choose another --out.")
-    leaves = trees.named_leaves(instances)
-    # The first and the last instances tell files apart without reading all of them.
-    ends = hashlib.sha256()
-    for leaf in leaves.values():
-        ends.update(np.ascontiguousarray(leaf[:64]).tobytes() + np.ascontiguousarray(leaf[-64:]).tobytes())
-    shapes = {name: list(leaf.shape) for name, leaf in leaves.items()}
-    identity = {
+def _identity(data: Path, instances: Any, family: ProblemFamily, solver: str) -> dict[str, Any]:
+    """Return what tells a run from others."""
+    shapes = {name: list(leaf.shape) for name, leaf in trees.named_leaves(instances).items()}
+    return {
         "data": str(data.resolve()),
         "shape": shapes.get("", shapes),
-        "ends": ends.hexdigest(),
+        "ends": _ends(instances),
         "family": describe_family(family),
         "family_digest": _digest(family),
         "solver": solver,
     }
-    if path.exists():
-        if not resume:
-            raise FileExistsError(f"{folder} holds an interrupted run. Go on with it (--resume), or remove the folder.")
-        if (found := json.loads(path.read_text())) != identity:
-            different = ", ".join(key for key in identity if found.get(key) != identity[key])
-            raise ValueError(
-                f"{folder} holds a run that differs in {different}, so its results do not belong to this one. Resume"
-                " with the same arguments, or remove the folder."
-            )
-    return json.dumps(identity, indent=1)
+
+
+def _ends(arrays: Any) -> str:
+    """SHA-256 of the first and the last rows, which tell files apart without reading all of them."""
+    ends = hashlib.sha256()
+    for leaf in jax.tree.leaves(arrays):
+        ends.update(np.ascontiguousarray(leaf[:64]).tobytes() + np.ascontiguousarray(leaf[-64:]).tobytes())
+    return ends.hexdigest()
 
 
 def _digest(family: ProblemFamily) -> str:
@@ -234,11 +279,6 @@ def _digest(family: ProblemFamily) -> str:
     for leaf in jax.tree.leaves(family):
         digest.update(np.asarray(leaf).tobytes() if eqx.is_array_like(leaf) else b"")
     return digest.hexdigest()
-
-
-def _write(path: Path, found: Solution) -> None:
-    x = {f"x/{name}" if name else "x": leaf for name, leaf in trees.named_leaves(found.x).items()}
-    write_arrays_atomically(path, x | {name: getattr(found, name) for name in FIELDS})
 
 
 def _phase(display: Display, done: int = 0, total: int | None = None) -> Any:

@@ -19,7 +19,7 @@ from ..deploy.jax import from_artifact, versions
 from ..evaluation import CONVENTION, GridRuns, Protocol, area, final, run_grid, strict_json
 from ..evaluation.compare import summarize
 from ..evaluation.tuning import CENTRES
-from ..optimizers import TRANSFER_BASELINES, FromOptax, Optimizer
+from ..optimizers import TRANSFER_BASELINES, Adam, Cosine, FromOptax, Guard, Optimizer
 from ..problems import CharacterModel, MLPClassifier, ProblemFamily, describe_family
 from ..problems.catalogue import mnist_images
 from ..problems.data import ImageData
@@ -31,6 +31,12 @@ from .work import machine, slug
 
 RATES = 13
 """Learning rates of a baseline in every row: four a decade over three decades."""
+
+SCHEDULED = {"AdamWCosine": "cosine", "ScheduleFree": "averaging"}
+"""Baselines that have a schedule of their own, or stand for one; the others are tuned without and with a cosine."""
+
+FALLBACK = 3e-3
+"""Learning rate of the Adam that guards: the one that the controller learned from, not tuned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,9 +159,10 @@ def run_row(
 ) -> dict[str, Any]:
     """Run every optimizer on a row; keep what was measured in `path`.
 
-    Each entry of `optimizers` has the kind, the `rates` `[n]`, and per rate and run the mean loss over the run, the
-    final and the test loss, first of the tuning runs, then of the others (null at rates at which these were not run);
-    and the curves at the best rate. Learned optimizers have no rates and no tuning runs.
+    Each entry of `optimizers` has the kind, the settings tried: `rates` and `schedules` `[n]`, and per setting and run
+    the mean loss over the run, the final and the test loss, first of the tuning runs, then of the others (null for
+    settings that were not run on these: they are those that tuned best for one of the measures); and the curves at the
+    best for the mean loss. Learned optimizers have no settings and no tuning runs.
     """
     if path.exists():
         return json.loads(path.read_text())
@@ -164,41 +171,50 @@ def run_row(
     keys = jax.random.split(
         jax.random.fold_in(jax.random.key(task.seed), 0x7AF), effort.tuning_runs + effort.runs
     )  # the same for every row
-    optimizers: dict[str, Any] = {}
-    contenders: dict[str, tuple[Optimizer, str, np.ndarray | None]] = {
-        name: (optimizer, "learned", None) for name, optimizer in learned.items()
-    }
-    for name, kind in baselines.items():
-        rates = CENTRES.get(name, 1e-2) * np.logspace(-1.5, 1.5, RATES)
-        contenders[name] = (kind(), "hand-designed", rates)
     window = max(1, horizon // 20)
     tuning, reported = keys[: effort.tuning_runs], keys[effort.tuning_runs :]
 
     def measure(optimizer: Optimizer, rates: np.ndarray, keys: Shaped[PRNGKeyArray, " runs"]) -> GridRuns:
         return run_grid(optimizer, rates, family, held_out, keys, horizon, one_by_one=row.one_by_one)
 
-    for name, (optimizer, kind, rates) in contenders.items():
-        task.display.phase(f"{row.name}: {name}", len(optimizers), len(contenders))
-        tuned = None if rates is None else measure(optimizer, rates, tuning)
-        best = 0 if tuned is None else choose(area(tuned.curves))
-        # Timed with as many runs side by side for every optimizer.
-        ran = measure(optimizer, np.zeros(1) if rates is None else rates[best : best + 1], reported)
-        runs = _measures(ran, window)
-        if tuned is not None and rates is not None:
-            # Its one rate for all rows is known only after the last of them; of the others, the best is enough.
-            everywhere = _measures(measure(optimizer, rates, reported), window) if name == CALIBRATED_FROM else None
-            for key, value in _measures(tuned, window).items():
-                at_rates = np.full((len(rates), effort.runs), np.nan) if everywhere is None else everywhere[key]
-                at_rates[best] = runs[key][0]
-                runs[key] = np.concatenate([value, at_rates], axis=1)
-        optimizers[name] = {
-            "kind": kind,
-            "rates": None if rates is None else rates.tolist(),
-            "tuning_runs": 0 if rates is None else effort.tuning_runs,
-            "seconds": ran.seconds,
-            "curves": ran.curves[0].tolist(),
-            **{key: values.tolist() for key, values in runs.items()},
+    def untuned(optimizer: Optimizer) -> dict[str, Any]:
+        ran = measure(optimizer, np.zeros(1), reported)
+        settings = {"kind": "learned", "rates": None, "schedules": None, "tuning_runs": 0}
+        return settings | _entry(ran, _measures(ran, window))
+
+    def tuned(name: str, kind: type[FromOptax]) -> dict[str, Any]:
+        variants: dict[str, FromOptax] = {SCHEDULED[name]: kind()} if name in SCHEDULED else _schedules(kind())
+        rates = CENTRES.get(name, 1e-2) * np.logspace(-1.5, 1.5, RATES)
+        settings = [(schedule, rate) for schedule in variants for rate in rates]
+        found = [_measures(measure(variant, rates, tuning), window) for variant in variants.values()]
+        losses = {key: np.concatenate([it[key] for it in found]) for key in found[0]}
+        best = {key: choose(values) for key, values in losses.items()}
+        on_reported = {key: np.full((len(settings), effort.runs), np.nan) for key in losses}
+        if name == CALIBRATED_FROM:  # its one rate for all rows is known only after the last of them
+            (variant,) = variants.values()
+            on_reported = _measures(measure(variant, rates, reported), window)
+        curves = None
+        for index in sorted(set(best.values()), key=lambda index: index == best["mean"]):  # the mean's come last
+            schedule, rate = settings[index]
+            # Timed with as many runs side by side for every optimizer.
+            curves = measure(variants[schedule], np.array([rate]), reported)
+            for key, values in _measures(curves, window).items():
+                on_reported[key][index] = values[0]
+        assert curves is not None
+        described = {
+            "kind": "hand-designed",
+            "rates": [rate for _, rate in settings],
+            "schedules": [schedule for schedule, _ in settings],
+            "tuning_runs": effort.tuning_runs,
         }
+        return described | _entry(
+            curves, {key: np.concatenate([losses[key], on_reported[key]], axis=1) for key in losses}
+        )
+
+    optimizers: dict[str, Any] = {}
+    for done, name in enumerate(names := [*learned, *baselines]):
+        task.display.phase(f"{row.name}: {name}", done, len(names))
+        optimizers[name] = untuned(learned[name]) if name in learned else tuned(name, baselines[name])
     result = {
         "name": row.name,
         "axis": row.axis,
@@ -211,6 +227,18 @@ def run_row(
     return json.loads(path.read_text())
 
 
+def _schedules(rule: FromOptax) -> dict[str, FromOptax]:
+    return {"constant": rule, "cosine": Cosine(rule)}
+
+
+def _entry(ran: GridRuns, runs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {
+        "seconds": ran.seconds,
+        "curves": ran.curves[0].tolist(),
+        **{key: values.tolist() for key, values in runs.items()},
+    }
+
+
 def _measures(ran: GridRuns, window: int) -> dict[str, np.ndarray]:
     """Return for every rate and run, `[rates, runs]`, the mean loss over the run, the final and the test loss."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -219,7 +247,7 @@ def _measures(ran: GridRuns, window: int) -> dict[str, np.ndarray]:
 
 
 def choose(losses: np.ndarray) -> int:
-    """Return the rate `[rates, runs]` whose mean is least; a rate at which a run is lost is infinitely bad."""
+    """Return the setting `[settings, runs]` whose mean is least; one at which a run is lost is infinitely bad."""
     return int(np.argmin(np.where(np.isfinite(losses), losses, np.inf).mean(axis=1)))
 
 
@@ -261,9 +289,10 @@ def _base_results(
 
 def _carry_out(task: Task) -> dict[str, Any]:
     found = {label: load_artifact(find(name)) for label, name in labels_of(task.artifacts).items()}
-    learned = {label: from_artifact(artifact) for label, artifact in found.items()}
+    learned: dict[str, Optimizer] = {label: from_artifact(artifact) for label, artifact in found.items()}
+    guarded = {f"{label}, guarded": Guard(optimizer, Adam(FALLBACK)) for label, optimizer in learned.items()}
     digests = {label: artifact.manifest.digest for label, artifact in found.items()}
-    return carry_out_rows(task, EFFORTS[task.budget], learned, digests)
+    return carry_out_rows(task, EFFORTS[task.budget], learned | guarded, digests)
 
 
 def labels_of(artifacts: Iterable[str]) -> dict[str, str]:

@@ -46,7 +46,9 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
     kinds = {name: "learned" if name in learned else "hand-designed" for name in columns}
     table, aggregates, drawn = {}, {}, {}
     for name, cells in columns.items():
-        table[name] = {row: {key: cell[key] for key in (*MEASURES, "rate", "seconds")} for row, cell in cells.items()}
+        table[name] = {
+            row: {key: cell[key] for key in (*MEASURES, "rate", "schedule", "seconds")} for row, cell in cells.items()
+        }
         aggregates[name] = {"kind": kinds[name], "diverged": float(np.mean([cell["lost"] for cell in cells.values()]))}
         for measure in MEASURES:
             means = np.array([[columns[REFERENCE][row][measure]] for row in rows])
@@ -113,13 +115,13 @@ def calibrate(rows: Rows) -> float:
     """Return the one learning rate at which AdamW with a cosine does best over all rows, by the runs kept for tuning:
     least in the mean over rows of the logarithm of its mean loss."""
     entries = [row["optimizers"][CALIBRATED_FROM] for row in rows.values()]
-    losses = np.stack([_tuned(entry) for entry in entries])
+    losses = np.stack([_tuned(entry, "mean") for entry in entries])
     return float(entries[0]["rates"][int(np.argmin(np.mean(np.log(losses), axis=0)))])
 
 
-def _tuned(entry: Mapping[str, Any]) -> np.ndarray:
-    """Return the mean loss at every rate, over the runs kept for tuning."""
-    return np.array([_losses(at_rate[: entry["tuning_runs"]]).mean() for at_rate in entry["mean"]])
+def _tuned(entry: Mapping[str, Any], measure: str) -> np.ndarray:
+    """Return the mean of a measure at every setting, over the runs kept for tuning."""
+    return np.array([_losses(at_setting[: entry["tuning_runs"]]).mean() for at_setting in entry[measure]])
 
 
 def _losses(runs: Sequence[float | None]) -> np.ndarray:
@@ -136,10 +138,12 @@ def _names(rows: Rows) -> list[str]:
 
 
 def _at_best(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return what an optimizer reaches, in every measure at the setting that tuned best for it."""
     entry = row["optimizers"][name]
+    curves = np.asarray(entry["curves"], float)
     if entry["rates"] is None:
-        return _cell(entry, 0, np.asarray(entry["curves"], float))
-    return _cell(entry, int(np.argmin(_tuned(entry))), np.asarray(entry["curves"], float))
+        return _cell(entry, dict.fromkeys(MEASURES, 0), curves)
+    return _cell(entry, {measure: int(np.argmin(_tuned(entry, measure))) for measure in MEASURES}, curves)
 
 
 def _at_rate(row: Mapping[str, Any], name: str, rate: float) -> dict[str, Any]:
@@ -147,15 +151,17 @@ def _at_rate(row: Mapping[str, Any], name: str, rate: float) -> dict[str, Any]:
     index = int(np.argmin(np.abs(np.log(np.asarray(entry["rates"]) / rate))))
     best = _at_best(row, name)
     # Curves are kept at the best rate only, so elsewhere there is no comparison at equal time but this: all of the run.
-    return _cell(entry, index, best["curves"] if best["rate"] == entry["rates"][index] else None)
+    curves = best["curves"] if best["rate"] == entry["rates"][index] else None
+    return _cell(entry, dict.fromkeys(MEASURES, index), curves)
 
 
-def _cell(entry: Mapping[str, Any], index: int, curves: np.ndarray | None) -> dict[str, Any]:
-    runs = {measure: _losses(entry[measure][index][entry["tuning_runs"] :]) for measure in MEASURES}
+def _cell(entry: Mapping[str, Any], settings: Mapping[str, int], curves: np.ndarray | None) -> dict[str, Any]:
+    runs = {measure: _losses(entry[measure][setting][entry["tuning_runs"] :]) for measure, setting in settings.items()}
     return {
         **{measure: float(np.mean(values)) for measure, values in runs.items()},
         "runs": runs,
-        "rate": None if entry["rates"] is None else entry["rates"][index],
+        "rate": None if entry["rates"] is None else entry["rates"][settings["mean"]],
+        "schedule": None if entry["rates"] is None else entry["schedules"][settings["mean"]],
         "seconds": entry["seconds"],
         "curves": curves,
         "lost": float(np.mean(~np.isfinite(runs["final"]))),
@@ -180,8 +186,9 @@ def write_transfer_report(found: Mapping[str, Any], results: dict[str, Any], fol
     parts = [
         "<h1>Transfer</h1>",
         "<p>Every row differs from the first in one respect. Learned optimizers run as they are. Baselines are tuned in"
-        " each row for the mean loss, on other runs than those shown; the last column has one learning rate for all"
-        " rows, the best over them.</p>",
+        " each row, their learning rates without and with a cosine, on other runs than those shown, and shown in each"
+        " measure at the setting that tuned best for it; the last column has one learning rate for all rows, the best"
+        " over them.</p>",
         *(f"<p>{escape(line)}</p>" for line in found["summary"]),
         "<h2>All rows together</h2>",
         html_table(

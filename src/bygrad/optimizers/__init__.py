@@ -7,7 +7,7 @@ from .controller import Controller
 from .envelope import Envelope
 from .global_lstm import GlobalLSTM
 from .guard import Guard, GuardState
-from .hand_designed import SGD, Adam, AdamW, AdamWCosine, FromOptax, Nesterov, RMSprop
+from .hand_designed import SGD, Adam, AdamW, AdamWCosine, Cosine, FromOptax, Nesterov, RMSprop
 from .lstm import LSTM
 from .memory import MEMORIES, Matrix, Memory, MemoryLSTM, Window
 from .mlp_rule import MLPRule
@@ -77,6 +77,7 @@ __all__ = [
     "Celo2",
     "Controller",
     "Coordinatewise",
+    "Cosine",
     "Envelope",
     "FromOptax",
     "GlobalLSTM",

@@ -70,8 +70,16 @@ class Learned(eqx.Module):
 
     @classmethod
     @abc.abstractmethod
-    def from_config(cls, config: dict[str, Any]) -> "Learned":
-        """Build an untrained optimizer of this configuration; raises `ValueError` for one that does not exist."""
+    def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "Learned":
+        """Build an untrained optimizer of this configuration; raises `ValueError` for one that does not exist.
+
+        `key`: draws its weights, `drawing_key` if there is none.
+        """
+
+
+def drawing_key(key: PRNGKeyArray | None) -> PRNGKeyArray:
+    """Return a key to draw weights with: any will do where others take their place."""
+    return jax.random.key(0) if key is None else key
 
 
 class Scheduled(eqx.Module):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._core.types import Params, State
-from .base import Learned, Optimizer
+from .base import Learned, Optimizer, drawing_key
 from .features import (
     ADAFACTOR_FEATURES,
     MEAN_DECAYS,
@@ -79,8 +79,8 @@ class Celo2(Optimizer, Learned):
         return {"hidden": [layer.bias.shape[0] for layer in self.layers[:-1]], "weight_decay": self.weight_decay}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Celo2":
-        return cls(jax.random.key(0), **config)
+    def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "Celo2":
+        return cls(drawing_key(key), **config)
 
     def init(self, params: Params) -> RuleState:
         return RuleState.zero(params)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._core.trees import widened
 from .._core.types import Params
-from .base import Learned, Optimizer, Scheduled, whole_steps
+from .base import Learned, Optimizer, Scheduled, drawing_key, whole_steps
 
 SAMPLE = 512
 """Coordinates of a tensor that its features are computed from, at most: the rest of a large tensor is passed over once,
@@ -127,8 +127,8 @@ class Controller(Optimizer, Learned, Scheduled):
         return {"hidden": self.bias.shape[0], "learning_rate": self.learning_rate}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Controller":
-        return cls(jax.random.key(0), config["hidden"], config["learning_rate"])
+    def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "Controller":
+        return cls(drawing_key(key), config["hidden"], config["learning_rate"])
 
     def declare(self, horizon: int | Int[Array, ""]) -> "Controller":
         return eqx.tree_at(lambda it: it.horizon, self, whole_steps(horizon))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._core import trees
 from .._core.types import Params, State
-from .base import Learned, Optimizer
+from .base import Learned, Optimizer, drawing_key
 from .lstm import Cell, descending_head
 from .preprocess import LogSign, Preprocessor, build_preprocessor, describe_preprocessor
 
@@ -111,9 +111,9 @@ class GlobalLSTM(AveragingLSTM):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "GlobalLSTM":
+    def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "GlobalLSTM":
         preprocess = build_preprocessor(config["preprocess"])
-        return cls(jax.random.key(0), config["layers"], preprocess, config["output_scale"], averaged=config["averaged"])
+        return cls(drawing_key(key), config["layers"], preprocess, config["output_scale"], averaged=config["averaged"])
 
     def _start(self, shape: tuple[int, ...]) -> Float[Array, "rows n"]:
         return self._zero_cells(shape)

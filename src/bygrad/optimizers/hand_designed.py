@@ -142,3 +142,29 @@ class AdamWCosine(FromOptax, Scheduled):
             return self.learning_rate * warm * 0.5 * (1 + jnp.cos(jnp.pi * part))
 
         return optax.adamw(rate, b1=self.b1, b2=self.b2, eps=1e-8, eps_root=_UNDER_ROOT, weight_decay=self.weight_decay)
+
+
+class Cosine(FromOptax, Scheduled):
+    r"""Another rule, with updates that fall along half a cosine besides, from all of them to 0 at the horizon.
+
+    In every rule here updates are in proportion to the learning rate of the moment, so that this is its schedule.
+    """
+
+    per_coordinate: ClassVar[bool] = False  # not of every rule
+    rule: FromOptax
+    horizon: Int[Array, ""] = eqx.field(converter=lambda steps: jnp.asarray(steps, jnp.int32), default=1_000)
+
+    @property
+    def learning_rate(self) -> Any:
+        """The rule's, which is where the schedule begins."""
+        return self.rule.learning_rate  # pyright: ignore[reportAttributeAccessIssue]
+
+    def declare(self, horizon: int | Int[Array, ""]) -> "Cosine":
+        return eqx.tree_at(lambda it: it.horizon, self, whole_steps(horizon))
+
+    def transformation(self) -> optax.GradientTransformation:
+        def part(count: Any) -> Array:
+            count = count.astype(self.learning_rate.dtype)
+            return 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(count / jnp.maximum(self.horizon, 1), 1)))
+
+        return optax.chain(self.rule.transformation(), optax.scale_by_schedule(part))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .base import Coordinatewise, Learned, coordinates_at_a_time
+from .base import Coordinatewise, Learned, coordinates_at_a_time, drawing_key
 from .preprocess import LogSign, Preprocessor, build_preprocessor, describe_preprocessor
 
 FORGET_BIAS = 1.0
@@ -122,11 +122,11 @@ class LSTM(Coordinatewise, Learned):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "LSTM":
+    def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "LSTM":
         preprocess = build_preprocessor(config["preprocess"])
         # Files of before it was an option have no state_dtype.
         state_dtype = config.get("state_dtype")
-        return cls(jax.random.key(0), config["layers"], preprocess, config["output_scale"], state_dtype=state_dtype)
+        return cls(drawing_key(key), config["layers"], preprocess, config["output_scale"], state_dtype=state_dtype)
 
     def with_state_dtype(self, state_dtype: str | None) -> "LSTM":
         """Return the optimizer with its state kept in another dtype, as `state_dtype` above; for trained ones too."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .base import drawing_key
 from .global_lstm import AveragingLSTM, check_averaged, run_cells
 from .lstm import Cell, descending_head
 from .preprocess import LogSign, Preprocessor, build_preprocessor, describe_preprocessor
@@ -96,8 +97,9 @@ class MemoryLSTM(AveragingLSTM):
 
     Only the map is shared; the network is the same for every coordinate. With the memory `Matrix()` this is NTM-BFGS,
     with `Window()` NTM-L-BFGS. The structure is that of quasi-Newton methods: one read head, three write heads and two
-    averages suffice for BFGS's approximation of the inverse Hessian. Whether that is what is learned is another
-    question.
+    averages suffice for BFGS with unit steps. What is asked in one step is answered in the next, so that each of BFGS's
+    takes two: one to ask, where the params stay, and one to write and to move. That is for cells which compute exactly
+    what they are to; an LSTM's can only come near, and whether they learn to is another question.
 
     The write heads' $a$ start at zero, so that the untrained memory is the identity.
 
@@ -166,10 +168,10 @@ class MemoryLSTM(AveragingLSTM):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "MemoryLSTM":
+    def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "MemoryLSTM":
         options = {name: config[name] for name in ("output_scale", "averaged", "read_heads", "write_heads")}
         preprocess, memory = build_preprocessor(config["preprocess"]), _build_memory(config["memory"])
-        return cls(jax.random.key(0), config["layers"], preprocess, memory=memory, **options)
+        return cls(drawing_key(key), config["layers"], preprocess, memory=memory, **options)
 
     def _start(self, shape: tuple[int, ...]) -> Remembered:
         memory = self.memory.start(shape[0], self.write_heads, self.head.dtype)

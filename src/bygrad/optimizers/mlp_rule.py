@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._core.types import Params, State
-from .base import Learned, Optimizer
+from .base import Learned, Optimizer, drawing_key
 from .features import (
     ADAFACTOR_FEATURES,
     TIMESCALES,
@@ -75,8 +74,8 @@ class MLPRule(Optimizer, Learned):
         return {"hidden": hidden, "step_size": self.step_size, "magnitude_scale": self.magnitude_scale}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "MLPRule":
-        return cls(jax.random.key(0), **config)
+    def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "MLPRule":
+        return cls(drawing_key(key), **config)
 
     def init(self, params: Params) -> RuleState:
         return RuleState.zero(params)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._core import trees
 from .._core.types import Params, State
-from .base import Learned, Optimizer, Scheduled, declare
+from .base import Learned, Optimizer, Scheduled, declare, drawing_key
 from .lstm import LSTM
 
 Rules = tuple[tuple[str, str], ...]
@@ -81,8 +81,9 @@ class Partition(Optimizer, Learned, Scheduled):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Partition":
-        parts = {name: _build(name, described) for name, described in config["parts"].items()}
+    def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "Partition":
+        keys = jax.random.split(drawing_key(key), len(config["parts"]))
+        parts = {name: _build(name, it, key) for (name, it), key in zip(config["parts"].items(), keys, strict=True)}
         return cls(parts=parts, rules=[(pattern, name) for pattern, name in config["rules"]])
 
     def declare(self, horizon: int | Int[Array, ""]) -> "Partition":
@@ -149,7 +150,7 @@ def _describe(part: Optimizer) -> dict[str, Any]:
     return {"name": name}
 
 
-def _build(name: str, described: Mapping[str, Any]) -> Optimizer:
+def _build(name: str, described: Mapping[str, Any], key: PRNGKeyArray) -> Optimizer:
     from . import BASELINES, LEARNED  # the tables list this class too
 
     kind = described["name"]
@@ -163,7 +164,7 @@ def _build(name: str, described: Mapping[str, Any]) -> Optimizer:
             f"Part {name!r} was trained with version {described['features']} of {kind}'s features; this bygrad computes"
             f" version {LEARNED[kind].feature_version}."
         )
-    part = LEARNED[kind].from_config(described["config"])
+    part = LEARNED[kind].from_config(described["config"], key)
     if not isinstance(part, Optimizer):
         raise ValueError(f"Part {name!r} is a {kind}, which is no optimizer.")
     return part

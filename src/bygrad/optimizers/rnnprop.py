@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .base import Coordinatewise, Learned
+from .base import Coordinatewise, Learned, drawing_key
 from .lstm import LSTM, descending_head
 from .preprocess import Given
 
@@ -86,8 +86,8 @@ class RNNprop(Coordinatewise, Learned):
         return {"layers": layers, "output_scale": self.output_scale, "decay": self.decay}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "RNNprop":
-        return cls(jax.random.key(0), **config)
+    def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "RNNprop":
+        return cls(drawing_key(key), **config)
 
     @property
     def dtype(self) -> Any:

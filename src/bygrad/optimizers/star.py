@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._core.types import Params, State
-from .base import Learned, Optimizer
+from .base import Learned, Optimizer, drawing_key
 from .features import (
     ADAFACTOR_FEATURES,
     TIMESCALES,
@@ -85,8 +85,8 @@ class STAR(Optimizer, Learned):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "STAR":
-        return cls(jax.random.key(0), **config)
+    def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "STAR":
+        return cls(drawing_key(key), **config)
 
     def init(self, params: Params) -> RuleState:
         return RuleState.zero(params)

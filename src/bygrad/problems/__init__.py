@@ -3,7 +3,7 @@
 from .attention import CharacterModel
 from .ball_and_stick import BallAndStick
 from .base import ProblemFamily, check_family, describe_family
-from .catalogue import FAMILIES, find_family
+from .catalogue import FAMILIES, file_of_family, find_family
 from .control import QuadrotorControl
 from .convnet import ConvClassifier, with_labels
 from .data import ImageData, load_images
@@ -53,6 +53,7 @@ __all__ = [
     "StyleTransfer",
     "check_family",
     "describe_family",
+    "file_of_family",
     "find_family",
     "load_images",
     "with_labels",

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -147,8 +148,13 @@ the paper's figure of two layers; with those of the code it does not.
 """
 
 
+_OWN = "Your own is path/to/file.py:Class."
+
+
 def find_family(name: str, *, data: str = "mnist", split: Split = "train") -> ProblemFamily:
     """Return a family by name, or the one that `path/to/file.py:Class` names, built without arguments.
+
+    Where the file has one family class, `path/to/file.py` names it.
 
     **Arguments:** `data`: where images come from, as in `load_images`; of several sources with commas between them, a
     family takes the first whose images are of the shape that it needs.
@@ -157,23 +163,36 @@ def find_family(name: str, *, data: str = "mnist", split: Split = "train") -> Pr
     `FileNotFoundError`, `ValueError` or `TypeError` for a file that is not there, has no such class, or whose class is
     not a family.
     """
-    if ".py:" in name:
-        return _load(name)
-    if name not in FAMILIES:
-        close = difflib.get_close_matches(name, FAMILIES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"There is no family {name!r}, so there is nothing to optimize.{hint} Known families:"
-            f" {', '.join(FAMILIES)}. Your own is path/to/file.py:Class."
-        )
-    return FAMILIES[name](data, split)
+    if (named := file_of_family(name)) is not None:
+        return _load(*named)
+    if name in FAMILIES:
+        return FAMILIES[name](data, split)
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise ValueError(f"{path} is not a Python file, so there is no family in it. {_OWN}")
+    if path.suffix or len(path.parts) > 1:
+        raise FileNotFoundError(f"There is no file {path}, and no family of that name. Check the path. {_OWN}")
+    close = difflib.get_close_matches(name, FAMILIES, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(
+        f"There is no family {name!r}, so there is nothing to optimize.{hint} Known families:"
+        f" {', '.join(FAMILIES)}. {_OWN}"
+    )
 
 
-def _load(name: str) -> ProblemFamily:
-    file, _, attribute = name.rpartition(":")
-    path = Path(file).expanduser()
+def file_of_family(name: str) -> tuple[Path, str] | None:
+    """Return the file that a family's name says it is in, and its class, empty if not named; None for other names."""
+    file, attribute = name, ""
+    if not name.endswith(".py"):
+        file, _, attribute = name.rpartition(":")
+    return (Path(file).expanduser(), attribute) if file.endswith(".py") else None
+
+
+def _load(path: Path, attribute: str) -> ProblemFamily:
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}, so the family {attribute!r} cannot be read. Check the path.")
+        raise FileNotFoundError(
+            f"There is no file {path}, so the family {attribute or 'in it'} cannot be read. Check the path."
+        )
     spec = importlib.util.spec_from_file_location(f"bygrad_user_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} cannot be imported as Python. Give a .py file.")
@@ -190,11 +209,21 @@ def _load(name: str) -> ProblemFamily:
         ) from error
     finally:
         sys.path.remove(folder)
+    families = [
+        key
+        for key, value in vars(module).items()
+        if _is_family(value) and value.__module__ == module.__name__ and not inspect.isabstract(value)
+    ]
+    if not attribute and len(families) > 1:
+        raise ValueError(
+            f"{path} has several families, so it does not say which is meant. Give one of"
+            f" {', '.join(f'{path}:{family}' for family in families)}."
+        )
+    attribute = attribute or "".join(families)
     found = getattr(module, attribute, None)
-    families = [key for key, value in vars(module).items() if _is_family(value) and value.__module__ == module.__name__]
     if found is None:
         known = f"it has {', '.join(families)}" if families else "it has none: subclass bygrad.ProblemFamily"
-        raise ValueError(f"{path} has no family {attribute!r}; {known}.")
+        raise ValueError(f"{path} has no family {repr(attribute) if attribute else 'class'}; {known}.")
     if isinstance(found, ProblemFamily):
         return found
     if not _is_family(found):

@@ -1,5 +1,6 @@
 """`solve`: a batch of instances of one family, by the classical method that fits its structure."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ def solve(
     instances: PyTree[Any],
     *,
     method: Method | None = None,
+    tol: float | None = None,
     x0: PyTree[Any] | None = None,
     starts: int = 1,
     seed: int = 0,
@@ -42,6 +44,8 @@ def solve(
       `QuadraticProgram` by ADMM, any other by L-BFGS.
     - `instances`: a pytree of arrays, one instance a row (NumPy or JAX; memory-mapped files as well).
     - `method`: another solver, or this one with other settings.
+    - `tol`: tolerance of the default method; what it means, the method says. For L-BFGS, success then means that the
+      certificate is below `tol`, and nothing else (`gain` ends no run).
     - `x0`: params to start from, one row an instance, or one for all (a warm start). Default: the family's `init`.
     - `starts`: starts for each instance, the lowest result counts. All but the first are drawn by `Bounded.restart`,
       which must use its key: by default it is `init`, and where that is the same for every key, so are all starts.
@@ -68,7 +72,12 @@ def solve(
     if starts < 1:
         raise ValueError(f"starts is {starts}, so nothing would be solved. Give 1 or more.")
     check_is_family(family)
-    method = fitting_method(family, method)
+    if tol is not None and method is not None:
+        raise ValueError(
+            f"tol is {tol:g}, but the method that is given has a tol of its own, so it is not known which counts. Give"
+            " it to the method."
+        )
+    method = fitting_method(family, method) if tol is None else default_method(family, tol)
     with precision(dtype, family):
         instances, rows = as_rows(instances, dtype)
         flat, warnings = flat_of_rows(family, instances, rows)
@@ -95,15 +104,17 @@ def fitting_method(family: ProblemFamily, method: Any) -> Method:
     return method
 
 
-def default_method(family: ProblemFamily) -> Method:
-    """Return the method for a family's structure, with settings that serve most problems."""
+def default_method(family: ProblemFamily, tol: float | None = None) -> Method:
+    """Return the method for a family's structure, with settings that serve most problems, and with `tol` if given."""
     if isinstance(family, LeastSquares):
-        return LevenbergMarquardt()
-    if isinstance(family, Composite):
-        return ProximalGradient()
-    if isinstance(family, QuadraticProgram):
-        return ADMM()
-    return LBFGS()
+        method = LevenbergMarquardt()
+    elif isinstance(family, Composite):
+        method = ProximalGradient()
+    elif isinstance(family, QuadraticProgram):
+        method = ADMM()
+    else:  # to ask for a certificate is not answered by a cost that hardly falls any more
+        method = LBFGS() if tol is None else LBFGS(gain=-1.0)
+    return method if tol is None else dataclasses.replace(method, tol=tol)
 
 
 def precision(dtype: Any, family: ProblemFamily | None = None) -> Any:

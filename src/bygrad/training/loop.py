@@ -17,6 +17,7 @@ from jaxtyping import PRNGKeyArray
 
 from .._core.hosts import LostProcessError, first_line
 from .._core.memory import bytes_available, in_words
+from .._core.types import Params, State
 from ..optimizers import Learned, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
 from ..unroll import Windows
@@ -30,6 +31,8 @@ AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 MAX_ROLLBACKS = 10
 """After so many returns to a good state, going on is hopeless: the meta-learning-rate is then 1,000 times smaller."""
+MUCH = 10
+"""An optimizer's state of more than so many times its params is the first thing to make smaller."""
 MEASURES = ("area", "final")
 """What a validation gives, in the order in which a `Learner` keeps scores."""
 CHECKPOINT, BEFORE = "checkpoint.safetensors", "before"
@@ -213,16 +216,19 @@ class _MetaTraining(Generic[AnyOptimizer]):
             self.watch(event)
 
     def _fresh(self) -> Learner:
-        if self.folder is not None:
-            if _has_checkpoint(self.folder):
-                raise _in_the_way(self.folder)
-            if self.log.path is not None:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self.log.path.unlink(missing_ok=True)
-        return self._begin(self.train_key)
+        if _has_checkpoint(self.folder):
+            raise _in_the_way(self.folder)
+        learner = self._begin()
+        if self.folder is not None and self.log.path is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.log.path.unlink(missing_ok=True)
+        return learner
 
-    def _begin(self, key: PRNGKeyArray) -> Learner:
-        return Learner.fresh(self.optimizer, self.windows, self.recipe.estimator, self.devices, key)
+    def _begin(self) -> Learner:
+        """Draw the first inner problems, unless they cannot fit."""
+        rest = self.windows, self.recipe.estimator, self.devices, self.train_key
+        self._afford({"the inner problems": begin.bytes_more(self.optimizer, *rest)})
+        return Learner.fresh(self.optimizer, *rest)
 
     def _restore(self) -> Learner:
         # The lead reads for all: only its machine needs the folder, and nobody decides on an older copy.
@@ -241,7 +247,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 f"The checkpoint in {self.folder} was made with another recipe ({pairs}), so resuming would give"
                 " neither result. Resume with the same settings, or start in another folder."
             )
-        example = self._begin(self.train_key)  # gives structure, shapes and dtypes
+        example = self._begin()  # gives structure, shapes and dtypes
         learner = checkpoint.restore(path, eqx.filter(example, eqx.is_array), data)
         learner = eqx.combine(learner, example)
         self.seconds_before, self.started = info["seconds"], time.perf_counter()
@@ -321,20 +327,44 @@ class _MetaTraining(Generic[AnyOptimizer]):
             "a validation": (curves.bytes_needed(*validation), curves.bytes_more(*validation)),
         }
         compile_seconds = time.perf_counter() - started
+        available = self._afford({what: more for what, (_, more) in needs.items()})
+        sizes = needs["a meta-step"][0], needs["a validation"][0], available
+        self._tell(Planned(int(learner.step), *sizes, compile_seconds, self.seconds, self.recipe.meta_steps))
+
+    def _afford(self, needs: dict[str, int]) -> int:
+        """Refuse to begin where a need, in bytes that are not there yet, is more than is free; return what is."""
         available = least(bytes_available(self.devices.local))
+        instances = f"instances (now {self.recipe.instances})"
         remedies = {
-            "a meta-step": f"instances (now {self.recipe.instances}), truncation (now {self.recipe.truncation}), or"
-            " keep a part of a window at a time (Replay(segment=...), --segment)",
+            "the inner problems": instances,
+            "a meta-step": f"{instances}, truncation (now {self.recipe.truncation}), or keep a part of a window at a"
+            " time (Replay(segment=...), --segment)",
             "a validation": f"validation_runs (now {self.recipe.validation_runs})",
         }
-        for what, (_, more) in needs.items():
+        for what, more in needs.items():
             if more > available:
                 raise MemoryError(
                     f"Meta-training would need another {in_words(more)} of memory for {what}, but {in_words(available)}"
                     f" are free, so it would be killed at the first. Nothing was started. Lower {remedies[what]}."
+                    f"{self._of_the_state()}"
                 )
-        sizes = needs["a meta-step"][0], needs["a validation"][0], available
-        self._tell(Planned(int(learner.step), *sizes, compile_seconds, self.seconds, self.recipe.meta_steps))
+        return available
+
+    def _of_the_state(self) -> str:
+        """What to say of an optimizer whose own state is most of what an instance takes."""
+
+        def of_one(optimizer: Optimizer, family: ProblemFamily, key: PRNGKeyArray) -> tuple[Params, State]:
+            params = family.init(family.sample(key), key)
+            return params, optimizer.init(params)
+
+        params, state = eqx.filter_eval_shape(of_one, self.optimizer, self.windows.family, self.train_key)
+        params, state = (sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(it)) for it in (params, state))
+        if state <= MUCH * params:
+            return ""
+        return (
+            f" Much of it is the state of {type(self.optimizer).__name__}: {in_words(state)} an instance, for"
+            f" {in_words(params)} of params. A smaller configuration of it (--config) takes less."
+        )
 
     def _validate(self, learner: Learner) -> Learner:
         losses = np.asarray(curves(*self._validation(learner)))

@@ -115,9 +115,9 @@ def rollout(
     def body(inner: Inner, _: None) -> tuple[Inner, tuple]:
         return _stepped(lifted, family, inner, cut=not second_derivatives)
 
-    end, seen = jax.lax.scan(body, inner, None, length=steps)
+    end, (grads, params, value, key) = jax.lax.scan(body, inner, None, length=steps)
     end_value, end_grads, _ = observe(lifted, family, end)
-    return end, Trajectory(inner.optimizer_state, *seen, end_grads, end_value)
+    return end, Trajectory(inner.optimizer_state, grads, params, value, key, end_grads, end_value)
 
 
 def run(

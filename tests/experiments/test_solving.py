@@ -1,0 +1,245 @@
+"""Files of instances: how they are divided, shared by several processes, resumed, and joined."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bygrad._core.files import locked
+from bygrad.cli import main
+from bygrad.experiments import Display, parts, solve_file, solving
+from bygrad.problems import LeastSquares
+from bygrad.solvers import LearnedSolver, LevenbergMarquardt, solve
+
+FILE = """
+import jax.numpy as jnp
+from bygrad.problems import LeastSquares
+
+
+class Line(LeastSquares):
+    def sample(self, key):
+        return jnp.zeros(3)
+
+    def init(self, instance, key):
+        return {"slope": jnp.zeros(()), "end": jnp.zeros((1,))}
+
+    def residuals(self, params, instance):
+        return params["slope"] * jnp.arange(3) + params["end"] - instance
+"""
+
+
+class Line(LeastSquares):
+    """Straight lines through three points, whose fits are linear: `np.polyfit` knows them."""
+
+    def sample(self, key):
+        return jnp.zeros(3)
+
+    def init(self, instance, key):
+        return {"slope": jnp.zeros(()), "end": jnp.zeros((1,))}
+
+    def residuals(self, params, instance):
+        return params["slope"] * jnp.arange(3) + params["end"] - instance
+
+
+@pytest.fixture
+def display() -> Display:
+    return Display(Console(quiet=True))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).normal(size=(100, 3)))
+    return tmp_path / "data.npy"
+
+
+def is_solved(out: Path, data: Path) -> None:
+    slope, end = np.polyfit(np.arange(3), np.load(data).T, 1)
+    with np.load(out, allow_pickle=False) as found:
+        np.testing.assert_allclose(found["x/slope"], slope, atol=2e-3)
+        np.testing.assert_allclose(found["x/end"][:, 0], end, atol=2e-3)
+        assert found["success"].all() and "warnings" not in found.files
+
+
+class Spy:
+    """Calls `solve`, writes down how many rows it was given, and is interrupted at some call."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, warn: bool = False):
+        self.sizes, self.given, self.stop, self.warn = [], [], 0, warn
+        monkeypatch.setattr(solving, "solve", self)
+
+    def __call__(self, family, block, **settings):
+        self.sizes.append(len(block))
+        self.given.append(settings)
+        if len(self.sizes) == self.stop:
+            raise KeyboardInterrupt
+        found = solve(family, block, **settings)
+        if self.warn:
+            object.__setattr__(found, "warnings", ("all alike", f"{block[0, 0]:.3f} has drifted"))
+        return found
+
+
+def test_rows_of_a_block_take_the_time_that_may_be_lost():
+    assert parts.rows_in_time(256, 2.0, 65_536) == 256 * parts.SECONDS / 2
+    assert parts.rows_in_time(256, 1e-9, 65_536) == 65_536
+    assert parts.rows_in_time(256, 1e9, 65_536) == 1
+
+
+def test_the_second_block_decides_on_the_size_of_the_others_also_of_a_resumed_run(tmp_path, data, display, monkeypatch):
+    spy, out = Spy(monkeypatch), tmp_path / "out.npz"
+    monkeypatch.setattr(parts, "rows_in_time", lambda rows, seconds, limit: 24)
+    spy.stop = 4
+    with pytest.raises(KeyboardInterrupt):
+        solve_file(Line(), data, out, display, batch=16)
+    assert spy.sizes == [16, 16, 24, 24]
+    monkeypatch.setattr(parts, "rows_in_time", lambda rows, seconds, limit: 99)
+    done = solve_file(Line(), data, out, display, batch=16, resume=True)
+    assert spy.sizes[4:] == [24, 20] and (done["rows"], done["solved"]) == (100, 100)
+    is_solved(out, data)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npy", "out.npz"]
+
+
+def test_the_bytes_of_instances_bound_a_block(tmp_path, data, display, monkeypatch):
+    spy = Spy(monkeypatch)
+    monkeypatch.setattr(solving, "BYTES", 8 * 3 * 40)
+    solve_file(Line(), data, tmp_path / "out.npz", display)
+    assert spy.sizes == [40, 40, 20]
+
+
+def test_warnings_of_blocks_before_a_kill_are_told_too(tmp_path, data, display, monkeypatch):
+    spy, out = Spy(monkeypatch, warn=True), tmp_path / "out.npz"
+    spy.stop = 3
+    with pytest.raises(KeyboardInterrupt):
+        solve_file(Line(), data, out, display, block=40)
+    first = np.load(data)[:, 0]
+    told = [f"Rows {at} to {min(at + 39, 99)}: {first[at]:.3f} has drifted" for at in (0, 40, 80)]
+    assert solve_file(Line(), data, out, display, block=40, resume=True)["warnings"] == ["all alike", *told]
+    monkeypatch.setattr(parts, "MANY", 2)
+    said = solve_file(Line(), data, tmp_path / "other.npz", display, block=40)["warnings"]
+    assert said[:2] == ["all alike", told[0]] and said[2].startswith("2 further warnings") and len(said) == 3
+
+
+def test_two_who_know_nothing_of_each_other_do_not_solve_the_same(tmp_path, data, display):
+    out, folder = tmp_path / "out.npz", tmp_path / ".out.npz.parts"
+    with locked(folder / "lock"):
+        for place in ((0, 1), (0, 2), (1, 2)):
+            with pytest.raises(FileExistsError, match=r"Another process is at work on .*share the work: --hosts auto"):
+                solve_file(Line(), data, out, display, place=place)
+    with locked(folder / "lock", shared=True), locked(folder / "lock-1"):
+        for place in ((0, 1), (1, 2)):
+            with pytest.raises(FileExistsError, match="Another process is at work on"):
+                solve_file(Line(), data, out, display, place=place)
+    assert not out.exists()
+    solve_file(Line(), data, out, display)
+    is_solved(out, data)
+    assert not folder.exists()
+
+
+SHARED = """
+import json, sys
+from bygrad import cli
+from bygrad.experiments import parts
+
+parts.PAUSE, written, write = 0.05, [], parts.write_part
+def keep(path, found):
+    written.append(int(path.stem))
+    write(path, found)
+parts.write_part = keep
+cli.main(sys.argv[1:])
+print(json.dumps(written))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no locks on Windows")
+def test_two_processes_share_the_blocks_of_a_file(tmp_path, data):
+    (tmp_path / "line.py").write_text(FILE)
+    out = tmp_path / "out.npz"
+    command = ["solve", str(tmp_path / "line.py"), str(data), "-o", str(out), "--block", "8", "--hosts"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARED, *command, f"2,{index}"], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for index in (1, 0)
+    ]
+    second, first = (process.communicate(timeout=300)[0].splitlines() for process in started)
+    assert [process.returncode for process in started] == [0, 0]
+    mine, theirs = json.loads(first[-1]), json.loads(second[-1])
+    assert mine == [0, 8, *range(16, 100, 16)] and theirs == list(range(24, 100, 16))
+    assert f"{8 * len(theirs)} of {8 * len(theirs)} solved" in " ".join(second)
+    assert "100 of 100 solved" in " ".join(first) and "process 1 waits for the first blocks of process 0" in second
+    is_solved(out, data)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != "_") == ["data.npy", "line.py", "out.npz"]
+
+
+def test_process_0_says_what_it_waits_for_and_another_may_take_it_over(tmp_path, data, capsys, monkeypatch):
+    out = tmp_path / "out.npz"
+    display = Display(Console(width=500))
+
+    def give_up(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parts.time, "sleep", give_up)
+        solve_file(Line(), data, out, display, block=20, place=(0, 2))
+    assert "process 0 waits for 1 of 5 blocks, of process 1. If one is lost" in capsys.readouterr().out
+    spy = Spy(monkeypatch)
+    solve_file(Line(), data, out, display, block=20, place=(1, 2))
+    assert spy.sizes == [20] and not out.exists()
+    solve_file(Line(), data, out, display, block=20, resume=True)
+    assert spy.sizes == [20]
+    is_solved(out, data)
+    assert solve_file(Line(), data, out, display, block=20, place=(1, 2))["rows"] == 0  # it came too late
+
+
+def test_a_file_of_params_is_where_the_classical_method_starts(tmp_path, data, display, monkeypatch):
+    out, spy = tmp_path / "out.npz", Spy(monkeypatch)
+    solve_file(Line(), data, out, display, block=40)
+    again = ["solve", str(data), "-o", str(tmp_path / "again.npz"), "--x0", str(out), "--block", "40", "--seed", "3"]
+    (tmp_path / "line.py").write_text(FILE)
+    main([again[0], str(tmp_path / "line.py"), *again[1:]])
+    with np.load(out) as found, np.load(tmp_path / "again.npz") as warm:
+        assert (warm["nit"] < found["nit"]).all()
+        np.testing.assert_array_equal(spy.given[-1]["x0"]["slope"], found["x/slope"][80:])
+    assert spy.given[-1]["seed"] == 3
+    np.savez(tmp_path / "one.npz", **{"x/slope": 2.0, "x/end": np.ones(1)})
+    solve_file(Line(), data, tmp_path / "one-start.npz", display, x0=tmp_path / "one.npz", block=40)
+    np.testing.assert_array_equal(spy.given[-1]["x0"]["slope"], np.full(20, 2.0))
+    np.savez(tmp_path / "short.npz", **{"x/slope": np.zeros(99), "x/end": np.zeros((99, 1))})
+    with pytest.raises(ValueError, match=r"shape \[99\], but those of 100 instances have \[100\]"):
+        solve_file(Line(), data, tmp_path / "short-start.npz", display, x0=tmp_path / "short.npz")
+    with pytest.raises(ValueError, match=r"one array for x, but the params of Line are a tree of arrays end, slope"):
+        solve_file(Line(), data, tmp_path / "other-start.npz", display, x0=data)
+
+
+def test_a_guard_is_of_learned_solvers_and_a_start_of_classical_ones(tmp_path, data, display, monkeypatch):
+    method, given = LevenbergMarquardt(), {}
+    learned, act = LearnedSolver(Line(), method, method, None, 1, 1), LearnedSolver.solve
+    monkeypatch.setattr(LearnedSolver, "solve", lambda self, *rows, **its: given.update(its) or act(self, *rows, **its))
+    solve_file(learned, data, tmp_path / "out.npz", display, guard="best_of_two", seed=5)
+    assert (given["guard"], given["seed"]) == ("best_of_two", 5)
+    with pytest.raises(ValueError, match="x0 cannot be chosen for a learned solver"):
+        solve_file(learned, data, tmp_path / "other.npz", display, x0=data)
+    with pytest.raises(ValueError, match="Line is solved classically, so there is nothing to guard against"):
+        solve_file(Line(), data, tmp_path / "other.npz", display, guard="certificate")
+    with pytest.raises(ValueError, match="block is 0"):
+        solve_file(Line(), data, tmp_path / "other.npz", display, block=0)
+
+
+def test_the_command_learns_with_as_many_held_out_as_it_is_told(tmp_path, monkeypatch):
+    given = {}
+
+    def learn(family, **settings):
+        given.update(settings, family=type(family).__name__)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(solving, "learn", learn)
+    (tmp_path / "line.py").write_text(FILE)
+    with pytest.raises(SystemExit):
+        main(["learn", str(tmp_path / "line.py"), "-o", str(tmp_path / "fit.safetensors"), "--heldout", "77"])
+    assert (given["family"], given["heldout"]) == ("Line", 77)
