@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.evaluation import bootstrap_iqm, interquartile_mean, performance_profile, run_grid
+from bygrad.evaluation import bootstrap_iqm, bootstrap_share, interquartile_mean, performance_profile, run_grid
 from bygrad.optimizers import SGD, Controller
 from bygrad.problems import ProblemFamily
 
@@ -30,6 +30,17 @@ def test_the_bootstrap_draws_within_problems():
     assert high - low == pytest.approx(2 * 1.96 * 1.1 / 200**0.5, rel=0.3)
     with pytest.raises(ValueError, match=r"\[problems, runs\]"):
         bootstrap_iqm(np.zeros((0, 3)))
+
+
+def test_a_share_of_problems_is_drawn_by_pairs_of_runs():
+    # Runs differ more among themselves than within a pair: whichever are drawn, the first are below.
+    apart = np.array([[10.0, 0.0, 5.0], [3.0, 30.0, 300.0]])
+    assert bootstrap_share(apart, apart + 1.0) == (1.0, 1.0, 1.0)
+    assert bootstrap_share(apart, apart) == (0.0, 0.0, 0.0)
+    # One run of two decides: one of four draws has it twice, and wins a problem.
+    assert bootstrap_share(np.zeros((1, 2)), np.array([[1.0, -3.0]])) == (0.0, 0.0, 1.0)
+    assert bootstrap_share(np.zeros((1, 2)), np.array([[1.0, -3.0]]), level=0.4) == (0.0, 0.0, 0.0)
+    assert bootstrap_share(np.array([[1.0, np.inf]]), np.array([[np.inf, np.inf]])) == (0.0, 0.0, 1.0)
 
 
 def test_a_profile_is_the_share_of_runs_below_each_level():

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from bygrad.evaluation import drawing, figures
-from bygrad.evaluation.report import results_table, strict_json, time_line, write_report
+from bygrad.evaluation.report import level_cells, results_table, strict_json, time_line, write_report
 
 FIGURES = ("loss", "metatraining", "tuning")
 HOSTILE = '<script>alert("&")</script> $x_1$ -->'
@@ -153,6 +153,10 @@ def test_the_time_is_told_by_parts_and_in_all_where_each_is_known(results, tmp_p
     assert time_line({}) == ""
 
 
+def test_levels_show_their_interval_or_say_that_there_is_none(results):
+    assert [level_cells(level)[3] for level in results["levels"]] == ["0.250 [0.200, 0.300]", "2.00 (no interval)"]
+
+
 def test_optional_parts_may_be_missing_and_old_figures_go(results, tmp_path):
     write_report(results, tmp_path)
     for key in ("paper", "levels", "machine", "versions", "seconds", "command", "configuration"):
@@ -248,10 +252,22 @@ def test_figures_without_their_data_say_so(results):
         figures.tuning_curves(results)
 
 
-def test_at_most_the_papers_lstm_and_one_other_are_drawn(results):
-    results["paper"]["SGD"]["losses"][-1] = 0.1
-    legend = figures.loss_curves(results).axes[0].get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["LSTM: paper, digitised", "SGD: paper, digitised"]
+def test_all_curves_of_the_paper_are_drawn_up_to_the_horizon_and_named(results):
+    curve = {"steps": [1, 2, 3, 4, 5], "losses": [2, 1, 0.6, 0.01, 1e-6]}
+    results["paper"] = {name: curve for name in ("LSTM", "LSTM-sub", "Adam", "Unknown")}
+    for scale, said in ((None, "digitised"), (0.5, "digitised; without a unit, x 0.5: its best baseline ends")):
+        figure = figures.loss_curves(results | {"paper_scale": scale})
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == list(results["paper"])
+        assert f"the paper's, {said}" in legend.get_title().get_text()
+        lines = {line.get_label(): line for line in figure.axes[0].lines}
+        for name in results["paper"]:
+            assert lines[name].get_xdata().tolist() == [1, 2, 3, 4]
+            assert lines[name].get_ydata().tolist() == [(scale or 1) * loss for loss in (2, 1, 0.6, 0.01)]
+        assert 1e-5 < figure.axes[0].get_ylim()[0] <= 0.01 * (scale or 1)  # and not hidden below ours
+    palette = [lines[name].get_color() for name in results["paper"]]
+    assert palette == [drawing.COLOURS["lstm"], drawing.COLOURS["lstm"], drawing.COLOURS["adam"], drawing.GREY]
+    assert lines["LSTM-sub"].get_linestyle() != "-" and not figures.loss_curves(results | {"paper": None}).legends
 
 
 def test_colours_are_fixed_per_optimizer_and_distinct():

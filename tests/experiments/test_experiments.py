@@ -100,6 +100,25 @@ def test_baselines_start_where_the_paper_starts_and_the_lstm_one_step_later():
     assert paper_curves("no such figure") == {}
 
 
+def test_a_figure_without_a_unit_is_scaled_to_the_best_baseline():
+    module = importlib.import_module("bygrad.experiments.paper")
+    for figure in ("fig8L_neuralart_64", "fig8R_neuralart_128"):
+        ends = [curve["losses"][-1] for name, curve in paper_curves(figure).items() if name != "LSTM"]
+        assert min(ends) * module.paper_scale(figure, 1356.0) == pytest.approx(1356.0)
+    assert module.paper_scale("fig4L_quadratics", 1356.0) is None
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("cifar")])
+def test_levels_of_cifar_have_the_papers_value_at_the_end_of_the_run(name):
+    for setting in EXPERIMENTS[name].settings:
+        (level,), curves = setting.levels, paper_curves(setting.figure or "")
+        ends = {key: np.interp(setting.horizon, curve["steps"], curve["losses"]) for key, curve in curves.items()}
+        ours = ends["LSTM-sub" if name.endswith("-sub") else "LSTM"]
+        # The baselines' curves lie between points one step apart from the figure's.
+        expected = pytest.approx(ours / ends["Nesterov"], rel=0.02) if level.relative else pytest.approx(ours, abs=6e-4)
+        assert level.paper == expected
+
+
 def display() -> tuple[Display, io.StringIO]:
     text = io.StringIO()
     return Display(Console(file=text, width=200)), text
@@ -259,6 +278,18 @@ def test_a_folder_in_use_is_not_overwritten(done, experiment):
         with pytest.raises(ValueError, match=f"holds another experiment .*{named}"):
             reproduce(experiment, budget, folder, display()[0], resume=True, **change)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_more_data_may_be_named_after_those_that_it_began_with(tmp_path):
+    claim = importlib.import_module("bygrad.experiments.reproduce").claim
+    identity = {"experiment": "tiny", "data": "mnist"}
+    claim(tmp_path, identity, resume=False)
+    for other in ("cifar10.npz,mnist", "mnist-all,mnist"):  # the first might be taken instead
+        with pytest.raises(ValueError, match=f"data was mnist, is {other}"):
+            claim(tmp_path, identity | {"data": other}, resume=True)
+    more = identity | {"data": "mnist,cifar10.npz"}
+    claim(tmp_path, more, resume=True)
+    assert json.loads((tmp_path / "experiment.json").read_text()) == more
 
 
 def test_a_finished_experiment_is_resumed_to_the_same_results(done, experiment):

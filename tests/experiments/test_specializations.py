@@ -4,12 +4,15 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from bygrad.evaluation import strict_json
+from bygrad.evaluation import Protocol, strict_json
 from bygrad.experiments import STUDIES
 from bygrad.experiments.specializations import CASES, OBJECTIVES, levels_of
-from bygrad.problems import HeldOut, check_family, find_family, hold_out
+from bygrad.experiments.worth import rows_of, worth_of
+from bygrad.optimizers import SGD
+from bygrad.problems import HeldOut, Quadratic, check_family, find_family, hold_out
 
 
 def results(ours: float, adam: float = 0.25, schedule: float = 0.5) -> dict[str, object]:
@@ -29,6 +32,28 @@ def test_training_is_held_against_the_best_baseline_in_steps_in_seconds_and_at_t
     assert [level["reached"] for level in (steps, seconds, end)] == [True, True, False]
     assert levels_of("mnist, training", results(0.7))[-1]["reached"] is None
     assert not levels_of("mnist, training", results(0.85))[1]["reached"]
+
+
+def test_ratios_have_the_intervals_of_the_losses_where_these_are_kept():
+    found = results(0.8)
+    assert {level["low"] for level in levels_of("digits, training", found)} == {None}
+    ends = {"mean_loss": [0.6, 1.0], "mean_loss_at_equal_seconds": [0.7, None], "final_loss": [0.1, 0.5]}
+    found["specialization"]["intervals"] = ends  # pyright: ignore[reportIndexIssue]
+    steps, seconds, end = levels_of("digits, training", found)
+    assert [(level["low"], level["high"]) for level in (steps, seconds, end)] == [(0.6, 1.0), (0.7, math.inf), (0.2, 1)]
+    schedule, best = levels_of("mnist, validation", found)
+    assert (schedule["low"], best["high"]) == (0.2, 2.0)
+
+
+def test_what_is_worth_has_intervals_over_runs_in_steps_and_in_seconds():
+    row = {"area": {"mean": 4.0, "low": 2.0, "high": 8.0}, "final": {"mean": 0.5, "low": 0.25, "high": 1.0}}
+    rival = row | {"label": "SGD", "kind": "hand-designed", "area_learning_rate": 0.01}
+    protocol = Protocol(4, runs=8, tuning_runs=1, second_order_runs=0)
+    worth = worth_of(SGD(jnp.asarray(0.01)), row | {"curve": [1.0] * 5}, {"sgd": rival}, Quadratic(2), protocol, 1.0)
+    assert worth["intervals"]["mean_loss"] == [0.5, 2.0] and worth["intervals"]["final_loss"] == [0.25, 1.0]
+    low, high = worth["intervals"]["mean_loss_at_equal_seconds"]
+    assert 0 < low < worth["mean_loss_at_equal_seconds"] < high
+    assert [(level["low"], level["high"]) for level in rows_of(worth)[:3]] == [(0.5, 2.0), (low, high), (0.25, 1.0)]
 
 
 def test_held_out_loss_is_held_against_the_schedule_and_against_the_best():

@@ -12,11 +12,12 @@ import pytest
 from jaxtyping import Array, PRNGKeyArray
 from rich.console import Console
 
+from bygrad.artifacts import shipped_names
 from bygrad.evaluation import Protocol, Sheet, bfgs_curves, lbfgs_curves
 from bygrad.experiments import EXPERIMENTS, STUDIES, Display, Study, Task
 from bygrad.experiments.everything import everything
 from bygrad.experiments.horizon import PROTOCOLS, RECIPES
-from bygrad.experiments.update_shapes import choose, history, sweep
+from bygrad.experiments.update_shapes import CASES, choose, history, path_of, sweep
 from bygrad.experiments.variations import MNIST, QUADRATICS, Contest, differences, hold
 from bygrad.experiments.work import gradient_scale
 from bygrad.metagrads import Replay
@@ -144,6 +145,30 @@ def test_a_contest_is_held_once(tmp_path):
     kept["levels"][0]["ours"] = -1.0
     (tmp_path / "tiny" / "results.json").write_text(json.dumps(kept))
     assert hold(contest, task, tmp_path / "tiny")["levels"][0]["ours"] == -1.0
+
+
+def test_the_path_of_an_image_is_that_of_its_pixels():
+    class Steep(ProblemFamily):
+        def sample(self, key: PRNGKeyArray) -> tuple[()]:
+            return ()
+
+        def init(self, instance: tuple[()], key: PRNGKeyArray) -> Array:
+            return jnp.zeros((2, 2, 3))
+
+        def loss(self, params: Array, instance: tuple[()], key: PRNGKeyArray | None) -> Array:
+            return jnp.sum(params * jnp.arange(12.0).reshape(2, 2, 3))
+
+    grads = path_of(LSTM(jax.random.key(0), (2,)), Steep(), Protocol(3, runs=1))
+    np.testing.assert_allclose(grads, np.tile(np.arange(12.0), (3, 1)))
+    with pytest.raises(TypeError, match="not coordinatewise"):
+        path_of(GlobalLSTM(jax.random.key(0), layers=(2,)), Steep(), Protocol(3, runs=1))
+
+
+def test_updates_are_watched_where_the_trained_optimizers_were_trained():
+    assert [case.trained for case in CASES["paper"]] == ["paper/mnist", "paper/style"]
+    for case in (case for cases in CASES.values() for case in cases):
+        assert case.trained in shipped_names() and case.family == EXPERIMENTS[case.trained.removeprefix("paper/")].name
+        assert case.protocol.horizon == EXPERIMENTS[case.family].settings[0].horizon
 
 
 def test_histories_and_responses_of_gradient_descent_are_lines():

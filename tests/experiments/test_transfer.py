@@ -121,6 +121,17 @@ def test_rows_are_put_together():
     assert found["aggregates"]["Ours"]["diverged"] == 0.25
     assert found["aggregates"]["Adam"]["mean"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert [level["reached"] for level in found["levels"]] == [False, False]
+    assert [(level["ours"], level["low"], level["high"]) for level in found["levels"]] == [(0.5, 0.5, 0.5)] * 2
+
+
+def test_shares_of_rows_have_the_interval_of_their_runs():
+    table = rows(ours=0.5, adam=1.0, cosine=[0.4, 0.8])
+    table["easy"]["optimizers"]["Ours"]["mean"] = [
+        [0.5, 0.0, 1.8]
+    ]  # below Adam in the mean, but not in half of its runs
+    to_one_rate, to_adam = aggregate(table, ["Ours"])["levels"]
+    assert (to_adam["ours"], to_adam["low"], to_adam["high"]) == (0.5, 0.0, 0.5)
+    assert (to_one_rate["ours"], to_one_rate["low"], to_one_rate["high"]) == (0.0, 0.0, 0.5)
 
 
 def test_every_measure_is_at_the_setting_that_tuned_best_for_it():

@@ -3,9 +3,11 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bygrad.problems import FAMILIES, Quadratic, find_family
+from bygrad.problems import FAMILIES, Quadratic, find_family, load_images
+from bygrad.problems.catalogue import digit_images, mnist_images
 
 FILE = """
 import jax, jax.numpy as jnp
@@ -53,6 +55,31 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest():
     with pytest.raises(ValueError) as caught:
         find_family("zzz")
     assert "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [("mnist", (784,)), ("mnist-2-layers-wide", (784,)), ("digits", (64,)), ("cifar2-16", (16, 16, 3))],
+)
+def test_every_family_takes_what_fits_of_several_sources(name, images, patches_file):
+    for data in (f"mnist,{patches_file}", f"{patches_file}, mnist"):
+        assert find_family(name, data=data).images.shape[1:] == images  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("name", [it for it in FAMILIES if it.startswith(("mnist", "digits"))])
+def test_images_of_another_shape_are_refused(name, patches_file):
+    with pytest.raises(ValueError, match=r"patches.npz holds images of shape \(32, 32, 3\) in 10 classes.*\(28, 28\)"):
+        find_family(name, data=str(patches_file))
+
+
+def test_images_fit_with_an_axis_for_one_channel_and_from_a_file_with_a_comma(tmp_path):
+    digits = load_images("mnist").shrunk(8)
+    path = tmp_path / "small,digits.npz"
+    arrays = {f"{kind}_{split}": getattr(digits, f"{kind}_{split}") for kind in "xy" for split in ("train", "test")}
+    np.savez(path, **{key: it[..., None] if key[0] == "x" else it for key, it in arrays.items()})
+    np.testing.assert_array_equal(digit_images(str(path)).x_train[..., 0], digits.x_train)
+    with pytest.raises(ValueError, match=r"shape \(8, 8, 1\) in 10 classes, and so is not MNIST"):
+        mnist_images(str(path))
 
 
 def test_a_class_in_a_file_is_built_and_an_instance_is_taken_as_it_is(file):

@@ -14,7 +14,10 @@ Families = Annotated[
 ]
 Data = Annotated[
     str,
-    arg(help="Images for the families that need them: mnist (carried by the package), a local file, hf:ylecun/mnist."),
+    arg(
+        help="Images for the families that need them: mnist (carried by the package), a local file, hf:ylecun/mnist. Of"
+        " several with commas between them, each family takes the first that fits."
+    ),
 ]
 Folder = Annotated[Path | None, arg(help="Folder for everything that is written.", metavar="DIR")]
 Resume = Annotated[bool, arg(help="Go on with what an interrupted run left in the folder.")]

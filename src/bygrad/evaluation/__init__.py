@@ -1,6 +1,6 @@
 """Fair comparison: equally tuned baselines, statistics, figures and the report."""
 
-from .aggregate import bootstrap_iqm, interquartile_mean, performance_profile
+from .aggregate import bootstrap_iqm, bootstrap_share, interquartile_mean, performance_profile
 from .compare import CONVENTION, Protocol, best_baseline, compare, compare_bfgs, tune_baselines
 from .grid import GridRuns, run_grid
 from .levels import level_row
@@ -26,6 +26,7 @@ __all__ = [
     "bootstrap_curves",
     "bootstrap_iqm",
     "bootstrap_mean",
+    "bootstrap_share",
     "compare",
     "compare_bfgs",
     "final",

@@ -10,23 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .drawing import COLOURS, GREY, Results, colours, floats, label_ends, limits_of, set_scale, styled
+from .drawing import COLOURS, GREY, Array, Results, colours, floats, label_ends, limits_of, set_scale, styled
 
 if TYPE_CHECKING:  # the annotations below name matplotlib in full, so that they resolve where it is installed
     import matplotlib.axes
     import matplotlib.figure
 
-_PAPER_NAMES = {"lstm": "lstm", "nesterov": "nesterov", "adam": "adam", "rmsprop": "rmsprop", "sgd": "sgd"}
 _INCH = 72.0  # points
+_PAPER_ROOM = 0.42
+"""Inches below the panels for the names of the paper's curves."""
 
 
 @styled
 def loss_curves(results: Results) -> "matplotlib.figure.Figure":
     """Mean loss against updates with its interval, one line per optimizer, named where it ends.
 
-    A second panel shows the learning rates tuned for the area where a baseline has an `area_curve`. Both panels share
-    the loss axis. It is set by the first-order optimizers: a curve that leaves it ran away (above) or belongs to a
-    second-order method that is far ahead (below).
+    The paper's curves are thin and broken, in the same colours, and named below. A second panel shows the learning
+    rates tuned for the area where a baseline has an `area_curve`. Both panels share the loss axis. It is set by the
+    first-order optimizers and the paper's: a curve that leaves it ran away (above) or belongs to a second-order method
+    that is far ahead (below).
 
     **Arguments:** `results`: as described in `bygrad.evaluation.report`.
 
@@ -37,14 +39,17 @@ def loss_curves(results: Results) -> "matplotlib.figure.Figure":
     optimizers = results["optimizers"]
     keys = ["curve"] + ["area_curve"] * any(entry.get("area_curve") for entry in optimizers.values())
     width, height = (7.4, 3.5) if len(keys) == 2 else (5.6, 3.6)
-    figure = Figure(figsize=(width, height))
+    paper = _paper(results)
+    below = _PAPER_ROOM * bool(paper)
+    figure = Figure(figsize=(width, height + below))
     # Room for the longest name right of each panel, in inches.
     lines = [line for entry in optimizers.values() for line in entry["label"].replace(" (", "\n(").split("\n")]
     room = 0.3 + 0.068 * max(10, *map(len, lines))
     panel = (width - 0.64) / len(keys) - room
-    grid = {"left": 0.64 / width, "right": 1 - room / width, "bottom": 0.13, "top": 0.91, "wspace": room / panel}
+    bottom, top = ((share * height + below) / (height + below) for share in (0.13, 0.91))
+    grid = {"left": 0.64 / width, "right": 1 - room / width, "bottom": bottom, "top": top, "wspace": room / panel}
     panels = figure.subplots(1, len(keys), sharey=True, squeeze=False, gridspec_kw=grid)[0]
-    limits, log = _loss_limits(optimizers)
+    limits, log = _loss_limits(optimizers, [losses for _, losses in paper.values()])
     for axes, key, measure in zip(panels, keys, ("final loss", "area"), strict=False):
         axes.set_title(f"learning rates tuned for the {measure}" if len(keys) == 2 else "")
         axes.set_xlabel("updates")
@@ -52,7 +57,14 @@ def loss_curves(results: Results) -> "matplotlib.figure.Figure":
         set_scale(axes.yaxis, limits, log)
         _draw_losses(axes, optimizers, key, height * 0.78 * _INCH)
     panels[0].set_ylabel("mean loss")
-    _draw_paper(panels[0], results)
+    if paper:
+        _draw_paper(panels[0], paper)
+        lines, names = panels[0].get_legend_handles_labels()
+        scale = results.get("paper_scale")
+        unit = f"; without a unit, x {scale:.3g}: its best baseline ends where ours does" if scale else ""
+        style = {"ncols": len(names), "alignment": "left", "handlelength": 2.2, "columnspacing": 1.4}
+        place = {"loc": "lower left", "bbox_to_anchor": (0.3 / width, 0.0), "borderaxespad": 0.2}
+        figure.legend(lines, names, title=f"the paper's, digitised{unit}", **style, **place)
     return figure
 
 
@@ -92,21 +104,21 @@ def _dashes(name: str, entry: Mapping[str, Any]) -> Any:
     return (0, (5, 1.5, 1, 1.5)) if entry["kind"] == "second-order" else (0, (4, 1.2)) if name == "adamw" else "-"
 
 
-def _draw_paper(axes: "matplotlib.axes.Axes", results: Results) -> None:
-    """The paper's LSTM and its best other curve, thin and dashed in the colour of the optimizer."""
-    curves = (results.get("paper") or {}).items()
-    paper = {name: (floats(curve["steps"]), floats(curve["losses"])) for name, curve in curves}
-    shown = {name for name in paper if name.lower() == "lstm"}
-    others = [name for name in paper if name not in shown and np.isfinite(paper[name][1][-1])]
-    shown |= set(sorted(others, key=lambda name: paper[name][1][-1])[:1])
-    for name in [name for name in paper if name in shown]:
-        steps, losses = paper[name]
-        inside = steps <= results["horizon"]
-        colour = COLOURS.get(_PAPER_NAMES.get(name.lower(), ""), GREY)
-        style = {"color": colour, "linewidth": 0.9, "linestyle": (0, (3, 2)), "zorder": 40}
-        axes.plot(steps[inside], losses[inside], label=f"{name}: paper, digitised", **style)
-    if shown:
-        axes.legend(loc="best", borderaxespad=0.2, handlelength=2.2)
+def _paper(results: Results) -> dict[str, tuple[Array, Array]]:
+    """Return the steps and the losses of the paper's curves up to the horizon."""
+    found = {}
+    for name, curve in (results.get("paper") or {}).items():
+        steps, losses = floats(curve["steps"]), (results.get("paper_scale") or 1.0) * floats(curve["losses"])
+        found[name] = steps[steps <= results["horizon"]], losses[steps <= results["horizon"]]
+    return found
+
+
+def _draw_paper(axes: "matplotlib.axes.Axes", curves: Mapping[str, tuple[Array, Array]]) -> None:
+    for name, (steps, losses) in curves.items():
+        kind, _, variant = name.lower().partition("-")
+        dashes = (0, (1, 1.2)) if variant else (0, (3, 2))
+        style = {"color": COLOURS.get(kind, GREY), "linewidth": 0.9, "linestyle": dashes, "zorder": 25}
+        axes.plot(steps, losses, label=name, **style)
 
 
 @styled
@@ -335,7 +347,7 @@ def gains(results: Results) -> "matplotlib.figure.Figure":
     return figure
 
 
-def _loss_limits(optimizers: Mapping[str, Any]) -> tuple[tuple[float, float], bool]:
+def _loss_limits(optimizers: Mapping[str, Any], paper: list[Array]) -> tuple[tuple[float, float], bool]:
     curves = {"first": [np.empty(0)], "second": [np.empty(0)]}
     for entry in optimizers.values():
         order = "second" if entry["kind"] == "second-order" else "first"
@@ -344,6 +356,6 @@ def _loss_limits(optimizers: Mapping[str, Any]) -> tuple[tuple[float, float], bo
     if not np.isfinite(first).any():
         return limits_of(second)
     start = max((float(curve[0]) for curve in curves["first"][1:] if np.isfinite(curve[0])), default=math.inf)
-    (low, high), log = limits_of(first, top=10 * abs(start))
+    (low, high), log = limits_of(np.concatenate([first, *paper]), top=10 * abs(start))
     below = second[(second > 0) & (second < low)]
     return (max(float(below.min()), low / 5) if log and len(below) else low, high), log

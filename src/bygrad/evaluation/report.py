@@ -11,6 +11,7 @@
                  "seconds_per_step": ..., "runs": ..., "diverged": ..., "note": ... | null,
                  "tuning": {"learning_rates": [...], "final": [...], "area": [...]} | null}, ...},
      "paper": {"LSTM": {"steps": [...], "losses": [...]}, ...},                      # may be missing
+     "paper_scale": factor on its losses, where its figure has no unit,              # may be missing
      "meta_training": {"steps", "meta_loss", "validation_steps", "validation", "validation_label",
                        "baselines": {"Adam": level, ...}, "rollbacks": [{"step", "reason"}]} | null,
      "levels": [{"what", "paper", "reach", "ours", "low", "high", "reached"}],       # may be missing
@@ -295,7 +296,8 @@ def level_cells(level: Mapping[str, Any]) -> tuple[str, ...]:
     """Write a level as texts: what, paper, to reach, ours with its interval, and whether it is reached."""
     words = {True: "yes", False: "no", None: _MISSING}
     ours = {"mean": level["ours"], "low": level.get("low"), "high": level.get("high")}
-    shown = number(ours["mean"]) if ours["low"] is ours["high"] is None else _interval(ours, 0)
+    is_alone = ours["low"] is ours["high"] is None
+    shown = f"{number(ours['mean'])} (no interval)" if is_alone else _interval(ours, 0)
     numbers = (number(level.get("paper")), number(level.get("reach")), shown)
     return (level["what"], *numbers, words[level.get("reached")])
 

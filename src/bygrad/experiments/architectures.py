@@ -19,7 +19,8 @@ from ..evaluation import (
     tune_baselines,
 )
 from ..evaluation.drawing import colours, floats, limits_of, set_scale
-from ..problems import MLPClassifier, load_images
+from ..problems import MLPClassifier
+from ..problems.catalogue import mnist_images
 from .declaration import Budget
 from .study import Study, Task
 
@@ -60,7 +61,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     task.claim(ARCHITECTURES)
     path = task.folder / "architectures.json"
     done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    optimizer, images = load(TRAINED), load_images(task.data)
+    optimizer, images = load(TRAINED), mnist_images(task.data)
     for number, (layers, hidden) in enumerate(SIZES[task.budget]):
         if (name := f"{layers}/{hidden}") in done:
             continue

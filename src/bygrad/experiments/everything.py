@@ -46,7 +46,7 @@ def _write_index(task: Task, levels: Mapping[str, list[dict[str, Any]]], refused
     judged = [level["reached"] for of_one in levels.values() for level in of_one if level["reached"] is not None]
     statement = (
         f"Budget {task.budget}, seed {task.seed}, data {task.data}. {sum(judged)} of {len(judged)} levels are reached."
-        " Dotted or faint curves are the paper's. Each experiment's own folder holds its full report."
+        " Thin broken or dotted curves are the paper's. Each experiment's own folder holds its full report."
     )
     rows = [(name, *level_cells(level)) for name, of_one in levels.items() for level in of_one]
     parts: list[Picture | Sheet] = [Sheet("Levels", ("experiment", *LEVEL_HEADINGS), tuple(rows), text_columns=2)]

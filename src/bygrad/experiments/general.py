@@ -11,10 +11,11 @@ from ..deploy.jax import export
 from ..evaluation import Sheet, area, final, run_curves
 from ..metagrads import NRES, Members
 from ..optimizers import Adam, Controller, Optimizer, declare
-from ..problems import CharacterModel, Mixture, ProblemFamily, Quadratic, describe_family, load_images
+from ..problems import CharacterModel, Mixture, ProblemFamily, Quadratic, describe_family
+from ..problems.catalogue import digit_images
 from ..training import Recipe, describe, is_begun
 from .declaration import Budget
-from .small_networks import PIXELS, convolutional, perceptron
+from .small_networks import convolutional, perceptron
 from .study import Study, Task
 from .work import finished, train
 
@@ -49,7 +50,7 @@ def characters(width: int, window: int, *, batch: int) -> CharacterModel:
 def mixture(data: str = "mnist") -> Mixture:
     """What the controller is meta-trained on: depths 0 to 5, activations, widths, initial scales, batch sizes,
     convolution, attention, and quadratics; weighted so that their mean losses are alike."""
-    images = load_images(data).shrunk(PIXELS)
+    images = digit_images(data)
     return Mixture(
         (
             perceptron(images, layers=0, hidden=1, activation="relu", scale=0.01),
@@ -73,7 +74,7 @@ def mixture(data: str = "mnist") -> Mixture:
 
 def held_out(data: str = "mnist") -> dict[str, ProblemFamily]:
     """Architectures that the mixture has none of: the seed is chosen on them."""
-    images = load_images(data).shrunk(PIXELS)
+    images = digit_images(data)
     return {
         "1 x 96 gelu": perceptron(images, hidden=96, activation="gelu", scale=0.2),
         "2 x 40 relu": perceptron(images, layers=2, hidden=40, activation="relu", scale=0.15),

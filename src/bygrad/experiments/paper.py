@@ -5,6 +5,8 @@ from functools import lru_cache
 from pathlib import Path
 
 _LABELS = {"NAG": "Nesterov", "ADAM": "Adam"}
+_WITHOUT_UNIT = ("fig8L_neuralart_64", "fig8R_neuralart_128")
+"""Figures whose axis has no absolute labels: their losses are known up to a factor."""
 
 
 @lru_cache
@@ -28,3 +30,12 @@ def paper_curves(figure: str) -> dict[str, dict[str, list[float]]]:
             curve["steps"].append(step if optimizer.startswith("LSTM") else step - 1)
             curve["losses"].append(loss)
     return curves
+
+
+def paper_scale(figure: str, best: float) -> float | None:
+    """Return the factor that brings the paper's best baseline to where ours ends, `best`; None for a figure that has a
+    unit, and whose losses can be compared as they are."""
+    if figure not in _WITHOUT_UNIT:
+        return None
+    ends = [curve["losses"][-1] for name, curve in paper_curves(figure).items() if not name.startswith("LSTM")]
+    return best / min(ends)

@@ -24,7 +24,7 @@ from ..problems import find_family
 from ..training import describe, is_begun
 from .declaration import Budget, Experiment, Setting
 from .display import Display
-from .paper import paper_curves
+from .paper import paper_curves, paper_scale
 from .pictures import Illustrate
 from .work import MEASURES, Kept, evaluate, finished, meta_training_results, train, tune
 
@@ -78,6 +78,9 @@ def reproduce(
         result = _results_of(
             target, setting, trained.optimizer, protocol, tunings, main, data, display, command, experiment.illustrate
         )
+        if setting.figure is not None:
+            result["paper"] = paper_curves(setting.figure)
+            result["paper_scale"] = paper_scale(setting.figure, best_baseline(result["optimizers"], "final")[1])
         if setting is main:
             result["experiment"] = experiment.name
             results = result
@@ -102,6 +105,9 @@ def claim(folder: Path, identity: dict[str, Any], resume: bool) -> None:
                 " another folder (--out)."
             )
         found = json.loads(path.read_text()) if path.exists() else {}
+        # More sources of data at the end change nothing for what has found its own among the first.
+        if str(identity.get("data", "")).startswith(f"{found.get('data')},"):
+            found["data"] = identity["data"]
         if different := [key for key in identity if found.get(key) != identity[key]]:
             pairs = ", ".join(f"{key} was {found.get(key)}, is {identity[key]}" for key in different)
             raise ValueError(
@@ -154,8 +160,6 @@ def _results_of(
         kept=Kept(folder / "optimizers.json"),
     )
     results["configuration"]["data"], results["seconds"]["tuning"] = data, seconds
-    if setting.figure is not None:
-        results["paper"] = paper_curves(setting.figure)
     if illustrate is not None:
         results["pictures"] = illustrate(
             find_family(setting.family, data=data, split="test"),

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from ..evaluation import Sheet, best_baseline, level_cells, level_row, loss_of, strict_json
+from ..evaluation import LEVEL_HEADINGS, Sheet, best_baseline, level_cells, level_row, loss_of, strict_json
 from ..problems import find_family
 from .declaration import Budget
 from .specialize import Objective, specialize
@@ -69,10 +70,10 @@ def _carry_out(task: Task) -> dict[str, Any]:
     statement = (
         f"Controllers, meta-trained for {seconds:.0f} s each, compilation included, and compared on {runs} fresh runs."
         " Ratios to the best of the tuned baselines (Nesterov, Adam, AdamW with a cosine), and for"
-        " held-out loss to AdamW with a cosine: below 1 is better. The reports of each are in the folders beside this"
-        " page."
+        " held-out loss to AdamW with a cosine: below 1 is better. Intervals are those of the controller's losses, as"
+        " shares of the baseline's mean. The reports of each are in the folders beside this page."
     )
-    headings = ("ratio", "paper", "to reach", "ours", "reached")
+    headings = ("ratio", *LEVEL_HEADINGS[1:])
     sheet = Sheet("Ratios", headings, tuple(map(level_cells, levels)))
     return task.finish(SPECIALIZATIONS, results, statement, [sheet])
 
@@ -91,19 +92,22 @@ def levels_of(what: str, results: dict[str, Any]) -> list[dict[str, Any]]:
         _, best = best_baseline(rows, "final")
         rival = rows["adamwcosine"]["final"]["mean"]
         return [
-            _level(f"{what}: final held-out loss, to tuned AdamW with a cosine", worth["final_loss"], rival, 1.0),
-            _level(f"{what}: final held-out loss, to the best tuned baseline", worth["final_loss"], best, None),
+            _level(f"{what}: final held-out loss, to tuned AdamW with a cosine", worth, "final_loss", rival, 1.0),
+            _level(f"{what}: final held-out loss, to the best tuned baseline", worth, "final_loss", best, None),
         ]
     mean, final = worth["best_mean_loss"], worth["best_final_loss"]
     return [
-        _level(f"{what}: mean loss at equal steps", worth["mean_loss"], mean, 0.75),
-        _level(f"{what}: mean loss at equal seconds", worth["mean_loss_at_equal_seconds"], mean, 0.9),
-        _level(f"{what}: final loss", worth["final_loss"], final, 0.5 if what.startswith("digits,") else None),
+        _level(f"{what}: mean loss at equal steps", worth, "mean_loss", mean, 0.75),
+        _level(f"{what}: mean loss at equal seconds", worth, "mean_loss_at_equal_seconds", mean, 0.9),
+        _level(f"{what}: final loss", worth, "final_loss", final, 0.5 if what.startswith("digits,") else None),
     ]
 
 
-def _level(what: str, ours: float | None, theirs: float | None, reach: float | None) -> dict[str, Any]:
-    return level_row(what, reach, ratio(loss_of(ours), loss_of(theirs)))
+def _level(
+    what: str, worth: Mapping[str, Any], measure: str, theirs: float | None, reach: float | None
+) -> dict[str, Any]:
+    ours = [worth[measure], *worth.get("intervals", {}).get(measure, [])]  # results of earlier versions have no ends
+    return level_row(what, reach, *(ratio(loss_of(it), loss_of(theirs)) for it in ours))
 
 
 SPECIALIZATIONS = Study("specialize", "Controllers specialized in 90 seconds, on small networks", _carry_out)

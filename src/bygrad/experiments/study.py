@@ -20,7 +20,7 @@ from .work import evaluate, machine, slug
 @dataclasses.dataclass(frozen=True)
 class Task:
     """How to carry a study out: the arguments of `bygrad reproduce`. `artifacts`: of studies that test trained ones.
-    `families`: to compare on, of studies that have several; none stands for all."""
+    `families`: to compare on, of studies that have several; none stands for all. `data`: as in `find_family`."""
 
     budget: Budget
     folder: Path

@@ -59,6 +59,7 @@ STYLE = Experiment(
             "style",
             horizon=128,
             final_window=1,
+            figure="fig8L_neuralart_64",
             levels=(Level("loss after 128 updates, share of the best tuned baseline's", "final", 0.96, 0.95, True),),
         ),
         Setting(
@@ -67,6 +68,7 @@ STYLE = Experiment(
             "style-128-new",
             horizon=128,
             final_window=1,
+            figure="fig8R_neuralart_128",
             levels=(Level("loss after 128 updates, share of the best tuned baseline's", "final", 0.91, 0.90, True),),
         ),
     ),

@@ -21,7 +21,8 @@ from ..evaluation import CONVENTION, GridRuns, Protocol, area, final, run_grid, 
 from ..evaluation.compare import summarize
 from ..evaluation.tuning import CENTRES
 from ..optimizers import TRANSFER_BASELINES, Adam, Cosine, FromOptax, Guard, Optimizer
-from ..problems import CharacterModel, MLPClassifier, ProblemFamily, describe_family, load_images
+from ..problems import CharacterModel, MLPClassifier, ProblemFamily, describe_family
+from ..problems.catalogue import mnist_images
 from ..problems.data import ImageData
 from .declaration import Budget
 from .small_networks import Split, convolutional, perceptron
@@ -134,7 +135,7 @@ def carry_out_rows(
     learned ones are those of the interrupted run (`Manifest.digest`); their names do not.
     """
     task.claim(TRANSFER, learned=dict(digests))
-    images, rows = load_images(task.data), {}
+    images, rows = mnist_images(task.data), {}
     for done, row in enumerate(effort.rows):
         task.display.phase("rows", done, len(effort.rows))
         path = task.folder / "rows" / f"{slug(row.name)}.json"
@@ -290,7 +291,9 @@ def _base_results(
 def _carry_out(task: Task) -> dict[str, Any]:
     found = {label: load_artifact(find(name)) for label, name in labels_of(task.artifacts).items()}
     learned: dict[str, Optimizer] = {label: from_artifact(artifact) for label, artifact in found.items()}
-    guarded = {f"{label}, guarded": Guard(optimizer, Adam(jnp.asarray(FALLBACK))) for label, optimizer in learned.items()}
+    guarded = {
+        f"{label}, guarded": Guard(optimizer, Adam(jnp.asarray(FALLBACK))) for label, optimizer in learned.items()
+    }
     digests = {label: artifact.manifest.digest for label, artifact in found.items()}
     return carry_out_rows(task, EFFORTS[task.budget], learned | guarded, digests)
 

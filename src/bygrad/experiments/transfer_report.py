@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._core.files import write_text_atomically
-from ..evaluation import bootstrap_iqm, level_row, loss_of, performance_profile, write_report
+from ..evaluation import bootstrap_iqm, bootstrap_share, level_row, loss_of, performance_profile, write_report
 from ..evaluation.drawing import save
 from ..evaluation.figures import profiles
 from ..evaluation.report import html_figure, html_page, html_table, number
@@ -51,7 +51,8 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
         }
         aggregates[name] = {"kind": kinds[name], "diverged": float(np.mean([cell["lost"] for cell in cells.values()]))}
         for measure in MEASURES:
-            scores = np.stack([cells[row]["runs"][measure] / columns[REFERENCE][row][measure] for row in rows])
+            means = np.array([[columns[REFERENCE][row][measure]] for row in rows])
+            scores = _runs(cells, measure) / means
             aggregates[name][measure] = bootstrap_iqm(scores)._asdict()
             if measure == "mean":
                 shares = performance_profile(scores, LEVELS).tolist()
@@ -72,7 +73,7 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
                 level_row(
                     f"share of rows in which {name}, not tuned, has a lower mean training loss than {tuned}",
                     reach,
-                    *3 * [won["mean"]],
+                    *bootstrap_share(*(_runs(columns[it], "mean") for it in (name, rival))),
                     at_least=True,
                 )
             )
@@ -125,6 +126,11 @@ def _tuned(entry: Mapping[str, Any], measure: str) -> np.ndarray:
 
 def _losses(runs: Sequence[float | None]) -> np.ndarray:
     return np.array([loss_of(loss) for loss in runs])
+
+
+def _runs(cells: Mapping[str, Mapping[str, Any]], measure: str) -> np.ndarray:
+    """Return a column's losses, `[rows, runs]`."""
+    return np.stack([cell["runs"][measure] for cell in cells.values()])
 
 
 def _names(rows: Rows) -> list[str]:

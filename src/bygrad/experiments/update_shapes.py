@@ -20,11 +20,31 @@ from .study import Study, Task
 if TYPE_CHECKING:
     import matplotlib.figure
 
-TRAINED = "paper/mnist"
-PROTOCOLS: dict[Budget, Protocol] = {
-    "quick": Protocol(100, runs=1, tuning_runs=1, final_window=5),
-    "paper": Protocol(100, runs=1, tuning_runs=8, final_window=5),
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A trained optimizer, and the family on whose path it is watched. `file`: begins the names of its results."""
+
+    trained: str
+    family: str
+    protocol: Protocol
+    file: str = ""
+
+
+_MNIST = Case("paper/mnist", "mnist", Protocol(100, runs=1, tuning_runs=8, final_window=5))
+# Useful steps are some ten pixel values, and a run takes long.
+_STYLE = Case(
+    "paper/style",
+    "style",
+    Protocol(128, runs=1, tuning_runs=1, chunk=1, rates=5, rates_at_once=1, rate_scale=1_000.0, area_rates=False),
+    file="style-",
+)
+CASES: dict[Budget, tuple[Case, ...]] = {
+    "quick": (dataclasses.replace(_MNIST, protocol=dataclasses.replace(_MNIST.protocol, tuning_runs=1)),),
+    "paper": (_MNIST, _STYLE),
 }
+"""The paper's are of style transfer."""
+
 RESPONSES = 32
 """Steps whose response to the gradient is drawn, as in the paper."""
 COORDINATES = 6
@@ -34,18 +54,29 @@ POINTS = 81
 
 
 def _carry_out(task: Task) -> dict[str, Any]:
-    protocol = dataclasses.replace(PROTOCOLS[task.budget], seed=task.seed)
     task.claim(UPDATE_SHAPES)
-    train, test = (find_family("mnist", data=task.data, split=split) for split in ("train", "test"))
+    results: dict[str, Any] = {"title": "What updates look like"}
+    statements, pictures = [], []
+    for case in CASES[task.budget]:
+        found, statement, drawn = _watch(case, task)
+        results |= {case.file + key: value for key, value in found.items()}
+        statements.append(statement)
+        pictures += drawn
+    return task.finish(UPDATE_SHAPES, results, " ".join(statements), pictures)
+
+
+def _watch(case: Case, task: Task) -> tuple[dict[str, Any], str, list[Picture]]:
+    """Return what is found, a statement and pictures of a case."""
+    protocol = dataclasses.replace(case.protocol, seed=task.seed)
+    train, test = (find_family(case.family, data=task.data, split=split) for split in ("train", "test"))
     tunings = tune_baselines(train, protocol, {"SGD": SGD, "Adam": Adam}, task.display.phase)
-    optimizer = load(TRAINED)
+    optimizer = load(case.trained)
     others = {name: with_learning_rate(BASELINES[name](), tuning.best_final) for name, tuning in tunings.items()}
     grads = path_of(optimizer, test, protocol)
     shown = choose(grads)
     updates = {name: history(it, grads[:, shown]) for name, it in {"LSTM": optimizer, **others}.items()}
     swept, responses = sweep({"LSTM": optimizer, "Adam": others["Adam"]}, grads[:RESPONSES, shown[-1]])
     results = {
-        "title": "What updates look like",
         "coordinates": shown.tolist(),
         "gradients": grads[:, shown].T.tolist(),
         "updates": {name: found.T.tolist() for name, found in updates.items()},
@@ -53,17 +84,22 @@ def _carry_out(task: Task) -> dict[str, Any]:
         "configuration": {"protocol": dataclasses.asdict(protocol), "data": task.data},
     }
     rates = ", ".join(f"{name} at {tuning.best_final:.3g}" for name, tuning in tunings.items())
-    statement = f"{TRAINED} trains a network on MNIST; all optimizers see the gradients of its path, {rates} (tuned)."
+    statement = (
+        f"{case.trained} runs on the family {case.family}; all optimizers see the gradients of its path, {rates}"
+        " (tuned)."
+    )
     histories = Picture(
-        "histories", "Updates of six coordinates over 100 steps, on the LSTM's path.", _draw_histories(updates)
+        f"{case.file}histories",
+        f"Updates of six coordinates over {protocol.horizon} steps, on the LSTM's path: {case.trained}.",
+        _draw_histories(updates),
     )
     steps = Picture(
-        "responses",
-        "The update against the gradient of one coordinate at steps 1 to 32, the past as it was. The dashed line is the"
-        " gradient that came.",
+        f"{case.file}responses",
+        f"The update of {case.trained} against the gradient of one coordinate at steps 1 to 32, the past as it was. The"
+        " dashed line is the gradient that came.",
         _draw_responses(swept, responses, grads[:RESPONSES, shown[-1]]),
     )
-    return task.finish(UPDATE_SHAPES, results, statement, [histories, steps])
+    return results, statement, [histories, steps]
 
 
 def path_of(optimizer: Optimizer, family: ProblemFamily, protocol: Protocol) -> np.ndarray:
@@ -158,7 +194,8 @@ def _draw_responses(
         axes.set_title(f"{step + 1}", fontsize=7, pad=2)
         axes.tick_params(labelsize=6)
         axes.locator_params(nbins=3)
-        axes.set_xticks([0, float(f"{swept[-1] / 2:.1g}")])
+        half = f"{swept[-1] / 2:.1g}"
+        axes.set_xticks([0, float(half)], ["0", half])
     figure.supxlabel("gradient", fontsize=8)
     figure.supylabel("update", fontsize=8)
     panels[0][-1].legend(fontsize=6, frameon=False)

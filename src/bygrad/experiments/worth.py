@@ -9,7 +9,16 @@ import jax
 import numpy as np
 
 from .._core.programs import Program
-from ..evaluation import Protocol, area, best_baseline, level_row, loss_of, run_curves, with_learning_rate
+from ..evaluation import (
+    Protocol,
+    area,
+    best_baseline,
+    bootstrap_mean,
+    level_row,
+    loss_of,
+    run_curves,
+    with_learning_rate,
+)
 from ..optimizers import BASELINES, Optimizer
 from ..problems import ProblemFamily
 from ..unroll import loss_curves
@@ -37,6 +46,7 @@ def worth_of(
     curves, _ = run_curves(
         optimizer, family, protocol.keys[1], horizon=same_time, runs=protocol.runs, chunk=protocol.chunk
     )
+    in_time = bootstrap_mean(area(curves) / same_time)
     saved = _seconds_saved(ours["curve"], best_final, protocol.final_window, ours_step, horizon * rival_step)
     return {
         "mean_loss": loss_of(ours["area"]["mean"]) / horizon,
@@ -45,7 +55,12 @@ def worth_of(
         "best_mean_loss": best_area / horizon,
         "best_final_baseline": final_label,
         "best_final_loss": best_final,
-        "mean_loss_at_equal_seconds": float(np.mean(area(curves))) / same_time,
+        "mean_loss_at_equal_seconds": in_time.mean,
+        "intervals": {
+            "mean_loss": [loss_of(ours["area"][end]) / horizon for end in ("low", "high")],
+            "mean_loss_at_equal_seconds": [in_time.low, in_time.high],
+            "final_loss": [loss_of(ours["final"][end]) for end in ("low", "high")],
+        },
         "steps_at_equal_seconds": same_time,
         "seconds_per_step": ours_step,
         "baseline_seconds_per_step": rival_step,
@@ -104,19 +119,20 @@ def ratio(ours: float, theirs: float) -> float:
     return ours / theirs if theirs > 0 else math.inf if ours > 0 else 1.0
 
 
+def _interval(worth: Mapping[str, Any], measure: str) -> list[float]:
+    return [worth[measure], *worth["intervals"][measure]]
+
+
 def rows_of(worth: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The evidence as rows of a report: what to reach is the level of the best tuned baseline."""
-    steps = worth["steps_at_equal_seconds"]
+    mean = f"({worth['best_mean_baseline']})"
+    seconds = f"mean loss at equal seconds: {worth['steps_at_equal_seconds']} of our steps {mean}"
     rows = [
+        level_row(f"mean loss at equal steps {mean}", worth["best_mean_loss"], *_interval(worth, "mean_loss")),
+        level_row(seconds, worth["best_mean_loss"], *_interval(worth, "mean_loss_at_equal_seconds")),
         level_row(
-            f"mean loss at equal steps ({worth['best_mean_baseline']})", worth["best_mean_loss"], worth["mean_loss"]
+            f"final loss ({worth['best_final_baseline']})", worth["best_final_loss"], *_interval(worth, "final_loss")
         ),
-        level_row(
-            f"mean loss at equal seconds: {steps} of our steps ({worth['best_mean_baseline']})",
-            worth["best_mean_loss"],
-            worth["mean_loss_at_equal_seconds"],
-        ),
-        level_row(f"final loss ({worth['best_final_baseline']})", worth["best_final_loss"], worth["final_loss"]),
     ]
     if worth["break_even_runs"] is not None:
         rows.append(level_row("runs that repay the meta-training", None, worth["break_even_runs"]))

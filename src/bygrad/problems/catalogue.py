@@ -5,10 +5,11 @@ import difflib
 import functools
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from .attention import CharacterModel
 from .ball_and_stick import BallAndStick
@@ -30,22 +31,58 @@ from .style import StyleTransfer
 
 Split: TypeAlias = Literal["train", "test"]
 Builder: TypeAlias = Callable[[str, Split], ProblemFamily]
-"""Builds a family from the name of a data source and a split; families without data look at neither."""
+"""Builds a family from the names of data sources and a split; families without data look at neither."""
+
+
+def _first_fitting(
+    data: str, shapes: Sequence[tuple[int, ...]], needed: str, remedy: str, classes: int | None = None
+) -> ImageData:
+    """Return the first of the sources whose images have one of `shapes`, and are of so many `classes` if that is given:
+    a family would learn on others as well, and be held against figures that are not theirs."""
+    others = []
+    for source in _sources(data):
+        images = load_images(source)
+        shape = images.x_train.shape[1:]
+        if (shape[:2] if shape[2:] == (1,) else shape) in shapes and classes in (None, images.classes):
+            return images
+        others.append(f"{images.name} holds images of shape {shape} in {images.classes} classes")
+    raise ValueError(
+        f"{'; '.join(others)}, and so is not {needed}. Give --data (or data=) {remedy}; of several sources with commas"
+        " between them, the first that fits is taken. For other images, make a family in a file of your own."
+    )
+
+
+def _sources(data: str) -> list[str]:
+    """Return the parts between commas, unless there is a file of the whole name."""
+    whole = os.path.exists(os.path.expanduser(data))
+    return [data] if whole else [part.strip() for part in data.split(",")]
+
+
+def mnist_images(data: str) -> ImageData:
+    """Return images like MNIST's from the first source that has them; `ValueError` if none has."""
+    return _first_fitting(data, [(28, 28)], "MNIST, which has (28, 28)", "mnist, which comes with the package")
+
+
+def digit_images(data: str) -> ImageData:
+    """Return digits from the first source that has them, of 8 x 8 pixels, to which those of 28 x 28 are averaged;
+    `ValueError` if none has."""
+    needed = "a set of digits, which has (28, 28) or (8, 8)"
+    return _first_fitting(data, [(28, 28), (8, 8)], needed, "mnist, which comes with the package").shrunk(8)
 
 
 def _cifar(data: str, split: Split, labels: Sequence[int], pixels: int) -> ProblemFamily:
-    if data == "mnist":
-        raise ValueError(
-            "CIFAR-10 does not come with the package, as it has no license to pass on. Give --data (or data=): a folder"
-            " of its binary files, an npz file, or hf:uoft-cs/cifar10, which downloads it."
-        )
-    images = load_images(data)
-    if images.x_train.shape[1:] != (32, 32, 3) or images.classes != 10:
-        raise ValueError(
-            f"{images.name} holds images of shape {images.x_train.shape[1:]} in {images.classes} classes, and so is not"
-            " CIFAR-10, which has (32, 32, 3) in 10. For other images, make a ConvClassifier in a file of your own."
-        )
+    images = _first_fitting(
+        data,
+        [(32, 32, 3)],
+        "CIFAR-10, which has (32, 32, 3) in 10 and does not come with the package, as it has no license to pass on",
+        "a folder of its binary files, an npz file, or hf:uoft-cs/cifar10, which downloads it",
+        classes=10,
+    )
     return ConvClassifier.from_data(with_labels(images, labels).shrunk(pixels), split)
+
+
+def _mnist(data: str, split: Split, **options: Any) -> MLPClassifier:
+    return MLPClassifier.from_data(mnist_images(data), split, **options)
 
 
 DIGITS = 1_400
@@ -54,8 +91,8 @@ DIGITS = 1_400
 
 def _small_digits(data: str) -> ImageData:
     """Return digits of 8 x 8 pixels, as many as the well-known set of that size has to train on."""
-    images = load_images(data)
-    return dataclasses.replace(images, x_train=images.x_train[:DIGITS], y_train=images.y_train[:DIGITS]).shrunk(8)
+    images = digit_images(data)
+    return dataclasses.replace(images, x_train=images.x_train[:DIGITS], y_train=images.y_train[:DIGITS])
 
 
 def _digits(data: str, split: Split, activation: Activation = "relu") -> ProblemFamily:
@@ -83,12 +120,12 @@ FAMILIES: dict[str, Builder] = {
     "digits": _digits,
     **{f"digits-{name}": functools.partial(_digits, activation=name) for name in ("sigmoid", "tanh", "gelu")},
     "digits-conv": _convolutional_digits,
-    "mnist": lambda data, split: MLPClassifier.from_data(load_images(data), split),
-    "mnist-any-start": lambda data, split: RandomStart(MLPClassifier.from_data(load_images(data), split)),
-    "mnist-40-units": lambda data, split: MLPClassifier.from_data(load_images(data), split, hidden=40),
-    "mnist-2-layers": lambda data, split: MLPClassifier.from_data(load_images(data), split, layers=2),
-    "mnist-2-layers-wide": lambda data, split: MLPClassifier.from_data(load_images(data), split, layers=2, scale=0.05),
-    "mnist-relu": lambda data, split: MLPClassifier.from_data(load_images(data), split, activation="relu"),
+    "mnist": _mnist,
+    "mnist-any-start": lambda data, split: RandomStart(_mnist(data, split)),
+    "mnist-40-units": functools.partial(_mnist, hidden=40),
+    "mnist-2-layers": functools.partial(_mnist, layers=2),
+    "mnist-2-layers-wide": functools.partial(_mnist, layers=2, scale=0.05),
+    "mnist-relu": functools.partial(_mnist, activation="relu"),
     "characters": lambda data, split: CharacterModel.embedded(split),
     "style": lambda data, split: StyleTransfer.embedded(split),
     "style-32": lambda data, split: StyleTransfer.embedded(split, 32),
@@ -119,8 +156,12 @@ def find_family(name: str, *, data: str = "mnist", split: Split = "train") -> Pr
 
     Where the file has one family class, `path/to/file.py` names it.
 
-    **Raises:** `ValueError` for an unknown name, with the known ones; `FileNotFoundError`, `ValueError` or `TypeError`
-    for a file that is not there, has no such class, or whose class is not a family.
+    **Arguments:** `data`: where images come from, as in `load_images`; of several sources with commas between them, a
+    family takes the first whose images are of the shape that it needs.
+
+    **Raises:** `ValueError` for an unknown name, with the known ones, and for data that do not fit;
+    `FileNotFoundError`, `ValueError` or `TypeError` for a file that is not there, has no such class, or whose class is
+    not a family.
     """
     if (named := file_of_family(name)) is not None:
         return _load(*named)

@@ -215,7 +215,7 @@ def _level(family: Mapping[str, Any], case: Case, goal: Goal) -> dict[str, Any]:
     if ours is not None and rival is not None:
         said = f" ({ours['name']} {ours['success']:.1%}, {rival['name']} {rival['success']:.1%} solved)"
     what = f"{case.name} to {tol}: {goal.what}, ratio of throughputs{said}"
-    level = level_row(what, goal.reach, ratio, ratio, ratio, at_least=True)
+    level = level_row(what, goal.reach, ratio, at_least=True)
     # Speed that costs success reaches nothing.
     return level | {"reached": level["reached"] and not falls_short(ours, rival)}
 
