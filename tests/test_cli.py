@@ -116,7 +116,7 @@ def test_train_learns_the_optimizer_that_it_is_told_to(family, tmp_path, capsys)
 def test_train_does_not_overwrite_and_resumes_what_is_finished(trained, family, capsys):
     command = ["train", "--family", family, *TINY, "--out", str(trained)]
     before = (trained / "optimizer.safetensors").read_bytes()
-    assert "already holds a meta-training" in refusal(command, capsys)
+    assert "would be overwritten. Go on with it (--resume)" in refusal(command, capsys)
     assert "meta_steps was 3, is 4" in refusal([*command[:-3], "4", *command[-2:], "--resume"], capsys)
     main([*command, "--resume"])
     assert (trained / "optimizer.safetensors").read_bytes() == before

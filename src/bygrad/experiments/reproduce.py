@@ -28,7 +28,7 @@ from .declaration import Budget, Experiment, Setting
 from .display import Display
 from .paper import paper_curves
 from .pictures import Illustrate
-from .work import MEASURES, Kept, evaluate, finished, meta_training_results, train
+from .work import MEASURES, Kept, evaluate, finished, meta_training_results, refuse_used, train
 
 
 def reproduce(
@@ -97,12 +97,9 @@ def reproduce(
 def claim(folder: Path, identity: dict[str, Any], resume: bool) -> None:
     """Write down what a folder is for, or check that it is for this and that `resume` is on."""
     path = folder / "experiment.json"
-    if folder.exists() and any(folder.iterdir()):
-        if not resume:
-            raise FileExistsError(
-                f"{folder} already exists, and what is in it would be overwritten. Go on with it (--resume) or choose"
-                " another folder (--out)."
-            )
+    if not resume:
+        refuse_used(folder)
+    elif folder.exists() and any(folder.iterdir()):
         found = json.loads(path.read_text()) if path.exists() else {}
         if different := [key for key in identity if found.get(key) != identity[key]]:
             pairs = ", ".join(f"{key} was {found.get(key)}, is {identity[key]}" for key in different)

@@ -3,7 +3,7 @@
 from .._core.hosts import LostProcessError
 from .checkpoint import CheckpointError
 from .curriculum import Curriculum, Graduated, Round, learn_by_curriculum
-from .devices import meet
+from .devices import from_lead, meet
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
 from .loop import MetaTrained, is_begun, meta_train
 from .recipe import Recipe, describe
@@ -25,6 +25,7 @@ __all__ = [
     "Warned",
     "Watcher",
     "describe",
+    "from_lead",
     "is_begun",
     "learn_by_curriculum",
     "meet",
