@@ -123,6 +123,36 @@ def test_train_does_not_overwrite_and_resumes_what_is_finished(trained, family, 
 
 
 def test_inspect_prints_the_manifest(trained, capsys):
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "metatraining/log.jsonl", "report.html"])
+def test_train_overwrites_nothing_where_there_is_no_checkpoint(name, family, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "metatraining").mkdir(parents=True)
+    (out / name).write_text("mine")
+    assert f"{out} already exists" in refusal(["train", "--family", family, *TINY, "--out", str(out)], capsys)
+    assert [path.read_text() for path in out.rglob("*") if path.is_file()] == ["mine"]
+
+
+WITHOUT_MATPLOTLIB = """
+import sys
+sys.modules["matplotlib"] = None
+from bygrad.cli import main
+for command in (["reproduce", "quadratic"], ["evaluate", "paper/quadratic", "--family", "quadratic"],
+                ["specialize", "quadratic"]):
+    try:
+        main(command)
+    except SystemExit as ended:
+        print(command[0], ended.code)
+"""
+
+
+def test_what_ends_in_a_report_does_not_begin_without_matplotlib(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_MATPLOTLIB]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["reproduce", "2", "evaluate", "2", "specialize", "2"], done.stderr
+    assert done.stderr.count("pip install 'bygrad[report]'") == 3
+    assert not list(tmp_path.iterdir())
+
+
     main(["inspect", str(trained / "optimizer.safetensors")])
     manifest = json.loads(capsys.readouterr().out)
     assert (manifest["name"], manifest["optimizer"]) == ("mine/bowl", "LSTM")

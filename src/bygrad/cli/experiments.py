@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from .job import join_job
 from .options import Artifact, Data, Families, Folder, Hosts, Json, Resume, Seed
-from .terminal import command_line, finish, known, progress
+from .terminal import command_line, finish, known, progress, require_figures
 
 
 def list_names() -> None:
@@ -53,6 +53,7 @@ def reproduce(
     experiment = known(EXPERIMENTS | STUDIES, name, "experiment")
     if families and name != "thousands":
         raise ValueError(f"--families chooses among those of `thousands`, but this is {name!r}. Leave it out.")
+    require_figures()
     folder = out or Path("runs") / f"{name}-{budget}"
     with progress() as display:
         task = Task(budget, folder, display, resume, seed, data, command_line(), artifacts, families)
@@ -161,6 +162,7 @@ def specialize(
     from ..experiments import specialize as carry_out
     from ..problems import find_family
 
+    require_figures()
     label = family.rpartition(":")[2].lower()
     folder = out or Path("runs") / f"specialize-{label}"
     problems = find_family(family, data=data, split="train")
@@ -197,6 +199,7 @@ def evaluate(
     from ..experiments import evaluate as carry_out
     from ..problems import find_family
 
+    require_figures()
     optimizer = load(artifact)
     label = family.rpartition(":")[2].lower()
     folder = out or Path("runs") / f"evaluate-{label}"
