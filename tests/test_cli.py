@@ -18,6 +18,7 @@ from bygrad.cli import main
 from bygrad.experiments import EXPERIMENTS
 from bygrad.optimizers import HAND_DESIGNED, LEARNED, PAPER_BASELINES
 from bygrad.problems import FAMILIES
+from bygrad.training import is_begun
 
 USER_FILE = """
 import jax, jax.numpy as jnp
@@ -122,7 +123,6 @@ def test_train_does_not_overwrite_and_resumes_what_is_finished(trained, family, 
     assert (trained / "optimizer.safetensors").read_bytes() == before
 
 
-def test_inspect_prints_the_manifest(trained, capsys):
 @pytest.mark.parametrize("name", ["optimizer.safetensors", "metatraining/log.jsonl", "report.html"])
 def test_train_overwrites_nothing_where_there_is_no_checkpoint(name, family, tmp_path, capsys):
     out = tmp_path / "out"
@@ -153,6 +153,7 @@ def test_what_ends_in_a_report_does_not_begin_without_matplotlib(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_inspect_prints_the_manifest(trained, capsys):
     main(["inspect", str(trained / "optimizer.safetensors")])
     manifest = json.loads(capsys.readouterr().out)
     assert (manifest["name"], manifest["optimizer"]) == ("mine/bowl", "LSTM")
@@ -259,3 +260,45 @@ def test_ctrl_c_saves_and_resume_goes_on(family, tmp_path):
     lines = [json.loads(line) for line in (out / "metatraining" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["event"] == "Stepped"] == list(range(1, 501))
     assert (out / "optimizer.safetensors").is_file()
+
+
+SLOW = """
+import os, time
+import numpy as np
+import bygrad
+
+def bowl(params, seed):
+    with open(os.environ["EVALUATIONS"], "a") as file:
+        file.write("x")
+    time.sleep(0.05)
+    return np.sum(params**2), 2 * params
+
+class Slow(bygrad.Oracle):
+    def __init__(self):
+        super().__init__(bowl, np.ones(2, np.float32))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_ctrl_c_does_not_wait_for_what_takes_minutes(command, trained, tmp_path, monkeypatch):
+    """To tune one optimizer takes eleven minutes here, and so does a validation."""
+    out, evaluations = tmp_path / "out", tmp_path / "evaluations"
+    (tmp_path / "slow.py").write_text(SLOW)
+    arguments = {
+        "evaluate": ["evaluate", str(trained / "optimizer.safetensors"), "--horizon", "100"],
+        "train": ["train", "--horizon", "800", "--truncation", "2", "--instances", "2"],
+    }[command]
+    monkeypatch.setenv("EVALUATIONS", str(evaluations))
+    process = start([*arguments, "--family", f"{tmp_path / 'slow.py'}:Slow", "--out", str(out)])
+    try:
+        wait_for(evaluations, 40 * "x", process)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert "Interrupted." in said and "Traceback" not in said
+    if command == "train":
+        assert is_begun(out / "metatraining")
+        assert '"Validated"' not in (out / "metatraining" / "log.jsonl").read_text()

@@ -92,8 +92,8 @@ def train(
 
     import jax
 
-    from ..experiments import train as carry_out
     from ..experiments import refuse_used
+    from ..experiments import train as carry_out
     from ..metagrads import Replay
     from ..optimizers import LEARNED, PREPROCESSORS
     from ..problems import find_family
@@ -119,9 +119,9 @@ def train(
         seed=seed,
     )
     problems = find_family(family, data=data, split="train")
-    with progress(quiet=jax.process_index() > 0) as display:
     if not resume:
         refuse_used(folder)
+    with progress(quiet=jax.process_index() > 0) as display:
         trained = carry_out(untrained, problems, recipe, folder, display, name=f"mine/{label}", resume=resume)
         display.say(
             f"best at meta-step {trained.best.step}: area {trained.best.area:.4g}, final {trained.best.final:.4g}"

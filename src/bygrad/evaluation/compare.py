@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import as_completed
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from .._core.programs import Program
+from .._core.threads import Threads
 from .._core.types import PRNGKeyArray
 from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer
 from ..problems import ProblemFamily
@@ -101,16 +102,18 @@ def tune_baselines(
             at_once=protocol.rates_at_once,
         )
 
-    missing = {name: kind for name, kind in baselines.items() if name not in results}
+    def tell() -> None:
+        if watch is not None:
+            missing = [name for name in baselines if name not in results]
+            watch(" ".join(["tuning", *missing[:1]]), len(baselines) - len(missing), len(baselines))
+
+    tell()
     # Side by side, because most of the time goes into compiling, which fills one core.
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        found = pool.map(tuned, missing.values())
-        for done, name in enumerate(missing, start=len(baselines) - len(missing)):
-            if watch is not None:
-                watch(f"tuning {name}", done, len(baselines))
-            results[name] = next(found).as_json()
-    if watch is not None:
-        watch("tuning", len(baselines), len(baselines))
+    with Threads(SIDE_BY_SIDE) as pool:
+        names = {pool.submit(tuned, kind): name for name, kind in baselines.items() if name not in results}
+        for future in as_completed(names):
+            results[names[future]] = future.result().as_json()
+            tell()
     return {name: Tuning.of_json(results[name]) for name in baselines}
 
 
@@ -144,7 +147,7 @@ def compare(
 
     # Compiled side by side, but run one after the other: they are timed.
     everything = [*learned.values(), *(with_learning_rate(BASELINES[name](), 0.0) for name in tunings)]
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+    with Threads(SIDE_BY_SIDE) as pool:
         list(pool.map(lambda it: compile_curves(it, family, protocol.keys[1], **options), everything))
     for name, optimizer in learned.items():
         results[name.lower()] = summarize("learned", name, *run(optimizer, name), protocol)

@@ -17,6 +17,7 @@ from jaxtyping import PRNGKeyArray
 
 from .._core.hosts import LostProcessError, first_line
 from .._core.memory import bytes_available, in_words
+from .._core.threads import in_thread
 from ..optimizers import Learned, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
 from ..unroll import Windows
@@ -188,20 +189,18 @@ class _MetaTraining(Generic[AnyOptimizer]):
         self._plan(learner)
         self._warn_of_idle_devices(learner)
         with _interruptible() as interrupted:
+            if not resume:
+                self._save(learner)  # so that the folder can be resumed, whatever happens to the first validation
             while int(learner.step) < self.recipe.meta_steps and self._spent < 1:
                 # Validation belongs to the step that follows it, so that a run resumed there validates once.
                 if int(learner.step) % self.recipe.validate_every == 0 and not _is_validated(learner):
-                    learner = self._validate(learner)
-                    self._save(learner)
+                    learner = self._validate_and_save(learner, interrupted)
                 learner, asked = self._advance(learner, interrupted)
                 if asked:
                     self._save(learner)
                     raise KeyboardInterrupt
             if not _is_validated(learner):
-                learner = self._validate(learner)
-                self._save(learner)
-            if jax.process_count() == 1 and interrupted():  # several would not agree here on whether to stop
-                raise KeyboardInterrupt
+                learner = self._validate_and_save(learner, interrupted)
         self._warn_if_nothing_was_learned(learner)
         step, area, final = (float(score) for score in learner.best_scores)
         best = Validated(int(step), area, final, True, self.seconds)
@@ -336,8 +335,27 @@ class _MetaTraining(Generic[AnyOptimizer]):
         sizes = needs["a meta-step"][0], needs["a validation"][0], available
         self._tell(Planned(int(learner.step), *sizes, compile_seconds, self.seconds, self.recipe.meta_steps))
 
-    def _validate(self, learner: Learner) -> Learner:
-        losses = np.asarray(curves(*self._validation(learner)))
+    def _validate_and_save(self, learner: Learner, interrupted: Callable[[], bool]) -> Learner:
+        learner = self._validate(learner, interrupted)
+        self._save(learner)
+        if jax.process_count() == 1 and interrupted():  # several would not agree here on whether to stop
+            raise KeyboardInterrupt
+        return learner
+
+    def _validation_losses(self, learner: Learner, interrupted: Callable[[], bool]) -> np.ndarray:
+        def losses() -> np.ndarray:
+            return np.asarray(curves(*self._validation(learner)))
+
+        if jax.process_count() > 1:
+            return losses()
+        try:
+            return in_thread(losses, asked=interrupted)
+        except KeyboardInterrupt:
+            self._save(learner)  # who resumes validates
+            raise
+
+    def _validate(self, learner: Learner, interrupted: Callable[[], bool]) -> Learner:
+        losses = self._validation_losses(learner, interrupted)
         area = float(np.mean(np.sum(losses[:, :-1], axis=1)))
         final = float(np.mean(losses[:, -self.recipe.final_window :]))
         if not np.isfinite(area + final) and int(learner.step) > 0:
