@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
 from .._core.programs import Program
 from .._core.threads import Threads
@@ -18,7 +19,7 @@ from .report import loss_of
 from .runs import SIDE_BY_SIDE, Curves, area, compile_curves, final, run_curves, run_in_chunks
 from .second_order import bfgs_curves, has_objective, lbfgs_curves
 from .statistics import bootstrap_curves, bootstrap_mean
-from .tuning import POINTS, Tuning, tune, with_learning_rate
+from .tuning import POINTS, Tuning, run_tuned, tune, with_learning_rate
 
 CONVENTION = (
     "The loss at step t is the loss after t updates, on the minibatch that the next update would use; step 0 is the"
@@ -115,6 +116,42 @@ def tune_baselines(
             results[names[future]] = future.result().as_json()
             tell()
     return {name: Tuning.of_json(results[name]) for name in baselines}
+
+
+def tuned_levels(
+    tunings: Mapping[str, Tuning],
+    family: ProblemFamily,
+    keys: Shaped[PRNGKeyArray, " runs"],
+    measure: Literal["area", "final"],
+    protocol: Protocol,
+    results: MutableMapping[str, dict[str, Any]] | None = None,
+) -> dict[str, float]:
+    """Return what each baseline reaches in the runs of `keys`, at the rate that was best for `measure`.
+
+    It is what others are held against in these runs: those that it was tuned on may be easier, or harder.
+
+    **Arguments:** `protocol`: that of the tuning. `results`: as for `tune_baselines`.
+    """
+    results = {} if results is None else results
+
+    def level(name: str) -> float:
+        curves = run_tuned(
+            BASELINES[name](),
+            getattr(tunings[name], f"best_{measure}"),
+            family,
+            keys,
+            horizon=protocol.horizon,
+            runs=protocol.tuning_runs,
+            points=protocol.rates,
+            at_once=protocol.rates_at_once,
+        )
+        return float(np.mean(area(curves) if measure == "area" else final(curves, protocol.final_window)))
+
+    missing = [name for name in tunings if name not in results]
+    with Threads(SIDE_BY_SIDE) as pool:
+        for name, found in zip(missing, pool.map(level, missing), strict=True):
+            results[name] = {measure: found}
+    return {name: loss_of(results[name][measure]) for name in tunings}
 
 
 def compare(

@@ -18,12 +18,13 @@ from ..evaluation import (
     loss_of,
     strict_json,
     tune_baselines,
+    tuned_levels,
     with_learning_rate,
     write_report,
 )
 from ..optimizers import BASELINES, Optimizer
 from ..problems import find_family
-from ..training import describe, is_begun
+from ..training import describe, is_begun, validation_keys
 from .declaration import Budget, Experiment, Setting
 from .display import Display
 from .paper import paper_curves
@@ -57,14 +58,20 @@ def reproduce(
     main, *others = experiment.settings_of(budget)
 
     tunings, tuning_seconds = _tunings(folder, main, protocol, data, display)
-    levels = {name: float(np.min(getattr(tuning, recipe.select))) for name, tuning in tunings.items()}
-    display.tuned(MEASURES[recipe.select], levels)
-    if (experiment.training_family, recipe.horizon) != (main.family, main.horizon):
-        levels = {}  # validation is on other problems, or over other horizons: their losses say nothing of each other
+    family = find_family(experiment.training_family, data=data, split="train")
+    if (experiment.training_family, recipe.horizon) == (main.family, main.horizon):
+        alike = dataclasses.replace(protocol, horizon=recipe.horizon, final_window=recipe.final_window)
+        kept = Kept(folder / "levels.json")
+        levels = tuned_levels(tunings, family, validation_keys(recipe), recipe.select, alike, kept)
+        display.tuned(MEASURES[recipe.select], levels)
+    else:  # validation is on other problems, or over other horizons: their losses say nothing of each other
+        levels = {}
+        lowest = {name: float(np.min(getattr(tuning, recipe.select))) for name, tuning in tunings.items()}
+        display.tuned(MEASURES[recipe.select], lowest)
 
     trained = finished(folder) or train(
         experiment.optimizer(jax.random.key(seed)),
-        find_family(experiment.training_family, data=data, split="train"),
+        family,
         recipe,
         folder,
         display,

@@ -5,7 +5,7 @@ from .checkpoint import CheckpointError
 from .curriculum import Curriculum, Graduated, Round, learn_by_curriculum
 from .devices import from_lead, meet
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
-from .loop import MetaTrained, is_begun, meta_train
+from .loop import MetaTrained, is_begun, meta_train, validation_keys
 from .recipe import Recipe, describe
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
     "learn_by_curriculum",
     "meet",
     "meta_train",
+    "validation_keys",
 ]

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, Shaped
 
 from .._core.hosts import LostProcessError, first_line
 from .._core.memory import bytes_available, in_words
@@ -95,6 +95,12 @@ def is_begun(folder: Path) -> bool:
     return (folder / CHECKPOINT).exists() or ((folder / BEFORE).exists() and is_begun(folder / BEFORE))
 
 
+def validation_keys(recipe: Recipe) -> Shaped[PRNGKeyArray, " runs"]:
+    """Return the keys of the runs that every validation is on."""
+    _, key = jax.random.split(jax.random.key(recipe.seed))
+    return jax.random.split(key, recipe.validation_runs)
+
+
 def _in_the_way(folder: Path | None) -> FileExistsError:
     return FileExistsError(
         f"{folder} already holds a meta-training, which a new one would overwrite. Go on with it (resume=True,"
@@ -140,10 +146,9 @@ class _MetaTraining(Generic[AnyOptimizer]):
         windows = Windows(family, recipe.horizon, recipe.truncation, recipe.instances, recipe.shortest)
         # For those that keep their horizon in themselves; those that keep it in their state get every run's own.
         optimizer = declare(optimizer, recipe.horizon)
-        self.train_key, validation_key = jax.random.split(jax.random.key(recipe.seed))
-        validation_keys = jax.random.split(validation_key, recipe.validation_runs)
+        train_key, _ = jax.random.split(jax.random.key(recipe.seed))
         self.windows, pace, self.optimizer, self.train_key, self.validation_keys = self.devices.place(
-            (windows, Pace.of(recipe), optimizer, self.train_key, validation_keys)
+            (windows, Pace.of(recipe), optimizer, train_key, validation_keys(recipe))
         )
         self.constant = (self.windows, recipe.estimator, pace, self.devices)
         self.log = Log(folder / "log.jsonl" if folder is not None and self.devices.lead else None)
