@@ -21,7 +21,7 @@ from bygrad.experiments import EXPERIMENTS
 from bygrad.metagrads import ESTIMATORS, NRES, Backprop, Replay
 from bygrad.optimizers import HAND_DESIGNED, LEARNED, LSTM, PAPER_BASELINES, Controller, MemoryLSTM, Scaled, Window
 from bygrad.problems import FAMILIES
-from bygrad.training import Recipe, Validated
+from bygrad.training import Recipe, Validated, is_begun
 
 USER_FILE = """
 import jax, jax.numpy as jnp
@@ -167,10 +167,40 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch):
 def test_train_does_not_overwrite_and_resumes_what_is_finished(trained, family, capsys):
     command = ["train", "--family", family, *TINY, "--out", str(trained)]
     before = (trained / "optimizer.safetensors").read_bytes()
-    assert "already holds a meta-training" in refusal(command, capsys)
+    assert "would be overwritten. Go on with it (--resume)" in refusal(command, capsys)
     assert "meta_steps was 3, is 4" in refusal([*command[:-3], "4", *command[-2:], "--resume"], capsys)
     main([*command, "--resume"])
     assert (trained / "optimizer.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "metatraining/log.jsonl", "report.html"])
+def test_train_overwrites_nothing_where_there_is_no_checkpoint(name, family, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "metatraining").mkdir(parents=True)
+    (out / name).write_text("mine")
+    assert f"{out} already exists" in refusal(["train", "--family", family, *TINY, "--out", str(out)], capsys)
+    assert [path.read_text() for path in out.rglob("*") if path.is_file()] == ["mine"]
+
+
+WITHOUT_MATPLOTLIB = """
+import sys
+sys.modules["matplotlib"] = None
+from bygrad.cli import main
+for command in (["reproduce", "quadratic"], ["evaluate", "paper/quadratic", "--family", "quadratic"],
+                ["specialize", "quadratic"]):
+    try:
+        main(command)
+    except SystemExit as ended:
+        print(command[0], ended.code)
+"""
+
+
+def test_what_ends_in_a_report_does_not_begin_without_matplotlib(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_MATPLOTLIB]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["reproduce", "2", "evaluate", "2", "specialize", "2"], done.stderr
+    assert done.stderr.count("pip install 'bygrad[report]'") == 3
+    assert not list(tmp_path.iterdir())
 
 
 def test_inspect_prints_the_manifest(trained, capsys):
@@ -282,3 +312,45 @@ def test_ctrl_c_saves_and_resume_goes_on(family, tmp_path):
     lines = [json.loads(line) for line in (out / "metatraining" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["event"] == "Stepped"] == list(range(1, 501))
     assert (out / "optimizer.safetensors").is_file()
+
+
+SLOW = """
+import os, time
+import numpy as np
+import bygrad
+
+def bowl(params, seed):
+    with open(os.environ["EVALUATIONS"], "a") as file:
+        file.write("x")
+    time.sleep(0.05)
+    return np.sum(params**2), 2 * params
+
+class Slow(bygrad.Oracle):
+    def __init__(self):
+        super().__init__(bowl, np.ones(2, np.float32))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_ctrl_c_does_not_wait_for_what_takes_minutes(command, trained, tmp_path, monkeypatch):
+    """To tune one optimizer takes eleven minutes here, and so does a validation."""
+    out, evaluations = tmp_path / "out", tmp_path / "evaluations"
+    (tmp_path / "slow.py").write_text(SLOW)
+    arguments = {
+        "evaluate": ["evaluate", str(trained / "optimizer.safetensors"), "--horizon", "100"],
+        "train": ["train", "--horizon", "800", "--truncation", "2", "--instances", "2"],
+    }[command]
+    monkeypatch.setenv("EVALUATIONS", str(evaluations))
+    process = start([*arguments, "--family", f"{tmp_path / 'slow.py'}:Slow", "--out", str(out)])
+    try:
+        wait_for(evaluations, 40 * "x", process)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert "Interrupted." in said and "Traceback" not in said
+    if command == "train":
+        assert is_begun(out / "metatraining")
+        assert '"Validated"' not in (out / "metatraining" / "log.jsonl").read_text()

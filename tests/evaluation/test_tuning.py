@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bygrad.evaluation import Protocol, Tuning, strict_json, tune, tune_baselines, with_learning_rate
-from bygrad.evaluation.tuning import EXTENSIONS, POINTS
+from bygrad.evaluation.tuning import _CURVES, EXTENSIONS, POINTS, run_tuned
 from bygrad.optimizers import PAPER_BASELINES, SGD, Adam
 from bygrad.problems import ProblemFamily
 from bygrad.unroll import loss_curves
@@ -118,6 +118,18 @@ def test_an_interrupted_tuning_goes_on_where_it_was():
     lost = Tuning(np.array([0.1, 1.0]), final=np.array([1.0, np.inf]), area=np.array([2.0, np.inf]))
     again = Tuning.of_json(json.loads(json.dumps(strict_json(lost.as_json()))))
     np.testing.assert_array_equal(again.final, lost.final)  # diverged: infinite, which JSON cannot say
+
+
+@pytest.mark.parametrize("at_once", [None, 1])
+def test_what_is_tuned_runs_elsewhere_at_its_rate(at_once, monkeypatch):
+    options, optimizer, family = {"horizon": 3, "runs": 2, "points": 5, "at_once": at_once}, Adam(), Isotropic()
+    rate = tune(optimizer, family, jax.random.key(0), **options).best_final
+    keys = jax.random.split(jax.random.key(1), 5)  # two at a time, and one is left
+    if at_once is None:
+        monkeypatch.setattr(_CURVES, "_lower", None)  # nothing is compiled again
+    found = run_tuned(optimizer, rate, family, keys, **options)
+    expected = loss_curves(with_learning_rate(optimizer, rate), family, keys, 3)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_the_first_grid_has_the_size_and_the_place_asked_for():

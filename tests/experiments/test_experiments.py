@@ -20,7 +20,7 @@ from rich.console import Console
 
 import bygrad
 from bygrad import experiments
-from bygrad.evaluation import Protocol
+from bygrad.evaluation import Protocol, loss_of
 from bygrad.experiments import EXPERIMENTS, Display, Experiment, Level, Setting, paper_curves, reproduce
 from bygrad.optimizers import LSTM, PAPER_BASELINES, Learned, Optimizer
 from bygrad.problems import FAMILIES, ProblemFamily, find_family
@@ -210,6 +210,19 @@ def test_everything_is_written(done, experiment):
     assert results["optimizers"]["lstm"]["final"] == written["optimizers"]["lstm"]["final"]
 
 
+def test_progress_is_held_against_the_baselines_in_the_same_runs(done, experiment):
+    """A tuned baseline that is meta-trained with the same recipe is validated, as it is at the start, at its level."""
+    results, folder, text = done
+    recipe, family = experiment.recipes["paper"], find_family(experiment.settings[0].family)
+    levels = results["meta_training"]["baselines"]
+    for name, tuning in json.loads((folder / "tuning.json").read_text()).items():
+        rate = tuning["learning_rates"][int(np.argmin([loss_of(it) for it in tuning["area"]]))]
+        trained = bygrad.meta_train(PAPER_BASELINES[name](rate), family, recipe, watch=lambda event: None)
+        assert levels[name] == pytest.approx(trained.log.of(Validated)[0].area, rel=1e-5)
+        assert f"{name} {levels[name]:.4g}" in text
+    assert json.loads((folder / "levels.json").read_text()) == {name: {"area": level} for name, level in levels.items()}
+
+
 def test_levels_are_judged(done):
     end, total, lost = done[0]["levels"]
     assert (end["paper"], end["reach"], end["reached"]) == (1.0, 100.0, True)
@@ -312,10 +325,13 @@ def test_a_meta_training_that_is_over_needs_no_checkpoint(done, experiment, tmp_
         path.unlink()
     for path in (*copy.rglob("comparison.json"), *copy.rglob("optimizers.json")):
         path.unlink()  # compared again, so that it is seen whose optimizer it is
+    kept = json.loads((copy / "levels.json").read_text()) | {"SGD": {"area": 123.0}}
+    (copy / "levels.json").write_text(json.dumps(kept))
     monkeypatch.setattr("bygrad.experiments.work.meta_train", None)
     again = reproduce(experiment, "paper", copy, display()[0], resume=True, command="bygrad reproduce tiny")
     assert again["optimizers"]["lstm"]["final"] == results["optimizers"]["lstm"]["final"]
-    assert again["meta_training"] == results["meta_training"]
+    levels = {name: level["area"] for name, level in kept.items()}  # not measured again either
+    assert again["meta_training"] == results["meta_training"] | {"baselines": levels}
 
 
 def test_another_file_in_the_folder_is_not_taken_for_an_experiment(experiment, tmp_path):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from bygrad.training import (
     Warned,
     meta_train,
 )
+from bygrad.training.learner import curves
 
 FAMILY = Quadratic(2)
 RECIPE = Recipe(
@@ -105,7 +107,7 @@ def fail() -> None:
     [
         ("Nesterov", Stepped, 1, interrupt, 1),
         ("Nesterov", Stepped, 5, interrupt, 5),
-        ("Nesterov", Validated, 5, interrupt, 6),
+        ("Nesterov", Validated, 5, interrupt, 5),
         ("Nesterov", Stepped, 12, interrupt, 12),
         ("Nesterov", Stepped, 8, interrupt_twice, 5),
         ("Nesterov", Validated, 10, fail, 5),
@@ -121,7 +123,7 @@ def test_ctrl_c_at_any_moment(name, kind, step, act, saved, uninterrupted, tmp_p
         meta_train(make(), FAMILY, recipe, folder=tmp_path, watch=at(kind, step, act))
     assert signal.getsignal(signal.SIGINT) is handler
     if act is interrupt:
-        assert told(tmp_path)[-1] == ("Stepped", saved)
+        assert told(tmp_path)[-1] == (kind.__name__, saved)
     news = []
     resumed = meta_train(make(), FAMILY, recipe, folder=tmp_path, resume=True, watch=news.append)
     assert_same(resumed, reference, tmp_path)
@@ -130,6 +132,42 @@ def test_ctrl_c_at_any_moment(name, kind, step, act, saved, uninterrupted, tmp_p
         if saved < 12
         else not [event for event in news if isinstance(event, Stepped)]
     )
+
+
+def test_ctrl_c_does_not_wait_for_a_validation(uninterrupted, tmp_path, monkeypatch):
+    reference, _ = uninterrupted("Nesterov")
+    calls, over = [], threading.Event()
+
+    class Stuck:
+        """The program of the validations; the second one does not end before meta-training has."""
+
+        def __call__(self, *arguments):
+            calls.append(arguments)
+            if len(calls) == 2:
+                interrupt()
+                over.wait(60)
+            return curves(*arguments)
+
+        def __getattr__(self, name):
+            return getattr(curves, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bygrad.training.loop.curves", Stuck())
+        with pytest.raises(KeyboardInterrupt):
+            meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path)
+        over.set()
+    assert told(tmp_path)[-1] == ("Stepped", 5)
+    news = []
+    resumed = meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path, resume=True, watch=news.append)
+    assert_same(resumed, reference, tmp_path)
+    assert min(event.step for event in news if isinstance(event, Stepped)) == 6
+
+
+def test_what_ends_in_the_first_validation_can_be_resumed(uninterrupted, tmp_path):
+    reference, _ = uninterrupted("Nesterov")
+    with pytest.raises(KeyboardInterrupt):
+        meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path, watch=at(Validated, 0, fail))
+    assert_same(meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path, resume=True), reference, tmp_path)
 
 
 SCRIPT = """

@@ -15,7 +15,7 @@ from rich.markup import escape
 from .._core.hosts import INCOMPLETE, LostProcessError
 from .artifacts import inspect, pull, push, verify
 from .experiments import evaluate, list_names, reproduce, specialize, stylize, train
-from .job import in_job, leave, withhold
+from .job import in_job, interrupt, leave, withhold
 from .solvers import learn, report, solve
 
 
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         kept = name in commands and "resume" in signature(commands[name]).parameters
         saved = " Add --resume to the same command to go on from what was saved, if it came so far." if kept else ""
         Console(stderr=True).print(f"Interrupted.{saved}")
-        sys.exit(130)
+        interrupt()
     except LostProcessError as error:
         _refuse(error)
         leave(INCOMPLETE)

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from .job import join_job
 from .options import Artifact, Data, Families, Folder, Hosts, Json, Resume, Seed, label_of
-from .terminal import command_line, finish, known, progress
+from .terminal import command_line, finish, known, progress, require_figures
 
 
 def list_names() -> None:
@@ -56,6 +56,7 @@ def reproduce(
     experiment = known(EXPERIMENTS | STUDIES, name, "experiment")
     if families and name != "thousands":
         raise ValueError(f"--families chooses among those of `thousands`, but this is {name!r}. Leave it out.")
+    require_figures()
     folder = out or Path("runs") / f"{name}-{budget}"
     with progress() as display:
         task = Task(budget, folder, display, resume, seed, data, command_line(), artifacts, families)
@@ -126,6 +127,7 @@ def train(
     import jax
 
     from .._core.times import parse_seconds
+    from ..experiments import refuse_used
     from ..experiments import train as carry_out
     from ..metagrads import ESTIMATORS
     from ..optimizers import PREPROCESSORS
@@ -166,6 +168,8 @@ def train(
         seconds=None if seconds is None else parse_seconds(seconds),
     )
     problems = find_family(family, data=data, split="train")
+    if not resume:
+        refuse_used(folder)
     with progress(quiet=jax.process_index() > 0) as display:
         trained = carry_out(untrained, problems, recipe, folder, display, name=f"mine/{label}", resume=resume)
         display.say(
@@ -234,6 +238,7 @@ def specialize(
     from ..experiments import specialize as carry_out
     from ..problems import find_family
 
+    require_figures()
     label = label_of(family)
     folder = out or Path("runs") / f"specialize-{label}"
     problems = find_family(family, data=data, split="train")
@@ -271,6 +276,7 @@ def evaluate(
     from ..experiments import evaluate as carry_out
     from ..problems import find_family
 
+    require_figures()
     optimizer = load(artifact)
     label = label_of(family)
     folder = out or Path("runs") / f"evaluate-{label}"

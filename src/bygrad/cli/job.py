@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,7 +33,20 @@ def leave(status: int) -> NoReturn:
     """End with a status; in a job of several processes at once, as JAX would first wait for those that cannot come."""
     if _last_words is None:
         sys.exit(status)
-    _last_words.withhold()
+    _end_at_once(status)
+
+
+def interrupt() -> NoReturn:
+    """End after Ctrl-C; at once where a thread still computes, as Python would first wait for it."""
+    main = threading.main_thread()
+    # The processes of a job have all stopped after the same meta-step, and end together.
+    if not in_job() and any(not thread.daemon for thread in threading.enumerate() if thread is not main):
+        _end_at_once(130)
+    sys.exit(130)
+
+
+def _end_at_once(status: int) -> NoReturn:
+    withhold()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,5 +1,6 @@
 """What commands show when they run and when they end."""
 
+import importlib.util
 import shlex
 import sys
 from pathlib import Path
@@ -13,6 +14,15 @@ def progress(quiet: bool = False) -> Any:
     from ..experiments import Display
 
     return Display(Console(quiet=quiet))
+
+
+def require_figures() -> None:
+    """Refuse what would come to a report that cannot be drawn before anything is computed for it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError(
+            "matplotlib is not installed, so the report at the end could not be drawn, and nothing was started. Install"
+            " the extra: pip install 'bygrad[report]'."
+        )
 
 
 def finish(results: dict[str, Any], folder: Path, file: Path | None) -> None:

@@ -1,7 +1,7 @@
 """Fair comparison: equally tuned baselines, statistics, figures and the report."""
 
 from .aggregate import bootstrap_iqm, bootstrap_share, interquartile_mean, performance_profile
-from .compare import CONVENTION, Protocol, best_baseline, compare, compare_bfgs, tune_baselines
+from .compare import CONVENTION, Protocol, best_baseline, compare, compare_bfgs, tune_baselines, tuned_levels
 from .grid import GridRuns, run_grid
 from .levels import level_row
 from .page import Picture, Sheet, write_page
@@ -44,6 +44,7 @@ __all__ = [
     "time_line",
     "tune",
     "tune_baselines",
+    "tuned_levels",
     "with_learning_rate",
     "write_page",
     "write_report",

@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import as_completed
+from typing import Any, Literal
 
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
 from .._core.programs import Program
+from .._core.threads import Threads
 from .._core.types import PRNGKeyArray
 from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer
 from ..problems import ProblemFamily
@@ -17,7 +19,7 @@ from .report import loss_of
 from .runs import SIDE_BY_SIDE, Curves, area, compile_curves, final, run_curves, run_in_chunks
 from .second_order import bfgs_curves, has_objective, lbfgs_curves
 from .statistics import bootstrap_curves, bootstrap_mean
-from .tuning import POINTS, Tuning, tune, with_learning_rate
+from .tuning import POINTS, Tuning, run_tuned, tune, with_learning_rate
 
 CONVENTION = (
     "The loss at step t is the loss after t updates, on the minibatch that the next update would use; step 0 is the"
@@ -101,17 +103,55 @@ def tune_baselines(
             at_once=protocol.rates_at_once,
         )
 
-    missing = {name: kind for name, kind in baselines.items() if name not in results}
+    def tell() -> None:
+        if watch is not None:
+            missing = [name for name in baselines if name not in results]
+            watch(" ".join(["tuning", *missing[:1]]), len(baselines) - len(missing), len(baselines))
+
+    tell()
     # Side by side, because most of the time goes into compiling, which fills one core.
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        found = pool.map(tuned, missing.values())
-        for done, name in enumerate(missing, start=len(baselines) - len(missing)):
-            if watch is not None:
-                watch(f"tuning {name}", done, len(baselines))
-            results[name] = next(found).as_json()
-    if watch is not None:
-        watch("tuning", len(baselines), len(baselines))
+    with Threads(SIDE_BY_SIDE) as pool:
+        names = {pool.submit(tuned, kind): name for name, kind in baselines.items() if name not in results}
+        for future in as_completed(names):
+            results[names[future]] = future.result().as_json()
+            tell()
     return {name: Tuning.of_json(results[name]) for name in baselines}
+
+
+def tuned_levels(
+    tunings: Mapping[str, Tuning],
+    family: ProblemFamily,
+    keys: Shaped[PRNGKeyArray, " runs"],
+    measure: Literal["area", "final"],
+    protocol: Protocol,
+    results: MutableMapping[str, dict[str, Any]] | None = None,
+) -> dict[str, float]:
+    """Return what each baseline reaches in the runs of `keys`, at the rate that was best for `measure`.
+
+    It is what others are held against in these runs: those that it was tuned on may be easier, or harder.
+
+    **Arguments:** `protocol`: that of the tuning. `results`: as for `tune_baselines`.
+    """
+    results = {} if results is None else results
+
+    def level(name: str) -> float:
+        curves = run_tuned(
+            BASELINES[name](),
+            getattr(tunings[name], f"best_{measure}"),
+            family,
+            keys,
+            horizon=protocol.horizon,
+            runs=protocol.tuning_runs,
+            points=protocol.rates,
+            at_once=protocol.rates_at_once,
+        )
+        return float(np.mean(area(curves) if measure == "area" else final(curves, protocol.final_window)))
+
+    missing = [name for name in tunings if name not in results]
+    with Threads(SIDE_BY_SIDE) as pool:
+        for name, found in zip(missing, pool.map(level, missing), strict=True):
+            results[name] = {measure: found}
+    return {name: loss_of(results[name][measure]) for name in tunings}
 
 
 def compare(
@@ -144,7 +184,7 @@ def compare(
 
     # Compiled side by side, but run one after the other: they are timed.
     everything = [*learned.values(), *(with_learning_rate(BASELINES[name](), 0.0) for name in tunings)]
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+    with Threads(SIDE_BY_SIDE) as pool:
         list(pool.map(lambda it: compile_curves(it, family, protocol.keys[1], **options), everything))
     for name, optimizer in learned.items():
         results[name.lower()] = summarize("learned", name, *run(optimizer, name), protocol)

@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 
 from .._core.programs import Program
+from .._core.threads import Threads, in_thread
 from .._core.types import PRNGKeyArray
 from ..optimizers import Optimizer
 from ..problems import ProblemFamily
@@ -73,16 +73,16 @@ def run_in_chunks(
     chunk = min(chunk, runs)
     pieces = -(-runs // chunk)
     keys = jax.random.split(key, pieces * chunk).reshape(pieces, chunk)
-    curves_of.bytes_needed(*problem, keys[0], horizon)  # compiles, so that it is not timed
+    in_thread(curves_of.bytes_needed, *problem, keys[0], horizon)  # compiles, so that it is not timed
 
     def run(piece: Any) -> Curves:
         return np.asarray(curves_of(*problem, piece, horizon), np.float64)
 
     # The first piece has the machine to itself and is timed; the others may share it.
     started = time.perf_counter()
-    curves = [run(keys[0])]
+    curves = [in_thread(run, keys[0])]
     seconds = time.perf_counter() - started
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+    with Threads(SIDE_BY_SIDE) as pool:
         others = pool.map(run, list(keys[1:]))
         for done in range(1, pieces + 1):
             if tick is not None:

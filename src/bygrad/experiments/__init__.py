@@ -23,7 +23,7 @@ from .thousands import THOUSANDS
 from .transfer import TRANSFER
 from .update_shapes import UPDATE_SHAPES
 from .variations import VARIATIONS
-from .work import evaluate, train
+from .work import evaluate, refuse_used, train
 
 EXPERIMENTS: dict[str, Experiment] = {
     it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST, MNIST_ANY_START, *CIFAR, STYLE)
@@ -65,6 +65,7 @@ __all__ = [
     "learn_to_file",
     "paint",
     "paper_curves",
+    "refuse_used",
     "reproduce",
     "solve_file",
     "specialize",

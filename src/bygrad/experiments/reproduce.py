@@ -16,17 +16,18 @@ from ..evaluation import (
     level_row,
     loss_of,
     strict_json,
+    tuned_levels,
     with_learning_rate,
     write_report,
 )
 from ..optimizers import BASELINES, Optimizer
 from ..problems import find_family
-from ..training import describe, is_begun
+from ..training import describe, is_begun, validation_keys
 from .declaration import Budget, Experiment, Setting
 from .display import Display
 from .paper import paper_curves, paper_scale
 from .pictures import Illustrate
-from .work import MEASURES, Kept, evaluate, finished, meta_training_results, train, tune
+from .work import MEASURES, Kept, evaluate, finished, meta_training_results, refuse_used, train, tune
 
 
 def reproduce(
@@ -55,14 +56,20 @@ def reproduce(
     main, *others = experiment.settings_of(budget)
 
     tunings, tuning_seconds = _tunings(folder, main, protocol, data, display)
-    levels = {name: float(np.min(getattr(tuning, recipe.select))) for name, tuning in tunings.items()}
-    display.tuned(MEASURES[recipe.select], levels)
-    if (experiment.training_family, recipe.horizon) != (main.family, main.horizon):
-        levels = {}  # validation is on other problems, or over other horizons: their losses say nothing of each other
+    family = find_family(experiment.training_family, data=data, split="train")
+    if (experiment.training_family, recipe.horizon) == (main.family, main.horizon):
+        alike = dataclasses.replace(protocol, horizon=recipe.horizon, final_window=recipe.final_window)
+        kept = Kept(folder / "levels.json")
+        levels = tuned_levels(tunings, family, validation_keys(recipe), recipe.select, alike, kept)
+        display.tuned(MEASURES[recipe.select], levels)
+    else:  # validation is on other problems, or over other horizons: their losses say nothing of each other
+        levels = {}
+        lowest = {name: float(np.min(getattr(tuning, recipe.select))) for name, tuning in tunings.items()}
+        display.tuned(MEASURES[recipe.select], lowest)
 
     trained = finished(folder) or train(
         experiment.optimizer(jax.random.key(seed)),
-        find_family(experiment.training_family, data=data, split="train"),
+        family,
         recipe,
         folder,
         display,
@@ -98,12 +105,9 @@ def reproduce(
 def claim(folder: Path, identity: dict[str, Any], resume: bool) -> None:
     """Write down what a folder is for, or check that it is for this and that `resume` is on."""
     path = folder / "experiment.json"
-    if folder.exists() and any(folder.iterdir()):
-        if not resume:
-            raise FileExistsError(
-                f"{folder} already exists, and what is in it would be overwritten. Go on with it (--resume) or choose"
-                " another folder (--out)."
-            )
+    if not resume:
+        refuse_used(folder)
+    elif folder.exists() and any(folder.iterdir()):
         found = json.loads(path.read_text()) if path.exists() else {}
         # More sources of data at the end change nothing for what has found its own among the first.
         if str(identity.get("data", "")).startswith(f"{found.get('data')},"):

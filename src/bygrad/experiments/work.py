@@ -22,7 +22,7 @@ from ..deploy.jax import export, load, versions
 from ..evaluation import CONVENTION, Protocol, Tuning, compare, strict_json, tune_baselines
 from ..optimizers import PAPER_BASELINES, FromOptax, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
-from ..training import Log, MetaTrained, Recipe, RolledBack, Stepped, Validated, describe, meet, meta_train
+from ..training import Log, MetaTrained, Recipe, RolledBack, Stepped, Validated, describe, from_lead, meet, meta_train
 from ..unroll import Inner, begin, rollout
 from .display import Display
 
@@ -61,6 +61,16 @@ def train(
         _keep(trained, family, recipe, folder, name)
     meet("kept")
     return trained
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise `FileExistsError` if there is a file in the folder. In a job of several processes, process 0 looks."""
+    used = from_lead(lambda: str(any(path.is_file() for path in folder.rglob("*"))).encode())
+    if used == b"True":
+        raise FileExistsError(
+            f"{folder} already exists, and what is in it would be overwritten. Go on with it (--resume) or choose"
+            " another folder (--out)."
+        )
 
 
 def finished(folder: Path) -> MetaTrained[Optimizer] | None:

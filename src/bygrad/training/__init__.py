@@ -3,9 +3,9 @@
 from .._core.hosts import LostProcessError
 from .checkpoint import CheckpointError
 from .curriculum import Curriculum, Graduated, Round, learn_by_curriculum
-from .devices import meet
+from .devices import from_lead, meet
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
-from .loop import MetaTrained, is_begun, meta_train
+from .loop import MetaTrained, is_begun, meta_train, validation_keys
 from .recipe import Recipe, describe
 
 __all__ = [
@@ -25,8 +25,10 @@ __all__ = [
     "Warned",
     "Watcher",
     "describe",
+    "from_lead",
     "is_begun",
     "learn_by_curriculum",
     "meet",
     "meta_train",
+    "validation_keys",
 ]

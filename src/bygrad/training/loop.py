@@ -13,10 +13,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, Shaped
 
 from .._core.hosts import LostProcessError, first_line
 from .._core.memory import bytes_available, in_words
+from .._core.threads import in_thread
 from .._core.types import Params, State
 from ..metagrads import Replay
 from ..optimizers import Learned, Optimizer, declare
@@ -98,6 +99,12 @@ def is_begun(folder: Path) -> bool:
     return (folder / CHECKPOINT).exists() or ((folder / BEFORE).exists() and is_begun(folder / BEFORE))
 
 
+def validation_keys(recipe: Recipe) -> Shaped[PRNGKeyArray, " runs"]:
+    """Return the keys of the runs that every validation is on."""
+    _, key = jax.random.split(jax.random.key(recipe.seed))
+    return jax.random.split(key, recipe.validation_runs)
+
+
 def _in_the_way(folder: Path | None) -> FileExistsError:
     return FileExistsError(
         f"{folder} already holds a meta-training, which a new one would overwrite. Go on with it (resume=True,"
@@ -149,10 +156,9 @@ class _MetaTraining(Generic[AnyOptimizer]):
         windows = Windows(family, recipe.horizon, recipe.truncation, recipe.instances, recipe.shortest)
         # For those that keep their horizon in themselves; those that keep it in their state get every run's own.
         optimizer = declare(optimizer, recipe.horizon)
-        self.train_key, validation_key = jax.random.split(jax.random.key(recipe.seed))
-        validation_keys = jax.random.split(validation_key, recipe.validation_runs)
+        train_key, _ = jax.random.split(jax.random.key(recipe.seed))
         self.windows, pace, self.optimizer, self.train_key, self.validation_keys = self.devices.place(
-            (windows, Pace.of(recipe), optimizer, self.train_key, validation_keys)
+            (windows, Pace.of(recipe), optimizer, train_key, validation_keys(recipe))
         )
         self.constant = (self.windows, recipe.estimator, pace, self.devices)
         self.log = Log(folder / "log.jsonl" if folder is not None and self.devices.lead else None)
@@ -198,20 +204,18 @@ class _MetaTraining(Generic[AnyOptimizer]):
         self._plan(learner)
         self._warn_of_idle_devices(learner)
         with _interruptible() as interrupted:
+            if not resume:
+                self._save(learner)  # so that the folder can be resumed, whatever happens to the first validation
             while int(learner.step) < self.recipe.meta_steps and self._spent < 1:
                 # Validation belongs to the step that follows it, so that a run resumed there validates once.
                 if int(learner.step) % self.recipe.validate_every == 0 and not _is_validated(learner):
-                    learner = self._validate(learner)
-                    self._save(learner)
+                    learner = self._validate_and_save(learner, interrupted)
                 learner, asked = self._advance(learner, interrupted)
                 if asked:
                     self._save(learner)
                     raise KeyboardInterrupt
             if not _is_validated(learner):
-                learner = self._validate(learner)
-                self._save(learner)
-            if jax.process_count() == 1 and interrupted():  # several would not agree here on whether to stop
-                raise KeyboardInterrupt
+                learner = self._validate_and_save(learner, interrupted)
         self._warn_if_nothing_was_learned(learner)
         step, area, final = (float(score) for score in learner.best_scores)
         best = Validated(int(step), area, final, True, self.seconds)
@@ -382,8 +386,27 @@ class _MetaTraining(Generic[AnyOptimizer]):
             return ""
         return f", or keep {segment} steps of a window at a time (Replay(segment={segment}), --segment {segment})"
 
-    def _validate(self, learner: Learner) -> Learner:
-        losses = np.asarray(curves(*self._validation(learner)))
+    def _validate_and_save(self, learner: Learner, interrupted: Callable[[], bool]) -> Learner:
+        learner = self._validate(learner, interrupted)
+        self._save(learner)
+        if jax.process_count() == 1 and interrupted():  # several would not agree here on whether to stop
+            raise KeyboardInterrupt
+        return learner
+
+    def _validation_losses(self, learner: Learner, interrupted: Callable[[], bool]) -> np.ndarray:
+        def losses() -> np.ndarray:
+            return np.asarray(curves(*self._validation(learner)))
+
+        if jax.process_count() > 1:
+            return losses()
+        try:
+            return in_thread(losses, asked=interrupted)
+        except KeyboardInterrupt:
+            self._save(learner)  # who resumes validates
+            raise
+
+    def _validate(self, learner: Learner, interrupted: Callable[[], bool]) -> Learner:
+        losses = self._validation_losses(learner, interrupted)
         area = float(np.mean(np.sum(losses[:, :-1], axis=1)))
         final = float(np.mean(losses[:, -self.recipe.final_window :]))
         if not np.isfinite(area + final) and int(learner.step) > 0:

@@ -1,0 +1,48 @@
+"""Threads for long calls, so that Ctrl-C is heard while they run."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from types import TracebackType
+from typing import Any, TypeVar
+
+import jax
+
+Result = TypeVar("Result")
+
+
+class Threads(ThreadPoolExecutor):
+    """A pool of threads that is not waited for where one leaves it early.
+
+    Nothing in Python stops a compiled program, and the main thread hears of Ctrl-C only between two calls. So long
+    programs run here, and the main thread waits for their results, where Ctrl-C reaches it at once. Calls that have not
+    begun by then are dropped; those that have are left to themselves, and only the end of the interpreter waits for
+    them. Calls compute in the precision, and on the device, of the thread that submits them.
+    """
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        config: Any = jax.config
+        x64, precision, device = config.jax_enable_x64, config.jax_default_matmul_precision, config.jax_default_device
+
+        def call() -> Any:
+            with jax.enable_x64(x64), jax.default_matmul_precision(precision), jax.default_device(device):
+                return fn(*args, **kwargs)
+
+        return super().submit(call)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown(wait=False, cancel_futures=True)
+
+
+def in_thread(call: Callable[..., Result], *arguments: Any, asked: Callable[[], bool] | None = None) -> Result:
+    """Return what a call returns; Ctrl-C does not wait for it.
+
+    **Arguments:** `asked`: where Ctrl-C does not raise, whether it was asked for; then this raises `KeyboardInterrupt`.
+    """
+    with Threads(1) as pool:
+        future = pool.submit(call, *arguments)
+        while asked is not None and not wait([future], timeout=0.1).done:
+            if asked():
+                raise KeyboardInterrupt
+        return future.result()
