@@ -5,7 +5,7 @@ import dataclasses
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -16,14 +16,12 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, Shaped
 
 from .._core.hosts import LostProcessError, first_line
-from .._core.memory import bytes_available, in_words
+from .._core.memory import bytes_available
 from .._core.threads import in_thread
-from .._core.types import Params, State
-from ..metagrads import Replay
 from ..optimizers import Learned, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family, is_held_out
-from ..unroll import Windows, best_segment
-from . import checkpoint
+from ..unroll import Windows
+from . import advice, checkpoint
 from .devices import Devices, from_lead, least, meet
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
 from .learner import Learner, Pace, Report, advance, begin, bytes_of_meta_step, curves
@@ -33,8 +31,6 @@ AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 MAX_ROLLBACKS = 10
 """After so many returns to a good state, going on is hopeless: the meta-learning-rate is then 1,000 times smaller."""
-MUCH = 10
-"""An optimizer's state of more than so many times its params is the first thing to make smaller."""
 MEASURES = ("area", "final")
 """What a validation gives, in the order in which a `Learner` keeps scores."""
 CHECKPOINT, BEFORE = "checkpoint.safetensors", "before"
@@ -202,7 +198,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
     def _run(self, resume: bool) -> MetaTrained[AnyOptimizer]:
         learner = self._restore() if resume else self._fresh()
         self._plan(learner)
-        self._warn_of_idle_devices(learner)
+        self._warn(learner, advice.of_idle_devices(self.devices, self.recipe.instances))
         with _interruptible() as interrupted:
             if not resume:
                 self._save(learner)  # so that the folder can be resumed, whatever happens to the first validation
@@ -216,7 +212,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
                     raise KeyboardInterrupt
             if not _is_validated(learner):
                 learner = self._validate_and_save(learner, interrupted)
-        self._warn_if_nothing_was_learned(learner)
+        self._warn(learner, self._of_what_was_learned(learner))
         step, area, final = (float(score) for score in learner.best_scores)
         best = Validated(int(step), area, final, True, self.seconds)
         return MetaTrained(self.devices.fetch(learner.best), best, self.log)  # pyright: ignore[reportReturnType]
@@ -333,58 +329,20 @@ class _MetaTraining(Generic[AnyOptimizer]):
         """Compile everything and say how much memory it will take; refuse what cannot fit before anything is lost."""
         started = time.perf_counter()
         validation = self._validation(learner)
-        needs = {
+        needs: dict[advice.Part, tuple[int, int]] = {
             "a meta-step": bytes_of_meta_step(self.constant, learner),
             "a validation": (curves.bytes_needed(*validation), curves.bytes_more(*validation)),
         }
         compile_seconds = time.perf_counter() - started
-        more = {what: more for what, (_, more) in needs.items()}
-        available = self._afford(more, self._advice_on_segments(learner))
+        available = self._afford({part: more for part, (_, more) in needs.items()}, learner.inner)
         sizes = needs["a meta-step"][0], needs["a validation"][0], available
         self._tell(Planned(int(learner.step), *sizes, compile_seconds, self.seconds, self.recipe.meta_steps))
 
-    def _afford(self, needs: dict[str, int], segments: str = "") -> int:
-        """Refuse to begin where a need, in bytes that are not there yet, is more than is free; return what is.
-
-        `segments`: what to say of keeping parts of a window.
-        """
+    def _afford(self, needs: Mapping[advice.Part, int], inner: Any = None) -> int:
+        """Refuse to begin where a need, in bytes that are not there yet, is more than is free; return what is."""
         available = least(bytes_available(self.devices.local))
-        instances = f"instances (now {self.recipe.instances})"
-        remedies = {
-            "the inner problems": instances,
-            "a meta-step": f"{instances}, truncation (now {self.recipe.truncation}){segments}",
-            "a validation": f"validation_runs (now {self.recipe.validation_runs})",
-        }
-        for what, more in needs.items():
-            if more > available:
-                raise MemoryError(
-                    f"Meta-training would need another {in_words(more)} of memory for {what}, but {in_words(available)}"
-                    f" are free, so it would be killed at the first. Nothing was started. Lower {remedies[what]}."
-                    f"{self._of_the_state()}"
-                )
+        advice.refuse_what_cannot_fit(needs, available, self.recipe, self.optimizer, self.windows.family, inner)
         return available
-
-    def _of_the_state(self) -> str:
-        """What to say of an optimizer whose own state is most of what an instance takes."""
-
-        def of_one(optimizer: Optimizer, family: ProblemFamily, key: PRNGKeyArray) -> tuple[Params, State]:
-            params = family.init(family.sample(key), key)
-            return params, optimizer.init(params)
-
-        params, state = eqx.filter_eval_shape(of_one, self.optimizer, self.windows.family, self.train_key)
-        params, state = (sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(it)) for it in (params, state))
-        if state <= MUCH * params:
-            return ""
-        return (
-            f" Much of it is the state of {type(self.optimizer).__name__}: {in_words(state)} an instance, for"
-            f" {in_words(params)} of params. A smaller configuration of it (--config) takes less."
-        )
-
-    def _advice_on_segments(self, learner: Learner) -> str:
-        """Return the rest of a list of what to lower: where the window is kept whole, and less would be in segments."""
-        if self.recipe.estimator != Replay() or not (segment := best_segment(learner.inner, self.recipe.truncation)):
-            return ""
-        return f", or keep {segment} steps of a window at a time (Replay(segment={segment}), --segment {segment})"
 
     def _validate_and_save(self, learner: Learner, interrupted: Callable[[], bool]) -> Learner:
         learner = self._validate(learner, interrupted)
@@ -431,43 +389,14 @@ class _MetaTraining(Generic[AnyOptimizer]):
             learner = eqx.tree_at(lambda it: (it.best, it.best_scores), learner, (learner.optimizer, scores))
         return learner
 
-    def _warn_of_idle_devices(self, learner: Learner) -> None:
-        if idle := self.devices.idle:
-            instances, count = self.recipe.instances, self.devices.count
-            self._tell(
-                Warned(
-                    int(learner.step),
-                    f"{idle} of {count + idle} devices stay idle: {instances} instances can be divided evenly among"
-                    f" {count} devices at most. Choose a multiple of {count + idle} instances to use all of them.",
-                    self.seconds,
-                )
-            )
+    def _warn(self, learner: Learner, message: str | None) -> None:
+        if message is not None:
+            self._tell(Warned(int(learner.step), message, self.seconds))
 
-    def _warn_if_nothing_was_learned(self, learner: Learner) -> None:
-        measure = self.recipe.select
-        before = float(learner.start_scores[MEASURES.index(measure)])
-        after = float(learner.best_scores[1 + MEASURES.index(measure)])
-        if not np.isfinite(after):
-            self._tell(
-                Warned(
-                    int(learner.step),
-                    f"No {measure} on held-out instances was ever finite, so what comes back is the untrained"
-                    " optimizer, which diverges. Lower its output_scale or learning rate, or check the problem's loss"
-                    " for divisions, logarithms and roots.",
-                    self.seconds,
-                )
-            )
-        elif np.isfinite(before) and not before - after > 0.02 * abs(before):
-            self._tell(
-                Warned(
-                    int(learner.step),
-                    f"Meta-training did not improve the {measure} on held-out instances (from {before:.4g} to"
-                    f" {after:.4g}), so the optimizer is as good as at its start. Try a meta-learning-rate 3 times"
-                    " larger or smaller (1e-3 to 3e-2 works for LSTMs), more meta-steps, an output_scale nearer to the"
-                    " size of useful steps, or a longer truncation.",
-                    self.seconds,
-                )
-            )
+    def _of_what_was_learned(self, learner: Learner) -> str | None:
+        at = MEASURES.index(self.recipe.select)
+        before, after = float(learner.start_scores[at]), float(learner.best_scores[1 + at])
+        return advice.of_what_was_learned(self.recipe.select, before, after)
 
 
 @contextlib.contextmanager
