@@ -16,6 +16,8 @@ from bygrad.cli import main
 from bygrad.experiments import Display, parts, solve_file, solving
 from bygrad.problems import LeastSquares
 from bygrad.solvers import LearnedSolver, LevenbergMarquardt, solve
+from bygrad.solvers.card import Card
+from bygrad.solvers.drift import Usual
 
 FILE = """
 import jax.numpy as jnp
@@ -215,6 +217,34 @@ def test_a_file_of_params_is_where_the_classical_method_starts(tmp_path, data, d
         solve_file(Line(), data, tmp_path / "short-start.npz", display, x0=tmp_path / "short.npz")
     with pytest.raises(ValueError, match=r"one array for x, but the params of Line are a tree of arrays end, slope"):
         solve_file(Line(), data, tmp_path / "other-start.npz", display, x0=data)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_file_has_drifted_or_not_as_a_whole(tmp_path, display, monkeypatch, resumed):
+    rows = np.random.default_rng(0).normal(size=(200, 3))
+    rows[::20] = np.nan  # one of each block: chance there, and not ten times
+    np.save(tmp_path / "data.npy", rows)
+    sign = {"what": "unsolved", "limit": 0.0, "rate": 0.01}
+    card = Card("tuned", {}, 1000, 0, 0, 0.01, None, 0.999, 1e-3, {}, {}, False, signs=[sign])
+    method, usual = LevenbergMarquardt(), Usual.of(rows[1:20])
+    learned = LearnedSolver(Line(), method, method, None, 1, 1, card, usual=usual)
+    if resumed:
+        act, calls = LearnedSolver.solve, []
+
+        def interrupted(self, *given, **settings):
+            calls.append(given)
+            if len(calls) == 6:
+                raise KeyboardInterrupt
+            return act(self, *given, **settings)
+
+        monkeypatch.setattr(LearnedSolver, "solve", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            solve_file(learned, tmp_path / "data.npy", tmp_path / "out.npz", display, block=20)
+    done = solve_file(learned, tmp_path / "data.npy", tmp_path / "out.npz", display, block=20, resume=resumed)
+    (warning,) = [it for it in done["warnings"] if "drifted" in it]
+    assert "10 of 200 were not solved" in warning
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as found:
+        assert "tally" not in found.files and found["success"].sum() == 190
 
 
 def test_a_guard_is_of_learned_solvers_and_a_start_of_classical_ones(tmp_path, data, display, monkeypatch):

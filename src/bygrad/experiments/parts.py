@@ -13,6 +13,7 @@ import numpy as np
 from .._core import trees
 from .._core.files import join_arrays_atomically, locked, write_arrays_atomically, write_text_atomically
 from ..solvers import Solution
+from ..solvers.solution import Tally
 from .display import Display
 
 IDENTITY = "run.json"
@@ -23,8 +24,8 @@ SECONDS = 20
 
 FIELDS = ("cost", "certificate", "status", "success", "nit", "nfev", "used_fallback", "dual")
 
-WARNINGS = "warnings"
-"""In a part, beside the fields of the results."""
+WARNINGS, TALLY = "warnings", "tally"
+"""In a part, beside the fields of the results: what concerns the block, and what the drift alarm counted in it."""
 
 MANY = 10
 """Warnings that are told; of a million blocks, each may have its own."""
@@ -132,23 +133,24 @@ class Parts:
             write_text_atomically(self._path, json.dumps(self._identity | plan, indent=1))
         write_part(self._part(at), found)
 
-    def join(self, display: Display) -> list[str]:
+    def join(self, display: Display) -> tuple[list[str], list[Tally]]:
         """Write `out` from its parts, when all are there, if it is not written yet; remove them, and return their
-        warnings."""
+        warnings and tallies."""
         blocks = [(at, stop, self._part(at)) for at, stop in self._blocks()]
         parts = [part for _, _, part in blocks]
         if not self.out.exists():
             self._await(parts, display)
-            for left in self.out.parent.glob(f".{glob.escape(self.out.name)}.*.tmp"):
-                left.unlink(missing_ok=True)  # by a run that was killed while it wrote
+            for unfinished in self.out.parent.glob(f".{glob.escape(self.out.name)}.*.tmp"):
+                unfinished.unlink(missing_ok=True)  # by a run that was killed while it wrote
             with np.load(parts[0], allow_pickle=False) as part:
-                names = [name for name in part.files if name != WARNINGS]
+                names = [name for name in part.files if name not in (WARNINGS, TALLY)]
             join_arrays_atomically(self.out, parts, names, self.rows)
-        warnings = _warnings([block for block in blocks if block[2].exists()])
+        left = [block for block in blocks if block[2].exists()]
+        warnings, tallies = _warnings(left), _tallies(left)
         # The identity goes last: it says whose the others are. The locks go after the parts that they are for.
         for path in sorted(self.folder.iterdir(), key=lambda path: (path == self._path, path.suffix != ".npz")):
             path.unlink(missing_ok=True)
-        return warnings
+        return warnings, tallies
 
     def _await(self, parts: list[Path], display: Display) -> None:
         """Wait for the parts of other processes, and say which are missing."""
@@ -184,10 +186,23 @@ def rows_in_time(rows: int, seconds: float, limit: int) -> int:
 
 
 def write_part(path: Path, found: Solution) -> None:
-    """Write the fields of a solution, and its warnings."""
+    """Write the fields of a solution, its warnings, and its tally if it has one."""
     x = {f"x/{name}" if name else "x": leaf for name, leaf in trees.named_leaves(found.x).items()}
     fields = {name: getattr(found, name) for name in FIELDS}
-    write_arrays_atomically(path, x | fields | {WARNINGS: np.array(found.warnings, np.str_)})
+    told: dict[str, Any] = {WARNINGS: np.array(found.warnings, np.str_)}
+    if found.tally is not None:
+        told[TALLY] = np.array([found.tally.rows, *found.tally.beyond])
+    write_arrays_atomically(path, x | fields | told)
+
+
+def _tallies(parts: list[tuple[int, int, Path]]) -> list[Tally]:
+    found = []
+    for *_, path in parts:
+        with np.load(path, allow_pickle=False) as part:
+            if TALLY in part.files:
+                rows, *beyond = part[TALLY].tolist()
+                found.append(Tally(rows, tuple(beyond)))
+    return found
 
 
 def _warnings(parts: list[tuple[int, int, Path]]) -> list[str]:

@@ -1,5 +1,6 @@
 """What `bygrad learn` and `bygrad solve` do: a solver as a file, and files of instances larger than memory."""
 
+import dataclasses
 import hashlib
 import inspect
 import math
@@ -206,7 +207,10 @@ def solve_file(
         some, start = jax.tree.map(lambda leaf: np.asarray(leaf[at:stop]), (instances, begin))
         common: dict[str, Any] = {"seed": seed, "batch": batch, "watch": _phase(display, at, rows)}
         if learned:
-            return solver.solve(some, guard=guard or "certificate", **common)
+            found = solver.solve(some, guard=guard or "certificate", **common)
+            # The alarm is for the whole file: each block would see less, and more alarms would be false.
+            alarm = solver.alarm([found.tally])
+            return dataclasses.replace(found, warnings=tuple(it for it in found.warnings if it not in alarm))
         given = method if tol is not None else None
         return solve(family, some, method=given, x0=start, starts=tries, dtype=dtype or np.float64, **common)
 
@@ -224,7 +228,8 @@ def solve_file(
             done, solved = done + len(found), solved + int(np.sum(found.success))
         rate = done / max(time.perf_counter() - began, 1e-9)
         if joins := parts.index == 0:
-            warnings = parts.join(display)
+            warnings, tallies = parts.join(display)
+            warnings += solver.alarm(tallies) if learned else ()
             with np.load(out, allow_pickle=False) as results:
                 solved = int(np.sum(results["success"]))
     return {
