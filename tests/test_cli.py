@@ -269,8 +269,16 @@ def test_specialize_and_reproduce_carry_out_what_they_are_told(family, tmp_path,
     assert told["task"].families == ("dispatch",) and told["task"].folder == Path("runs/thousands-quick")
 
 
+# A shell in which the tests run in the background ignores Ctrl-C, and so would its children.
+HEARING = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("bygrad.cli", run_name="__main__")
+"""
+
+
 def start(arguments: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "bygrad.cli", *arguments]
+    command = [sys.executable, "-c", HEARING, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

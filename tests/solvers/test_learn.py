@@ -47,6 +47,8 @@ def learned() -> LearnedSolver:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "STARTS", (1, 2))
         patch.setattr(candidates, "REFERENCE", 2)
+        # All of the held-out ones, whatever time is left.
+        patch.setattr(module, "_reserved", lambda base, train, held, *_: (held, 0.0))
         return learn(Decay(), budget=1, instances=decays(400), seed=1)
 
 
