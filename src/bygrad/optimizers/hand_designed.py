@@ -138,8 +138,7 @@ class AdamWCosine(FromOptax, Scheduled):
         def rate(count: Any) -> Array:
             count = count.astype(self.learning_rate.dtype)
             warm = jnp.minimum((count + 1) / jnp.maximum(self.warmup, 1), 1)
-            part = jnp.minimum(count / jnp.maximum(self.horizon, 1), 1)
-            return self.learning_rate * warm * 0.5 * (1 + jnp.cos(jnp.pi * part))
+            return self.learning_rate * warm * _half_cosine(count, self.horizon)
 
         return optax.adamw(rate, b1=self.b1, b2=self.b2, eps=1e-8, eps_root=_UNDER_ROOT, weight_decay=self.weight_decay)
 
@@ -164,7 +163,11 @@ class Cosine(FromOptax, Scheduled):
 
     def transformation(self) -> optax.GradientTransformation:
         def part(count: Any) -> Array:
-            count = count.astype(self.learning_rate.dtype)
-            return 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(count / jnp.maximum(self.horizon, 1), 1)))
+            return _half_cosine(count.astype(self.learning_rate.dtype), self.horizon)
 
         return optax.chain(self.rule.transformation(), optax.scale_by_schedule(part))
+
+
+def _half_cosine(count: Float[Array, ""], horizon: Int[Array, ""]) -> Float[Array, ""]:
+    """Fall from 1 to 0 at the horizon."""
+    return 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(count / jnp.maximum(horizon, 1), 1)))
