@@ -14,8 +14,9 @@ from bygrad.evaluation import strict_json
 from bygrad.experiments import STUDIES, Display, transfer
 from bygrad.experiments.small_networks import perceptron
 from bygrad.experiments.study import Task
-from bygrad.experiments.transfer import RATES, ROWS, Effort, LossTimes, carry_out_rows, choose, labels_of
-from bygrad.experiments.transfer_report import BETTER_ADAM, CALIBRATED, aggregate, calibrate
+from bygrad.experiments.transfer import RATES, carry_out_rows, choose, labels_of
+from bygrad.experiments.transfer_report import BETTER_ADAM, CALIBRATED, SECOND_ORDER, aggregate, calibrate
+from bygrad.experiments.transfer_rows import ROWS, Effort, LossTimes, images_of
 from bygrad.experiments.work import slug
 from bygrad.optimizers import TRANSFER_BASELINES, Controller
 from bygrad.problems import ImageData, check_family, load_images
@@ -29,6 +30,9 @@ def images() -> ImageData:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_row_is_a_problem_with_held_out_data(row):
     data = images()
+    if row.source == "cifar10":
+        small = np.zeros((20, 32, 32, 3), np.uint8)
+        data = ImageData("colours", small, data.y_train[:20], small, data.y_test[:20])
     families = [row.build(data, split) for split in ("train", "test")]
     assert jax.tree.structure(families[0]) == jax.tree.structure(families[1])
     if row.name in ("attention", "loss x 1000"):
@@ -67,6 +71,15 @@ def test_a_loss_times_a_constant_has_the_same_start():
     params = scaled.init((), jax.random.key(0))
     key = jax.random.key(1)
     np.testing.assert_allclose(scaled.loss(params, (), key), 1e3 * family.loss(params, (), key), rtol=1e-6)
+
+
+def test_rows_on_cifar10_need_its_images(tmp_path):
+    assert set(images_of(ROWS, "mnist")) == {"mnist"}
+    colours, labels = np.zeros((20, 32, 32, 3), np.uint8), np.arange(20, dtype=np.uint8) % 10
+    np.savez(tmp_path / "c.npz", x_train=colours, y_train=labels, x_test=colours, y_test=labels)
+    found = images_of(ROWS, f"mnist,{tmp_path / 'c.npz'}")
+    assert found["cifar10"].x_train.shape == colours.shape
+    assert set(images_of([row for row in ROWS if row.source == "mnist"], f"mnist,{tmp_path / 'c.npz'}")) == {"mnist"}
 
 
 def test_a_rate_at_which_a_run_is_lost_is_not_chosen():
@@ -146,6 +159,19 @@ def test_every_measure_is_at_the_setting_that_tuned_best_for_it():
     assert (cell["mean"], cell["final"], cell["schedule"]) == (5.0, 7.0, "constant")
 
 
+def test_second_order_methods_are_rivals_of_their_own():
+    table = rows(ours=0.5, adam=1.0, cosine=[1.0, 1.0])
+    for row, loss in (("easy", 0.9), ("hard", 0.1)):
+        table[row]["optimizers"]["L-BFGS"] = entry([[loss, loss, loss]], [1.0], "second-order")
+    found = aggregate(table, ["Ours"])
+    assert found["aggregates"]["L-BFGS"]["kind"] == "second-order"
+    assert found["shares"]["Ours"][SECOND_ORDER]["mean"] == 0.5
+    assert (
+        found["shares"]["Ours"][BETTER_ADAM]
+        == aggregate(rows(0.5, 1.0, [1.0, 1.0]), ["Ours"])["shares"]["Ours"][BETTER_ADAM]
+    )
+
+
 def test_the_calibrated_rate_is_chosen_on_the_runs_for_tuning_alone():
     table = rows(ours=1.0, adam=1.0, cosine=[1.0, 1.0])
     for row in table.values():
@@ -162,6 +188,16 @@ def test_it_runs_resumes_and_reports(tmp_path):
     results = carry_out_rows(task, effort, learned, {"stand-in": "untrained"}, baselines)
     assert set(results["optimizers"]) == {"stand-in", "adam", "adamwcosine"}
     row = json.loads((task.folder / "rows" / "base.json").read_text())
+    timed = json.loads((task.folder / "rows" / "base-second-order.json").read_text())
+    assert set(timed["optimizers"]) == {"L-BFGS", "Gauss-Newton"}
+    for name, settings in (("L-BFGS", 2), ("Gauss-Newton", 2 * RATES)):
+        method = timed["optimizers"][name]
+        assert np.shape(method["mean"]) == (settings, 3)
+        steps = np.shape(method["curves"])[1] - 1
+        assert 1 <= steps <= 4
+        assert np.all(np.isfinite(method["curves"]))
+        # No more time than Adam had, but for the one step that is always taken.
+        assert steps == 1 or steps * method["seconds"] < 2 * timed["seconds"]
     for name, entry in row["optimizers"].items():
         # One run to tune on and two to report, the latter at all rates only where one is calibrated afterwards.
         shape = {"stand-in": (1, 2), "Adam": (2 * RATES, 3), "AdamWCosine": (RATES, 3)}[name]

@@ -27,8 +27,8 @@ def test_it_starts_near_the_uniform_distribution_and_has_gradients(model):
 def test_a_prediction_does_not_see_what_comes_after_it(model):
     params = model.init((), jax.random.key(1))
     codes = jnp.arange(6)[None] % 5
-    before = model._logits(params, codes)
-    after = model._logits(params, codes.at[0, 4].set(0))
+    before = model.logits(params, codes)
+    after = model.logits(params, codes.at[0, 4].set(0))
     np.testing.assert_allclose(before[0, :4], after[0, :4], rtol=1e-5)
     assert np.abs(before[0, 4:] - after[0, 4:]).max() > 1e-3
 
@@ -38,7 +38,7 @@ def test_the_objective_is_the_mean_over_windows_side_by_side(model):
     losses = []
     for start in range(0, 54, 6):
         window = np.asarray(model.text[start : start + 7], int)
-        scores = jax.nn.log_softmax(model._logits(params, jnp.asarray(window[None, :-1]))[0])
+        scores = jax.nn.log_softmax(model.logits(params, jnp.asarray(window[None, :-1]))[0])
         losses.append(-np.mean(np.asarray(scores)[np.arange(6), window[1:]]))
     np.testing.assert_allclose(model.loss(params, (), None), np.mean(losses), rtol=1e-5)
 
@@ -46,7 +46,7 @@ def test_the_objective_is_the_mean_over_windows_side_by_side(model):
 def test_minibatches_come_from_all_windows(model):
     params = model.init((), jax.random.key(1))
     windows = model.text[np.arange(54)[:, None] + np.arange(7)].astype(int)
-    scores = jax.nn.log_softmax(model._logits(params, windows[:, :-1]))
+    scores = jax.nn.log_softmax(model.logits(params, windows[:, :-1]))
     losses = -np.mean(np.take_along_axis(np.asarray(scores), np.asarray(windows)[:, 1:, None], axis=2), axis=(1, 2))
     drawn = jax.vmap(lambda key: model.loss(params, (), key))(jax.random.split(jax.random.key(2), 4000))
     error = losses.std() / (3 * 4000) ** 0.5

@@ -2,22 +2,25 @@
 
 from .aggregate import bootstrap_iqm, bootstrap_share, interquartile_mean, performance_profile
 from .compare import CONVENTION, Protocol, best_baseline, compare, compare_bfgs, tune_baselines, tuned_levels
-from .grid import GridRuns, run_grid
+from .grid import GridRuns, run_grid, run_in_time
 from .levels import level_row
 from .page import Picture, Sheet, write_page
 from .report import LEVEL_HEADINGS, level_cells, loss_of, number, results_table, strict_json, time_line, write_report
 from .runs import area, final, run_curves
-from .second_order import bfgs_curves, lbfgs_curves
+from .second_order import LBFGS, GaussNewton, SecondOrder, bfgs_curves, lbfgs_curves
 from .statistics import Interval, bootstrap_curves, bootstrap_mean
 from .tuning import Tuning, tune, with_learning_rate
 
 __all__ = [
     "CONVENTION",
+    "LBFGS",
     "LEVEL_HEADINGS",
+    "GaussNewton",
     "GridRuns",
     "Interval",
     "Picture",
     "Protocol",
+    "SecondOrder",
     "Sheet",
     "Tuning",
     "area",
@@ -40,6 +43,7 @@ __all__ = [
     "results_table",
     "run_curves",
     "run_grid",
+    "run_in_time",
     "strict_json",
     "time_line",
     "tune",

@@ -3,21 +3,26 @@
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from .._core.programs import Program
 from .._core.threads import in_thread
 from .._core.types import Instance, Params, Scalar
 from ..optimizers import FromOptax, Optimizer, declare, evaluation_point
 from ..problems import ProblemFamily
-from ..unroll import begin, lift, rollout
-from .second_order import has_objective
+from ..unroll import begin, draw, lift, rollout
+from .second_order import LBFGS, GaussNewton, SecondOrder, has_objective, second_order_curve
 from .tuning import with_learning_rate
+
+TRIED = 3
+"""Steps of a second-order method that tell how long one takes."""
 
 JUDGED_ON = 16
 """Minibatches that stand for a family's objective where it gives none."""
@@ -25,9 +30,9 @@ JUDGED_ON = 16
 
 @dataclasses.dataclass(frozen=True)
 class GridRuns:
-    """Runs of an optimizer at several learning rates.
+    """Runs of an optimizer at several learning rates, or of a second-order method at several dampings.
 
-    `curves` `[rates, runs, horizon + 1]`: the loss of the minibatch after each number of updates. `test` `[rates,
+    `curves` `[rates, runs, steps + 1]`: the loss of the minibatch after each number of updates. `test` `[rates,
     runs]`: the loss on held-out data at the end, NaN where there are none. `seconds`: of a step of a run, when all run
     side by side, compilation left out.
     """
@@ -54,14 +59,54 @@ def run_grid(
     **Arguments:** `held_out`: the same problem over data that is not trained on. `one_by_one`: not side by side but in
     turn, for convolutions, which have no fast form with other weights for every run.
     """
-    program = _IN_TURN if one_by_one else _SIDE_BY_SIDE
     many = jnp.broadcast_to(keys, (len(rates), *keys.shape))
     arguments = (optimizer, jnp.asarray(rates, jnp.float32), family, held_out, many, horizon)
+    return _timed(_GRID[one_by_one], arguments, horizon)
+
+
+def run_in_time(
+    method: SecondOrder,
+    dampings: np.ndarray,
+    family: ProblemFamily,
+    held_out: ProblemFamily | None,
+    keys: Shaped[PRNGKeyArray, " runs"],
+    seconds: float,
+    most: int,
+    *,
+    one_by_one: bool = False,
+) -> GridRuns:
+    """Run a second-order method as `run_grid` runs a baseline, but for as many steps as take `seconds` for a run.
+
+    How many these are is measured; one is taken in any case. L-BFGS has no damping, and runs one by one: side by side,
+    all would wait for the longest line search.
+
+    **Arguments:** `seconds`: compilation left out. `most`: steps that are taken at most.
+    """
+    program = _IN_TIME[one_by_one or isinstance(method, LBFGS)]
+    many = jnp.broadcast_to(keys, (len(dampings), *keys.shape))
+
+    def run(steps: int, aside: float) -> GridRuns:
+        arguments = (method, jnp.asarray(dampings, jnp.float32), family, held_out, many, jnp.asarray(steps), most)
+        return _timed(program, arguments, steps, aside)
+
+    aside = run(0, 0.0).seconds  # starts and held-out losses, which would be most of the time of a few steps
+    steps = min(TRIED, most)
+    while True:
+        ran = run(steps, aside)
+        left = seconds / (steps * ran.seconds)
+        if steps == most or left < 1.25:
+            break
+        steps = min(most, max(steps + 1, int(min(left, 4.0) * steps)))  # later steps may take longer than the first
+    return ran if left > 0.8 or steps == 1 else run(max(1, int(left * steps)), aside)
+
+
+def _timed(program: Program[Any], arguments: tuple[Any, ...], steps: int, aside: float = 0.0) -> GridRuns:
+    """Run and take the time, `aside` of which, for every run, is none of the steps'; that of a run for no steps."""
     in_thread(program.bytes_needed, *arguments)  # compiles, so that it is not timed
     started = time.perf_counter()
     curves, test = in_thread(lambda: [np.asarray(part, np.float64) for part in program(*arguments)])
-    lanes = curves.shape[0] * curves.shape[1]
-    return GridRuns(curves, test, (time.perf_counter() - started) / (lanes * horizon))
+    each = (time.perf_counter() - started) / (curves.shape[0] * curves.shape[1])
+    return GridRuns(curves[..., : steps + 1], test, max(each - aside, 0.1 * each) / max(1, steps))
 
 
 def _grid(
@@ -78,16 +123,47 @@ def _grid(
         tuned = declare(tuned, horizon)
         end, trajectory = rollout(tuned, family, begin(tuned, family, keys), horizon)
         curves = jnp.concatenate([trajectory.value, trajectory.end_value[None]]).T
-        judged = held_out
-        if judged is None:
-            return curves, jnp.full(keys.shape[0], jnp.nan)
+        axes = (0, lift(tuned).axes(end.optimizer_state))
+        points = jax.vmap(lambda *at: evaluation_point(tuned, at[1], at[0]), in_axes=axes)
+        return curves, _judged(held_out, points(end.params, end.optimizer_state), end.instance)
 
-        def judge(params: Params, state: Any, instance: Instance) -> Scalar:
-            return objective(judged, evaluation_point(tuned, state, params), instance)
+    return _all(one_by_one, run, rates, keys)
 
-        axes = (0, lift(tuned).axes(end.optimizer_state), 0)
-        return curves, jax.vmap(judge, in_axes=axes)(end.params, end.optimizer_state, end.instance)
 
+def _in_time(
+    one_by_one: bool,
+    method: SecondOrder,
+    rates: Float[Array, " rates"],
+    family: ProblemFamily,
+    held_out: ProblemFamily | None,
+    keys: Shaped[PRNGKeyArray, "rates runs"],
+    steps: Int[Array, ""],
+    most: int,
+) -> tuple[Float[Array, "rates runs steps"], Float[Array, "rates runs"]]:
+    def run(rate: Float[Array, ""], keys: Shaped[PRNGKeyArray, " runs"]) -> tuple[Array, Array]:
+        tuned = eqx.tree_at(lambda it: it.damping, method, rate) if isinstance(method, GaussNewton) else method
+        instances, params, run_keys = draw(family, keys)
+        solve = functools.partial(second_order_curve, tuned, family, steps=steps, size=most)
+        params, curves = jax.vmap(solve)(instances, params, run_keys)
+        return curves, _judged(held_out, params, instances)
+
+    return _all(one_by_one, run, rates, keys)
+
+
+def _judged(held_out: ProblemFamily | None, params: Params, instances: Instance) -> Float[Array, " runs"]:
+    """Return the loss on held-out data for every run, NaN where there are none."""
+    if held_out is None:
+        return jnp.full(len(jax.tree.leaves(params)[0]), jnp.nan)
+    return jax.vmap(functools.partial(objective, held_out))(params, instances)
+
+
+def _all(
+    one_by_one: bool,
+    run: Callable[[Float[Array, ""], Shaped[PRNGKeyArray, " runs"]], tuple[Array, Array]],
+    rates: Float[Array, " rates"],
+    keys: Shaped[PRNGKeyArray, "rates runs"],
+) -> tuple[Float[Array, "rates runs steps"], Float[Array, "rates runs"]]:
+    """Run `run` at every rate, all runs side by side, or in turn."""
     if not one_by_one:
         return jax.vmap(run)(rates, keys)
 
@@ -106,5 +182,5 @@ def objective(family: ProblemFamily, params: Params, instance: Instance) -> Scal
     return jnp.mean(jax.lax.map(lambda key: family.loss(params, instance, key), keys))
 
 
-_SIDE_BY_SIDE = Program(functools.partial(_grid, False))
-_IN_TURN = Program(functools.partial(_grid, True))
+_GRID = {one_by_one: Program(functools.partial(_grid, one_by_one)) for one_by_one in (False, True)}
+_IN_TIME = {one_by_one: Program(functools.partial(_in_time, one_by_one)) for one_by_one in (False, True)}

@@ -1,14 +1,19 @@
-"""Second-order baselines: L-BFGS and BFGS on the objective without noise."""
+"""Second-order baselines: L-BFGS, BFGS and Gauss–Newton, which need more of a problem than a gradient at a time."""
 
+import abc
+import functools
+from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from .._core.types import Instance, Params, Scalar
-from ..problems import ProblemFamily
+from ..problems import Modelled, ProblemFamily
 from ..unroll import draw, step_keys
 
 
@@ -27,6 +32,169 @@ def has_objective(family: ProblemFamily) -> bool:
     return True
 
 
+class SecondOrder(eqx.Module):
+    """A method that sees the problem itself, on a sample of it.
+
+    Fields of all: `batches`: how many minibatches its model of the problem is made from; None is the objective without
+    noise (all data).
+    """
+
+    batches: eqx.AbstractVar[int | None]
+
+    @abc.abstractmethod
+    def init(self, params: Params, value: Scalar) -> Any:
+        """Return the state before the first step; `value`: the loss there."""
+
+    @abc.abstractmethod
+    def step(
+        self, family: Any, params: Params, state: Any, instance: Instance, run_key: PRNGKeyArray, step: Int[Array, ""]
+    ) -> tuple[Params, Any]:
+        """Return the params and the state after a step."""
+
+
+class LBFGS(SecondOrder):
+    """optax's L-BFGS with its zoom line search: several evaluations a step.
+
+    Its pairs of steps and gradients must be of one function: the sample is drawn once.
+
+    **Arguments:** `batches`: see above. `memory`: pairs kept. `scaled`: whether the first inverse Hessian is scaled by
+    the last pair; not where all pairs are kept, in BFGS.
+    """
+
+    batches: int | None = eqx.field(static=True, default=None)
+    memory: int = eqx.field(static=True, default=10)
+    scaled: bool = eqx.field(static=True, default=True)
+
+    @property
+    def _solver(self) -> optax.GradientTransformationExtraArgs:
+        return optax.lbfgs(memory_size=self.memory, scale_init_precond=self.scaled)
+
+    def init(self, params: Params, value: Scalar) -> Any:
+        return self._solver.init(params)
+
+    def step(
+        self, family: Any, params: Params, state: Any, instance: Instance, run_key: PRNGKeyArray, step: Int[Array, ""]
+    ) -> tuple[Params, Any]:
+        def objective(params: Params) -> Scalar:
+            if self.batches is None:
+                return family.loss(params, instance, None)
+            keys = jax.random.split(run_key, self.batches)
+            return jnp.mean(jax.vmap(lambda key: family.loss(params, instance, key))(keys))
+
+        value, grads = optax.value_and_grad_from_state(objective)(params, state=state)
+        updates, state = self._solver.update(grads, state, params, value=value, grad=grads, value_fn=objective)
+        return optax.apply_updates(params, updates), state
+
+
+class GaussNewton(SecondOrder):
+    r"""Gauss–Newton without matrices: $p \gets p - (J^\top H J + \lambda I)^{-1} J^\top \nabla \ell$.
+
+    $J$ is the Jacobian of the outputs of a `Modelled` family, $H$ the Hessian of the loss in these; the system is
+    solved by `products` steps of conjugate gradients, on a fresh sample for every step. A step that raises the loss of
+    its sample is not taken. Damping goes by Levenberg and Marquardt: times 3/2 where the loss falls by less than a
+    quarter of what the quadratic model says, times 2/3 where by more than three quarters.
+
+    **Arguments:** `damping`: $\lambda$ at the start, relative to the loss there: a loss times a constant changes
+    nothing. `batches`: see above. `products`: conjugate-gradient steps.
+
+    **Source:** Martens, *Deep learning via Hessian-free optimization* (2010), sections 3 and 4.1 to 4.4, without its
+    preconditioner and its warm start of the conjugate gradients.
+    """
+
+    damping: Float[Array, ""]
+    batches: int | None = eqx.field(static=True, default=1)
+    products: int = eqx.field(static=True, default=10)
+
+    def init(self, params: Params, value: Scalar) -> Scalar:
+        return self.damping * value
+
+    def step(
+        self,
+        family: Modelled,
+        params: Params,
+        state: Scalar,
+        instance: Instance,
+        run_key: PRNGKeyArray,
+        step: Int[Array, ""],
+    ) -> tuple[Params, Scalar]:
+        at, shaped = ravel_pytree(params)
+        keys = None if self.batches is None else jax.random.split(step_keys(run_key, step)[0], self.batches)
+
+        def outputs(params: Float[Array, " p"]) -> Params:
+            model = lambda key: family.outputs(shaped(params), instance, key)  # noqa: E731
+            return model(None) if keys is None else jax.vmap(model)(keys)
+
+        def loss(outputs: Params) -> Scalar:
+            if keys is None:
+                return family.output_loss(outputs, instance, None)
+            return jnp.mean(jax.vmap(lambda its, key: family.output_loss(its, instance, key))(outputs, keys))
+
+        here, push = jax.linearize(outputs, at)
+        pull = jax.linear_transpose(push, at)
+        value, cotangent = jax.value_and_grad(loss)(here)
+        (slope,) = pull(cotangent)
+
+        def product(direction: Float[Array, " p"]) -> Float[Array, " p"]:
+            (curved,) = pull(jax.jvp(jax.grad(loss), (here,), (push(direction),))[1])
+            return curved
+
+        direction = _conjugate_gradients(lambda it: product(it) + state * it, -slope, self.products)
+        predicted = -(slope @ direction + 0.5 * direction @ product(direction))
+        fallen = value - loss(outputs(at + direction))
+        ratio = fallen / predicted
+        factor = jnp.where(ratio > 0.75, 2 / 3, jnp.where(ratio >= 0.25, 1.0, 3 / 2))  # a NaN damps more
+        return shaped(jnp.where(fallen >= 0, at + direction, at)), state * factor
+
+
+def _conjugate_gradients(
+    product: Callable[[Float[Array, " p"]], Float[Array, " p"]], right: Float[Array, " p"], steps: int
+) -> Float[Array, " p"]:
+    """Solve `product(x) == right`, from zero, in so many steps.
+
+    Not by `jax.scipy.sparse.linalg.cg`: its `custom_linear_solve` gives NaN under `vmap` for products that are closed
+    over a linearization.
+    """
+
+    def body(_: Any, carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        x, residual, direction, square = carry
+        curved = product(direction)
+        length = jnp.where(square > 0, square / jnp.vdot(direction, curved), 0.0)  # 0 / 0 where it is solved
+        residual = residual - length * curved
+        smaller = jnp.vdot(residual, residual)
+        grown = jnp.where(square > 0, smaller / square, 0.0)
+        return x + length * direction, residual, residual + grown * direction, smaller
+
+    return jax.lax.fori_loop(0, steps, body, (jnp.zeros_like(right), right, right, jnp.vdot(right, right)))[0]
+
+
+def second_order_curve(
+    method: SecondOrder,
+    family: ProblemFamily,
+    instance: Instance,
+    params: Params,
+    run_key: PRNGKeyArray,
+    steps: Int[Array, ""] | int,
+    size: int,
+) -> tuple[Params, Float[Array, " size_plus_1"]]:
+    """Return the params after `steps` steps, at most `size`, and the loss after each number of them, then NaN.
+
+    What is recorded is the loss that the other optimizers meet: the same instance, start and minibatches.
+    """
+
+    def record(params: Params, step: Any) -> Scalar:
+        return family.loss(params, instance, step_keys(run_key, jnp.asarray(step))[0])
+
+    def body(step: Any, carry: tuple[Params, Any, Array]) -> tuple[Params, Any, Array]:
+        params, state, curve = carry
+        curve = curve.at[step].set(record(params, step))
+        return *method.step(family, params, state, instance, run_key, step), curve
+
+    start = record(params, 0)
+    carry = (params, method.init(params, start), jnp.full(size + 1, jnp.nan, start.dtype))
+    params, _, curve = jax.lax.fori_loop(0, steps, body, carry)
+    return params, curve.at[steps].set(record(params, steps))
+
+
 def lbfgs_curves(
     family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int, memory: int = 10
 ) -> Float[Array, "runs horizon_plus_1"]:
@@ -35,36 +203,18 @@ def lbfgs_curves(
     Directions and line searches use the objective without noise (all data), several evaluations a step. What is
     recorded is the loss that the other optimizers meet: the same instances, starts and minibatches.
     """
-    return _curves(optax.lbfgs(memory_size=memory), family, keys, horizon)
+    return _curves(LBFGS(memory=memory), family, keys, horizon)
 
 
 def bfgs_curves(
     family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int
 ) -> Float[Array, "runs horizon_plus_1"]:
     """Run BFGS as `lbfgs_curves` runs L-BFGS: from the identity, with every pair that the run has seen."""
-    return _curves(optax.lbfgs(memory_size=horizon, scale_init_precond=False), family, keys, horizon)
+    return _curves(LBFGS(memory=horizon, scaled=False), family, keys, horizon)
 
 
 def _curves(
-    solver: optax.GradientTransformationExtraArgs,
-    family: ProblemFamily,
-    keys: Shaped[PRNGKeyArray, " runs"],
-    horizon: int,
+    method: SecondOrder, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int
 ) -> Float[Array, "runs horizon_plus_1"]:
-    def run(instance: Instance, params: Params, run_key: PRNGKeyArray) -> Float[Array, " horizon_plus_1"]:
-        def objective(params: Params) -> Scalar:
-            return family.loss(params, instance, None)
-
-        def record(params: Params, step: Any) -> Scalar:
-            return family.loss(params, instance, step_keys(run_key, step)[0])
-
-        def body(carry: tuple[Params, Any], step: Array) -> tuple[tuple[Params, Any], Scalar]:
-            params, state = carry
-            value, grads = optax.value_and_grad_from_state(objective)(params, state=state)
-            updates, state = solver.update(grads, state, params, value=value, grad=grads, value_fn=objective)
-            return (optax.apply_updates(params, updates), state), record(params, step)
-
-        (params, _), values = jax.lax.scan(body, (params, solver.init(params)), jnp.arange(horizon))
-        return jnp.append(values, record(params, jnp.asarray(horizon)))
-
-    return jax.vmap(run)(*draw(family, keys))
+    solve = functools.partial(second_order_curve, method, family, steps=horizon, size=horizon)
+    return jax.vmap(solve)(*draw(family, keys))[1]

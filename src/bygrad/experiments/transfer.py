@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,31 @@ import numpy as np
 from jaxtyping import Shaped
 
 from .._core.files import write_text_atomically
-from .._core.types import Instance, Params, PRNGKeyArray, Scalar
+from .._core.types import PRNGKeyArray
 from ..artifacts import find
 from ..artifacts import load as load_artifact
 from ..deploy.jax import from_artifact, versions
-from ..evaluation import CONVENTION, GridRuns, Protocol, area, final, run_grid, strict_json
+from ..evaluation import (
+    CONVENTION,
+    LBFGS,
+    GaussNewton,
+    GridRuns,
+    Protocol,
+    SecondOrder,
+    area,
+    final,
+    run_grid,
+    run_in_time,
+    strict_json,
+)
 from ..evaluation.compare import summarize
 from ..evaluation.tuning import CENTRES
 from ..optimizers import TRANSFER_BASELINES, Adam, Cosine, FromOptax, Guard, Optimizer
-from ..problems import CharacterModel, MLPClassifier, ProblemFamily, describe_family
-from ..problems.catalogue import mnist_images
+from ..problems import describe_family
 from ..problems.data import ImageData
-from .declaration import Budget
-from .small_networks import Split, convolutional, perceptron
 from .study import Study, Task
-from .transfer_report import CALIBRATED, CALIBRATED_FROM, aggregate, write_transfer_report
+from .transfer_report import CALIBRATED, CALIBRATED_FROM, REFERENCE, aggregate, write_transfer_report
+from .transfer_rows import EFFORTS, Effort, Row, images_of
 from .work import machine, slug
 
 RATES = 13
@@ -36,90 +46,16 @@ RATES = 13
 SCHEDULED = {"AdamWCosine": "cosine", "ScheduleFree": "averaging"}
 """Baselines that have a schedule of their own, or stand for one; the others are tuned without and with a cosine."""
 
+GRID = np.logspace(-1.5, 1.5, RATES)
+
+SECOND_ORDER: dict[str, tuple[np.ndarray, list[SecondOrder]]] = {
+    "L-BFGS": (np.ones(1), [LBFGS(batches=batches) for batches in (16, 128)]),
+    "Gauss-Newton": (0.1 * GRID, [GaussNewton(damping=jnp.ones(()), batches=batches) for batches in (1, 8)]),
+}
+"""Methods that get as much time as tuned Adam takes, with their dampings and samples to tune."""
+
 FALLBACK = 3e-3
 """Learning rate of the Adam that guards: the one that the controller learned from, not tuned."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A problem that differs in one respect, `axis`, from the base: a 64-32-10 ReLU perceptron on digits of 8 x 8
-    pixels, in minibatches of 64.
-
-    `build` makes its family over a split of the images. `horizon`: times the budget's. `one_by_one`: see `run_grid`.
-    """
-
-    name: str
-    axis: str
-    build: Callable[[ImageData, Split], ProblemFamily]
-    horizon: float = 1.0
-    one_by_one: bool = False
-    full_only: bool = False
-
-
-class LossTimes(ProblemFamily):
-    """The problems of another family, with all losses times a constant."""
-
-    family: ProblemFamily
-    factor: float
-
-    def sample(self, key: PRNGKeyArray) -> Instance:
-        return self.family.sample(key)
-
-    def init(self, instance: Instance, key: PRNGKeyArray) -> Params:
-        return self.family.init(instance, key)
-
-    def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
-        return self.factor * self.family.loss(params, instance, key)
-
-
-def _changed(**options: Any) -> Callable[[ImageData, Split], ProblemFamily]:
-    return lambda images, split: perceptron(images, split, **options)
-
-
-def _times(factor: float) -> Callable[[ImageData, Split], ProblemFamily]:
-    return lambda images, split: LossTimes(perceptron(images, split), factor)
-
-
-def _mnist(images: ImageData, split: Split) -> ProblemFamily:
-    return MLPClassifier.from_data(images, split, hidden=32, activation="relu", scale=0.05, batch=64)
-
-
-ROWS = (
-    Row("base", "none: a family like those learned on", _changed()),
-    Row("tanh", "activation", _changed(activation="tanh")),
-    Row("sigmoid", "activation", _changed(activation="sigmoid")),
-    Row("gelu", "activation", _changed(activation="gelu")),
-    Row("128 units", "width", _changed(hidden=128)),
-    Row("4 layers", "depth", _changed(layers=4, scale=0.2)),
-    Row("convolution", "architecture", convolutional, one_by_one=True),
-    Row("attention", "architecture and data: characters", lambda images, split: CharacterModel.embedded(split)),
-    Row("MNIST", "data: 28 x 28 pixels", _mnist),
-    Row("batch 8", "batch size", _changed(batch=8)),
-    Row("batch 512", "batch size", _changed(batch=512), full_only=True),
-    Row("start x 1/4", "initial scale", _changed(scale=0.15 / 4)),
-    Row("start x 4", "initial scale", _changed(scale=0.15 * 4)),
-    Row("horizon x 1/4", "horizon", _changed(), 0.25),
-    Row("horizon x 4", "horizon", _changed(), 4.0),
-    Row("horizon x 25", "horizon", _changed(), 25.0, full_only=True),
-    Row("loss x 1000", "loss scale", _times(1e3)),
-    Row("loss / 1000", "loss scale", _times(1e-3)),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Effort:
-    """What a budget spends on a row: steps of a run, and runs to tune a baseline on and to report."""
-
-    horizon: int
-    tuning_runs: int
-    runs: int
-    rows: tuple[Row, ...]
-
-
-EFFORTS: dict[Budget, Effort] = {
-    "quick": Effort(200, 2, 4, tuple(row for row in ROWS if not row.full_only)),
-    "paper": Effort(400, 8, 16, ROWS),
-}
 
 
 def carry_out_rows(
@@ -135,11 +71,14 @@ def carry_out_rows(
     learned ones are those of the interrupted run (`Manifest.digest`); their names do not.
     """
     task.claim(TRANSFER, learned=dict(digests))
-    images, rows = mnist_images(task.data), {}
+    images, rows = images_of(effort.rows, task.data), {}
+    left_out = [row.name for row in effort.rows if row.source not in images]
+    effort = dataclasses.replace(effort, rows=tuple(row for row in effort.rows if row.source in images))
+    if left_out:
+        task.display.say(f"rows left out, since --data does not name their images: {', '.join(left_out)}")
     for done, row in enumerate(effort.rows):
         task.display.phase("rows", done, len(effort.rows))
-        path = task.folder / "rows" / f"{slug(row.name)}.json"
-        rows[row.name] = run_row(row, effort, learned, baselines, images, task, path)
+        rows[row.name] = run_row(row, effort, learned, baselines, images[row.source], task)
     task.display.phase("rows", len(effort.rows), len(effort.rows))
     found = aggregate(rows, list(learned))
     for line in found["summary"]:
@@ -156,76 +95,128 @@ def run_row(
     baselines: Mapping[str, type[FromOptax]],
     images: ImageData,
     task: Task,
-    path: Path,
 ) -> dict[str, Any]:
-    """Run every optimizer on a row; keep what was measured in `path`.
+    """Run every optimizer on a row, or read what was measured; it is kept in two files.
 
     Each entry of `optimizers` has the kind, the settings tried: `rates` and `schedules` `[n]`, and per setting and run
     the mean loss over the run, the final and the test loss, first of the tuning runs, then of the others (null for
     settings that were not run on these: they are those that tuned best for one of the measures); and the curves at the
-    best for the mean loss. Learned optimizers have no settings and no tuning runs.
+    best for the mean loss. Learned optimizers have no settings and no tuning runs. Second-order methods run for as long
+    as tuned Adam takes; their settings are dampings, and the sizes of their samples.
     """
-    if path.exists():
+    measured = _Measured(row, effort, images, task)
+    first = measured.kept("", lambda: measured.first_order(learned, baselines))
+    second = measured.kept("-second-order", lambda: measured.second_order(first["optimizers"][REFERENCE]))
+    return first | {"optimizers": first["optimizers"] | second["optimizers"]}
+
+
+Measure = Callable[[np.ndarray, Shaped[PRNGKeyArray, " runs"]], GridRuns]
+"""Runs something at every rate of a grid."""
+
+
+class _Measured:
+    """A row, and what it takes to measure on it."""
+
+    def __init__(self, row: Row, effort: Effort, images: ImageData, task: Task) -> None:
+        self.row, self.task = row, task
+        self.family, self.held_out = row.build(images, "train"), row.build(images, "test")
+        self.horizon = max(1, round(row.horizon * effort.horizon))
+        keys = jax.random.split(
+            jax.random.fold_in(jax.random.key(task.seed), 0x7AF), effort.tuning_runs + effort.runs
+        )  # the same for every row
+        self.tuning, self.reported = keys[: effort.tuning_runs], keys[effort.tuning_runs :]
+
+    def kept(self, ending: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what an interrupted run has measured, or measure and keep it."""
+        path = self.task.folder / "rows" / f"{slug(self.row.name)}{ending}.json"
+        if not path.exists():
+            write_text_atomically(path, json.dumps(strict_json(measure())))
         return json.loads(path.read_text())
-    family, held_out = row.build(images, "train"), row.build(images, "test")
-    horizon = max(1, round(row.horizon * effort.horizon))
-    keys = jax.random.split(
-        jax.random.fold_in(jax.random.key(task.seed), 0x7AF), effort.tuning_runs + effort.runs
-    )  # the same for every row
-    window = max(1, horizon // 20)
-    tuning, reported = keys[: effort.tuning_runs], keys[effort.tuning_runs :]
 
-    def measure(optimizer: Optimizer, rates: np.ndarray, keys: Shaped[PRNGKeyArray, " runs"]) -> GridRuns:
-        return run_grid(optimizer, rates, family, held_out, keys, horizon, one_by_one=row.one_by_one)
+    def first_order(self, learned: Mapping[str, Optimizer], baselines: Mapping[str, type[FromOptax]]) -> dict[str, Any]:
+        optimizers: dict[str, Any] = {}
+        for name in self._named([*learned, *baselines]):
+            if name in learned:
+                ran = self._run(learned[name])(np.zeros(1), self.reported)
+                settings = {"kind": "learned", "rates": None, "schedules": None, "tuning_runs": 0}
+                optimizers[name] = settings | _entry(ran, _measures(ran))
+                continue
+            rule = baselines[name]()
+            variants = {SCHEDULED[name]: rule} if name in SCHEDULED else _schedules(rule)
+            rates = CENTRES.get(name, 1e-2) * GRID
+            runs = {schedule: self._run(variant) for schedule, variant in variants.items()}
+            # The one rate for all rows is known only after the last of them.
+            entry = self._tuned(runs, rates, everywhere=name == CALIBRATED_FROM)
+            optimizers[name] = {"kind": "hand-designed"} | entry
+        return {
+            "name": self.row.name,
+            "axis": self.row.axis,
+            "horizon": self.horizon,
+            "final_window": _window(self.horizon),
+            "family": describe_family(self.family),
+            "optimizers": optimizers,
+        }
 
-    def untuned(optimizer: Optimizer) -> dict[str, Any]:
-        ran = measure(optimizer, np.zeros(1), reported)
-        settings = {"kind": "learned", "rates": None, "schedules": None, "tuning_runs": 0}
-        return settings | _entry(ran, _measures(ran, window))
+    def second_order(self, adam: Mapping[str, Any]) -> dict[str, Any]:
+        best = choose(np.asarray(adam["mean"], float)[:, : adam["tuning_runs"]])
+        rule = _schedules(Adam())[adam["schedules"][best]]
+        # Timed here, next to those that get its time.
+        seconds = self.horizon * self._run(rule)(np.array([adam["rates"][best]]), self.reported).seconds
+        optimizers: dict[str, Any] = {}
+        for name in self._named(list(SECOND_ORDER)):
+            dampings, methods = SECOND_ORDER[name]
+            runs = {f"{method.batches} minibatches": self._run_in_time(method, seconds) for method in methods}
+            optimizers[name] = {"kind": "second-order"} | self._tuned(runs, dampings)
+        return {"seconds": seconds, "optimizers": optimizers}
 
-    def tuned(name: str, kind: type[FromOptax]) -> dict[str, Any]:
-        variants: dict[str, FromOptax] = {SCHEDULED[name]: kind()} if name in SCHEDULED else _schedules(kind())
-        rates = CENTRES.get(name, 1e-2) * np.logspace(-1.5, 1.5, RATES)
-        settings = [(schedule, rate) for schedule in variants for rate in rates]
-        found = [_measures(measure(variant, rates, tuning), window) for variant in variants.values()]
+    def _named(self, names: Sequence[str]) -> Iterable[str]:
+        for done, name in enumerate(names):
+            self.task.display.phase(f"{self.row.name}: {name}", done, len(names))
+            yield name
+
+    def _run(self, optimizer: Optimizer) -> Measure:
+        return lambda rates, keys: run_grid(
+            optimizer, rates, self.family, self.held_out, keys, self.horizon, one_by_one=self.row.one_by_one
+        )
+
+    def _run_in_time(self, method: SecondOrder, seconds: float) -> Measure:
+        return lambda dampings, keys: run_in_time(
+            method,
+            dampings,
+            self.family,
+            self.held_out,
+            keys,
+            seconds,
+            self.horizon,
+            one_by_one=self.row.one_by_one,
+        )
+
+    def _tuned(self, variants: Mapping[str, Measure], rates: np.ndarray, everywhere: bool = False) -> dict[str, Any]:
+        """Return the entry of what has a setting for every variant and rate; `everywhere`: report at all of them."""
+        settings = [(variant, rate) for variant in variants for rate in rates]
+        found = [_measures(run(rates, self.tuning)) for run in variants.values()]
         losses = {key: np.concatenate([it[key] for it in found]) for key in found[0]}
         best = {key: choose(values) for key, values in losses.items()}
-        on_reported = {key: np.full((len(settings), effort.runs), np.nan) for key in losses}
-        if name == CALIBRATED_FROM:  # its one rate for all rows is known only after the last of them
-            (variant,) = variants.values()
-            on_reported = _measures(measure(variant, rates, reported), window)
+        on_reported = {key: np.full((len(settings), len(self.reported)), np.nan) for key in losses}
+        if everywhere:
+            found = [_measures(run(rates, self.reported)) for run in variants.values()]
+            on_reported = {key: np.concatenate([it[key] for it in found]) for key in losses}
         curves = None
         for index in sorted(set(best.values()), key=lambda index: index == best["mean"]):  # the mean's come last
-            schedule, rate = settings[index]
+            variant, rate = settings[index]
             # Timed with as many runs side by side for every optimizer.
-            curves = measure(variants[schedule], np.array([rate]), reported)
-            for key, values in _measures(curves, window).items():
+            curves = variants[variant](np.array([rate]), self.reported)
+            for key, values in _measures(curves).items():
                 on_reported[key][index] = values[0]
         assert curves is not None
         described = {
-            "kind": "hand-designed",
-            "rates": [rate for _, rate in settings],
-            "schedules": [schedule for schedule, _ in settings],
-            "tuning_runs": effort.tuning_runs,
+            "rates": [float(rate) for _, rate in settings],
+            "schedules": [variant for variant, _ in settings],
+            "tuning_runs": len(self.tuning),
         }
         return described | _entry(
             curves, {key: np.concatenate([losses[key], on_reported[key]], axis=1) for key in losses}
         )
-
-    optimizers: dict[str, Any] = {}
-    for done, name in enumerate(names := [*learned, *baselines]):
-        task.display.phase(f"{row.name}: {name}", done, len(names))
-        optimizers[name] = untuned(learned[name]) if name in learned else tuned(name, baselines[name])
-    result = {
-        "name": row.name,
-        "axis": row.axis,
-        "horizon": horizon,
-        "final_window": window,
-        "family": describe_family(family),
-        "optimizers": optimizers,
-    }
-    write_text_atomically(path, json.dumps(strict_json(result)))
-    return json.loads(path.read_text())
 
 
 def _schedules(rule: FromOptax) -> dict[str, FromOptax]:
@@ -240,11 +231,17 @@ def _entry(ran: GridRuns, runs: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def _measures(ran: GridRuns, window: int) -> dict[str, np.ndarray]:
+def _window(steps: int) -> int:
+    """Return over how many losses the final one is the mean."""
+    return max(1, steps // 20)
+
+
+def _measures(ran: GridRuns) -> dict[str, np.ndarray]:
     """Return for every rate and run, `[rates, runs]`, the mean loss over the run, the final and the test loss."""
+    steps = ran.curves.shape[-1] - 1
     with np.errstate(over="ignore", invalid="ignore"):
-        mean = area(ran.curves) / (ran.curves.shape[-1] - 1)
-        return {"mean": mean, "final": final(ran.curves, window), "test": np.array(ran.test)}
+        mean, last = area(ran.curves) / steps, final(ran.curves, _window(steps))
+    return {"mean": mean, "final": last, "test": np.array(ran.test)}
 
 
 def choose(losses: np.ndarray) -> int:
@@ -259,6 +256,8 @@ def _base_results(
     protocol = Protocol(base["horizon"], runs=effort.runs, final_window=base["final_window"])
     optimizers = {}
     for name, entry in base["optimizers"].items():
+        if entry["kind"] == "second-order":  # has steps of its own, and stands in the tables of all rows
+            continue
         curves = np.asarray(entry["curves"], float)
         summary = summarize(entry["kind"], name, curves, entry["seconds"], protocol)
         tuned = np.asarray(entry["mean"], float)[:, : entry["tuning_runs"]]

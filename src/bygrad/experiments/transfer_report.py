@@ -26,6 +26,7 @@ LEVELS = np.logspace(-1, 1, 81)
 REACH = {CALIBRATED: 0.8, REFERENCE: 0.6}
 """Shares of rows in which an untuned optimizer should beat these."""
 BETTER_ADAM, ANY = "the better of tuned Adam and tuned AdamW with a cosine", "all tuned baselines"
+SECOND_ORDER = "L-BFGS and Gauss-Newton, tuned, in the time that tuned Adam takes"
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -43,7 +44,8 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
     rate = calibrate(rows)
     columns = {name: {row: _at_best(entry, name) for row, entry in rows.items()} for name in _names(rows)}
     columns[CALIBRATED] = {row: _at_rate(entry, CALIBRATED_FROM, rate) for row, entry in rows.items()}
-    kinds = {name: "learned" if name in learned else "hand-designed" for name in columns}
+    kinds = {name: entry["kind"] for name, entry in next(iter(rows.values()))["optimizers"].items()}
+    kinds[CALIBRATED] = kinds[CALIBRATED_FROM]
     table, aggregates, drawn = {}, {}, {}
     for name, cells in columns.items():
         table[name] = {
@@ -103,7 +105,9 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
 def _several(kinds: Mapping[str, str]) -> dict[str, list[str]]:
     """Return what is beaten only where each of several is: who tunes would choose the best of them for a problem."""
     tuned = [name for name, kind in kinds.items() if kind == "hand-designed" and name != CALIBRATED]
-    return {BETTER_ADAM: [REFERENCE, CALIBRATED_FROM], ANY: tuned}
+    several = {BETTER_ADAM: [REFERENCE, CALIBRATED_FROM], ANY: tuned}
+    second_order = [name for name, kind in kinds.items() if kind == "second-order"]
+    return several | ({SECOND_ORDER: second_order} if second_order else {})
 
 
 def _told(name: str, rivals: str, won: Mapping[str, float], rows: int) -> str:
@@ -188,7 +192,8 @@ def write_transfer_report(found: Mapping[str, Any], results: dict[str, Any], fol
         "<p>Every row differs from the first in one respect. Learned optimizers run as they are. Baselines are tuned in"
         " each row, their learning rates without and with a cosine, on other runs than those shown, and shown in each"
         " measure at the setting that tuned best for it; the last column has one learning rate for all rows, the best"
-        " over them.</p>",
+        " over them. L-BFGS and Gauss-Newton take as many steps as fit in the time of tuned Adam, and are tuned, too:"
+        " their damping, and how many minibatches a step is made from.</p>",
         *(f"<p>{escape(line)}</p>" for line in found["summary"]),
         "<h2>All rows together</h2>",
         html_table(

@@ -20,7 +20,7 @@ from .quadratic import Quadratic
 from .random_scale import RandomScale
 from .random_start import RandomStart
 from .sparse_coding import SparseCoding
-from .structured import Bounded, Composite, LeastSquares, QuadraticProgram
+from .structured import Bounded, Composite, LeastSquares, Modelled, QuadraticProgram
 from .style import StyleTransfer
 from .vgg import VGG16
 
@@ -41,6 +41,7 @@ __all__ = [
     "MLPClassifier",
     "MeanVariance",
     "Mixture",
+    "Modelled",
     "Oracle",
     "OralDose",
     "ProblemFamily",

@@ -6,11 +6,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from .._core.draws import normals
+from .classifier import Classifier
 from .data.embedded import embedded
-from .held_out import DataFamily
 
 TEST_PART = 10
 """One part in so many, the end of the text, is kept for the test split."""
@@ -18,7 +18,7 @@ TEST_PART = 10
 Weights = dict[str, Array]
 
 
-class CharacterModel(DataFamily):
+class CharacterModel(Classifier):
     r"""Cross-entropy of a causal transformer with one block, on windows of a text drawn with replacement.
 
     $$x \leftarrow x + \operatorname{attention}(\operatorname{norm} x), \qquad
@@ -84,18 +84,19 @@ class CharacterModel(DataFamily):
         weights = {name: self.scale * scale * normal for name, scale, normal in zip(shapes, scales, drawn, strict=True)}
         return weights | {f"gain{i}": jnp.ones(width) for i in range(3)}
 
-    def loss_on(self, params: Weights, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:
+    def drawn(
+        self, key: PRNGKeyArray | None, start: int, end: int
+    ) -> tuple[Int[Array, "batch window"], Int[Array, "batch window"]]:
         last = end - self.window
         # Without a key: windows side by side, which cover the text once.
         starts = (
             jnp.arange(start, last, self.window) if key is None else jax.random.randint(key, (self.batch,), start, last)
         )
         codes = self.text[starts[:, None] + jnp.arange(self.window + 1)].astype(jnp.int32)
-        scores = jax.nn.log_softmax(self._logits(params, codes[:, :-1]))
-        return -jnp.mean(jnp.take_along_axis(scores, codes[:, 1:, None], axis=2))
+        return codes[:, :-1], codes[:, 1:]
 
-    def _logits(self, params: Weights, codes: Array) -> Float[Array, "batch window characters"]:
-        x = params["characters"][codes] + params["places"]
+    def logits(self, params: Weights, inputs: Int[Array, "batch window"]) -> Float[Array, "batch window characters"]:
+        x = params["characters"][inputs] + params["places"]
         split = lambda part: part.reshape(*part.shape[:2], self.heads, -1)  # noqa: E731
         asked, known, told = map(split, jnp.split(_norm(x, params["gain0"]) @ params["attend"], 3, axis=2))
         fit = jnp.einsum("bihd,bjhd->bhij", asked, known) / asked.shape[-1] ** 0.5

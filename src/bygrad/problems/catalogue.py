@@ -39,17 +39,28 @@ def _first_fitting(
 ) -> ImageData:
     """Return the first of the sources whose images have one of `shapes`, and are of so many `classes` if that is given:
     a family would learn on others as well, and be held against figures that are not theirs."""
+    found, others = _search(data, shapes, classes)
+    if found is not None:
+        return found
+    told = [f"{it.name} holds images of shape {it.x_train.shape[1:]} in {it.classes} classes" for it in others]
+    raise ValueError(
+        f"{'; '.join(told)}, and so is not {needed}. Give --data (or data=) {remedy}; of several sources with commas"
+        " between them, the first that fits is taken. For other images, make a family in a file of your own."
+    )
+
+
+def _search(
+    data: str, shapes: Sequence[tuple[int, ...]], classes: int | None
+) -> tuple[ImageData | None, list[ImageData]]:
+    """Return the first of the sources that fits, and those before it, which do not."""
     others = []
     for source in _sources(data):
         images = load_images(source)
         shape = images.x_train.shape[1:]
         if (shape[:2] if shape[2:] == (1,) else shape) in shapes and classes in (None, images.classes):
-            return images
-        others.append(f"{images.name} holds images of shape {shape} in {images.classes} classes")
-    raise ValueError(
-        f"{'; '.join(others)}, and so is not {needed}. Give --data (or data=) {remedy}; of several sources with commas"
-        " between them, the first that fits is taken. For other images, make a family in a file of your own."
-    )
+            return images, others
+        others.append(images)
+    return None, others
 
 
 def _sources(data: str) -> list[str]:
@@ -70,13 +81,21 @@ def digit_images(data: str) -> ImageData:
     return _first_fitting(data, [(28, 28), (8, 8)], needed, "mnist, which comes with the package").shrunk(8)
 
 
+CIFAR_SHAPES, CIFAR_CLASSES = [(32, 32, 3)], 10
+
+
+def cifar_images_if_given(data: str) -> ImageData | None:
+    """Return images like CIFAR-10's from the first source that has them, or None."""
+    return _search(data, CIFAR_SHAPES, CIFAR_CLASSES)[0]
+
+
 def _cifar(data: str, split: Split, labels: Sequence[int], pixels: int) -> ProblemFamily:
     images = _first_fitting(
         data,
-        [(32, 32, 3)],
+        CIFAR_SHAPES,
         "CIFAR-10, which has (32, 32, 3) in 10 and does not come with the package, as it has no license to pass on",
         "a folder of its binary files, an npz file, or hf:uoft-cs/cifar10, which downloads it",
-        classes=10,
+        classes=CIFAR_CLASSES,
     )
     return ConvClassifier.from_data(with_labels(images, labels).shrunk(pixels), split)
 

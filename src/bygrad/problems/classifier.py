@@ -1,4 +1,4 @@
-"""What networks that are trained on labelled images have in common."""
+"""What networks that are trained on labelled data have in common."""
 
 import abc
 from collections.abc import Callable
@@ -8,10 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, UInt8
+from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from .data import ImageData
 from .held_out import DataFamily
+from .structured import Modelled
 
 AnyClassifier = TypeVar("AnyClassifier", bound="ImageClassifier")
 
@@ -25,13 +26,38 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-class ImageClassifier(DataFamily):
-    """Cross-entropy of a network over labelled images, the last `held_out` of which are not trained on."""
+class Classifier(DataFamily, Modelled):
+    """Cross-entropy of what a network says of labelled data, the last `held_out` of which are not trained on."""
+
+    @abc.abstractmethod
+    def drawn(self, key: PRNGKeyArray | None, start: int, end: int) -> tuple[Array, Integer[Array, "*n"]]:
+        """Return a minibatch that `key` draws from entries `start` to `end`, or all of them, and its labels."""
+
+    @abc.abstractmethod
+    def logits(self, params: Any, inputs: Array) -> Float[Array, "*n classes"]:
+        """Return what the network says of every one of `inputs`."""
+
+    def loss_on(self, params: Any, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:
+        inputs, labels = self.drawn(key, start, end)
+        return cross_entropy(self.logits(params, inputs), labels)
+
+    def outputs(self, params: Any, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, "*n classes"]:
+        inputs, _ = self.drawn(key, 0, self.entries[0])
+        return self.logits(params, inputs)
+
+    def output_loss(self, outputs: Any, instance: tuple[()], key: PRNGKeyArray | None) -> Float[Array, ""]:
+        _, labels = self.drawn(key, 0, self.entries[0])
+        return cross_entropy(outputs, labels)
+
+
+class ImageClassifier(Classifier):
+    """Cross-entropy of a network over labelled images."""
 
     images: eqx.AbstractVar[UInt8[Array, "n ..."]]
     labels: eqx.AbstractVar[Integer[Array, " n"]]
     classes: eqx.AbstractVar[int]
     activation: eqx.AbstractVar[Activation]
+    batch: eqx.AbstractVar[int]
     held_out: eqx.AbstractVar[int]
 
     def __check_init__(self) -> None:
@@ -62,7 +88,13 @@ class ImageClassifier(DataFamily):
     def entries(self) -> tuple[int, int]:
         return len(self.images) - self.held_out, len(self.images)
 
+    def drawn(
+        self, key: PRNGKeyArray | None, start: int, end: int
+    ) -> tuple[UInt8[Array, "batch ..."], Integer[Array, " batch"]]:
+        chosen = slice(start, end) if key is None else jax.random.randint(key, (self.batch,), start, end)
+        return self.images[chosen], self.labels[chosen]
 
-def cross_entropy(logits: Float[Array, "n classes"], labels: Integer[Array, " n"]) -> Float[Array, ""]:
+
+def cross_entropy(logits: Float[Array, "*n classes"], labels: Integer[Array, "*n"]) -> Float[Array, ""]:
     """Return the mean of minus the logarithm of what the softmax of `logits` gives to the labels."""
-    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1))

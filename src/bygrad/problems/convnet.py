@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from .._core.draws import normals
-from .classifier import ACTIVATIONS, Activation, ImageClassifier, cross_entropy
+from .classifier import ACTIVATIONS, Activation, ImageClassifier
 from .convolution import Images, convolve, from_blocks, in_blocks
 from .data import ImageData
 
@@ -79,22 +79,25 @@ class ConvClassifier(ImageClassifier):
         drawn = [self.scale * normal for normal in normals(jax.random.split(key, len(shapes)), shapes)]
         return jax.tree.unflatten(structure, drawn)
 
-    def loss_on(self, params: Layers, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:
+    def drawn(
+        self, key: PRNGKeyArray | None, start: int, end: int
+    ) -> tuple[UInt8[Array, "batch h w c"], Integer[Array, " batch"]]:
         if key is None:
             raise ValueError(
                 "ConvClassifier has no objective without noise: its batch norm depends on the minibatch. Give a key."
             )
-        chosen = jax.random.randint(key, (self.batch,), start, end)
+        return super().drawn(key, start, end)
+
+    def logits(self, params: Layers, inputs: UInt8[Array, "n h w c"]) -> Float[Array, "n classes"]:
         activation = ACTIVATIONS[self.activation]
-        x = in_blocks(self.images[chosen]).astype(params["output"]["weight"].dtype) / 255
+        x = in_blocks(inputs).astype(params["output"]["weight"].dtype) / 255
         for i in range(len(self.channels)):
             layer = params[f"conv{i}"]
             x = convolve(x, layer["weight"]) + _by_channel(layer["bias"])
             x = pool(activation(normalize(x, (0, 2, 3, 4)) + _by_channel(layer["shift"])))
-        x = from_blocks(x).reshape(self.batch, -1) @ params["hidden"]["weight"] + params["hidden"]["bias"]
+        x = from_blocks(x).reshape(len(inputs), -1) @ params["hidden"]["weight"] + params["hidden"]["bias"]
         x = activation(normalize(x, (0,)) + params["hidden"]["shift"])
-        logits = x @ params["output"]["weight"] + params["output"]["bias"]
-        return cross_entropy(logits, self.labels[chosen])
+        return x @ params["output"]["weight"] + params["output"]["bias"]
 
 
 def normalize(x: Float[Array, "..."], places: tuple[int, ...]) -> Float[Array, "..."]:

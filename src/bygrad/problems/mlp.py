@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from .._core.draws import normals
-from .classifier import ACTIVATIONS, Activation, ImageClassifier, cross_entropy
+from .classifier import ACTIVATIONS, Activation, ImageClassifier
 
 Layers = list[dict[str, Array]]
 
@@ -52,14 +52,9 @@ class MLPClassifier(ImageClassifier):
         drawn = [self.scale * normal for normal in normals(jax.random.split(key, len(shapes)), shapes)]
         return [{"weight": weight, "bias": bias} for weight, bias in zip(drawn[::2], drawn[1::2], strict=True)]
 
-    def loss_on(self, params: Layers, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:
-        if key is None:
-            images, labels = self.images[start:end], self.labels[start:end]
-        else:
-            chosen = jax.random.randint(key, (self.batch,), start, end)
-            images, labels = self.images[chosen], self.labels[chosen]
+    def logits(self, params: Layers, inputs: UInt8[Array, "n pixels"]) -> Float[Array, "n classes"]:
         activation = ACTIVATIONS[self.activation]
-        x = images.astype(params[0]["weight"].dtype) / 255
+        x = inputs.astype(params[0]["weight"].dtype) / 255
         for layer in params[:-1]:
             x = activation(x @ layer["weight"] + layer["bias"])
-        return cross_entropy(x @ params[-1]["weight"] + params[-1]["bias"], labels)
+        return x @ params[-1]["weight"] + params[-1]["bias"]

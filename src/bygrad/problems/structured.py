@@ -25,7 +25,25 @@ class Bounded(ProblemFamily):
         return self.init(instance, key)
 
 
-class LeastSquares(Bounded):
+class Modelled(ProblemFamily):
+    r"""A convex loss of a model's outputs: $f_i(p) = \ell_i(m_i(p))$, which is what Gauss–Newton methods use.
+
+    Both parts see the key of the minibatch, and must draw the same one from it.
+    """
+
+    @abc.abstractmethod
+    def outputs(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Params:
+        """Return $m(p)$: one array, or several in a tree."""
+
+    @abc.abstractmethod
+    def output_loss(self, outputs: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
+        r"""Return $\ell$ of the outputs, convex and twice differentiable in them."""
+
+    def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
+        return self.output_loss(self.outputs(params, instance, key), instance, key)
+
+
+class LeastSquares(Bounded, Modelled):
     r"""Nonlinear least squares: $f_i(p) = \frac12 \lVert r_i(p) \rVert^2$.
 
     It is a `ProblemFamily`, so every optimizer can be trained and tested on it. `bygrad.solve` uses more than the
@@ -48,8 +66,11 @@ class LeastSquares(Bounded):
     def residuals(self, params: Params, instance: Instance) -> Float[Array, " n"]:
         """Return what should be zero, a vector: model minus data, each divided by its standard deviation."""
 
-    def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
-        return 0.5 * jnp.sum(jnp.square(self.residuals(params, instance)))
+    def outputs(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Float[Array, " n"]:
+        return self.residuals(params, instance)
+
+    def output_loss(self, outputs: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
+        return 0.5 * jnp.sum(jnp.square(outputs))
 
 
 class Composite(ProblemFamily):

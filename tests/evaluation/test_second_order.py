@@ -1,0 +1,102 @@
+"""Gauss–Newton against a written-out matrix, and second-order methods for as long as a given time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bygrad.evaluation import LBFGS, GaussNewton, run_in_time
+from bygrad.evaluation.second_order import second_order_curve
+from bygrad.experiments.transfer_rows import LossTimes
+from bygrad.problems import ImageData, LeastSquares, MLPClassifier, load_images
+from bygrad.unroll import draw
+
+DIGITS = load_images("mnist").shrunk(8)
+
+
+def numpy_gauss_newton(images, labels, weight, bias, damping):
+    """One damped Gauss–Newton step of logistic regression, with the matrix written out."""
+    x = images.reshape(len(images), -1) / 255
+    features = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    logits = x @ weight + bias
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares = odds / odds.sum(axis=1, keepdims=True)
+    classes = shares.shape[1]
+    # Params are flattened with the bias first, as jax.tree orders the keys.
+    order = lambda matrix: np.concatenate([matrix[-1], matrix[:-1].reshape(-1)])  # noqa: E731
+    slope = order(features.T @ (shares - np.eye(classes)[labels]) / len(x))
+    curvature = np.zeros((slope.size, slope.size))
+    for feature, share in zip(features, shares, strict=True):
+        jacobian = np.stack([order(np.outer(feature, np.eye(classes)[c])) for c in range(classes)])
+        curvature += jacobian.T @ (np.diag(share) - np.outer(share, share)) @ jacobian / len(x)
+    return -np.linalg.solve(curvature + damping * np.eye(slope.size), slope)
+
+
+def test_gauss_newton_takes_the_step_of_the_written_out_matrix():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        images, labels = rng.integers(0, 255, (30, 2, 2), np.uint8), rng.integers(0, 3, 30).astype(np.int32)
+        data = ImageData("random", images, labels, images, labels)
+        family = MLPClassifier.from_data(data, layers=0, scale=1.0)
+        params = jax.tree.map(lambda leaf: leaf.astype(float), family.init((), jax.random.key(0)))
+        start = family.loss(params, (), None)
+        method = GaussNewton(damping=jnp.asarray(0.05), batches=None, products=15)
+        after, damping = method.step(family, params, method.init(params, start), (), jax.random.key(1), jnp.asarray(0))
+        weight, bias = (np.asarray(params[0][name]) for name in ("weight", "bias"))
+        step = numpy_gauss_newton(images, labels, weight, bias, 0.05 * float(start))
+        moved = np.concatenate([np.ravel(after[0][name] - params[0][name]) for name in ("bias", "weight")])
+        np.testing.assert_allclose(moved, step, rtol=1e-6, atol=1e-12)
+        assert family.loss(after, (), None) < start
+        assert damping < method.init(params, start)  # the model foretold the fall well
+
+
+class Line(LeastSquares):
+    def sample(self, key):
+        return ()
+
+    def init(self, instance, key):
+        return jnp.zeros(2)
+
+    def residuals(self, params, instance):
+        x = jnp.array([0.0, 1.0, 2.0])
+        return params[0] + params[1] * x - (1 + 2 * x)
+
+
+def test_gauss_newton_solves_linear_least_squares_at_once_and_stays_there():
+    method = GaussNewton(damping=jnp.asarray(1e-9), batches=None, products=2)
+    start = jnp.array([3.0, -2.0])
+    _, curve = second_order_curve(method, Line(), (), start, jax.random.key(0), steps=3, size=5)
+    np.testing.assert_allclose(curve[1:4], 0, atol=1e-8)
+    assert np.isnan(curve[4:]).all()
+
+
+def test_gauss_newton_does_not_care_for_the_scale_of_the_loss():
+    family = MLPClassifier.from_data(DIGITS, hidden=4, scale=0.3)
+    method, keys = GaussNewton(damping=jnp.ones(()), batches=2, products=4), jax.random.split(jax.random.key(0), 2)
+    curves = [
+        run_in_time(method, np.array([0.1, 1.0]), it, None, keys, 1e9, 6).curves
+        for it in (family, LossTimes(family, 64.0))
+    ]
+    np.testing.assert_allclose(curves[1] / 64, curves[0], rtol=2e-3)
+    assert curves[0].shape == (2, 2, 7)
+    assert np.all(curves[0][..., -1] < curves[0][..., 0])
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("method", [LBFGS(batches=2), GaussNewton(damping=jnp.ones(()))], ids=["lbfgs", "gauss-newton"])
+def test_side_by_side_in_turn_and_alone_are_the_same(method, one_by_one):
+    family = MLPClassifier.from_data(DIGITS, hidden=4, scale=0.3)
+    keys = jax.random.split(jax.random.key(3), 2)
+    ran = run_in_time(method, np.ones(1), family, family, keys, 1e9, 4, one_by_one=one_by_one)
+    instances, params, run_keys = draw(family, keys)
+    first = jax.tree.map(lambda leaf: leaf[0], (instances, params))
+    end, curve = second_order_curve(method, family, *first, run_keys[0], steps=4, size=4)
+    np.testing.assert_allclose(ran.curves[0, 0], curve, rtol=1e-3)
+    np.testing.assert_allclose(ran.test[0, 0], family.loss(end, (), None), rtol=1e-3)
+
+
+def test_one_step_is_taken_even_if_it_does_not_fit():
+    family = MLPClassifier.from_data(DIGITS, hidden=4)
+    ran = run_in_time(LBFGS(batches=2), np.ones(1), family, None, jax.random.split(jax.random.key(0), 2), 1e-9, 50)
+    assert ran.curves.shape == (1, 2, 2)
+    assert ran.seconds > 0
