@@ -196,8 +196,6 @@ def test_it_runs_resumes_and_reports(tmp_path):
         steps = np.shape(method["curves"])[1] - 1
         assert 1 <= steps <= 4
         assert np.all(np.isfinite(method["curves"]))
-        # No more time than Adam had, but for the one step that is always taken.
-        assert steps == 1 or steps * method["seconds"] < 2 * timed["seconds"]
     for name, entry in row["optimizers"].items():
         # One run to tune on and two to report, the latter at all rates only where one is calibrated afterwards.
         shape = {"stand-in": (1, 2), "Adam": (2 * RATES, 3), "AdamWCosine": (RATES, 3)}[name]
