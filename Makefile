@@ -45,7 +45,8 @@ newest: .venv313/.installed-test
 		.venv313/bin/python -m pytest -q -n $(JOBS) --dist worksteal -m "core and not slow" --few-cases; \
 	fi
 
-# `make bench RECORDS=benchmarks/records` renews what `docs/results.md` quotes: on a machine with nothing else to do.
+# `make bench RECORDS=benchmarks/records` renews most of what `docs/results.md` quotes, whose table of commands has the
+# options of the others: on a machine with nothing else to do.
 bench: .venv/.installed-report
 	@for script in benchmarks/[!_]*.py; do \
 		echo "$$script"; \

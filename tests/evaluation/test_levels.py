@@ -32,7 +32,15 @@ def test_a_level_is_reached_by_a_mean_on_its_right_side_that_is_not_lost(reach, 
     assert level_row("it", reach, *measured, **how)["reached"] is reached
 
 
+def test_a_row_says_whether_the_paper_is_beaten():
+    assert level_row("it", None, 0.5, paper=0.7)["beats_paper"] is True
+    assert level_row("it", None, 0.5, paper=0.7, at_least=True)["beats_paper"] is False
+    assert level_row("it", None, math.inf, paper=0.7)["beats_paper"] is False
+    assert level_row("it", 1.0, 0.5)["beats_paper"] is None
+
+
 def test_a_row_holds_json_values():
     row = level_row("it", 1.0, np.float64(0.5), 0.4, 0.6, paper=0.7)
-    assert list(row) == ["what", "paper", "reach", "ours", "low", "high", "reached"]
-    assert list(row.values()) == ["it", 0.7, 1.0, 0.5, 0.4, 0.6, True] and type(row["reached"]) is bool
+    assert list(row) == ["what", "paper", "reach", "ours", "low", "high", "reached", "beats_paper"]
+    assert list(row.values()) == ["it", 0.7, 1.0, 0.5, 0.4, 0.6, True, True]
+    assert type(row["reached"]) is type(row["beats_paper"]) is bool

@@ -89,6 +89,36 @@ def test_what_is_done_is_not_done_again(done, folder):
             specialize(Bowl(), budget, horizon=HORIZON, runs=runs, folder=folder, resume=True)
 
 
+def test_what_is_no_better_than_its_start_is_not_returned(tmp_path, monkeypatch):
+    module = sys.modules[specialize.__module__]
+    judge = module._judge
+
+    def as_good(*arguments, branch):
+        return judge(*arguments, branch=branch) if branch == 2 else 1.0
+
+    monkeypatch.setattr(module, "_judge", as_good)
+    done = specialize(Bowl(), "2s", horizon=HORIZON, runs=4, folder=tmp_path / "bowl", pretrained=None)
+    assert done.results["specialization"]["kept"] == "start"
+    assert "No better than its start" in done.results["optimizers"]["controller"]["note"]
+    origin = bygrad.artifacts.load(done.path).manifest.training["start"]
+    tunings = {
+        name: Tuning.of_json(found)
+        for name, found in json.loads((tmp_path / "bowl" / "tuning.json").read_text()).items()
+    }
+    start, expected = _start(None, tunings, "training", Bowl(), protocol_of(HORIZON, 4, 0))
+    assert origin == expected
+    for ours, theirs in zip(jax.tree.leaves(done.optimizer), jax.tree.leaves(start), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_levels_are_those_of_the_runs_that_validate(done, folder):
+    levels = json.loads((folder / "levels.json").read_text())
+    assert set(levels) == {"Adam", "AdamWCosine", "Nesterov"}
+    assert all(value["area"] > 0 for value in levels.values())
+    course = done.results["meta_training"]
+    assert course["baselines"] == {name: value["area"] for name, value in levels.items()}
+
+
 def test_it_starts_from_the_best_of_three_controllers(tmp_path):
     protocol = protocol_of(HORIZON, 8, 0)
     tunings = {"Adam": TUNING, "AdamWCosine": TOO_SMALL}

@@ -94,6 +94,7 @@ def entry(mean: list[list[float]], rates: list[float] | None, kind: str = "hand-
     return strict_json(
         {"kind": kind, "rates": rates, "schedules": None if rates is None else ["constant"] * len(rates)}
         | {"tuning_runs": 1, "seconds": 1e-3, "curves": curves.tolist()}
+        | {"curves_at_rates": np.repeat(losses[:, 1:, None], 4, axis=2).tolist()}
         | {measure: mean for measure in ("mean", "final", "test")}
     )
 
@@ -122,15 +123,16 @@ def test_rows_are_put_together():
     assert found["calibrated"] == 1e-2
     assert found["table"][CALIBRATED]["easy"]["mean"] == 0.8
     assert found["table"]["AdamWCosine"]["easy"]["mean"] == 0.4
-    assert found["table"]["Adam"]["hard"] == {"mean": 1.0, "final": 1.0, "test": 1.0, "seconds": 1e-3} | {
+    assert found["table"]["Adam"]["hard"] == {"mean": 1.0, "final": 1.0, "test": 1.0, "timed": 1.0} | {
+        "seconds": 1e-3,
         "rate": 1e-2,
         "schedule": "constant",
     }
     # A lost run is an infinite mean, and loses the row.
     assert found["table"]["Ours"]["hard"]["mean"] == np.inf
-    assert found["shares"]["Ours"]["Adam"] == {"mean": 0.5, "final": 0.5, "test": 0.5, "equal time": 0.5}
+    assert found["shares"]["Ours"]["Adam"] == {"mean": 0.5, "final": 0.5, "test": 0.5, "timed": 0.5}
     # Ahead of Adam on the easy row, but not of the better of the two: who tunes would take that.
-    assert found["shares"]["Ours"][BETTER_ADAM] == {"mean": 0.0, "final": 0.0, "test": 0.0}
+    assert found["shares"]["Ours"][BETTER_ADAM] == {"mean": 0.0, "final": 0.0, "test": 0.0, "timed": 0.0}
     assert found["aggregates"]["Ours"]["diverged"] == 0.25
     assert found["aggregates"]["Adam"]["mean"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert [level["reached"] for level in found["levels"]] == [False, False]
@@ -157,6 +159,22 @@ def test_every_measure_is_at_the_setting_that_tuned_best_for_it():
         }
     cell = aggregate(table, ["Ours"])["table"]["Adam"]["easy"]
     assert (cell["mean"], cell["final"], cell["schedule"]) == (5.0, 7.0, "constant")
+
+
+def test_who_takes_longer_takes_fewer_steps_in_the_time_of_adam():
+    table = rows(ours=0.5, adam=1.0, cosine=[0.4, 0.8])
+    for row in table.values():
+        row["optimizers"]["Ours"] |= {"seconds": 2e-3, "curves": [[4.0, 2.0, 1.0, 1.0, 0.0]] * 2}
+        # Runs of four steps at one rate, which is not the best of its row in the first, kept as two means of two.
+        row["optimizers"]["AdamWCosine"] |= {"seconds": 2e-3, "curves_at_rates": [[[7.0, 7.0]] * 2, [[5.0, 3.0]] * 2]}
+        row["optimizers"]["Adam"]["seconds"] = 1e-3
+    found = aggregate(table, ["Ours"])
+    assert found["table"]["Ours"]["easy"]["timed"] == 3.0
+    assert found["calibrated"] == 1e-2
+    assert found["table"][CALIBRATED]["easy"]["timed"] == 5.0
+    for row in table.values():  # in half the time of Adam, no more steps than there are
+        row["optimizers"]["Ours"]["seconds"] = 5e-4
+    assert aggregate(table, ["Ours"])["table"]["Ours"]["easy"]["timed"] == 2.0
 
 
 def test_second_order_methods_are_rivals_of_their_own():

@@ -17,11 +17,12 @@ from bygrad.metagrads import (
     Estimator,
     Forward,
     FullES,
+    Imitate,
     Members,
     TruncatedES,
     signal_to_noise,
 )
-from bygrad.optimizers import Optimizer
+from bygrad.optimizers import Adam, Optimizer
 from bygrad.problems import Mixture, ProblemFamily
 from bygrad.unroll import Windows
 
@@ -98,7 +99,7 @@ def test_unbiased_estimators_give_the_exact_meta_gradient_on_average(estimator, 
 
 
 def test_truncated_evolution_strategies_fail_that_test():
-    assert TruncatedES.biased
+    assert TruncatedES().biased
     assert np.max(np.abs(standard_errors(estimates(TruncatedES(0.1), 2, 4_000)))) > 10
     assert np.all(np.abs(standard_errors(estimates(TruncatedES(0.1), 4, 4_000))) < 4)  # a whole run is no truncation
 
@@ -245,4 +246,17 @@ def test_what_cannot_work_is_refused():
         one_step(Blend(), Bowl(), particles=1)
     with pytest.raises(ValueError, match="sigma is 0"):
         Blend(0.0)
-    assert [name for name, kind in ESTIMATORS.items() if not kind.biased] == ["FullES", "PES", "NRES", "Forward"]
+
+
+def test_estimators_say_whether_they_are_biased():
+    made = {name: kind() for name, kind in ESTIMATORS.items() if name not in ("Imitate", "Clone")}
+    assert [name for name, it in made.items() if not it.biased] == ["FullES", "PES", "NRES", "Forward"]
+    # What divides by a median, or takes logarithms, has another mean.
+    for kind in (FullES, PES, NRES):
+        assert kind(robust=True).biased and kind(log=True).biased
+    assert not Members(NRES()).biased and Members(TruncatedES()).biased
+
+
+def test_the_noise_of_a_sum_with_an_imitation_is_not_known():
+    estimate, _ = one_step(Imitate(NRES(0.1), Adam(jnp.asarray(0.1))), Bowl())
+    assert estimate.square is None and estimate.lost is not None

@@ -37,7 +37,7 @@ def finish(results: dict[str, Any], folder: Path, file: Path | None) -> None:
         console.print(results_table(results))
     for level in results.get("levels", ()):
         verdict = {None: "reported", True: "reached", False: "NOT reached"}[level["reached"]]
-        what, paper, reach, ours, _ = level_cells(level)
+        what, paper, reach, ours, *_ = level_cells(level)
         console.print(
             f"{what}: {ours}; paper {paper}, to reach {reach}: {verdict}",
             highlight=False,

@@ -24,7 +24,7 @@ def level_row(
     paper's own figure. `at_least`: more is better. `sure`: the whole interval must lie beyond the level.
 
     **Returns:** the arguments that are numbers, and `reached`: None where nothing is judged, False for a mean that is
-    lost.
+    lost; and `beats_paper`: whether the mean is better than the paper's, None where it has none.
 
     >>> level_row("final loss", 0.21, 0.20)["reached"], level_row("share won", 0.8, 0.7, at_least=True)["reached"]
     (True, False)
@@ -38,4 +38,8 @@ def level_row(
         reached = bool(judged > reach if at_least else judged < reach)
     else:
         reached = bool(judged >= reach if at_least else judged <= reach)
-    return {"what": what, "paper": paper, "reach": reach, "ours": ours, "low": low, "high": high, "reached": reached}
+    beats = None
+    if paper is not None:
+        beats = ours is not None and bool(math.isfinite(ours) and (ours > paper if at_least else ours < paper))
+    numbers = {"paper": paper, "reach": reach, "ours": ours, "low": low, "high": high}
+    return {"what": what, **numbers, "reached": reached, "beats_paper": beats}

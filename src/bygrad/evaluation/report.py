@@ -53,7 +53,7 @@ _HEADINGS = (
     "runs",
     "diverged",
 )
-LEVEL_HEADINGS = ("level", "paper", "to reach", "ours [95 %]", "reached")
+LEVEL_HEADINGS = ("level", "paper", "to reach", "ours [95 %]", "reached", "than the paper")
 """Of the columns of `level_cells`."""
 _TERMINAL_HEADINGS = ("optimizer", "rate", "final", "area", "ms/step", "runs", "lost")
 _STYLE = """
@@ -293,13 +293,15 @@ def _levels(levels: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def level_cells(level: Mapping[str, Any]) -> tuple[str, ...]:
-    """Write a level as texts: what, paper, to reach, ours with its interval, and whether it is reached."""
+    """Write a level as texts: what, paper, to reach, ours with its interval, whether it is reached, and whether it is
+    better than the paper's."""
     words = {True: "yes", False: "no", None: _MISSING}
+    than = {True: "better", False: "not better", None: _MISSING}
     ours = {"mean": level["ours"], "low": level.get("low"), "high": level.get("high")}
     is_alone = ours["low"] is ours["high"] is None
     shown = f"{number(ours['mean'])} (no interval)" if is_alone else _interval(ours, 0)
     numbers = (number(level.get("paper")), number(level.get("reach")), shown)
-    return (level["what"], *numbers, words[level.get("reached")])
+    return (level["what"], *numbers, words[level.get("reached")], than[level.get("beats_paper")])
 
 
 def _provenance(results: Results) -> list[str]:

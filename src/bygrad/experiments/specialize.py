@@ -22,15 +22,16 @@ from ..evaluation import (
     final,
     run_curves,
     strict_json,
+    tuned_levels,
     write_report,
 )
 from ..metagrads import NRES
 from ..optimizers import HAND_DESIGNED, Controller, Optimizer, declare
 from ..problems import HeldOut, ProblemFamily, check_family, describe_family, hold_out
-from ..training import Recipe, Stepped, is_begun, meta_train
+from ..training import Recipe, Stepped, is_begun, meta_train, validation_keys
 from .display import Display
 from .reproduce import claim
-from .work import evaluate, meta_training_results, train, tune
+from .work import Kept, evaluate, meta_training_results, train, tune
 from .worth import rows_of, sentences, worth_of
 
 Objective = Literal["training", "validation"]
@@ -82,9 +83,8 @@ def specialize(
 
     What learns is a `Controller` in any case: a small network for every tensor steers Adam's arithmetic, with Adam's
     memory and at 1.1 to 1.3 times the cost of its training step. Rules with a network for every param (`MLPRule`,
-    `STAR`, `Celo2`) are not tried: when the two were compared, such a rule got no further in as many steps, and its
-    update costs 14 to 24 times Adam's at a million params (`benchmarks/records/rules.json`). `meta_train` takes them;
-    `docs/rules.md` has a recipe.
+    `STAR`, `Celo2`) are not tried: their update costs 14 to 24 times Adam's at a million params
+    (`benchmarks/records/rules.json`). `meta_train` takes them; `docs/rules.md` has a recipe.
 
     **Arguments:** `budget`: time for meta-training, compilation included: seconds, or text as `90s`, `10m`, `1h`;
     tuning and comparing come on top. `objective`: `"validation"` learns from held-out data and chooses by the loss on
@@ -146,13 +146,16 @@ def _specialize(
     started = time.perf_counter()
     tunings, tuning_seconds = tune(problems, protocol, folder, display, RIVALS)
     judged_by = measure_of(objective)
-    levels = {name: float(np.min(getattr(tuning, judged_by))) for name, tuning in tunings.items()}
+    recipe = choose_recipe(horizon, seconds, seed, objective)
+    alike = dataclasses.replace(protocol, horizon=recipe.horizon, final_window=recipe.final_window)
+    kept = Kept(folder / "levels.json")
+    levels = tuned_levels(tunings, problems, validation_keys(recipe), judged_by, alike, kept)
     display.tuned(judged_by, levels)
 
     start, origin = _start(pretrained, tunings, objective, problems, protocol)
     if tuning_seconds is not None:
         tuning_seconds = time.perf_counter() - started  # the choice of a start is a part of it
-    recipe = _paced(choose_recipe(horizon, seconds, seed, objective), start, origin == pretrained, problems, folder)
+    recipe = _paced(recipe, start, origin == pretrained, problems, folder)
     trained = train(
         start,
         problems,

@@ -46,6 +46,9 @@ RATES = 13
 SCHEDULED = {"AdamWCosine": "cosine", "ScheduleFree": "averaging"}
 """Baselines that have a schedule of their own, or stand for one; the others are tuned without and with a cosine."""
 
+POINTS = 400
+"""Points of a curve that is kept at every rate."""
+
 GRID = np.logspace(-1.5, 1.5, RATES)
 
 SECOND_ORDER: dict[str, tuple[np.ndarray, list[SecondOrder]]] = {
@@ -101,8 +104,9 @@ def run_row(
     Each entry of `optimizers` has the kind, the settings tried: `rates` and `schedules` `[n]`, and per setting and run
     the mean loss over the run, the final and the test loss, first of the tuning runs, then of the others (null for
     settings that were not run on these: they are those that tuned best for one of the measures); and the curves at the
-    best for the mean loss. Learned optimizers have no settings and no tuning runs. Second-order methods run for as long
-    as tuned Adam takes; their settings are dampings, and the sizes of their samples.
+    best for the mean loss, of AdamWCosine at all rates besides. Learned optimizers have no settings and no tuning runs.
+    Second-order methods run for as long as tuned Adam takes; their settings are dampings, and the sizes of their
+    samples.
     """
     measured = _Measured(row, effort, images, task)
     first = measured.kept("", lambda: measured.first_order(learned, baselines))
@@ -192,15 +196,20 @@ class _Measured:
         )
 
     def _tuned(self, variants: Mapping[str, Measure], rates: np.ndarray, everywhere: bool = False) -> dict[str, Any]:
-        """Return the entry of what has a setting for every variant and rate; `everywhere`: report at all of them."""
+        """Return the entry of what has a setting for every variant and rate.
+
+        `everywhere`: report at all rates of the one variant, with `curves_at_rates` `[rates, runs, points]`.
+        """
         settings = [(variant, rate) for variant in variants for rate in rates]
         found = [_measures(run(rates, self.tuning)) for run in variants.values()]
         losses = {key: np.concatenate([it[key] for it in found]) for key in found[0]}
         best = {key: choose(values) for key, values in losses.items()}
         on_reported = {key: np.full((len(settings), len(self.reported)), np.nan) for key in losses}
+        kept: dict[str, Any] = {}
         if everywhere:
-            found = [_measures(run(rates, self.reported)) for run in variants.values()]
-            on_reported = {key: np.concatenate([it[key] for it in found]) for key in losses}
+            (run,) = variants.values()
+            ran = run(rates, self.reported)
+            on_reported, kept["curves_at_rates"] = _measures(ran), _shortened(ran.curves[..., :-1]).tolist()
         curves = None
         for index in sorted(set(best.values()), key=lambda index: index == best["mean"]):  # the mean's come last
             variant, rate = settings[index]
@@ -214,9 +223,8 @@ class _Measured:
             "schedules": [variant for variant, _ in settings],
             "tuning_runs": len(self.tuning),
         }
-        return described | _entry(
-            curves, {key: np.concatenate([losses[key], on_reported[key]], axis=1) for key in losses}
-        )
+        both = {key: np.concatenate([losses[key], on_reported[key]], axis=1) for key in losses}
+        return described | kept | _entry(curves, both)
 
 
 def _schedules(rule: FromOptax) -> dict[str, FromOptax]:
@@ -229,6 +237,13 @@ def _entry(ran: GridRuns, runs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "curves": ran.curves[0].tolist(),
         **{key: values.tolist() for key, values in runs.items()},
     }
+
+
+def _shortened(curves: np.ndarray) -> np.ndarray:
+    """Return means over equal parts of the curves, `[..., at most 2 * POINTS]`: their mean is the curves'."""
+    size = max(1, curves.shape[-1] // POINTS)
+    parts = curves[..., : curves.shape[-1] // size * size]
+    return parts.reshape(*parts.shape[:-1], -1, size).mean(axis=-1)
 
 
 def _window(steps: int) -> int:

@@ -17,7 +17,13 @@ MEASURES = {
     "mean": "mean training loss over the run",
     "final": "training loss at the end",
     "test": "loss on held-out data at the end",
+    "timed": "mean training loss over the time that tuned Adam takes",
 }
+"""What is compared: three measures of runs of as many steps, and one of as many seconds. Who takes more time for
+a step takes fewer steps in the last; who takes less, no more than in the others."""
+
+MEASURED = ("mean", "final", "test")
+"""Those that rows say, at every setting."""
 
 CALIBRATED_FROM = "AdamWCosine"
 CALIBRATED = f"{CALIBRATED_FROM}, one rate"
@@ -37,13 +43,18 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
     `table`: for every row and column, means over the runs of each measure, the learning rate and the seconds of a step.
     `aggregates`: for every column and measure, the interquartile mean over rows and runs of the loss relative to tuned
     Adam's mean in the row, with its interval; and the share of runs that diverged. `shares`: for every learned
-    optimizer, the share of rows in which it beats tuned Adam and the calibrated AdamW with a cosine, for every measure,
-    and for the mean loss at equal time; and several rivals at once. `profiles`, `levels`, `summary`: for the figure,
+    optimizer, the share of rows in which it beats tuned Adam and the calibrated AdamW with a cosine, for every measure;
+    and several rivals at once. `profiles`, `levels`, `summary`: for the figure,
     the report and the terminal.
     """
     rate = calibrate(rows)
-    columns = {name: {row: _at_best(entry, name) for row, entry in rows.items()} for name in _names(rows)}
-    columns[CALIBRATED] = {row: _at_rate(entry, CALIBRATED_FROM, rate) for row, entry in rows.items()}
+    columns: dict[str, dict[str, Any]] = {name: {} for name in (*_names(rows), CALIBRATED)}
+    for row, entry in rows.items():
+        adam = entry["optimizers"][REFERENCE]
+        seconds = entry["horizon"] * adam["seconds"]
+        for name, optimizer in entry["optimizers"].items():
+            columns[name][row] = _at_best(optimizer, seconds)
+        columns[CALIBRATED][row] = _at_rate(entry["optimizers"][CALIBRATED_FROM], rate, seconds)
     kinds = {name: entry["kind"] for name, entry in next(iter(rows.values()))["optimizers"].items()}
     kinds[CALIBRATED] = kinds[CALIBRATED_FROM]
     table, aggregates, drawn = {}, {}, {}
@@ -67,7 +78,6 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
                 measure: float(np.mean([table[name][row][measure] < table[rival][row][measure] for row in rows]))
                 for measure in MEASURES
             }
-            won["equal time"] = float(np.mean([_wins_in_time(columns[name][row], columns[rival][row]) for row in rows]))
             shares[name][rival] = won
             tuned = "per-row tuned Adam" if rival == REFERENCE else f"AdamW with a cosine at one rate ({rate:.3g})"
             summary.append(_told(name, tuned, won, len(rows)))
@@ -141,44 +151,36 @@ def _names(rows: Rows) -> list[str]:
     return list(next(iter(rows.values()))["optimizers"])
 
 
-def _at_best(row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return what an optimizer reaches, in every measure at the setting that tuned best for it."""
-    entry = row["optimizers"][name]
-    curves = np.asarray(entry["curves"], float)
+def _at_best(entry: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Return what an optimizer reaches, in every measure at the setting that tuned best for it; `seconds`: of tuned
+    Adam's run."""
+    curves = np.asarray(entry["curves"], float)[:, :-1]
     if entry["rates"] is None:
-        return _cell(entry, dict.fromkeys(MEASURES, 0), curves)
-    return _cell(entry, {measure: int(np.argmin(_tuned(entry, measure))) for measure in MEASURES}, curves)
+        return _cell(entry, dict.fromkeys(MEASURED, 0), curves, seconds)
+    return _cell(entry, {measure: int(np.argmin(_tuned(entry, measure))) for measure in MEASURED}, curves, seconds)
 
 
-def _at_rate(row: Mapping[str, Any], name: str, rate: float) -> dict[str, Any]:
-    entry = row["optimizers"][name]
+def _at_rate(entry: Mapping[str, Any], rate: float, seconds: float) -> dict[str, Any]:
     index = int(np.argmin(np.abs(np.log(np.asarray(entry["rates"]) / rate))))
-    best = _at_best(row, name)
-    # Curves are kept at the best rate only, so elsewhere there is no comparison at equal time but this: all of the run.
-    curves = best["curves"] if best["rate"] == entry["rates"][index] else None
-    return _cell(entry, dict.fromkeys(MEASURES, index), curves)
+    curves = np.asarray(entry["curves_at_rates"][index], float)
+    return _cell(entry, dict.fromkeys(MEASURED, index), curves, seconds)
 
 
-def _cell(entry: Mapping[str, Any], settings: Mapping[str, int], curves: np.ndarray | None) -> dict[str, Any]:
+def _cell(entry: Mapping[str, Any], settings: Mapping[str, int], curves: np.ndarray, seconds: float) -> dict[str, Any]:
+    """`curves` `[runs, steps]`: losses before each update, or means over as many updates, that divide the run."""
     runs = {measure: _losses(entry[measure][setting][entry["tuning_runs"] :]) for measure, setting in settings.items()}
+    steps = len(entry["curves"][0]) - 1
+    part = min(1.0, seconds / (steps * entry["seconds"]))
+    with np.errstate(over="ignore", invalid="ignore"):
+        runs["timed"] = _losses(np.mean(curves[:, : max(1, round(part * curves.shape[1]))], axis=1).tolist())
     return {
         **{measure: float(np.mean(values)) for measure, values in runs.items()},
         "runs": runs,
         "rate": None if entry["rates"] is None else entry["rates"][settings["mean"]],
         "schedule": None if entry["rates"] is None else entry["schedules"][settings["mean"]],
         "seconds": entry["seconds"],
-        "curves": curves,
         "lost": float(np.mean(~np.isfinite(runs["final"]))),
     }
-
-
-def _wins_in_time(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether the mean loss is lower over the time in which both have been running."""
-    if ours["curves"] is None or theirs["curves"] is None:
-        return bool(ours["mean"] < theirs["mean"])
-    time = min(it["seconds"] * (it["curves"].shape[1] - 1) for it in (ours, theirs))
-    means = [np.mean(it["curves"][:, : max(1, int(time / it["seconds"]))]) for it in (ours, theirs)]
-    return bool(means[0] < means[1])
 
 
 def write_transfer_report(found: Mapping[str, Any], results: dict[str, Any], folder: Path) -> Path:

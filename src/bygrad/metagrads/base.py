@@ -1,7 +1,7 @@
 """What a meta-gradient estimator is."""
 
 import abc
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -55,7 +55,9 @@ class Estimator(eqx.Module):
     that is whole on every device would draw the same there, and be different for another number of devices.
     """
 
-    biased: ClassVar[bool] = True
+    @property
+    def biased(self) -> bool:
+        return True
 
     @property
     def differentiates(self) -> bool:

@@ -1,7 +1,5 @@
 """Backpropagation and evolution strategies, each where it is the more precise (Metz et al., 2019)."""
 
-from typing import ClassVar
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -27,8 +25,6 @@ class Blend(Estimator):
 
     **Arguments:** `sigma`: standard deviation of the meta-parameters of a pair.
     """
-
-    biased: ClassVar[bool] = True
 
     sigma: float = eqx.field(static=True, default=0.02)
 

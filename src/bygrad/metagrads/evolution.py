@@ -44,6 +44,11 @@ class Evolution(Estimator):
         particles.check_sigma(self.sigma)
 
     @property
+    def transforms(self) -> bool:
+        """Whether differences are not those of the losses: no such estimator is unbiased."""
+        return self.robust or self.log
+
+    @property
     def differentiates(self) -> bool:
         return False
 

@@ -1,6 +1,6 @@
 """Forward-mode meta-gradients along a random direction (Silver et al., 2022)."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -30,7 +30,9 @@ class Forward(Estimator):
     gradient included (one Hessian-vector product a step), and so without the smoothing that tames chaotic problems.
     """
 
-    biased: ClassVar[bool] = False
+    @property
+    def biased(self) -> bool:
+        return False
 
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Tangents:
         inner = windows.begin(optimizer, key, lift_by_vmap)

@@ -1,7 +1,5 @@
 """Evolution strategies over whole runs."""
 
-from typing import ClassVar
-
 from jaxtyping import PRNGKeyArray, PyTree
 
 from ..optimizers import Optimizer
@@ -17,7 +15,9 @@ class FullES(Evolution):
     Salimans et al. (2017), algorithm 1, with antithetic pairs. The truncation must be the horizon.
     """
 
-    biased: ClassVar[bool] = False
+    @property
+    def biased(self) -> bool:
+        return self.transforms
 
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Pairs:
         if windows.truncation != windows.horizon or windows.shortest is not None:

@@ -110,7 +110,8 @@ class Imitate(Estimator):
         drawn, shown, pupil = jax.lax.cond(turn, imitate, wait, state.shown, state.pupil)
         gradient = jax.tree.map(lambda own, other: own + self.weight * other, estimate.gradient, drawn)
         after = Imitated(achieved, shown, pupil, state.windows + 1)
-        return dataclasses.replace(estimate, gradient=gradient), after
+        # Nothing is known of the noise of the sum: `square` is that of one of its parts.
+        return dataclasses.replace(estimate, gradient=gradient, square=None), after
 
     def _imitate(
         self, optimizer: Optimizer, windows: Windows, shown: Inner, pupil: State

@@ -1,7 +1,7 @@
 """The meta-gradient of a mixture, from each of its members apart."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,11 @@ class Members(Estimator):
     **Arguments:** `estimator`: for each member.
     """
 
-    biased: ClassVar[bool] = True  # as the estimator that it is made of, which a class cannot know
-
     estimator: Estimator
+
+    @property
+    def biased(self) -> bool:
+        return self.estimator.biased
 
     @property
     def differentiates(self) -> bool:

@@ -1,7 +1,5 @@
 """Noise-reuse evolution strategies (Li et al., 2023)."""
 
-from typing import ClassVar
-
 from jaxtyping import PyTree
 
 from ..optimizers import Optimizer
@@ -18,7 +16,9 @@ class NRES(Evolution):
     smallest of its kind (Li et al., theorem 5 and equation 6: persistent noise, with K = T).
     """
 
-    biased: ClassVar[bool] = False
+    @property
+    def biased(self) -> bool:
+        return self.transforms
 
     def directions(self, optimizer: Optimizer, inner: Inner) -> PyTree:
         return particles.directions(optimizer, inner.key)

@@ -17,7 +17,10 @@ class PES(Evolution):
     grows with the number of windows of a run.
     """
 
-    biased: ClassVar[bool] = False
+    @property
+    def biased(self) -> bool:
+        return self.transforms
+
     keeps_past: ClassVar[bool] = True
 
     def directions(self, optimizer: Optimizer, inner: Inner) -> PyTree:

@@ -1,7 +1,5 @@
 """Evolution strategies over windows that know nothing of each other (Metz et al., 2019)."""
 
-from typing import ClassVar
-
 from jaxtyping import PyTree
 
 from ..optimizers import Optimizer
@@ -16,8 +14,6 @@ class TruncatedES(Evolution):
     The least variance, and the bias of every truncation: what an update does to losses after its window is not seen, so
     short windows make optimizers greedy.
     """
-
-    biased: ClassVar[bool] = True
 
     def directions(self, optimizer: Optimizer, inner: Inner) -> PyTree:
         return particles.directions(optimizer, inner.key, inner.step)

@@ -16,13 +16,14 @@ from .structured import Modelled
 
 AnyClassifier = TypeVar("AnyClassifier", bound="ImageClassifier")
 
-Activation = Literal["sigmoid", "relu", "tanh", "gelu", "elu"]
+Activation = Literal["sigmoid", "relu", "tanh", "gelu", "elu", "silu"]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": jax.nn.sigmoid,
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
     "gelu": jax.nn.gelu,
     "elu": jax.nn.elu,
+    "silu": jax.nn.silu,
 }
 
 
