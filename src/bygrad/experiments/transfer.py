@@ -46,6 +46,9 @@ RATES = 13
 SCHEDULED = {"AdamWCosine": "cosine", "ScheduleFree": "averaging"}
 """Baselines that have a schedule of their own, or stand for one; the others are tuned without and with a cosine."""
 
+LAYOUT = 2
+"""Of the files of rows: a run that wrote others cannot be gone on with."""
+
 POINTS = 400
 """Points of a curve that is kept at every rate."""
 
@@ -73,7 +76,7 @@ def carry_out_rows(
     Adam and AdamWCosine must be among the baselines: the others are compared with them. `digests` tell whether the
     learned ones are those of the interrupted run (`Manifest.digest`); their names do not.
     """
-    task.claim(TRANSFER, learned=dict(digests))
+    task.claim(TRANSFER, learned=dict(digests), layout=LAYOUT)
     images, rows = images_of(effort.rows, task.data), {}
     left_out = [row.name for row in effort.rows if row.source not in images]
     effort = dataclasses.replace(effort, rows=tuple(row for row in effort.rows if row.source in images))
