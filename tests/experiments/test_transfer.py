@@ -118,7 +118,7 @@ def rows(ours: float, adam: float, cosine: list[float]) -> dict[str, dict[str, A
 
 
 def test_rows_are_put_together():
-    found = aggregate(rows(ours=0.5, adam=1.0, cosine=[0.4, 0.8]), ["Ours"])
+    found = aggregate(rows(ours=0.5, adam=1.0, cosine=[0.4, 0.8]), ["Ours"], outside=["hard", "not among them"])
     # One rate for both rows: 1e-2, since 4 x 0.4 is more than 1.5 x 0.8.
     assert found["calibrated"] == 1e-2
     assert found["table"][CALIBRATED]["easy"]["mean"] == 0.8
@@ -130,9 +130,11 @@ def test_rows_are_put_together():
     }
     # A lost run is an infinite mean, and loses the row.
     assert found["table"]["Ours"]["hard"]["mean"] == np.inf
-    assert found["shares"]["Ours"]["Adam"] == {"mean": 0.5, "final": 0.5, "test": 0.5, "timed": 0.5}
+    measures = ("mean", "final", "test", "timed")
+    assert found["won"]["Ours"]["Adam"] == {key: {"rows": 1, "outside": 0} for key in measures}
+    assert found["outside"] == 1
     # Ahead of Adam on the easy row, but not of the better of the two: who tunes would take that.
-    assert found["shares"]["Ours"][BETTER_ADAM] == {"mean": 0.0, "final": 0.0, "test": 0.0, "timed": 0.0}
+    assert found["won"]["Ours"][BETTER_ADAM] == {key: {"rows": 0, "outside": 0} for key in measures}
     assert found["aggregates"]["Ours"]["diverged"] == 0.25
     assert found["aggregates"]["Adam"]["mean"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert [level["reached"] for level in found["levels"]] == [False, False]
@@ -183,11 +185,10 @@ def test_second_order_methods_are_rivals_of_their_own():
         table[row]["optimizers"]["L-BFGS"] = entry([[loss, loss, loss]], [1.0], "second-order")
     found = aggregate(table, ["Ours"])
     assert found["aggregates"]["L-BFGS"]["kind"] == "second-order"
-    assert found["shares"]["Ours"][SECOND_ORDER]["mean"] == 0.5
-    assert (
-        found["shares"]["Ours"][BETTER_ADAM]
-        == aggregate(rows(0.5, 1.0, [1.0, 1.0]), ["Ours"])["shares"]["Ours"][BETTER_ADAM]
-    )
+    assert found["won"]["Ours"][SECOND_ORDER]["mean"] == {"rows": 1, "outside": 0}
+    without = aggregate(rows(0.5, 1.0, [1.0, 1.0]), ["Ours"])
+    assert found["won"]["Ours"][BETTER_ADAM] == without["won"]["Ours"][BETTER_ADAM]
+    assert SECOND_ORDER not in without["won"]["Ours"]
 
 
 def test_the_calibrated_rate_is_chosen_on_the_runs_for_tuning_alone():

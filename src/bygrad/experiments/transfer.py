@@ -86,7 +86,7 @@ def carry_out_rows(
         task.display.phase("rows", done, len(effort.rows))
         rows[row.name] = run_row(row, effort, learned, baselines, images[row.source], task)
     task.display.phase("rows", len(effort.rows), len(effort.rows))
-    found = aggregate(rows, list(learned))
+    found = aggregate(rows, list(learned), [row.name for row in effort.rows if not row.in_mixture])
     for line in found["summary"]:
         task.display.say(line)
     results = _base_results(rows, found, effort, learned, task)
@@ -291,7 +291,7 @@ def _base_results(
         "optimizers": optimizers,
         "meta_training": None,
         "levels": found["levels"],
-        "transfer": {key: found[key] for key in ("table", "aggregates", "shares", "calibrated", "axes")},
+        "transfer": {key: found[key] for key in ("table", "aggregates", "won", "outside", "calibrated", "axes")},
         "configuration": {
             "data": task.data,
             "learned": sorted(learned),

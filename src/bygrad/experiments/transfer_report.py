@@ -1,6 +1,6 @@
 """What the rows of the transfer benchmark say together: shares of rows won, interquartile means, profiles, a page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -31,21 +31,21 @@ REFERENCE = "Adam"
 LEVELS = np.logspace(-1, 1, 81)
 REACH = {CALIBRATED: 0.8, REFERENCE: 0.6}
 """Shares of rows in which an untuned optimizer should beat these."""
+TOLD = {CALIBRATED: "AdamW with a cosine at one rate for all rows", REFERENCE: "Adam tuned for each row"}
 BETTER_ADAM, ANY = "the better of tuned Adam and tuned AdamW with a cosine", "all tuned baselines"
 SECOND_ORDER = "L-BFGS and Gauss-Newton, tuned, in the time that tuned Adam takes"
 
 Rows = Mapping[str, Mapping[str, Any]]
 
 
-def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
-    """Return what the rows say together, as JSON values.
+def aggregate(rows: Rows, learned: Sequence[str], outside: Collection[str] = ()) -> dict[str, Any]:
+    """Return what the rows say together, as JSON values; `outside`: those of kinds that nothing was learned on.
 
     `table`: for every row and column, means over the runs of each measure, the learning rate and the seconds of a step.
     `aggregates`: for every column and measure, the interquartile mean over rows and runs of the loss relative to tuned
-    Adam's mean in the row, with its interval; and the share of runs that diverged. `shares`: for every learned
-    optimizer, the share of rows in which it beats tuned Adam and the calibrated AdamW with a cosine, for every measure;
-    and several rivals at once. `profiles`, `levels`, `summary`: for the figure,
-    the report and the terminal.
+    Adam's mean in the row, with its interval; and the share of runs that diverged. `won`: for every learned
+    optimizer, rival (or several at once) and measure, in how many rows it is below, and in how many of those outside.
+    `profiles`, `levels`, `summary`: for the figure, the report and the terminal.
     """
     rate = calibrate(rows)
     columns: dict[str, dict[str, Any]] = {name: {} for name in (*_names(rows), CALIBRATED)}
@@ -70,40 +70,37 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
             if measure == "mean":
                 shares = performance_profile(scores, LEVELS).tolist()
                 drawn[name] = {"label": name, "kind": kinds[name], "levels": LEVELS.tolist(), "shares": shares}
-    shares, levels, summary = {}, [], []
+    won: dict[str, Any] = {}
+    levels, summary = [], []
     for name in learned:
-        shares[name] = {}
-        for rival, reach in REACH.items():
-            won = {
-                measure: float(np.mean([table[name][row][measure] < table[rival][row][measure] for row in rows]))
+        won[name] = {}
+        for rival, together in _rivals(kinds).items():
+            below = {
+                measure: [
+                    row for row in rows if table[name][row][measure] < min(table[it][row][measure] for it in together)
+                ]
                 for measure in MEASURES
             }
-            shares[name][rival] = won
-            tuned = "per-row tuned Adam" if rival == REFERENCE else f"AdamW with a cosine at one rate ({rate:.3g})"
-            summary.append(_told(name, tuned, won, len(rows)))
+            won[name][rival] = {
+                measure: {"rows": len(those), "outside": sum(row in outside for row in those)}
+                for measure, those in below.items()
+            }
+            told = ", ".join(f"{measure} {len(those)}" for measure, those in below.items())
+            summary.append(f"{name}, not tuned, is below {TOLD.get(rival) or rival}, of {len(rows)} rows in: {told}")
+        for rival, reach in REACH.items():
             levels.append(
                 level_row(
-                    f"share of rows in which {name}, not tuned, has a lower mean training loss than {tuned}",
+                    f"share of rows in which {name}, not tuned, has a lower mean training loss than {TOLD[rival]}",
                     reach,
                     *bootstrap_share(*(_runs(columns[it], "mean") for it in (name, rival))),
                     at_least=True,
                 )
             )
-        for rivals, several in _several(kinds).items():
-            won = {
-                measure: float(
-                    np.mean(
-                        [table[name][row][measure] < min(table[it][row][measure] for it in several) for row in rows]
-                    )
-                )
-                for measure in MEASURES
-            }
-            shares[name][rivals] = won
-            summary.append(_told(name, rivals, won, len(rows)))
     return {
         "table": table,
         "aggregates": aggregates,
-        "shares": shares,
+        "won": won,
+        "outside": len(set(outside) & set(rows)),
         "calibrated": rate,
         "profiles": drawn,
         "levels": levels,
@@ -112,17 +109,12 @@ def aggregate(rows: Rows, learned: list[str]) -> dict[str, Any]:
     }
 
 
-def _several(kinds: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return what is beaten only where each of several is: who tunes would choose the best of them for a problem."""
+def _rivals(kinds: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return rivals, and what is beaten only where each of several is: who tunes would take the best for a problem."""
     tuned = [name for name, kind in kinds.items() if kind == "hand-designed" and name != CALIBRATED]
-    several = {BETTER_ADAM: [REFERENCE, CALIBRATED_FROM], ANY: tuned}
+    rivals = {rival: [rival] for rival in REACH} | {BETTER_ADAM: [REFERENCE, CALIBRATED_FROM], ANY: tuned}
     second_order = [name for name, kind in kinds.items() if kind == "second-order"]
-    return several | ({SECOND_ORDER: second_order} if second_order else {})
-
-
-def _told(name: str, rivals: str, won: Mapping[str, float], rows: int) -> str:
-    told = ", ".join(f"{measure} {share:.0%}" for measure, share in won.items())
-    return f"{name}, not tuned, beats {rivals} in these parts of {rows} rows: {told}"
+    return rivals | ({SECOND_ORDER: second_order} if second_order else {})
 
 
 def calibrate(rows: Rows) -> float:
@@ -197,6 +189,10 @@ def write_transfer_report(found: Mapping[str, Any], results: dict[str, Any], fol
         " over them. L-BFGS and Gauss-Newton take as many steps as fit in the time of tuned Adam, and are tuned, too:"
         " their damping, and how many minibatches a step is made from.</p>",
         *(f"<p>{escape(line)}</p>" for line in found["summary"]),
+        "<h2>Rows won</h2>",
+        html_table(("optimizer, not tuned", "is below", *MEASURES.values()), _won_cells(found), text_columns=2),
+        f'<p class="notes">Of {len(found["axes"])} rows, and of the {found["outside"]} of kinds that'
+        " <code>general/controller</code> did not learn on (in brackets).</p>",
         "<h2>All rows together</h2>",
         html_table(
             ("optimizer", *(f"{text}, interquartile mean [95 %]" for text in MEASURES.values()), "diverged"),
@@ -227,6 +223,15 @@ def _aggregate_cells(name: str, entry: Mapping[str, Any]) -> list[str]:
     intervals = [entry[measure] for measure in MEASURES]
     shown = [f"{number(it['mean'])} [{number(it['low'])}, {number(it['high'])}]" for it in intervals]
     return [escape(name), *shown, f"{entry['diverged']:.0%}"]
+
+
+def _won_cells(found: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    cells = []
+    for name, of_all in found["won"].items():
+        for rival, won in of_all.items():
+            counts = [f"{it['rows']} ({it['outside']})" for it in won.values()]
+            cells.append(("", [escape(name), escape(TOLD.get(rival) or rival), *counts]))
+    return cells
 
 
 def _row_cells(found: Mapping[str, Any], row: str, key: str, columns: list[str], times: float = 1.0) -> list[str]:

@@ -20,6 +20,7 @@ class Row:
 
     `build` makes its family over a split of the images. `horizon`: times the budget's. `one_by_one`: see `run_grid`.
     `source`: the images, of which CIFAR-10's do not come with the package: rows on them are run where they are given.
+    `in_mixture`: `general/controller` learned on problems of this kind, if not on this one.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Row:
     one_by_one: bool = False
     full_only: bool = False
     source: Literal["mnist", "cifar10"] = "mnist"
+    in_mixture: bool = False
 
 
 class LossTimes(Modelled):
@@ -58,21 +60,25 @@ def _times(factor: float) -> Callable[[ImageData, Split], ProblemFamily]:
     return lambda images, split: LossTimes(perceptron(images, split), factor)
 
 
+def _characters(images: ImageData, split: Split) -> ProblemFamily:
+    return CharacterModel.embedded(split)
+
+
 def _whole_images(images: ImageData, split: Split) -> ProblemFamily:
     return MLPClassifier.from_data(images, split, hidden=32, activation="relu", scale=0.05, batch=64)
 
 
 ROWS = (
-    Row("base", "none: a family like those learned on", _changed()),
-    Row("tanh", "activation", _changed(activation="tanh")),
-    Row("sigmoid", "activation", _changed(activation="sigmoid")),
-    Row("gelu", "activation", _changed(activation="gelu")),
+    Row("base", "none: a family like those learned on", _changed(), in_mixture=True),
+    Row("tanh", "activation", _changed(activation="tanh"), in_mixture=True),
+    Row("sigmoid", "activation", _changed(activation="sigmoid"), in_mixture=True),
+    Row("gelu", "activation", _changed(activation="gelu"), in_mixture=True),
     Row("silu", "activation", _changed(activation="silu")),
     Row("128 units", "width", _changed(hidden=128)),
-    Row("4 layers", "depth", _changed(layers=4, scale=0.2)),
+    Row("4 layers", "depth", _changed(layers=4, scale=0.2), in_mixture=True),
     Row("8 layers", "depth", _changed(layers=8, scale=0.25)),
-    Row("convolution", "architecture", convolutional, one_by_one=True),
-    Row("attention", "architecture and data: characters", lambda images, split: CharacterModel.embedded(split)),
+    Row("convolution", "architecture", convolutional, one_by_one=True, in_mixture=True),
+    Row("attention", "architecture and data: characters", _characters, in_mixture=True),
     Row("MNIST", "data: 28 x 28 pixels", _whole_images),
     Row("CIFAR-10", "data: 32 x 32 pixels in colour", _whole_images, full_only=True, source="cifar10"),
     Row("batch 8", "batch size", _changed(batch=8)),
