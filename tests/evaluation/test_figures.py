@@ -1,7 +1,7 @@
 """Figures show what they are given: where it changes, in each optimizer's colour."""
 
 from bygrad.evaluation.drawing import COLOURS
-from bygrad.evaluation.figures import profiles
+from bygrad.evaluation.figures import losses_in_time, profiles
 
 
 def test_profiles_show_where_shares_change():
@@ -14,3 +14,21 @@ def test_profiles_show_where_shares_change():
     assert [line.get_color() for line in axes.lines] == [COLOURS["adam"], COLOURS["sgd"]]
     same = profiles({"measure": "loss", "profiles": {"Adam": {**slow, "shares": [1.0] * 5}}})
     assert same.axes[0].get_xlim()[0] < same.axes[0].get_xlim()[1]
+
+
+def test_losses_against_seconds_end_where_their_steps_do():
+    entry = {"kind": "hand-designed", "curve": [4.0, 2.0, 1.0]}
+    results = {
+        "optimizers": {
+            "adam": entry | {"label": "Adam", "seconds_per_step": 0.5},
+            "lstm": entry | {"label": "LSTM", "kind": "learned", "seconds_per_step": 3.0},
+            "untimed": entry | {"label": "untimed", "seconds_per_step": None},
+        }
+    }
+    (axes,) = losses_in_time(results).axes
+    drawn = [line.get_xydata().tolist() for line in axes.get_lines()]
+    adam = [[[0.5, 2.0], [1.0, 1.0]], [[1.0, 1.0], [6.0, 1.0]]]
+    lstm = [[[3.0, 2.0], [6.0, 1.0]], [[6.0, 1.0], [6.0, 1.0]]]
+    assert drawn == adam + lstm
+    assert axes.get_xlim() == (0.5, 6.0)
+    assert {text.get_text() for text in axes.texts} == {"Adam", "LSTM"}

@@ -15,7 +15,7 @@ from rich.console import Console
 from bygrad.evaluation import drawing, figures
 from bygrad.evaluation.report import level_cells, results_table, strict_json, time_line, write_report
 
-FIGURES = ("loss", "metatraining", "tuning")
+FIGURES = ("loss", "seconds", "metatraining", "tuning")
 HOSTILE = '<script>alert("&")</script> $x_1$ -->'
 
 
@@ -162,6 +162,8 @@ def test_optional_parts_may_be_missing_and_old_figures_go(results, tmp_path):
     for key in ("paper", "levels", "machine", "versions", "seconds", "command", "configuration"):
         del results[key]
     results["meta_training"] = None
+    for entry in results["optimizers"].values():
+        entry["seconds_per_step"] = None
     results["optimizers"]["adam"].update(tuning=None, area_curve=None, learning_rate=None, area_learning_rate=None)
     page = write_report(results, tmp_path).read_text(encoding="utf-8")
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "report.html", "loss.png", "loss.svg"}

@@ -68,6 +68,46 @@ def loss_curves(results: Results) -> "matplotlib.figure.Figure":
     return figure
 
 
+@styled
+def losses_in_time(results: Results) -> "matplotlib.figure.Figure":
+    """Mean loss against seconds, on a logarithmic scale: where an optimizer's steps end, a dotted line goes on.
+
+    **Arguments:** `results`: as described in `bygrad.evaluation.report`.
+
+    **Returns:** the figure, 5.6 inches wide.
+    """
+    from matplotlib.figure import Figure
+
+    optimizers = {name: it for name, it in results["optimizers"].items() if it.get("seconds_per_step")}
+    width, height = 5.6, 3.6
+    lines = [line for entry in optimizers.values() for line in entry["label"].replace(" (", "\n(").split("\n")]
+    room = 0.3 + 0.068 * max(10, *map(len, lines))
+    figure = Figure(figsize=(width, height))
+    grid = {"left": 0.64 / width, "right": 1 - room / width, "bottom": 0.13, "top": 0.91}
+    axes = figure.subplots(gridspec_kw=grid)
+    set_scale(axes.yaxis, *_loss_limits(optimizers, []))
+    axes.set(xscale="log", xlabel="seconds", ylabel="mean loss")
+    # From the time of the first step that any of them ends to that of the last.
+    steps = [entry["seconds_per_step"] for entry in optimizers.values()]
+    last = max(it["seconds_per_step"] * (len(it["curve"]) - 1) for it in optimizers.values())
+    axes.set_xlim(min(steps), last)
+    low, high = axes.get_ylim()
+    palette, labels = colours(list(results["optimizers"])), []
+    for name, entry in optimizers.items():
+        learned = entry["kind"] == "learned"
+        curve, colour = floats(entry["curve"]), palette[name]
+        seconds = entry["seconds_per_step"] * np.arange(len(curve))
+        style = {"color": colour, "linewidth": 2.0 if learned else 1.2, "zorder": 30 if learned else 10}
+        axes.plot(_thin(seconds[1:]), _thin(curve[1:]), linestyle=_dashes(name, entry), **style)
+        finite = np.flatnonzero(np.isfinite(curve))
+        if len(finite):
+            end = float(np.clip(curve[finite[-1]], low, high))
+            axes.plot([seconds[finite[-1]], last], [end, end], color=colour, linewidth=0.7, linestyle=":", zorder=4)
+            labels.append((end, entry["label"].replace(" (", "\n("), colour))
+    label_ends(axes, labels, height * 0.78 * _INCH)
+    return figure
+
+
 def _draw_losses(axes: "matplotlib.axes.Axes", optimizers: Mapping[str, Any], key: str, height: float) -> None:
     palette = colours(list(optimizers))
     low_limit, high_limit = axes.get_ylim()

@@ -143,6 +143,7 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
     training = plain.get("meta_training") or {}
     wanted = {
         "loss": (figures.loss_curves, True),
+        "seconds": (figures.losses_in_time, any(it.get("seconds_per_step") for it in plain["optimizers"].values())),
         "metatraining": (figures.meta_training_curve, bool(training.get("validation") or training.get("meta_loss"))),
         "pictures": (figures.pictures, bool(plain.get("pictures"))),
         "tuning": (figures.tuning_curves, any(entry.get("tuning") for entry in plain["optimizers"].values())),
@@ -250,6 +251,12 @@ def _page(results: Results, drawn: Mapping[str, str]) -> str:
         *(f'<p class="notes">{escape(note)}</p>' for note in _notes(results)),
         *_levels(results.get("levels") or []),
     ]
+    if "seconds" in drawn:
+        caption = (
+            "Mean loss against time: that of a step, problem and optimizer together, without compilation, as in"
+            " the table. Dotted: the end of a run."
+        )
+        parts += ["<h2>In seconds</h2>", _figure(drawn, "seconds", caption)]
     if "pictures" in drawn:
         parts += ["<h2>Pictures</h2>", _figure(drawn, "pictures", results["pictures"]["caption"])]
     if "metatraining" in drawn:

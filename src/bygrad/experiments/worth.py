@@ -14,6 +14,7 @@ from ..evaluation import (
     area,
     best_baseline,
     bootstrap_mean,
+    final,
     level_row,
     loss_of,
     run_curves,
@@ -47,6 +48,7 @@ def worth_of(
         optimizer, family, protocol.keys[1], horizon=same_time, runs=protocol.runs, chunk=protocol.chunk
     )
     in_time = bootstrap_mean(area(curves) / same_time)
+    end_in_time = bootstrap_mean(final(curves, max(1, same_time // 20)))
     saved = _seconds_saved(ours["curve"], best_final, protocol.final_window, ours_step, horizon * rival_step)
     return {
         "mean_loss": loss_of(ours["area"]["mean"]) / horizon,
@@ -56,9 +58,11 @@ def worth_of(
         "best_final_baseline": final_label,
         "best_final_loss": best_final,
         "mean_loss_at_equal_seconds": in_time.mean,
+        "final_loss_at_equal_seconds": end_in_time.mean,
         "intervals": {
             "mean_loss": [loss_of(ours["area"][end]) / horizon for end in ("low", "high")],
             "mean_loss_at_equal_seconds": [in_time.low, in_time.high],
+            "final_loss_at_equal_seconds": [end_in_time.low, end_in_time.high],
             "final_loss": [loss_of(ours["final"][end]) for end in ("low", "high")],
         },
         "steps_at_equal_seconds": same_time,
@@ -126,12 +130,16 @@ def _interval(worth: Mapping[str, Any], measure: str) -> list[float]:
 def rows_of(worth: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The evidence as rows of a report: what to reach is the level of the best tuned baseline."""
     mean = f"({worth['best_mean_baseline']})"
-    seconds = f"mean loss at equal seconds: {worth['steps_at_equal_seconds']} of our steps {mean}"
+    final = f"({worth['best_final_baseline']})"
+    seconds = f"at equal seconds: {worth['steps_at_equal_seconds']} of our steps"
     rows = [
         level_row(f"mean loss at equal steps {mean}", worth["best_mean_loss"], *_interval(worth, "mean_loss")),
-        level_row(seconds, worth["best_mean_loss"], *_interval(worth, "mean_loss_at_equal_seconds")),
         level_row(
-            f"final loss ({worth['best_final_baseline']})", worth["best_final_loss"], *_interval(worth, "final_loss")
+            f"mean loss {seconds} {mean}", worth["best_mean_loss"], *_interval(worth, "mean_loss_at_equal_seconds")
+        ),
+        level_row(f"final loss {final}", worth["best_final_loss"], *_interval(worth, "final_loss")),
+        level_row(
+            f"final loss {seconds} {final}", worth["best_final_loss"], *_interval(worth, "final_loss_at_equal_seconds")
         ),
     ]
     if worth["break_even_runs"] is not None:
