@@ -137,10 +137,11 @@ def test_train_learns_the_optimizer_that_it_is_told_to(family, tmp_path, capsys)
 
 
 def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch):
-    told = []
+    told, named = [], {}
 
-    def carry_out(*arguments, **_):
+    def carry_out(*arguments, **options):
         told[:] = arguments
+        named.update(options)
         return SimpleNamespace(best=Validated(0, 1.0, 1.0, True, 0.0))
 
     monkeypatch.setattr("bygrad.experiments.train", carry_out)
@@ -156,6 +157,10 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch):
     assert eqx.tree_equal(told[0], MemoryLSTM(jax.random.key(5), **network))
     expected |= {"estimator": NRES(0.5, True), "meta_b2": 0.9, "warmup": 3, "select": "final", "seconds": 120.0}
     assert told[2] == Recipe(**expected)
+    strange = tmp_path / "my problem.py"
+    strange.write_text(USER_FILE)
+    main(["train", "--family", str(strange)])
+    assert named["name"] == "mine/my-problem"
     main(["train", "--family", family, "--coordinates", "0.5"])
     assert told[2].estimator == Replay(0.5)
     main(["train", "--family", family, "--segment", "10"])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bygrad.artifacts import SCHEMA, Artifact, ArtifactError, Manifest, TensorSpec
+from bygrad.artifacts import SCHEMA, Artifact, ArtifactError, Manifest, TensorSpec, own_name
 
 FIELDS = [field.name for field in dataclasses.fields(Manifest)]
 
@@ -146,3 +146,21 @@ def test_errors_travel_between_processes() -> None:
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert str(copy) == str(error) == "path: a. b. c."
     assert isinstance(error, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("Bowl", "mine/bowl"),
+        ("my_family.v2", "mine/my_family.v2"),
+        ("my problem", "mine/my-problem"),
+        ("_Decay", "mine/decay"),
+        ("..", "mine/family"),
+        ("Größe", "mine/gr-e"),
+        ("問題", "mine/family"),
+        ("", "mine/family"),
+        ("a/../b\n", "mine/a-..-b-"),
+    ],
+)
+def test_whatever_a_family_is_called_gives_a_name(label: str, name: str) -> None:
+    assert own_name(label) == Manifest(name=name, optimizer="LSTM", config={}, features=1, tensors={}).name

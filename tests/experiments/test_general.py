@@ -1,14 +1,22 @@
 """The controller that comes with the package: what it was trained on, and that it helps where it was not."""
 
+import io
+import json
+import math
+import sys
+from types import SimpleNamespace
+
 import jax
 import numpy as np
+from rich.console import Console
 
 from bygrad.artifacts import find, load
 from bygrad.deploy.jax import load as load_optimizer
 from bygrad.evaluation import area, run_curves
-from bygrad.experiments.general import RECIPE, held_out, mixture
+from bygrad.experiments import Display, Task
+from bygrad.experiments.general import GENERAL, RECIPE, held_out, mixture
 from bygrad.experiments.small_networks import perceptron
-from bygrad.optimizers import Adam, declare
+from bygrad.optimizers import Adam, Controller, declare
 from bygrad.problems import ProblemFamily, describe_family, load_images
 from bygrad.training import describe
 
@@ -30,6 +38,17 @@ def test_the_shipped_controller_says_how_to_make_it_again():
     assert training["chosen_seed"] in training["seeds"]
     assert training["command"].startswith("bygrad reproduce general")
     assert len(training["mixture"]) == len(mixture().members)
+
+
+def test_a_controller_that_diverges_where_it_is_judged_is_kept_all_the_same(tmp_path, monkeypatch):
+    module = sys.modules[mixture.__module__]
+    trained = SimpleNamespace(optimizer=Controller(jax.random.key(0)), best=SimpleNamespace(step=0))
+    monkeypatch.setattr(module, "train", lambda *_, **__: trained)
+    monkeypatch.setattr(module, "judge", lambda *_: {"deep": {"area": math.inf, "final": 0.5}})
+    GENERAL.carry_out(Task("quick", tmp_path, Display(Console(file=io.StringIO()))))
+    (scores,) = load(tmp_path / "controller.safetensors").manifest.validation["held_out"].values()
+    assert scores == {"deep": {"area": None, "final": 0.5}}
+    assert json.loads((tmp_path / "results.json").read_text())["chosen"] == 0
 
 
 def test_the_shipped_controller_beats_adam_on_a_network_that_it_has_not_seen():

@@ -15,6 +15,7 @@ from bygrad.evaluation import Tuning
 from bygrad.experiments.specialize import (
     VALIDATIONS,
     Specialized,
+    _paced,
     _start,
     choose_recipe,
     pace_of,
@@ -22,8 +23,10 @@ from bygrad.experiments.specialize import (
     specialize,
 )
 from bygrad.experiments.worth import sentences
+from bygrad.metagrads import NRES, Members
 from bygrad.optimizers import Controller
-from bygrad.problems import HeldOut, ProblemFamily, find_family
+from bygrad.problems import HeldOut, Mixture, ProblemFamily, find_family
+from bygrad.training import Recipe, describe
 from bygrad.unroll import Windows
 
 HORIZON = 12
@@ -167,6 +170,52 @@ def test_what_is_held_out_of_a_family_of_the_package_is_what_it_is_judged_by(hel
     (problems,) = stopped.value.args
     assert (type(problems), problems.family.held_out) == (HeldOut, kept)
     assert json.loads((tmp_path / "experiment.json").read_text())["family"]["held_out"] == kept
+
+
+class _Größe(Bowl):
+    """A family whose name no file may have."""
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "estimator"),
+    [
+        (_Größe(), "mine/gr-e", NRES(0.02, robust=True)),
+        (Mixture((Bowl(), _Größe())), "mine/mixture", Members(NRES(0.02, robust=True))),
+    ],
+    ids=["name", "mixture"],
+)
+def test_what_is_trained_has_a_name_and_an_estimator_that_fit_its_family(
+    family, name, estimator, tmp_path, monkeypatch
+):
+    told = {}
+
+    def train(start, problems, recipe, *_, **options):
+        told.update(options, recipe=recipe)
+        raise KeyboardInterrupt
+
+    module = sys.modules[specialize.__module__]
+    monkeypatch.setattr(module, "tune", lambda *_: ({}, None))
+    monkeypatch.setattr(module, "tuned_levels", lambda *_: {})
+    monkeypatch.setattr(module, "_start", lambda *_: (Controller(jax.random.key(0)), "nothing"))
+    monkeypatch.setattr(module, "_paced", lambda recipe, *_: recipe)
+    monkeypatch.setattr(module, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        specialize(family, "3s", horizon=HORIZON, folder=tmp_path / "run")
+    assert told["name"] == name
+    assert describe(told["recipe"]) == describe(choose_recipe(HORIZON, 3.0, 0)) | {
+        "estimator": describe(Recipe(estimator=estimator))["estimator"]
+    }
+
+
+def test_a_loss_that_leaves_its_domain_at_once_is_told(tmp_path):
+    class Point(Bowl):
+        def loss(self, params, instance, key):
+            return jnp.where(jnp.all(params == instance), jnp.sum(params), jnp.inf)
+
+    recipe = choose_recipe(2, 3.0, 0)
+    with pytest.raises(FloatingPointError, match=r"^Only 0 of the first 6 meta-steps .* check it for divisions"):
+        _paced(recipe, Controller(jax.random.key(0)), True, Point(), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_worth_in_words_says_when_no_time_is_saved():

@@ -5,6 +5,7 @@ import io
 import json
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,15 +13,15 @@ import pytest
 from jaxtyping import Array, PRNGKeyArray
 from rich.console import Console
 
-from bygrad.artifacts import shipped_names
+from bygrad.artifacts import load, shipped_names
 from bygrad.evaluation import Protocol, Sheet, bfgs_curves, lbfgs_curves
 from bygrad.experiments import EXPERIMENTS, STUDIES, Display, Study, Task
 from bygrad.experiments.everything import everything
 from bygrad.experiments.horizon import PROTOCOLS, RECIPES
 from bygrad.experiments.update_shapes import CASES, choose, history, path_of, sweep
 from bygrad.experiments.variations import MNIST, QUADRATICS, Contest, differences, hold
-from bygrad.experiments.work import gradient_scale
-from bygrad.metagrads import Replay
+from bygrad.experiments.work import gradient_scale, train
+from bygrad.metagrads import NRES, Replay
 from bygrad.optimizers import LSTM, SGD, Adam, GlobalLSTM, Scaled
 from bygrad.problems import ProblemFamily, Quadratic
 from bygrad.training import Recipe, describe
@@ -224,3 +225,26 @@ def test_bfgs_reaches_the_minimum_of_quadratics():
     np.testing.assert_array_equal(ours[:, 0], limited[:, 0])
     assert np.all(ours[:, -1] < 1e-4)
     assert np.all(np.diff(ours, axis=1) < 1e-6)
+
+
+def test_what_was_never_finite_on_held_out_instances_comes_back_untrained(tmp_path):
+    class Risky(ProblemFamily):
+        """Half of the instances have no finite loss but at the start."""
+
+        def sample(self, key):
+            return jax.random.uniform(key, (2,))
+
+        def init(self, instance, key):
+            return instance
+
+        def loss(self, params, instance, key):
+            lost = (instance[0] > 0.5) & jnp.any(params != instance)
+            return jnp.where(lost, jnp.inf, jnp.sum(jnp.square(params)))
+
+    optimizer = LSTM(jax.random.key(0), (2,))
+    recipe = Recipe(2, 2, instances=8, meta_steps=1, estimator=NRES(0.01), clip=math.inf)
+    trained = train(optimizer, Risky(), recipe, tmp_path, task_in(tmp_path).display, name="mine/risky")
+    assert eqx.tree_equal(trained.optimizer, optimizer) and trained.best.area == math.inf
+    manifest = load(tmp_path / "optimizer.safetensors").manifest
+    assert manifest.validation == {"step": 0, "area": None, "final": None}
+    assert manifest.training["recipe"]["clip"] is None

@@ -242,7 +242,9 @@ def test_what_cannot_work_is_refused():
         NRES(0.0)
     with pytest.raises(ValueError, match="FullES looks at whole runs, but the truncation is 2 and the horizon 4"):
         one_step(FullES(), Bowl())
-    with pytest.raises(ValueError, match="at least 2"):
+    with pytest.raises(
+        ValueError, match=r"A meta-step has 1 instance, .* Raise instances \(--instances\) to 2 or more"
+    ):
         one_step(Blend(), Bowl(), particles=1)
     with pytest.raises(ValueError, match="sigma is 0"):
         Blend(0.0)

@@ -115,13 +115,19 @@ def test_idx_files_by_their_other_names(arrays: Arrays, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x_train": np.zeros((5, 4, 3), np.float32)}, "x_train must be a NumPy array of uint8, not float32"),
+        (
+            {"x_train": np.zeros((5, 4, 3), np.float32)},
+            "uint8, not float32. Pixels are whole numbers from 0 to 255: np",
+        ),
         ({"x_train": np.zeros((5, 12), np.uint8)}, "x_train has shape (5, 12)"),
         ({"x_test": np.zeros((2, 3, 4), np.uint8)}, "training image has shape (4, 3), one test image (3, 4)"),
         ({"x_test": np.zeros((0, 4, 3), np.uint8), "y_test": np.zeros(0, np.int64)}, "nothing to train or test on"),
         ({"y_train": np.zeros(4, np.int64)}, "x_train holds 5 images but y_train has shape (4,)"),
         ({"y_train": np.zeros((5, 1), np.int64)}, "y_train has shape (5, 1)"),
-        ({"y_train": np.zeros(5, np.float32)}, "y_train must hold integers, the class numbers, not float32"),
+        (
+            {"y_train": np.zeros(5, np.float32)},
+            "y_train must hold integers, not float32. Labels are class numbers: y.a",
+        ),
         ({"y_test": np.array([0, -1])}, "y_test runs from -1 to 0"),
         ({"y_test": np.array([0, 2**16])}, "y_test runs from 0 to 65536. Labels are class numbers"),
         ({"y_test": np.array([0, 2**32])}, "y_test runs from 0 to 4294967296. Labels are class numbers"),
@@ -216,7 +222,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_data_is_checked_without_a_file_too(arrays: Arrays) -> None:
-    with pytest.raises(ValueError, match=r"mine: y_train must be a NumPy array of int32, not uint8\."):
+    with pytest.raises(ValueError, match=r"mine: y_train must be a NumPy array of int32, not uint8\. Labels are"):
         ImageData("mine", **arrays)
 
 
@@ -280,7 +286,9 @@ def test_download(arrays: Arrays, column: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_download_with_other_columns(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
     put_library_in_place(monkeypatch, lambda name, split: Table({"text": arrays[f"y_{split}"]}))
-    with pytest.raises(ValueError, match="hf:some/text has no column image or img; it has text"):
+    with pytest.raises(
+        ValueError, match=r"hf:some/text has no column image or img; it has text\. Name a data set with"
+    ):
         load_images("hf:some/text")
 
 
@@ -289,8 +297,12 @@ def test_download_with_other_columns(arrays: Arrays, monkeypatch: pytest.MonkeyP
     [
         (ConnectionError("no route"), ConnectionError, "could not be downloaded .*no route.* Offline, use"),
         (RuntimeError("closed"), ConnectionError, "could not be downloaded .*RuntimeError: closed"),
-        (FileNotFoundError("no such data set"), ValueError, "no usable split 'train': no such data set"),
-        (ValueError("unknown split"), ValueError, "no usable split 'train': unknown split"),
+        (
+            FileNotFoundError("no such data set"),
+            ValueError,
+            r"no usable split 'train' \(no such data set\)\. Name a data set with",
+        ),
+        (ValueError("unknown split"), ValueError, r"no usable split 'train' \(unknown split\)\. Name a data set with"),
     ],
 )
 def test_download_that_fails(

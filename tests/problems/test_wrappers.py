@@ -107,6 +107,19 @@ def test_a_mixture_is_all_of_its_members_side_by_side():
         Mixture(members[:2], (1.0,))
 
 
+def test_a_mixture_is_judged_by_the_held_out_data_of_its_members():
+    family = hold_out(Mixture((perceptron(), RandomStart(perceptron())), (1.0, 0.5)), 10)
+    params, instance = check_family(HeldOut(family), KEY), family.sample(KEY)
+    keys = [jax.random.fold_in(KEY, i) for i in range(2)]
+    one, other = (
+        member.held_out_loss(part, piece, key)
+        for member, part, piece, key in zip(family.members, params, instance, keys, strict=True)
+    )
+    np.testing.assert_allclose(family.held_out_loss(params, instance, KEY), (one + 0.5 * other) / 2, rtol=1e-6)
+    with pytest.raises(NotImplementedError, match=r"^Quadratic has no held-out data"):
+        check_family(HeldOut(Mixture((perceptron(10), Quadratic(2)))), KEY)
+
+
 def test_random_units_change_the_gradients_and_not_the_losses():
     family = perceptron(held_out=10)
     scaled = RandomScale(family, spread=2.0)

@@ -86,3 +86,17 @@ def test_float64_is_not_differentiated_in_float32():
     assert jax.jacrev(lambda it: implicit(family, single[0], it)["rate"])(single[1]).shape == (1, 9)
     with jax.enable_x64(True):
         assert jax.jacrev(lambda it: implicit(family, params, it)["rate"])(instance).dtype == np.float64
+
+
+def test_no_instances_have_no_derivatives():
+    class Powered(Decay):
+        def sample(self, key):
+            return {"data": super().sample(key), "power": jnp.int32(2)}
+
+        def residuals(self, params, instance):
+            return super().residuals(params, instance["data"])
+
+    none = {"data": np.zeros((0, 9)), "power": np.zeros(0, int)}
+    found = jacobian(Powered(), solve(Powered(), none), none)
+    assert found["height"]["data"].shape == (0, 9) and found["rate"]["data"].shape == (0, 1, 9)
+    assert found["height"]["power"] is None and found["rate"]["data"].dtype == np.float64

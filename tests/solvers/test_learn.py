@@ -260,6 +260,14 @@ def test_a_file_is_for_the_family_that_it_was_learned_for(learned, tmp_path):
         load_solver(path, Sized(height=jnp.zeros(3), noise=0.2))
 
 
+def test_a_family_of_any_name_can_be_kept(learned, tmp_path):
+    class _Größe(Decay):
+        pass
+
+    kept = save_solver(dataclasses.replace(learned, family=_Größe()), tmp_path / "fit.safetensors")
+    assert kept.manifest.name == "mine/gr-e"
+
+
 def test_a_solver_is_not_taken_for_an_optimizer(learned, tmp_path):
     with pytest.raises(TypeError, match=r"Keep it with bygrad\.save_solver"):
         refuse_solver(learned)  # not by `export`, whose annotation the tests check first

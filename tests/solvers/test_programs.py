@@ -307,6 +307,20 @@ def test_learning_compares_a_warm_start_with_the_tuned_solver():
     assert "a certificate of 0.001 or less" in solver.report()
 
 
+def test_limits_that_are_none_do_not_reach_what_is_learned():
+    rows = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    rows[:, 1], rows[:, 2], rows[::2, 3], rows[1, 4] = np.inf, -np.inf, np.inf, np.nan
+    solutions = rows[:, :1] * np.ones(2, np.float32)
+    whitening = Whitening.of(jnp.asarray(rows), jnp.asarray(solutions))
+    finite = [column[np.isfinite(column)] for column in rows.T]
+    means = [column.mean() if len(column) else 0.0 for column in finite]
+    scales = [column.std() if len(column) else 1.0 for column in finite]
+    np.testing.assert_allclose(whitening.instance_mean, means, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whitening.instance_scale, scales, rtol=1e-5)
+    warm = LearnedWarmStart.fitted(jnp.asarray(rows), jnp.asarray(solutions), 1, jax.random.key(0))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(eqx.filter(warm, eqx.is_array)))
+
+
 def test_files_keep_warm_starts_and_precision(tmp_path, data):
     base = ADMM(tol=1e-2)
     solver = LearnedSolver(

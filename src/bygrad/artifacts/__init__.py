@@ -11,7 +11,7 @@ added byte is refused, and so is whatever could run code. This room needs NumPy 
 
 from .errors import ArtifactError
 from .file import Artifact, from_bytes, load, save, to_bytes
-from .manifest import SCHEMA, SOLVER, Manifest
+from .manifest import SCHEMA, SOLVER, Manifest, own_name
 from .shipped import find, shipped_names
 from .tensors import TensorSpec, describe
 from .trajectory import Step, Trajectory, draw_steps
@@ -30,6 +30,7 @@ __all__ = [
     "find",
     "from_bytes",
     "load",
+    "own_name",
     "save",
     "shipped_names",
     "to_bytes",

@@ -142,6 +142,15 @@ def _kinds(schema: object) -> dict[str, type]:
     return {name: kind for name, kind in _KINDS.items() if not (first and name == "trajectory")}
 
 
+def own_name(label: str) -> str:
+    """Return a name under `mine/` for what a label describes; what no name can hold becomes a hyphen.
+
+    >>> own_name("Bowl"), own_name("_Decay"), own_name("my problem"), own_name("問題")
+    ('mine/bowl', 'mine/decay', 'mine/my-problem', 'mine/family')
+    """
+    return "mine/" + (re.sub(r"[^a-z0-9_.-]+", "-", label.lower()).lstrip("_.-") or "family")
+
+
 def check_schema(fields: dict[str, Any]) -> None:
     """Raise an `ArtifactError` where the fields were written by a bygrad newer than this one."""
     schema = fields.get("schema")

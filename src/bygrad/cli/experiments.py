@@ -127,6 +127,7 @@ def train(
     import jax
 
     from .._core.times import parse_seconds
+    from ..artifacts import own_name
     from ..experiments import refuse_used
     from ..experiments import train as carry_out
     from ..metagrads import ESTIMATORS
@@ -171,7 +172,7 @@ def train(
     if not resume:
         refuse_used(folder)
     with progress(quiet=jax.process_index() > 0) as display:
-        trained = carry_out(untrained, problems, recipe, folder, display, name=f"mine/{label}", resume=resume)
+        trained = carry_out(untrained, problems, recipe, folder, display, name=own_name(label), resume=resume)
         display.say(
             f"best at meta-step {trained.best.step}: area {trained.best.area:.4g}, final {trained.best.final:.4g}"
         )

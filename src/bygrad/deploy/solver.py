@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core import trees
-from ..artifacts import SOLVER, Artifact, ArtifactError, Manifest, describe
+from ..artifacts import SOLVER, Artifact, ArtifactError, Manifest, describe, own_name
 from ..artifacts import load as load_artifact
 from ..artifacts import save as save_artifact
 from ..problems import ProblemFamily, describe_family, file_of_family, find_family
@@ -78,7 +78,7 @@ def save_solver(solver: LearnedSolver, path: str | os.PathLike[str], *, family: 
         else {"steps": len(it.rows), "metric": list(it.metric.shape)},
     }
     manifest = Manifest(
-        name=name or f"mine/{type(solver.family).__name__.lower()}",
+        name=name or own_name(type(solver.family).__name__),
         optimizer=SOLVER,
         config=config,
         features=FEATURES,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ..deploy.jax import export
-from ..evaluation import Sheet, area, final, run_curves
+from ..evaluation import Sheet, area, final, run_curves, strict_json
 from ..metagrads import NRES, Members
 from ..optimizers import Adam, Controller, Optimizer, declare
 from ..problems import CharacterModel, Mixture, ProblemFamily, Quadratic, describe_family
@@ -119,7 +119,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
             "seeds": seeds,
             "chosen_seed": chosen,
         },
-        validation={"relative_to": "Adam(3e-3, b2=0.99), the start", "held_out": scores},
+        validation=strict_json({"relative_to": "Adam(3e-3, b2=0.99), the start", "held_out": scores}),
     )
     rows = [
         (seed, name, f"{ratios['area']:.3f}", f"{ratios['final']:.3f}")

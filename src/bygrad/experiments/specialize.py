@@ -14,6 +14,7 @@ from rich.console import Console
 from .._core.files import write_text_atomically
 from .._core.times import parse_seconds
 from ..artifacts import load as load_artifact
+from ..artifacts import own_name
 from ..deploy.jax import export, load
 from ..evaluation import (
     Protocol,
@@ -25,9 +26,9 @@ from ..evaluation import (
     tuned_levels,
     write_report,
 )
-from ..metagrads import NRES
+from ..metagrads import NRES, Members
 from ..optimizers import HAND_DESIGNED, Controller, Optimizer, declare
-from ..problems import HeldOut, ProblemFamily, check_family, describe_family, hold_out
+from ..problems import HeldOut, Mixture, ProblemFamily, check_family, describe_family, hold_out
 from ..training import Recipe, Stepped, is_begun, meta_train, validation_keys
 from .display import Display
 from .reproduce import claim
@@ -146,7 +147,7 @@ def _specialize(
     started = time.perf_counter()
     tunings, tuning_seconds = tune(problems, protocol, folder, display, RIVALS)
     judged_by = measure_of(objective)
-    recipe = choose_recipe(horizon, seconds, seed, objective)
+    recipe = choose_recipe(horizon, seconds, seed, objective, problems)
     alike = dataclasses.replace(protocol, horizon=recipe.horizon, final_window=recipe.final_window)
     kept = Kept(folder / "levels.json")
     levels = tuned_levels(tunings, problems, validation_keys(recipe), judged_by, alike, kept)
@@ -162,7 +163,7 @@ def _specialize(
         recipe,
         folder,
         display,
-        name=f"mine/{type(family).__name__.lower()}",
+        name=own_name(type(family).__name__),
         resume=is_begun(folder / "metatraining"),
         levels=levels,
     )
@@ -198,7 +199,7 @@ def _specialize(
     export(
         optimizer,
         path,
-        name=f"mine/{type(family).__name__.lower()}",
+        name=own_name(type(family).__name__),
         training=load_artifact(path).manifest.training | {"start": origin, "objective": objective, "seconds": spent},
         validation=strict_json(results["specialization"]),
     )
@@ -254,13 +255,17 @@ def _judge(optimizer: Optimizer, objective: Objective, family: ProblemFamily, pr
     return mean if math.isfinite(mean) else math.inf
 
 
-def choose_recipe(horizon: int, seconds: float, seed: int, objective: Objective = "training") -> Recipe:
+def choose_recipe(
+    horizon: int, seconds: float, seed: int, objective: Objective = "training", family: ProblemFamily | None = None
+) -> Recipe:
     """Choose how to meta-train a controller in the time given, for runs of `horizon` steps.
 
     Noise-reuse evolution strategies in the robust form, in windows of about 20 steps: of what was compared at 90
     seconds, the only one that is both unbiased for the horizon and cheap. Where no number of such windows makes up the
-    horizon, runs of meta-training are a few steps longer or shorter; comparisons are over the horizon itself.
+    horizon, runs of meta-training are a few steps longer or shorter; comparisons are over the horizon itself. The
+    members of a `Mixture` are looked at apart, so that none drowns the others.
     """
+    estimator = NRES(sigma=0.02, robust=True)
 
     def nearest(steps: int) -> int:
         return steps * round(horizon / steps)
@@ -274,7 +279,7 @@ def choose_recipe(horizon: int, seconds: float, seed: int, objective: Objective 
         meta_steps=1_000_000,
         meta_learning_rate=1e-3,
         clip=1.0,
-        estimator=NRES(sigma=0.02, robust=True),
+        estimator=Members(estimator) if isinstance(family, Mixture) else estimator,
         validate_every=1_000_000,
         validation_runs=16,
         final_window=max(1, horizon // 20),
@@ -294,6 +299,12 @@ def _paced(recipe: Recipe, start: Optimizer, is_pretrained: bool, family: Proble
     began = time.perf_counter()
     pilot = dataclasses.replace(recipe, meta_steps=PILOT_STEPS, seconds=None)
     times = [event.seconds for event in meta_train(start, family, pilot, watch=lambda _: None).log.of(Stepped)]
+    if len(times) < 3:
+        raise FloatingPointError(
+            f"Only {len(times)} of the first {PILOT_STEPS} meta-steps were finite: too little to learn from."
+            " The loss probably leaves its domain on the way: check it for divisions, logarithms and roots, or choose a"
+            " shorter horizon (--horizon)."
+        )
     step = (times[-1] - times[1]) / (len(times) - 2)
     left = recipe.seconds - (time.perf_counter() - began) if recipe.seconds is not None else math.inf
     pace = pace_of(recipe, left, step, is_pretrained)

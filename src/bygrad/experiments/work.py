@@ -89,13 +89,16 @@ def _keep(trained: MetaTrained[Any], family: ProblemFamily, recipe: Recipe, fold
         trained.optimizer,
         folder / "optimizer.safetensors",
         name=name,
-        training={
-            "family": describe_family(family),
-            "parameter_count": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(example)),
-            "gradient_scale": gradient_scale(trained.optimizer, family, recipe),
-            "recipe": describe(recipe),
-        },
-        validation={key: getattr(trained.best, key) for key in ("step", "area", "final")},
+        training=strict_json(
+            {
+                "family": describe_family(family),
+                "parameter_count": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(example)),
+                "gradient_scale": gradient_scale(trained.optimizer, family, recipe),
+                "recipe": describe(recipe),
+            }
+        ),
+        # Infinite where no validation was finite, and the optimizer is the one that came in.
+        validation=strict_json({key: getattr(trained.best, key) for key in ("step", "area", "final")}),
     )
 
 

@@ -33,7 +33,10 @@ class Blend(Estimator):
 
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Pairs:
         if windows.instances < 2:
-            raise ValueError("Blend weighs by variances over the instances, so it needs at least 2 of them.")
+            raise ValueError(
+                f"A meta-step has {windows.instances} instance, but Blend weighs by variances over the instances, which"
+                " one alone does not have. Raise instances (--instances) to 2 or more."
+            )
         return particles.begin(optimizer, windows, key)
 
     def axes(self, optimizer: Optimizer, state: Pairs) -> Pairs:

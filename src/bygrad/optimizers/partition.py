@@ -158,13 +158,20 @@ def _build(name: str, described: Mapping[str, Any], key: PRNGKeyArray) -> Optimi
         return BASELINES[kind]()
     if kind not in LEARNED:
         known = ", ".join(LEARNED | BASELINES)
-        raise ValueError(f"Part {name!r} is a {kind!r}, which this version of bygrad does not have (it has {known}).")
+        raise ValueError(
+            f"Part {name!r} is a {kind!r}, which this version of bygrad does not have (it has {known})."
+            " Upgrade bygrad, or use an artifact with parts of these."
+        )
     if described["features"] != LEARNED[kind].feature_version:
         raise ValueError(
-            f"Part {name!r} was trained with version {described['features']} of {kind}'s features; this bygrad computes"
-            f" version {LEARNED[kind].feature_version}."
+            f"Part {name!r} was trained with version {described['features']} of {kind}'s features, but this bygrad"
+            f" computes version {LEARNED[kind].feature_version}: its meta-parameters would mean something else. Use the"
+            " bygrad it was written with, or train it again."
         )
     part = LEARNED[kind].from_config(described["config"], key)
     if not isinstance(part, Optimizer):
-        raise ValueError(f"Part {name!r} is a {kind}, which is no optimizer.")
+        raise ValueError(
+            f"Part {name!r} is a {kind}, which is no optimizer, so nothing would update its params. Build the"
+            " partition of optimizers, and write it again."
+        )
     return part

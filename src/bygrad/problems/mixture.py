@@ -1,5 +1,7 @@
 """Several families at once."""
 
+from collections.abc import Callable, Sequence
+
 import equinox as eqx
 import jax
 
@@ -14,7 +16,7 @@ class Mixture(ProblemFamily):
     tensors separately, a mixture is all of its members, and to everything that knows families it is a family.
 
     **Arguments:** `members`: the families, of any kinds. `weights`: of their losses, 1 by default; they should make the
-    losses of the members alike in size.
+    losses of the members alike in size. The held-out loss is the same mean, of members that all have one.
     """
 
     members: tuple[ProblemFamily, ...]
@@ -39,9 +41,16 @@ class Mixture(ProblemFamily):
         )
 
     def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
-        parts = zip(self.members, self.weights, params, instance, strict=True)
+        return self._mean([member.loss for member in self.members], params, instance, key)
+
+    def held_out_loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
+        return self._mean([member.held_out_loss for member in self.members], params, instance, key)
+
+    def _mean(
+        self, of: Sequence[Callable[..., Scalar]], params: Params, instance: Instance, key: PRNGKeyArray | None
+    ) -> Scalar:
         losses = [
-            weight * member.loss(part, piece, None if key is None else jax.random.fold_in(key, i))
-            for i, (member, weight, part, piece) in enumerate(parts)
+            weight * loss(part, piece, None if key is None else jax.random.fold_in(key, i))
+            for i, (loss, weight, part, piece) in enumerate(zip(of, self.weights, params, instance, strict=True))
         ]
         return sum(losses[1:], start=losses[0]) / len(losses)

@@ -25,12 +25,16 @@ class Whitening(eqx.Module):
 
     @classmethod
     def of(cls, instances: Float[Array, "rows d"], params: Float[Array, "rows p"]) -> "Whitening":
-        """Measure means and spreads; the params' come from solutions and are robust against those that ran off."""
+        """Measure means and spreads; the params' come from solutions and are robust against those that ran off.
+
+        Numbers of instances that are not finite, limits that are none, do not count: mean 0 and spread 1 where all are.
+        """
         middle = jnp.median(params, axis=0)
         spread = 1.4826 * jnp.median(jnp.abs(params - middle), axis=0)
-        scale = jnp.std(instances, axis=0)
+        instances = jnp.where(jnp.isfinite(instances), instances, jnp.nan)
+        scale = jnp.nanstd(instances, axis=0)
         return cls(
-            jnp.mean(instances, axis=0),
+            jnp.nan_to_num(jnp.nanmean(instances, axis=0)),
             jnp.where(scale > 1e-6, scale, 1.0),
             middle,
             jnp.where(spread > 1e-6, spread, 1.0),

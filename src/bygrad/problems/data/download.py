@@ -4,6 +4,10 @@ import numpy as np
 
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels")
+_REMEDY = (
+    "Name a data set with the splits train and test and with columns of images and labels, or save its arrays with"
+    " numpy.savez (x_train, y_train, x_test, y_test) and give the path."
+)
 
 
 def download(name: str) -> dict[str, np.ndarray]:
@@ -31,7 +35,7 @@ def download(name: str) -> dict[str, np.ndarray]:
         try:
             table = datasets.load_dataset(name, split=split)
         except (FileNotFoundError, ValueError) as error:
-            raise ValueError(f"hf:{name} has no usable split {split!r}: {error}") from error
+            raise ValueError(f"hf:{name} has no usable split {split!r} ({error}). {_REMEDY}") from error
         except Exception as error:  # the library lets errors of several network stacks through
             raise ConnectionError(
                 f"hf:{name} could not be downloaded ({type(error).__name__}: {error}). The first use needs the "
@@ -47,4 +51,4 @@ def _one_of(wanted: tuple[str, ...], columns: dict[str, np.ndarray], name: str) 
     for column in wanted:
         if column in columns:
             return column
-    raise ValueError(f"hf:{name} has no column {' or '.join(wanted)}; it has {', '.join(columns)}.")
+    raise ValueError(f"hf:{name} has no column {' or '.join(wanted)}; it has {', '.join(columns)}. {_REMEDY}")

@@ -19,6 +19,8 @@ _EMBEDDED = {"mnist": "mnist_10k_2k.npz"}
 _DOWNLOAD = "hf:"
 _LARGEST_LABEL = 2**16 - 1
 _LABELS = f"Labels are class numbers, counted from 0 and at most {_LARGEST_LABEL:,}: renumber them."
+_TO_PIXELS = "Pixels are whole numbers from 0 to 255: np.round(255 * x).astype(np.uint8), if x goes from 0 to 1."
+_TO_LABELS = "Labels are class numbers: y.astype(np.int32), or y.argmax(-1).astype(np.int32) of one-hot rows."
 _SOURCES = (
     "'mnist' (embedded: the first 10,000 training and 2,000 test images), "
     "'hf:ylecun/mnist', 'hf:uoft-cs/cifar10' or another data set on the Hugging Face hub (downloads it), "
@@ -66,10 +68,13 @@ class ImageData:
 
     def __post_init__(self) -> None:
         for field in _ARRAYS:
-            array, wanted = getattr(self, field), np.uint8 if field.startswith("x") else np.int32
+            array = getattr(self, field)
+            wanted, remedy = (np.uint8, _TO_PIXELS) if field.startswith("x") else (np.int32, _TO_LABELS)
             if not isinstance(array, np.ndarray) or array.dtype != wanted:
                 found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-                raise ValueError(f"{self.name}: {field} must be a NumPy array of {np.dtype(wanted)}, not {found}.")
+                raise ValueError(
+                    f"{self.name}: {field} must be a NumPy array of {np.dtype(wanted)}, not {found}. {remedy}"
+                )
         _check_split(self.name, "train", self.x_train, self.y_train)
         _check_split(self.name, "test", self.x_test, self.y_test)
         if self.x_train.shape[1:] != self.x_test.shape[1:]:
@@ -182,7 +187,7 @@ def _assemble(name: str, arrays: Mapping[str, np.ndarray]) -> ImageData:
     for field in ("y_train", "y_test"):
         array = np.asarray(arrays[field])
         if not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(f"{name}: {field} must hold integers, the class numbers, not {array.dtype}.")
+            raise ValueError(f"{name}: {field} must hold integers, not {array.dtype}. {_TO_LABELS}")
         labels[field] = array.astype(np.int32)
         if not np.array_equal(labels[field], array):  # a large number would wrap, perhaps into the range of the labels
             raise ValueError(f"{name}: {field} runs from {array.min()} to {array.max()}. {_LABELS}")
