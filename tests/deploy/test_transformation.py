@@ -14,7 +14,22 @@ import pytest
 import bygrad
 from bygrad.artifacts import find, load
 from bygrad.deploy import optax as deployed
-from bygrad.optimizers import HAND_DESIGNED, LEARNED, LSTM, SGD, Adam, Controller, Guard, Learned, Optimizer, Scaled
+from bygrad.deploy.card import model_card
+from bygrad.deploy.jax import export
+from bygrad.optimizers import (
+    HAND_DESIGNED,
+    LEARNED,
+    LSTM,
+    SGD,
+    Adam,
+    BestOf,
+    Controller,
+    Guard,
+    Learned,
+    Optimizer,
+    Partition,
+    Scaled,
+)
 
 pytestmark = pytest.mark.core
 
@@ -260,9 +275,26 @@ def test_a_horizon_is_declared_to_rules_that_go_by_it(small, params):
 def test_a_rule_that_goes_by_the_horizon_says_so_where_none_is_given(recwarn):
     deployed("paper/mnist")
     deployed("general/controller", horizon=400)
+    both = deployed("general/controller", guard=lambda it: BestOf(it, Adam(1e-3)), horizon=400)
     assert not recwarn
+    assert int(both.init(jnp.ones(2)).optimizer.learned.horizon) == 200
     with pytest.warns(UserWarning, match=r"general/controller goes by how many steps .* Give horizon=\."):
         deployed("general/controller")
+
+
+def test_so_does_a_partition_with_such_a_part(tmp_path, recwarn):
+    cards = []
+    for name, part in {"controller": Controller(jax.random.key(0), horizon=70), "adam": Adam()}.items():
+        parts = {"matrices": part, "rest": SGD()}
+        partition = Partition(parts=parts, rules=(("*weight", "matrices"), ("*", "rest")))
+        artifact = export(partition, tmp_path / name, name=f"mine/{name}", training={}, validation={})
+        cards.append(model_card(artifact.manifest, "mine", "optimizer.safetensors"))
+    deployed(tmp_path / "adam")
+    deployed(tmp_path / "controller", horizon=400)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="mine/controller goes by how many steps .* a run of 70,"):
+        deployed(tmp_path / "controller")
+    assert [card.count("horizon=steps") for card in cards] == [2, 0]
 
 
 WRONG_KINDS = """

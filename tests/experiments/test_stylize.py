@@ -13,7 +13,7 @@ from bygrad.cli import main
 from bygrad.deploy.jax import export
 from bygrad.experiments import paint, pictures, stylize
 from bygrad.experiments.pictures import painted, paintings, to_bytes
-from bygrad.optimizers import LSTM, SGD
+from bygrad.optimizers import LSTM, SGD, AdamWCosine
 from bygrad.problems import ProblemFamily, StyleTransfer
 from bygrad.problems.data.files import read_picture, write_picture
 from bygrad.problems.data.pictures import load_painting, load_photographs
@@ -50,6 +50,15 @@ def test_the_best_image_is_kept():
     assert best == min(losses) == losses[0]
     # Grey with noise, as it started: an image that ran away would be black and white.
     assert 100 < image.mean() < 150 and 20 < image.std() < 45
+
+
+def test_the_steps_are_declared():
+    photograph, painting = load_photographs("test", 16)[0, :8], load_painting("great_wave", 16)
+    declared, other = ([], [])
+    for horizon, losses in ((3, declared), (1_000, other)):
+        optimizer = AdamWCosine(48.0, horizon=horizon)
+        paint(photograph, painting, optimizer, steps=3, tick=lambda step, loss: losses.append(loss))  # noqa: B023
+    assert len(declared) == 3 and other == declared
 
 
 @pytest.mark.parametrize(

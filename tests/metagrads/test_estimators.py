@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.metagrads import NRES, Backprop, Estimate, Estimator, Forward, Replay
+from bygrad.metagrads import NRES, Backprop, Blend, Estimate, Estimator, Forward, Replay
 from bygrad.optimizers import (
     HAND_DESIGNED,
     LEARNED,
@@ -21,6 +21,7 @@ from bygrad.optimizers import (
     Nesterov,
     Optimizer,
     Partition,
+    base,
 )
 from bygrad.problems import HeldOut, MLPClassifier, ProblemFamily, Quadratic
 from bygrad.problems.mlp import Activation
@@ -232,6 +233,19 @@ def test_the_meta_loss_can_be_that_of_the_last_updates(last):
     np.testing.assert_allclose(estimate.loss, loss, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(estimate.gradient), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(jnp.max(jnp.abs(b))))
+
+
+@pytest.mark.parametrize("estimator", [Forward(), Blend()], ids=lambda it: type(it).__name__)
+def test_a_state_in_half_precision_has_derivatives_where_large_arrays_are_updated_in_blocks(monkeypatch, estimator):
+    optimizer, windows = LSTM(jax.random.key(0), (3,), state_dtype="bfloat16"), Windows(Quadratic(10), 3, 3, 2)
+    state = estimator.init(optimizer, windows, jax.random.key(1))
+    found = []
+    for block in (10, 4):
+        monkeypatch.setattr(base, "STEP_BLOCK", block)
+        program = eqx.filter_jit(lambda optimizer: estimator.estimate(optimizer, windows, state)[0].gradient)
+        found.append(np.asarray(jax.flatten_util.ravel_pytree(program(optimizer))[0]))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-4 * np.abs(found[0]).max())
+    assert np.count_nonzero(found[0]) > 50
 
 
 def test_a_part_of_the_losses_cannot_be_kept_in_segments():

@@ -12,6 +12,7 @@ from bygrad.metagrads import (
     ESTIMATORS,
     NRES,
     PES,
+    Backprop,
     Blend,
     Estimate,
     Estimator,
@@ -235,6 +236,16 @@ def test_the_meta_gradient_of_a_mixture_is_the_mean_over_its_members():
     assert jax.tree.structure(axes) == jax.tree.structure(state)
     with pytest.raises(TypeError, match="needs a Mixture, but the family is Bowl"):
         one_step(Members(NRES()), Bowl())
+
+
+def test_members_say_of_particles_what_their_estimator_does():
+    mixture = Mixture((Bowl(lost=0.5), Bowl()), (1.0, 1.0))
+    estimate, _ = one_step(Members(Backprop()), mixture)
+    assert (estimate.square, estimate.clipped, estimate.lost) == (None, None, None)
+    known, _ = one_step(Members(NRES()), mixture)
+    assert 0.1 < float(known.lost) < 0.4 and known.clipped == 0  # a half of one of the two
+    imitating, _ = one_step(Members(Imitate(NRES(), Adam())), mixture)
+    assert imitating.square is None and 0.1 < float(imitating.lost) < 0.4
 
 
 def test_what_cannot_work_is_refused():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.optimizers import SGD, BestOf, Optimizer
+from bygrad.optimizers import SGD, AdamWCosine, BestOf, Controller, Optimizer, declare
 
 STEPS = 23
 
@@ -44,6 +44,19 @@ def test_it_is_never_worse_than_either_alone_for_its_share_of_the_evaluations(sh
     assert float(state.best_value) == pytest.approx(float(min(bounds)), rel=1e-4)
     assert float(rosenbrock(params)) == pytest.approx(float(state.best_value), rel=1e-4)
     assert bool(state.best_is_learned) == (learned == 0.03)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.5])
+def test_each_of_the_two_is_told_how_many_calls_it_gets(share):
+    both = BestOf(Controller(jax.random.key(0)), AdamWCosine(), share=share)
+    told = declare(both, STEPS)
+    assert jax.tree.structure(told) == jax.tree.structure(both)  # one compilation for all horizons, and for none
+    _, params, state = run(told)
+    horizons = [int(it.horizon) for it in (told.learned, told.fallback, state.learned.state)]
+    evaluations = [int(it.evaluations) for it in (state.learned, state.fallback, state.learned)]
+    assert horizons == [max(1, calls) for calls in evaluations] and sum(evaluations[:2]) == STEPS
+    assert float(rosenbrock(params)) == pytest.approx(float(state.best_value), rel=1e-4)
+    assert eqx.tree_equal(BestOf(both.learned, both.fallback, share=share, horizon=STEPS), told)
 
 
 def test_it_needs_losses_and_both_runs():

@@ -12,6 +12,7 @@ import pytest
 from bygrad.evaluation.tuning import with_learning_rate
 from bygrad.optimizers import (
     HAND_DESIGNED,
+    SGD,
     AdamW,
     AdamWCosine,
     Cosine,
@@ -20,6 +21,7 @@ from bygrad.optimizers import (
     Muon,
     Nesterov,
     RMSprop,
+    ScheduleFree,
     declare,
     parameter_count,
 )
@@ -155,6 +157,12 @@ def test_a_cosine_is_a_schedule_of_the_learning_rate(kind):
         theirs = path(SCHEDULED[kind](optax.cosine_decay_schedule(1e-2, 80)), x, gradient)
     np.testing.assert_allclose(points, theirs, rtol=1e-9, atol=1e-9)
     assert np.ptp(points[81:], axis=0).max() == 0  # beyond the horizon nothing moves
+
+
+@pytest.mark.parametrize("kind", [ScheduleFree, AdamWCosine, lambda: Cosine(SGD())])
+def test_what_has_a_schedule_or_an_average_takes_no_cosine(kind):
+    with pytest.raises(ValueError, match=r"schedule or an average of its own.*give Cosine a rule"):
+        Cosine(kind())
 
 
 @pytest.mark.parametrize(

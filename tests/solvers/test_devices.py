@@ -5,14 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from bygrad.cli import main
 from bygrad.experiments import solving
-from bygrad.solvers import solve
+from bygrad.solvers import engine, solve
 
 from .families import Decay, decays
 
@@ -84,6 +86,48 @@ def test_eight_devices_find_what_one_finds(tmp_path):
         np.testing.assert_array_equal(eight["nit"], one.nit)
         np.testing.assert_allclose(eight["cost"], one.cost, rtol=1e-9)
         np.testing.assert_allclose(eight["height"], one.x["height"], rtol=1e-6)
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """One device that counts as two for a batch of four rows."""
+    monkeypatch.setattr(engine, "devices_for", lambda rows: jax.devices()[:1] * (2 if rows == 4 else 1))
+
+
+def test_every_device_computes_as_who_asks(two_devices, monkeypatch):
+    found, advance = [], engine._advance
+
+    def spy(*arguments):
+        found.append((jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64))
+        return advance(*arguments)
+
+    monkeypatch.setattr(engine, "_advance", spy)
+    with jax.default_matmul_precision("highest"):
+        solution = solve(Decay(), decays(4))
+    assert len(found) >= 2 and set(found) == {("highest", True)}
+    assert solution.success.all()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no pthread_kill on Windows")
+def test_who_interrupts_waits_for_no_device_and_all_of_them_end(two_devices, monkeypatch):
+    over, finished, told, advance, before = threading.Event(), [], [], engine._advance, set(threading.enumerate())
+    once = threading.Lock()
+
+    def slow(*arguments):
+        if once.acquire(blocking=False):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        over.wait(60)
+        finished.append(None)
+        return advance(*arguments)
+
+    monkeypatch.setattr(engine, "_advance", slow)
+    with pytest.raises(KeyboardInterrupt):
+        solve(Decay(), decays(4), watch=lambda *_: told.append(None))
+    assert not finished
+    over.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+    assert len(finished) <= 2 and told == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")

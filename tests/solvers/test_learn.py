@@ -6,6 +6,7 @@ import types
 import warnings
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +23,7 @@ from bygrad.experiments import Display, learn_to_file, solve_file, solving
 from bygrad.problems import ProblemFamily, find_family
 from bygrad.problems.structured import Bounded, LeastSquares
 from bygrad.solvers import (
+    ADMM,
     Flat,
     LearnedSolver,
     LearnedStart,
@@ -447,6 +449,21 @@ def test_a_run_is_not_resumed_with_another_solver(learned, tmp_path, display, mo
     assert learned.digest == dataclasses.replace(learned).digest != other.digest
     with pytest.raises(ValueError, match="differs in solver"):
         solve_file(other, tmp_path / "data.npy", tmp_path / "out.npz", display, resume=True)
+
+
+class Set(Decay):
+    """A family with a field that is no array, and has no text of its own."""
+
+    weight: object = eqx.field(static=True, default=None)
+
+
+def test_the_digest_sees_static_fields_and_no_addresses():
+    def digest(method=ADMM(), **fields):  # noqa: B008
+        return LearnedSolver(Set(**fields), method, LevenbergMarquardt(), None, 1, 1).digest
+
+    others = [digest(), digest(ADMM(inner=5)), digest(weight=1), digest(weight=lambda x: x), digest(limited=True)]
+    assert len(set(others)) == 5
+    assert len({digest(weight=it) for it in [object(), object()]}) == 1
 
 
 def interrupt(*_):

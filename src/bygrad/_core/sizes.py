@@ -1,7 +1,10 @@
 """Horizons, and the sizes that a manifest says an optimizer was trained on: what JAX and PyTorch share of them."""
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+Tensor = TypeVar("Tensor")
 
 BEYOND = (
     "The run will have {:,} steps, but the learned optimizer was trained on runs of {:,}: from there on the fallback"
@@ -24,6 +27,11 @@ def whole_number(horizon: Any) -> int:
             f"The horizon is {horizon}, but a run has one step or more. Give how many it will have, a whole number."
         )
     return int(horizon)
+
+
+def horizons(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return the horizons among named tensors: of the rule itself, or of its parts (`parts/matrices/horizon`)."""
+    return [tensor for name, tensor in tensors.items() if name.split("/")[-1] == "horizon"]
 
 
 class TrainedSizes(NamedTuple):

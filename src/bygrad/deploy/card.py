@@ -2,6 +2,7 @@
 
 import json
 
+from .._core.sizes import horizons
 from ..artifacts import Manifest
 
 _TEXT = """\
@@ -90,5 +91,5 @@ def model_card(manifest: Manifest, repo: str, file: str) -> str:
         validation=block(manifest.validation),
         versions=block(manifest.versions),
         digest=manifest.digest,
-        horizon=", horizon=steps" if "horizon" in manifest.tensors else "",
+        horizon=", horizon=steps" if horizons(manifest.tensors) else "",
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .._core.sizes import NO_HORIZON, whole_number
+from .._core.sizes import NO_HORIZON, horizons, whole_number
 from ..artifacts import Artifact, Step, find
 from ..artifacts import load as load_artifact
 from .torch_rules import Adam, Envelope, Guard, Rule, Scheduled, rule_of
@@ -220,7 +220,7 @@ class LearnedOptimizer(Optimizer):
             if isinstance(self._rule, Guard):
                 self._check_guard(group[_GUARD].get("settings", {}), self._rule.settings)
         for state in state_dict["state"].values():
-            saved = next((int(it) for name, it in state.items() if name.split("/")[-1] == "horizon"), None)
+            saved = next(map(int, horizons(state)), None)
             if None not in (saved, self._declared) and saved != self._declared:
                 raise ValueError(
                     f"The state dict was saved in a run of {saved} steps, and this optimizer was made for"

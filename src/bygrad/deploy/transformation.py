@@ -16,7 +16,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from optax import GradientTransformationExtraArgs
 
 from .._core import trees
-from .._core.sizes import NO_HORIZON
+from .._core.sizes import NO_HORIZON, horizons
 from .._core.types import Params, State
 from ..artifacts import Artifact, find
 from ..artifacts import load as load_artifact
@@ -80,8 +80,8 @@ def optax(
     if not isinstance(optimizer, Optimizer):
         artifact = optimizer if isinstance(optimizer, Artifact) else load_artifact(find(optimizer))
         optimizer, envelope = from_artifact(artifact), Envelope.from_training(artifact.manifest.training)
-        if horizon is None and (own := getattr(optimizer, "horizon", None)) is not None:
-            warnings.warn(NO_HORIZON.format(artifact.manifest.name, int(own)), stacklevel=2)
+        if horizon is None and (own := horizons(artifact.tensors)):
+            warnings.warn(NO_HORIZON.format(artifact.manifest.name, int(min(own))), stacklevel=2)
     deployed = _guarded(optimizer, guard, envelope)
     if horizon is not None:
         deployed = _declared(deployed, horizon)

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from .._core.programs import Program
 from .._core.types import Params, PRNGKeyArray, Scalar, State
-from ..optimizers import Optimizer
+from ..optimizers import Optimizer, declare
 from ..problems import ProblemFamily, StyleTransfer
 from ..problems.data.files import kind_of, read_picture, write_picture
 from ..problems.vgg import STRIDE
@@ -69,7 +69,7 @@ def paint(
     tick: Tick | None = None,
 ) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
     """Return the image of the lowest loss after 0 to `steps` updates, as bytes, with that loss."""
-    family = StyleTransfer.of(photograph[None], painting)
+    family, optimizer = StyleTransfer.of(photograph[None], painting), declare(optimizer, steps)
     content = eqx.filter_jit(family.content)(family.photographs[0])
     start = family.init(content, jax.random.key(seed))
     now = Painting(start, optimizer.init(start), start, jnp.asarray(jnp.inf))

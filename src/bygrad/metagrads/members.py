@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from .._core import trees
 from .._core.types import Scalar
@@ -54,23 +54,26 @@ class Members(Estimator):
         count = len(estimates)
         gradient = jax.tree.map(lambda *leaves: sum(leaves) / count, *(it.gradient for it in estimates))
         weights = windows.family.weights if isinstance(windows.family, Mixture) else ()
-        # Directions are independent between members, so their variances add up.
-        squares = _stack([it.square for it in estimates])
-        spread = squares - jnp.stack([jnp.square(trees.global_norm(it.gradient)) for it in estimates])
+        square = _mean([it.square for it in estimates])
+        if square is not None:
+            # Directions are independent between members, so their variances add up.
+            norms = [jnp.square(trees.global_norm(it.gradient)) for it in estimates]
+            square = jnp.square(trees.global_norm(gradient)) + (square - sum(norms) / count) / count
         estimate = Estimate(
             loss=jnp.array(weights) @ jnp.stack([it.loss for it in estimates]) / count,
             gradient=gradient,
             losses=jnp.array(weights) @ jnp.stack([it.losses for it in estimates]) / count,
-            square=jnp.square(trees.global_norm(gradient)) + jnp.sum(spread) / count**2,
-            clipped=jnp.mean(_stack([it.clipped for it in estimates])),
-            lost=jnp.mean(_stack([it.lost for it in estimates])),
+            square=square,
+            clipped=_mean([it.clipped for it in estimates]),
+            lost=_mean([it.lost for it in estimates]),
         )
         return estimate, tuple(inner for _, inner in pairs)
 
 
-def _stack(values: list[Scalar | None]) -> Float[Array, " members"]:
-    """What estimators without particles do not say is not a number."""
-    return jnp.stack([jnp.asarray(jnp.nan) if value is None else value for value in values])
+def _mean(values: list[Scalar | None]) -> Scalar | None:
+    """Average what the members say; `None` where their estimator has no particles to say it of."""
+    said = [value for value in values if value is not None]
+    return jnp.mean(jnp.stack(said)) if said else None
 
 
 def _parts(windows: Windows) -> list[Windows]:

@@ -169,39 +169,53 @@ class Coordinatewise(Optimizer):
         """Take a `step` block by block for large arrays: what happens inside stays in cache, and each block of the
         state is written where it was read, so that a donated state needs no second copy.
 
-        Not for reverse-mode differentiation, which would keep the whole state once for every block.
+        Its derivatives are those of `step` for the whole array.
         """
         size, width = grads.size, coordinates_at_a_time(STEP_BLOCK, accelerator=2**18)
         # Blocks would lie across the borders of arrays that are divided over devices: each device would have to gather
         # all of the state.
         if size <= width or _may_be_divided((grads, state)):
             return self.step(grads, state)
+        return _step_in_blocks(self, grads, state, width)
 
-        def columns(start: Any, width: int, tree: PyTree) -> PyTree:
-            return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, width, axis=-1), tree)
 
-        def replace(start: Any, tree: PyTree, part: PyTree) -> PyTree:
-            return jax.tree.map(
-                lambda leaf, new: jax.lax.dynamic_update_slice_in_dim(leaf, new, start, axis=-1), tree, part
-            )
+@eqx.filter_custom_jvp
+def _step_in_blocks(
+    rule: Coordinatewise, grads: Float[Array, "*c"], state: State, width: int
+) -> tuple[Float[Array, "*c"], State]:
+    def columns(start: Any, width: int, tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, width, axis=-1), tree)
 
-        def advance(start: Any, width: int, carry: tuple[Array, State]) -> tuple[Array, State]:
-            grads, state = columns(start, width, carry)
-            update, state = self.step(grads, _values(state, like))
-            return replace(start, carry, (update, _bits(state)))
+    def replace(start: Any, tree: PyTree, part: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda leaf, new: jax.lax.dynamic_update_slice_in_dim(leaf, new, start, axis=-1), tree, part
+        )
 
-        # The updates take the place of the gradients, block by block.
-        like = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[: -grads.ndim], size), state)
-        carry = grads.reshape(-1), _bits(like)
-        whole, first = size // width, 0
-        if jax.device_count() > 1:
-            # Inside `shard_map`, what is the same on all devices meets what is not: after one block, all of it varies.
-            carry, first = advance(0, width, carry), 1
-        carry = jax.lax.fori_loop(first, whole, lambda i, carry: advance(i * width, width, carry), carry)
-        if rest := size % width:
-            carry = advance(whole * width, rest, carry)
-        updates, states = carry[0], _values(carry[1], like)
-        return updates.reshape(grads.shape), jax.tree.map(lambda new, old: new.reshape(old.shape), states, state)
+    def advance(start: Any, width: int, carry: tuple[Array, State]) -> tuple[Array, State]:
+        grads, state = columns(start, width, carry)
+        update, state = rule.step(grads, _values(state, like))
+        return replace(start, carry, (update, _bits(state)))
+
+    # The updates take the place of the gradients, block by block.
+    size = grads.size
+    like = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[: -grads.ndim], size), state)
+    carry = grads.reshape(-1), _bits(like)
+    whole, first = size // width, 0
+    if jax.device_count() > 1:
+        # Inside `shard_map`, what is the same on all devices meets what is not: after one block, all of it varies.
+        carry, first = advance(0, width, carry), 1
+    carry = jax.lax.fori_loop(first, whole, lambda i, carry: advance(i * width, width, carry), carry)
+    if rest := size % width:
+        carry = advance(whole * width, rest, carry)
+    updates, states = carry[0], _values(carry[1], like)
+    return updates.reshape(grads.shape), jax.tree.map(lambda new, old: new.reshape(old.shape), states, state)
+
+
+@_step_in_blocks.def_jvp
+def _step_in_blocks_jvp(primals: tuple, tangents: tuple) -> tuple:
+    """Differentiate the step on the whole: through blocks, reverse mode would keep the whole state once for every one
+    of them, and the bits of bfloat16 have no derivative."""
+    return eqx.filter_jvp(lambda rule, grads, state, _: rule.step(grads, state), primals, tangents)
 
 
 def _may_be_divided(arrays: PyTree) -> bool:

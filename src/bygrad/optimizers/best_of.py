@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .._core import trees
 from .._core.types import Params, State
-from .base import Optimizer
+from .base import Optimizer, Scheduled, declare, whole_steps
 from .hand_designed import Adam
 
 _WORST = 1e30
@@ -24,7 +24,8 @@ class Run(eqx.Module):
 
 
 class BestOfState(eqx.Module):
-    """State of `BestOf`: both runs, whose turn it is, and the best point seen so far with its loss."""
+    """State of `BestOf`: both runs, whose turn it is, the best point seen so far with its loss, and the horizon that
+    was declared for this run."""
 
     learned: Run
     fallback: Run
@@ -33,9 +34,10 @@ class BestOfState(eqx.Module):
     best: Params
     best_value: Float[Array, ""]
     best_is_learned: Bool[Array, ""]
+    horizon: Int[Array, ""]
 
 
-class BestOf(Optimizer):
+class BestOf(Optimizer, Scheduled):
     r"""Runs `learned` and `fallback` from the start, each on its own, and keeps the best point that either has seen.
 
     A call gives one evaluation to one of the runs: of the first $t$ calls the learned optimizer gets
@@ -49,7 +51,8 @@ class BestOf(Optimizer):
     `Guard` for them.
 
     **Arguments:** `fallback`: `Adam(1e-3)` unless you know better. `share`: of the evaluations that the learned
-    optimizer gets. `horizon`: calls of a run, the last one included; `None`: ask `best` for the result.
+    optimizer gets. `horizon`: calls of a run, the last one included, as `declare` says later; each of the two is told
+    its part of them. `None`: nobody has said, and `best` gives the result.
 
     >>> from bygrad.optimizers import SGD
     >>> both = BestOf(SGD(10.0), SGD(0.1), horizon=20)  # one of the two diverges
@@ -66,7 +69,7 @@ class BestOf(Optimizer):
     learned: Optimizer
     fallback: Optimizer
     share: float = eqx.field(static=True)
-    horizon: int | None = eqx.field(static=True)
+    horizon: Int[Array, ""]  # 0 if nobody declared it
 
     def __init__(
         self,
@@ -76,13 +79,25 @@ class BestOf(Optimizer):
         share: float = 0.5,
         horizon: int | None = None,
     ):
-        if not 0 < share < 1 or (horizon is not None and horizon < 1):
-            raise ValueError(
-                f"share={share}, horizon={horizon}: one of the two would never run, or nothing would. Give a share"
-                " between 0 and 1, and at least one call."
-            )
+        if not 0 < share < 1:
+            raise ValueError(f"share={share}: one of the two would never run. Give a share between 0 and 1.")
         self.learned, self.fallback = learned, Adam(jnp.asarray(1e-3)) if fallback is None else fallback
-        self.share, self.horizon = share, horizon
+        self.share, self.horizon = share, jnp.zeros((), jnp.int32)
+        if horizon is not None:
+            self.learned, self.fallback, self.horizon = self._declared(horizon)
+
+    def declare(self, horizon: int | Int[Array, ""]) -> "BestOf":
+        return eqx.tree_at(lambda it: (it.learned, it.fallback, it.horizon), self, self._declared(horizon))
+
+    def _declared(self, horizon: int | Int[Array, ""]) -> tuple[Optimizer, Optimizer, Int[Array, ""]]:
+        """Return both optimizers, each for as many steps as it gets calls, and the horizon."""
+        calls = whole_steps(horizon)
+        ours, theirs = self._learneds(calls), calls - self._learneds(calls)
+        return declare(self.learned, jnp.maximum(ours, 1)), declare(self.fallback, jnp.maximum(theirs, 1)), calls
+
+    def _learneds(self, calls: Int[Array, ""]) -> Int[Array, ""]:
+        """Return how many of the first calls are the learned optimizer's."""
+        return jnp.floor(self.share * calls + 1e-4).astype(jnp.int32)
 
     def init(self, params: Params) -> BestOfState:
         count, wide = jnp.zeros((), jnp.int32), trees.widened(params)
@@ -95,6 +110,7 @@ class BestOf(Optimizer):
             best=wide,
             best_value=jnp.asarray(_WORST),
             best_is_learned=no,
+            horizon=self.horizon,
         )
         return trees.copied(state)
 
@@ -134,10 +150,9 @@ class BestOf(Optimizer):
             learned, fallback = of_learned() if bool(turn) else of_fallback()
         steps = state.steps + 1
         # The next call is number steps + 1: it is the learned optimizer's if its part then grows to the next whole.
-        next_turn = jnp.floor(self.share * (steps + 1) + 1e-4) > jnp.floor(self.share * steps + 1e-4)
+        next_turn = self._learneds(steps + 1) > self._learneds(steps)
         goal = trees.where(next_turn, learned.params, fallback.params)
-        if self.horizon is not None:
-            goal = trees.where(steps >= self.horizon, best, goal)
+        goal = trees.where((state.horizon > 0) & (steps >= state.horizon), best, goal)
         updates = jax.tree.map(lambda to, at, grad: (to - at).astype(grad.dtype), goal, wide, grads)
         updates = trees.where(trees.all_finite(updates), updates, jax.tree.map(jnp.zeros_like, grads))
         return updates, BestOfState(
@@ -148,6 +163,7 @@ class BestOf(Optimizer):
             best=best,
             best_value=best_value,
             best_is_learned=jnp.where(better, turn, state.best_is_learned),
+            horizon=state.horizon,
         )
 
     def best(self, state: BestOfState) -> Params:

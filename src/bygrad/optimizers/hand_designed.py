@@ -29,6 +29,9 @@ class FromOptax(Optimizer):
 
     per_coordinate: ClassVar[bool] = True
 
+    proportional: ClassVar[bool] = True
+    """Whether updates are in proportion to the learning rate of the moment: then what scales them is its schedule."""
+
     @abc.abstractmethod
     def transformation(self) -> optax.GradientTransformation:
         """Return the transformation for the hyperparameters as they are, traced ones included."""
@@ -146,12 +149,23 @@ class AdamWCosine(FromOptax, Scheduled):
 class Cosine(FromOptax, Scheduled):
     r"""Another rule, with updates that fall along half a cosine besides, from all of them to 0 at the horizon.
 
-    In every rule here updates are in proportion to the learning rate of the moment, so that this is its schedule.
+    It is for rules whose updates are in proportion to the learning rate of the moment, so that this is its schedule.
+
+    **Raises:** `ValueError` for `ScheduleFree`, whose averages would be scaled with its steps, and for rules that have
+    a schedule already.
     """
 
     per_coordinate: ClassVar[bool] = False  # not of every rule
     rule: FromOptax
     horizon: Int[Array, ""] = eqx.field(converter=lambda steps: jnp.asarray(steps, jnp.int32), default=1_000)
+
+    def __check_init__(self) -> None:
+        if isinstance(self.rule, Scheduled) or not self.rule.proportional:
+            raise ValueError(
+                f"{type(self.rule).__name__} has a schedule or an average of its own, which a cosine over its updates"
+                " would spoil. Use it as it is, or give Cosine a rule whose updates are in proportion to its learning"
+                " rate: SGD, Nesterov, RMSprop, Adam, AdamW, Lion or Muon."
+            )
 
     @property
     def learning_rate(self) -> Any:

@@ -50,6 +50,8 @@ class ScheduleFree(FromOptax):
     those of the minibatches of the gradients, are the ones at $y$.
     """
 
+    proportional: ClassVar[bool] = False  # a part of every update is the average's
+
     learning_rate: Float[Array, "..."] = _hyperparameter(1e-2)
     b1: Float[Array, "..."] = _hyperparameter(0.9)
     b2: Float[Array, "..."] = _hyperparameter(0.999)

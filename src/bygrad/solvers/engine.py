@@ -11,7 +11,6 @@ With several devices, each solves a part of the rows by itself.
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import equinox as eqx
@@ -22,6 +21,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from .._core import trees
 from .._core.programs import Program
+from .._core.threads import Threads
 from .base import Flat, Method, Progress
 from .solution import RUNNING, Status
 
@@ -115,24 +115,29 @@ def _on_devices(
 ) -> Rows:
     """Solve an equal part of the rows on every device, each with a working set of its own: none waits for another."""
     parts = np.array_split(np.arange(len(x)), len(devices))
-    double, lock, finished = jax.config.jax_enable_x64, threading.Lock(), [0] * len(devices)  # pyright: ignore[reportAttributeAccessIssue]
+    lock, finished, left = threading.Lock(), [0] * len(devices), threading.Event()
 
     def solve_part(place: int) -> Rows:
         def told(what: str, done: int, _: int) -> None:
             with lock:
+                if left.is_set():
+                    raise KeyboardInterrupt  # nobody waits for these rows any more
                 finished[place] = done
                 if watch is not None:
                     watch(what, sum(finished), len(x))
 
         part, device = parts[place], devices[place]
-        with jax.enable_x64(double), jax.default_device(device):
+        with jax.default_device(device):
             arrays, rest = eqx.partition((method, flat), eqx.is_array)
             method_here, flat_here = eqx.combine(jax.device_put(arrays, device), rest)
             some = jax.tree.map(lambda leaf: leaf[part], instances)
             return run(method_here, flat_here, some, x[part], batch=batch, watch=told)
 
-    with ThreadPoolExecutor(len(devices)) as pool:
-        solved = list(pool.map(solve_part, range(len(devices))))
+    try:
+        with Threads(len(devices)) as pool:
+            solved = list(pool.map(solve_part, range(len(devices))))
+    finally:
+        left.set()
     return {name: np.concatenate([rows[name] for rows in solved]) for name in solved[0]}
 
 
