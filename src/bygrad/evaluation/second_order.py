@@ -129,13 +129,15 @@ class GaussNewton(SecondOrder):
                 return family.output_loss(outputs, instance, None)
             return jnp.mean(jax.vmap(lambda its, key: family.output_loss(its, instance, key))(outputs, keys))
 
-        here, push = jax.linearize(outputs, at)
-        pull = jax.linear_transpose(push, at)
+        here, pull = jax.vjp(outputs, at)
+        # Backwards twice is forwards: fast convolutions have no derivative in forward mode.
+        _, push_through = jax.vjp(lambda cotangent: pull(cotangent)[0], jax.tree.map(jnp.zeros_like, here))
         value, cotangent = jax.value_and_grad(loss)(here)
         (slope,) = pull(cotangent)
 
         def product(direction: Float[Array, " p"]) -> Float[Array, " p"]:
-            (curved,) = pull(jax.jvp(jax.grad(loss), (here,), (push(direction),))[1])
+            (pushed,) = push_through(direction)
+            (curved,) = pull(jax.jvp(jax.grad(loss), (here,), (pushed,))[1])
             return curved
 
         direction = _conjugate_gradients(lambda it: product(it) + state * it, -slope, self.products)
