@@ -8,7 +8,7 @@ import pytest
 from bygrad.evaluation import LBFGS, GaussNewton, run_in_time
 from bygrad.evaluation.second_order import second_order_curve
 from bygrad.experiments.transfer_rows import LossTimes
-from bygrad.problems import ImageData, LeastSquares, MLPClassifier, load_images
+from bygrad.problems import ConvClassifier, ImageData, LeastSquares, MLPClassifier, load_images
 from bygrad.unroll import draw
 
 DIGITS = load_images("mnist").shrunk(8)
@@ -100,3 +100,11 @@ def test_one_step_is_taken_even_if_it_does_not_fit():
     ran = run_in_time(LBFGS(batches=2), np.ones(1), family, None, jax.random.split(jax.random.key(0), 2), 1e-9, 50)
     assert ran.curves.shape == (1, 2, 2)
     assert ran.seconds > 0
+
+
+@pytest.mark.parametrize("method", [LBFGS(batches=2), GaussNewton(damping=jnp.ones(()))], ids=["lbfgs", "gauss-newton"])
+def test_fast_convolutions_without_a_forward_mode_are_no_obstacle(method):
+    family = ConvClassifier.from_data(DIGITS, channels=(2,), kernel=3, hidden=4, batch=16, scale=0.3)
+    keys = jax.random.split(jax.random.key(0), 1)
+    curves = run_in_time(method, np.ones(1), family, None, keys, 1e9, 8, one_by_one=True).curves
+    assert curves[0, 0, -1] < curves[0, 0, 0]
