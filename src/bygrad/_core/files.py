@@ -40,13 +40,14 @@ def write_arrays_atomically(path: str | os.PathLike[str], arrays: Mapping[str, A
 
 
 def join_arrays_atomically(
-    path: str | os.PathLike[str], parts: Sequence[Path], names: Sequence[str], rows: int
+    path: str | os.PathLike[str], parts: Sequence[Path], names: Sequence[str], rows: int, comment: bytes = b""
 ) -> None:
     """`write_arrays_atomically` for what several npz files hold under `names`, joined along the first axis to `rows`.
 
-    One array of one file at a time is in memory.
+    One array of one file at a time is in memory. `comment`: of the archive, which readers of arrays do not see.
     """
     with _whole_or_absent(Path(path)) as file, zipfile.ZipFile(file, "w") as whole:
+        whole.comment = comment
         for name in names:
             with np.load(parts[0], allow_pickle=False) as part:
                 shape, dtype = (rows, *part[name].shape[1:]), part[name].dtype
