@@ -13,6 +13,7 @@ import pytest
 from jaxtyping import Array, PRNGKeyArray
 from rich.console import Console
 
+from bygrad._core.programs import Program
 from bygrad.artifacts import shipped_names
 from bygrad.evaluation import Protocol, Sheet, bfgs_curves, lbfgs_curves, run_curves
 from bygrad.experiments import EXPERIMENTS, STUDIES, Display, Study, Task, horizon, update_shapes
@@ -26,7 +27,6 @@ from bygrad.metagrads import Replay
 from bygrad.optimizers import LSTM, SGD, Adam, GlobalLSTM, Scaled
 from bygrad.problems import ProblemFamily, Quadratic
 from bygrad.training import Recipe, describe
-from bygrad.unroll import compiled_loss_curves
 
 
 def task_in(folder, **options) -> Task:
@@ -128,7 +128,7 @@ def test_differences_are_taken_run_by_run():
 def test_what_a_comparison_has_compiled_is_timed_without_compiling_it_again(monkeypatch):
     protocol = Protocol(3, runs=1, chunk=1)
     run_curves(SGD(0.1), Quadratic(2), protocol.keys[1], horizon=3, runs=1, chunk=1)
-    monkeypatch.setattr(compiled_loss_curves, "_lower", None)
+    monkeypatch.setattr(Program, "_lower", None)  # whatever were compiled now would raise
     assert len(seconds_per_step([SGD(0.2), SGD(0.3)], Quadratic(2), protocol)) == 2
 
 
