@@ -74,6 +74,7 @@ def test_list_shows_every_name(capsys):
     [
         (["reproduce", "mnits"], ["no experiment 'mnits'", "Did you mean 'mnist'?", *EXPERIMENTS]),
         (["reproduce", "mnist", "--families", "dispatch"], ["--families", "`thousands`", "'mnist'"]),
+        (["reproduce", "mnist", "--artifacts", "paper/mnist"], ["--artifacts", "`transfer`", "'mnist'"]),
         (["train", "--family", "quadratics"], ["no family 'quadratics'", "Did you mean 'quadratic'?", *FAMILIES]),
         (["train", "--family", "gone.py:Bowl"], ["There is no file gone.py"]),
         (["solve", "fit.bygrda", "data.npy", "-o", "out.npz"], ["There is no file fit.bygrda"]),
@@ -233,7 +234,8 @@ def test_evaluate_compares_and_writes(trained, family, tmp_path, capsys):
     assert results["configuration"]["family"] == {"name": "Bowl"}
     assert (out / "report.html").is_file()
     assert json.loads((out / "results.json").read_text())["optimizers"] == results["optimizers"]
-    assert "would be overwritten" in refusal(command, capsys)
+    said = refusal(command, capsys)
+    assert "would be overwritten. Choose another folder (--out)" in said and "--resume" not in said
 
 
 def test_specialize_and_reproduce_carry_out_what_they_are_told(family, tmp_path, capsys, monkeypatch):
@@ -263,13 +265,16 @@ def test_specialize_and_reproduce_carry_out_what_they_are_told(family, tmp_path,
         return {"found": 2}
 
     monkeypatch.setattr("bygrad.experiments.carry_out", carry_out)
-    main(["reproduce", "quadratic", "--budget", "paper", "--data", "cifar10", "--artifacts", "a", "b", *common])
+    main(["reproduce", "quadratic", "--budget", "paper", "--data", "cifar10", *common])
     task = told["task"]
     assert told["experiment"] is EXPERIMENTS["quadratic"]
     assert (task.budget, task.folder, task.resume, task.seed, task.data) == ("paper", out, True, 5, "cifar10")
-    assert (task.artifacts, task.families) == (("a", "b"), ())
+    assert (task.artifacts, task.families) == (("general/controller",), ())
     assert task.command.startswith("bygrad")
     assert json.loads(file.read_text()) == {"found": 2}
+    for name in ("transfer", "all"):
+        main(["reproduce", name, "--artifacts", "a", "b"])
+        assert told["task"].artifacts == ("a", "b")
     main(["reproduce", "thousands", "--families", "dispatch"])
     assert told["task"].families == ("dispatch",) and told["task"].folder == Path("runs/thousands-quick")
 

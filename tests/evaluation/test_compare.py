@@ -7,9 +7,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from bygrad.evaluation import Protocol, Tuning, best_baseline, compare, strict_json
+from bygrad.evaluation import Protocol, Tuning, best_baseline, compare, strict_json, tuned_levels
 from bygrad.evaluation.compare import summarize
 from bygrad.optimizers import LSTM, SGD
 from bygrad.problems import ProblemFamily, Quadratic
@@ -99,6 +100,26 @@ def test_a_protocol_may_save_the_second_run(results):
     row = compare({}, {"SGD": tuning(*RATES["SGD"])}, Quadratic(3), protocol)["sgd"]
     assert (row["learning_rate"], row["area_learning_rate"], row["area_curve"]) == (0.01, None, None)
     assert row["curve"] == pytest.approx(results["sgd"]["curve"])
+
+
+class Halved(SGD):
+    """Gradient descent by half of the learning rate: a baseline of the user's own."""
+
+    def transformation(self):
+        return optax.sgd(0.5 * self.learning_rate)
+
+
+def test_a_baseline_of_ones_own_is_compared_where_its_class_is_given(results):
+    protocol, own = dataclasses.replace(PROTOCOL, second_order_runs=0, area_rates=False), {"Mine": Halved}
+    given = {"Mine": tuning(0.02, 0.02)}
+    row = compare({}, given, Quadratic(3), protocol, baselines=own)["mine"]
+    assert (row["kind"], row["label"], row["learning_rate"]) == ("hand-designed", "Mine", 0.02)
+    assert row["curve"] == pytest.approx(results["sgd"]["curve"])
+    levels = tuned_levels(given, Quadratic(3), protocol.keys[1][None], "final", protocol, baselines=own)
+    sgd = tuned_levels({"SGD": tuning(0.01, 0.01)}, Quadratic(3), protocol.keys[1][None], "final", protocol)
+    assert levels == {"Mine": pytest.approx(sgd["SGD"])}
+    with pytest.raises(ValueError, match="Mine is tuned, but is none of the baselines SGD, Nesterov"):
+        compare({}, given, Quadratic(3), protocol)
 
 
 def test_a_lost_run_is_infinite_in_the_median_too():

@@ -107,4 +107,4 @@ def test_fast_convolutions_without_a_forward_mode_are_no_obstacle(method):
     family = ConvClassifier.from_data(DIGITS, channels=(2,), kernel=3, hidden=4, batch=16, scale=0.3)
     keys = jax.random.split(jax.random.key(0), 1)
     curves = run_in_time(method, np.ones(1), family, None, keys, 1e9, 8, one_by_one=True).curves
-    assert curves[0, 0, -1] < curves[0, 0, 0]
+    assert np.isfinite(curves).all() and curves.min() < 0.9 * curves[0, 0, 0]

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from bygrad.experiments import STUDIES
+from bygrad.experiments import STUDIES, Display, Specialized, Task, activations
 from bygrad.experiments.activations import LEARNED_ON, USED_ON, _level, _ratios, _sheet
+from bygrad.optimizers import SGD
 from bygrad.problems import MLPClassifier, find_family
 
 
@@ -26,6 +28,23 @@ def test_ratios_are_to_adam_and_to_the_best_and_a_lost_run_is_infinite():
     mean, final = _ratios("relu", {"optimizers": rows})
     assert np.isinf(mean["to_adam"]) and not _level(mean)["reached"]
     assert final["to_adam"] == pytest.approx(1.5) and not _level(final)["reached"]
+
+
+def test_rows_are_of_the_optimizer_that_was_kept_on_every_activation(tmp_path, monkeypatch):
+    def rows(ours: float) -> dict[str, object]:
+        return {"controller": row("learned", "Controller", ours, ours), "adam": row("hand-designed", "Adam", 1.0, 1.0)}
+
+    for kept, share in (("learned", 0.5), ("start", 0.75)):
+        task = Task("quick", tmp_path / kept, Display(Console(quiet=True)))
+        on_sigmoid = rows(0.5) | {"start": row("learned", "the start", 0.75, 0.75)}
+        found = {"optimizers": on_sigmoid, "specialization": {"kept": kept}, "seconds": {"meta_training": 1.0}}
+        specialized = Specialized(SGD(), tmp_path, found)
+        monkeypatch.setattr(activations, "specialize", lambda *_, done=specialized, **__: done)
+        monkeypatch.setattr(Task, "compare", lambda *_, ours=share, **__: {"optimizers": rows(ours)})
+        results = activations.ACTIVATIONS.carry_out(task)
+        assert {it["to_adam"] for it in results["ratios"]} == {share}
+        page = (tmp_path / kept / "report.html").read_text()
+        assert ("all rows are of the start" in page) == (kept == "start")
 
 
 def test_every_cell_of_the_table_stands_below_its_heading():

@@ -1,10 +1,16 @@
 """The ablation of what helps on ReLU networks: its table, and that all its ways of training spend alike."""
 
+from types import SimpleNamespace
+
+import equinox as eqx
 import jax
 import pytest
+from rich.console import Console
 
-from bygrad.experiments import STUDIES
+from bygrad.deploy.jax import export
+from bygrad.experiments import STUDIES, Display, Task, repairs
 from bygrad.experiments.repairs import RECIPES, REPAIRS, finals, rows_of
+from bygrad.optimizers import LSTM
 from bygrad.training import Curriculum
 
 
@@ -25,6 +31,27 @@ def test_a_row_has_a_loss_and_a_ratio_to_the_best_tuned_baseline():
     assert table["LSTM"] == ["0.300 [0.300, 0.300]", "1.50"]
     assert table["other"] == ["diverges", "–"]
     assert table["best baseline"] == ["0.200 (Adam)", "1.00"]
+
+
+@pytest.mark.parametrize("label", ["LSTM", "LSTM+curriculum"])
+def test_what_is_trained_is_read_and_not_trained_again(label, tmp_path, monkeypatch):
+    trained, calls = LSTM(jax.random.key(1), (2,)), []
+
+    def keep(optimizer, family, recipe, folder, display, *, name, resume):
+        calls.append(resume)
+        export(trained, folder / "optimizer.safetensors", name=name, training={}, validation={})
+        return SimpleNamespace(optimizer=trained)
+
+    def learn(*_, resume, **__):
+        calls.append(resume)
+        return SimpleNamespace(optimizer=trained)
+
+    monkeypatch.setattr(repairs, "train", keep)
+    monkeypatch.setattr(repairs, "learn_by_curriculum", learn)
+    task = Task("quick", tmp_path, Display(Console(quiet=True)))
+    for _ in range(2):
+        assert eqx.tree_equal(repairs._train(label, REPAIRS[label], RECIPES["quick"], tmp_path / "0", task), trained)
+    assert calls == [False]
 
 
 @pytest.mark.parametrize("budget", RECIPES)

@@ -106,6 +106,28 @@ def test_the_second_block_decides_on_the_size_of_the_others_also_of_a_resumed_ru
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npy", "out.npz"]
 
 
+def test_a_finished_run_is_resumed_to_no_end_and_others_are_refused(tmp_path, data, monkeypatch, capsys):
+    spy, out, display = Spy(monkeypatch), tmp_path / "out.npz", Display(Console(width=500))
+    solve_file(Line(), data, out, display, block=20)
+    written, calls = out.read_bytes(), len(spy.sizes)
+    done = solve_file(Line(), data, out, display, block=20, resume=True)
+    assert (done["rows"], done["solved"]) == (100, 100) and f"{out} is finished" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match=r"would be overwritten\. It is not of this run, or of a version"):
+        solve_file(Line(), data, out, display, block=20, resume=True, seed=1)
+    with pytest.raises(FileExistsError, match=r"would be overwritten\. Choose another --out"):
+        solve_file(Line(), data, out, display, block=20)
+    assert out.read_bytes() == written
+    with np.load(out) as found:
+        np.savez(out, **found)  # as an earlier version would have written it
+    with pytest.raises(FileExistsError, match="of a version that does not say whose it is"):
+        solve_file(Line(), data, out, display, block=20, resume=True)
+    out.write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="would be overwritten"):
+        solve_file(Line(), data, out, display, block=20, resume=True)
+    assert len(spy.sizes) == calls
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npy", "out.npz"]
+
+
 def test_the_bytes_of_instances_bound_a_block(tmp_path, data, display, monkeypatch):
     spy = Spy(monkeypatch)
     monkeypatch.setattr(solving, "BYTES", 8 * 3 * 40)

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -13,14 +14,16 @@ import pytest
 from jaxtyping import Array, PRNGKeyArray
 from rich.console import Console
 
+from bygrad._core.programs import Program
 from bygrad.artifacts import load, shipped_names
-from bygrad.evaluation import Protocol, Sheet, bfgs_curves, lbfgs_curves
-from bygrad.experiments import EXPERIMENTS, STUDIES, Display, Study, Task
+from bygrad.evaluation import Protocol, Sheet, bfgs_curves, lbfgs_curves, run_curves
+from bygrad.experiments import EXPERIMENTS, STUDIES, Display, Study, Task, horizon, update_shapes
 from bygrad.experiments.everything import everything
 from bygrad.experiments.horizon import PROTOCOLS, RECIPES
 from bygrad.experiments.update_shapes import CASES, choose, history, path_of, sweep
 from bygrad.experiments.variations import MNIST, QUADRATICS, Contest, differences, hold
 from bygrad.experiments.work import gradient_scale, train
+from bygrad.experiments.worth import seconds_per_step
 from bygrad.metagrads import NRES, Replay
 from bygrad.optimizers import LSTM, SGD, Adam, GlobalLSTM, Scaled
 from bygrad.problems import ProblemFamily, Quadratic
@@ -123,6 +126,13 @@ def test_differences_are_taken_run_by_run():
     assert "final loss of b minus that of a" in difference["what"]
 
 
+def test_what_a_comparison_has_compiled_is_timed_without_compiling_it_again(monkeypatch):
+    protocol = Protocol(3, runs=1, chunk=1)
+    run_curves(SGD(0.1), Quadratic(2), protocol.keys[1], horizon=3, runs=1, chunk=1)
+    monkeypatch.setattr(Program, "_lower", None)  # whatever were compiled now would raise
+    assert len(seconds_per_step([SGD(0.2), SGD(0.3)], Quadratic(2), protocol)) == 2
+
+
 @pytest.mark.slow
 def test_a_contest_is_held_once(tmp_path):
     recipe = Recipe(4, 2, 2, 2, estimator=Replay(), validate_every=2, validation_runs=2)
@@ -146,6 +156,55 @@ def test_a_contest_is_held_once(tmp_path):
     kept["levels"][0]["ours"] = -1.0
     (tmp_path / "tiny" / "results.json").write_text(json.dumps(kept))
     assert hold(contest, task, tmp_path / "tiny")["levels"][0]["ours"] == -1.0
+
+
+def test_the_teacher_of_the_lstm_is_hand_designed_and_neither_judged_nor_a_baseline(tmp_path, monkeypatch):
+    def evaluate(learned, *_, **__):
+        losses = dict(zip(learned, (3.0, 0.5, 0.25), strict=True))
+        rows = {"adam": {"kind": "hand-designed", "label": "Adam", "final": {"mean": 1.0}}}
+        for name, loss in losses.items():
+            final = dict.fromkeys(("mean", "low", "high"), loss)
+            rows[name.lower()] = {"kind": "learned", "label": name, "final": final}
+        return {"optimizers": rows, "configuration": {}, "seconds": {}}
+
+    trained = SimpleNamespace(optimizer=SGD(), best=SimpleNamespace(seconds=1.0))
+    monkeypatch.setattr(horizon, "evaluate", evaluate)
+    monkeypatch.setattr(horizon, "finished", lambda folder: trained)
+    monkeypatch.setattr(horizon, "tune", lambda *_: ({}, 1.0))
+    monkeypatch.setattr(horizon, "meta_training_results", lambda *_: None)
+    monkeypatch.setattr(horizon, "write_report", lambda *_: None)
+    results = horizon.HORIZON.carry_out(task_in(tmp_path))
+    row = results["optimizers"][horizon.TAUGHT_BY.lower()]
+    assert row["kind"] == "hand-designed" and row["learning_rate"] == pytest.approx(5.6e-3)
+    lstm, cloned = results["levels"]
+    assert (lstm["what"].split(",")[0], lstm["reach"], lstm["reached"]) == ("LSTM", None, None)
+    assert "best tuned baseline: Adam 1)" in cloned["what"] and (cloned["reach"], cloned["reached"]) == (1.0, True)
+
+
+def test_what_is_found_of_a_case_is_kept_and_drawn_alike(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    found = {
+        "coordinates": list(range(6)),
+        "gradients": rng.standard_normal((6, 32)).tolist(),
+        "updates": {"LSTM": rng.standard_normal((6, 32)).tolist()},
+        "responses": {"gradients": np.linspace(-2, 2, 81).tolist(), "LSTM": rng.standard_normal((32, 81)).tolist()},
+        "learning_rates": {"Adam": 0.0123},
+        "configuration": {},
+    }
+    watched, drawn, task = [], [], task_in(tmp_path, resume=True)
+    monkeypatch.setattr(update_shapes, "_watch", lambda case, task: watched.append(case.trained) or found)
+    monkeypatch.setattr(update_shapes, "_draw_histories", lambda *given: drawn.append(given))
+    monkeypatch.setattr(update_shapes, "_draw_responses", lambda *given: drawn.append(given))
+    monkeypatch.setattr(Task, "finish", lambda self, study, results, statement, pictures: results | {"said": statement})
+    for _ in range(2):
+        results = update_shapes.UPDATE_SHAPES.carry_out(task)
+        assert results["updates"] == found["updates"] and "Adam at 0.0123 (tuned)" in results["said"]
+        (updates,), (swept, responses, grads) = drawn[-2:]
+        np.testing.assert_array_equal(updates["LSTM"], np.array(found["updates"]["LSTM"]).T)
+        np.testing.assert_array_equal(swept, found["responses"]["gradients"])
+        np.testing.assert_array_equal(responses["LSTM"], found["responses"]["LSTM"])
+        np.testing.assert_array_equal(grads, found["gradients"][-1])
+    assert watched == ["paper/mnist"] and set(responses) == {"LSTM"}
 
 
 def test_the_path_of_an_image_is_that_of_its_pixels():

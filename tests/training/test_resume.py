@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import pytest
 
-from bygrad.metagrads import Replay
-from bygrad.optimizers import LSTM, Nesterov, Optimizer
+from bygrad.metagrads import Clone, Replay
+from bygrad.optimizers import LSTM, Adam, Nesterov, Optimizer
 from bygrad.problems import Quadratic
 from bygrad.training import (
     CheckpointError,
@@ -232,6 +232,18 @@ def test_what_is_finished_is_read_and_not_done_again(uninterrupted):
     assert not [event for event in news if isinstance(event, Stepped | Validated)]
     assert digest(again.optimizer) == digest(reference.optimizer)
     assert story([again.best]) == story([reference.best])
+
+
+def test_resuming_draws_nothing_and_runs_no_teacher_again(tmp_path, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, truncation=4, meta_steps=4, validate_every=4, estimator=Clone(Adam(0.1), 2))
+    reference = meta_train(LSTM(jax.random.key(0), (2,)), FAMILY, recipe, folder=tmp_path / "whole")
+    folder = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        meta_train(LSTM(jax.random.key(0), (2,)), FAMILY, recipe, folder=folder, watch=at(Stepped, 3, interrupt))
+    for room in ("learner", "loop"):
+        monkeypatch.setattr(f"bygrad.training.{room}.begin", None)
+    resumed = meta_train(LSTM(jax.random.key(0), (2,)), FAMILY, recipe, folder=folder, resume=True)
+    assert_same(resumed, reference, folder)
 
 
 def test_a_folder_in_use_is_not_overwritten(uninterrupted):

@@ -2,8 +2,8 @@
 
 import contextlib
 import os
+import secrets
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,13 +40,14 @@ def write_arrays_atomically(path: str | os.PathLike[str], arrays: Mapping[str, A
 
 
 def join_arrays_atomically(
-    path: str | os.PathLike[str], parts: Sequence[Path], names: Sequence[str], rows: int
+    path: str | os.PathLike[str], parts: Sequence[Path], names: Sequence[str], rows: int, comment: bytes = b""
 ) -> None:
     """`write_arrays_atomically` for what several npz files hold under `names`, joined along the first axis to `rows`.
 
-    One array of one file at a time is in memory.
+    One array of one file at a time is in memory. `comment`: of the archive, which readers of arrays do not see.
     """
     with _whole_or_absent(Path(path)) as file, zipfile.ZipFile(file, "w") as whole:
+        whole.comment = comment
         for name in names:
             with np.load(parts[0], allow_pickle=False) as part:
                 shape, dtype = (rows, *part[name].shape[1:]), part[name].dtype
@@ -84,16 +85,16 @@ def locked(path: Path, shared: bool = False) -> Iterator[None]:
 def _whole_or_absent(path: Path) -> Iterator[BinaryIO]:
     """Give a file to write to, which takes the name of `path` when it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # Not by `tempfile`, whose files nobody else may read: this one may be read by whom the user's umask lets.
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _synchronize_folder(path.parent)
 

@@ -13,6 +13,9 @@ from .job import join_job
 from .options import Artifact, Data, Families, Folder, Hosts, Json, Resume, Seed, label_of
 from .terminal import command_line, finish, known, progress, require_figures
 
+TESTED = ("general/controller",)
+"""The trained optimizers that `transfer` tests unless it is told others."""
+
 
 def list_names() -> None:
     """List experiments, families, optimizers, estimators and the trained artifacts that come with the package."""
@@ -44,9 +47,9 @@ def reproduce(
     resume: Resume = False,
     seed: Seed = 0,
     data: Data = "mnist",
-    artifacts: Annotated[tuple[str, ...], arg(help="Trained optimizers to test, for `transfer`: names or files.")] = (
-        "general/controller",
-    ),
+    artifacts: Annotated[
+        tuple[str, ...], arg(help="Trained optimizers to test, for `transfer`: names or files.")
+    ] = TESTED,
     families: Annotated[tuple[str, ...], arg(help="Families to compare on, for `thousands`; none: all.")] = (),
     json: Json = None,
 ) -> None:
@@ -56,6 +59,8 @@ def reproduce(
     experiment = known(EXPERIMENTS | STUDIES, name, "experiment")
     if families and name != "thousands":
         raise ValueError(f"--families chooses among those of `thousands`, but this is {name!r}. Leave it out.")
+    if artifacts != TESTED and name not in ("transfer", "all"):
+        raise ValueError(f"--artifacts names what `transfer` tests, but this is {name!r}. Leave it out.")
     require_figures()
     folder = out or Path("runs") / f"{name}-{budget}"
     with progress() as display:
@@ -275,16 +280,14 @@ def evaluate(
     from ..deploy.jax import load
     from ..evaluation import Protocol, write_report
     from ..experiments import evaluate as carry_out
+    from ..experiments import refuse_used
     from ..problems import find_family
 
     require_figures()
     optimizer = load(artifact)
     label = label_of(family)
     folder = out or Path("runs") / f"evaluate-{label}"
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(
-            f"{folder} already exists, and the report in it would be overwritten. Choose another --out."
-        )
+    refuse_used(folder, resumable=False)
     protocol = Protocol(horizon, runs=runs, final_window=max(1, horizon // 20), seed=seed, chunk=4)
     with progress() as display:
         results = carry_out(

@@ -125,18 +125,19 @@ def tuned_levels(
     measure: Literal["area", "final"],
     protocol: Protocol,
     results: MutableMapping[str, dict[str, Any]] | None = None,
+    baselines: Mapping[str, type[FromOptax]] = BASELINES,
 ) -> dict[str, float]:
     """Return what each baseline reaches in the runs of `keys`, at the rate that was best for `measure`.
 
     It is what others are held against in these runs: those that it was tuned on may be easier, or harder.
 
-    **Arguments:** `protocol`: that of the tuning. `results`: as for `tune_baselines`.
+    **Arguments:** `protocol`: that of the tuning. `results`: as for `tune_baselines`. `baselines`: as for `compare`.
     """
     results = {} if results is None else results
 
     def level(name: str) -> float:
         curves = run_tuned(
-            BASELINES[name](),
+            _built(name, baselines),
             getattr(tunings[name], f"best_{measure}"),
             family,
             keys,
@@ -161,6 +162,7 @@ def compare(
     protocol: Protocol,
     watch: Watch | None = None,
     results: MutableMapping[str, dict[str, Any]] | None = None,
+    baselines: Mapping[str, type[FromOptax]] = BASELINES,
 ) -> dict[str, dict[str, Any]]:
     """Run everything on the same fresh instances; return the `optimizers` of a report's results.
 
@@ -168,7 +170,7 @@ def compare(
     each measure sees it at its best. Without `Protocol.area_rates`, both are at the rate tuned for the final loss.
 
     **Arguments:** `results`: what an interrupted comparison has, by name; what is there is not run again, and what is
-    new is put there as it comes.
+    new is put there as it comes. `baselines`: the classes of those that are tuned, where one is not of this package.
     """
     results = {} if results is None else results
     learned = {name: optimizer for name, optimizer in learned.items() if name.lower() not in results}
@@ -183,13 +185,14 @@ def compare(
         return run_curves(optimizer, family, protocol.keys[1], tick=ticker(name), **options)
 
     # Compiled side by side, but run one after the other: they are timed.
-    everything = [*learned.values(), *(with_learning_rate(BASELINES[name](), 0.0) for name in tunings)]
+    rivals = {name: _built(name, baselines) for name in tunings}
+    everything = [*learned.values(), *(with_learning_rate(rival, 0.0) for rival in rivals.values())]
     with Threads(SIDE_BY_SIDE) as pool:
         list(pool.map(lambda it: compile_curves(it, family, protocol.keys[1], **options), everything))
     for name, optimizer in learned.items():
         results[name.lower()] = summarize("learned", name, *run(optimizer, name), protocol)
     for name, tuning in tunings.items():
-        optimizer = BASELINES[name]()
+        optimizer = rivals[name]
         curves, seconds = run(with_learning_rate(optimizer, tuning.best_final), name)
         summary = summarize("hand-designed", name, curves, seconds, protocol)
         summary["learning_rate"], summary["tuning"] = tuning.best_final, tuning.as_json()
@@ -203,6 +206,15 @@ def compare(
     if protocol.second_order_runs and has_objective(family) and "lbfgs" not in results:
         results["lbfgs"] = _second_order(family, protocol, ticker("L-BFGS"))
     return dict(results)
+
+
+def _built(name: str, baselines: Mapping[str, type[FromOptax]]) -> FromOptax:
+    if name not in baselines:
+        raise ValueError(
+            f"{name} is tuned, but is none of the baselines {', '.join(baselines)}, so it is not known what to run."
+            " Give `baselines`, the classes by name that were tuned."
+        )
+    return baselines[name]()
 
 
 def compare_bfgs(family: ProblemFamily, protocol: Protocol, watch: Watch | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .._core.threads import Threads, in_thread
 from .._core.types import PRNGKeyArray
 from ..optimizers import Optimizer
 from ..problems import ProblemFamily
-from ..unroll import loss_curves
+from ..unroll import compiled_loss_curves
 
 Curves = np.ndarray
 Ticker = Callable[[int, int], None]
@@ -21,8 +21,6 @@ Ticker = Callable[[int, int], None]
 SIDE_BY_SIDE = 2
 """Programs that compile or run at a time: XLA compiles one, and runs many small operations, on a single core. No more
 than two, because each takes its memory."""
-
-_CURVES = Program(loss_curves)
 
 
 def run_curves(
@@ -42,7 +40,7 @@ def run_curves(
     does: those of the first `chunk`.
     """
     return run_in_chunks(
-        _CURVES,
+        compiled_loss_curves,
         (optimizer, family),
         key,
         horizon=horizon,
@@ -56,7 +54,7 @@ def compile_curves(
     optimizer: Optimizer, family: ProblemFamily, key: PRNGKeyArray, *, horizon: int, runs: int, chunk: int
 ) -> None:
     """Compile what `run_curves` will run, and run nothing."""
-    _CURVES.bytes_needed(optimizer, family, jax.random.split(key, min(chunk, runs)), horizon)
+    compiled_loss_curves.bytes_needed(optimizer, family, jax.random.split(key, min(chunk, runs)), horizon)
 
 
 def run_in_chunks(

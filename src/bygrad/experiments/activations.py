@@ -48,20 +48,27 @@ def _carry_out(task: Task) -> dict[str, Any]:
         "levels": [_level(row) for row in rows if row["activation"] in USED_ON],
         "seconds": {"meta_training": learned.results["seconds"]["meta_training"]},
     }
+    kept = " It was no better than its start there, so all rows are of the start." * _is_start(learned.results)
     statement = (
         f"A controller, meta-trained for {SECONDS[task.budget]:.0f} s on sigmoid networks, used without retraining or"
-        f" tuning. The baselines are tuned on every activation. Ratios of the mean of {runs} runs of {HORIZON} steps:"
-        " below 1 is better."
+        f" tuning.{kept} The baselines are tuned on every activation. Ratios of the mean of {runs} runs of {HORIZON}"
+        " steps: below 1 is better."
     )
     return task.finish(ACTIVATIONS, results, statement, [_sheet(rows)])
 
 
+def _is_start(results: dict[str, Any]) -> bool:
+    """Whether these are results of a specialization that has kept its start, a row beside what was learned."""
+    return results.get("specialization", {}).get("kept") == "start"
+
+
 def _ratios(activation: str, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Hold our mean and final losses against those of the tuned baselines."""
+    """Hold mean and final losses of the optimizer that was kept against those of the tuned baselines."""
     rows, found = results["optimizers"], []
+    kept = "start" if _is_start(results) else "controller"
     for measure, what, steps in (("area", "mean", HORIZON), ("final", "final", 1)):
         label, best = best_baseline(rows, measure)
-        ours, adam = (loss_of(rows[name][measure]["mean"]) for name in ("controller", "adam"))
+        ours, adam = (loss_of(rows[name][measure]["mean"]) for name in (kept, "adam"))
         ratios = {"to_adam": ours / adam, "to_best": ours / best}
         found.append({"activation": activation, "measure": what, "ours": ours / steps, "best": label, **ratios})
     return found

@@ -9,6 +9,7 @@ from .._core.files import write_text_atomically
 from ..evaluation import LEVEL_HEADINGS, Picture, Sheet, level_cells, strict_json, write_page
 from .declaration import Experiment
 from .study import Study, Task, carry_out
+from .work import refuse_used
 
 
 def everything(experiments: Mapping[str, Experiment | Study]) -> Study:
@@ -19,11 +20,8 @@ def everything(experiments: Mapping[str, Experiment | Study]) -> Study:
     """
 
     def run(task: Task) -> dict[str, Any]:
-        if task.folder.exists() and any(task.folder.iterdir()) and not task.resume:
-            raise FileExistsError(
-                f"{task.folder} already exists, and what is in it would be overwritten. Go on with it (--resume) or"
-                " choose another folder (--out)."
-            )
+        if not task.resume:
+            refuse_used(task.folder)
         levels: dict[str, list[dict[str, Any]]] = {}
         refused: dict[str, str] = {}
         for number, (name, experiment) in enumerate(experiments.items()):

@@ -2,8 +2,10 @@
 
 import contextlib
 import glob
+import hashlib
 import json
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,12 +85,18 @@ class Parts:
         """Read how far the run of this identity is, after checking that the folder is this run's where it exists.
 
         Where `out` exists as well, the run was killed after it had written `out`, and only the folder is left to
-        remove. Processes other than 0 wait until that has said how large blocks are, or has joined all of them.
+        remove; where `out` alone exists and says that it is of this run, nothing is left to do. Processes other than 0
+        wait until that has said how large blocks are, or has joined all of them.
         """
         self._identity, told = identity, False
         if self.index == 0:
-            if self.out.exists() and not (resume and self._path.exists()):
-                raise FileExistsError(f"{self.out} already exists and would be overwritten. Choose another --out.")
+            if resume and not self._path.exists() and self._is_finished():
+                display.say(f"{self.out} is finished: there is nothing to go on with")
+            elif self.out.exists() and not (resume and self._path.exists()):
+                other = " It is not of this run, or of a version that does not say whose it is." * resume
+                raise FileExistsError(
+                    f"{self.out} already exists and would be overwritten.{other} Choose another --out."
+                )
             if self._path.exists() and not resume:
                 raise FileExistsError(
                     f"{self.folder} holds an interrupted run. Go on with it (--resume), or remove the folder."
@@ -100,6 +108,18 @@ class Parts:
                 display.say(f"process {self.index} waits for the first blocks of process 0")
             told = True
             time.sleep(PAUSE)
+
+    def _seal(self) -> bytes:
+        """What `out` says of whose it is, in the comment of its archive."""
+        return hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest().encode()
+
+    def _is_finished(self) -> bool:
+        """Whether `out` has been written by a run of this identity."""
+        try:
+            with zipfile.ZipFile(self.out) as whole:
+                return whole.comment == self._seal()
+        except (OSError, zipfile.BadZipFile):
+            return False
 
     def _read_plan(self) -> bool:
         """Say whether it is known how rows are divided. **Raises:** `ValueError` if the folder is of another run."""
@@ -136,7 +156,7 @@ class Parts:
     def join(self, display: Display) -> tuple[list[str], list[Tally]]:
         """Write `out` from its parts, when all are there, if it is not written yet; remove them, and return their
         warnings and tallies."""
-        blocks = [(at, stop, self._part(at)) for at, stop in self._blocks()]
+        blocks = [(at, stop, self._part(at)) for at, stop in self._blocks()] if self._path.exists() else []
         parts = [part for _, _, part in blocks]
         if not self.out.exists():
             self._await(parts, display)
@@ -144,7 +164,7 @@ class Parts:
                 unfinished.unlink(missing_ok=True)  # by a run that was killed while it wrote
             with np.load(parts[0], allow_pickle=False) as part:
                 names = [name for name in part.files if name not in (WARNINGS, TALLY)]
-            join_arrays_atomically(self.out, parts, names, self.rows)
+            join_arrays_atomically(self.out, parts, names, self.rows, self._seal())
         left = [block for block in blocks if block[2].exists()]
         warnings, tallies = _warnings(left), _tallies(left)
         # The identity goes last: it says whose the others are. The locks go after the parts that they are for.

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 
 from .._core.types import PRNGKeyArray
+from ..deploy.jax import export, load
 from ..evaluation import Protocol, Sheet, best_baseline, number
 from ..metagrads import Estimator, Imitate, Replay
 from ..optimizers import LSTM, Adam, Optimizer, RNNprop
-from ..problems import ProblemFamily, RandomScale, find_family
+from ..problems import ProblemFamily, RandomScale, describe_family, find_family
 from ..training import Curriculum, Recipe, describe, is_begun, learn_by_curriculum
 from .declaration import Budget
 from .study import Study, Task
@@ -104,21 +105,24 @@ def _carry_out(task: Task) -> dict[str, Any]:
 
 def _train(label: str, repair: Repair, recipe: Recipe, folder: Path, task: Task) -> Optimizer:
     """Meta-train in one of the ways, or read what an earlier run has trained."""
+    kept = folder / "optimizer.safetensors"
+    if kept.exists():
+        return load(kept)
     task.display.say(label, "bold")
     family = repair.change(find_family(LEARNED_ON, data=task.data, split="train"))
     recipe = dataclasses.replace(recipe, estimator=repair.estimator)
-    optimizer = repair.build(jax.random.key(task.seed))
+    optimizer, name = repair.build(jax.random.key(task.seed)), f"repairs/{folder.name}"
     if repair.horizons is None:
         resume = is_begun(folder / "metatraining")
-        name = f"repairs/{folder.name}"
         return train(optimizer, family, recipe, folder, task.display, name=name, resume=resume).optimizer
     stages = len(repair.horizons) - 1
     part = dataclasses.replace(recipe, meta_steps=recipe.meta_steps // stages)
     curriculum = Curriculum(part, repair.horizons, rounds=1, patience=1, runs=recipe.validation_runs)
     resume = (folder / "curriculum.json").exists()
-    return learn_by_curriculum(
-        optimizer, family, curriculum, folder=folder, resume=resume, watch=task.display.event
-    ).optimizer
+    done = learn_by_curriculum(optimizer, family, curriculum, folder=folder, resume=resume, watch=task.display.event)
+    training = {"family": describe_family(family), "recipe": describe(part), "horizons": list(repair.horizons)}
+    export(done.optimizer, kept, name=name, training=training, validation={})
+    return done.optimizer
 
 
 def finals(rows: dict[str, Any]) -> dict[str, Any]:

@@ -180,9 +180,10 @@ def solve_file(
     **Returns:** how many of how many rows were solved, how fast, and the warnings; for processes other than 0, of those
     that it has solved itself.
 
-    **Raises:** `FileExistsError` if `out` exists, or a folder of an interrupted run while `resume` is off, or another
-    process is at work on it; `ValueError` if that folder belongs to other data, or for settings that a learned solver
-    has of its own, or a classical one has not.
+    **Raises:** `FileExistsError` if `out` exists (unless `resume` is on and this run has written it: then nothing is
+    left to do), or a folder of an interrupted run while `resume` is off, or another process is at work on it;
+    `ValueError` if that folder belongs to other data, or for settings that a learned solver has of its own, or a
+    classical one has not.
     """
     if block is not None and block < 1:
         raise ValueError(f"block is {block}, so no row would ever be solved. Give 1 or more, or None.")

@@ -16,6 +16,7 @@ from ..problems import ProblemFamily, find_family
 from ..unroll import begin, rollout
 from .declaration import Budget
 from .study import Study, Task
+from .work import Kept
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -57,16 +58,19 @@ def _carry_out(task: Task) -> dict[str, Any]:
     task.claim(UPDATE_SHAPES)
     results: dict[str, Any] = {"title": "What updates look like"}
     statements, pictures = [], []
+    kept = Kept(task.folder / "cases.json")
     for case in CASES[task.budget]:
-        found, statement, drawn = _watch(case, task)
+        if case.trained not in kept:
+            kept[case.trained] = _watch(case, task)
+        found = kept[case.trained]
         results |= {case.file + key: value for key, value in found.items()}
-        statements.append(statement)
-        pictures += drawn
+        statements.append(_statement(case, found))
+        pictures += _pictures(case, found)
     return task.finish(UPDATE_SHAPES, results, " ".join(statements), pictures)
 
 
-def _watch(case: Case, task: Task) -> tuple[dict[str, Any], str, list[Picture]]:
-    """Return what is found, a statement and pictures of a case."""
+def _watch(case: Case, task: Task) -> dict[str, Any]:
+    """Return what is found in a case, as JSON."""
     protocol = dataclasses.replace(case.protocol, seed=task.seed)
     train, test = (find_family(case.family, data=task.data, split=split) for split in ("train", "test"))
     tunings = tune_baselines(train, protocol, {"SGD": SGD, "Adam": Adam}, task.display.phase)
@@ -76,30 +80,40 @@ def _watch(case: Case, task: Task) -> tuple[dict[str, Any], str, list[Picture]]:
     shown = choose(grads)
     updates = {name: history(it, grads[:, shown]) for name, it in {"LSTM": optimizer, **others}.items()}
     swept, responses = sweep({"LSTM": optimizer, "Adam": others["Adam"]}, grads[:RESPONSES, shown[-1]])
-    results = {
+    return {
         "coordinates": shown.tolist(),
         "gradients": grads[:, shown].T.tolist(),
         "updates": {name: found.T.tolist() for name, found in updates.items()},
         "responses": {"gradients": swept.tolist(), **{name: found.tolist() for name, found in responses.items()}},
+        "learning_rates": {name: tuning.best_final for name, tuning in tunings.items()},
         "configuration": {"protocol": dataclasses.asdict(protocol), "data": task.data},
     }
-    rates = ", ".join(f"{name} at {tuning.best_final:.3g}" for name, tuning in tunings.items())
-    statement = (
+
+
+def _statement(case: Case, found: dict[str, Any]) -> str:
+    rates = ", ".join(f"{name} at {rate:.3g}" for name, rate in found["learning_rates"].items())
+    return (
         f"{case.trained} runs on the family {case.family}; all optimizers see the gradients of its path, {rates}"
         " (tuned)."
     )
+
+
+def _pictures(case: Case, found: dict[str, Any]) -> list[Picture]:
+    updates = {name: np.array(rows).T for name, rows in found["updates"].items()}
+    responses = {name: np.array(rows) for name, rows in found["responses"].items()}
+    swept, grads = responses.pop("gradients"), np.array(found["gradients"][-1])
     histories = Picture(
         f"{case.file}histories",
-        f"Updates of six coordinates over {protocol.horizon} steps, on the LSTM's path: {case.trained}.",
+        f"Updates of six coordinates over {case.protocol.horizon} steps, on the LSTM's path: {case.trained}.",
         _draw_histories(updates),
     )
     steps = Picture(
         f"{case.file}responses",
         f"The update of {case.trained} against the gradient of one coordinate at steps 1 to 32, the past as it was. The"
         " dashed line is the gradient that came.",
-        _draw_responses(swept, responses, grads[:RESPONSES, shown[-1]]),
+        _draw_responses(swept, responses, grads[:RESPONSES]),
     )
-    return results, statement, [histories, steps]
+    return [histories, steps]
 
 
 def path_of(optimizer: Optimizer, family: ProblemFamily, protocol: Protocol) -> np.ndarray:

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._core.files import write_text_atomically
 from .._core.types import PRNGKeyArray
 from ..evaluation import (
     Protocol,
@@ -20,7 +19,6 @@ from ..evaluation import (
     final,
     level_row,
     run_curves,
-    strict_json,
     write_report,
 )
 from ..metagrads import Backprop, Replay
@@ -154,7 +152,6 @@ def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
     results["configuration"] |= {"data": task.data, "recipe": describe(recipe), "meta_training": courses}
     results["levels"] = differences(trained, fresh, protocol, contest.title, results)
     write_report(results, folder)
-    write_text_atomically(path, json.dumps(strict_json(results)))
     return results
 
 

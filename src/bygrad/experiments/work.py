@@ -20,7 +20,7 @@ from .._core.files import write_text_atomically
 from .._core.programs import Program
 from ..deploy.jax import export, load, versions
 from ..evaluation import CONVENTION, Protocol, Tuning, compare, strict_json, tune_baselines
-from ..optimizers import PAPER_BASELINES, FromOptax, Optimizer, declare
+from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
 from ..training import Log, MetaTrained, Recipe, RolledBack, Stepped, Validated, describe, from_lead, meet, meta_train
 from ..unroll import Inner, begin, rollout
@@ -63,13 +63,16 @@ def train(
     return trained
 
 
-def refuse_used(folder: Path) -> None:
-    """Raise `FileExistsError` if there is a file in the folder. In a job of several processes, process 0 looks."""
+def refuse_used(folder: Path, *, resumable: bool = True) -> None:
+    """Raise `FileExistsError` if there is a file in the folder. In a job of several processes, process 0 looks.
+
+    **Arguments:** `resumable`: whether the command that is refused can go on with what is there.
+    """
     used = from_lead(lambda: str(any(path.is_file() for path in folder.rglob("*"))).encode())
     if used == b"True":
+        remedy = "Go on with it (--resume) or choose" if resumable else "Choose"
         raise FileExistsError(
-            f"{folder} already exists, and what is in it would be overwritten. Go on with it (--resume) or choose"
-            " another folder (--out)."
+            f"{folder} already exists, and what is in it would be overwritten. {remedy} another folder (--out)."
         )
 
 
@@ -172,7 +175,8 @@ def evaluate(
         tunings = tune_baselines(tuning_family, protocol, baselines, display.phase)
         tuning = time.perf_counter() - started
     tuned = time.perf_counter()
-    optimizers = compare(learned, tunings, family, protocol, watch=display.phase, results=kept)
+    classes = {**BASELINES, **baselines}
+    optimizers = compare(learned, tunings, family, protocol, display.phase, kept, classes)
     return {
         "experiment": experiment or type(family).__name__,
         "title": title,

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._core.programs import Program
 from ..evaluation import (
     Protocol,
     area,
@@ -22,9 +21,7 @@ from ..evaluation import (
 )
 from ..optimizers import BASELINES, Optimizer
 from ..problems import ProblemFamily
-from ..unroll import loss_curves
-
-_CURVES = Program(loss_curves)
+from ..unroll import compiled_loss_curves
 
 
 def worth_of(
@@ -82,7 +79,7 @@ def seconds_per_step(optimizers: list[Optimizer], family: ProblemFamily, protoco
     for _ in range(6):
         for optimizer, taken in zip(optimizers, times, strict=True):
             began = time.perf_counter()
-            jax.block_until_ready(_CURVES(optimizer, family, keys, protocol.horizon))
+            jax.block_until_ready(compiled_loss_curves(optimizer, family, keys, protocol.horizon))
             taken.append(time.perf_counter() - began)
     return [min(taken[1:]) / protocol.horizon for taken in times]  # the first ones compile
 

@@ -48,7 +48,8 @@ def read_info(path: Path, data: bytes | None = None) -> dict[str, Any]:
 
 
 def restore(path: Path, like: Tree, data: bytes | None = None) -> Tree:
-    """Read a tree of the structure, shapes and dtypes of `like`; anything else is refused by name.
+    """Read a tree of the structure, shapes and dtypes of `like`, whose leaves may be `jax.ShapeDtypeStruct`; anything
+    else is refused by name.
 
     `data`: the content of the file, where somebody has read it.
     """
@@ -70,7 +71,7 @@ def restore(path: Path, like: Tree, data: bytes | None = None) -> Tree:
             " another optimizer, estimator or version; resume with the settings it was started with."
         )
 
-    def read(name: str, leaf: jax.Array) -> jax.Array:
+    def read(name: str, leaf: Any) -> jax.Array:
         found, example = tensors[name], jax.eval_shape(_raw, leaf)
         if found.shape != example.shape or found.dtype != example.dtype:
             raise CheckpointError(
@@ -79,7 +80,9 @@ def restore(path: Path, like: Tree, data: bytes | None = None) -> Tree:
             )
         array = jnp.asarray(found.view(jnp.bfloat16) if leaf.dtype == jnp.bfloat16 else found)
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if is_key else array
+        # Which implementation a key has, a shape does not say of itself, but any array of its dtype does.
+        impl = jax.random.key_impl(jnp.empty((), leaf.dtype)) if is_key else None
+        return jax.random.wrap_key_data(array, impl=impl) if is_key else array
 
     return trees.replace_leaves(like, read)
 

@@ -10,17 +10,14 @@ import jax
 import numpy as np
 
 from .._core.files import write_text_atomically
-from .._core.programs import Program
 from ..optimizers import Optimizer
 from ..problems import ProblemFamily
-from ..unroll import loss_curves
+from ..unroll import compiled_loss_curves
 from .events import Watcher
 from .loop import is_begun, meta_train
 from .recipe import Recipe, describe
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
-
-_CURVES = Program(loss_curves)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +121,8 @@ def learn_by_curriculum(
         steps = curriculum.horizons[stage + 1]
         loss = book.loss_of(stage, number)
         if loss is None:
-            late = np.asarray(_CURVES(optimizer, family, keys, steps))[:, -max(1, round(curriculum.late * steps)) :]
+            curves = np.asarray(compiled_loss_curves(optimizer, family, keys, steps))
+            late = curves[:, -max(1, round(curriculum.late * steps)) :]
             loss = float(np.mean(late)) if np.all(np.isfinite(late)) else np.inf
             book.enter(stage, number, loss)
         result = Round(stage, number, curriculum.horizons[stage], steps, loss, loss < best)

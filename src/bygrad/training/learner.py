@@ -45,9 +45,23 @@ class Learner(eqx.Module):
         cls, optimizer: Optimizer, windows: Windows, estimator: Estimator, devices: Devices, key: PRNGKeyArray
     ) -> "Learner":
         """Return the learner before the first meta-step, on its devices."""
+        learner = devices.place(cls._without_inner(optimizer))
+        return learner.with_inner(begin(learner.optimizer, windows, estimator, devices, key))
+
+    @classmethod
+    def example(
+        cls, optimizer: Optimizer, windows: Windows, estimator: Estimator, devices: Devices, key: PRNGKeyArray
+    ) -> "Learner":
+        """Return a learner like `fresh`, with shapes and dtypes in place of inner problems: none is drawn, and what
+        would run at their beginning, such as the teacher of `Clone`, does not."""
+        inner = eqx.filter_eval_shape(_begin, optimizer, windows, estimator, devices, key)
+        return cls._without_inner(optimizer).with_inner(inner)
+
+    @classmethod
+    def _without_inner(cls, optimizer: Optimizer) -> "Learner":
         theta = eqx.filter(optimizer, eqx.is_inexact_array)
         meta_state = _meta_optimizer(jnp.inf, 0.999).init(theta)
-        learner = cls(
+        return cls(
             optimizer=optimizer,
             meta_state=meta_state,
             inner=None,
@@ -60,8 +74,6 @@ class Learner(eqx.Module):
             start_scores=jnp.array([jnp.inf, jnp.inf]),
             validated=jnp.array(-1, jnp.int32),
         )
-        learner = devices.place(learner)
-        return learner.with_inner(begin(learner.optimizer, windows, estimator, devices, key))
 
     def with_inner(self, inner: PyTree) -> "Learner":
         """Return the learner with `inner`, where it has `None`."""

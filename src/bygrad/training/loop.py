@@ -225,17 +225,18 @@ class _MetaTraining(Generic[AnyOptimizer]):
     def _fresh(self) -> Learner:
         if _has_checkpoint(self.folder):
             raise _in_the_way(self.folder)
-        learner = self._begin()
+        rest = self._rest
+        self._afford({"the inner problems": begin.bytes_more(self.optimizer, *rest)})
+        learner = Learner.fresh(self.optimizer, *rest)
         if self.folder is not None and self.log.path is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.log.path.unlink(missing_ok=True)
         return learner
 
-    def _begin(self) -> Learner:
-        """Draw the first inner problems, unless they cannot fit."""
-        rest = self.windows, self.recipe.estimator, self.devices, self.train_key
-        self._afford({"the inner problems": begin.bytes_more(self.optimizer, *rest)})
-        return Learner.fresh(self.optimizer, *rest)
+    @property
+    def _rest(self) -> tuple[Any, ...]:
+        """What the first inner problems are drawn from, beside the optimizer."""
+        return self.windows, self.recipe.estimator, self.devices, self.train_key
 
     def _restore(self) -> Learner:
         # The lead reads for all: only its machine needs the folder, and nobody decides on an older copy.
@@ -254,9 +255,9 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 f"The checkpoint in {self.folder} was made with another recipe ({pairs}), so resuming would give"
                 " neither result. Resume with the same settings, or start in another folder."
             )
-        example = self._begin()  # gives structure, shapes and dtypes
-        learner = checkpoint.restore(path, eqx.filter(example, eqx.is_array), data)
-        learner = eqx.combine(learner, example)
+        example = Learner.example(self.optimizer, *self._rest)
+        arrays = eqx.filter(example, lambda leaf: eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct))
+        learner = eqx.combine(checkpoint.restore(path, arrays, data), example)
         self.seconds_before, self.started = info["seconds"], time.perf_counter()
         self.log.rewind(int(learner.step), info["seconds"])
         self.log.recall(from_lead(self.log.text.encode).decode(), int(learner.step), info["seconds"])

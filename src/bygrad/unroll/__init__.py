@@ -2,7 +2,19 @@
 
 from .lift import Lifted, lift, lift_by_vmap
 from .replay import cotangents, replay, replay_coordinates, replay_parts
-from .rollout import Inner, Trajectory, begin, draw, instance_axes, loss_curves, observe, rollout, run, step_keys
+from .rollout import (
+    Inner,
+    Trajectory,
+    begin,
+    compiled_loss_curves,
+    draw,
+    instance_axes,
+    loss_curves,
+    observe,
+    rollout,
+    run,
+    step_keys,
+)
 from .segments import best_segment, replay_in_segments
 from .window import Windows
 
@@ -13,6 +25,7 @@ __all__ = [
     "Windows",
     "begin",
     "best_segment",
+    "compiled_loss_curves",
     "cotangents",
     "draw",
     "instance_axes",

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from .._core import trees
+from .._core.programs import Program
 from .._core.types import Instance, Params, State
 from ..optimizers import Optimizer, declare
 from ..problems import ProblemFamily
@@ -153,3 +154,7 @@ def loss_curves(
 
     end, values = jax.lax.scan(body, begin(optimizer, family, keys), None, length=horizon)
     return jnp.concatenate([values, observe(lifted, family, end)[0][None]]).T
+
+
+compiled_loss_curves = Program(loss_curves)
+"""`loss_curves`, compiled once for every structure, whoever runs it."""

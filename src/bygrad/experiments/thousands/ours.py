@@ -73,13 +73,13 @@ class Past(NamedTuple):
     def of(cls, flat: Flat, instances: PyTree) -> "Past":
         """Solve instances, to start others from their solutions."""
         found = solve(flat.family, instances, method=classical_method(flat.family, 1e-6))
-        return cls(vectors(instances), rows_of(found.x), found.dual)
+        return cls(rows_of(instances), rows_of(found.x), found.dual)
 
     def nearest(self, instances: PyTree) -> Int[np.ndarray, " rows"]:
         """Return for each instance which past one is nearest, each coordinate in units of its spread."""
         spread = self.instances.std(axis=0)
         scale = np.where(spread > 0, spread, 1.0)
-        ours, theirs = vectors(instances) / scale, self.instances / scale
+        ours, theirs = rows_of(instances) / scale, self.instances / scale
         blocks = [
             np.argmin(np.sum(theirs**2, axis=1) - 2 * ours[at : at + 512] @ theirs.T, axis=1)
             for at in range(0, len(ours), 512)
@@ -128,10 +128,10 @@ def paper(
     `known`: instances and their best known costs.
     """
     optimizer = declare(optimizer, horizon)
-    costs = {row.tobytes(): cost for row, cost in zip(vectors(known[0]), known[1], strict=True)}
+    costs = {row.tobytes(): cost for row, cost in zip(rows_of(known[0]), known[1], strict=True)}
 
     def run(instances: PyTree) -> Outcome:
-        best = np.array([costs[row.tobytes()] for row in vectors(instances)])
+        best = np.array([costs[row.tobytes()] for row in rows_of(instances)])
         rows = len(best)
         single = jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == float else leaf, instances)
         best_x = np.zeros((rows, flat.size))
@@ -199,11 +199,6 @@ def reference(flat: Flat, instances: PyTree, seed: int) -> Assessed:
 
 def _is_least_squares(flat: Flat) -> bool:
     return isinstance(classical_method(flat.family, 1e-3), LevenbergMarquardt)
-
-
-def vectors(instances: PyTree) -> Float[np.ndarray, "rows d"]:
-    """Return instances as rows of numbers."""
-    return rows_of(instances)
 
 
 def rows_of(tree: PyTree) -> Float[np.ndarray, "rows p"]:
