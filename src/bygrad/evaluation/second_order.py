@@ -75,7 +75,6 @@ class LBFGS(SecondOrder):
     def step(
         self, family: Any, params: Params, state: Any, instance: Instance, run_key: PRNGKeyArray, step: Int[Array, ""]
     ) -> tuple[Params, Any]:
-        @_with_gradient_forwards
         def objective(params: Params) -> Scalar:
             if self.batches is None:
                 return family.loss(params, instance, None)
@@ -85,19 +84,6 @@ class LBFGS(SecondOrder):
         value, grads = optax.value_and_grad_from_state(objective)(params, state=state)
         updates, state = self._solver.update(grads, state, params, value=value, grad=grads, value_fn=objective)
         return optax.apply_updates(params, updates), state
-
-
-def _with_gradient_forwards(function: Callable[[Params], Scalar]) -> Callable[[Params], Scalar]:
-    """Give a function that has a gradient the derivative in forward mode that optax's line search asks for: fast
-    convolutions have none of their own."""
-    wrapped = jax.custom_jvp(function)
-
-    @wrapped.defjvp
-    def derivative(primals: tuple[Params], tangents: tuple[Params]) -> tuple[Scalar, Scalar]:
-        value, gradient = jax.value_and_grad(function)(*primals)
-        return value, optax.tree.vdot(gradient, *tangents)
-
-    return wrapped
 
 
 class GaussNewton(SecondOrder):
