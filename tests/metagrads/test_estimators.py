@@ -95,7 +95,7 @@ SHORT = [name for name in OPTIMIZERS if name not in LONG]
 EVERYWHERE = ("LSTM", "Adam")
 
 # In float64, where nothing can hide.
-_SAME_PROGRAM = ("gaussian", "sigmoid", "tanh", "elu", "gelu")  # as one of the others
+_SAME_PROGRAM = ("gaussian", "sigmoid", "tanh", "elu", "gelu", "silu")  # as one of the others
 PAIRS = [(family, "LSTM", True, 1e-10) for family in FAMILIES if family not in _SAME_PROGRAM]
 PAIRS += [(family, "Adam", True, 1e-10) for family in ("uniform", "2 layers")]
 _AS_ADAM = ("SGD", "Nesterov", "RMSprop", "AdamW")

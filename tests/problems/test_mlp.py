@@ -17,6 +17,7 @@ ACTIVATIONS = {
     "tanh": np.tanh,
     "gelu": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
     "elu": lambda x: np.where(x > 0, x, np.exp(np.minimum(x, 0)) - 1),
+    "silu": lambda x: x / (1 + np.exp(-x)),
 }
 
 
