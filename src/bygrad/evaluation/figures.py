@@ -325,13 +325,15 @@ def profiles(results: Results) -> "matplotlib.figure.Figure":
     width = 4.2 + room
     figure = Figure(figsize=(width, 3.4))
     axes = figure.subplots(gridspec_kw={"left": 0.6 / width, "right": 1 - room / width, "bottom": 0.15, "top": 0.95})
-    palette = colours([name.lower() for name in entries])
+    palette, drawn = colours([name.lower() for name in entries]), []
     for name, entry in entries.items():
-        learned = entry["kind"] == "learned"
+        learned, colour = entry["kind"] == "learned", palette[name.lower()]
+        drawn.append(colour)
         axes.plot(
             entry["levels"],
             entry["shares"],
-            color=palette[name.lower()],
+            color=colour,
+            linestyle=("-", "--", ":")[min(drawn.count(colour), 3) - 1],  # more than there are colours
             linewidth=2.0 if learned else 1.2,
             label=entry["label"],
             zorder=30 if learned else 10,
