@@ -245,7 +245,7 @@ def test_members_say_of_particles_what_their_estimator_does():
     known, _ = one_step(Members(NRES()), mixture)
     assert 0.1 < float(known.lost) < 0.4 and known.clipped == 0  # a half of one of the two
     imitating, _ = one_step(Members(Imitate(NRES(), Adam())), mixture)
-    assert imitating.square is None and 0.1 < float(imitating.lost) < 0.4
+    assert float(imitating.square) > 0 and 0.1 < float(imitating.lost) < 0.4
 
 
 def test_what_cannot_work_is_refused():
@@ -268,8 +268,3 @@ def test_estimators_say_whether_they_are_biased():
     for kind in (FullES, PES, NRES):
         assert kind(robust=True).biased and kind(log=True).biased
     assert not Members(NRES()).biased and Members(TruncatedES()).biased
-
-
-def test_the_noise_of_a_sum_with_an_imitation_is_not_known():
-    estimate, _ = one_step(Imitate(NRES(0.1), Adam(jnp.asarray(0.1))), Bowl())
-    assert estimate.square is None and estimate.lost is not None

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bygrad._core import trees
 from bygrad.metagrads import PES, Backprop, Clone, Imitate, Replay
 from bygrad.optimizers import LSTM, SGD, Adam, AdamWCosine, Partition, declare
 from bygrad.problems import Quadratic
@@ -90,8 +91,14 @@ def test_any_optimizer_can_teach_and_knows_the_horizon(teacher):
 
 def test_what_the_estimator_says_of_its_particles_is_passed_on():
     imitate = Imitate(PES(), SGD(0.05))
-    both, _ = imitate.estimate(SGD(0.1), WINDOWS, imitate.init(SGD(0.1), WINDOWS, jax.random.key(0)))
-    assert both.square is not None and both.lost is not None
+    state = imitate.init(SGD(0.1), WINDOWS, jax.random.key(0))
+    own, _ = PES().estimate(SGD(0.1), WINDOWS, state.achieved)
+    both, _ = imitate.estimate(SGD(0.1), WINDOWS, state)
+    assert own.square is not None and both.square is not None and both.lost is not None
+    # Its noise is that of the particles, about the mean that the imitation has moved.
+    noises = [it.square - jnp.square(trees.global_norm(it.gradient)) for it in (own, both)]
+    assert trees.global_norm(both.gradient) != trees.global_norm(own.gradient)
+    np.testing.assert_allclose(noises[1], noises[0], rtol=1e-4)
 
 
 def test_turns_are_taken():

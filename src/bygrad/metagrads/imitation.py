@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from .._core import trees
 from .._core.types import Params, State
 from ..optimizers import Optimizer, Scheduled, declare
 from ..unroll import Inner, Lifted, Trajectory, Windows, lift, replay, rollout
@@ -110,8 +111,11 @@ class Imitate(Estimator):
         drawn, shown, pupil = jax.lax.cond(turn, imitate, wait, state.shown, state.pupil)
         gradient = jax.tree.map(lambda own, other: own + self.weight * other, estimate.gradient, drawn)
         after = Imitated(achieved, shown, pupil, state.windows + 1)
-        # Nothing is known of the noise of the sum: `square` is that of one of its parts.
-        return dataclasses.replace(estimate, gradient=gradient, square=None), after
+        square = estimate.square
+        if square is not None:  # the noise of the particles, about another mean
+            own, both = (jnp.square(trees.global_norm(it)) for it in (estimate.gradient, gradient))
+            square = square - own + both
+        return dataclasses.replace(estimate, gradient=gradient, square=square), after
 
     def _imitate(
         self, optimizer: Optimizer, windows: Windows, shown: Inner, pupil: State
