@@ -58,6 +58,16 @@ class Specialized:
     path: Path
     results: dict[str, Any]
 
+    @property
+    def kept(self) -> Literal["learned", "start"]:
+        """Which the optimizer is: what was learned, or the start where that was no better."""
+        return self.results["specialization"]["kept"]
+
+    @property
+    def report(self) -> Path:
+        """The page that holds it against the tuned baselines."""
+        return self.path.with_name("report.html")
+
 
 def specialize(
     family: ProblemFamily,
@@ -80,7 +90,8 @@ def specialize(
     the tuned AdamW with a cosine (but for its weight decay), and the pretrained one; meta-trains it with noise-reuse
     evolution strategies until the budget is spent, keeping what is best on held-out instances; and compares on fresh
     ones, in steps and in seconds. If what was learned is no better there than where it started, the start is what is
-    returned, and said to be. All settings are chosen here.
+    returned, and said to be (`Specialized.kept`; a Python warning where there is no `display`). All settings are chosen
+    here.
 
     What learns is a `Controller` in any case: a small network for every tensor steers Adam's arithmetic, with Adam's
     memory and at 1.1 to 1.3 times the cost of its training step. Rules with a network for every param (`MLPRule`,
@@ -189,7 +200,7 @@ def _specialize(
     optimizer = declare(trained.optimizer if better else start, horizon)  # see `choose_recipe`
     path = folder / "optimizer.safetensors"
     if not better:
-        display.say("what was learned is no better than its start on held-out instances: the start is kept", "yellow")
+        display.warn("what was learned is no better than its start on held-out instances: the start is kept")
         rows["controller"]["note"] = "No better than its start on held-out instances: the start is what was kept."
     worth = worth_of(optimizer, rows["controller" if better else "start"], rows, problems, protocol, spent)
     evaluation_seconds = time.perf_counter() - started
