@@ -65,6 +65,26 @@ class PythonParams(Bowl):
         return {"p": 1.0}
 
 
+class WholeModel(Bowl):
+    def init(self, instance, key):
+        return eqx.nn.MLP(1, 1, 2, 1, key=key)
+
+
+class ArraysOfModel(ProblemFamily):
+    """The remedy for the family above."""
+
+    model: eqx.nn.MLP = eqx.field(default_factory=lambda: eqx.nn.MLP(1, 1, 2, 1, key=jax.random.key(0)))
+
+    def sample(self, key: jax.Array) -> Any:
+        return ()
+
+    def init(self, instance: Any, key: jax.Array) -> Any:
+        return eqx.filter(eqx.nn.MLP(1, 1, 2, 1, key=key), eqx.is_inexact_array)
+
+    def loss(self, params: Any, instance: Any, key: jax.Array | None) -> Any:
+        return (eqx.combine(params, self.model)(jnp.ones(1))[0] - 1) ** 2
+
+
 class NoParams(Bowl):
     def init(self, instance, key):
         return {}
@@ -136,6 +156,7 @@ REFUSED = [
     (IntegerParams, TypeError, r"int32 at params\['steps'\]", "make it a field of the family"),
     (ComplexParams, TypeError, r"complex64 at params\['p'\]", "Convert it"),
     (PythonParams, TypeError, r"float at params\['p'\]", "Convert it"),
+    (WholeModel, TypeError, r"custom_jvp at params\['activation'\]", "eqx.filter(model, eqx.is_inexact_array)"),
     (NoParams, TypeError, "without arrays", "Return the params"),
     (NanAtStart, ValueError, "loss is nan at the start", "guard divisions, roots and logarithms"),
     (InfinityAtStart, ValueError, "loss is inf at the start", "guard divisions, roots and logarithms"),
@@ -185,6 +206,14 @@ def test_every_family_of_the_package_passes(name, patches_file):
     assert jax.tree.structure(params) == jax.tree.structure(
         family.init(family.sample(jax.random.key(1)), jax.random.key(2))
     )
+
+
+def test_the_arrays_of_an_equinox_model_pass_and_count():
+    family = ArraysOfModel()
+    params = check_family(family, jax.random.key(0))
+    own, fixed = eqx.filter(family.model, eqx.is_inexact_array), family.loss(params, (), None)
+    assert jax.tree.structure(params) == jax.tree.structure(own)
+    assert family.loss(own, (), None) != fixed  # it is the params that the loss is of, not the field
 
 
 def test_params_of_any_floating_dtype_pass():

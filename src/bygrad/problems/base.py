@@ -166,9 +166,15 @@ def _check_params(name: str, params: Params) -> None:
     for path, leaf in leaves.items():
         if not eqx.is_inexact_array(leaf) or jnp.iscomplexobj(leaf):
             kind = getattr(leaf, "dtype", type(leaf).__name__)
+            remedy = "Convert it with jnp.asarray(..., jnp.float32), or make it a field of the family."
+            if callable(leaf):  # an activation, in a model of Equinox
+                remedy = (
+                    "Return the arrays alone, eqx.filter(model, eqx.is_inexact_array), and put them into a model in"
+                    " `loss`: eqx.combine(params, model), where the model is a field of the family."
+                )
             raise TypeError(
                 f"{name}.init returned {kind} at params[{path!r}]; only real floating-point arrays have gradients to"
-                " follow. Convert it with jnp.asarray(..., jnp.float32), or make it a field of the family."
+                f" follow. {remedy}"
             )
 
 
