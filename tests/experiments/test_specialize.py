@@ -186,6 +186,28 @@ def test_what_meta_training_warns_of_is_heard_where_nothing_is_shown(recwarn):
         Display(Console(file=out, quiet=True)).event(Warned(3, "nothing was learned", 1.0))
 
 
+def test_a_family_that_was_mended_before_its_baselines_were_tuned_is_told(tmp_path, monkeypatch, recwarn):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules[specialize.__module__], "tune", stop)
+    text = "class Mended(Bowl):\n    def loss(self, params, instance, key):\n        return {} * jnp.sum(params**2)\n"
+
+    def begin(factor: float, resume: bool) -> list[str]:
+        (tmp_path / "mine.py").write_text(
+            f"import jax.numpy as jnp\nfrom {__name__} import Bowl\n{text.format(factor)}"
+        )
+        with pytest.raises(KeyboardInterrupt):
+            specialize(find_family(str(tmp_path / "mine.py")), folder=tmp_path / "run", resume=resume, pretrained=None)
+        told = [str(it.message) for it in recwarn.list]
+        recwarn.clear()
+        return told
+
+    assert not begin(1.0, False) and not begin(1.0, True)
+    (told,) = begin(2.0, True)
+    assert told.startswith("Mended, the file that it is written in") and str(tmp_path / "run") in told
+
+
 class _Größe(Bowl):
     """A family whose name no file may have."""
 

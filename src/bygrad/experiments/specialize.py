@@ -29,6 +29,7 @@ from ..evaluation import (
 from ..metagrads import NRES, Members
 from ..optimizers import HAND_DESIGNED, Controller, Optimizer, declare
 from ..problems import HeldOut, Mixture, ProblemFamily, check_family, describe_family, hold_out
+from ..problems.base import FAMILY_CHANGED, digest_family
 from ..training import Recipe, Stepped, is_begun, meta_train, validation_keys
 from .display import Display
 from .reproduce import claim
@@ -155,6 +156,10 @@ def _specialize(
     command: str,
 ) -> Specialized:
     horizon, seed = protocol.horizon, protocol.seed
+    begun_with, digest = folder / "family.sha256", digest_family(family)
+    if begun_with.exists() and begun_with.read_text() != digest:
+        display.warn(FAMILY_CHANGED.format(type(family).__name__, folder))
+    write_text_atomically(begun_with, digest)
     started = time.perf_counter()
     tunings, tuning_seconds = tune(problems, protocol, folder, display, RIVALS)
     judged_by = measure_of(objective)
