@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def test_train_learns_the_optimizer_that_it_is_told_to(family, tmp_path, capsys)
     assert "estimator was" in refusal([*command, "--resume", "--sigma", "0.1"], capsys)
 
 
-def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch):
+def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch, capsys):
     told, named = [], {}
 
     def carry_out(*arguments, **options):
@@ -162,6 +163,11 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch):
     strange.write_text(USER_FILE)
     main(["train", "--family", str(strange)])
     assert named["name"] == "mine/my-problem"
+    capsys.readouterr()
+    main(["train", "--family", str(strange), "--horizon", "40", "--data", "a.npz,mnist", "--out", str(tmp_path / "it")])
+    compare = shlex.split(capsys.readouterr().out.partition("compare it: ")[2])
+    wanted = ["evaluate", str(tmp_path / "it" / "optimizer.safetensors"), "--family", str(strange)]
+    assert compare == ["bygrad", *wanted, "--horizon", "40", "--data", "a.npz,mnist"]
     main(["train", "--family", family, "--coordinates", "0.5"])
     assert told[2].estimator == Replay(0.5)
     main(["train", "--family", family, "--segment", "10"])

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+
+from bygrad.problems import HeldOut, check_family, find_family
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
@@ -46,3 +50,14 @@ def test_examples_run(names):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_is_short(name):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 80
+
+
+def test_the_network_is_a_family_for_the_commands():
+    """Its minibatches are drawn by the key, estimate the loss on all data, and its held-out data are others."""
+    family = find_family(f"{EXAMPLES / 'network.py'}:Network")
+    params = check_family(HeldOut(family), jax.random.key(0))
+    draws = jax.jit(jax.vmap(lambda key: family.loss(params, (), key)))(jax.random.split(jax.random.key(1), 200))
+    whole = family.loss(params, (), None)
+    assert np.std(draws) > 0
+    assert abs(np.mean(draws) - whole) < 4 * np.std(draws) / 200**0.5
+    assert abs(family.held_out_loss(params, (), None) - whole) > 1e-4

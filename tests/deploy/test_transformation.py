@@ -272,6 +272,20 @@ def test_a_horizon_is_declared_to_rules_that_go_by_it(small, params):
         deployed(small, horizon=7)
 
 
+def test_a_checkpoint_restores_what_is_in_the_state(params, tmp_path):
+    """The leaves are all there is to keep: meta-parameters, horizon and memory, the rest comes from `init`."""
+    saved, other = (deployed(Controller(jax.random.key(seed)), horizon=7 + seed) for seed in range(2))
+    _, state = saved.update(params, saved.init(params), params)
+    eqx.tree_serialise_leaves(tmp_path / "state.eqx", state)
+    fresh = other.init(params)
+    for restored in (
+        eqx.tree_deserialise_leaves(tmp_path / "state.eqx", fresh),
+        jax.tree.unflatten(jax.tree.structure(fresh), jax.tree.leaves(state)),
+    ):
+        assert eqx.tree_equal(restored, state)
+        assert eqx.tree_equal(other.update(params, restored, params), saved.update(params, state, params))
+
+
 def test_a_rule_that_goes_by_the_horizon_says_so_where_none_is_given(recwarn):
     deployed("paper/mnist")
     deployed("general/controller", horizon=400)
@@ -350,8 +364,13 @@ def test_complex_params_are_refused_by_name_and_the_remedy_works(small):
 def test_other_dtypes_are_refused_by_name(small):
     with pytest.raises(TypeError, match=r"leaf count of dtype int32, .* optax.masked"):
         deployed(small).init({"count": jnp.zeros((), jnp.int32), "w": jnp.ones(2)})
-    with pytest.raises(TypeError, match=r"leaf activation that is a \w+, no array.*eqx.filter"):
-        deployed(small).init({"activation": jax.nn.relu, "w": jnp.ones(2)})
+    model, grads = {"activation": jax.nn.relu, "w": jnp.ones(2)}, {"activation": None, "w": jnp.ones(2)}
+    for call in (
+        lambda: deployed(small).init(model),
+        lambda: deployed(small).update(grads, deployed(small).init(grads), model),
+    ):
+        with pytest.raises(TypeError, match=r"params have a leaf activation that is a \w+, no array.*eqx.filter"):
+            call()
 
 
 @pytest.mark.parametrize(

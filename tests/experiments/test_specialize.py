@@ -1,5 +1,6 @@
 """Specializing: a budget in, an optimizer with its evidence out, and never a worse one than at the start."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -8,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 import bygrad
 from bygrad.deploy.jax import export
 from bygrad.evaluation import Tuning
+from bygrad.experiments.display import Display
 from bygrad.experiments.specialize import (
     VALIDATIONS,
     Specialized,
@@ -26,7 +29,7 @@ from bygrad.experiments.worth import sentences
 from bygrad.metagrads import NRES, Members
 from bygrad.optimizers import Controller
 from bygrad.problems import HeldOut, Mixture, ProblemFamily, find_family
-from bygrad.training import Recipe, describe
+from bygrad.training import Recipe, Warned, describe
 from bygrad.unroll import Windows
 
 HORIZON = 12
@@ -62,7 +65,9 @@ def test_it_leaves_an_optimizer_with_its_evidence(done, folder):
     optimizer = bygrad.load(done.path)
     assert isinstance(optimizer, Controller)
     results = json.loads((folder / "results.json").read_text())
+    assert done.report == folder / "report.html"
     worth = results["specialization"]
+    assert worth["kept"] == done.kept
     rows = results["optimizers"]
     assert set(rows) == {"controller", "start", "nesterov", "adam", "adamwcosine"}
     kept = rows["controller" if worth["kept"] == "learned" else "start"]
@@ -100,8 +105,9 @@ def test_what_is_no_better_than_its_start_is_not_returned(tmp_path, monkeypatch)
         return judge(*arguments, branch=branch) if branch == 2 else 1.0
 
     monkeypatch.setattr(module, "_judge", as_good)
-    done = specialize(Bowl(), "2s", horizon=HORIZON, runs=4, folder=tmp_path / "bowl", pretrained=None)
-    assert done.results["specialization"]["kept"] == "start"
+    with pytest.warns(UserWarning, match="no better than its start on held-out instances: the start is kept"):
+        done = specialize(Bowl(), "2s", horizon=HORIZON, runs=4, folder=tmp_path / "bowl", pretrained=None)
+    assert done.kept == done.results["specialization"]["kept"] == "start"
     assert "No better than its start" in done.results["optimizers"]["controller"]["note"]
     origin = bygrad.artifacts.load(done.path).manifest.training["start"]
     tunings = {
@@ -170,6 +176,36 @@ def test_what_is_held_out_of_a_family_of_the_package_is_what_it_is_judged_by(hel
     (problems,) = stopped.value.args
     assert (type(problems), problems.family.held_out) == (HeldOut, kept)
     assert json.loads((tmp_path / "experiment.json").read_text())["family"]["held_out"] == kept
+
+
+def test_what_meta_training_warns_of_is_heard_where_nothing_is_shown(recwarn):
+    out = io.StringIO()
+    Display(Console(file=out)).event(Warned(3, "nothing was learned", 1.0))
+    assert out.getvalue() == "nothing was learned\n" and not recwarn
+    with pytest.warns(UserWarning, match="^nothing was learned$"):
+        Display(Console(file=out, quiet=True)).event(Warned(3, "nothing was learned", 1.0))
+
+
+def test_a_family_that_was_mended_before_its_baselines_were_tuned_is_told(tmp_path, monkeypatch, recwarn):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules[specialize.__module__], "tune", stop)
+    text = "class Mended(Bowl):\n    def loss(self, params, instance, key):\n        return {} * jnp.sum(params**2)\n"
+
+    def begin(factor: float, resume: bool) -> list[str]:
+        (tmp_path / "mine.py").write_text(
+            f"import jax.numpy as jnp\nfrom {__name__} import Bowl\n{text.format(factor)}"
+        )
+        with pytest.raises(KeyboardInterrupt):
+            specialize(find_family(str(tmp_path / "mine.py")), folder=tmp_path / "run", resume=resume, pretrained=None)
+        told = [str(it.message) for it in recwarn.list]
+        recwarn.clear()
+        return told
+
+    assert not begin(1.0, False) and not begin(1.0, True)
+    (told,) = begin(2.0, True)
+    assert told.startswith("Mended, the file that it is written in") and str(tmp_path / "run") in told
 
 
 class _Größe(Bowl):

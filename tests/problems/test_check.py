@@ -1,7 +1,11 @@
 """A family that cannot be optimized is refused before anything is trained on it: with the cause and the remedy."""
 
 import functools
+import hashlib
 import json
+import runpy
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.problems import FAMILIES, ProblemFamily, Quadratic, check_family, describe_family, find_family
-from bygrad.problems.base import check_is_family
+from bygrad.problems import (
+    FAMILIES,
+    HeldOut,
+    Mixture,
+    ProblemFamily,
+    Quadratic,
+    check_family,
+    describe_family,
+    find_family,
+)
+from bygrad.problems.base import check_is_family, digest_family
 
 pytestmark = pytest.mark.core
 
@@ -63,6 +76,26 @@ class ComplexParams(Bowl):
 class PythonParams(Bowl):
     def init(self, instance, key):
         return {"p": 1.0}
+
+
+class WholeModel(Bowl):
+    def init(self, instance, key):
+        return eqx.nn.MLP(1, 1, 2, 1, key=key)
+
+
+class ArraysOfModel(ProblemFamily):
+    """The remedy for the family above."""
+
+    model: eqx.nn.MLP = eqx.field(default_factory=lambda: eqx.nn.MLP(1, 1, 2, 1, key=jax.random.key(0)))
+
+    def sample(self, key: jax.Array) -> Any:
+        return ()
+
+    def init(self, instance: Any, key: jax.Array) -> Any:
+        return eqx.filter(eqx.nn.MLP(1, 1, 2, 1, key=key), eqx.is_inexact_array)
+
+    def loss(self, params: Any, instance: Any, key: jax.Array | None) -> Any:
+        return (eqx.combine(params, self.model)(jnp.ones(1))[0] - 1) ** 2
 
 
 class NoParams(Bowl):
@@ -136,6 +169,7 @@ REFUSED = [
     (IntegerParams, TypeError, r"int32 at params\['steps'\]", "make it a field of the family"),
     (ComplexParams, TypeError, r"complex64 at params\['p'\]", "Convert it"),
     (PythonParams, TypeError, r"float at params\['p'\]", "Convert it"),
+    (WholeModel, TypeError, r"custom_jvp at params\['activation'\]", "eqx.filter(model, eqx.is_inexact_array)"),
     (NoParams, TypeError, "without arrays", "Return the params"),
     (NanAtStart, ValueError, "loss is nan at the start", "guard divisions, roots and logarithms"),
     (InfinityAtStart, ValueError, "loss is inf at the start", "guard divisions, roots and logarithms"),
@@ -187,6 +221,14 @@ def test_every_family_of_the_package_passes(name, patches_file):
     )
 
 
+def test_the_arrays_of_an_equinox_model_pass_and_count():
+    family = ArraysOfModel()
+    params = check_family(family, jax.random.key(0))
+    own, fixed = eqx.filter(family.model, eqx.is_inexact_array), family.loss(params, (), None)
+    assert jax.tree.structure(params) == jax.tree.structure(own)
+    assert family.loss(own, (), None) != fixed  # it is the params that the loss is of, not the field
+
+
 def test_params_of_any_floating_dtype_pass():
     class Half(Bowl):
         def init(self, instance, key):
@@ -229,3 +271,38 @@ def test_a_description_is_json_and_tells_families_apart():
     several = [describe_family(Measured(np.zeros(1), parts={"a": np.full(2, entry)})) for entry in (0.1, 0.2)]
     assert several[0] == several[1]
     assert several[0]["parts"] == "{'a': 'float64[2]'}"
+
+
+def test_a_digest_tells_what_is_written_and_what_is_in_arrays(tmp_path):
+    class Measured(Bowl):
+        data: jax.Array
+
+    one, same, other = (digest_family(Measured(np.full(2, entry))) for entry in (0.1, 0.1, 0.2))
+    assert one == same != other
+    assert len({digest_family(Measured(jax.random.key(seed))) for seed in range(2)}) == 2
+
+    def written(factor: float, wrap: Callable[[Any], ProblemFamily]) -> str:
+        text = f"import numpy as np\ndef bowl(params, seed):\n    return {factor} * np.sum(params**2), params\n"
+        (tmp_path / "mine.py").write_text(f"{text}import bygrad\nit = bygrad.Oracle(bowl, np.ones(2))\n")
+        return digest_family(wrap(find_family(f"{tmp_path / 'mine.py'}:it")))
+
+    for wrap in (lambda it: it, HeldOut, lambda it: Mixture((Quadratic(2), it))):
+        assert written(1.0, wrap) == written(1.0, wrap) != written(2.0, wrap)
+
+
+def test_a_digest_of_a_script_leaves_out_what_is_not_the_family(tmp_path, monkeypatch):
+    def digest(name: str, factor: float, more: str = "", typed: bool = False) -> str:
+        (tmp_path / name).write_text(f"""
+class Own(Bowl):
+    def loss(self, params, instance, key):
+        return {factor} * super().loss(params, instance, key)
+{more}""")
+        own = runpy.run_path(str(tmp_path / name), {"Bowl": Bowl}, "__main__")["Own"]
+        script = types.ModuleType("__main__")
+        if not typed:
+            script.__file__ = str(tmp_path / name)
+        monkeypatch.setitem(sys.modules, "__main__", script)
+        return digest_family(own())
+
+    assert digest("a.py", 1.0) == digest("b.py", 1.0, "resume = True") != digest("c.py", 2.0)
+    assert digest("d.py", 1.0, typed=True) == hashlib.sha256().hexdigest()  # into a notebook: it is in no file

@@ -1,11 +1,14 @@
 """Families from plain functions: the same numbers as from JAX, in every way that a family is used."""
 
+import time
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bygrad._core.threads import Threads
 from bygrad.metagrads import Backprop, Replay
 from bygrad.optimizers import SGD, Adam
 from bygrad.problems import Oracle, ProblemFamily, check_family, describe_family
@@ -115,6 +118,24 @@ def test_nested_batches_come_back_in_their_places():
     seeds = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, dtype=jnp.uint32)))(keys)
     assert grads.shape == (3, 4, 2, 1)
     np.testing.assert_allclose(grads[..., 1, 0], np.asarray(seeds, np.float32), rtol=1e-6)
+
+
+def test_programs_side_by_side_do_not_share_a_seeded_generator():
+    generator = np.random.RandomState()  # one for all, as torch's own
+
+    def draw(seed):
+        generator.seed(seed)
+        time.sleep(0.01)  # another program would seed it here
+        return generator.standard_normal(2)
+
+    family = Oracle(lambda params, seed: (np.sum(params), np.ones(2)), draw)
+    keys = jax.random.split(jax.random.key(7), (4, 5))
+    start = jax.jit(jax.vmap(lambda key: family.init((), key)))
+    with Threads(4) as pool:
+        found = np.stack(list(pool.map(lambda some: np.asarray(start(some)), list(keys))))
+    seeds = np.asarray(jax.vmap(jax.vmap(lambda key: jax.random.bits(key, dtype=jnp.uint32)))(keys))
+    wanted = [[np.random.RandomState(seed).standard_normal(2) for seed in row] for row in seeds]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def test_a_function_with_another_result_is_refused_at_once():

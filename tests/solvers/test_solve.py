@@ -404,6 +404,16 @@ class TwoLosses(Rosenbrock):
         return params
 
 
+class Noisy(Rosenbrock):
+    def loss(self, params, instance, key):
+        return super().loss(params, instance, None) * jax.random.uniform(key)
+
+
+class Broken(Rosenbrock):
+    def loss(self, params, instance, key):
+        return params["gone"]
+
+
 @pytest.mark.core
 @pytest.mark.parametrize(
     ("family", "says"),
@@ -412,6 +422,8 @@ class TwoLosses(Rosenbrock):
         (Branching(), r"Branching\.residuals raised TracerBoolConversionError"),
         (Parts(), r"Parts\.residuals returned a tuple, not one array"),
         (TwoLosses(), r"TwoLosses\.loss returned float64\[2\]; a loss must be one"),
+        (Noisy(), r"Noisy\.loss works with a key, but without .* Return the loss on all data where key is None"),
+        (Broken(), r"Broken\.loss raised .* mend this one first"),
     ],
 )
 def test_families_that_cannot_be_solved_are_refused(family, says):

@@ -18,7 +18,7 @@ import pytest
 
 from bygrad.metagrads import Clone, Replay
 from bygrad.optimizers import LSTM, Adam, Nesterov, Optimizer
-from bygrad.problems import Quadratic
+from bygrad.problems import Quadratic, find_family
 from bygrad.training import (
     CheckpointError,
     Event,
@@ -293,6 +293,38 @@ def test_another_optimizer_or_family_is_refused(optimizer, family, uninterrupted
     _, folder = uninterrupted("LSTM")
     with pytest.raises(CheckpointError, match=r"resume with the settings it was started with|Resume with the same"):
         meta_train(optimizer(), family, SETTINGS["LSTM"][1], folder=folder, resume=True)
+
+
+FAMILY_FILE = """
+import jax, jax.numpy as jnp, bygrad
+
+class Bowl(bygrad.ProblemFamily):
+    def sample(self, key):
+        return ()
+    def init(self, instance, key):
+        return jax.random.normal(key, (2,))
+    def loss(self, params, instance, key):
+        return jnp.sum(params**2)
+"""
+
+
+def test_a_family_that_was_mended_in_between_is_told(tmp_path):
+    file = tmp_path / "mine.py"
+
+    def warnings(content: str, resume: bool) -> list[str]:
+        file.write_text(content)
+        meta_train(
+            Nesterov(0.05), find_family(str(file)), RECIPE, folder=tmp_path / "run", resume=resume, watch=events.append
+        )
+        told = [event.message for event in events if isinstance(event, Warned)]
+        events.clear()
+        return [it for it in told if "Bowl" in it]
+
+    events: list[Event] = []
+    mended = FAMILY_FILE.replace("params**2", "(params - 1) ** 2")
+    assert not warnings(FAMILY_FILE, False) and not warnings(FAMILY_FILE, True)
+    (warning,) = warnings(mended, True)
+    assert warning.startswith(f"Bowl, the file that it is written in or its data, has changed since {tmp_path / 'run'}")
 
 
 def test_a_damaged_checkpoint_is_refused(uninterrupted, tmp_path):

@@ -1,6 +1,7 @@
 """Commands that learn optimizers and compare them."""
 
 import dataclasses
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -181,8 +182,11 @@ def train(
         display.say(
             f"best at meta-step {trained.best.step}: area {trained.best.area:.4g}, final {trained.best.final:.4g}"
         )
-        display.say(f"optimizer: {folder / 'optimizer.safetensors'}")
-        display.say(f"compare it: bygrad evaluate {folder / 'optimizer.safetensors'} --family {family}")
+        artifact = str(folder / "optimizer.safetensors")
+        display.say(f"optimizer: {artifact}")
+        compare = ["bygrad", "evaluate", artifact, "--family", family, "--horizon", str(horizon)]
+        compare += ["--data", data] if data != "mnist" else []
+        display.say(f"compare it: {shlex.join(compare)}")
 
 
 def _build(name: str, options: dict[str, Any], config: str | None, seed: int) -> Any:

@@ -109,6 +109,7 @@ def _update(
 ) -> tuple[Params, Any]:
     _check_floating("gradients", updates)
     if params is not None:
+        _check_floating("params", params)
         _check_alike(updates, params)
     loss = None if value is None else jnp.asarray(value)
     new_updates, new = state.optimizer.update(updates, state.state, params, value=loss, key=key)

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Literal
@@ -57,6 +58,13 @@ class Display:
         """Print a line that stays."""
         self._progress.console.print(Text(line, style=style), soft_wrap=True)
 
+    def warn(self, line: str) -> None:
+        """Print what must be heard; where nothing is shown it is a Python warning."""
+        if self.console.quiet:
+            warnings.warn(line, stacklevel=2)
+        else:
+            self.say(line, "yellow")
+
     def phase(self, what: str, done: int, total: int, note: str = "") -> None:
         """Show how far a phase is: the `watch` of an evaluation."""
         note = f"{done}/{total}  {note}".rstrip()
@@ -80,7 +88,7 @@ class Display:
         elif isinstance(event, RolledBack):
             self.say(f"meta-step {event.step}: {event.reason} (x {event.rate:g})", "yellow")
         elif isinstance(event, Warned):
-            self.say(event.message, "yellow")
+            self.warn(event.message)
 
     def _stepped(self, event: Stepped) -> None:
         smooth = event.meta_loss if math.isnan(self._loss) else 0.9 * self._loss + 0.1 * event.meta_loss

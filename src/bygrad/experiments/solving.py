@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import inspect
 import math
 import time
 import zipfile
@@ -11,13 +10,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
 from .._core import trees
 from ..deploy.solver import save_solver
 from ..problems import ProblemFamily, describe_family, find_family
+from ..problems.base import digest_family
 from ..solvers import Flat, LearnedSolver, Solution, learn, solve
 from ..solvers.base import instance_like
 from ..solvers.fit import Guard
@@ -265,7 +264,7 @@ def _identity(data: Path, instances: Any, family: ProblemFamily, solver: str) ->
         "shape": shapes.get("", shapes),
         "ends": _ends(instances),
         "family": describe_family(family),
-        "family_digest": _digest(family),
+        "family_digest": digest_family(family),
         "solver": solver,
     }
 
@@ -276,15 +275,6 @@ def _ends(arrays: Any) -> str:
     for leaf in jax.tree.leaves(arrays):
         ends.update(np.ascontiguousarray(leaf[:64]).tobytes() + np.ascontiguousarray(leaf[-64:]).tobytes())
     return ends.hexdigest()
-
-
-def _digest(family: ProblemFamily) -> str:
-    """SHA-256 of the file that a family is written in, and of its arrays: what was solved before either was mended does
-    not belong to what is solved after."""
-    digest = hashlib.sha256(Path(inspect.getfile(type(family))).read_bytes())
-    for leaf in jax.tree.leaves(family):
-        digest.update(np.asarray(leaf).tobytes() if eqx.is_array_like(leaf) else b"")
-    return digest.hexdigest()
 
 
 def _phase(display: Display, done: int = 0, total: int | None = None) -> Any:

@@ -29,6 +29,7 @@ from ..evaluation import (
 from ..metagrads import NRES, Members
 from ..optimizers import HAND_DESIGNED, Controller, Optimizer, declare
 from ..problems import HeldOut, Mixture, ProblemFamily, check_family, describe_family, hold_out
+from ..problems.base import FAMILY_CHANGED, digest_family
 from ..training import Recipe, Stepped, is_begun, meta_train, validation_keys
 from .display import Display
 from .reproduce import claim
@@ -58,6 +59,16 @@ class Specialized:
     path: Path
     results: dict[str, Any]
 
+    @property
+    def kept(self) -> Literal["learned", "start"]:
+        """Which the optimizer is: what was learned, or the start where that was no better."""
+        return self.results["specialization"]["kept"]
+
+    @property
+    def report(self) -> Path:
+        """The page that holds it against the tuned baselines."""
+        return self.path.with_name("report.html")
+
 
 def specialize(
     family: ProblemFamily,
@@ -80,7 +91,8 @@ def specialize(
     the tuned AdamW with a cosine (but for its weight decay), and the pretrained one; meta-trains it with noise-reuse
     evolution strategies until the budget is spent, keeping what is best on held-out instances; and compares on fresh
     ones, in steps and in seconds. If what was learned is no better there than where it started, the start is what is
-    returned, and said to be. All settings are chosen here.
+    returned, and said to be (`Specialized.kept`; a Python warning where there is no `display`). All settings are chosen
+    here.
 
     What learns is a `Controller` in any case: a small network for every tensor steers Adam's arithmetic, with Adam's
     memory and at 1.1 to 1.3 times the cost of its training step. Rules with a network for every param (`MLPRule`,
@@ -144,6 +156,10 @@ def _specialize(
     command: str,
 ) -> Specialized:
     horizon, seed = protocol.horizon, protocol.seed
+    begun_with, digest = folder / "family.sha256", digest_family(family)
+    if begun_with.exists() and begun_with.read_text() != digest:
+        display.warn(FAMILY_CHANGED.format(type(family).__name__, folder))
+    write_text_atomically(begun_with, digest)
     started = time.perf_counter()
     tunings, tuning_seconds = tune(problems, protocol, folder, display, RIVALS)
     judged_by = measure_of(objective)
@@ -189,7 +205,7 @@ def _specialize(
     optimizer = declare(trained.optimizer if better else start, horizon)  # see `choose_recipe`
     path = folder / "optimizer.safetensors"
     if not better:
-        display.say("what was learned is no better than its start on held-out instances: the start is kept", "yellow")
+        display.warn("what was learned is no better than its start on held-out instances: the start is kept")
         rows["controller"]["note"] = "No better than its start on held-out instances: the start is what was kept."
     worth = worth_of(optimizer, rows["controller" if better else "start"], rows, problems, protocol, spent)
     evaluation_seconds = time.perf_counter() - started

@@ -4,13 +4,17 @@ import abc
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import inspect
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._core import trees
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
@@ -166,9 +170,15 @@ def _check_params(name: str, params: Params) -> None:
     for path, leaf in leaves.items():
         if not eqx.is_inexact_array(leaf) or jnp.iscomplexobj(leaf):
             kind = getattr(leaf, "dtype", type(leaf).__name__)
+            remedy = "Convert it with jnp.asarray(..., jnp.float32), or make it a field of the family."
+            if callable(leaf):  # an activation, in a model of Equinox
+                remedy = (
+                    "Return the arrays alone, eqx.filter(model, eqx.is_inexact_array), and put them into a model in"
+                    " `loss`: eqx.combine(params, model), where the model is a field of the family."
+                )
             raise TypeError(
                 f"{name}.init returned {kind} at params[{path!r}]; only real floating-point arrays have gradients to"
-                " follow. Convert it with jnp.asarray(..., jnp.float32), or make it a field of the family."
+                f" follow. {remedy}"
             )
 
 
@@ -204,3 +214,36 @@ def describe_family(family: ProblemFamily) -> dict[str, Any]:
         plain = isinstance(value, int | float | str | bool | None)
         described[field.name] = value if plain else re.sub(r" at 0x[0-9a-f]+", "", str(value))
     return described
+
+
+FAMILY_CHANGED = (
+    "{}, the file that it is written in or its data, has changed since {} was begun: what was found before the change"
+    " was found on other problems. Start again in another folder, unless the problems are the same."
+)
+"""What to say where `digest_family` is another than it was; with the family's name and the folder."""
+
+
+def digest_family(family: ProblemFamily) -> str:
+    """SHA-256 of the files that a family is written in, and of its arrays: what was found before either was mended does
+    not belong to what is found after."""
+    digest = hashlib.sha256()
+    for source in _sources(family):
+        digest.update(source)
+    for leaf in jax.tree.leaves(family):
+        if eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        digest.update(np.asarray(leaf).tobytes() if eqx.is_array_like(leaf) else b"")
+    return digest.hexdigest()
+
+
+def _sources(family: ProblemFamily) -> Iterator[bytes]:
+    """Read where a family is written, the functions that it was given (`Oracle`) and the families inside it."""
+    for written in (type(family), *filter(inspect.isfunction, vars(family).values())):
+        with contextlib.suppress(OSError, TypeError, SyntaxError):  # typed into a notebook, it has no file
+            if written.__module__ == "__main__":  # the rest of a script changes without it: resume=True
+                yield inspect.getsource(written).encode()
+            else:
+                yield Path(inspect.getfile(written)).read_bytes()
+    for part in jax.tree.leaves(family, is_leaf=lambda it: it is not family and isinstance(it, ProblemFamily)):
+        if isinstance(part, ProblemFamily):
+            yield from _sources(part)

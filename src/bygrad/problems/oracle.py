@@ -1,6 +1,7 @@
 """Problems whose values and gradients come from a plain function: NumPy, PyTorch, SciPy, a simulator, C or Fortran."""
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ import numpy as np
 from .._core.types import Instance, Params, PRNGKeyArray, PyTree, Scalar
 from .base import ProblemFamily
 
+_ONE_AT_A_TIME = threading.Lock()
+"""Programs run side by side, and a generator that `torch.manual_seed` sets is one for all of them."""
+
 
 class Oracle(ProblemFamily):
     """A family given by a function that JAX cannot trace.
@@ -19,8 +23,8 @@ class Oracle(ProblemFamily):
     Meta-training needs nothing but values and gradients, as Adam needs nothing else: `Replay` works, and so does what
     does not differentiate at all. What would differentiate the function itself (`Backprop`) is refused.
 
-    The functions run on the host, once for every instance and step, with NumPy arrays and in no certain order. They
-    must be pure: the same arguments, the same result.
+    The functions run on the host, once for every instance and step, with NumPy arrays, in no certain order and never
+    two at a time. They must be pure: the same arguments, the same result.
 
     **Arguments:** `function`: takes params and a seed, and returns the value and the gradient, in the structure of the
     params; with `draw`, it takes the instance third. `start`: takes a seed (and the instance) and returns the params
@@ -148,7 +152,9 @@ def _on_host(function: Callable[..., Any], like: Structure, key: PRNGKeyArray | 
         rows = []
         for row in np.ndindex(seeds.shape):
             mine = jax.tree.map(lambda leaf, row=row: leaf[row], arguments)
-            rows.append(like.fit(function(None if key is None else int(seeds[row]), *mine)))
+            with _ONE_AT_A_TIME:
+                result = function(None if key is None else int(seeds[row]), *mine)
+            rows.append(like.fit(result))
         stacked = [np.stack(leaves).reshape((*seeds.shape, *leaves[0].shape)) for leaves in zip(*rows, strict=True)]
         return jax.tree.unflatten(like.tree, stacked)
 

@@ -185,9 +185,7 @@ def _check_functions(params: Params, family: ProblemFamily, instance: Instance) 
                 " and imaginary parts, jnp.stack([r.real, r.imag])."
             )
     else:
-        with blame(f"{name}.loss"):
-            value = eqx.filter_eval_shape(lambda family, *inputs: family.loss(*inputs, None), family, params, instance)
-        check_value(name, value)
+        check_value(name, _value_without_noise(params, family, instance))
     if isinstance(family, Bounded):
         with blame(f"{name}.bounds"):
             limits = eqx.filter_eval_shape(_pair_of_bounds, family, instance)
@@ -198,6 +196,26 @@ def _check_functions(params: Params, family: ProblemFamily, instance: Instance) 
                 " known what holds each param. Return the lowest and the highest params, both built as `init` builds"
                 " them and infinite where there is no limit, or None for no bounds at all."
             )
+
+
+def _value_without_noise(params: Params, family: ProblemFamily, instance: Instance) -> Any:
+    """Return the shape of the objective without noise; tell a loss that needs a key from one that never works."""
+    name = f"{type(family).__name__}.loss"
+
+    def value(key: Any) -> Any:
+        return eqx.filter_eval_shape(lambda family, *inputs: family.loss(*inputs), family, params, instance, key)
+
+    try:
+        return value(None)
+    except Exception as error:
+        with blame(name):
+            value(jax.random.key(0))
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{name} works with a key, but without one it raised {type(error).__name__}: {reason}. Solvers need the"
+            " objective without noise. Return the loss on all data where key is None, or learn an optimizer for"
+            " minibatches instead: bygrad.specialize, bygrad.meta_train."
+        ) from error
 
 
 def _pair_of_bounds(family: Bounded, instance: Instance) -> tuple[Params, ...] | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import time
 import warnings
@@ -20,6 +21,7 @@ from .._core.memory import bytes_available
 from .._core.threads import in_thread
 from ..optimizers import Learned, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family, is_held_out
+from ..problems.base import FAMILY_CHANGED, digest_family
 from ..unroll import Windows
 from . import advice, checkpoint
 from .devices import Devices, from_lead, least, meet
@@ -59,7 +61,8 @@ def meta_train(
 
     **Arguments:** `folder`: where to keep the checkpoint and the log (`log.jsonl`); without one nothing is written.
     `resume`: go on from the folder's checkpoint, to the same result, bit for bit on the same machine, as if there had
-    been no interruption. `watch`: is called with every event; without, what is to be warned of is a Python warning.
+    been no interruption; where the family's file or data changed in between, that is warned of. `watch`: is called with
+    every event; without, what is to be warned of is a Python warning.
 
     All devices are used, and where the program runs as several processes (`jax.distributed.initialize`, before
     anything else), those of all processes; each must make the same call. The instances are divided among them; the
@@ -262,6 +265,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
         self.log.rewind(int(learner.step), info["seconds"])
         self.log.recall(from_lead(self.log.text.encode).decode(), int(learner.step), info["seconds"])
         self.saved = int(learner.step)
+        if info.get("family_digest", self._digest) != self._digest:  # not an error: data may differ in a last digit
+            self._warn(learner, FAMILY_CHANGED.format(type(self.windows.family).__name__, self.folder))
         inner = self.devices.place(learner.inner, self.recipe.estimator.axes(learner.optimizer, learner.inner))
         return self.devices.place(eqx.tree_at(lambda it: it.inner, learner, None)).with_inner(inner)
 
@@ -272,11 +277,16 @@ class _MetaTraining(Generic[AnyOptimizer]):
             optimizer |= self.optimizer.config
         return describe(self.recipe) | {"family": describe_family(self.windows.family), "optimizer": optimizer}
 
+    @functools.cached_property
+    def _digest(self) -> str:
+        return digest_family(self.windows.family)
+
     def _save(self, learner: Learner) -> None:
         if self.checkpoint is not None:
             learner = self.devices.fetch(eqx.filter(learner, eqx.is_array))
             if self.devices.lead:
-                checkpoint.save(self.checkpoint, learner, {"recipe": self._identity(), "seconds": self.seconds})
+                info = {"recipe": self._identity(), "seconds": self.seconds, "family_digest": self._digest}
+                checkpoint.save(self.checkpoint, learner, info)
             meet("saved")  # what a process says of the checkpoint after this is true
             self.saved = int(learner.step)
 
