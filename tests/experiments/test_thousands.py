@@ -147,6 +147,19 @@ def test_the_duality_gap_is_that_of_the_lasso():
     np.testing.assert_allclose(own.error, x.sum(axis=1))
 
 
+def test_weights_that_are_no_portfolio_are_judged_as_the_nearest_one():
+    family = MeanVariance.simulated(days=60, assets=6, window=30, cap=0.5)
+    windows = family.windows()[:5]
+    near, none, lost = np.full((5, 6), 1 / 6), np.full((5, 6), 1e-3), np.full((5, 6), np.nan)
+    wanted, found, not_found = (assess(Flat.of(family, windows[0]), windows, it) for it in (near, none, lost))
+    np.testing.assert_allclose(found.cost, [0.5 * moment.mean() for moment in windows], rtol=1e-6)
+    np.testing.assert_allclose(found.error, wanted.error, rtol=1e-6)
+    slopes = windows.mean(axis=2)  # at most half of everything goes into each of the two best
+    gaps = windows.mean(axis=(1, 2)) - np.sort(slopes, axis=1)[:, :2].mean(axis=1)
+    np.testing.assert_allclose(found.error * found.cost, gaps, rtol=1e-6)
+    assert (excess("gap", not_found, np.zeros(5)) == np.inf).all()
+
+
 @settings(max_examples=40)
 @given(st.floats(0.0, 1e6), st.floats(1e-6, 10.0), st.floats(1e-6, 10.0))
 def test_break_even_is_the_least_number_that_repays(spent, rival, ours_):

@@ -1,5 +1,6 @@
 """Guarantees under adversaries: proposals that are random, NaN, ascending or huge change no outcome."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bygrad import problems
 from bygrad.deploy.solver import save_solver
-from bygrad.problems import Composite, SparseCoding
+from bygrad.problems import Composite, MeanVariance, SparseCoding
 from bygrad.solvers import (
     ADMM,
     Damping,
@@ -153,6 +155,44 @@ def test_sufficient_decrease_holds_any_schedule(row, coding, coded):
     assert (early.cost <= zero + 1e-9).all()
 
 
+RANDOM = LearnedSchedule(jax.random.uniform(jax.random.key(0), (12, 3), minval=-4, maxval=4), jnp.zeros(()))
+
+
+@pytest.fixture(scope="module")
+def market() -> MeanVariance:
+    return MeanVariance.simulated(days=120, assets=8, window=60, cap=0.3)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [ProximalGradient(), ProximalGradient(RANDOM), Safeguarded(lambda x, nit: 0.9 * x, max_steps=20_000)],
+    ids=["classical", "schedule", "proposals"],
+)
+@pytest.mark.parametrize("kind", [SparseCoding, MeanVariance])
+def test_nothing_is_proven_outside_of_what_is_allowed(kind, method, coding, market):
+    family, data = {SparseCoding: (coding, coding.patches), MeanVariance: (market, market.windows()[::4])}[kind]
+    best = solve(family, data, method=ProximalGradient(tol=1e-9, max_steps=20_000), batch=16)
+    assert best.success.all()
+    for start in (0 * best.x, 0.97 * best.x, -best.x, 1e3 + best.x):
+        found = solve(family, data, x0=start, method=method, batch=16)
+        assert found.success.all() and (found.certificate <= 1e-4).all()
+        excess = found.cost - best.cost
+        assert (excess <= found.certificate * found.cost).all() and (excess >= -1e-8 * best.cost).all()
+        early = solve(family, data, x0=start, method=dataclasses.replace(method, max_steps=3), batch=16)
+        for weights in (found.x, early.x) if kind is MeanVariance else ():
+            np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-14)
+            assert (weights >= 0).all() and (weights <= 0.3).all()
+
+
+def test_all_composite_families_are_covered_above():
+    shipped = [getattr(problems, name) for name in problems.__all__]
+    assert {it for it in shipped if isinstance(it, type) and issubclass(it, Composite)} == {
+        Composite,
+        MeanVariance,
+        SparseCoding,
+    }
+
+
 def test_an_untrained_schedule_is_the_classical_method(coding):
     # As long as no trial is rejected: momentum then begins anew, but a schedule goes on.
     methods = ProximalGradient(max_steps=6), ProximalGradient(LearnedSchedule.classical(20, params=36), max_steps=6)
@@ -203,8 +243,8 @@ def test_safe_l2o_is_algorithm_1_with_one_evaluation_a_step(monkeypatch):
     def propose(x, nit):  # now far too bold, now near the minimum
         return jnp.where(nit % 3 == 0, 0.2, -3.0) * x
 
-    evaluated, prox = [], Bowl.prox
-    monkeypatch.setattr(Bowl, "prox", lambda self, *it: evaluated.append(1) or prox(self, *it))
+    evaluated, gradient = [], jax.grad
+    monkeypatch.setattr(jax, "grad", lambda function: evaluated.append(1) or gradient(function))
     with jax.enable_x64(True):
         flat, instance, x = Flat.of(Bowl(), np.zeros(2)), jnp.zeros(2), np.array([3.0, -2.0])
         method = Safeguarded(propose).prepare(flat, np.float64)

@@ -79,9 +79,8 @@ class LearnedStart(eqx.Module):
     def best(self, flat: Flat, instance: Instance, own: Float[Array, "*few p"], count: int) -> Float[Array, "count p"]:
         """Return the `count` best of the proposals and the family's `own` start, or several, the best one first."""
         own = jnp.atleast_2d(own)
-        low, high = flat.bounds(own[0], instance)
         candidates = jnp.concatenate([own, self.propose(instance).astype(own.dtype)])
-        candidates = jnp.clip(candidates, low, high)
+        candidates = jax.vmap(lambda x: flat.allowed(x, instance))(candidates)
         costs = jax.vmap(lambda x: flat.loss(x, instance))(candidates)
         finite = jnp.isfinite(costs) & jnp.all(jnp.isfinite(candidates), axis=1)
         order = jnp.argsort(jnp.where(finite, costs, jnp.inf))
