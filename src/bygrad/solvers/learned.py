@@ -56,7 +56,9 @@ class LearnedStart(eqx.Module):
 
     **Guarantee:** the family's own start is among the candidates. So the cost at the start is never above that of the
     classical start, whatever the network says: candidates that are not finite are never taken. A solver that never
-    raises the cost ends at or below the cost of the classical start.
+    raises the cost ends at or below the cost of the classical start. *Assume* that the cost at the classical start is
+    finite. *Sketch:* the least of several costs is no larger than any of them, and all are moved to where they are
+    allowed before they are compared, so that the solver begins with the very cost that was compared.
     """
 
     network: eqx.nn.MLP
