@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from _common import console, parser, show, write_record
 
+from bygrad.experiments.thousands.rivals import voxel_residuals
 from bygrad.problems import BallAndStick, DampedOscillation, LeastSquares, OralDose
 from bygrad.solvers import LevenbergMarquardt, solve
 
@@ -76,14 +77,7 @@ def minpack_loop(family: BallAndStick, data: np.ndarray) -> np.ndarray:
     """Call MINPACK itself on a model in NumPy: for residuals this cheap, SciPy's least work around each voxel."""
     with jax.enable_x64(True):
         starts = np.asarray(jax.vmap(lambda one: family.init(one, jax.random.key(0)))(jnp.asarray(data)))
-    bvals, bvecs = np.asarray(family.bvals, float), np.asarray(family.bvecs, float)
-
-    def residuals(p: np.ndarray, signals: np.ndarray) -> np.ndarray:
-        n = np.array([np.sin(p[3]) * np.cos(p[4]), np.sin(p[3]) * np.sin(p[4]), np.cos(p[3])])
-        decay, fraction = bvals * np.exp(p[1]), np.sin(p[2]) ** 2
-        model = fraction * np.exp(-decay * (bvecs @ n) ** 2) + (1 - fraction) * np.exp(-decay)
-        return (np.exp(p[0]) * model - signals) / family.noise
-
+    residuals = voxel_residuals(family)
     found: Any = [
         optimize.leastsq(residuals, x, args=(one,), full_output=True) for x, one in zip(starts, data, strict=True)
     ]

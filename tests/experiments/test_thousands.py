@@ -32,9 +32,17 @@ from bygrad.experiments.thousands.judge import (
 from bygrad.experiments.thousands.program_rivals import hard_program
 from bygrad.experiments.thousands.results import break_even_of, fastest, gains_of, median_seed
 from bygrad.experiments.thousands.rival import Rival
-from bygrad.experiments.thousands.rivals import RIVALS
+from bygrad.experiments.thousands.rivals import RIVALS, scipy_least_squares, voxel_residuals
 from bygrad.optimizers import SGD
-from bygrad.problems import LeastSquares, MeanVariance, OralDose, QuadraticProgram, QuadrotorControl, SparseCoding
+from bygrad.problems import (
+    BallAndStick,
+    LeastSquares,
+    MeanVariance,
+    OralDose,
+    QuadraticProgram,
+    QuadrotorControl,
+    SparseCoding,
+)
 from bygrad.problems.structured import Bounded
 from bygrad.solvers import ADMM, Card, Flat, LearnedSolver, candidates, solve
 
@@ -145,6 +153,19 @@ def test_the_duality_gap_is_that_of_the_lasso():
     # A certificate of the family's own takes precedence.
     own = assess(flat, patches, x, lambda family, x, instance: jnp.sum(x))
     np.testing.assert_allclose(own.error, x.sum(axis=1))
+
+
+def test_weights_that_are_no_portfolio_are_judged_as_the_nearest_one():
+    family = MeanVariance.simulated(days=60, assets=6, window=30, cap=0.5)
+    windows = family.windows()[:5]
+    near, none, lost = np.full((5, 6), 1 / 6), np.full((5, 6), 1e-3), np.full((5, 6), np.nan)
+    wanted, found, not_found = (assess(Flat.of(family, windows[0]), windows, it) for it in (near, none, lost))
+    np.testing.assert_allclose(found.cost, [0.5 * moment.mean() for moment in windows], rtol=1e-6)
+    np.testing.assert_allclose(found.error, wanted.error, rtol=1e-6)
+    slopes = windows.mean(axis=2)  # at most half of everything goes into each of the two best
+    gaps = windows.mean(axis=(1, 2)) - np.sort(slopes, axis=1)[:, :2].mean(axis=1)
+    np.testing.assert_allclose(found.error * found.cost, gaps, rtol=1e-6)
+    assert (excess("gap", not_found, np.zeros(5)) == np.inf).all()
 
 
 @settings(max_examples=40)
@@ -308,7 +329,8 @@ def test_solvers_of_others_find_the_minimum(rival):
     dictionary = RNG.normal(size=(5, 8)).astype(np.float32)
     sparse = SparseCoding(jnp.asarray(dictionary / np.linalg.norm(dictionary, axis=0)), jnp.ones((1, 5)))
     portfolio = MeanVariance.simulated(days=60, assets=6, window=30, cap=0.5)
-    family = next(it for it in (sparse, portfolio, Box(), Decay(), Bowl(), OralDose()) if rival.serves(it))
+    families = sparse, portfolio, Box(), Decay(), Bowl(), OralDose(), BallAndStick.embedded()
+    family = next(it for it in families if rival.serves(it))
     instances = RNG.normal(size=(3, 5)) if family is sparse else draws(family, 3)
     flat = Flat.of(family, instances[0])
     found = rival.build(flat)(1e-6)(instances)
@@ -318,6 +340,34 @@ def test_solvers_of_others_find_the_minimum(rival):
     assert (found.evaluations >= 1).all() and (np.diff(found.finished) >= 0).all()
     if isinstance(family, Box):
         np.testing.assert_allclose(found.x, box_minimum(instances), atol=1e-3)
+
+
+class Held(Decay):
+    """The same, with limits, of which the first may be none."""
+
+    highest: float = 0.9
+
+    def bounds(self, instance):
+        return jnp.full(2, -jnp.inf), jnp.array([self.highest, jnp.inf])
+
+
+@pytest.mark.parametrize(("family", "method"), [(Decay(), "lm"), (Held(), "trf"), (Held(np.inf), "lm")])
+def test_scipy_fits_by_minpack_where_there_are_no_limits(family, method, monkeypatch):
+    optimize, methods = pytest.importorskip("scipy.optimize"), []
+    fit = optimize.least_squares
+    monkeypatch.setattr(optimize, "least_squares", lambda *a, **k: methods.append(k["method"]) or fit(*a, **k))
+    data = draws(family, 2)
+    found = scipy_least_squares(Flat.of(family, data[0]))(1e-6)(data)
+    assert methods == [method, method]
+    np.testing.assert_allclose(found.x, solve(family, data).x, rtol=1e-4)
+
+
+def test_the_voxels_of_numpy_are_those_of_the_family():
+    family = BallAndStick.embedded()
+    params, signals = RNG.normal(size=5), RNG.uniform(size=102)
+    with jax.enable_x64(True):
+        wanted = family.residuals(jnp.asarray(params), jnp.asarray(signals))
+    np.testing.assert_allclose(voxel_residuals(family)(params, signals), wanted, rtol=1e-6, atol=1e-8)
 
 
 def test_cvxpy_has_no_answer_where_a_program_is_infeasible():

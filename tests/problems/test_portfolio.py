@@ -40,6 +40,36 @@ def test_the_gap_is_that_of_the_best_vertex(family, seed):
     assert float(gap) == pytest.approx(gradient @ weights - best.fun, abs=1e-9)
 
 
+@pytest.mark.parametrize("outside", ["sum", "short", "cap"])
+def test_what_is_no_portfolio_has_an_infinite_gap_and_a_price(family, outside):
+    weights = {
+        "sum": np.full(8, 0.97 / 8),
+        "short": np.array([-0.05, 0.15, 0.15, 0.15, 0.15, 0.15, 0.15, 0.15]),
+        "cap": np.array([0.37, 0.09, 0.09, 0.09, 0.09, 0.09, 0.09, 0.09]),
+    }[outside]
+    violation = {"sum": 0.03, "short": 0.05, "cap": 0.07}[outside]
+    with jax.enable_x64(True):
+        moment = jnp.asarray(family.windows()[0])
+        gap = float(family.gap(jnp.asarray(weights), moment @ weights, moment))
+        price = float(family.loss(jnp.asarray(weights), moment, None) - family.smooth(jnp.asarray(weights), moment))
+        allowed = family.prox(jnp.asarray(weights), jnp.zeros(()), moment)
+        assert family.penalty(allowed, moment) < 1e-28 and family.gap(allowed, moment @ allowed, moment) < 1
+    assert gap == np.inf
+    assert price == pytest.approx(0.5 * 100 * violation**2)
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0, 300.0])
+def test_projections_from_far_away_are_precise_enough_for_a_gap(family, scale):
+    points = scale * (5 + np.random.default_rng(0).normal(size=(500, 8))).astype(np.float32)
+    moment = jnp.asarray(family.windows()[0], jnp.float32)
+
+    def gap(point):
+        weights = family.prox(point, jnp.ones(()), moment)
+        return family.gap(weights, moment @ weights, moment)
+
+    assert np.isfinite(jax.vmap(gap)(jnp.asarray(points))).all()
+
+
 def test_windows_are_the_moments_of_their_days(family):
     windows, returns = family.windows(), np.asarray(family.returns, float) - family.target
     assert windows.shape == (61, 8, 8)

@@ -1,5 +1,6 @@
 """Guarantees under adversaries: proposals that are random, NaN, ascending or huge change no outcome."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -8,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bygrad import problems
 from bygrad.deploy.solver import save_solver
-from bygrad.problems import Composite, SparseCoding
+from bygrad.problems import Bounded, Composite, MeanVariance, QuadraticProgram, SparseCoding
 from bygrad.solvers import (
     ADMM,
+    LBFGS,
     Damping,
     Flat,
     GainRatio,
@@ -25,8 +28,10 @@ from bygrad.solvers import (
     Whitening,
     solve,
 )
+from bygrad.solvers.starts import draws
 
 from .families import Decay, decays
+from .test_programs import Plan, liar
 
 ADVERSARIES = {
     "nan": lambda seen: (jnp.full_like(seen.x, jnp.nan), jnp.nan),
@@ -78,18 +83,97 @@ def spoilt_solver(fill: float, data: np.ndarray) -> LearnedSolver:
     return LearnedSolver(Decay(), LevenbergMarquardt(damping), LevenbergMarquardt(), start, 2, 1)
 
 
+RUINS = {
+    "nan": lambda leaf: jnp.full_like(leaf, jnp.nan),
+    "huge": lambda leaf: jnp.full_like(leaf, 1e30),
+    "ascending": lambda leaf: jnp.full_like(leaf, -3.0),
+    "random": lambda leaf: jnp.asarray(3 * np.random.default_rng(leaf.size).normal(size=leaf.shape), leaf.dtype),
+}
+
+
+class Valley(Bounded):
+    """Convex and not quadratic, with limits of which some bind."""
+
+    def sample(self, key):
+        return 2.0 * jax.random.normal(key, (3,))
+
+    def init(self, instance, key):
+        return jnp.full(3, 0.5, instance.dtype)
+
+    def loss(self, params, instance, key):
+        return jnp.sum(jnp.array([1.0, 3.0, 9.0]) * jnp.cosh(params - instance))
+
+    def bounds(self, instance):
+        return jnp.full(3, -1.0), jnp.full(3, 1.5)
+
+
+LEARNED = ("least squares", "bounds", "penalty", "constraints", "program", "program with bounds")
+"""What is solved in the tests that ruin what was learned."""
+
+
+def ruined_solver(kind: str, ruin: str, coding: SparseCoding, market: MeanVariance) -> tuple[LearnedSolver, np.ndarray]:
+    """Return a solver whose learned numbers are others, with instances of its family; the classical one is precise."""
+    ruined = lambda it: jax.tree.map(lambda leaf: RUINS[ruin](leaf) if eqx.is_inexact_array(leaf) else leaf, it)  # noqa: E731
+    families = Decay(), Valley(), coding, market, Plan(), Plan(proves=True)
+    family = dict(zip(LEARNED, families, strict=True))[kind]
+    data = np.array(
+        market.windows()[::4] if family is market else draws(family, jax.random.split(jax.random.key(1), 16))
+    )
+    if isinstance(family, Plan):
+        warm, base = liar(0.0), ADMM(tol=1e-5, max_steps=20_000)
+        return LearnedSolver(family, ADMM(tol=1e-2, max_steps=20_000, warm=ruined(warm)), base, None, 1, 1), data
+    flat = Flat.of(family, data[0])
+    whitening = Whitening.of(jnp.asarray(data.reshape(16, -1), jnp.float32), jnp.ones((16, flat.size)))
+    start = ruined(LearnedStart.untrained(whitening, 3, jax.random.key(0)))
+    if isinstance(family, Decay):
+        damping = ruined(LearnedDamping.untrained(whitening, GainRatio(), jax.random.key(1)))
+        damping = eqx.tree_at(lambda it: it.base, damping, GainRatio())
+        methods = LevenbergMarquardt(damping, tol=1e-2), LevenbergMarquardt()
+    elif isinstance(family, Valley):
+        methods = LBFGS(gain=1e-3), LBFGS()
+    else:
+        params = flat.size if family.separable else None
+        schedule = ruined(LearnedSchedule.classical(12, params))
+        methods = (
+            ProximalGradient(schedule, tol=1e-2, max_steps=20_000),
+            ProximalGradient(tol=1e-5, max_steps=20_000),
+        )
+    return LearnedSolver(family, *methods, start, 2, 1), data
+
+
 @pytest.mark.parametrize("guard", ["certificate", "best_of_two"])
-@pytest.mark.parametrize("fill", [np.nan, 1e30])
-def test_ruined_networks_cost_time_and_nothing_else(fill, guard, data):
-    spoilt = data.copy()
-    spoilt[3] = np.nan
-    classical = solve(Decay(), spoilt, batch=16)
-    found = spoilt_solver(fill, data).solve(spoilt, guard=guard, batch=16)
-    np.testing.assert_array_equal(found.success, classical.success)
-    good = classical.success
-    np.testing.assert_allclose(found.cost[good], classical.cost[good], rtol=1e-6)
-    if guard == "best_of_two":
+@pytest.mark.parametrize("ruin", RUINS)
+@pytest.mark.parametrize("kind", LEARNED)
+def test_ruined_numbers_cost_time_and_nothing_else(kind, ruin, guard, coding, market):
+    solver, data = ruined_solver(kind, ruin, coding, market)
+    data[3] = np.nan
+    classical = solve(solver.family, data, method=solver.classical, batch=16)
+    found = solver.solve(data, guard=guard, batch=16)
+    good = np.arange(16) != 3
+    np.testing.assert_array_equal(classical.success, good)
+    np.testing.assert_array_equal(found.success, good)
+    np.testing.assert_allclose(found.cost[good], classical.cost[good], rtol=2e-2, atol=2e-2)
+    if guard == "certificate":  # what was learned is slow at worst
+        np.testing.assert_array_equal(found.used_fallback, ~good)
+    elif isinstance(solver.family, QuadraticProgram):
+        assert (found.certificate[good] <= classical.certificate[good]).all()
+    else:
         assert (found.cost[good] <= classical.cost[good]).all()
+    if kind == "constraints":
+        np.testing.assert_allclose(found.x[good].sum(axis=1), 1, atol=1e-12)
+
+
+def test_the_costs_of_proposals_are_evaluations(data):
+    whitening = Whitening.of(jnp.asarray(data, jnp.float32), jnp.ones((16, 2)))
+    start = jax.tree.map(
+        lambda leaf: RUINS["nan"](leaf) if eqx.is_inexact_array(leaf) else leaf,
+        LearnedStart.untrained(whitening, 3, jax.random.key(0)),
+    )
+    solver = LearnedSolver(Decay(), LevenbergMarquardt(), LevenbergMarquardt(), start, 1, 1)
+    plain, found = solve(Decay(), data, batch=16), solver.solve(data, batch=16)  # both from the family's own start
+    np.testing.assert_array_equal(found.nfev, plain.nfev + 4)
+    again = {"height": np.ones(()), "rate": np.ones(1)}
+    np.testing.assert_array_equal(solver.solve(data, x0=again, batch=16).nfev, plain.nfev + 5)
 
 
 def test_the_better_of_two_has_the_lower_cost_even_where_it_ran_out_of_steps(data):
@@ -135,15 +219,19 @@ def coded(coding: SparseCoding) -> np.ndarray:
     return solve(coding, coding.patches, method=ProximalGradient(tol=1e-6, max_steps=20_000), batch=16).cost
 
 
+RANDOM = LearnedSchedule(jax.random.uniform(jax.random.key(0), (12, 3), minval=-4, maxval=4), jnp.zeros(()))
+
+
 @pytest.mark.parametrize(
     "row",
-    [(np.nan, 0, 0), (9.0, 9.0, 9.0), (3.0, -4.0, -3.0), (1.0, 0.0, 0.9)],
-    ids=["nan", "huge", "ascending", "mild"],
+    [None, (np.nan, 0, 0), (9.0, 9.0, 9.0), (3.0, -4.0, -3.0), (1.0, 0.0, 0.9)],
+    ids=["random", "nan", "huge", "ascending", "mild"],
 )
 def test_sufficient_decrease_holds_any_schedule(row, coding, coded):
-    schedule = LearnedSchedule(
-        jnp.tile(jnp.array(row), (12, 1)), jnp.linspace(-5, 5, 36) if row[0] == 1 else jnp.zeros(())
-    )
+    schedule = RANDOM
+    if row is not None:
+        metric = jnp.linspace(-5, 5, 36) if row[0] == 1 else jnp.zeros(())
+        schedule = LearnedSchedule(jnp.tile(jnp.array(row), (12, 1)), metric)
     method = ProximalGradient(schedule, tol=1e-4, max_steps=20_000)
     found = solve(coding, coding.patches, method=method, batch=16)
     assert found.success.all()
@@ -151,6 +239,41 @@ def test_sufficient_decrease_holds_any_schedule(row, coding, coded):
     early = solve(coding, coding.patches, method=ProximalGradient(schedule, max_steps=8), batch=16)
     zero = 0.5 * np.sum(np.asarray(coding.patches, float) ** 2, axis=1)
     assert (early.cost <= zero + 1e-9).all()
+
+
+@pytest.fixture(scope="module")
+def market() -> MeanVariance:
+    return MeanVariance.simulated(days=120, assets=8, window=60, cap=0.3)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [ProximalGradient(), ProximalGradient(RANDOM), Safeguarded(lambda x, nit: 0.9 * x, max_steps=20_000)],
+    ids=["classical", "schedule", "proposals"],
+)
+@pytest.mark.parametrize("kind", [SparseCoding, MeanVariance])
+def test_nothing_is_proven_outside_of_what_is_allowed(kind, method, coding, market):
+    family, data = {SparseCoding: (coding, coding.patches), MeanVariance: (market, market.windows()[::4])}[kind]
+    best = solve(family, data, method=ProximalGradient(tol=1e-9, max_steps=20_000), batch=16)
+    assert best.success.all()
+    for start in (0 * best.x, 0.97 * best.x, -best.x, 1e3 + best.x):
+        found = solve(family, data, x0=start, method=method, batch=16)
+        assert found.success.all() and (found.certificate <= 1e-4).all()
+        excess = found.cost - best.cost
+        assert (excess <= found.certificate * found.cost).all() and (excess >= -1e-8 * best.cost).all()
+        early = solve(family, data, x0=start, method=dataclasses.replace(method, max_steps=3), batch=16)
+        for weights in (found.x, early.x) if kind is MeanVariance else ():
+            np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-14)
+            assert (weights >= 0).all() and (weights <= 0.3).all()
+
+
+def test_all_composite_families_are_covered_above():
+    shipped = [getattr(problems, name) for name in problems.__all__]
+    assert {it for it in shipped if isinstance(it, type) and issubclass(it, Composite)} == {
+        Composite,
+        MeanVariance,
+        SparseCoding,
+    }
 
 
 def test_an_untrained_schedule_is_the_classical_method(coding):
@@ -203,8 +326,8 @@ def test_safe_l2o_is_algorithm_1_with_one_evaluation_a_step(monkeypatch):
     def propose(x, nit):  # now far too bold, now near the minimum
         return jnp.where(nit % 3 == 0, 0.2, -3.0) * x
 
-    evaluated, prox = [], Bowl.prox
-    monkeypatch.setattr(Bowl, "prox", lambda self, *it: evaluated.append(1) or prox(self, *it))
+    evaluated, gradient = [], jax.grad
+    monkeypatch.setattr(jax, "grad", lambda function: evaluated.append(1) or gradient(function))
     with jax.enable_x64(True):
         flat, instance, x = Flat.of(Bowl(), np.zeros(2)), jnp.zeros(2), np.array([3.0, -2.0])
         method = Safeguarded(propose).prepare(flat, np.float64)

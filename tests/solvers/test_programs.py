@@ -231,6 +231,7 @@ def test_what_is_proven_is_not_iterated_and_all_else_is_solved(data):
     found = solver.solve(data, batch=64)
     assert found.success.all() and (found.certificate <= 1e-2 * (1 + 1e-6)).all() and found.x.dtype == np.float32
     assert (found.nit[:20] == 0).all() and (found.nit[20:] > 0).any()
+    np.testing.assert_array_equal(found.nfev, found.nit + 1)  # the bounds of the proposal
     assert (found.cost - exact.cost <= 1e-2 * np.abs(found.cost) + 1e-5).all()
 
 

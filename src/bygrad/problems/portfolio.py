@@ -8,6 +8,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .structured import Composite
 
+ROUNDING = 100
+"""How far a portfolio may be from its constraints, in units of the precision."""
+
 
 class MeanVariance(Composite):
     r"""The portfolio whose returns in a window come nearest to a target $b$:
@@ -18,7 +21,9 @@ class MeanVariance(Composite):
     instances share no matrix; the constraints are in the proximal map, a projection.
 
     An instance is $S$ of a window, divided by its largest eigenvalue. The gap is that of Frank and Wolfe,
-    $\max_v \nabla f(w)^\top (w - v)$ over the portfolios $v$: for a convex $f$ it bounds $f(w) - \min f$.
+    $\max_v \nabla f(w)^\top (w - v)$ over the portfolios $v$: for a convex $f$ it bounds $f(w) - \min f$. It is
+    infinite where $w$ is no portfolio, beyond rounding. The loss is finite there: half the squared violation times 100
+    is added, as in a `QuadraticProgram`.
 
     **Arguments:** `returns`: `[days, assets]`, daily. `window`: days that a portfolio is chosen from. `target`: $b$, a
     daily return. `cap`: $c$, the largest weight.
@@ -84,7 +89,10 @@ class MeanVariance(Composite):
         return 0.5 * params @ (instance @ params)
 
     def penalty(self, params: Float[Array, " assets"], instance: Float[Array, "assets assets"]) -> Float[Array, ""]:
-        return jnp.zeros((), params.dtype)  # the start and every projection satisfy the constraints
+        return 50.0 * jnp.sum(jnp.square(self._violations(params)))
+
+    def _violations(self, params: Float[Array, " assets"]) -> Float[Array, " rows"]:
+        return jnp.append(params - jnp.clip(params, 0, self.cap), jnp.sum(params) - 1)
 
     def prox(
         self, params: Float[Array, " assets"], step: Float[Array, ""], instance: Float[Array, "assets assets"]
@@ -97,7 +105,11 @@ class MeanVariance(Composite):
         low, high = jnp.max(jnp.where(enough, kinks, -jnp.inf)), jnp.min(jnp.where(enough, jnp.inf, kinks))
         most, least = jnp.min(jnp.where(enough, sums, jnp.inf)), jnp.max(jnp.where(enough, -jnp.inf, sums))
         shift = low + (high - low) * (most - 1) / (most - least)
-        return jnp.clip(params - shift, 0, self.cap)
+        weights = jnp.clip(params - shift, 0, self.cap)
+        # Rounding is relative to params, which may be far away: those between the limits take what is left.
+        free = (weights > 0) & (weights < self.cap)
+        left = (1 - jnp.sum(weights)) / jnp.maximum(jnp.sum(free), 1)
+        return jnp.clip(weights + jnp.where(free, left, 0.0), 0, self.cap)
 
     def curvature(self) -> Float[Array, ""]:
         return jnp.ones(())
@@ -111,4 +123,5 @@ class MeanVariance(Composite):
         # The least gradient @ v over portfolios v, by duality: the best threshold is one of the entries.
         under = jnp.minimum(gradient - gradient[:, None], 0.0)
         least = jnp.max(gradient + self.cap * jnp.sum(under, axis=1))
-        return jnp.maximum(gradient @ params - least, 0.0)
+        allowed = jnp.max(jnp.abs(self._violations(params))) <= ROUNDING * jnp.finfo(params.dtype).eps
+        return jnp.where(allowed, jnp.maximum(gradient @ params - least, 0.0), jnp.inf)

@@ -85,11 +85,18 @@ class Composite(ProblemFamily):
 
     @abc.abstractmethod
     def penalty(self, params: Float[Array, " p"], instance: Instance) -> Scalar:
-        """Return $h$, which may have kinks."""
+        """Return $h$, which may have kinks.
+
+        Where $h$ is infinite, return a finite price that grows with the violation: `prox` keeps solvers from there, and
+        what sees the loss alone needs its slope.
+        """
 
     @abc.abstractmethod
     def prox(self, params: Float[Array, " p"], step: Scalar, instance: Instance) -> Float[Array, " p"]:
-        r"""Return $\operatorname{prox}_{s h}$ at `params` for the step $s$."""
+        r"""Return $\operatorname{prox}_{s h}$ at `params` for the step $s$.
+
+        For $s = 0$ that is the nearest point where $h$ is finite, to which solvers move every start.
+        """
 
     @property
     def separable(self) -> bool:
@@ -101,7 +108,10 @@ class Composite(ProblemFamily):
         r"""Return an $L$ with $\nabla g$ $L$-Lipschitz for every instance: steps up to $1/L$ are safe."""
 
     def gap(self, params: Float[Array, " p"], gradient: Float[Array, " p"], instance: Instance) -> Scalar | None:
-        r"""Return an upper bound on $f(p) - \min f$, given $\nabla g(p)$, or None where no duality gap is known."""
+        r"""Return an upper bound on $f(p) - \min f$, given $\nabla g(p)$, or None where no duality gap is known.
+
+        It must be infinite where $h$ is, beyond rounding: solvers take it as a proof.
+        """
         return None
 
     def loss(self, params: Float[Array, " p"], instance: Instance, key: PRNGKeyArray | None) -> Scalar:

@@ -166,6 +166,17 @@ class Flat(eqx.Module):
         low, high = (self.vector(limit).astype(x.dtype) for limit in limits)
         return low, high
 
+    def allowed(self, x: Float[Array, " p"], instance: Instance) -> Float[Array, " p"]:
+        """Return the nearest vector within the bounds; for a `Composite`, the nearest where its penalty is finite.
+
+        What cannot be moved there, being NaN say, stays what it is.
+        """
+        x = jnp.clip(x, *self.bounds(x, instance))
+        if isinstance(self.family, Composite):
+            nearest = self.family.prox(x, jnp.zeros((), x.dtype), instance)
+            x = jnp.where(jnp.all(jnp.isfinite(nearest)), nearest, x)
+        return x
+
 
 def _check_functions(params: Params, family: ProblemFamily, instance: Instance) -> None:
     """Refuse a family whose objective or bounds are not what a solver needs, by their shapes."""

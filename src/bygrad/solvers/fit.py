@@ -183,16 +183,19 @@ class LearnedSolver:
             batch=batch,
             dtype=dtype,
         )
+        tried = 0  # costs that are looked at before the first step
         if self.start is not None:
             if given is not None:
                 own = np.stack([own, given], axis=1)
+            tried = self.start.proposals + (1 if given is None else 2)
             propose = lambda flat, instances, own: proposals(self.start, self.starts, flat, instances, own)  # noqa: E731
             own = in_blocks(propose, flat, (instances, own), rows, batch, dtype).reshape(rows * self.starts, flat.size)
         method = with_arrays(self.method, dtype).prepare(flat, dtype)
         if isinstance(method, ADMM) and method.warm is not None:
             return _proven_first(method, flat, instances, own, batch, dtype, watch)
         every = jax.tree.map(lambda leaf: np.repeat(leaf, self.starts, axis=0), instances)
-        return best_of(self.family, run(method, flat, every, own, batch=batch, watch=watch), self.starts)
+        results = best_of(self.family, run(method, flat, every, own, batch=batch, watch=watch), self.starts)
+        return results | {"nfev": results["nfev"] + tried}
 
     def _fall_back(
         self,
@@ -247,6 +250,7 @@ def _proven_first(
         rest = run(method, flat, some, own[~good], batch=batch, watch=watch)
         for name, values in rest.items():
             results[name][~good] = values
+        results["nfev"][~good] += 1  # their bounds were evaluated as well
     return results
 
 

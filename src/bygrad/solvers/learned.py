@@ -56,7 +56,9 @@ class LearnedStart(eqx.Module):
 
     **Guarantee:** the family's own start is among the candidates. So the cost at the start is never above that of the
     classical start, whatever the network says: candidates that are not finite are never taken. A solver that never
-    raises the cost ends at or below the cost of the classical start.
+    raises the cost ends at or below the cost of the classical start. *Assume* that the cost at the classical start is
+    finite. *Sketch:* the least of several costs is no larger than any of them, and all are moved to where they are
+    allowed before they are compared, so that the solver begins with the very cost that was compared.
     """
 
     network: eqx.nn.MLP
@@ -79,9 +81,8 @@ class LearnedStart(eqx.Module):
     def best(self, flat: Flat, instance: Instance, own: Float[Array, "*few p"], count: int) -> Float[Array, "count p"]:
         """Return the `count` best of the proposals and the family's `own` start, or several, the best one first."""
         own = jnp.atleast_2d(own)
-        low, high = flat.bounds(own[0], instance)
         candidates = jnp.concatenate([own, self.propose(instance).astype(own.dtype)])
-        candidates = jnp.clip(candidates, low, high)
+        candidates = jax.vmap(lambda x: flat.allowed(x, instance))(candidates)
         costs = jax.vmap(lambda x: flat.loss(x, instance))(candidates)
         finite = jnp.isfinite(costs) & jnp.all(jnp.isfinite(candidates), axis=1)
         order = jnp.argsort(jnp.where(finite, costs, jnp.inf))

@@ -53,6 +53,8 @@ class ProximalGradient(Method):
     $L \lVert x_+ - x \rVert^2 / 2$ at least and is taken: a rejected trial costs one evaluation, and a schedule can
     waste its own length in steps, no more.
 
+    It begins at the nearest point where $h$ is finite, so that every trial is one.
+
     The certificate is the duality gap relative to the cost, where the family has one (`Composite.gap`): an instance
     below `tol` is *proven* to be within a factor of the minimum. Otherwise it is the gradient mapping's largest entry.
 
@@ -78,7 +80,7 @@ class ProximalGradient(Method):
         return dataclasses.replace(self, bound=curvature(flat.family, dtype))
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
-        zero = jnp.zeros((), x.dtype)
+        x, zero = flat.allowed(x, instance), jnp.zeros((), x.dtype)
         return Progress.begin(
             x, Memory(x, jnp.zeros_like(x), jnp.zeros_like(x), x, zero + 1, zero, jnp.full_like(zero, jnp.inf))
         )
@@ -110,7 +112,7 @@ class ProximalGradient(Method):
         affine = slope + beta * (slope - slope_before)
         slope_y = affine if self.affine else jax.grad(family.smooth)(y, instance)
         trial = family.prox(y - size / bound * slope_y, size * shrink / bound, instance)
-        trial = jnp.where(jnp.isfinite(trial), trial, x)
+        trial = jnp.where(jnp.all(jnp.isfinite(trial)), trial, x)  # a mixture might not be allowed
 
         # At the trial, not at x: what the gap needs is then known from the gradient.
         gap = family.gap(memory.trial, gradient, instance)

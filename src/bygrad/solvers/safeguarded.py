@@ -30,6 +30,8 @@ class Memory(NamedTuple):
 class Safeguarded(Method):
     r"""Take a proposal $y$ if $\lVert S(y) \rVert \le (1 - \delta) \mu$, and otherwise the operator's $T(u)$.
 
+    Proposals, and the start, are first moved to the nearest point where $h$ is finite.
+
     $T$ is the proximal gradient step with $1/L$, $S(x) = x - T(x)$. After an accepted proposal
     $\mu \gets \theta \lVert S(y) \rVert + (1 - \theta) \mu$ (an exponential moving average). One evaluation of $T$ a
     step: that at the point taken is the next safe candidate. Where a proposal is rejected, $x$ stays, and the next step
@@ -60,6 +62,7 @@ class Safeguarded(Method):
         return dataclasses.replace(self, bound=curvature(flat.family, dtype))
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
+        x = flat.allowed(x, instance)
         return Progress.begin(x, Memory(x, jnp.full((), jnp.inf, x.dtype), jnp.bool_(False)))
 
     def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
@@ -69,7 +72,7 @@ class Safeguarded(Method):
         memory, bound = at.memory, self.bound
         first = at.nit == 0
 
-        proposal = jnp.where(first, at.x, self.propose(at.x, at.nit))
+        proposal = jnp.where(first, at.x, flat.allowed(self.propose(at.x, at.nit), instance))
         x = jnp.where(memory.rejected, memory.safe, proposal)
         gradient = jax.grad(family.smooth)(x, instance)
         safe = family.prox(x - gradient / bound, 1 / bound, instance)

@@ -60,7 +60,8 @@ class Solution:
     - `cost`: the objective there (for least squares half the sum of squares, as in SciPy).
     - `certificate`: what the solver can show: 0 is exact. Which number it is, each method says.
     - `status`: a code of `Status`; `success` is `status > 0`, and `message` says it in words.
-    - `nit`, `nfev`: steps taken, and evaluations of the objective (of the residuals with their Jacobian).
+    - `nit`, `nfev`: steps taken, and evaluations of the objective (of the residuals with their Jacobian), those of all
+      starts and of what learned solvers propose among them.
     - `dual`: multipliers of the inequality rows of a quadratic program, `[rows, m]`: positive where the upper limit
       binds. Empty for other families.
     - `finished`: when each was done, on the clock of `time.perf_counter`: nobody waits for the slowest.

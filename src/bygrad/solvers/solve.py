@@ -47,7 +47,8 @@ def solve(
     - `method`: another solver, or this one with other settings.
     - `tol`: tolerance of the default method; what it means, the method says. For L-BFGS, success then means that the
       certificate is below `tol`, and nothing else (`gain` ends no run).
-    - `x0`: params to start from, one row an instance, or one for all (a warm start). Default: the family's `init`.
+    - `x0`: params to start from, one row an instance, or one for all (a warm start), moved to the nearest that bounds,
+      or the penalty of a `Composite`, allow. Default: the family's `init`.
     - `dual0`: the multipliers that belong to `x0`, which are half of a warm start of ADMM: the `dual` of the `Solution`
       that `x0` is from. Default: zero.
     - `starts`: starts for each instance, the lowest result counts. All but the first are drawn by `Bounded.restart`,

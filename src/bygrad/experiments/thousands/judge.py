@@ -46,7 +46,7 @@ def kind_of(flat: Flat, instance: Instance, certificate: Certificate | None = No
 def assess(
     flat: Flat, instances: PyTree[np.ndarray], x: Float[np.ndarray, "rows p"], certificate: Certificate | None = None
 ) -> Assessed:
-    """Compute cost and error of answers in float64, with params moved into their bounds first.
+    """Compute cost and error of answers in float64, with params moved to the nearest that are allowed first.
 
     The error is the certificate's bound, or the duality gap of a `Composite` relative to its cost, or the largest
     violation of a constraint of a `QuadraticProgram`, relative to 1 plus the largest row; 0 for all others. A program
@@ -66,7 +66,7 @@ def _assess_one(
     flat: Flat, certificate: Certificate | None, instance: Instance, x: Array
 ) -> tuple[Scalar, Scalar | float]:
     family = flat.family
-    x = jnp.clip(x, *flat.bounds(x, instance))
+    x = flat.allowed(x, instance)
     error = jnp.zeros((), x.dtype)
     if not isinstance(family, QuadraticProgram):
         cost = flat.loss(x, instance)

@@ -65,18 +65,27 @@ def osqp(flat: Flat, factor: float = 1.0) -> Build:
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
         q, low, high = vectors(one)
         if tol not in solvers:
-            solvers[tol] = module.OSQP()
             matrices = sparse.csc_matrix(np.triu(quadratic)), sparse.csc_matrix(constraints)
-            close = factor * tol
-            settings = {"verbose": False, "eps_abs": close, "eps_rel": close, "max_iter": 20_000}
-            solvers[tol].setup(matrices[0], q, matrices[1], low, high, **settings)
+            solvers[tol] = _begin_osqp(module, matrices[0], q, matrices[1], low, high, factor * tol)
         else:
             solvers[tol].update(q=q, l=low, u=high)
-        found = solvers[tol].solve(raise_error=False)
-        x = np.full(len(q), np.nan) if found.x is None else np.array(found.x, float)
-        return x[: flat.size], float(found.info.iter)
+        x, iterations = _solve_osqp(solvers[tol], len(q))
+        return x[: flat.size], iterations
 
     return looped(one_by_one)
+
+
+def _begin_osqp(module: Any, quadratic: Any, q: Any, constraints: Any, low: Any, high: Any, close: float) -> Any:
+    solver = module.OSQP()
+    settings = {"verbose": False, "eps_abs": close, "eps_rel": close, "max_iter": 20_000}
+    solver.setup(quadratic, q, constraints, low, high, **settings)
+    return solver
+
+
+def _solve_osqp(solver: Any, size: int) -> tuple[np.ndarray, float]:
+    found = solver.solve(raise_error=False)
+    x = np.full(size, np.nan) if found.x is None else np.array(found.x, float)
+    return x, float(found.info.iter)
 
 
 def clarabel(flat: Flat) -> Build:
@@ -240,6 +249,32 @@ def clarabel_portfolio(flat: Flat) -> Build:
         solver = module.DefaultSolver(scaled, np.zeros(n), rows, b, cones, settings)
         found = solver.solve()
         return np.array(found.x, float), float(found.iterations)
+
+    return looped(one_by_one)
+
+
+def osqp_portfolio(flat: Flat) -> Build:
+    """Set OSQP up once, then update the covariance, in units of its mean variance, and solve; it starts where the last
+    portfolio ended, as by default."""
+    module: Any = importlib.import_module("osqp")
+    sparse: Any = importlib.import_module("scipy.sparse")
+    family, n = flat.family, flat.size
+    assert isinstance(family, MeanVariance)
+    rows = sparse.csc_matrix(np.concatenate([np.ones((1, n)), np.eye(n)]))
+    low, high = np.append(1.0, np.zeros(n)), np.append(1.0, np.full(n, float(family.cap)))
+    upper = np.tril_indices(n)  # of the transpose, so that it runs along columns
+    pattern = sparse.csc_matrix(np.triu(np.ones((n, n))))
+    solvers: dict[float, Any] = {}
+
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
+        values = (one / np.mean(np.diag(one))).T[upper]
+        if tol not in solvers:
+            quadratic = sparse.csc_matrix((values, pattern.indices, pattern.indptr))
+            # Costs are well below 1, and tolerances are on residuals.
+            solvers[tol] = _begin_osqp(module, quadratic, np.zeros(n), rows, low, high, 0.1 * tol)
+        else:
+            solvers[tol].update(Px=values)
+        return _solve_osqp(solvers[tol], n)
 
     return looped(one_by_one)
 

@@ -8,15 +8,23 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ...problems import Composite, LeastSquares, MeanVariance, OralDose, ProblemFamily, QuadraticProgram, SparseCoding
+from ...problems import (
+    BallAndStick,
+    Composite,
+    LeastSquares,
+    MeanVariance,
+    OralDose,
+    ProblemFamily,
+    QuadraticProgram,
+    SparseCoding,
+)
 from ...solvers import Flat
 from . import ours
 from .cvxpy_rivals import cvxpy_portfolio, cvxpy_program
-from .program_rivals import clarabel, clarabel_portfolio, daqp, daqp_portfolio, highs, osqp, piqp
+from .program_rivals import clarabel, clarabel_portfolio, daqp, daqp_portfolio, highs, osqp, osqp_portfolio, piqp
 from .rival import Build, Outcome, Rival, in_double, looped
 
 
@@ -25,23 +33,32 @@ def _init(flat: Flat) -> Callable[[Any], np.ndarray]:
     return lambda one: np.asarray(compiled(one), float)
 
 
-def _limits(flat: Flat, x: np.ndarray, one: Any) -> tuple[np.ndarray, np.ndarray]:
-    low, high = flat.bounds(*jax.tree.map(jnp.asarray, (x, one)))
-    return np.asarray(low), np.asarray(high)
+def _limits(flat: Flat) -> Callable[[np.ndarray, Any], tuple[np.ndarray, np.ndarray, bool]]:
+    """Return what maps start and instance to the limits of params, and to whether there are none."""
+    compiled = jax.jit(lambda x, one: flat.bounds(x, one))  # a bound method would be hashed
+
+    def limits(x: np.ndarray, one: Any) -> tuple[np.ndarray, np.ndarray, bool]:
+        low, high = (np.asarray(it) for it in compiled(x, one))
+        return low, high, bool(np.isinf(low).all() and np.isinf(high).all())
+
+    return limits
 
 
 def scipy_least_squares(flat: Flat) -> Build:
-    """Fit one by one by `scipy.optimize.least_squares`, with residuals and Jacobian compiled by JAX."""
+    """Fit one by one by `scipy.optimize.least_squares`, with residuals and Jacobian compiled by JAX.
+
+    As its documentation advises, by MINPACK (`lm`) where there are no limits, and by a trust region where there are.
+    """
     optimize: Any = importlib.import_module("scipy.optimize")
     family = flat.family
     assert isinstance(family, LeastSquares)
     values = jax.jit(lambda x, one: family.residuals(flat.params(x), one))
     slopes = jax.jit(jax.jacfwd(lambda x, one: family.residuals(flat.params(x), one)))
-    init = _init(flat)
+    init, limits = _init(flat), _limits(flat)
 
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
         start = init(one)
-        low, high = _limits(flat, start, one)
+        low, high, free = limits(start, one)
         close = min(0.1 * tol, 1e-4)
         found = optimize.least_squares(
             lambda x: np.asarray(values(x, one)),
@@ -49,11 +66,39 @@ def scipy_least_squares(flat: Flat) -> Build:
             jac=lambda x: np.asarray(slopes(x, one)),
             bounds=(low, high),
             x_scale="jac",
+            method="lm" if free else "trf",
             ftol=close,
             xtol=close,
             gtol=1e-8,
         )
         return found.x, float(found.nfev)
+
+    return looped(one_by_one)
+
+
+def voxel_residuals(family: BallAndStick) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Return the residuals of a voxel in NumPy, as a function of params and signals."""
+    bvals, bvecs = np.asarray(family.bvals, float), np.asarray(family.bvecs, float)
+
+    def residuals(p: np.ndarray, signals: np.ndarray) -> np.ndarray:
+        n = np.array([np.sin(p[3]) * np.cos(p[4]), np.sin(p[3]) * np.sin(p[4]), np.cos(p[3])])
+        decay, fraction = bvals * np.exp(p[1]), np.sin(p[2]) ** 2
+        model = fraction * np.exp(-decay * (bvecs @ n) ** 2) + (1 - fraction) * np.exp(-decay)
+        return (np.exp(p[0]) * model - signals) / family.noise
+
+    return residuals
+
+
+def minpack_voxels(flat: Flat) -> Build:
+    """Fit voxels one by one by MINPACK itself on a model in NumPy: for residuals this cheap, the least work around."""
+    optimize: Any = importlib.import_module("scipy.optimize")
+    assert isinstance(flat.family, BallAndStick)
+    residuals, init = voxel_residuals(flat.family), _init(flat)
+
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
+        close = min(0.1 * tol, 1e-4)
+        x, _, found, *_ = optimize.leastsq(residuals, init(one), (one,), full_output=True, ftol=close, xtol=close)
+        return x, float(found["nfev"])
 
     return looped(one_by_one)
 
@@ -76,7 +121,7 @@ def scipy_minimize(flat: Flat) -> Build:
     """Minimize one by one by SciPy's L-BFGS-B, with value and gradient compiled by JAX."""
     optimize: Any = importlib.import_module("scipy.optimize")
     compiled = jax.jit(jax.value_and_grad(flat.loss))
-    init = _init(flat)
+    init, limits = _init(flat), _limits(flat)
 
     def both(x: np.ndarray, one: Any) -> tuple[float, np.ndarray]:
         value, slope = compiled(x, one)
@@ -84,8 +129,8 @@ def scipy_minimize(flat: Flat) -> Build:
 
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
         start = init(one)
-        low, high = _limits(flat, start, one)
-        bounds = None if np.all(np.isinf(low)) and np.all(np.isinf(high)) else list(zip(low, high, strict=True))
+        low, high, free = limits(start, one)
+        bounds = None if free else list(zip(low, high, strict=True))
         options = {"ftol": 1e-3 * tol, "gtol": 1e-3 * tol, "maxiter": 15_000, "maxfun": 15_000}
         found = optimize.minimize(
             both, np.clip(start, low, high), (one,), jac=True, method="L-BFGS-B", bounds=bounds, options=options
@@ -194,6 +239,10 @@ def _oral(family: ProblemFamily) -> bool:
     return isinstance(family, OralDose)
 
 
+def _voxels(family: ProblemFamily) -> bool:
+    return isinstance(family, BallAndStick)
+
+
 def _portfolio(family: ProblemFamily) -> bool:
     return isinstance(family, MeanVariance)
 
@@ -203,12 +252,14 @@ _OSQP, _CLARABEL = {"osqp": "osqp", **_SCIPY}, {"clarabel": "clarabel", **_SCIPY
 _CVXPY, _OPTIMISTIX = {"cvxpy": "cvxpy", **_CLARABEL}, {"optimistix": "optimistix"}
 RIVALS: tuple[Rival, ...] = (
     Rival("SciPy least_squares, loop", "users", _SCIPY, _least_squares, scipy_least_squares),
+    Rival("MINPACK on NumPy, loop", "users", _SCIPY, _voxels, minpack_voxels),
     Rival("SciPy least_squares from curve stripping, loop", "users", _SCIPY, _oral, _scipy_from_stripping),
     Rival("batched, from curve stripping", "warm", {}, _oral, _batched_from_stripping, loops=False),
     Rival("SciPy L-BFGS-B, loop", "users", _SCIPY, _smooth, scipy_minimize),
     Rival("scikit-learn coordinate descent", "users", {"sklearn": "scikit-learn"}, _coding, coordinate_descent),
     Rival("OSQP, loop", "users", _OSQP, _program, osqp),
     Rival("OSQP to a tenth of the tolerance, loop", "users", _OSQP, _program, functools.partial(osqp, factor=0.1)),
+    Rival("OSQP, covariances updated, loop", "users", _OSQP, _portfolio, osqp_portfolio),
     Rival("Clarabel, loop", "users", _CLARABEL, _program, clarabel),
     Rival("Clarabel, a program each", "users", _CLARABEL, _portfolio, clarabel_portfolio),
     Rival("CVXPY with parameters and Clarabel, loop", "users", _CVXPY, _program, cvxpy_program),
