@@ -12,7 +12,7 @@ import pytest
 from bygrad.metagrads import Replay, choose_coordinates
 from bygrad.optimizers import LSTM, Adam
 from bygrad.problems import MLPClassifier, ProblemFamily
-from bygrad.unroll import Windows
+from bygrad.unroll import Windows, rollout
 
 Choice = Callable[[jax.Array, int, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -49,9 +49,37 @@ def sums(choose: Choice, count: int) -> tuple[np.ndarray, np.ndarray]:
     return draws, vectors.sum(axis=0)
 
 
+@pytest.mark.parametrize("units", [2.0**31, 64.0])
 @pytest.mark.parametrize("count", [1, 3, 8, 20])
-def test_weighted_sums_are_right_on_average(count):
+def test_weighted_sums_are_right_on_average(count, units, monkeypatch):
+    """However coarsely the shares are rounded: 64 parts for 20 coordinates are as 2**31 for 600 million."""
+    monkeypatch.setattr("bygrad.metagrads.replay.UNITS", units)
     assert deviation(*sums(choose_coordinates, count)) < 4
+
+
+def test_among_a_million_equal_coordinates_every_second_is_taken():
+    """Also where the point is close to the end of an interval: an error of the ends would change some of them."""
+    n, choose = 1_000_000, jax.jit(choose_coordinates, static_argnums=1)
+    for seed in range(4):
+        key = jax.random.key(seed)
+        chosen, weight = choose(jnp.full(n, 0.1), n // 2, key)
+        second = int(jax.random.uniform(key) >= 0.5)
+        np.testing.assert_array_equal(chosen, np.arange(second, n, 2))
+        np.testing.assert_array_equal(weight, 2.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+def test_what_is_not_finite_shows(bad, windows):
+    """The last one is finite itself, but the sum is not."""
+    size = jnp.ones(8).at[jnp.array([2, 3])].set(bad)
+    assert np.all(np.isnan(choose_coordinates(size, 4, jax.random.key(0))[1]))
+
+    optimizer = eqx.filter_jit(LSTM)(jax.random.key(0), (3,))
+    state = windows.begin(optimizer, jax.random.key(1))
+    end, trajectory = rollout(optimizer, windows.family, state, windows.truncation)
+    weights = jnp.ones_like(trajectory.grads).at[0, 0, jnp.array([2, 3])].set(bad)
+    gradient = Replay(0.3)._replay(optimizer, trajectory, weights, keys=end.key)
+    assert not any(np.any(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize("choose", [unweighted, the_largest])

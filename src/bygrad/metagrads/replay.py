@@ -124,6 +124,11 @@ class Replay(Estimator):
         return replay_coordinates(optimizer, gather(trajectory.grads), jax.tree.map(gather, trajectory.start), cots)
 
 
+UNITS = 2.0**31
+"""Into how many parts a sum over coordinates is divided: half of the whole numbers of 32 bits, as lengths are rounded
+up."""
+
+
 def choose_coordinates(
     size: Float[Array, " n"], count: int, key: PRNGKeyArray, uniform: float = 0.3
 ) -> tuple[Int[Array, " count"], Float[Array, " count"]]:
@@ -133,14 +138,21 @@ def choose_coordinates(
     Probabilities are $(1 - \text{uniform})$ times the share of the size, plus `uniform` spread evenly over nonzero
     sizes: the constant part bounds the weights, since a large gradient of the optimizer can go with a small cotangent.
     Systematic sampling: equally spaced points with one random shift, whose number in an interval varies by less than
-    one. Weights are zero if all sizes are.
+    one. Weights are zero if all sizes are, and NaN if their sum is not finite, so that the estimate shows it.
     """
-    alive = (size > 0).astype(size.dtype)
+    size = size.astype(jnp.promote_types(size.dtype, jnp.float32))
+    alive = size > 0
     total, living = jnp.sum(size), jnp.sum(alive)
     share = (1 - uniform) * size / jnp.where(total > 0, total, 1) + uniform * alive / jnp.maximum(living, 1)
-    upper = jnp.cumsum(share)
-    points = (jax.random.uniform(key, dtype=size.dtype) + jnp.arange(count)) / count * upper[-1]
-    chosen = jnp.minimum(jnp.searchsorted(upper, points, side="right"), size.shape[0] - 1)
-    probability = share[chosen] / jnp.where(upper[-1] > 0, upper[-1], 1)
-    weight = jnp.where(probability > 0, 1 / (count * jnp.where(probability > 0, probability, 1)), 0)
-    return chosen.astype(jnp.int32), weight
+    # Intervals are whole numbers, and weights go by what these are: a running sum of floats is rounded by as much as a
+    # coordinate's share where there are millions of them, whereas these are added without any rounding. The shift has
+    # 23 bits, so that a probability is still off by 4e-7 of itself, divided by the part that is taken, at most.
+    length = jnp.ceil(UNITS * share).astype(jnp.uint32)
+    ends = jnp.cumsum(length, dtype=jnp.uint32)
+    step = (ends[-1] + jnp.uint32(count - 1)) // jnp.uint32(count)
+    shift = (jax.random.uniform(key, dtype=size.dtype) * step).astype(jnp.uint32)
+    points = shift + jnp.arange(count, dtype=jnp.uint32) * step
+    # Where the step is rounded up, the last points may lie behind the last interval: they belong to no coordinate.
+    chosen = jnp.minimum(jnp.searchsorted(ends, points, side="right"), size.shape[0] - 1)
+    weight = jnp.where(points < ends[-1], step / jnp.maximum(length[chosen], 1), 0).astype(size.dtype)
+    return chosen.astype(jnp.int32), jnp.where(jnp.isfinite(total), weight, jnp.nan)

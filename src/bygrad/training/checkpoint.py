@@ -49,7 +49,7 @@ def read_info(path: Path, data: bytes | None = None) -> dict[str, Any]:
 
 def restore(path: Path, like: Tree, data: bytes | None = None) -> Tree:
     """Read a tree of the structure, shapes and dtypes of `like`, whose leaves may be `jax.ShapeDtypeStruct`; anything
-    else is refused by name.
+    else is refused by name. Arrays are NumPy's, so that none is put on a device that does not keep it; keys are JAX's.
 
     `data`: the content of the file, where somebody has read it.
     """
@@ -71,18 +71,18 @@ def restore(path: Path, like: Tree, data: bytes | None = None) -> Tree:
             " another optimizer, estimator or version; resume with the settings it was started with."
         )
 
-    def read(name: str, leaf: Any) -> jax.Array:
+    def read(name: str, leaf: Any) -> np.ndarray | jax.Array:
         found, example = tensors[name], jax.eval_shape(_raw, leaf)
         if found.shape != example.shape or found.dtype != example.dtype:
             raise CheckpointError(
                 f"{path} holds {name} as {found.dtype}{list(found.shape)}, but {example.dtype}{list(example.shape)} is"
                 " needed. It was written with other settings; resume with the settings it was started with."
             )
-        array = jnp.asarray(found.view(jnp.bfloat16) if leaf.dtype == jnp.bfloat16 else found)
+        array = found.view(jnp.bfloat16) if leaf.dtype == jnp.bfloat16 else found
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         # Which implementation a key has, a shape does not say of itself, but any array of its dtype does.
         impl = jax.random.key_impl(jnp.empty((), leaf.dtype)) if is_key else None
-        return jax.random.wrap_key_data(array, impl=impl) if is_key else array
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=impl) if is_key else array
 
     return trees.replace_leaves(like, read)
 

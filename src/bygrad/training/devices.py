@@ -6,6 +6,8 @@ writes and speaks.
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -22,6 +24,8 @@ Tree = TypeVar("Tree", bound=PyTree)
 
 AXIS = "instances"
 """Name of the only axis of the mesh."""
+PIECE = 2**26
+"""Bytes that one process sends to the others at a time: every device holds them twice meanwhile."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,22 +121,28 @@ class Devices:
         if self.mesh is None:
             return tree
         arrays, static = eqx.partition(tree, eqx.is_array)
-        return eqx.combine(jax.tree.map(self._put_all, self._specs(axes), arrays), static)
+        return eqx.combine(self.load(arrays, axes), static)
 
-    def fetch(self, tree: Tree) -> Tree:
-        """Return whole arrays, of this process alone, from divided ones. All processes must call it together."""
+    def load(self, arrays: Tree, axes: PyTree = None) -> Tree:
+        """`place` a tree of nothing but arrays, of NumPy or JAX. A device never holds more of them than it keeps."""
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, arrays)
+        return jax.tree.map(self._put_all, self._specs(axes), arrays)
+
+    def alone(self, tree: Tree) -> Tree:
+        """Return arrays of this process alone from those that are whole on every device."""
         if self.mesh is None:
             return tree
+        arrays, static = eqx.partition(tree, eqx.is_array)
+        copy = functools.partial(_on_numbers, lambda leaf: jnp.asarray(np.asarray(leaf)))
+        return eqx.combine(jax.tree.map(copy, arrays), static)
 
-        def whole(leaf: Any) -> Any:
-            if not eqx.is_array(leaf):
-                return leaf
-            # One leaf after another, so that no device ever holds more than one of them whole.
-            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            array = jnp.asarray(_to_host(jax.random.key_data(leaf) if is_key else leaf))
-            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if is_key else array
-
-        return jax.tree.map(whole, tree)
+    def fetch(self, arrays: Tree) -> Tree:
+        """Return divided arrays whole in the lead, in its main memory (NumPy; keys as their numbers), and `None` in the
+        other processes. All must call it together."""
+        if self.mesh is None:
+            return arrays
+        return jax.tree.map(_to_lead, arrays)
 
     def flag(self, value: bool) -> Array | None:
         """Return a number for each device, 1 or 0, by which one process can tell all in the next meta-step."""
@@ -178,11 +188,9 @@ def from_lead(read: Callable[[], bytes]) -> bytes:
     """Return what `read` gives in the lead, in every process: what all must decide on alike, one reads."""
     if jax.process_count() == 1:
         return read()
-    data = np.frombuffer(read() if jax.process_index() == 0 else b"", np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.uint32(data.size)))
-    if jax.process_index() != 0:
-        data = np.zeros(length, np.uint8)
-    return multihost_utils.broadcast_one_to_all(data).tobytes()
+    data = read() if jax.process_index() == 0 else b""
+    length = _broadcast(len(data).to_bytes(8, "little"), 8)
+    return _broadcast(data, int.from_bytes(length, "little"))
 
 
 def least(value: int) -> int:
@@ -198,18 +206,50 @@ def meet(where: str) -> None:
         multihost_utils.sync_global_devices(where)
 
 
-def _put(leaf: Array, sharding: NamedSharding) -> Array:
-    if leaf.sharding == sharding:
+def _put(leaf: Array | np.ndarray, sharding: NamedSharding) -> Array:
+    if isinstance(leaf, Array) and leaf.sharding == sharding:
         return leaf
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        data = _put(jax.random.key_data(leaf), sharding)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    # Every process gives its devices what belongs there; `device_put` would first compare the values of all processes.
-    whole = _to_host(leaf)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    def put(leaf: Array | np.ndarray) -> Array:
+        # Every process gives its devices what belongs there; `device_put` would compare the values of all first.
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return _on_numbers(put, leaf)
 
 
-def _to_host(leaf: Array) -> np.ndarray:
+def _on_numbers(function: Callable[[Any], Array], leaf: Any) -> Array:
+    """Apply `function` to an array; to the numbers of keys."""
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return function(leaf)
+    return jax.random.wrap_key_data(function(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+
+
+def _to_lead(leaf: Array) -> np.ndarray | None:
+    leaf = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    lead = jax.process_index() == 0
     if leaf.is_fully_addressable or leaf.is_fully_replicated:
-        return np.asarray(leaf)
-    return multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf) if lead else None
+    whole = np.empty(leaf.shape, leaf.dtype) if lead else None
+    parts = {shard.device: shard.data for shard in leaf.addressable_shards}
+    shape = leaf.sharding.shard_shape(leaf.shape)
+    # Part by part, as JAX would gather all of them on every device; in bytes, as its sums lose the sign of zeros.
+    for device, index in leaf.sharding.devices_indices_map(leaf.shape).items():
+        data = np.asarray(parts[device]).tobytes() if device in parts else b""
+        if device.process_index != 0:
+            data = _broadcast(data, math.prod(shape) * leaf.dtype.itemsize, device.process_index)
+        if whole is not None:
+            whole[index] = np.frombuffer(data, leaf.dtype).reshape(shape)
+    return whole
+
+
+def _broadcast(data: bytes, length: int, source: int = 0) -> bytes:
+    """Return the `length` bytes that process `source` has in every process."""
+    mine, pieces = jax.process_index() == source, []
+    for start in range(0, length, PIECE):
+        size = min(PIECE, length - start)
+        piece = np.frombuffer(data, np.uint8, size, start) if mine else np.zeros(size, np.uint8)
+        piece = multihost_utils.broadcast_one_to_all(piece, is_source=mine)
+        if not mine:
+            pieces.append(piece.tobytes())
+    return data if mine else b"".join(pieces)

@@ -218,7 +218,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
         self._warn(learner, self._of_what_was_learned(learner))
         step, area, final = (float(score) for score in learner.best_scores)
         best = Validated(int(step), area, final, True, self.seconds)
-        return MetaTrained(self.devices.fetch(learner.best), best, self.log)  # pyright: ignore[reportReturnType]
+        return MetaTrained(self.devices.alone(learner.best), best, self.log)  # pyright: ignore[reportReturnType]
 
     def _tell(self, event: Event) -> None:
         self.log.add(event)
@@ -260,15 +260,17 @@ class _MetaTraining(Generic[AnyOptimizer]):
             )
         example = Learner.example(self.optimizer, *self._rest)
         arrays = eqx.filter(example, lambda leaf: eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct))
-        learner = eqx.combine(checkpoint.restore(path, arrays, data), example)
+        read = checkpoint.restore(path, arrays, data)
+        inner = self.devices.load(read.inner, self.recipe.estimator.axes(example.optimizer, example.inner))
+        rest = self.devices.load(eqx.tree_at(lambda it: it.inner, read, None))
+        learner = eqx.combine(rest.with_inner(inner), example)
         self.seconds_before, self.started = info["seconds"], time.perf_counter()
         self.log.rewind(int(learner.step), info["seconds"])
         self.log.recall(from_lead(self.log.text.encode).decode(), int(learner.step), info["seconds"])
         self.saved = int(learner.step)
         if info.get("family_digest", self._digest) != self._digest:  # not an error: data may differ in a last digit
             self._warn(learner, FAMILY_CHANGED.format(type(self.windows.family).__name__, self.folder))
-        inner = self.devices.place(learner.inner, self.recipe.estimator.axes(learner.optimizer, learner.inner))
-        return self.devices.place(eqx.tree_at(lambda it: it.inner, learner, None)).with_inner(inner)
+        return learner
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on: the recipe, the family and the optimizer's configuration."""
@@ -283,10 +285,10 @@ class _MetaTraining(Generic[AnyOptimizer]):
 
     def _save(self, learner: Learner) -> None:
         if self.checkpoint is not None:
-            learner = self.devices.fetch(eqx.filter(learner, eqx.is_array))
+            whole = self.devices.fetch(eqx.filter(learner, eqx.is_array))
             if self.devices.lead:
                 info = {"recipe": self._identity(), "seconds": self.seconds, "family_digest": self._digest}
-                checkpoint.save(self.checkpoint, learner, info)
+                checkpoint.save(self.checkpoint, whole, info)
             meet("saved")  # what a process says of the checkpoint after this is true
             self.saved = int(learner.step)
 
