@@ -248,6 +248,13 @@ def test_params_in_a_box_follow_the_limit_that_holds_them():
     np.testing.assert_allclose(by_high, np.diag([0.0, 0.0, 1.0]), atol=1e-12)
 
 
+def test_a_solution_of_zeros_between_its_limits_has_derivatives():
+    family, zero = Program(np.diag([1.0, 2.0]), np.eye(2), np.zeros(2, bool)), np.zeros(2)
+    by_linear, by_low, by_high = both_ways(family, zero, (zero, -np.ones(2), np.ones(2)), zero)
+    np.testing.assert_allclose(by_linear, np.diag([-1.0, -0.5]), atol=1e-12)
+    assert not by_low.any() and not by_high.any()
+
+
 def test_where_the_price_of_a_row_is_paid_it_no_longer_holds_params():
     family = Program(np.eye(3), np.eye(3), np.zeros(3, bool), price=0.5)  # x² / 2 + q x + |x| / 2 for limits of 0
     linear, zero = np.array([-2.0, -0.25, 2.0]), np.zeros(3)
