@@ -1,36 +1,64 @@
 """Derivatives of a solution with respect to its instance, by the implicit function theorem."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from .._core.programs import Program
-from .._core.types import Instance, Params
-from ..problems import ProblemFamily
+from .._core.types import Instance, Params, Scalar
+from ..problems import Composite, ProblemFamily, QuadraticProgram
 from .base import Flat, certified
+from .proximal import curvature
 from .solution import Solution
 from .solve import as_rows, precision
 
+POLISH = 3
+"""Newton steps from a solution to where its optimality conditions hold to rounding."""
 
-def implicit(family: ProblemFamily, params: Params, instance: Instance) -> Params:
+SINGULAR = 1e-2
+"""Condition number times rounding above which a system counts as singular: no digits would be left."""
+
+GOLDEN = 0.618033988749895
+"""Its multiples modulo 1 are far from each other."""
+
+
+def implicit(
+    family: ProblemFamily, params: Params, instance: Instance, dual: Float[Array | np.ndarray, " m"] | None = None
+) -> Params:
     r"""Return a solution as a differentiable function of its instance.
 
-    At an interior minimum $\nabla_x f(x, \theta) = 0$, so $dx/d\theta = -H^{-1} \nabla_\theta \nabla_x f$ with the
-    Hessian $H$, of second derivatives as well and not of Gauss and Newton's part alone. Params at a bound stay there.
-    The solver is not differentiated: it may be any, and may run outside JAX.
+    Where $F(z, \theta) = 0$ at the solution, $dz/d\theta = -F_z^{-1} F_\theta$. The solver is not differentiated: it
+    may be any, and may run outside JAX.
+
+    - Smooth families and least squares: $F = \nabla_x f$, with the Hessian of second derivatives as well and not of
+      Gauss and Newton's part alone. Params at a bound stay there.
+    - `Composite`: $F = x - \operatorname{prox}_{t h}(x - t \nabla g(x))$.
+    - `QuadraticProgram`: the gradient of the Lagrangian, and for each row its violation where it binds and its
+      multiplier where it does not. Soft rows whose price is paid keep the price as their multiplier.
+
+    The last two have kinks, and the derivatives are those of the piece that the solution lies on. A few Newton steps
+    from `params` lead to where $F$ is zero to rounding, so that the piece is known. Derivatives are **NaN** where they
+    do not (`params` are too far from the solution), where the solution lies on a kink (a coefficient about to leave
+    zero, a row that binds with multiplier zero), and where $F_z$ is singular to rounding (the solution is not unique,
+    or rows that bind depend on each other linearly).
 
     **Arguments:** `params`: the solution of one instance, from `solve`. `instance`: the instance, in the same
-    precision. The family's loss must be twice differentiable there and the Hessian regular on the free params.
+    precision. `dual`: for a quadratic program its multipliers, a row of `Solution.dual`. A smooth family's loss must be
+    twice differentiable there and the Hessian regular on the free params.
 
-    **Returns:** the same values; `jax.grad`, `jax.jvp` and `jax.vmap` of it work, in both modes. `jacobian` returns the
-    derivatives of a whole batch.
+    **Returns:** the same values; `jax.grad`, `jax.jvp` and `jax.vmap` of it work, in both modes, for first derivatives.
+    `jacobian` returns the derivatives of a whole batch.
 
-    **Raises:** `TypeError` for composite problems and quadratic programs, whose solutions lie on kinks and limits;
-    `ValueError` for float64 arrays where JAX computes in float32: an ill-conditioned Hessian leaves few digits of that.
+    **Raises:** `ValueError` for float64 arrays where JAX computes in float32: an ill-conditioned system leaves few
+    digits of that; and for a quadratic program without `dual`.
+
+    **Source:** Bolte, Le, Pauwels and Silveti-Falls, *Nonsmooth implicit differentiation* (2021), for proximal maps;
+    Amos and Kolter, *OptNet* (2017), section 3, for quadratic programs.
 
     >>> import jax, jax.numpy as jnp
     >>> from bygrad.problems import ProblemFamily
@@ -44,8 +72,8 @@ def implicit(family: ProblemFamily, params: Params, instance: Instance) -> Param
     >>> float(jax.grad(lambda square: implicit(Root(), jnp.array([2.0]), square)[0])(4.0))
     0.25
     """
-    _check_smooth(family)
-    double = any(getattr(leaf, "dtype", None) == np.float64 for leaf in jax.tree.leaves((params, instance)))
+    given = jax.tree.leaves((params, instance, dual))
+    double = any(getattr(leaf, "dtype", None) == np.float64 for leaf in given)
     if double and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(
             "params or instance are float64, as `solve` returns them, but JAX computes in float32 here, and derivatives"
@@ -55,6 +83,15 @@ def implicit(family: ProblemFamily, params: Params, instance: Instance) -> Param
     instance = jax.tree.map(jnp.asarray, instance)
     flat = Flat.of(family, instance)
     x = jax.lax.stop_gradient(flat.vector(params))
+    if isinstance(family, Composite):
+        return flat.params(_by_pieces(x, *_fixed_point(family, x), instance))
+    if isinstance(family, QuadraticProgram):
+        if dual is None:
+            raise ValueError(
+                f"{type(family).__name__} is a quadratic program, and its params alone do not tell which rows bind."
+                " Give dual, the instance's row of Solution.dual."
+            )
+        return flat.params(_by_pieces(x, *_program(family, x, jnp.asarray(dual, x.dtype)), instance))
     low, high = (jax.lax.stop_gradient(it) for it in flat.bounds(x, instance))
     free = (x > low) & (x < high)
     gradient = jax.grad(flat.loss)(x, instance)
@@ -66,18 +103,109 @@ def implicit(family: ProblemFamily, params: Params, instance: Instance) -> Param
     return flat.params(x - (step - jax.lax.stop_gradient(step)))
 
 
+Drive = Callable[[Array, Instance], Array]
+Conditions = Callable[[Array, Array, Instance], Array]
+
+
+def _fixed_point(family: Composite, x: Float[Array, " p"]) -> tuple[Array, Drive, Conditions]:
+    """Return the unknowns of an optimum, what may be driven across kinks, and what is zero at the optimum."""
+    step = 1 / curvature(family, x.dtype)
+
+    def drive(x: Array, instance: Instance) -> Array:
+        return x - step * jax.grad(family.smooth)(x, instance)
+
+    def conditions(x: Array, driven: Array, instance: Instance) -> Array:
+        return x - family.prox(driven, step, instance)
+
+    return x, drive, conditions
+
+
+def _program(
+    family: QuadraticProgram, x: Float[Array, " p"], dual: Float[Array, " m"]
+) -> tuple[Array, Drive, Conditions]:
+    """Do the same with params and multipliers of all rows in one vector."""
+    quadratic, constraints = (it.astype(x.dtype) for it in family.matrices)
+    equations, ceiling = family.equations, family.ceiling.astype(x.dtype)
+    (limits,) = jnp.nonzero(~equations, size=dual.size)
+    y = jnp.zeros(equations.size, x.dtype).at[limits].set(dual)  # those of equations one Newton step finds
+    count = x.size
+
+    def drive(z: Array, instance: Instance) -> Array:
+        return constraints @ z[:count] + z[count:]
+
+    def conditions(z: Array, driven: Array, instance: Instance) -> Array:
+        x, y = z[:count], z[count:]
+        linear, low, high = (it.astype(x.dtype) for it in family.vectors(instance))
+        binds = equations | ((low == high) & jnp.isinf(ceiling))
+        pushed = jnp.clip(driven - jnp.clip(driven, low, high), -ceiling, ceiling)
+        slope = quadratic @ x + linear + constraints.T @ y
+        return jnp.concatenate([slope, jnp.where(binds, constraints @ x - low, y - pushed)])
+
+    return jnp.concatenate([x, y]), drive, conditions
+
+
+def _by_pieces(x: Float[Array, " p"], z: Array, drive: Drive, conditions: Conditions, instance: Instance) -> Array:
+    """Return `x` with the derivatives of the first of the unknowns, near `z`, for which the conditions hold."""
+    fixed = jax.tree.map(jax.lax.stop_gradient, instance)
+
+    def residual(z: Array, instance: Instance) -> Array:
+        return conditions(z, drive(z, instance), instance)
+
+    def newton(_: Any, z: Array) -> Array:
+        return z - jnp.linalg.solve(jax.jacfwd(residual)(z, fixed), residual(z, fixed))
+
+    z = jax.lax.stop_gradient(jax.lax.fori_loop(0, POLISH, newton, z))
+    system = jax.jacfwd(residual)(z, fixed)
+    inverse = jnp.linalg.inv(system)
+    eps = jnp.finfo(x.dtype).eps
+    regular = eps * jnp.linalg.norm(system, 1) * jnp.linalg.norm(inverse, 1) < SINGULAR
+
+    driven = drive(z, fixed)
+    size = jnp.maximum(_largest(jnp.concatenate([z, driven])), jnp.sqrt(jnp.finfo(x.dtype).tiny))
+    error = 2 * _largest(inverse @ residual(z, fixed)) + 100 * eps * size
+    # On one piece the slope is the same on both sides. All entries of `way` differ: along the normal of a plane that
+    # `prox` projects onto, no kink would be seen.
+    way = 0.5 + (GOLDEN * jnp.arange(driven.size, dtype=x.dtype)) % 1
+
+    def slope(side: int) -> Array:
+        return jax.jvp(lambda driven: conditions(z, driven, fixed), (driven + side * error * way,), (way,))[1]
+
+    jump = jnp.maximum(_largest(slope(1) - slope(0)), _largest(slope(-1) - slope(0)))
+    known = regular & (error < jnp.sqrt(eps) * size) & (jump < jnp.cbrt(eps))
+    # In every direction: a limit that does not bind is not in the residual, though it might if it moved.
+    real = [jnp.sum(leaf) for leaf in jax.tree.leaves(instance) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    unknown = jnp.where(known, 0.0, jnp.nan) * sum(real, jnp.zeros((), x.dtype))
+    return _tied(x, inverse[: x.size], residual(z, instance) + unknown)
+
+
+@jax.custom_jvp
+def _tied(x: Array, inverse: Array, residual: Array) -> Array:
+    """Return `x`, whose derivative is that of a Newton step: it may be NaN where `x` is not."""
+    return x
+
+
+@_tied.defjvp
+def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    return primals[0], -(primals[1] @ tangents[2])
+
+
+def _largest(values: Array) -> Scalar:
+    return jnp.max(jnp.abs(values), initial=0.0)
+
+
 def jacobian(
-    family: ProblemFamily, solution: Solution, instances: PyTree[Any], *, batch: int = 256
+    family: ProblemFamily, solution: Solution, instances: PyTree[Any], *, batch: int | None = None
 ) -> PyTree[np.ndarray]:
     r"""Return the derivatives $dx_i/d\theta_i$ of a batch of solutions, in float64 as `solve` computes.
 
     **Arguments:** `solution`: what `solve` returned for `instances`; derivatives are as exact as it is. `batch`: rows
-    that are worked on at once.
+    that are worked on at once; by default 256, and 32 for composite families and quadratic programs.
 
     **Returns:** built as the params are, and inside each leaf as an instance is: arrays `[rows, *param, *instance]`.
-    Integers in an instance have no derivative: None. Rows that are not solved are NaN.
+    Integers in an instance have no derivative: None. Rows that are not solved are NaN, and so are those whose
+    derivatives do not exist or are not known, as `implicit` says.
 
-    **Raises:** `TypeError` as `implicit` does; `ValueError` where `instances` has another number of rows.
+    **Raises:** `ValueError` where `instances` has another number of rows.
 
     >>> import jax, numpy as np
     >>> from bygrad.problems import DampedOscillation
@@ -87,7 +215,6 @@ def jacobian(
     >>> jacobian(family, solve(family, data), data).shape  # of 5 params by 41 samples
     (3, 5, 41)
     """
-    _check_smooth(family)
     with precision(np.float64, family):
         (arrays, given), rows = as_rows(instances, np.float64), len(solution)
         if given != rows:
@@ -95,20 +222,22 @@ def jacobian(
                 f"There are {rows} solutions and {given} instances, so it is not known which belong together."
                 " Give the instances that were solved."
             )
-        x, blocks = jax.tree.map(lambda leaf: np.asarray(leaf, float), solution.x), []
+        batch = (32 if certified(family) else 256) if batch is None else batch
+        x, dual = jax.tree.map(lambda leaf: np.asarray(leaf, float), (solution.x, solution.dual))
+        blocks = []
         for at in range(0, max(rows, 1), batch):
             pick = np.arange(at, at + batch) % rows if rows else np.arange(0)  # blocks of one size compile once
-            blocks.append(_jacobians(family, *jax.tree.map(lambda leaf: jnp.asarray(leaf[pick]), (x, arrays))))  # noqa: B023
+            blocks.append(_jacobians(family, *jax.tree.map(lambda leaf: jnp.asarray(leaf[pick]), (x, dual, arrays))))  # noqa: B023
         unsolved = ~solution.success
         return jax.tree.map(lambda *leaves: _joined(leaves, unsolved), *blocks)
 
 
-def _jacobians_(family: ProblemFamily, x: Params, instances: PyTree[Array]) -> PyTree[Array]:
-    def one(x: Params, instance: Instance) -> PyTree[Array]:
+def _jacobians_(family: ProblemFamily, x: Params, dual: Array, instances: PyTree[Array]) -> PyTree[Array]:
+    def one(x: Params, dual: Array, instance: Instance) -> PyTree[Array]:
         real, rest = eqx.partition(instance, eqx.is_inexact_array)
-        return jax.jacrev(lambda real: implicit(family, x, eqx.combine(real, rest)))(real)
+        return jax.jacrev(lambda real: implicit(family, x, eqx.combine(real, rest), dual))(real)
 
-    return jax.vmap(one)(x, instances)
+    return jax.vmap(one)(x, dual, instances)
 
 
 _jacobians = Program(_jacobians_)
@@ -119,12 +248,3 @@ def _joined(blocks: tuple[Array, ...], unsolved: np.ndarray) -> np.ndarray:
     every = np.concatenate([np.asarray(block) for block in blocks])[: len(unsolved)]
     every[unsolved] = np.nan
     return every
-
-
-def _check_smooth(family: ProblemFamily) -> None:
-    if certified(family):
-        raise TypeError(
-            f"{type(family).__name__} is solved where its objective has kinks or limits hold, and the gradient is not"
-            " zero there, so the derivatives would be wrong. Only least squares and smooth families, with bounds or"
-            " without, can be differentiated so; for quadratic programs use cvxpylayers or qpax."
-        )
