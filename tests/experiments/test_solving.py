@@ -14,8 +14,8 @@ from rich.console import Console
 from bygrad._core.files import locked
 from bygrad.cli import main
 from bygrad.experiments import Display, parts, solve_file, solving
-from bygrad.problems import LeastSquares
-from bygrad.solvers import LearnedSolver, LevenbergMarquardt, solve
+from bygrad.problems import LeastSquares, QuadraticProgram
+from bygrad.solvers import ADMM, LearnedSolver, LevenbergMarquardt, solve
 from bygrad.solvers.card import Card
 from bygrad.solvers.drift import Usual
 
@@ -47,6 +47,20 @@ class Line(LeastSquares):
 
     def residuals(self, params, instance):
         return params["slope"] * jnp.arange(3) + params["end"] - instance
+
+
+class Shares(QuadraticProgram):
+    """The nearest three numbers from 0 on whose sum is at most 1."""
+
+    def sample(self, key):
+        return jnp.zeros(3)
+
+    @property
+    def matrices(self):
+        return jnp.eye(3), jnp.concatenate([jnp.eye(3), jnp.ones((1, 3))])
+
+    def vectors(self, instance):
+        return -instance, jnp.array([0.0, 0.0, 0.0, -jnp.inf]), jnp.array([jnp.inf, jnp.inf, jnp.inf, 1.0])
 
 
 @pytest.fixture
@@ -241,6 +255,27 @@ def test_a_file_of_params_is_where_the_classical_method_starts(tmp_path, data, d
         solve_file(Line(), data, tmp_path / "other-start.npz", display, x0=data)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_multipliers_in_a_file_of_params_are_half_of_a_warm_start(tmp_path, data, display, monkeypatch, learned):
+    out, again, method = tmp_path / "out.npz", tmp_path / "again.npz", ADMM(inner=1)
+    solver = LearnedSolver(Shares(), method, method, None, 1, 1) if learned else Shares()
+    monkeypatch.setattr(solving, "default_method", lambda family, tol: method)
+    solve_file(solver, data, out, display, block=40)
+    solve_file(solver, data, again, display, block=40, x0=out)
+    with np.load(out) as found, np.load(again) as warm:
+        results = dict(found)
+        assert warm["success"].all() and warm["nit"].max() <= 2 < np.median(found["nit"])
+        np.testing.assert_allclose(warm["x"], found["x"], atol=1e-3)
+    np.savez(again, x=results["x"])
+    solve_file(solver, data, tmp_path / "half.npz", display, block=40, x0=again)
+    with np.load(tmp_path / "half.npz") as half:
+        assert np.median(half["nit"]) > 2
+    for name, dual in {"few": results["dual"][:, 1:], "short": results["dual"][1:]}.items():
+        np.savez(again, x=results["x"], dual=dual)
+        with pytest.raises(ValueError, match=r"multipliers of shape .*, but 100 instances have \[100, 4\], so they"):
+            solve_file(solver, data, tmp_path / f"{name}.npz", display, x0=again)
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_file_has_drifted_or_not_as_a_whole(tmp_path, display, monkeypatch, resumed):
     rows = np.random.default_rng(0).normal(size=(200, 3))
@@ -269,14 +304,15 @@ def test_a_file_has_drifted_or_not_as_a_whole(tmp_path, display, monkeypatch, re
         assert "tally" not in found.files and found["success"].sum() == 190
 
 
-def test_a_guard_is_of_learned_solvers_and_a_start_of_classical_ones(tmp_path, data, display, monkeypatch):
+def test_a_guard_is_of_learned_solvers_alone_and_a_start_of_all(tmp_path, data, display, monkeypatch):
     method, given = LevenbergMarquardt(), {}
     learned, act = LearnedSolver(Line(), method, method, None, 1, 1), LearnedSolver.solve
     monkeypatch.setattr(LearnedSolver, "solve", lambda self, *rows, **its: given.update(its) or act(self, *rows, **its))
     solve_file(learned, data, tmp_path / "out.npz", display, guard="best_of_two", seed=5)
     assert (given["guard"], given["seed"]) == ("best_of_two", 5)
-    with pytest.raises(ValueError, match="x0 cannot be chosen for a learned solver"):
-        solve_file(learned, data, tmp_path / "other.npz", display, x0=data)
+    solve_file(learned, data, tmp_path / "again.npz", display, x0=tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as found:
+        np.testing.assert_array_equal(given["x0"]["slope"], found["x/slope"][-len(given["x0"]["slope"]) :])
     with pytest.raises(ValueError, match="Line is solved classically, so there is nothing to guard against"):
         solve_file(Line(), data, tmp_path / "other.npz", display, guard="certificate")
     with pytest.raises(ValueError, match="block is 0"):

@@ -57,8 +57,8 @@ def solve(
     x0: Annotated[
         Path | None,
         arg(
-            help="Params that the classical method starts from: results of `bygrad solve`, or npy; one row for each"
-            " instance, or one for all.",
+            help="Params to start from: results of `bygrad solve`, with the multipliers of quadratic programs, or npy;"
+            " one row for each instance, or one for all.",
             metavar="FILE",
         ),
     ] = None,

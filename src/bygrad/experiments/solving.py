@@ -18,7 +18,7 @@ import numpy as np
 from .._core import trees
 from ..deploy.solver import save_solver
 from ..problems import ProblemFamily, describe_family, find_family
-from ..solvers import Flat, LearnedSolver, Solution, learn, solve
+from ..solvers import Flat, LearnedSolver, Method, Solution, learn, solve
 from ..solvers.base import instance_like
 from ..solvers.fit import Guard
 from ..solvers.solve import count_rows, default_method, parts_in_words, precision, rows_at_once
@@ -91,16 +91,24 @@ def read_instances(data: Path, family: ProblemFamily) -> Any:
     return trees.replace_leaves(like, lambda path, _: arrays[path])
 
 
-def read_start(x0: Path, family: ProblemFamily, instances: Any, rows: int, dtype: Any) -> Any:
-    """Return the params in a file, one row for each instance or those of a single one: an npy, where params are one
-    array, or an npz with the names that results have, `x` or `x/<path>`.
+def read_start(
+    x0: Path, method: Method, family: ProblemFamily, instances: Any, rows: int, dtype: Any
+) -> tuple[Any, np.ndarray | None]:
+    """Return the params in a file, one row for each instance or those of a single one, and the multipliers beside them,
+    or None where there are none or the method starts without.
 
-    **Raises:** `ValueError` for a file that holds anything else.
+    The file is an npy, where params are one array, or an npz with the names that results have: `x` or `x/<path>`, and
+    `dual`.
+
+    **Raises:** `ValueError` for a file that holds other params, or multipliers of another shape.
     """
-    arrays = _arrays_in(x0, only="x")
+    arrays = _arrays_in(x0, only=("x", "dual"))
+    dual = arrays.pop("dual", None)
+    arrays = {name.removeprefix("x").removeprefix("/"): leaf for name, leaf in arrays.items()}
     with precision(dtype, family):
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), instances)
         flat = Flat.of(family, one)
+        multipliers = method.multipliers(flat)
     like = jax.tree.unflatten(flat.structure, [jax.ShapeDtypeStruct(shape, np.float64) for shape in flat.shapes])
     wanted = trees.named_leaves(like)
     if arrays.keys() != wanted.keys():
@@ -117,11 +125,19 @@ def read_start(x0: Path, family: ProblemFamily, instances: Any, rows: int, dtype
                 f" {[rows, *shape]}, so it does not say where each of them starts. Give one row for each instance, or"
                 " the params of a single one for all."
             )
-    return trees.replace_leaves(like, lambda path, leaf: np.broadcast_to(arrays[path], (rows, *leaf.shape)))
+    x = trees.replace_leaves(like, lambda path, leaf: np.broadcast_to(arrays[path], (rows, *leaf.shape)))
+    if dual is None or multipliers == 0:
+        return x, None
+    if dual.shape not in ((multipliers,), (rows, multipliers)):
+        raise ValueError(
+            f"{x0} holds multipliers of shape {list(dual.shape)}, but {rows} instances have {[rows, multipliers]}, so"
+            " they belong to other programs. Give results of the same family, or a file without `dual`."
+        )
+    return x, np.broadcast_to(dual, (rows, multipliers))
 
 
-def _arrays_in(file: Path, only: str = "") -> dict[str, np.ndarray]:
-    """Return the arrays of an npy or npz file by name; with `only`, of an npz those in this folder, by the rest of it.
+def _arrays_in(file: Path, only: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Return the arrays of an npy or npz file by name; with `only`, of an npz those in these folders.
 
     An npy, whose name is empty, stays on the disk.
     """
@@ -129,8 +145,7 @@ def _arrays_in(file: Path, only: str = "") -> dict[str, np.ndarray]:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
         if not isinstance(found, np.ndarray):
             with found:
-                names = [name for name in found.files if not only or name.partition("/")[0] == only]
-                return {name.removeprefix(only).removeprefix("/"): found[name] for name in names}
+                return {name: found[name] for name in found.files if not only or name.partition("/")[0] in only}
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{file} is neither an npy nor an npz file of numbers ({error}), so nothing can be read from it. Write"
@@ -170,8 +185,8 @@ def solve_file(
     **Arguments:**
 
     - `solver`: a `LearnedSolver`, or a family to solve classically.
-    - `tol`, `starts`, `dtype`: of the classical method, as in `bygrad.solve`; a learned solver has its own. `x0`: a
-      file of the params that it starts from (`read_start`).
+    - `tol`, `starts`, `dtype`: of the classical method, as in `bygrad.solve`; a learned solver has its own.
+    - `x0`: a file of params to start from, and perhaps of multipliers (`read_start`).
     - `guard`: of a learned solver. `seed`: of what is drawn, which is the same in every block.
     - `batch`: rows that are worked on at once. `block`: rows that are read and kept at a time. Default: what takes
       about `parts.SECONDS`; where starts are drawn, give it for the same draws whatever the speed of the machine.
@@ -198,22 +213,23 @@ def solve_file(
     rows = count_rows(instances)
     if rows is None:
         raise ValueError(f"The instances of {type(family).__name__} hold no arrays, so no file can hold them.")
-    begin: Any = None
+    begin: Any = (None, None)
     if x0 is not None:
-        begin = read_start(x0, family, instances, rows, dtype or np.float64)
+        own = solver.dtype if learned else dtype or np.float64
+        begin = read_start(x0, method, family, instances, rows, own)
         chosen["x0"] = _ends(begin)
     identity = _identity(data, instances, family, f"{solver.digest if learned else 'classical'}, {chosen}, {seed}")
 
     def solve_rows(at: int, stop: int) -> Solution:
-        some, start = jax.tree.map(lambda leaf: np.asarray(leaf[at:stop]), (instances, begin))
-        common: dict[str, Any] = {"seed": seed, "batch": batch, "watch": _phase(display, at, rows)}
+        some, (start, dual) = jax.tree.map(lambda leaf: np.asarray(leaf[at:stop]), (instances, begin))
+        common: dict[str, Any] = {"x0": start, "dual0": dual, "seed": seed, "batch": batch}
+        common["watch"] = _phase(display, at, rows)
         if learned:
             found = solver.solve(some, guard=guard or "certificate", **common)
             # The alarm is for the whole file: each block would see less, and more alarms would be false.
             alarm = solver.alarm([found.tally])
             return dataclasses.replace(found, warnings=tuple(it for it in found.warnings if it not in alarm))
-        given = method if tol is not None else None
-        return solve(family, some, method=given, x0=start, starts=tries, dtype=dtype or np.float64, **common)
+        return solve(family, some, method=method, starts=tries, dtype=dtype or np.float64, **common)
 
     numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(instances))
     limit = max(1, min(BLOCK, BYTES // (8 * max(1, numbers * tries))))
@@ -245,7 +261,7 @@ def solve_file(
 def _refuse_settings(solver: Any, chosen: Collection[str]) -> None:
     """Refuse settings that a solver of this kind does not have."""
     if isinstance(solver, LearnedSolver):
-        if strange := [name for name in chosen if name != "guard"]:
+        if strange := [name for name in chosen if name not in ("guard", "x0")]:
             raise ValueError(
                 f"{' and '.join(strange)} cannot be chosen for a learned solver: what its report says was measured with"
                 " its own. Leave that out, learn again, or name the family to solve it classically."
