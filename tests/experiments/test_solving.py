@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -140,6 +141,39 @@ def test_a_finished_run_is_resumed_to_no_end_and_others_are_refused(tmp_path, da
         solve_file(Line(), data, out, display, block=20, resume=True)
     assert len(spy.sizes) == calls
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npy", "out.npz"]
+
+
+@pytest.mark.parametrize("changed", ["data", "x0"])
+def test_a_row_that_was_corrected_belongs_to_another_run(tmp_path, display, monkeypatch, changed):
+    spy, out = Spy(monkeypatch), tmp_path / "out.npz"
+    data, x0 = tmp_path / "data.npy", tmp_path / "x0.npz"
+    rows = np.random.default_rng(0).normal(size=(200, 3))
+    np.save(data, rows)
+    np.savez(x0, **{"x/slope": np.zeros(200), "x/end": np.zeros((200, 1))})
+    file = {"data": data, "x0": x0}[changed]
+    before = file.read_bytes()
+    solve = partial(solve_file, Line(), data, out, display, block=100, x0=x0, resume=True)
+
+    def correct(row: int) -> None:
+        if changed == "data":
+            np.save(data, np.where(np.arange(200)[:, None] == row, 9.0, rows))
+        else:
+            np.savez(x0, **{"x/slope": 9.0 * (np.arange(200) == row), "x/end": np.zeros((200, 1))})
+
+    spy.stop = 2
+    with pytest.raises(KeyboardInterrupt):
+        solve()
+    correct(row=99)
+    with pytest.raises(ValueError, match="differs in contents, so its results are not of this one"):
+        solve()
+    file.write_bytes(before)  # another time of writing, but the same rows
+    assert solve()["solved"] == 200 and spy.sizes == [100, 100, 100]
+    is_solved(out, data)
+    assert solve()["solved"] == 200
+    correct(row=99)
+    with pytest.raises(FileExistsError, match="It is not of this run"):
+        solve()
+    assert spy.sizes == [100, 100, 100]
 
 
 def test_the_bytes_of_instances_bound_a_block(tmp_path, data, display, monkeypatch):

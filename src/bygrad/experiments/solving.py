@@ -197,8 +197,8 @@ def solve_file(
 
     **Raises:** `FileExistsError` if `out` exists (unless `resume` is on and this run has written it: then nothing is
     left to do), or a folder of an interrupted run while `resume` is off, or another process is at work on it;
-    `ValueError` if that folder belongs to other data, or for settings that a learned solver has of its own, or a
-    classical one has not.
+    `ValueError` if that folder belongs to other data or a row of them has changed, or for settings that a learned
+    solver has of its own, or a classical one has not.
     """
     if block is not None and block < 1:
         raise ValueError(f"block is {block}, so no row would ever be solved. Give 1 or more, or None.")
@@ -219,6 +219,8 @@ def solve_file(
         begin = read_start(x0, method, family, instances, rows, own)
         chosen["x0"] = _ends(begin)
     identity = _identity(data, instances, family, f"{solver.digest if learned else 'classical'}, {chosen}, {seed}")
+    if place[0] == 0:  # who writes the identity reads all of the files; the others, who compare with it, their ends
+        identity["contents"] = [_contents(file) for file in (data, x0) if file is not None]
 
     def solve_rows(at: int, stop: int) -> Solution:
         some, (start, dual) = jax.tree.map(lambda leaf: np.asarray(leaf[at:stop]), (instances, begin))
@@ -292,6 +294,12 @@ def _ends(arrays: Any) -> str:
     for leaf in jax.tree.leaves(arrays):
         ends.update(np.ascontiguousarray(leaf[:64]).tobytes() + np.ascontiguousarray(leaf[-64:]).tobytes())
     return ends.hexdigest()
+
+
+def _contents(file: Path) -> str:
+    """SHA-256 of a file: rows that were corrected in its middle are another file's."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _digest(family: ProblemFamily) -> str:
