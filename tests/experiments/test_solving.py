@@ -16,7 +16,7 @@ from bygrad._core.files import locked
 from bygrad.cli import main
 from bygrad.experiments import Display, parts, solve_file, solving
 from bygrad.problems import LeastSquares, QuadraticProgram
-from bygrad.solvers import ADMM, LearnedSolver, LevenbergMarquardt, solve
+from bygrad.solvers import ADMM, STATUS, LearnedSolver, LevenbergMarquardt, solve
 from bygrad.solvers.card import Card
 from bygrad.solvers.drift import Usual
 
@@ -261,8 +261,9 @@ def test_process_0_says_what_it_waits_for_and_another_may_take_it_over(tmp_path,
         solve_file(Line(), data, out, display, block=20, place=(0, 2))
     assert "process 0 waits for 1 of 5 blocks, of process 1. If one is lost" in capsys.readouterr().out
     spy = Spy(monkeypatch)
-    solve_file(Line(), data, out, display, block=20, place=(1, 2))
+    done = solve_file(Line(), data, out, display, block=20, place=(1, 2))
     assert spy.sizes == [20] and not out.exists()
+    assert (done["rows"], done["solved"], sum(done["status"].values())) == (20, 20, 20)
     solve_file(Line(), data, out, display, block=20, resume=True)
     assert spy.sizes == [20]
     is_solved(out, data)
@@ -287,6 +288,20 @@ def test_a_file_of_params_is_where_the_classical_method_starts(tmp_path, data, d
         solve_file(Line(), data, tmp_path / "short-start.npz", display, x0=tmp_path / "short.npz")
     with pytest.raises(ValueError, match=r"one array for x, but the params of Line are a tree of arrays end, slope"):
         solve_file(Line(), data, tmp_path / "other-start.npz", display, x0=data)
+
+
+def test_the_command_says_why_rows_are_not_solved(tmp_path, capsys):
+    rows = np.random.default_rng(0).normal(size=(30, 3))
+    rows[[3, 17]] = np.nan
+    np.save(tmp_path / "data.npy", rows)
+    (tmp_path / "line.py").write_text(FILE)
+    command = ["solve", str(tmp_path / "line.py"), str(tmp_path / "data.npy"), "--block", "20", "-o"]
+    main([*command, str(tmp_path / "out.npz")])
+    whole = capsys.readouterr().out.replace("\n", " ")
+    assert "28 of 30 solved" in whole and f"2 not solved: {STATUS[-1]}" in whole and whole.count("not solved") == 1
+    main([*command, str(tmp_path / "short.npz"), "--max-steps", "1"])
+    short = capsys.readouterr().out.replace("\n", " ")
+    assert f"28 not solved: {STATUS[0]}" in short and f"2 not solved: {STATUS[-1]}" in short
 
 
 @pytest.mark.parametrize("learned", [False, True])

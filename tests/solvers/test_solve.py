@@ -1,5 +1,7 @@
 """The classical core: right answers against SciPy and closed forms, and no instance that harms another."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,8 +89,13 @@ def test_an_empty_batch_is_solved():
 
 
 def test_what_runs_out_of_steps_says_so_and_a_warm_start_needs_fewer(decays):
-    short = solve(Decay(), decays, method=LevenbergMarquardt(max_steps=2), batch=16)
-    assert (short.status == 0).all() and (short.nit == 2).all()
+    given = solve(Decay(), decays, method=LevenbergMarquardt(max_steps=2), batch=16)
+    for short in (given, solve(Decay(), decays, max_steps=2, batch=16)):
+        assert (short.status == 0).all() and (short.nit == 2).all() and "Allow more steps" in short.message[0]
+    with pytest.raises(ValueError, match="max_steps is 9, but the method that is given has a max_steps of its own"):
+        solve(Decay(), decays, max_steps=9, method=LevenbergMarquardt())
+    with pytest.raises(ValueError, match="max_steps is 0, so no instance would be solved"):
+        solve(Decay(), decays, max_steps=0)
     whole = solve(Decay(), decays, batch=16)
     warm = solve(Decay(), decays, x0=whole.x, batch=16)
     assert warm.success.all() and warm.nit.mean() < 0.6 * whole.nit.mean()
@@ -190,9 +197,10 @@ def test_a_tol_is_that_of_the_default_method_and_for_lbfgs_alone_a_success():
     assert (lax.success & (lax.certificate > 1e-7)).any()  # they hardly gain any more
     np.testing.assert_array_equal(strict.success, strict.certificate <= 1e-7)
     assert strict.success.any()
-    for family in (Decay(), QuadrotorControl.build(horizon=4), SparseCoding.embedded()):
-        changed = default_method(family, 0.5)
+    for family in (Raised(), Decay(), QuadrotorControl.build(horizon=4), SparseCoding.embedded()):
+        changed, longer = default_method(family, 0.5), default_method(family, max_steps=7)
         assert type(changed) is type(default_method(family)) and changed.tol == 0.5
+        assert longer == dataclasses.replace(default_method(family), max_steps=7)
     with pytest.raises(ValueError, match="but the method that is given has a tol of its own"):
         solve(Raised(), weights, tol=0.1, method=LBFGS())
 

@@ -18,7 +18,7 @@ import numpy as np
 from .._core import trees
 from ..deploy.solver import save_solver
 from ..problems import ProblemFamily, describe_family, find_family
-from ..solvers import Flat, LearnedSolver, Method, Solution, learn, solve
+from ..solvers import STATUS, Flat, LearnedSolver, Method, Solution, learn, solve
 from ..solvers.base import instance_like
 from ..solvers.fit import Guard
 from ..solvers.solve import count_rows, default_method, parts_in_words, precision, rows_at_once
@@ -164,6 +164,7 @@ def solve_file(
     *,
     resume: bool = False,
     tol: float | None = None,
+    max_steps: int | None = None,
     starts: int | None = None,
     dtype: str | None = None,
     x0: Path | None = None,
@@ -185,15 +186,16 @@ def solve_file(
     **Arguments:**
 
     - `solver`: a `LearnedSolver`, or a family to solve classically.
-    - `tol`, `starts`, `dtype`: of the classical method, as in `bygrad.solve`; a learned solver has its own.
+    - `tol`, `max_steps`, `starts`, `dtype`: of the classical method, as in `bygrad.solve`; a learned solver has its
+      own.
     - `x0`: a file of params to start from, and perhaps of multipliers (`read_start`).
     - `guard`: of a learned solver. `seed`: of what is drawn, which is the same in every block.
     - `batch`: rows that are worked on at once. `block`: rows that are read and kept at a time. Default: what takes
       about `parts.SECONDS`; where starts are drawn, give it for the same draws whatever the speed of the machine.
     - `place`: which process this is, from 0, of how many that solve the file together in a folder that all see.
 
-    **Returns:** how many of how many rows were solved, how fast, and the warnings; for processes other than 0, of those
-    that it has solved itself.
+    **Returns:** how many of how many rows were solved, how many ended with which `status`, how fast, and the warnings;
+    for processes other than 0, of those that it has solved itself.
 
     **Raises:** `FileExistsError` if `out` exists (unless `resume` is on and this run has written it: then nothing is
     left to do), or a folder of an interrupted run while `resume` is off, or another process is at work on it;
@@ -202,12 +204,12 @@ def solve_file(
     """
     if block is not None and block < 1:
         raise ValueError(f"block is {block}, so no row would ever be solved. Give 1 or more, or None.")
-    settings = {"tol": tol, "starts": starts, "dtype": dtype, "x0": x0, "guard": guard}
+    settings = {"tol": tol, "max_steps": max_steps, "starts": starts, "dtype": dtype, "x0": x0, "guard": guard}
     chosen: dict[str, Any] = {name: it for name, it in settings.items() if it is not None}
     _refuse_settings(solver, chosen)
     learned = isinstance(solver, LearnedSolver)
     family = solver.family if learned else solver
-    method = solver.method if learned else default_method(solver, tol)
+    method = solver.method if learned else default_method(solver, tol, max_steps)
     tries = solver.starts if learned else 1 if starts is None else starts
     instances = read_instances(data, family)
     rows = count_rows(instances)
@@ -237,23 +239,26 @@ def solve_file(
     limit = max(1, min(BLOCK, BYTES // (8 * max(1, numbers * tries))))
     first = block or min(rows_at_once(method, batch) * jax.local_device_count(), limit)
     parts = Parts(out, rows, place, first, block, limit)
-    began, done, solved, warnings = time.perf_counter(), 0, 0, []
+    began, warnings = time.perf_counter(), []
+    status: list[np.ndarray] = [np.zeros(0, int)]
     with parts.at_work():
         parts.claim(identity, resume, display)
         for at, stop in parts.own():
             since = time.perf_counter()
             found = solve_rows(at, stop)
             parts.keep(at, found, time.perf_counter() - since)
-            done, solved = done + len(found), solved + int(np.sum(found.success))
-        rate = done / max(time.perf_counter() - began, 1e-9)
-        if joins := parts.index == 0:
+            status.append(found.status)
+        rate = sum(map(len, status)) / max(time.perf_counter() - began, 1e-9)
+        if parts.index == 0:
             warnings, tallies = parts.join(display)
             warnings += solver.alarm(tallies) if learned else ()
             with np.load(out, allow_pickle=False) as results:
-                solved = int(np.sum(results["success"]))
+                status = [results["status"]]
+    codes = np.concatenate(status)
     return {
-        "rows": rows if joins else done,
-        "solved": solved,
+        "rows": len(codes),
+        "solved": int(np.sum(codes > 0)),
+        "status": {code: int(np.sum(codes == code)) for code in STATUS},
         "seconds": time.perf_counter() - began,
         "rate": rate,
         "warnings": warnings,
