@@ -340,6 +340,43 @@ def test_programs_without_a_solution_say_why():
     assert list(loose.status) == [-3]  # a row that is called an equation and is none
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_what_falls_forever_within_one_sided_limits_is_told_and_nothing_else(dtype):
+    # With no curvature, q = A^T y is bounded on A x >= l exactly if y >= 0, by l y: its limits are a cone.
+    rows, low = np.array([[2.0, -1.0], [0.5, 1.0]]), np.array([-1.0, 3.0])
+    weights = np.random.default_rng(0).uniform(0.05, 2.0, (60, 2)) * np.repeat([[1, 1], [1, -1], [-1, -1]], 20, axis=0)
+    cone = Programs(np.zeros((2, 2)), low, np.full(2, np.inf), rows=tuple(map(tuple, rows.tolist())))
+    found = solve(cone, weights @ rows, batch=64, dtype=dtype)
+    assert list(found.status) == 20 * [1] + 40 * [-4] and "falls without end" in found.message[-1]
+    np.testing.assert_allclose(found.cost[:20], weights[:20] @ low, atol=2e-3)
+    # Curvature holds the first direction: q = alpha v + beta a is then bounded exactly if beta >= 0.
+    bent = Programs(np.diag([1.0, 0.0]), low[:1], np.full(1, np.inf), rows=((1.0, 1.0),), equal=(False,))
+    found = solve(bent, np.stack([weights[:, 0] + weights[:, 1], weights[:, 1]], axis=1), batch=64, dtype=dtype)
+    assert list(found.status) == 20 * [1] + 40 * [-4]
+    np.testing.assert_allclose(found.cost[:20], -0.5 * weights[:20, 0] ** 2 - weights[:20, 1], atol=2e-3)
+
+
+def test_prices_of_soft_rows_hold_what_falls_more_slowly():
+    class Priced(Programs):
+        @property
+        def ceiling(self):
+            return jnp.full(2, 0.5)
+
+    priced = Priced(np.zeros((2, 2)), np.zeros(2), np.full(2, np.inf))  # q x + max(-x, 0) / 2 for each of the params
+    slopes = np.array([-1.0, -0.1, 0.1, 0.4, 0.6, 2.0])
+    linear = np.stack(np.meshgrid(slopes, slopes), axis=-1).reshape(-1, 2)
+    found = solve(priced, linear, batch=64)
+    np.testing.assert_array_equal(found.status, np.where(((linear > 0) & (linear < 0.5)).all(axis=1), 1, -4))
+
+
+def test_a_distant_optimum_is_not_taken_for_none():
+    for flat, high, far in ((1e-7, np.inf, 1e7), (0.0, 1e7, 1e7)):  # what ends the fall is a weak curvature, or a limit
+        family = Programs(np.diag([1.0, flat]), np.zeros(2), np.array([np.inf, high]))
+        found = solve(family, np.array([[-1.0, -1.0]]), max_steps=20_000, batch=16)
+        assert found.success.all()
+        np.testing.assert_allclose(found.x, [[1.0, far]], rtol=1e-2)
+
+
 def test_control_satisfies_the_conditions_of_an_optimum():
     family = QuadrotorControl.build(horizon=4)
     states = np.asarray(jax.vmap(family.sample)(jax.random.split(jax.random.key(0), 20)), float)
