@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bygrad._core.files import locked
+from bygrad._core.files import join_arrays_atomically, locked
 from bygrad.cli import main
 from bygrad.experiments import Display, parts, solve_file, solving
 from bygrad.problems import LeastSquares, QuadraticProgram
@@ -141,6 +142,35 @@ def test_a_finished_run_is_resumed_to_no_end_and_others_are_refused(tmp_path, da
         solve_file(Line(), data, out, display, block=20, resume=True)
     assert len(spy.sizes) == calls
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npy", "out.npz"]
+
+
+def test_what_an_npz_holds_stays_on_the_disk_unless_it_is_compressed(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "signal": rng.normal(size=(5, 3, 2)),
+        "a/long/path/to/what is counted": rng.integers(9, size=5).astype(np.int16),
+        "columns": np.asfortranarray(rng.normal(size=(5, 4)).astype(np.float32)),
+        "one": np.array(2.5),
+        "none": np.zeros((0, 3)),
+    }
+    np.savez(tmp_path / "numpy.npz", **arrays)
+    np.savez_compressed(tmp_path / "compressed.npz", **arrays)
+    join_arrays_atomically(tmp_path / "ours.npz", [tmp_path / "numpy.npz"], ["signal"], rows=5)
+    for name in ("numpy", "ours", "compressed"):
+        file = tmp_path / f"{name}.npz"
+        found = solving._arrays_in(file)
+        assert found.keys() == ({"signal"} if name == "ours" else arrays.keys())
+        for path, leaf in found.items():
+            np.testing.assert_array_equal(leaf, arrays[path])
+            assert leaf.dtype == arrays[path].dtype
+            on_disk = isinstance(leaf, np.memmap) and Path(str(leaf.filename)) == file.resolve()
+            assert on_disk == (name != "compressed" and path != "none")  # of nothing there is no map
+    np.save(tmp_path / "signal.npy", arrays["signal"])
+    # Fewer numbers than it says: what follows in the file is none of them.
+    with zipfile.ZipFile(tmp_path / "short.npz", "w") as short:
+        short.writestr("signal.npy", (tmp_path / "signal.npy").read_bytes()[:-8])
+    with pytest.raises(ValueError, match="neither an npy nor an npz file"):
+        solving._arrays_in(tmp_path / "short.npz")
 
 
 @pytest.mark.parametrize("changed", ["data", "x0"])

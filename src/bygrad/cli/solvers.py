@@ -42,8 +42,8 @@ def solve(
         Annotated[
             Path,
             arg(
-                help="npy file, one instance a row, which may be larger than memory; or npz, where an instance has"
-                " several arrays, each under its path."
+                help="npy file, one instance a row; or npz, where an instance has several arrays, each under its path."
+                " Both may be larger than memory, unless the npz is compressed."
             ),
         ]
     ],

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import math
+import struct
 import time
 import zipfile
 import zlib
@@ -14,6 +15,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
+from numpy.lib.npyio import NpzFile
 
 from .._core import trees
 from ..deploy.solver import save_solver
@@ -68,8 +71,8 @@ def learn_to_file(
 
 
 def read_instances(data: Path, family: ProblemFamily) -> Any:
-    """Return the instances in a file: an npy, which stays on the disk, or an npz with an array for each part of an
-    instance, named by its path as in `x/<path>` of the results.
+    """Return the instances in a file: an npy, or an npz with an array for each part of an instance, named by its path
+    as in `x/<path>` of the results. What is not compressed stays on the disk.
 
     **Raises:** `ValueError` for a file that holds neither, or other parts than an instance has.
     """
@@ -139,13 +142,15 @@ def read_start(
 def _arrays_in(file: Path, only: Collection[str] = ()) -> dict[str, np.ndarray]:
     """Return the arrays of an npy or npz file by name; with `only`, of an npz those in these folders.
 
-    An npy, whose name is empty, stays on the disk.
+    An npy, whose name is empty, stays on the disk, and so does what an npz holds as it is: all that `numpy.savez`
+    writes.
     """
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
         if not isinstance(found, np.ndarray):
             with found:
-                return {name: found[name] for name in found.files if not only or name.partition("/")[0] in only}
+                names = [name for name in found.files if not only or name.partition("/")[0] in only]
+                return {name: _member(file, found, name) for name in names}
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{file} is neither an npy nor an npz file of numbers ({error}), so nothing can be read from it. Write"
@@ -154,6 +159,28 @@ def _arrays_in(file: Path, only: Collection[str] = ()) -> dict[str, np.ndarray]:
     if found.ndim == 0:
         raise ValueError(f"{file} holds a single number, not an array. Its first axis must run over instances.")
     return {"": found}
+
+
+def _member(file: Path, archive: NpzFile, name: str) -> np.ndarray:
+    """Return an array of an npz, without reading it where the file holds it as memory would."""
+    inside, path = archive.zip, f"{name}.npy"
+    if inside is None or path not in inside.namelist():
+        return archive[name]
+    member = inside.getinfo(path)
+    with file.open("rb") as opened:
+        # The header before the member, of 30 bytes, says how long its name is and what follows that.
+        opened.seek(member.header_offset + 26)
+        begin = member.header_offset + 30 + sum(struct.unpack("<HH", opened.read(4)))
+        opened.seek(begin)
+        plain = member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1  # not encrypted
+        read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}.get(read_magic(opened)) if plain else None
+        if read is None:
+            return archive[name]
+        shape, fortran, dtype = read(opened)
+        at = opened.tell()
+    if dtype.hasobject or 0 in shape or at - begin + dtype.itemsize * math.prod(shape) != member.file_size:
+        return archive[name]  # which says what is wrong, and reads nothing where there is nothing to map
+    return np.memmap(file, dtype, "r", at, shape, "F" if fortran else "C")
 
 
 def solve_file(
@@ -179,9 +206,9 @@ def solve_file(
 
     Params that are one array are its `x`; a tree of params is stored one array per leaf, named `x/<path>`.
 
-    An npy is read block by block, and the results are joined so, so that both may be larger than memory. Each block's
-    results go to a folder beside `out`; a run that was killed goes on after the last whole block. The folder goes when
-    `out` is written.
+    The file is read block by block, unless it is compressed, and the results are joined so, so that both may be larger
+    than memory. Each block's results go to a folder beside `out`; a run that was killed goes on after the last whole
+    block. The folder goes when `out` is written.
 
     **Arguments:**
 
