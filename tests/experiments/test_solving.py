@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,11 +13,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bygrad._core.files import locked
+from bygrad._core.files import join_arrays_atomically, locked
 from bygrad.cli import main
 from bygrad.experiments import Display, parts, solve_file, solving
-from bygrad.problems import LeastSquares
-from bygrad.solvers import LearnedSolver, LevenbergMarquardt, solve
+from bygrad.problems import LeastSquares, QuadraticProgram
+from bygrad.solvers import ADMM, STATUS, LearnedSolver, LevenbergMarquardt, solve
 from bygrad.solvers.card import Card
 from bygrad.solvers.drift import Usual
 
@@ -47,6 +49,20 @@ class Line(LeastSquares):
 
     def residuals(self, params, instance):
         return params["slope"] * jnp.arange(3) + params["end"] - instance
+
+
+class Shares(QuadraticProgram):
+    """The nearest three numbers from 0 on whose sum is at most 1."""
+
+    def sample(self, key):
+        return jnp.zeros(3)
+
+    @property
+    def matrices(self):
+        return jnp.eye(3), jnp.concatenate([jnp.eye(3), jnp.ones((1, 3))])
+
+    def vectors(self, instance):
+        return -instance, jnp.array([0.0, 0.0, 0.0, -jnp.inf]), jnp.array([jnp.inf, jnp.inf, jnp.inf, 1.0])
 
 
 @pytest.fixture
@@ -126,6 +142,68 @@ def test_a_finished_run_is_resumed_to_no_end_and_others_are_refused(tmp_path, da
         solve_file(Line(), data, out, display, block=20, resume=True)
     assert len(spy.sizes) == calls
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npy", "out.npz"]
+
+
+def test_what_an_npz_holds_stays_on_the_disk_unless_it_is_compressed(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "signal": rng.normal(size=(5, 3, 2)),
+        "a/long/path/to/what is counted": rng.integers(9, size=5).astype(np.int16),
+        "columns": np.asfortranarray(rng.normal(size=(5, 4)).astype(np.float32)),
+        "one": np.array(2.5),
+        "none": np.zeros((0, 3)),
+    }
+    np.savez(tmp_path / "numpy.npz", **arrays)
+    np.savez_compressed(tmp_path / "compressed.npz", **arrays)
+    join_arrays_atomically(tmp_path / "ours.npz", [tmp_path / "numpy.npz"], ["signal"], rows=5)
+    for name in ("numpy", "ours", "compressed"):
+        file = tmp_path / f"{name}.npz"
+        found = solving._arrays_in(file)
+        assert found.keys() == ({"signal"} if name == "ours" else arrays.keys())
+        for path, leaf in found.items():
+            np.testing.assert_array_equal(leaf, arrays[path])
+            assert leaf.dtype == arrays[path].dtype
+            on_disk = isinstance(leaf, np.memmap) and Path(str(leaf.filename)) == file.resolve()
+            assert on_disk == (name != "compressed" and path != "none")  # of nothing there is no map
+    np.save(tmp_path / "signal.npy", arrays["signal"])
+    # Fewer numbers than it says: what follows in the file is none of them.
+    with zipfile.ZipFile(tmp_path / "short.npz", "w") as short:
+        short.writestr("signal.npy", (tmp_path / "signal.npy").read_bytes()[:-8])
+    with pytest.raises(ValueError, match="neither an npy nor an npz file"):
+        solving._arrays_in(tmp_path / "short.npz")
+
+
+@pytest.mark.parametrize("changed", ["data", "x0"])
+def test_a_row_that_was_corrected_belongs_to_another_run(tmp_path, display, monkeypatch, changed):
+    spy, out = Spy(monkeypatch), tmp_path / "out.npz"
+    data, x0 = tmp_path / "data.npy", tmp_path / "x0.npz"
+    rows = np.random.default_rng(0).normal(size=(200, 3))
+    np.save(data, rows)
+    np.savez(x0, **{"x/slope": np.zeros(200), "x/end": np.zeros((200, 1))})
+    file = {"data": data, "x0": x0}[changed]
+    before = file.read_bytes()
+    solve = partial(solve_file, Line(), data, out, display, block=100, x0=x0, resume=True)
+
+    def correct(row: int) -> None:
+        if changed == "data":
+            np.save(data, np.where(np.arange(200)[:, None] == row, 9.0, rows))
+        else:
+            np.savez(x0, **{"x/slope": 9.0 * (np.arange(200) == row), "x/end": np.zeros((200, 1))})
+
+    spy.stop = 2
+    with pytest.raises(KeyboardInterrupt):
+        solve()
+    correct(row=99)
+    with pytest.raises(ValueError, match="differs in contents, so its results are not of this one"):
+        solve()
+    file.write_bytes(before)  # another time of writing, but the same rows
+    assert solve()["solved"] == 200 and spy.sizes == [100, 100, 100]
+    is_solved(out, data)
+    assert solve()["solved"] == 200
+    correct(row=99)
+    with pytest.raises(FileExistsError, match="It is not of this run"):
+        solve()
+    assert spy.sizes == [100, 100, 100]
 
 
 def test_the_bytes_of_instances_bound_a_block(tmp_path, data, display, monkeypatch):
@@ -213,8 +291,9 @@ def test_process_0_says_what_it_waits_for_and_another_may_take_it_over(tmp_path,
         solve_file(Line(), data, out, display, block=20, place=(0, 2))
     assert "process 0 waits for 1 of 5 blocks, of process 1. If one is lost" in capsys.readouterr().out
     spy = Spy(monkeypatch)
-    solve_file(Line(), data, out, display, block=20, place=(1, 2))
+    done = solve_file(Line(), data, out, display, block=20, place=(1, 2))
     assert spy.sizes == [20] and not out.exists()
+    assert (done["rows"], done["solved"], sum(done["status"].values())) == (20, 20, 20)
     solve_file(Line(), data, out, display, block=20, resume=True)
     assert spy.sizes == [20]
     is_solved(out, data)
@@ -239,6 +318,41 @@ def test_a_file_of_params_is_where_the_classical_method_starts(tmp_path, data, d
         solve_file(Line(), data, tmp_path / "short-start.npz", display, x0=tmp_path / "short.npz")
     with pytest.raises(ValueError, match=r"one array for x, but the params of Line are a tree of arrays end, slope"):
         solve_file(Line(), data, tmp_path / "other-start.npz", display, x0=data)
+
+
+def test_the_command_says_why_rows_are_not_solved(tmp_path, capsys):
+    rows = np.random.default_rng(0).normal(size=(30, 3))
+    rows[[3, 17]] = np.nan
+    np.save(tmp_path / "data.npy", rows)
+    (tmp_path / "line.py").write_text(FILE)
+    command = ["solve", str(tmp_path / "line.py"), str(tmp_path / "data.npy"), "--block", "20", "-o"]
+    main([*command, str(tmp_path / "out.npz")])
+    whole = capsys.readouterr().out.replace("\n", " ")
+    assert "28 of 30 solved" in whole and f"2 not solved: {STATUS[-1]}" in whole and whole.count("not solved") == 1
+    main([*command, str(tmp_path / "short.npz"), "--max-steps", "1"])
+    short = capsys.readouterr().out.replace("\n", " ")
+    assert f"28 not solved: {STATUS[0]}" in short and f"2 not solved: {STATUS[-1]}" in short
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_multipliers_in_a_file_of_params_are_half_of_a_warm_start(tmp_path, data, display, monkeypatch, learned):
+    out, again, method = tmp_path / "out.npz", tmp_path / "again.npz", ADMM(inner=1)
+    solver = LearnedSolver(Shares(), method, method, None, 1, 1) if learned else Shares()
+    monkeypatch.setattr(solving, "default_method", lambda family, tol: method)
+    solve_file(solver, data, out, display, block=40)
+    solve_file(solver, data, again, display, block=40, x0=out)
+    with np.load(out) as found, np.load(again) as warm:
+        results = dict(found)
+        assert warm["success"].all() and warm["nit"].max() <= 2 < np.median(found["nit"])
+        np.testing.assert_allclose(warm["x"], found["x"], atol=1e-3)
+    np.savez(again, x=results["x"])
+    solve_file(solver, data, tmp_path / "half.npz", display, block=40, x0=again)
+    with np.load(tmp_path / "half.npz") as half:
+        assert np.median(half["nit"]) > 2
+    for name, dual in {"few": results["dual"][:, 1:], "short": results["dual"][1:]}.items():
+        np.savez(again, x=results["x"], dual=dual)
+        with pytest.raises(ValueError, match=r"multipliers of shape .*, but 100 instances have \[100, 4\], so they"):
+            solve_file(solver, data, tmp_path / f"{name}.npz", display, x0=again)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -269,14 +383,15 @@ def test_a_file_has_drifted_or_not_as_a_whole(tmp_path, display, monkeypatch, re
         assert "tally" not in found.files and found["success"].sum() == 190
 
 
-def test_a_guard_is_of_learned_solvers_and_a_start_of_classical_ones(tmp_path, data, display, monkeypatch):
+def test_a_guard_is_of_learned_solvers_alone_and_a_start_of_all(tmp_path, data, display, monkeypatch):
     method, given = LevenbergMarquardt(), {}
     learned, act = LearnedSolver(Line(), method, method, None, 1, 1), LearnedSolver.solve
     monkeypatch.setattr(LearnedSolver, "solve", lambda self, *rows, **its: given.update(its) or act(self, *rows, **its))
     solve_file(learned, data, tmp_path / "out.npz", display, guard="best_of_two", seed=5)
     assert (given["guard"], given["seed"]) == ("best_of_two", 5)
-    with pytest.raises(ValueError, match="x0 cannot be chosen for a learned solver"):
-        solve_file(learned, data, tmp_path / "other.npz", display, x0=data)
+    solve_file(learned, data, tmp_path / "again.npz", display, x0=tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as found:
+        np.testing.assert_array_equal(given["x0"]["slope"], found["x/slope"][-len(given["x0"]["slope"]) :])
     with pytest.raises(ValueError, match="Line is solved classically, so there is nothing to guard against"):
         solve_file(Line(), data, tmp_path / "other.npz", display, guard="certificate")
     with pytest.raises(ValueError, match="block is 0"):

@@ -1,5 +1,7 @@
 """The classical core: right answers against SciPy and closed forms, and no instance that harms another."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,8 +89,13 @@ def test_an_empty_batch_is_solved():
 
 
 def test_what_runs_out_of_steps_says_so_and_a_warm_start_needs_fewer(decays):
-    short = solve(Decay(), decays, method=LevenbergMarquardt(max_steps=2), batch=16)
-    assert (short.status == 0).all() and (short.nit == 2).all()
+    given = solve(Decay(), decays, method=LevenbergMarquardt(max_steps=2), batch=16)
+    for short in (given, solve(Decay(), decays, max_steps=2, batch=16)):
+        assert (short.status == 0).all() and (short.nit == 2).all() and "Allow more steps" in short.message[0]
+    with pytest.raises(ValueError, match="max_steps is 9, but the method that is given has a max_steps of its own"):
+        solve(Decay(), decays, max_steps=9, method=LevenbergMarquardt())
+    with pytest.raises(ValueError, match="max_steps is 0, so no instance would be solved"):
+        solve(Decay(), decays, max_steps=0)
     whole = solve(Decay(), decays, batch=16)
     warm = solve(Decay(), decays, x0=whole.x, batch=16)
     assert warm.success.all() and warm.nit.mean() < 0.6 * whole.nit.mean()
@@ -190,9 +197,10 @@ def test_a_tol_is_that_of_the_default_method_and_for_lbfgs_alone_a_success():
     assert (lax.success & (lax.certificate > 1e-7)).any()  # they hardly gain any more
     np.testing.assert_array_equal(strict.success, strict.certificate <= 1e-7)
     assert strict.success.any()
-    for family in (Decay(), QuadrotorControl.build(horizon=4), SparseCoding.embedded()):
-        changed = default_method(family, 0.5)
+    for family in (Raised(), Decay(), QuadrotorControl.build(horizon=4), SparseCoding.embedded()):
+        changed, longer = default_method(family, 0.5), default_method(family, max_steps=7)
         assert type(changed) is type(default_method(family)) and changed.tol == 0.5
+        assert longer == dataclasses.replace(default_method(family), max_steps=7)
     with pytest.raises(ValueError, match="but the method that is given has a tol of its own"):
         solve(Raised(), weights, tol=0.1, method=LBFGS())
 
@@ -330,6 +338,43 @@ def test_programs_without_a_solution_say_why():
     assert list(crossed.status) == [-3] and "contradict" in crossed.message[0]
     loose = solve(Programs(np.eye(2), *box, equal=(True, False)), np.zeros((1, 2)), batch=16)
     assert list(loose.status) == [-3]  # a row that is called an equation and is none
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_what_falls_forever_within_one_sided_limits_is_told_and_nothing_else(dtype):
+    # With no curvature, q = A^T y is bounded on A x >= l exactly if y >= 0, by l y: its limits are a cone.
+    rows, low = np.array([[2.0, -1.0], [0.5, 1.0]]), np.array([-1.0, 3.0])
+    weights = np.random.default_rng(0).uniform(0.05, 2.0, (60, 2)) * np.repeat([[1, 1], [1, -1], [-1, -1]], 20, axis=0)
+    cone = Programs(np.zeros((2, 2)), low, np.full(2, np.inf), rows=tuple(map(tuple, rows.tolist())))
+    found = solve(cone, weights @ rows, batch=64, dtype=dtype)
+    assert list(found.status) == 20 * [1] + 40 * [-4] and "falls without end" in found.message[-1]
+    np.testing.assert_allclose(found.cost[:20], weights[:20] @ low, atol=2e-3)
+    # Curvature holds the first direction: q = alpha v + beta a is then bounded exactly if beta >= 0.
+    bent = Programs(np.diag([1.0, 0.0]), low[:1], np.full(1, np.inf), rows=((1.0, 1.0),), equal=(False,))
+    found = solve(bent, np.stack([weights[:, 0] + weights[:, 1], weights[:, 1]], axis=1), batch=64, dtype=dtype)
+    assert list(found.status) == 20 * [1] + 40 * [-4]
+    np.testing.assert_allclose(found.cost[:20], -0.5 * weights[:20, 0] ** 2 - weights[:20, 1], atol=2e-3)
+
+
+def test_prices_of_soft_rows_hold_what_falls_more_slowly():
+    class Priced(Programs):
+        @property
+        def ceiling(self):
+            return jnp.full(2, 0.5)
+
+    priced = Priced(np.zeros((2, 2)), np.zeros(2), np.full(2, np.inf))  # q x + max(-x, 0) / 2 for each of the params
+    slopes = np.array([-1.0, -0.1, 0.1, 0.4, 0.6, 2.0])
+    linear = np.stack(np.meshgrid(slopes, slopes), axis=-1).reshape(-1, 2)
+    found = solve(priced, linear, batch=64)
+    np.testing.assert_array_equal(found.status, np.where(((linear > 0) & (linear < 0.5)).all(axis=1), 1, -4))
+
+
+def test_a_distant_optimum_is_not_taken_for_none():
+    for flat, high, far in ((1e-7, np.inf, 1e7), (0.0, 1e7, 1e7)):  # what ends the fall is a weak curvature, or a limit
+        family = Programs(np.diag([1.0, flat]), np.zeros(2), np.array([np.inf, high]))
+        found = solve(family, np.array([[-1.0, -1.0]]), max_steps=20_000, batch=16)
+        assert found.success.all()
+        np.testing.assert_allclose(found.x, [[1.0, far]], rtol=1e-2)
 
 
 def test_control_satisfies_the_conditions_of_an_optimum():

@@ -42,14 +42,17 @@ def solve(
         Annotated[
             Path,
             arg(
-                help="npy file, one instance a row, which may be larger than memory; or npz, where an instance has"
-                " several arrays, each under its path."
+                help="npy file, one instance a row; or npz, where an instance has several arrays, each under its path."
+                " Both may be larger than memory, unless the npz is compressed."
             ),
         ]
     ],
     out: Annotated[Path, arg(help="npz file for the results.", metavar="FILE", aliases=["-o"])],
     family: Annotated[str | None, arg(help="The solver's family, where it has moved.", metavar="NAME")] = None,
     tol: Annotated[float | None, arg(help="Tolerance of the classical method; a learned solver has its own.")] = None,
+    max_steps: Annotated[
+        int | None, arg(help="Steps after which the classical method gives an instance up; each method has a default.")
+    ] = None,
     starts: Annotated[int | None, arg(help="Starts for each instance, by the classical method.")] = None,
     dtype: Annotated[
         Literal["float32", "float64"] | None, arg(help="Precision of the classical method; default: float64.")
@@ -57,8 +60,8 @@ def solve(
     x0: Annotated[
         Path | None,
         arg(
-            help="Params that the classical method starts from: results of `bygrad solve`, or npy; one row for each"
-            " instance, or one for all.",
+            help="Params to start from: results of `bygrad solve`, with the multipliers of quadratic programs, or npy;"
+            " one row for each instance, or one for all.",
             metavar="FILE",
         ),
     ] = None,
@@ -86,6 +89,7 @@ def solve(
     from ..deploy.solver import load_solver
     from ..experiments import solve_file
     from ..problems import file_of_family, find_family
+    from ..solvers import STATUS
 
     is_solver = Path(solver).is_file() and file_of_family(solver) is None
     loaded = load_solver(solver, family) if is_solver else find_family(solver)
@@ -97,6 +101,7 @@ def solve(
             display,
             resume=resume,
             tol=tol,
+            max_steps=max_steps,
             starts=starts,
             dtype=dtype,
             x0=x0,
@@ -110,6 +115,9 @@ def solve(
         display.say(
             f"{done['solved']} of {done['rows']} solved in {done['seconds']:.1f} s, {done['rate']:.0f} a second{here}"
         )
+        for code, count in done["status"].items():
+            if count and code <= 0:
+                display.say(f"{count} not solved: {STATUS[code]}", "yellow")
         for warning in done["warnings"]:
             display.say(warning, "yellow")
         if index == 0:

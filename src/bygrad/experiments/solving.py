@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import struct
 import time
 import zipfile
 import zlib
@@ -12,12 +13,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
+from numpy.lib.npyio import NpzFile
 
 from .._core import trees
 from ..deploy.solver import save_solver
 from ..problems import ProblemFamily, describe_family, find_family
 from ..problems.base import digest_family
-from ..solvers import Flat, LearnedSolver, Solution, learn, solve
+from ..solvers import STATUS, Flat, LearnedSolver, Method, Solution, learn, solve
 from ..solvers.base import instance_like
 from ..solvers.fit import Guard
 from ..solvers.solve import count_rows, default_method, parts_in_words, precision, rows_at_once
@@ -67,8 +70,8 @@ def learn_to_file(
 
 
 def read_instances(data: Path, family: ProblemFamily) -> Any:
-    """Return the instances in a file: an npy, which stays on the disk, or an npz with an array for each part of an
-    instance, named by its path as in `x/<path>` of the results.
+    """Return the instances in a file: an npy, or an npz with an array for each part of an instance, named by its path
+    as in `x/<path>` of the results. What is not compressed stays on the disk.
 
     **Raises:** `ValueError` for a file that holds neither, or other parts than an instance has.
     """
@@ -90,16 +93,24 @@ def read_instances(data: Path, family: ProblemFamily) -> Any:
     return trees.replace_leaves(like, lambda path, _: arrays[path])
 
 
-def read_start(x0: Path, family: ProblemFamily, instances: Any, rows: int, dtype: Any) -> Any:
-    """Return the params in a file, one row for each instance or those of a single one: an npy, where params are one
-    array, or an npz with the names that results have, `x` or `x/<path>`.
+def read_start(
+    x0: Path, method: Method, family: ProblemFamily, instances: Any, rows: int, dtype: Any
+) -> tuple[Any, np.ndarray | None]:
+    """Return the params in a file, one row for each instance or those of a single one, and the multipliers beside them,
+    or None where there are none or the method starts without.
 
-    **Raises:** `ValueError` for a file that holds anything else.
+    The file is an npy, where params are one array, or an npz with the names that results have: `x` or `x/<path>`, and
+    `dual`.
+
+    **Raises:** `ValueError` for a file that holds other params, or multipliers of another shape.
     """
-    arrays = _arrays_in(x0, only="x")
+    arrays = _arrays_in(x0, only=("x", "dual"))
+    dual = arrays.pop("dual", None)
+    arrays = {name.removeprefix("x").removeprefix("/"): leaf for name, leaf in arrays.items()}
     with precision(dtype, family):
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), instances)
         flat = Flat.of(family, one)
+        multipliers = method.multipliers(flat)
     like = jax.tree.unflatten(flat.structure, [jax.ShapeDtypeStruct(shape, np.float64) for shape in flat.shapes])
     wanted = trees.named_leaves(like)
     if arrays.keys() != wanted.keys():
@@ -116,20 +127,29 @@ def read_start(x0: Path, family: ProblemFamily, instances: Any, rows: int, dtype
                 f" {[rows, *shape]}, so it does not say where each of them starts. Give one row for each instance, or"
                 " the params of a single one for all."
             )
-    return trees.replace_leaves(like, lambda path, leaf: np.broadcast_to(arrays[path], (rows, *leaf.shape)))
+    x = trees.replace_leaves(like, lambda path, leaf: np.broadcast_to(arrays[path], (rows, *leaf.shape)))
+    if dual is None or multipliers == 0:
+        return x, None
+    if dual.shape not in ((multipliers,), (rows, multipliers)):
+        raise ValueError(
+            f"{x0} holds multipliers of shape {list(dual.shape)}, but {rows} instances have {[rows, multipliers]}, so"
+            " they belong to other programs. Give results of the same family, or a file without `dual`."
+        )
+    return x, np.broadcast_to(dual, (rows, multipliers))
 
 
-def _arrays_in(file: Path, only: str = "") -> dict[str, np.ndarray]:
-    """Return the arrays of an npy or npz file by name; with `only`, of an npz those in this folder, by the rest of it.
+def _arrays_in(file: Path, only: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Return the arrays of an npy or npz file by name; with `only`, of an npz those in these folders.
 
-    An npy, whose name is empty, stays on the disk.
+    An npy, whose name is empty, stays on the disk, and so does what an npz holds as it is: all that `numpy.savez`
+    writes.
     """
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
         if not isinstance(found, np.ndarray):
             with found:
-                names = [name for name in found.files if not only or name.partition("/")[0] == only]
-                return {name.removeprefix(only).removeprefix("/"): found[name] for name in names}
+                names = [name for name in found.files if not only or name.partition("/")[0] in only]
+                return {name: _member(file, found, name) for name in names}
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{file} is neither an npy nor an npz file of numbers ({error}), so nothing can be read from it. Write"
@@ -140,6 +160,28 @@ def _arrays_in(file: Path, only: str = "") -> dict[str, np.ndarray]:
     return {"": found}
 
 
+def _member(file: Path, archive: NpzFile, name: str) -> np.ndarray:
+    """Return an array of an npz, without reading it where the file holds it as memory would."""
+    inside, path = archive.zip, f"{name}.npy"
+    if inside is None or path not in inside.namelist():
+        return archive[name]
+    member = inside.getinfo(path)
+    with file.open("rb") as opened:
+        # The header before the member, of 30 bytes, says how long its name is and what follows that.
+        opened.seek(member.header_offset + 26)
+        begin = member.header_offset + 30 + sum(struct.unpack("<HH", opened.read(4)))
+        opened.seek(begin)
+        plain = member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1  # not encrypted
+        read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}.get(read_magic(opened)) if plain else None
+        if read is None:
+            return archive[name]
+        shape, fortran, dtype = read(opened)
+        at = opened.tell()
+    if dtype.hasobject or 0 in shape or at - begin + dtype.itemsize * math.prod(shape) != member.file_size:
+        return archive[name]  # which says what is wrong, and reads nothing where there is nothing to map
+    return np.memmap(file, dtype, "r", at, shape, "F" if fortran else "C")
+
+
 def solve_file(
     solver: Any,
     data: Path,
@@ -148,6 +190,7 @@ def solve_file(
     *,
     resume: bool = False,
     tol: float | None = None,
+    max_steps: int | None = None,
     starts: int | None = None,
     dtype: str | None = None,
     x0: Path | None = None,
@@ -162,79 +205,86 @@ def solve_file(
 
     Params that are one array are its `x`; a tree of params is stored one array per leaf, named `x/<path>`.
 
-    An npy is read block by block, and the results are joined so, so that both may be larger than memory. Each block's
-    results go to a folder beside `out`; a run that was killed goes on after the last whole block. The folder goes when
-    `out` is written.
+    The file is read block by block, unless it is compressed, and the results are joined so, so that both may be larger
+    than memory. Each block's results go to a folder beside `out`; a run that was killed goes on after the last whole
+    block. The folder goes when `out` is written.
 
     **Arguments:**
 
     - `solver`: a `LearnedSolver`, or a family to solve classically.
-    - `tol`, `starts`, `dtype`: of the classical method, as in `bygrad.solve`; a learned solver has its own. `x0`: a
-      file of the params that it starts from (`read_start`).
+    - `tol`, `max_steps`, `starts`, `dtype`: of the classical method, as in `bygrad.solve`; a learned solver has its
+      own.
+    - `x0`: a file of params to start from, and perhaps of multipliers (`read_start`).
     - `guard`: of a learned solver. `seed`: of what is drawn, which is the same in every block.
     - `batch`: rows that are worked on at once. `block`: rows that are read and kept at a time. Default: what takes
       about `parts.SECONDS`; where starts are drawn, give it for the same draws whatever the speed of the machine.
     - `place`: which process this is, from 0, of how many that solve the file together in a folder that all see.
 
-    **Returns:** how many of how many rows were solved, how fast, and the warnings; for processes other than 0, of those
-    that it has solved itself.
+    **Returns:** how many of how many rows were solved, how many ended with which `status`, how fast, and the warnings;
+    for processes other than 0, of those that it has solved itself.
 
     **Raises:** `FileExistsError` if `out` exists (unless `resume` is on and this run has written it: then nothing is
     left to do), or a folder of an interrupted run while `resume` is off, or another process is at work on it;
-    `ValueError` if that folder belongs to other data, or for settings that a learned solver has of its own, or a
-    classical one has not.
+    `ValueError` if that folder belongs to other data or a row of them has changed, or for settings that a learned
+    solver has of its own, or a classical one has not.
     """
     if block is not None and block < 1:
         raise ValueError(f"block is {block}, so no row would ever be solved. Give 1 or more, or None.")
-    settings = {"tol": tol, "starts": starts, "dtype": dtype, "x0": x0, "guard": guard}
+    settings = {"tol": tol, "max_steps": max_steps, "starts": starts, "dtype": dtype, "x0": x0, "guard": guard}
     chosen: dict[str, Any] = {name: it for name, it in settings.items() if it is not None}
     _refuse_settings(solver, chosen)
     learned = isinstance(solver, LearnedSolver)
     family = solver.family if learned else solver
-    method = solver.method if learned else default_method(solver, tol)
+    method = solver.method if learned else default_method(solver, tol, max_steps)
     tries = solver.starts if learned else 1 if starts is None else starts
     instances = read_instances(data, family)
     rows = count_rows(instances)
     if rows is None:
         raise ValueError(f"The instances of {type(family).__name__} hold no arrays, so no file can hold them.")
-    begin: Any = None
+    begin: Any = (None, None)
     if x0 is not None:
-        begin = read_start(x0, family, instances, rows, dtype or np.float64)
+        own = solver.dtype if learned else dtype or np.float64
+        begin = read_start(x0, method, family, instances, rows, own)
         chosen["x0"] = _ends(begin)
     identity = _identity(data, instances, family, f"{solver.digest if learned else 'classical'}, {chosen}, {seed}")
+    if place[0] == 0:  # who writes the identity reads all of the files; the others, who compare with it, their ends
+        identity["contents"] = [_contents(file) for file in (data, x0) if file is not None]
 
     def solve_rows(at: int, stop: int) -> Solution:
-        some, start = jax.tree.map(lambda leaf: np.asarray(leaf[at:stop]), (instances, begin))
-        common: dict[str, Any] = {"seed": seed, "batch": batch, "watch": _phase(display, at, rows)}
+        some, (start, dual) = jax.tree.map(lambda leaf: np.asarray(leaf[at:stop]), (instances, begin))
+        common: dict[str, Any] = {"x0": start, "dual0": dual, "seed": seed, "batch": batch}
+        common["watch"] = _phase(display, at, rows)
         if learned:
             found = solver.solve(some, guard=guard or "certificate", **common)
             # The alarm is for the whole file: each block would see less, and more alarms would be false.
             alarm = solver.alarm([found.tally])
             return dataclasses.replace(found, warnings=tuple(it for it in found.warnings if it not in alarm))
-        given = method if tol is not None else None
-        return solve(family, some, method=given, x0=start, starts=tries, dtype=dtype or np.float64, **common)
+        return solve(family, some, method=method, starts=tries, dtype=dtype or np.float64, **common)
 
     numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(instances))
     limit = max(1, min(BLOCK, BYTES // (8 * max(1, numbers * tries))))
     first = block or min(rows_at_once(method, batch) * jax.local_device_count(), limit)
     parts = Parts(out, rows, place, first, block, limit)
-    began, done, solved, warnings = time.perf_counter(), 0, 0, []
+    began, warnings = time.perf_counter(), []
+    status: list[np.ndarray] = [np.zeros(0, int)]
     with parts.at_work():
         parts.claim(identity, resume, display)
         for at, stop in parts.own():
             since = time.perf_counter()
             found = solve_rows(at, stop)
             parts.keep(at, found, time.perf_counter() - since)
-            done, solved = done + len(found), solved + int(np.sum(found.success))
-        rate = done / max(time.perf_counter() - began, 1e-9)
-        if joins := parts.index == 0:
+            status.append(found.status)
+        rate = sum(map(len, status)) / max(time.perf_counter() - began, 1e-9)
+        if parts.index == 0:
             warnings, tallies = parts.join(display)
             warnings += solver.alarm(tallies) if learned else ()
             with np.load(out, allow_pickle=False) as results:
-                solved = int(np.sum(results["success"]))
+                status = [results["status"]]
+    codes = np.concatenate(status)
     return {
-        "rows": rows if joins else done,
-        "solved": solved,
+        "rows": len(codes),
+        "solved": int(np.sum(codes > 0)),
+        "status": {code: int(np.sum(codes == code)) for code in STATUS},
         "seconds": time.perf_counter() - began,
         "rate": rate,
         "warnings": warnings,
@@ -244,7 +294,7 @@ def solve_file(
 def _refuse_settings(solver: Any, chosen: Collection[str]) -> None:
     """Refuse settings that a solver of this kind does not have."""
     if isinstance(solver, LearnedSolver):
-        if strange := [name for name in chosen if name != "guard"]:
+        if strange := [name for name in chosen if name not in ("guard", "x0")]:
             raise ValueError(
                 f"{' and '.join(strange)} cannot be chosen for a learned solver: what its report says was measured with"
                 " its own. Leave that out, learn again, or name the family to solve it classically."
@@ -275,6 +325,12 @@ def _ends(arrays: Any) -> str:
     for leaf in jax.tree.leaves(arrays):
         ends.update(np.ascontiguousarray(leaf[:64]).tobytes() + np.ascontiguousarray(leaf[-64:]).tobytes())
     return ends.hexdigest()
+
+
+def _contents(file: Path) -> str:
+    """SHA-256 of a file: rows that were corrected in its middle are another file's."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _phase(display: Display, done: int = 0, total: int | None = None) -> Any:

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._core.types import Instance, Scalar
 from ..problems import ProblemFamily, QuadraticProgram
@@ -61,7 +61,7 @@ class ADMM(Method):
     changes. `tol`, `max_steps`: as for every method; steps are iterations. `warm`: a learned start. `reduced`: set by
     `prepare`.
 
-    **Source:** Stellato et al., *OSQP* (2020), algorithm 1 and equation 13.
+    **Source:** Stellato et al., *OSQP* (2020), algorithm 1, equation 13, and section 3.4 for programs without solution.
     """
 
     batch: ClassVar[int] = 1024  # a step is a matrix product
@@ -154,15 +154,17 @@ class ADMM(Method):
         diagonal = 1 / (to.curvature + rho * to.weight)
 
         def iterate(_: Any, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-            z, y, *_ = carry
+            z, y, inner_before, rows_before, *_ = carry
             inner = diagonal * (to.rows.T @ (rho * z - y) - memory.linear)
             rows = to.rows @ inner
             drive = alpha * rows + (1 - alpha) * z + y / rho
             y_next = jnp.clip(rho * (drive - jnp.clip(drive, memory.low, memory.high)), -to.ceiling, to.ceiling)
-            return drive - y_next / rho, y_next, inner, rows, z, y
+            return drive - y_next / rho, y_next, inner, rows, z, y, inner - inner_before, rows - rows_before
 
-        start = memory.z, memory.y, jnp.zeros_like(memory.linear), memory.z, memory.z, memory.y
-        z, y, inner, rows, z_before, y_before = jax.lax.fori_loop(0, self.inner, iterate, start)
+        # Of a step of one iteration, what it moved by is the point itself: along it the objective may fall as well.
+        nowhere = jnp.zeros_like(memory.linear), jnp.zeros_like(memory.z)
+        start = memory.z, memory.y, *nowhere, memory.z, memory.y, *nowhere
+        z, y, inner, rows, z_before, y_before, moved, rows_moved = jax.lax.fori_loop(0, self.inner, iterate, start)
 
         # What the last iteration solved exactly tells the gradient, without another product with P.
         grown = y - y_before
@@ -192,13 +194,34 @@ class ADMM(Method):
         support = jnp.sum(jnp.where(grown > 0, _times(memory.high, grown), _times(memory.low, grown)))
         unseen = _largest(to.inverse.T @ (to.rows.T @ grown)) <= tight * size
         impossible = (size > 1e-6) & unseen & (support < -tight * size)
+        endless = self._is_endless(memory, moved, rows_moved)
         status = status_of(
             (~finite, Status.NOT_FINITE),
             (certificate <= self.tol, Status.CERTIFIED),
             (impossible, Status.CONTRADICTION),
+            (endless, Status.UNBOUNDED),
         )
         memory = memory._replace(z=z, y=y, rho=rho)
         return Progress(x, cost, certificate, status, nit, at.nfev + self.inner, memory, to.scale * y)
+
+    def _is_endless(self, memory: Memory, moved: Float[Array, " k"], rows_moved: Float[Array, " m"]) -> Bool[Array, ""]:
+        r"""Say whether what the last iteration moved by is a direction $d$ along which the objective falls forever:
+        without curvature, without a limit of a hard row, and by more than the prices of soft rows (OSQP, 3.4).
+
+        What holds $d$ back may be rounding, up to `tight` times its slope relative to the linear term $q$. A program
+        with a solution $w$ has multipliers $y$ with $q = -\kappa w - R^\top y$, so that the slope along *any* $d$ is at
+        most what holds it back, times $\lVert w \rVert_1 + \lVert y \rVert_1$. So it is never called unbounded where
+        that is below $\lVert q \rVert$ / `tight`.
+        """
+        to = self.reduced
+        assert to is not None
+        tight = jnp.maximum(1e-9, 100 * jnp.finfo(moved.dtype).eps)
+        limited = jnp.where(rows_moved > 0, jnp.isfinite(memory.high), jnp.isfinite(memory.low))
+        pressed = jnp.where(limited, jnp.abs(rows_moved), 0.0)
+        hard = jnp.isinf(to.ceiling)
+        slope = -memory.linear @ moved - jnp.sum(jnp.where(hard, 0.0, _times(to.ceiling, pressed)))
+        held = jnp.maximum(_largest(to.curvature * moved), _largest(jnp.where(hard, pressed, 0.0)))
+        return (slope > 0) & (held * jnp.linalg.norm(memory.linear) <= tight * slope)
 
 
 @OncePerFamily

@@ -19,7 +19,7 @@ class Status(Code):
     SMALL_STEP = 3, "The next step is below the tolerance, relative to x."
     SMALL_GAIN = 2, "What a step can still gain is below the tolerance, relative to the cost."
     CERTIFIED = 1, "The certificate is below the tolerance."
-    OUT_OF_STEPS = 0, "The limit of steps is reached. Allow more steps, or give a better start."
+    OUT_OF_STEPS = 0, "The limit of steps is reached. Allow more steps (max_steps), or give a better start."
     NOT_FINITE = (
         -1,
         "The cost or its derivatives are not finite at the start. Check the instance for NaN, and the start.",

@@ -27,6 +27,7 @@ def solve(
     *,
     method: Method | None = None,
     tol: float | None = None,
+    max_steps: int | None = None,
     x0: PyTree[Any] | None = None,
     dual0: Any = None,
     starts: int = 1,
@@ -47,6 +48,7 @@ def solve(
     - `method`: another solver, or this one with other settings.
     - `tol`: tolerance of the default method; what it means, the method says. For L-BFGS, success then means that the
       certificate is below `tol`, and nothing else (`gain` ends no run).
+    - `max_steps`: steps of the default method after which an instance is given up, with `status` 0.
     - `x0`: params to start from, one row an instance, or one for all (a warm start), moved to the nearest that bounds,
       or the penalty of a `Composite`, allow. Default: the family's `init`.
     - `dual0`: the multipliers that belong to `x0`, which are half of a warm start of ADMM: the `dual` of the `Solution`
@@ -76,12 +78,13 @@ def solve(
     if starts < 1:
         raise ValueError(f"starts is {starts}, so nothing would be solved. Give 1 or more.")
     check_is_family(family)
-    if tol is not None and method is not None:
-        raise ValueError(
-            f"tol is {tol:g}, but the method that is given has a tol of its own, so it is not known which counts. Give"
-            " it to the method."
-        )
-    method = fitting_method(family, method) if tol is None else default_method(family, tol)
+    for name, setting in {"tol": tol, "max_steps": max_steps}.items():
+        if setting is not None and method is not None:
+            raise ValueError(
+                f"{name} is {setting:g}, but the method that is given has a {name} of its own, so it is not known which"
+                " counts. Give it to the method."
+            )
+    method = fitting_method(family, method) if method is not None else default_method(family, tol, max_steps)
     with precision(dtype, family):
         instances, rows = as_rows(instances, dtype)
         flat, warnings = flat_of_rows(family, instances, rows)
@@ -96,9 +99,7 @@ def solve(
 
 
 def fitting_method(family: ProblemFamily, method: Any) -> Method:
-    """Return the method, or the default one. **Raises:** `TypeError` for one that does not solve such a family."""
-    if method is None:
-        return default_method(family)
+    """Return the method. **Raises:** `TypeError` for one that does not solve such a family."""
     if isinstance(method, type):
         raise TypeError(f"method is the class {method.__name__}, which has no settings. Give {method.__name__}().")
     if not isinstance(family, method.solves):
@@ -109,8 +110,10 @@ def fitting_method(family: ProblemFamily, method: Any) -> Method:
     return method
 
 
-def default_method(family: ProblemFamily, tol: float | None = None) -> Method:
-    """Return the method for a family's structure, with settings that serve most problems, and with `tol` if given."""
+def default_method(family: ProblemFamily, tol: float | None = None, max_steps: int | None = None) -> Method:
+    """Return the method for a family's structure, with settings that serve most problems, and with those given."""
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}, so no instance would be solved. Give 1 or more.")
     if isinstance(family, LeastSquares):
         method = LevenbergMarquardt()
     elif isinstance(family, Composite):
@@ -119,7 +122,8 @@ def default_method(family: ProblemFamily, tol: float | None = None) -> Method:
         method = ADMM()
     else:  # to ask for a certificate is not answered by a cost that hardly falls any more
         method = LBFGS() if tol is None else LBFGS(gain=-1.0)
-    return method if tol is None else dataclasses.replace(method, tol=tol)
+    given = {name: it for name, it in {"tol": tol, "max_steps": max_steps}.items() if it is not None}
+    return dataclasses.replace(method, **given)
 
 
 def precision(dtype: Any, family: ProblemFamily | None = None) -> Any:
