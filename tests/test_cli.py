@@ -188,6 +188,19 @@ def test_train_overwrites_nothing_where_there_is_no_checkpoint(name, family, tmp
     assert [path.read_text() for path in out.rglob("*") if path.is_file()] == ["mine"]
 
 
+def test_train_begins_anew_where_nothing_was_kept(trained, family, tmp_path):
+    """In a folder where a process was killed before it wrote anything, and then one after it began its log."""
+    command, kept = ["train", "--family", family, *TINY, "--out", str(tmp_path)], tmp_path / "metatraining"
+    kept.mkdir()
+    for name, how in (("lock", []), ("log.jsonl", ["--resume"])):
+        (kept / name).touch()
+        main([*command, *how])
+        done = tmp_path / "optimizer.safetensors"
+        assert done.read_bytes() == (trained / done.name).read_bytes()
+        for path in (done, *kept.iterdir()):
+            path.unlink()
+
+
 WITHOUT_MATPLOTLIB = """
 import sys
 sys.modules["matplotlib"] = None

@@ -23,6 +23,7 @@ from ..evaluation import CONVENTION, Protocol, Tuning, compare, strict_json, tun
 from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
 from ..training import Log, MetaTrained, Recipe, RolledBack, Stepped, Validated, describe, from_lead, meet, meta_train
+from ..training.loop import LOCK
 from ..unroll import Inner, begin, rollout
 from .display import Display
 
@@ -64,11 +65,12 @@ def train(
 
 
 def refuse_used(folder: Path, *, resumable: bool = True) -> None:
-    """Raise `FileExistsError` if there is a file in the folder. In a job of several processes, process 0 looks.
+    """Raise `FileExistsError` if there is a file in the folder, but for the lock of a process that was killed before it
+    wrote any. In a job of several processes, process 0 looks.
 
     **Arguments:** `resumable`: whether the command that is refused can go on with what is there.
     """
-    used = from_lead(lambda: str(any(path.is_file() for path in folder.rglob("*"))).encode())
+    used = from_lead(lambda: str(any(path.is_file() and path.name != LOCK for path in folder.rglob("*"))).encode())
     if used == b"True":
         remedy = "Go on with it (--resume) or choose" if resumable else "Choose"
         raise FileExistsError(
