@@ -35,6 +35,7 @@ class Bowl(ProblemFamily):
     def loss(self, params, instance, key):
         return jnp.sum(instance * params ** 2)
 """
+BEST = Validated(0, 1.0, 1.0, True, 0.0)
 TINY = ["--horizon", "4", "--truncation", "2", "--instances", "2", "--meta-steps", "3"]
 
 
@@ -143,7 +144,7 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch):
     def carry_out(*arguments, **options):
         told[:] = arguments
         named.update(options)
-        return SimpleNamespace(best=Validated(0, 1.0, 1.0, True, 0.0))
+        return SimpleNamespace(best=BEST)
 
     monkeypatch.setattr("bygrad.experiments.train", carry_out)
     command = ["train", "--family", family, "--seed", "5"]
@@ -168,6 +169,18 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch):
     assert told[2].estimator == Replay(segment=10)
     main(["train", "--family", family, "--estimator", "Backprop", "--second-derivatives"])
     assert told[2].estimator == Backprop(second_derivatives=True)
+
+
+def test_train_is_not_carried_out_many_times_over(family, tmp_path, monkeypatch, capsys):
+    told = []
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    monkeypatch.setattr(
+        "bygrad.experiments.train", lambda *given, **_: told.append(given) or SimpleNamespace(best=BEST)
+    )
+    command = ["train", "--family", family, "--out", str(tmp_path)]
+    assert "one of 8 processes" in refusal(command, capsys) and not told
+    main([*command, "--hosts", "none"])
+    assert len(told) == 1
 
 
 def test_train_does_not_overwrite_and_resumes_what_is_finished(trained, family, capsys):

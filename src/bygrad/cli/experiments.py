@@ -126,8 +126,7 @@ def train(
     """Learn an optimizer for a family of problems, on all devices of this machine, or of several (--hosts)."""
     label = label_of(family)
     folder = out or Path("runs") / f"train-{label}"
-    if hosts is not None:
-        join_job(hosts, folder)  # before JAX computes anything
+    join_job(hosts, folder)  # before JAX computes anything
 
     import jax
 
