@@ -176,13 +176,13 @@ def test_ctrl_c_does_not_wait_for_the_compiler(tmp_path, monkeypatch):
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path)
+            meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path / "run")
     finally:
         signal.signal(signal.SIGINT, handler)
         over.set()
     # The main thread would be interrupted here as well, but not in a compiler.
     assert where and where[0] is not threading.main_thread()
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_ends_in_the_first_validation_can_be_resumed(uninterrupted, tmp_path):

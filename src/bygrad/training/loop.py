@@ -426,6 +426,11 @@ def _alone(folder: Path | None, resume: bool) -> Iterator[None]:
     """Keep the processes of other jobs out of a folder. **Raises:** `FileExistsError` if one is at work there."""
     with contextlib.ExitStack() as held:
 
+        def leave(folder: Path) -> None:
+            (folder / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is not empty, most often
+                folder.rmdir()
+
         def taken(folder: Path) -> bool:
             if resume and not folder.exists():  # there is nothing to resume, which is said later, nor to keep out of
                 return False
@@ -433,7 +438,7 @@ def _alone(folder: Path | None, resume: bool) -> Iterator[None]:
                 held.enter_context(locked(folder / LOCK))
             except BlockingIOError:
                 return True
-            held.callback((folder / LOCK).unlink, missing_ok=True)
+            held.callback(leave, folder)
             return False
 
         if folder is not None and from_lead(lambda: str(taken(folder)).encode()) == b"True":
