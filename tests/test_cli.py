@@ -258,6 +258,9 @@ def test_evaluate_compares_and_writes(trained, family, tmp_path, capsys):
     assert set(results["optimizers"]) == {"lstm", *(name.lower() for name in PAPER_BASELINES), "lbfgs"}
     assert results["optimizers"]["adam"]["runs"] == 3
     assert results["configuration"]["family"] == {"name": "Bowl"}
+    manifest = bygrad.artifacts.load(trained / "optimizer.safetensors").manifest
+    tested = {"name": "LSTM", "config": manifest.config, "digest": manifest.digest}
+    assert results["configuration"]["optimizers"] == {"LSTM": tested}
     assert (out / "report.html").is_file()
     assert json.loads((out / "results.json").read_text())["optimizers"] == results["optimizers"]
     said = refusal(command, capsys)

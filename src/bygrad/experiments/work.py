@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from .._core.files import write_text_atomically
 from .._core.programs import Program
-from ..deploy.jax import export, load, versions
+from ..deploy.jax import export, identify, load, versions
 from ..evaluation import CONVENTION, Protocol, Tuning, compare, strict_json, tune_baselines
 from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
@@ -172,6 +172,8 @@ def evaluate(
     interrupted evaluation has; it takes up what comes.
     """
     check_family(family, jax.random.key(protocol.seed))
+    configuration = {"family": describe_family(family), "protocol": dataclasses.asdict(protocol)}
+    configuration["optimizers"] = {name: identify(optimizer) for name, optimizer in learned.items()}
     whole, started, tuning = not kept, time.perf_counter(), None
     if tunings is None:
         tunings = tune_baselines(tuning_family, protocol, baselines, display.phase)
@@ -188,7 +190,7 @@ def evaluate(
         "seed": protocol.seed,
         "optimizers": optimizers,
         "meta_training": None,
-        "configuration": {"family": describe_family(family), "protocol": dataclasses.asdict(protocol)},
+        "configuration": configuration,
         "versions": versions(),
         "machine": machine(),
         "command": command,
