@@ -18,7 +18,7 @@ import bygrad
 from bygrad.artifacts import shipped_names
 from bygrad.cli import main
 from bygrad.experiments import EXPERIMENTS
-from bygrad.metagrads import ESTIMATORS, NRES, Backprop, Replay
+from bygrad.metagrads import ESTIMATORS, NRES, Backprop, Members, Replay
 from bygrad.optimizers import HAND_DESIGNED, LEARNED, LSTM, PAPER_BASELINES, Controller, MemoryLSTM, Scaled, Window
 from bygrad.problems import FAMILIES
 from bygrad.training import Recipe, Validated, is_begun
@@ -90,6 +90,11 @@ def test_list_shows_every_name(capsys):
             ["train", "--family", "quadratic", "--estimator", "NRES", "--coordinates", "1"],
             ["NRES has no --coordinates"],
         ),
+        (
+            ["train", "--optimizer", "Controller", "--coordinates", "0.25", "--family", "quadratic"],
+            ["Controller does not treat coordinates one by one", "--coordinates 0.25", "such as LSTM"],
+        ),
+        (["train", "--family", "quadratic", "--per-member"], ["needs a Mixture", "no --per-member"]),
         (["train", "--family", "quadratic", "--sigma", "1", "--robust"], ["Replay has no --sigma or --robust"]),
         (["train", "--family", "quadratic", "--seconds", "soon"], ["'soon' is not a positive duration"]),
         (
@@ -154,16 +159,26 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch):
     changed = {"memory": {"name": "Window", "steps": 3}, "averaged": 2, "write_heads": 1}
     command += ["--optimizer", "MemoryLSTM", "--config", json.dumps(changed), "--preprocess", "Scaled"]
     command += ["--estimator", "NRES", "--sigma", "0.5", "--robust", "--meta-b2", "0.9", "--warmup", "3"]
+    command += ["--clip", "2", "--validate-every", "7", "--validation-runs", "9", "--per-member"]
     main([*command, "--select", "final", "--seconds", "2m"])
     network = {"memory": Window(3), "averaged": 2, "write_heads": 1, "preprocess": Scaled()}
     assert eqx.tree_equal(told[0], MemoryLSTM(jax.random.key(5), **network))
-    expected |= {"estimator": NRES(0.5, True), "meta_b2": 0.9, "warmup": 3, "select": "final", "seconds": 120.0}
+    expected |= {"clip": 2.0, "validate_every": 7, "validation_runs": 9}
+    expected |= {
+        "estimator": Members(NRES(0.5, True)),
+        "meta_b2": 0.9,
+        "warmup": 3,
+        "select": "final",
+        "seconds": 120.0,
+    }
     assert told[2] == Recipe(**expected)
     strange = tmp_path / "my problem.py"
     strange.write_text(USER_FILE)
     main(["train", "--family", str(strange)])
     assert named["name"] == "mine/my-problem"
     main(["train", "--family", family, "--coordinates", "0.5"])
+    assert told[2].estimator == Replay(0.5)
+    main(["train", "--family", family, "--coordinates", "0.5", "--optimizer", "Partition"])
     assert told[2].estimator == Replay(0.5)
     main(["train", "--family", family, "--segment", "10"])
     assert told[2].estimator == Replay(segment=10)
