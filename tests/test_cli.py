@@ -19,7 +19,7 @@ import bygrad
 from bygrad.artifacts import shipped_names
 from bygrad.cli import main
 from bygrad.experiments import EXPERIMENTS
-from bygrad.metagrads import ESTIMATORS, NRES, Backprop, Replay
+from bygrad.metagrads import ESTIMATORS, NRES, Backprop, Members, Replay
 from bygrad.optimizers import HAND_DESIGNED, LEARNED, LSTM, PAPER_BASELINES, Controller, MemoryLSTM, Scaled, Window
 from bygrad.problems import FAMILIES
 from bygrad.training import Recipe, Validated, is_begun
@@ -36,6 +36,7 @@ class Bowl(ProblemFamily):
     def loss(self, params, instance, key):
         return jnp.sum(instance * params ** 2)
 """
+BEST = Validated(0, 1.0, 1.0, True, 0.0)
 TINY = ["--horizon", "4", "--truncation", "2", "--instances", "2", "--meta-steps", "3"]
 
 
@@ -90,6 +91,11 @@ def test_list_shows_every_name(capsys):
             ["train", "--family", "quadratic", "--estimator", "NRES", "--coordinates", "1"],
             ["NRES has no --coordinates"],
         ),
+        (
+            ["train", "--optimizer", "Controller", "--coordinates", "0.25", "--family", "quadratic"],
+            ["Controller does not treat coordinates one by one", "--coordinates 0.25", "such as LSTM"],
+        ),
+        (["train", "--family", "quadratic", "--per-member"], ["needs a Mixture", "no --per-member"]),
         (["train", "--family", "quadratic", "--sigma", "1", "--robust"], ["Replay has no --sigma or --robust"]),
         (["train", "--family", "quadratic", "--seconds", "soon"], ["'soon' is not a positive duration"]),
         (
@@ -144,7 +150,7 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch, capsys):
     def carry_out(*arguments, **options):
         told[:] = arguments
         named.update(options)
-        return SimpleNamespace(best=Validated(0, 1.0, 1.0, True, 0.0))
+        return SimpleNamespace(best=BEST)
 
     monkeypatch.setattr("bygrad.experiments.train", carry_out)
     command = ["train", "--family", family, "--seed", "5"]
@@ -154,10 +160,18 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch, capsys):
     changed = {"memory": {"name": "Window", "steps": 3}, "averaged": 2, "write_heads": 1}
     command += ["--optimizer", "MemoryLSTM", "--config", json.dumps(changed), "--preprocess", "Scaled"]
     command += ["--estimator", "NRES", "--sigma", "0.5", "--robust", "--meta-b2", "0.9", "--warmup", "3"]
+    command += ["--clip", "2", "--validate-every", "7", "--validation-runs", "9", "--per-member"]
     main([*command, "--select", "final", "--seconds", "2m"])
     network = {"memory": Window(3), "averaged": 2, "write_heads": 1, "preprocess": Scaled()}
     assert eqx.tree_equal(told[0], MemoryLSTM(jax.random.key(5), **network))
-    expected |= {"estimator": NRES(0.5, True), "meta_b2": 0.9, "warmup": 3, "select": "final", "seconds": 120.0}
+    expected |= {"clip": 2.0, "validate_every": 7, "validation_runs": 9}
+    expected |= {
+        "estimator": Members(NRES(0.5, True)),
+        "meta_b2": 0.9,
+        "warmup": 3,
+        "select": "final",
+        "seconds": 120.0,
+    }
     assert told[2] == Recipe(**expected)
     strange = tmp_path / "my problem.py"
     strange.write_text(USER_FILE)
@@ -170,10 +184,24 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch, capsys):
     assert compare == ["bygrad", *wanted, "--horizon", "40", "--data", "a.npz,mnist"]
     main(["train", "--family", family, "--coordinates", "0.5"])
     assert told[2].estimator == Replay(0.5)
+    main(["train", "--family", family, "--coordinates", "0.5", "--optimizer", "Partition"])
+    assert told[2].estimator == Replay(0.5)
     main(["train", "--family", family, "--segment", "10"])
     assert told[2].estimator == Replay(segment=10)
     main(["train", "--family", family, "--estimator", "Backprop", "--second-derivatives"])
     assert told[2].estimator == Backprop(second_derivatives=True)
+
+
+def test_train_is_not_carried_out_many_times_over(family, tmp_path, monkeypatch, capsys):
+    told = []
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    monkeypatch.setattr(
+        "bygrad.experiments.train", lambda *given, **_: told.append(given) or SimpleNamespace(best=BEST)
+    )
+    command = ["train", "--family", family, "--out", str(tmp_path)]
+    assert "one of 8 processes" in refusal(command, capsys) and not told
+    main([*command, "--hosts", "none"])
+    assert len(told) == 1
 
 
 def test_train_does_not_overwrite_and_resumes_what_is_finished(trained, family, capsys):
@@ -192,6 +220,19 @@ def test_train_overwrites_nothing_where_there_is_no_checkpoint(name, family, tmp
     (out / name).write_text("mine")
     assert f"{out} already exists" in refusal(["train", "--family", family, *TINY, "--out", str(out)], capsys)
     assert [path.read_text() for path in out.rglob("*") if path.is_file()] == ["mine"]
+
+
+def test_train_begins_anew_where_nothing_was_kept(trained, family, tmp_path):
+    """In a folder where a process was killed before it wrote anything, and then one after it began its log."""
+    command, kept = ["train", "--family", family, *TINY, "--out", str(tmp_path)], tmp_path / "metatraining"
+    kept.mkdir()
+    for name, how in (("lock", []), ("log.jsonl", ["--resume"])):
+        (kept / name).touch()
+        main([*command, *how])
+        done = tmp_path / "optimizer.safetensors"
+        assert done.read_bytes() == (trained / done.name).read_bytes()
+        for path in (done, *kept.iterdir()):
+            path.unlink()
 
 
 WITHOUT_MATPLOTLIB = """
@@ -238,6 +279,9 @@ def test_evaluate_compares_and_writes(trained, family, tmp_path, capsys):
     assert set(results["optimizers"]) == {"lstm", *(name.lower() for name in PAPER_BASELINES), "lbfgs"}
     assert results["optimizers"]["adam"]["runs"] == 3
     assert results["configuration"]["family"] == {"name": "Bowl"}
+    manifest = bygrad.artifacts.load(trained / "optimizer.safetensors").manifest
+    tested = {"name": "LSTM", "config": manifest.config, "digest": manifest.digest}
+    assert results["configuration"]["optimizers"] == {"LSTM": tested}
     assert (out / "report.html").is_file()
     assert json.loads((out / "results.json").read_text())["optimizers"] == results["optimizers"]
     said = refusal(command, capsys)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bygrad._core.hosts import place_in_job
+from bygrad._core.hosts import place_in_job, refuse_to_repeat
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,26 @@ def test_what_names_no_place_is_refused(hosts, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match="COUNT,INDEX"):
         place_in_job(hosts)
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        ({}, 1),
+        ({"SLURM_NTASKS": "8"}, 1),  # a shell of salloc
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, 1),  # a batch script
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, 1),  # srun -n 1, or a shell in a step
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}, 8),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, 4),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2"}, 1),  # mpirun has its own daemons started by srun
+    ],
+)
+def test_processes_started_together_do_not_all_do_the_same(environment, count, monkeypatch):
+    for name in ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if count == 1:
+        return refuse_to_repeat()
+    with pytest.raises(ValueError, match=f"one of {count} processes .*--hosts auto.*--hosts none"):
+        refuse_to_repeat()

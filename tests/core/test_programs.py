@@ -130,6 +130,10 @@ def test_what_will_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch):
     with pytest.raises(MemoryError, match=r"\(now 16\), or keep 4 steps .*Replay\(segment=4\), --segment 4"):
         meta_train(LSTM(jax.random.key(0), (2,)), Quadratic(2), long)
     assert not list((tmp_path / "run").glob("checkpoint*"))
+    monkeypatch.setattr(loop, "bytes_available", lambda *_: 100_000)
+    many = dataclasses.replace(recipe, validation_runs=10_000)  # 5 losses of 4 bytes each
+    with pytest.raises(MemoryError, match=r"a validation, .*validation_runs \(now 10000; --validation-runs\)"):
+        meta_train(LSTM(jax.random.key(0), (2,)), Quadratic(2), many)
 
 
 def test_a_state_that_will_not_fit_is_refused_before_it_is_there(tmp_path, monkeypatch):

@@ -163,6 +163,28 @@ def test_ctrl_c_does_not_wait_for_a_validation(uninterrupted, tmp_path, monkeypa
     assert min(event.step for event in news if isinstance(event, Stepped)) == 6
 
 
+def test_ctrl_c_does_not_wait_for_the_compiler(tmp_path, monkeypatch):
+    where, over = [], threading.Event()
+
+    def compile_for_ever(*_: object) -> tuple[int, int]:
+        where.append(threading.current_thread())
+        interrupt()
+        over.wait(60)
+        return 0, 0
+
+    monkeypatch.setattr("bygrad.training.loop.bytes_of_meta_step", compile_for_ever)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        over.set()
+    # The main thread would be interrupted here as well, but not in a compiler.
+    assert where and where[0] is not threading.main_thread()
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_ends_in_the_first_validation_can_be_resumed(uninterrupted, tmp_path):
     reference, _ = uninterrupted("Nesterov")
     with pytest.raises(KeyboardInterrupt):
@@ -216,12 +238,47 @@ def test_a_full_disk_costs_what_came_after_the_last_checkpoint_and_no_more(unint
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match=r"No space left on device\).*of meta-step 5, is whole.*--resume") as caught:
         act = lambda: monkeypatch.setattr(os, "fsync", full)  # noqa: E731
         meta_train(make(), FAMILY, recipe, folder=tmp_path, watch=at(Stepped, 7, act))
+    assert caught.value.errno == errno.ENOSPC
     monkeypatch.undo()
     resumed = meta_train(make(), FAMILY, recipe, folder=tmp_path, resume=True)
     assert_same(resumed, reference, tmp_path)
+
+
+def test_what_stopped_before_its_first_checkpoint_begins_anew(uninterrupted, tmp_path, monkeypatch):
+    make, recipe = SETTINGS["Nesterov"]
+    reference, _ = uninterrupted("Nesterov")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="Nothing was kept"):
+            meta_train(make(), FAMILY, recipe, folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+    assert_same(meta_train(make(), FAMILY, recipe, folder=tmp_path, resume=True), reference, tmp_path)
+
+
+def test_one_folder_is_for_one_process(uninterrupted, tmp_path):
+    make, recipe = SETTINGS["Nesterov"]
+    reference, _ = uninterrupted("Nesterov")
+    refused = []
+
+    def meddle(event: Event) -> None:
+        if isinstance(event, Stepped) and event.step == 7:
+            for resume in (True, False):
+                with pytest.raises(FileExistsError, match=r"Another process is at work in .*--hosts auto"):
+                    meta_train(make(), FAMILY, recipe, folder=tmp_path, resume=resume)
+                refused.append(resume)
+
+    assert_same(meta_train(make(), FAMILY, recipe, folder=tmp_path, watch=meddle), reference, tmp_path)
+    assert refused == [True, False]
+    assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl", "checkpoint.safetensors"}
+    (tmp_path / "lock").touch()  # as a killed process leaves it
+    assert_same(meta_train(make(), FAMILY, recipe, folder=tmp_path, resume=True), reference, tmp_path)
 
 
 def test_what_is_finished_is_read_and_not_done_again(uninterrupted):
@@ -257,6 +314,7 @@ def test_a_folder_in_use_is_not_overwritten(uninterrupted):
 def test_there_must_be_something_to_resume(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no checkpoint in .*Start without resume"):
         meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path / "empty", resume=True)
+    assert not (tmp_path / "empty").exists()
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,22 @@ def place_in_job(hosts: str | None) -> tuple[int, int]:
     return int(match[2]), int(match[1])
 
 
+_COUNTS = "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
+"""Where Open MPI and SLURM say how many processes they have started together. SLURM_NTASKS will not do: the one process
+of a batch script, or of a shell of `salloc`, has the count of the whole job there."""
+
+
+def refuse_to_repeat() -> None:
+    """**Raises:** `ValueError` where this process is one of several that would all do the same."""
+    count = int(next((os.environ[name] for name in _COUNTS if name in os.environ), 1))
+    if count > 1:
+        raise ValueError(
+            f"This is one of {count} processes that SLURM (srun) or Open MPI (mpirun) has started together, and without"
+            " --hosts each would train the same. Let them share one meta-training: --hosts auto. If each is to train"
+            " something of its own, in another folder: --hosts none."
+        )
+
+
 def join(hosts: str, timeout: int = 300) -> None:
     """Join the processes of a job, before JAX has computed anything.
 

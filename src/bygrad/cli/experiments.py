@@ -98,6 +98,11 @@ def train(
     meta_learning_rate: Annotated[float, arg(help="Adam's, at the start; falls to 0 along a cosine.")] = 5e-3,
     meta_b2: Annotated[float, arg(help="Decay of its second moment; 0.99 for evolution strategies.")] = 0.999,
     warmup: Annotated[int, arg(help="Meta-steps over which the meta-learning-rate rises.")] = 0,
+    clip: Annotated[float, arg(help="Largest norm of the meta-gradient.")] = 0.1,
+    validate_every: Annotated[
+        int | None, arg(help="Meta-steps between validations; if not given, a twentieth of all meta-steps.")
+    ] = None,
+    validation_runs: Annotated[int, arg(help="Held-out instances of a validation.")] = 16,
     select: Annotated[
         Literal["area", "final"], arg(help="What the kept optimizer is best in: losses over a run, or at its end.")
     ] = "area",
@@ -118,6 +123,9 @@ def train(
         arg(help="For evolution strategies and Blend: how far meta-parameters are varied; if not given, 0.02."),
     ] = None,
     robust: Annotated[bool, arg(help="For evolution strategies: let no run that diverges decide a meta-step.")] = False,
+    per_member: Annotated[
+        bool, arg(help="For a Mixture: estimate the meta-gradient of each member apart, so that each counts alike.")
+    ] = False,
     out: Folder = None,
     resume: Resume = False,
     seed: Seed = 0,
@@ -127,8 +135,7 @@ def train(
     """Learn an optimizer for a family of problems, on all devices of this machine, or of several (--hosts)."""
     label = label_of(family)
     folder = out or Path("runs") / f"train-{label}"
-    if hosts is not None:
-        join_job(hosts, folder)  # before JAX computes anything
+    join_job(hosts, folder)  # before JAX computes anything
 
     import jax
 
@@ -136,7 +143,7 @@ def train(
     from ..artifacts import own_name
     from ..experiments import refuse_used
     from ..experiments import train as carry_out
-    from ..metagrads import ESTIMATORS
+    from ..metagrads import ESTIMATORS, Members
     from ..optimizers import PREPROCESSORS
     from ..problems import find_family
     from ..training import Recipe
@@ -158,15 +165,22 @@ def train(
     }
     estimates = known(ESTIMATORS, estimator, "estimator")
     fields = [field.name for field in dataclasses.fields(estimates)]
+    estimates = estimates(**_fitting(settings, estimator, fields, "--estimator, such as Replay or NRES"))
+    if coordinates is not None and coordinates < 1 and not _is_coordinatewise(untrained):
+        raise ValueError(
+            f"{optimizer} does not treat coordinates one by one, so all of them would be replayed in spite of"
+            f" --coordinates {coordinates}. Leave the option out, or choose another --optimizer, such as LSTM."
+        )
     recipe = Recipe(
         horizon=horizon,
         truncation=truncation,
         instances=instances,
         meta_steps=meta_steps,
         meta_learning_rate=meta_learning_rate,
-        clip=0.1,
-        estimator=estimates(**_fitting(settings, estimator, fields, "--estimator, such as Replay or NRES")),
-        validate_every=max(1, meta_steps // 20),
+        clip=clip,
+        estimator=Members(estimates) if per_member else estimates,
+        validate_every=max(1, meta_steps // 20) if validate_every is None else validate_every,
+        validation_runs=validation_runs,
         final_window=max(1, horizon // 20),
         select=select,
         seed=seed,
@@ -211,6 +225,15 @@ def _build(name: str, options: dict[str, Any], config: str | None, seed: int) ->
             f"{name} cannot have the configuration {config or given} ({error}), so there is nothing to train. Give JSON"
             f" with names and values like its own: {json.dumps(own)}."
         ) from error
+
+
+def _is_coordinatewise(optimizer: Any) -> bool:
+    """Whether an optimizer, or a part of it, treats coordinates one by one, so that some of them can be replayed."""
+    from ..optimizers import Coordinatewise, Partition
+
+    if isinstance(optimizer, Partition):
+        return any(map(_is_coordinatewise, optimizer.parts.values()))
+    return isinstance(optimizer, Coordinatewise)
 
 
 def _fitting(options: dict[str, Any], name: str, has: Collection[str], others: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
-from .._core.hosts import LastWords, join, parse_hosts
+from .._core.hosts import LastWords, join, parse_hosts, refuse_to_repeat
 
 _last_words: LastWords | None = None
 """Of this process, where it belongs to a job of several."""
@@ -17,9 +17,13 @@ def in_job() -> bool:
     return _last_words is not None
 
 
-def join_job(hosts: str, folder: Path) -> None:
-    """Join the job that `hosts` describes; `folder` is where it can be resumed from."""
+def join_job(hosts: str | None, folder: Path) -> None:
+    """Join the job that `hosts` describes, if it is not `none`; `folder` is where it can be resumed from."""
     global _last_words
+    if hosts is None:
+        refuse_to_repeat()
+    if hosts is None or hosts == "none":
+        return
     parse_hosts(hosts)
     _last_words = LastWords(
         "bygrad: this process ended in the middle of its work: it was killed, or the runtime ended it because another"

@@ -27,7 +27,7 @@ Hosts = Annotated[
     str | None,
     arg(
         help="Place in a job of several processes: auto (SLURM, Open MPI, Kubernetes, TPU), or where process 0 listens,"
-        " how many there are and which one this is, from 0.",
+        " how many there are and which one this is, from 0; none: alone, whoever has started it.",
         metavar="ADDRESS:PORT,COUNT,INDEX",
     ),
 ]

@@ -17,7 +17,7 @@ from ..artifacts import SCHEMA, SOLVER, Artifact, ArtifactError, Manifest, Step,
 from ..artifacts import load as load_artifact
 from ..artifacts import save as save_artifact
 from ..artifacts.trajectory import TOLERANCE
-from ..optimizers import LEARNED, Optimizer, Portable, from_portable, to_portable
+from ..optimizers import LEARNED, Learned, Optimizer, Portable, from_portable, to_portable
 
 
 def load(name: str | os.PathLike[str]) -> Optimizer:
@@ -88,6 +88,15 @@ def export(
         ) from error
     save_artifact(Path(path), artifact)
     return artifact
+
+
+def identify(optimizer: Optimizer) -> dict[str, Any]:
+    """Say which optimizer this is: its class, and of a learned one the configuration and the digest of its artifact."""
+    if not isinstance(optimizer, Learned):
+        return {"name": type(optimizer).__name__}
+    name, config, features, tensors = to_portable(optimizer)
+    manifest = Manifest(name="any", optimizer=name, config=config, features=features, tensors=describe(tensors))
+    return {"name": name, "config": manifest.config, "digest": manifest.digest}
 
 
 def refuse_solver(given: Any) -> None:

@@ -18,11 +18,12 @@ from jaxtyping import PyTree
 
 from .._core.files import write_text_atomically
 from .._core.programs import Program
-from ..deploy.jax import export, load, versions
+from ..deploy.jax import export, identify, load, versions
 from ..evaluation import CONVENTION, Protocol, Tuning, compare, strict_json, tune_baselines
 from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
 from ..training import Log, MetaTrained, Recipe, RolledBack, Stepped, Validated, describe, from_lead, meet, meta_train
+from ..training.loop import LOCK
 from ..unroll import Inner, begin, rollout
 from .display import Display
 
@@ -64,11 +65,12 @@ def train(
 
 
 def refuse_used(folder: Path, *, resumable: bool = True) -> None:
-    """Raise `FileExistsError` if there is a file in the folder. In a job of several processes, process 0 looks.
+    """Raise `FileExistsError` if there is a file in the folder, but for the lock of a process that was killed before it
+    wrote any. In a job of several processes, process 0 looks.
 
     **Arguments:** `resumable`: whether the command that is refused can go on with what is there.
     """
-    used = from_lead(lambda: str(any(path.is_file() for path in folder.rglob("*"))).encode())
+    used = from_lead(lambda: str(any(path.is_file() and path.name != LOCK for path in folder.rglob("*"))).encode())
     if used == b"True":
         remedy = "Go on with it (--resume) or choose" if resumable else "Choose"
         raise FileExistsError(
@@ -170,6 +172,8 @@ def evaluate(
     interrupted evaluation has; it takes up what comes.
     """
     check_family(family, jax.random.key(protocol.seed))
+    configuration = {"family": describe_family(family), "protocol": dataclasses.asdict(protocol)}
+    configuration["optimizers"] = {name: identify(optimizer) for name, optimizer in learned.items()}
     whole, started, tuning = not kept, time.perf_counter(), None
     if tunings is None:
         tunings = tune_baselines(tuning_family, protocol, baselines, display.phase)
@@ -186,7 +190,7 @@ def evaluate(
         "seed": protocol.seed,
         "optimizers": optimizers,
         "meta_training": None,
-        "configuration": {"family": describe_family(family), "protocol": dataclasses.asdict(protocol)},
+        "configuration": configuration,
         "versions": versions(),
         "machine": machine(),
         "command": command,

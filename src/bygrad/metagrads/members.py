@@ -80,6 +80,6 @@ def _parts(windows: Windows) -> list[Windows]:
     if not isinstance(windows.family, Mixture):
         raise TypeError(
             f"Members needs a Mixture, but the family is {type(windows.family).__name__}, which has no members. Use the"
-            " estimator that is inside it directly."
+            " estimator that is inside it directly (on the command line: no --per-member)."
         )
     return [dataclasses.replace(windows, family=member) for member in windows.family.members]

@@ -38,7 +38,7 @@ def refuse_what_cannot_fit(
     remedies: dict[Part, str] = {
         "the inner problems": instances,
         "a meta-step": f"{instances}, truncation (now {recipe.truncation}){_of_segments(recipe, inner)}",
-        "a validation": f"validation_runs (now {recipe.validation_runs})",
+        "a validation": f"validation_runs (now {recipe.validation_runs}; --validation-runs)",
     }
     for part, more in needs.items():
         if more > available:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import signal
 import time
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, Shaped
 
+from .._core.files import locked
 from .._core.hosts import LostProcessError, first_line
 from .._core.memory import bytes_available
 from .._core.threads import in_thread
@@ -35,8 +37,12 @@ MAX_ROLLBACKS = 10
 """After so many returns to a good state, going on is hopeless: the meta-learning-rate is then 1,000 times smaller."""
 MEASURES = ("area", "final")
 """What a validation gives, in the order in which a `Learner` keeps scores."""
-CHECKPOINT, BEFORE = "checkpoint.safetensors", "before"
-"""In the folder of a meta-training: its checkpoint, and the folder of what was carried out before it."""
+CHECKPOINT, LOG, BEFORE = "checkpoint.safetensors", "log.jsonl", "before"
+"""In the folder of a meta-training: its checkpoint, its log, and the folder of what was carried out before it."""
+LOCK = "lock"
+"""Beside them while a process is at work there; what a killed one leaves holds nobody up."""
+FULL = errno.ENOSPC, errno.EDQUOT
+"""What the system says where a disk is full, or the user's share of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +67,9 @@ def meta_train(
 
     **Arguments:** `folder`: where to keep the checkpoint and the log (`log.jsonl`); without one nothing is written.
     `resume`: go on from the folder's checkpoint, to the same result, bit for bit on the same machine, as if there had
-    been no interruption; where the family's file or data changed in between, that is warned of. `watch`: is called with
-    every event; without, what is to be warned of is a Python warning.
+    been no interruption; where the family's file or data changed in between, that is warned of, and what stopped before
+    its first checkpoint begins anew. `watch`: is called with every event; without, what is to be warned of is a Python
+    warning.
 
     All devices are used, and where the program runs as several processes (`jax.distributed.initialize`, before
     anything else), those of all processes; each must make the same call. The instances are divided among them; the
@@ -72,7 +79,8 @@ def meta_train(
     **Returns:** the optimizer that validated best, with the log.
 
     **Raises:** `TypeError`, `ValueError`: the family or the recipe cannot work (before anything is trained).
-    `FileExistsError`: the folder holds a meta-training and `resume` is off. `CheckpointError`: the checkpoint does not
+    `FileExistsError`: the folder holds a meta-training and `resume` is off, or another process is at work in it.
+    `OSError`: the disk is full; the folder holds the last checkpoint. `CheckpointError`: the checkpoint does not
     fit. `KeyboardInterrupt`: after Ctrl-C, when everything is saved. `FloatingPointError`: meta-training is not finite
     whatever the meta-learning-rate; the best optimizer so far is in the checkpoint. `LostProcessError`: another process
     is gone; the folder holds the last checkpoint.
@@ -82,13 +90,15 @@ def meta_train(
     recipe = Recipe() if recipe is None else recipe
     check_family(family, jax.random.key(recipe.seed))
     folder = None if folder is None else Path(folder)
-    if recipe.before is not None and not (resume and _has_checkpoint(folder)):
+    if recipe.before is not None and not (resume and _has(folder, CHECKPOINT)):
         _MetaTraining(optimizer, family, recipe, None, None)  # refuses what cannot work before hours were spent on it
-        if _has_checkpoint(folder):
+        if _has(folder, CHECKPOINT):
             raise _in_the_way(folder)
         first = dataclasses.replace(recipe.before, seed=recipe.seed)
         place = None if folder is None else folder / BEFORE
         optimizer = meta_train(optimizer, family, first, folder=place, resume=resume, watch=watch).optimizer
+        resume = False
+    elif resume and _has(folder, LOG) and not _has(folder, CHECKPOINT):
         resume = False
     return _MetaTraining(optimizer, family, recipe, folder, watch).run(resume)
 
@@ -111,9 +121,9 @@ def _in_the_way(folder: Path | None) -> FileExistsError:
     )
 
 
-def _has_checkpoint(folder: Path | None) -> bool:
-    """Whether there is a checkpoint; the lead looks, for all."""
-    found = folder is not None and (folder / CHECKPOINT).exists()
+def _has(folder: Path | None, name: str) -> bool:
+    """Whether there is a file of this name; the lead looks, for all."""
+    found = folder is not None and (folder / name).exists()
     return from_lead(lambda: str(found).encode()) == b"True"
 
 
@@ -160,7 +170,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
             (windows, Pace.of(recipe), optimizer, train_key, validation_keys(recipe))
         )
         self.constant = (self.windows, recipe.estimator, pace, self.devices)
-        self.log = Log(folder / "log.jsonl" if folder is not None and self.devices.lead else None)
+        self.log = Log(folder / LOG if folder is not None and self.devices.lead else None)
         self.saved: int | None = None
         self.seconds_before, self.started = 0.0, time.perf_counter()
 
@@ -179,7 +189,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
 
     def run(self, resume: bool) -> MetaTrained[AnyOptimizer]:
         try:
-            return self._run(resume)
+            with _alone(self.folder, resume):
+                return self._run(resume)
         except jax.errors.JaxRuntimeError as error:
             if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
                 raise
@@ -187,15 +198,21 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 f"Meta-training stopped: another of its {jax.process_count()} processes ended or cannot be reached"
                 f" ({first_line(error)}), and no meta-step can be taken without its instances. {self._kept()}"
             ) from error
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            text = f"Meta-training stopped, as what it keeps could not be written ({error.strerror}). Make room first."
+            raise OSError(error.errno, f"{text} {self._kept()}") from error
 
     def _kept(self) -> str:
         if self.folder is None:
             return "Nothing was kept, as no folder was given: start again."
         if self.saved is None:
-            return "Nothing was kept, as no checkpoint had been written yet: start again."
+            return "Nothing was kept, as no checkpoint had been written yet: start again (here with --resume)."
+        where = " on the machine of process 0" if jax.process_count() > 1 else ""
         return (
-            f"The last checkpoint, of meta-step {self.saved}, is in {self.folder} on the machine of process 0. Go on"
-            " with it (resume=True, --resume), on any number of devices and processes."
+            f"The last checkpoint, of meta-step {self.saved}, is whole and in {self.folder}{where}. Go on with it"
+            " (resume=True, --resume), on any number of devices and processes."
         )
 
     def _run(self, resume: bool) -> MetaTrained[AnyOptimizer]:
@@ -226,7 +243,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
             self.watch(event)
 
     def _fresh(self) -> Learner:
-        if _has_checkpoint(self.folder):
+        if _has(self.folder, CHECKPOINT):
             raise _in_the_way(self.folder)
         rest = self._rest
         self._afford({"the inner problems": begin.bytes_more(self.optimizer, *rest)})
@@ -342,10 +359,14 @@ class _MetaTraining(Generic[AnyOptimizer]):
         """Compile everything and say how much memory it will take; refuse what cannot fit before anything is lost."""
         started = time.perf_counter()
         validation = self._validation(learner)
-        needs: dict[advice.Part, tuple[int, int]] = {
-            "a meta-step": bytes_of_meta_step(self.constant, learner),
-            "a validation": (curves.bytes_needed(*validation), curves.bytes_more(*validation)),
-        }
+
+        def compiled() -> dict[advice.Part, tuple[int, int]]:
+            return {
+                "a meta-step": bytes_of_meta_step(self.constant, learner),
+                "a validation": (curves.bytes_needed(*validation), curves.bytes_more(*validation)),
+            }
+
+        needs = in_thread(compiled)
         compile_seconds = time.perf_counter() - started
         available = self._afford({part: more for part, (_, more) in needs.items()}, learner.inner)
         sizes = needs["a meta-step"][0], needs["a validation"][0], available
@@ -410,6 +431,34 @@ class _MetaTraining(Generic[AnyOptimizer]):
         at = MEASURES.index(self.recipe.select)
         before, after = float(learner.start_scores[at]), float(learner.best_scores[1 + at])
         return advice.of_what_was_learned(self.recipe.select, before, after)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path | None, resume: bool) -> Iterator[None]:
+    """Keep the processes of other jobs out of a folder. **Raises:** `FileExistsError` if one is at work there."""
+    with contextlib.ExitStack() as held:
+
+        def leave(folder: Path) -> None:
+            (folder / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is not empty, most often
+                folder.rmdir()
+
+        def taken(folder: Path) -> bool:
+            if resume and not folder.exists():  # there is nothing to resume, which is said later, nor to keep out of
+                return False
+            try:
+                held.enter_context(locked(folder / LOCK))
+            except BlockingIOError:
+                return True
+            held.callback(leave, folder)
+            return False
+
+        if folder is not None and from_lead(lambda: str(taken(folder)).encode()) == b"True":
+            raise FileExistsError(
+                f"Another process is at work in {folder}, so both would write its log and its checkpoint. Wait for it,"
+                " choose another folder, or let all processes of a job share one meta-training (--hosts auto)."
+            )
+        yield
 
 
 @contextlib.contextmanager
