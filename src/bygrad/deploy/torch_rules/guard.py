@@ -120,7 +120,9 @@ class Guard(Rule, Scheduled):
             moved = _steps(self.learned, shown, learned, params, value, rates)
             intact = _sound(moved, learned, params)
             if not intact:
-                learned = [self.learned.start(param) for param in params]
+                # Afresh, but in the run that it is in.
+                starts = [self.learned.start(param) for param in params]
+                learned = [{**it, **_horizon(memory)} for it, memory in zip(starts, learned, strict=True)]
             for state, memory in zip(states, learned, strict=True):
                 state |= _named(_LEARNED, memory)
             ours = (moved if intact else theirs) if finite else ours
@@ -211,6 +213,10 @@ class Guard(Rule, Scheduled):
         size, counts = sum(param.numel() for param in params), self.counts
         border, counts.strange = self.envelope.watch(grads, size, counts.steps, counts.strange, counts.outside > 0)
         return border
+
+
+def _horizon(state: TensorState) -> TensorState:
+    return {name: entry for name, entry in state.items() if name == "horizon"}
 
 
 def _named(prefix: str, state: TensorState) -> TensorState:
