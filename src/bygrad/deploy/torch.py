@@ -42,7 +42,7 @@ class LearnedOptimizer(Optimizer):
     then the optimizer moves the params only while it shows that it is better, inside what its artifact says that it was
     trained on (`Guard`, `Envelope`). Or a function from the bare rule to the guarded one, to choose how. A guard needs
     the loss of every step, from `step(closure)` or `step(value=loss)`; `lr` multiplies the fallback's steps as well.
-    Call `settle()` when the run ends. Processes that train one model together must give it the same loss.
+    Call `settle()` when the run ends. The losses of processes that train one model together are averaged.
 
     **Raises:** `ArtifactError` as `bygrad.artifacts.load` does, and by name for a rule that PyTorch does not have:
     there are `LSTM` and `Controller`; `TypeError` for params that are not floating-point, and for a `guard` that is
@@ -187,9 +187,9 @@ class LearnedOptimizer(Optimizer):
             if steps == _FIRST and 0 < self._largest_lr < _SMALL:
                 told = f"was at most {self._largest_lr:g} in the first {_FIRST} steps"
                 warnings.warn(_SMALL_RATE.format(told), stacklevel=4)
-        ends = [self._own_horizon if (own := group.get("horizon")) is None else own for group in self.param_groups]
-        if None not in ends and steps == max(ends) + 1:
-            warnings.warn(_PAST.format(max(ends)), stacklevel=4)
+        end = max(group.get("horizon") or self._own_horizon or 0 for group in self.param_groups)
+        if end and steps == end + 1:
+            warnings.warn(_PAST.format(end), stacklevel=4)
 
     @property
     def _own_horizon(self) -> int | None:
