@@ -124,20 +124,20 @@ class Slope(ProblemFamily):
         return ()
 
     def init(self, instance, key):
-        return {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
+        return {"a": jnp.zeros(3), "b": jnp.zeros((2, 3))}
 
     def loss(self, params, instance, key):
         return 0.25 * sum(jnp.sum(leaf) for leaf in params.values())
 
 
 def test_what_it_was_trained_on_gives_a_guard_its_limits(tmp_path):
-    """Seven params, whose gradients are all the same."""
+    """Nine params, whose gradients are all the same."""
     optimizer = LSTM(jax.random.key(0), (3,))
     training = bygrad.trained_on(optimizer, Slope(), bygrad.Recipe(horizon=5))
     path = tmp_path / "it.safetensors"
     bygrad.export(optimizer, path, name="test/one", training=training, validation={})
     envelope = bygrad.Envelope.from_training(load_artifact(path).manifest.training)
-    assert (envelope.parameter_count, envelope.gradient_scale, envelope.horizon) == (7, (0.25, 0.25), 5)
+    assert (envelope.parameter_count, envelope.gradient_scale, envelope.horizon) == (9, (0.25, 0.25), 5)
     assert "Slope" in str(training["family"])
 
 
