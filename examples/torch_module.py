@@ -45,12 +45,16 @@ def start(seed):
 
 meta_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 recipe = bygrad.Recipe(horizon=60, instances=4, meta_steps=meta_steps, validate_every=max(1, meta_steps // 5))
-trained = bygrad.meta_train(bygrad.LSTM(jax.random.key(0)), bygrad.Oracle(value_and_grad, start), recipe)
+family = bygrad.Oracle(value_and_grad, start)
+trained = bygrad.meta_train(bygrad.LSTM(jax.random.key(0)), family, recipe)
 print(f"area under the loss on held-out networks: {trained.best.area:.2f}, after {trained.best.step} meta-steps")
 
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "circle.safetensors"
-    bygrad.export(trained.optimizer, path, name="mine/circle", training={}, validation={"area": trained.best.area})
+    training = bygrad.trained_on(trained.optimizer, family, recipe)  # so that a guard would know its limits
+    bygrad.export(
+        trained.optimizer, path, name="mine/circle", training=training, validation={"area": trained.best.area}
+    )
     fresh = network(1000)
     optimizer = LearnedOptimizer(fresh.parameters(), path)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .evaluation import compare as compare
     from .evaluation import tune_baselines as tune_baselines
     from .experiments import specialize as specialize
+    from .experiments import trained_on as trained_on
     from .metagrads import NRES as NRES
     from .metagrads import Backprop as Backprop
     from .metagrads import Replay as Replay
@@ -45,6 +46,7 @@ _HOMES = {
     "compare": "evaluation",
     "tune_baselines": "evaluation",
     "specialize": "experiments",
+    "trained_on": "experiments",
     "Backprop": "metagrads",
     "NRES": "metagrads",
     "Replay": "metagrads",

@@ -13,6 +13,7 @@ from bygrad.artifacts import Artifact, ArtifactError, shipped_names
 from bygrad.artifacts import load as load_artifact
 from bygrad.artifacts import save as save_artifact
 from bygrad.optimizers import LEARNED, LSTM, Adam, Optimizer, Preprocessor, Scaled
+from bygrad.problems import ProblemFamily
 
 pytestmark = pytest.mark.core
 
@@ -116,6 +117,28 @@ def test_what_is_said_of_the_training_may_be_anything(training, tmp_path):
     state = bygrad.deploy.optax(tmp_path / "one.safetensors", guard=Adam()).init(jnp.ones(3))
     envelope = state.optimizer.envelope
     assert envelope.horizon is envelope.gradient_scale is None
+
+
+class Slope(ProblemFamily):
+    def sample(self, key):
+        return ()
+
+    def init(self, instance, key):
+        return {"a": jnp.zeros(3), "b": jnp.zeros((2, 3))}
+
+    def loss(self, params, instance, key):
+        return 0.25 * sum(jnp.sum(leaf) for leaf in params.values())
+
+
+def test_what_it_was_trained_on_gives_a_guard_its_limits(tmp_path):
+    """Nine params, whose gradients are all the same."""
+    optimizer = LSTM(jax.random.key(0), (3,))
+    training = bygrad.trained_on(optimizer, Slope(), bygrad.Recipe(horizon=5))
+    path = tmp_path / "it.safetensors"
+    bygrad.export(optimizer, path, name="test/one", training=training, validation={})
+    envelope = bygrad.Envelope.from_training(load_artifact(path).manifest.training)
+    assert (envelope.parameter_count, envelope.gradient_scale, envelope.horizon) == (9, (0.25, 0.25), 5)
+    assert "Slope" in str(training["family"])
 
 
 def test_only_learned_optimizers_are_exported(tmp_path):

@@ -24,6 +24,7 @@ from bygrad.optimizers import LEARNED, LSTM, Optimizer, Scaled, controller, decl
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'bygrad[torch]'")
 
 from bygrad.deploy.torch import Adam as TorchAdam  # noqa: E402
+from bygrad.deploy.torch import Guard as TorchGuard  # noqa: E402
 from bygrad.deploy.torch import LearnedOptimizer  # noqa: E402
 from bygrad.deploy.torch_rules import RULES  # noqa: E402
 from bygrad.deploy.torch_rules import base as rules_base  # noqa: E402
@@ -262,6 +263,59 @@ def test_a_run_cannot_be_made_longer_in_its_middle(artifacts):
         longer = LearnedOptimizer(params, artifacts["Controller"], horizon=5_000, guard=guard)
         with pytest.raises(ValueError, match=r"in a run of 100 steps, and this optimizer was made for 5000"):
             longer.load_state_dict(optimizer.state_dict())
+
+
+def test_a_run_beyond_its_horizon_is_remarked_on_once_also_if_it_was_resumed(artifacts, recwarn):
+    start, *trees = draw(11, 7)
+    for guard in (None, TorchAdam(1e-2)):
+        params = tensors(start)
+        optimizer = LearnedOptimizer(params, artifacts["Controller"], horizon=4, guard=guard)
+        optimizer.add_param_group({"params": tensors([np.ones(3)]), "horizon": 2})  # over before: that is no mistake
+        for step, grads in enumerate(trees):
+            if step == 2 and guard is None:
+                saved, optimizer = optimizer.state_dict(), LearnedOptimizer(params, artifacts["Controller"], horizon=4)
+                optimizer.add_param_group({"params": tensors([np.ones(3)]), "horizon": 2})
+                optimizer.load_state_dict(saved)
+            recwarn.clear()
+            set_grads(params, grads)
+            optimizer.step(value=1.0)
+            told = [str(it.message) for it in recwarn]
+            assert len(told) == (step == 4), (step, told)
+            assert all("has passed its horizon of 4 steps" in it for it in told)
+
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["bare", "guarded"])
+def test_a_group_that_joins_later_has_its_own_horizon(guarded, artifacts):
+    """Its params take the steps of a run of that length."""
+
+    def optimizer(params: Any, horizon: int) -> Any:
+        guard = (lambda rule: TorchGuard(rule, TorchAdam(1e-2), share=0.0)) if guarded else None
+        return LearnedOptimizer(params, artifacts["Controller"], horizon=horizon, guard=guard)
+
+    start, *trees = draw(13, 6)
+    early, late, alone = tensors(start), tensors(start), tensors(start)
+    both = optimizer([{"params": early}], 6)
+    run(both, early, trees[:3])
+    for param in early:
+        param.grad = None
+    both.add_param_group({"params": late, "horizon": 3})
+    run(both, late, trees[3:])
+    run(optimizer(alone, 3), alone, trees[3:])
+    assert all(map(torch.equal, late, alone))
+    # A resumed run has the horizons that it started with.
+    again = optimizer([{"params": tensors(start)}, {"params": tensors(start), "horizon": 3}], 6)
+    again.load_state_dict(both.state_dict())
+    other = optimizer([{"params": tensors(start)}, {"params": tensors(start), "horizon": 5}], 6)
+    with pytest.raises(ValueError, match=r"in a run of 3 steps, and this optimizer was made for 5"):
+        other.load_state_dict(both.state_dict())
+    with pytest.raises(ValueError, match="The horizon is 0"):
+        both.add_param_group({"params": tensors(start), "horizon": 0})
+    if guarded:  # where the rule starts afresh, its run is as long as before
+        theta, name = both._rule.learned._tensors, "learned/horizon"
+        theta["head_bias"] = theta["head_bias"] * float("nan")
+        both._rule.learned._constants.clear()
+        run(both, late, trees[:1])
+        assert both.report()["replaced"] == 1 and {int(both.state[param][name]) for param in late} == {3}
 
 
 @pytest.mark.parametrize("name", ["LSTM", "Controller"])
@@ -509,6 +563,22 @@ def test_params_of_other_dtypes_are_refused(dtype, message, small):
         LearnedOptimizer([torch.ones(2, dtype=getattr(torch, dtype))], small)
 
 
+def test_params_that_are_divided_over_processes_are_refused(small, tmp_path):
+    distributed = pytest.importorskip("torch.distributed.tensor").distribute_tensor
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        param = torch.nn.Parameter(distributed(torch.ones(4), mesh))
+        optimizer = LearnedOptimizer([torch.ones(2, requires_grad=True)], small)
+        with pytest.raises(
+            TypeError, match=r"of shape \[4\] is a DTensor.*DistributedDataParallel in place of fully_sh"
+        ):
+            optimizer.add_param_group({"params": [param]})
+        assert len(optimizer.param_groups) == 1
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_sparse_gradients_are_refused(small):
     table = torch.nn.Embedding(4, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()
@@ -522,8 +592,36 @@ def test_a_negative_lr_is_refused_and_one_of_adam_remarked_on(small):
         LearnedOptimizer([param], small, lr=-1.0)
     with pytest.raises(ValueError, match="lr is -3"):
         LearnedOptimizer([{"params": [param], "lr": -3.0}], small)
-    with pytest.warns(UserWarning, match="lr is 0.001, which multiplies"):
+    with pytest.warns(UserWarning, match="lr is 0.001: it multiplies"):
         LearnedOptimizer([param], small, lr=1e-3)
+    optimizer = LearnedOptimizer([param], small)
+    with pytest.warns(UserWarning, match="lr is 0.0003: it multiplies"):
+        optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)], "lr": 3e-4})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        (
+            lambda it: torch.optim.lr_scheduler.OneCycleLR(it, 3e-3, 300, cycle_momentum=False),
+            "lr was at most 0.003 in",
+        ),
+        (lambda it: torch.optim.lr_scheduler.LambdaLR(it, lambda step: (step + 1) / 5_100), "lr was at most 0.0196"),
+        (lambda it: torch.optim.lr_scheduler.LambdaLR(it, lambda step: (step + 1) / 4_900), None),  # a warm-up
+        (lambda it: torch.optim.lr_scheduler.CosineAnnealingLR(it, T_max=100), None),
+    ],
+    ids=["OneCycleLR", "slow warm-up", "warm-up", "CosineAnnealingLR"],
+)
+def test_a_scheduler_with_rates_of_adam_is_remarked_on_once(schedule, told, small, recwarn):
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = LearnedOptimizer([weight], small)
+    scheduler = schedule(optimizer)
+    for step in range(150):
+        weight.grad = torch.ones(3)
+        optimizer.step()
+        scheduler.step()
+        assert len(recwarn) == (told is not None and step >= 99), step
+    assert told is None or told in str(recwarn[0].message)
 
 
 @pytest.mark.parametrize("setting", [{"weight_decay": 0.5}, {"maximize": True}, {"horizon": 10}])

@@ -3,6 +3,9 @@
 import copy
 import io
 import itertools
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -361,8 +364,66 @@ def test_an_envelope_refuses_and_warns_as_told(artifact):
     with pytest.warns(UserWarning, match="longer than those") as caught:
         run("warn")
     assert len(caught) == 1
+    with pytest.warns(UserWarning, match="longer than those.* There the fallback alone moves the params") as caught:
+        run("fall back")
+    assert len(caught) == 1
     envelope = LearnedOptimizer(parameters(), artifact, guard=Adam())._rule.envelope
     assert envelope.horizon == artifact.manifest.training["recipe"]["horizon"]
+
+
+@pytest.mark.parametrize(
+    ("horizon", "until", "window", "trials"), [(5_000, 100, 10, 1), (5_200, 100, 10, 0), (500, 100, 60, 1)]
+)
+def test_it_says_whether_any_trial_fits_what_the_envelope_allows(horizon, until, window, trials, artifact):
+    """A tenth of a tenth of the run for each part of the first one, and no more than a twentieth."""
+    params, envelope = parameters(), Envelope(horizon=until)
+    told = "and nothing is tried that would not" if trials else "no trial of such a run would be over by then"
+    with pytest.warns(UserWarning, match=f"{horizon:,} steps, but .* on runs of {until}: .*{told}"):
+        optimizer = guarded(artifact, params, InTorch(0.0), horizon=horizon, envelope=envelope, window=window)
+    with pytest.warns(UserWarning, match=f"{horizon:,} steps, but .* on runs of {until}: .*{told}"):
+        bounds = bygrad.Envelope(horizon=until)
+        bygrad.Guard(bygrad.Adam(0.1), envelope=bounds, window=window).declare(horizon)
+    for _ in range(until):
+        advance(optimizer, params, Descent())
+    assert optimizer.report()["trials"] == trials
+
+
+TOGETHER = """
+import json, sys, torch
+from bygrad.deploy.torch import Adam, Guard, LearnedOptimizer, Rule
+
+class Half(Rule):
+    feature_version = 1
+    def __init__(self): ...
+    def start(self, param): return {}
+    def step(self, grads, states, params, value=None): return [-0.5 * grad for grad in grads]
+
+def run(drift, **options):
+    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = LearnedOptimizer([weight], "paper/quadratic", guard=lambda _: Guard(Half(), Adam(0.01), **options))
+    for step in range(40):
+        weight.grad = weight.detach().clone()
+        optimizer.step(value=0.5 * weight.grad.square().sum() + drift * step)
+    return weight.tolist(), optimizer.report()
+
+rank, runs = int(sys.argv[1]), {"alone": run(0.0)}
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+drift = 0.125 if rank else -0.125
+runs |= {"together": run(drift), "apart": run(drift, together=False)}
+print(json.dumps(runs))
+"""
+
+
+def test_processes_that_train_one_model_decide_alike_by_the_mean_of_their_losses(tmp_path):
+    """One sees losses that rise, and the other losses that fall: their mean is what a single process would see."""
+    commands = [[sys.executable, "-c", TOGETHER, str(rank), str(tmp_path / "meet")] for rank in range(2)]
+    started = [subprocess.Popen(it, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for it in commands]
+    said = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    first, second = (json.loads(out) for out, _ in said)
+    assert first["alone"][1]["won"] == 1
+    assert first["together"] == second["together"] == first["alone"]
+    assert first["apart"][1]["won"] != second["apart"][1]["won"]
 
 
 def test_the_constants_are_those_of_jax():

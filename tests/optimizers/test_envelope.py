@@ -51,7 +51,8 @@ def test_gradients_of_strange_sizes_are_handed_over_once_there_are_many():
 
 
 def test_too_many_params_are_handed_over_or_refused_or_warned_of():
-    sizes, report = updates(Envelope(parameter_count=8), [0.1], jnp.ones(100))
+    with pytest.warns(UserWarning, match="far more or far fewer params.* There the fallback alone moves the params"):
+        sizes, report = updates(Envelope(parameter_count=8), [0.1], jnp.ones(100))
     assert sizes == pytest.approx([0.5]) and report["envelope"].startswith("There are far more or far fewer")
     with pytest.raises(ValueError, match=r"has 100 params.*trained on 8.*nothing is known.*Train one for this size"):
         updates(Envelope(parameter_count=8, action="refuse"), [0.1], jnp.ones(100))

@@ -182,7 +182,7 @@ def test_with_a_horizon_all_trials_together_keep_to_the_share_of_it(name, horizo
 def test_no_trial_begins_that_the_envelope_would_end():
     """A trial of a run of 10,000 steps takes 2 times 100, more than the learned optimizer was trained for."""
     guard = Guard(SGD(0.5), SGD(1e-3), envelope=Envelope(horizon=100))
-    with pytest.warns(UserWarning, match="10,000 steps, but the learned optimizer was trained on runs of 100"):
+    with pytest.warns(UserWarning, match="10,000 steps, but .* on runs of 100: no trial of such a run"):
         long = guard.declare(10_000)
     for it, trials in ((long, 0), (guard.declare(100), 1)):
         _, _, state = run(it, Bowl(jnp.asarray(0.0)), jax.random.split(jax.random.key(5), 2), 90)

@@ -6,18 +6,33 @@ from typing import Any, NamedTuple, TypeVar
 
 Tensor = TypeVar("Tensor")
 
-BEYOND = (
-    "The run will have {:,} steps, but the learned optimizer was trained on runs of {:,}: from there on the fallback"
-    " alone moves the params, and nothing is tried that would not be over by then. Train it on longer runs, or give"
-    " guard=lambda learned: Guard(learned, fallback) to let it be judged throughout."
+HANDED_OVER = (
+    "{} There the fallback alone moves the params. Train the optimizer on problems like this one, or give"
+    " guard=lambda learned: Guard(learned, fallback) to let trials alone decide."
 )
-"""What a guard says of a run that its envelope will end."""
+"""What is said where an envelope hands over to the fallback."""
 
 NO_HORIZON = (
     "{} goes by how many steps a run will have, and was not told: its steps end as for a run of {:,}, and stay small"
     " after that. Give horizon=."
 )
 """What is said where an artifact that goes by the horizon is deployed without one."""
+
+
+def beyond(horizon: int, until: int, first: int) -> str:
+    """Return what a guard says of a run that its envelope will end at `until`. `first`: steps of each part of the first
+    trial, the shortest."""
+    consequence = (
+        "no trial of such a run would be over by then, so the fallback alone moves the params, from the first step to"
+        " the last"
+        if 2 * first > until
+        else "from there on the fallback alone moves the params, and nothing is tried that would not be over by then"
+    )
+    return (
+        f"The run will have {horizon:,} steps, but the learned optimizer was trained on runs of {until:,}:"
+        f" {consequence}. Train it on longer runs, or give guard=lambda learned: Guard(learned, fallback) to let it be"
+        " judged throughout."
+    )
 
 
 def whole_number(horizon: Any) -> int:

@@ -63,7 +63,8 @@ def export(
     """Write a learned optimizer as an artifact and return it, with a golden trajectory that `verify` replays.
 
     **Arguments:** `name`: what the artifact calls itself, as in `mine/mnist`. `training`: what it was trained on and
-    how. `validation`: what it reached on held-out instances. Both are JSON values.
+    how, `bygrad.trained_on(optimizer, family, recipe)`, say, from which a guard reads where to hand over; of anything
+    else it knows no limits. `validation`: what it reached on held-out instances. Both are JSON values.
     """
     refuse_solver(optimizer)
     portable = to_portable(optimizer)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from ..artifacts import Artifact, Step, find
 from ..artifacts import load as load_artifact
 from .torch_rules import Adam, Envelope, Guard, Rule, Scheduled, rule_of
 
-_THETA, _GUARD = "theta", "guard"
+_THETA, _GUARD, _STEPS = "theta", "guard", "steps"
 
 __all__ = ["Adam", "Envelope", "Guard", "LearnedOptimizer", "Rule", "replay"]
 
@@ -34,11 +35,14 @@ class LearnedOptimizer(Optimizer):
     **Arguments:** `params`: as for every torch optimizer. `artifact`: the name of a shipped artifact, a file, or an
     artifact that was read. `lr`: multiplies every step; 1 is what was trained, so schedulers start from there.
     `horizon`: how many steps the run will have, for rules that go by it (`Controller`), whose steps end there, and for
-    the guard; without, as in the artifact, which warns. `guard`: what to fall back to, say `Adam(3e-4)` of this module:
+    the guard; without, as in the artifact, which warns. It counts calls of `step`, not epochs or micro-batches, and
+    rules that go by it let their steps fall by themselves: a scheduler that does so too would do it twice. A param
+    group may have its own `horizon`: params count from their first gradient, so those that join later have fewer.
+    `guard`: what to fall back to, say `Adam(3e-4)` of this module:
     then the optimizer moves the params only while it shows that it is better, inside what its artifact says that it was
     trained on (`Guard`, `Envelope`). Or a function from the bare rule to the guarded one, to choose how. A guard needs
     the loss of every step, from `step(closure)` or `step(value=loss)`; `lr` multiplies the fallback's steps as well.
-    Call `settle()` when the run ends. Processes that train one model together must give it the same loss.
+    Call `settle()` when the run ends. The losses of processes that train one model together are averaged.
 
     **Raises:** `ArtifactError` as `bygrad.artifacts.load` does, and by name for a rule that PyTorch does not have:
     there are `LSTM` and `Controller`; `TypeError` for params that are not floating-point, and for a `guard` that is
@@ -47,7 +51,7 @@ class LearnedOptimizer(Optimizer):
 
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = LearnedOptimizer(model.parameters(), "general/controller", horizon=100)
-        >>> scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
+        >>> scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=5)  # a warm-up
         >>> for step in range(3):
         ...     loss = model(torch.ones(4, 3)).square().mean()
         ...     optimizer.zero_grad()
@@ -66,19 +70,21 @@ class LearnedOptimizer(Optimizer):
     ) -> None:
         self._artifact = artifact if isinstance(artifact, Artifact) else load_artifact(find(artifact))
         self._rule: Rule = _guarded(rule_of(self._artifact), self._artifact, guard)
-        self._declared = horizon
+        horizon = None if horizon is None else whole_number(horizon)
         if horizon is not None:
             _declare(self._rule, self._artifact, horizon)
-        elif isinstance(self._rule, Scheduled) and (own := self._rule.horizon) is not None:
-            warnings.warn(NO_HORIZON.format(self._artifact.manifest.name, own), stacklevel=2)
-        if not isinstance(lr, Tensor) and 0 < lr < _SMALL:
-            warnings.warn(_SMALL_RATE.format(lr), stacklevel=2)
+        self._largest_lr = 0.0  # so far
         # In every param group, because tools that take state dicts apart keep these whole.
-        super().__init__(params, {"lr": lr, _THETA: self._artifact.manifest.digest} | self._memory())
+        known = {_THETA: self._artifact.manifest.digest, _STEPS: 0} | self._memory()
+        super().__init__(params, {"lr": lr, "horizon": horizon} | known)
+        if (own := self._own_horizon) is not None and any(group["horizon"] is None for group in self.param_groups):
+            warnings.warn(NO_HORIZON.format(self._artifact.manifest.name, own), stacklevel=2)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         ignored = sorted(param_group.keys() & _OF_OTHER_RULES)
-        ignored += ["horizon"] if param_group.get("horizon", self._declared) != self._declared else []
+        if (horizon := param_group.get("horizon")) not in (None, self.defaults["horizon"]):
+            param_group["horizon"] = whole_number(horizon)
+            ignored += ["horizon"] if self._own_horizon is None else []
         if ignored:
             raise ValueError(
                 f"A param group sets {ignored[0]}, which {self._artifact.manifest.name} does not have: it would be"
@@ -90,8 +96,19 @@ class LearnedOptimizer(Optimizer):
                 f"lr is {rate}, but it multiplies the steps that the optimizer was trained to take: below 0 they would"
                 " go uphill. Give 1, or less for smaller steps."
             )
+        if not isinstance(rate, Tensor) and 0 < rate < _SMALL:
+            warnings.warn(_SMALL_RATE.format(f"is {rate}"), stacklevel=2)
+            self._largest_lr = math.inf  # told
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
+            if hasattr(param, "device_mesh"):  # a DTensor, whose class takes long to import
+                self.param_groups.pop()
+                raise TypeError(
+                    f"A param of shape {list(param.shape)} is a {type(param).__name__}, divided over processes, and the"
+                    " rule looks at whole tensors: each process would take other steps. Train with"
+                    " DistributedDataParallel in place of fully_shard, or with ZeroRedundancyOptimizer, which divides"
+                    " the optimizer's state."
+                )
             if not param.is_floating_point():
                 self.param_groups.pop()
                 raise TypeError(
@@ -124,11 +141,11 @@ class LearnedOptimizer(Optimizer):
     # A training step that is compiled leaves this out: decisions are Python's, and loops over blocks would be unrolled.
     @torch.compiler.disable
     def _take_step(self, value: Tensor | None) -> None:
-        moving = [(param, group["lr"]) for group in self.param_groups for param in group["params"]]
+        moving = [(param, group) for group in self.param_groups for param in group["params"]]
         guarded = isinstance(self._rule, Guard)
         # A param that has none now may have moved in a trial that ends now.
         moving = [
-            (param, rate) for param, rate in moving if param.grad is not None or (guarded and self.state.get(param))
+            (param, group) for param, group in moving if param.grad is not None or (guarded and self.state.get(param))
         ]
         params, grads = [param for param, _ in moving], [param.grad for param, _ in moving]
         for grad in grads:
@@ -138,10 +155,14 @@ class LearnedOptimizer(Optimizer):
                     " give dense gradients, nn.Embedding(..., sparse=False), and choose a Controller: an LSTM also"
                     " moves the rows whose gradient is zero."
                 )
-        for param in params:
+        for param, group in moving:
             if not self.state[param]:
                 self.state[param] = self._rule.start(param)
-        states, rates = [self.state[param] for param in params], [rate for _, rate in moving]
+                if (horizon := group.get("horizon")) is not None:
+                    for entry in horizons(self.state[param]):
+                        entry.fill_(horizon)
+        self._count()
+        states, rates = [self.state[param] for param in params], [group["lr"] for _, group in moving]
         if isinstance(self._rule, Guard):
             if value is None and self._rule.judges and not self._rule.counts.steps:
                 warnings.warn(_NO_LOSS, stacklevel=3)
@@ -153,6 +174,27 @@ class LearnedOptimizer(Optimizer):
         for param, rate, update in zip(params, rates, updates, strict=True):
             # Scaled and added in the dtype that it was computed in, and rounded once.
             param.add_(update if isinstance(rate, float) and rate == 1.0 else update.mul_(rate))
+
+    def _count(self) -> None:
+        """Count the step, and say once what would go unseen: rates for another optimizer, and a horizon that is past.
+        In Python alone: the steps that tensors count lie on devices."""
+        steps = self.param_groups[0].get(_STEPS, 0) + 1
+        for group in self.param_groups:
+            group[_STEPS] = steps
+        if steps <= _FIRST:
+            rates = [group["lr"] for group in self.param_groups]
+            self._largest_lr = max(self._largest_lr, *(math.inf if isinstance(it, Tensor) else it for it in rates))
+            if steps == _FIRST and 0 < self._largest_lr < _SMALL:
+                told = f"was at most {self._largest_lr:g} in the first {_FIRST} steps"
+                warnings.warn(_SMALL_RATE.format(told), stacklevel=4)
+        end = max(group.get("horizon") or self._own_horizon or 0 for group in self.param_groups)
+        if end and steps == end + 1:
+            warnings.warn(_PAST.format(end), stacklevel=4)
+
+    @property
+    def _own_horizon(self) -> int | None:
+        """The horizon of tensors that start now, unless their group has another; `None` if the rule has none."""
+        return self._rule.horizon if isinstance(self._rule, Scheduled) else None
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -219,12 +261,13 @@ class LearnedOptimizer(Optimizer):
                 )
             if isinstance(self._rule, Guard):
                 self._check_guard(group[_GUARD].get("settings", {}), self._rule.settings)
-        for state in state_dict["state"].values():
-            saved = next(map(int, horizons(state)), None)
-            if None not in (saved, self._declared) and saved != self._declared:
+        for group, ours in zip(state_dict["param_groups"], self.param_groups, strict=False):  # torch counts them
+            states = [state_dict["state"].get(index, {}) for index in group["params"]]
+            saved = next((int(it) for it in [group.get("horizon"), *map(_horizon, states)] if it is not None), None)
+            if None not in (saved, made_for := ours.get("horizon")) and saved != made_for:
                 raise ValueError(
                     f"The state dict was saved in a run of {saved} steps, and this optimizer was made for"
-                    f" {self._declared}: the rule goes by the length that its run began with. Give horizon={saved}, or"
+                    f" {made_for}: the rule goes by the length that its run began with. Give horizon={saved}, or"
                     " start with a fresh state."
                 )
 
@@ -238,7 +281,7 @@ class LearnedOptimizer(Optimizer):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = {name: getattr(self, name) for name in ("_artifact", "_rule", "_declared")}
+        ours = {name: getattr(self, name) for name in ("_artifact", "_rule", "_largest_lr")}
         return {**super().__getstate__(), **ours}
 
 
@@ -253,10 +296,18 @@ _OF_OTHER_RULES |= {"centered", "rho", "lr_decay", "etas", "step_sizes", "lambd"
 """Settings of torch's optimizers that would change a step, did the rule have them; other keys are labels of users and
 schedulers."""
 
-_SMALL = 0.02
+_SMALL, _FIRST = 0.02, 100
+"""Of a rate that is taken for Adam's, and how many steps a scheduler may keep it so small, in a warm-up."""
+
 _SMALL_RATE = (
-    "lr is {}, which multiplies the steps that the optimizer was trained to take, so that they become as small. It is"
-    " not a learning rate as Adam's: leave it out, or give 1, for the steps as they were trained."
+    "lr {}: it multiplies the steps that the optimizer was trained to take, so that they become as small. It is not a"
+    " learning rate as Adam's: leave it out, or give 1, for the steps as they were trained, in schedulers too."
+)
+
+_PAST = (
+    "The run has passed its horizon of {:,} steps: the rule's own steps stay as small as at the end of a run, and a"
+    " guard tries nothing more. A horizon counts calls of step(), not epochs or micro-batches: give horizon= as many as"
+    " the run will have, from its start."
 )
 
 
@@ -274,8 +325,12 @@ def _guarded(rule: Rule, artifact: Artifact, guard: Rule | Callable[[Rule], Rule
     return guarded
 
 
+def _horizon(state: Mapping[str, Any]) -> Any:
+    """The horizon in the state of a tensor, if there is one."""
+    return next(iter(horizons(state)), None)
+
+
 def _declare(rule: Rule, artifact: Artifact, horizon: int) -> None:
-    horizon = whole_number(horizon)
     if not isinstance(rule, Scheduled):
         raise ValueError(
             f"{artifact.manifest.name} has the rule {artifact.manifest.optimizer}, whose steps do not depend on how"

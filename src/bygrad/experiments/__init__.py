@@ -23,7 +23,7 @@ from .thousands import THOUSANDS
 from .transfer import TRANSFER
 from .update_shapes import UPDATE_SHAPES
 from .variations import VARIATIONS
-from .work import evaluate, refuse_used, train
+from .work import evaluate, refuse_used, train, trained_on
 
 EXPERIMENTS: dict[str, Experiment] = {
     it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST, MNIST_ANY_START, *CIFAR, STYLE)
@@ -71,4 +71,5 @@ __all__ = [
     "specialize",
     "stylize",
     "train",
+    "trained_on",
 ]

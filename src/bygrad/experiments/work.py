@@ -89,21 +89,40 @@ def finished(folder: Path) -> MetaTrained[Optimizer] | None:
 
 
 def _keep(trained: MetaTrained[Any], family: ProblemFamily, recipe: Recipe, folder: Path, name: str) -> None:
-    example = jax.eval_shape(lambda key: family.init(family.sample(key), key), jax.random.key(0))
     export(
         trained.optimizer,
         folder / "optimizer.safetensors",
         name=name,
-        training=strict_json(
-            {
-                "family": describe_family(family),
-                "parameter_count": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(example)),
-                "gradient_scale": gradient_scale(trained.optimizer, family, recipe),
-                "recipe": describe(recipe),
-            }
-        ),
+        training=trained_on(trained.optimizer, family, recipe),
         # Infinite where no validation was finite, and the optimizer is the one that came in.
         validation=strict_json({key: getattr(trained.best, key) for key in ("step", "area", "final")}),
+    )
+
+
+def trained_on(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) -> dict[str, Any]:
+    """Return what an artifact says of its training, for `export`; an `Envelope` reads from it where a guard hands over.
+
+    **Arguments:** `optimizer`: the trained one. `family`, `recipe`: those that `meta_train` was given.
+
+    **Returns:** The family and the recipe in words, the number of params, and the sizes of the gradients that the
+    optimizer meets, for which it runs on four instances, over the recipe's horizon.
+
+    **Example:**
+
+        >>> import jax, bygrad
+        >>> optimizer, family = bygrad.LSTM(jax.random.key(0), (4,)), bygrad.Quadratic()
+        >>> training = trained_on(optimizer, family, bygrad.Recipe(horizon=20))
+        >>> bygrad.Envelope.from_training(training).horizon
+        20
+    """
+    example = jax.eval_shape(lambda key: family.init(family.sample(key), key), jax.random.key(0))
+    return strict_json(
+        {
+            "family": describe_family(family),
+            "parameter_count": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(example)),
+            "gradient_scale": gradient_scale(optimizer, family, recipe),
+            "recipe": describe(recipe),
+        }
     )
 
 

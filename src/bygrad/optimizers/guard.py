@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .._core import trees
 from .._core.results import Result
-from .._core.sizes import BEYOND
+from .._core.sizes import HANDED_OVER, beyond
 from .._core.types import Params, State
 from .base import Optimizer, Scheduled, declare, whole_steps
 from .envelope import Envelope
@@ -134,12 +134,14 @@ class Guard(Optimizer, Scheduled):
     def declare(self, horizon: int | Int[Array, ""]) -> "Guard":
         until = self.trials.until
         if isinstance(horizon, int) and until is not None and horizon > until:
-            warnings.warn(BEYOND.format(horizon, until), stacklevel=2)
+            warnings.warn(beyond(horizon, until, self.trials.first(horizon)), stacklevel=2)
         parts = declare(self.learned, horizon), declare(self.fallback, horizon), whole_steps(horizon)
         return eqx.tree_at(lambda it: (it.learned, it.fallback, it.trials.horizon), self, parts)
 
     def init(self, params: Params) -> GuardState:
         fits = self.envelope is None or self.envelope.check(params)
+        if self.envelope is not None and self.envelope.action == "fall back" and not fits:
+            warnings.warn(HANDED_OVER.format(Result.OUTSIDE_SIZE.sentence), stacklevel=2)
         fallback, count = self.fallback.init(params), jnp.zeros((), jnp.int32)
         state = GuardState(
             learned=self.learned.init(params),

@@ -251,6 +251,11 @@ class Trials(eqx.Module):
             horizon=it.horizon,
         )
 
+    def first(self, horizon: int) -> int:
+        """Return how long the first trial is in a run of `horizon` calls: none is shorter."""
+        total = self.share * horizon
+        return min(max(self.window, int(FIRST_PART * total)), int(total / 2))
+
     def _next(self, it: Watch, now: Seen) -> tuple[Int[Array, ""], Bool[Array, ""]]:
         """Return how long a trial would be that starts now, and whether it is due.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._core.results import Result
-from ..._core.sizes import trained_sizes
+from ..._core.sizes import HANDED_OVER, trained_sizes
 
 REMEMBER = 0.9
 
@@ -60,6 +60,7 @@ class Envelope:
                 f"The optimizer is used outside what it was trained on: {border.sentence} It was told to refuse that."
                 " Use an Envelope with action='fall back', or train it on problems like this one."
             )
-        if border != Result.UNDECIDED and self.action == "warn" and not crossed:
-            warnings.warn(f"{border.sentence} What it does there is not known.", stacklevel=5)
+        if border != Result.UNDECIDED and not crossed:
+            told = "{} What it does there is not known." if self.action == "warn" else HANDED_OVER
+            warnings.warn(told.format(border.sentence), stacklevel=5)
         return border, strange

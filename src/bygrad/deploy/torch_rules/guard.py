@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from ..._core.results import Result
-from ..._core.sizes import BEYOND
+from ..._core.sizes import beyond
 from .base import Rule, Scheduled, TensorState, compute_dtype
 from .envelope import Envelope
 from .trials import REFERENCE, RUN, TRIAL, Level, Losses, Trials, Watch
@@ -40,7 +40,9 @@ class Guard(Rule, Scheduled):
     It belongs to one optimizer.
 
     **Arguments:** `learned`, `fallback`: two rules, say what `LearnedOptimizer` gives to its `guard`, and `Adam(3e-4)`.
-    The others as for `bygrad.Guard`.
+    `together`: whether the processes of `torch.distributed`, where there are several, train one model with the same
+    gradients, as in DDP. Then their losses are averaged, so that all of them decide alike, and all must give one. The
+    others as for `bygrad.Guard`.
     """
 
     feature_version: ClassVar[int] = 1
@@ -55,13 +57,14 @@ class Guard(Rule, Scheduled):
         margin: float = 2.0,
         growth: float = 0.02,
         envelope: Envelope | None = None,
+        together: bool = True,
     ) -> None:
         if window < 4 or not 0 <= share <= 0.5 or margin < 0 or not (0 <= growth <= share / 2 or share == 0):
             raise ValueError(
                 f"window={window}, share={share}, margin={margin}, growth={growth}: the guard could not judge, or not"
                 " keep to its share. Give window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
             )
-        self.learned, self.fallback, self.envelope = learned, fallback, envelope
+        self.learned, self.fallback, self.envelope, self._together = learned, fallback, envelope, together
         until = envelope.horizon if envelope is not None and envelope.action == "fall back" else None
         self._trials = Trials(window, share, margin, growth, until=until)
         self.watch, self.counts = Watch(), Counts()
@@ -72,12 +75,12 @@ class Guard(Rule, Scheduled):
         return self._trials.share > 0
 
     def declare(self, horizon: int) -> None:
-        if self._trials.until is not None and horizon > self._trials.until:
-            warnings.warn(BEYOND.format(horizon, self._trials.until), stacklevel=2)
         for rule in (self.learned, self.fallback):
             if isinstance(rule, Scheduled):
                 rule.declare(horizon)
         self._trials = self._trials._replace(horizon=horizon)
+        if (until := self._trials.until) is not None and horizon > until:
+            warnings.warn(beyond(horizon, until, self._trials.length(0)), stacklevel=2)
 
     @property
     def horizon(self) -> int | None:
@@ -120,7 +123,9 @@ class Guard(Rule, Scheduled):
             moved = _steps(self.learned, shown, learned, params, value, rates)
             intact = _sound(moved, learned, params)
             if not intact:
-                learned = [self.learned.start(param) for param in params]
+                # Afresh, but in the run that it is in.
+                starts = [self.learned.start(param) for param in params]
+                learned = [{**it, **_horizon(memory)} for it, memory in zip(starts, learned, strict=True)]
             for state, memory in zip(states, learned, strict=True):
                 state |= _named(_LEARNED, memory)
             ours = (moved if intact else theirs) if finite else ours
@@ -132,7 +137,7 @@ class Guard(Rule, Scheduled):
         moves, updates = allowed, ours if allowed else theirs
         if judged:
             assert value is not None
-            loss = float(value)
+            loss = float(_averaged(value, params) if self._together else value)
             good = finite and math.isfinite(loss)
             verdict = self._trials.decide(watch, counts.steps, loss, good, allowed and intact)
             moves, updates, here = verdict.moves == "learned", ours if verdict.moves == "learned" else theirs, fallback
@@ -211,6 +216,20 @@ class Guard(Rule, Scheduled):
         size, counts = sum(param.numel() for param in params), self.counts
         border, counts.strange = self.envelope.watch(grads, size, counts.steps, counts.strange, counts.outside > 0)
         return border
+
+
+def _averaged(value: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """The mean of the losses of all processes, where there are several."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return value
+    # To where the params are, which the backend can reduce.
+    total = value.to(params[0].device if params else value.device, compute_dtype(value), copy=True)
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()
+
+
+def _horizon(state: TensorState) -> TensorState:
+    return {name: entry for name, entry in state.items() if name == "horizon"}
 
 
 def _named(prefix: str, state: TensorState) -> TensorState:

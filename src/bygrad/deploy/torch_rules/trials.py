@@ -163,11 +163,8 @@ class Trials(NamedTuple):
 
     def _starts(self, it: Watch, step: int, value: float) -> bool:
         """Begin a trial, if one is due."""
-        total = self.share * self.horizon
-        length = max(self.window, int(max(self.growth * step, FIRST_PART * total)))
-        pays = True
+        total, length, pays = self.share * self.horizon, self.length(step), True
         if self.horizon > 0:
-            length = min(length, int(total / 2))
             pays = it.discarded + 2 * length <= total and step + 4 * length <= self.horizon and length >= SHORTEST
         affordable = it.trials == 0 or it.discarded + length <= self.share * (step + 2 * length)
         over = self.until is None or step + 2 * length <= self.until
@@ -177,6 +174,12 @@ class Trials(NamedTuple):
         it.trials += 1
         self._anew(it)
         return True
+
+    def length(self, step: int) -> int:
+        """Return how long a trial is that begins at a step."""
+        total = self.share * self.horizon
+        length = max(self.window, int(max(self.growth * step, FIRST_PART * total)))
+        return min(length, int(total / 2)) if self.horizon > 0 else length
 
     def _return(self, it: Watch, step: int, reason: Result) -> Verdict:
         it.discarded += it.seen
