@@ -12,7 +12,7 @@ import pytest
 from bygrad.optimizers import Adam, AdamWCosine, Controller, Optimizer, declare, parameter_count
 from bygrad.optimizers.controller import HORIZON_PARTS, SAMPLE, TIME_SCALES, sample, time_features
 
-SHAPES = {"bias": (3,), "kernel": (2, 3, 2, 2), "scalar": (), "weight": (70, 40)}
+SHAPES = {"bias": (3,), "head": (3, 5), "kernel": (2, 3, 2, 2), "scalar": (), "weight": (70, 40)}
 
 
 def random_trees(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
@@ -61,6 +61,7 @@ class Reference:
             + [math.tanh(8 * (time / self.horizon - part)) for part in HORIZON_PARTS]
         )
         b1, b2 = 1 / (1 + np.exp(-theta["decays"]))
+        deeper = 4 * theta["depth"] * np.log(max(1, sum(grad.ndim > 1 for grad in grads.values())) / 2)
         updates = {}
         for name, grad in grads.items():
             g, p = grad.astype(np.float64), params[name].astype(np.float64)
@@ -87,7 +88,7 @@ class Reference:
             )
             hidden = np.tanh(theta["inputs"] @ features + theta["times"] @ tau + theta["bias"])
             o = theta["head"] @ hidden + theta["head_times"] @ tau + theta["head_bias"]
-            updates[name] = -self.rate * np.exp(o[2]) * ((1 + o[0]) * n + o[1] * q)
+            updates[name] = -self.rate * np.exp(o[2] + deeper) * ((1 + o[0]) * n + o[1] * q)
             self.memory[name] = [m, v, peak]
         return updates
 
@@ -138,11 +139,27 @@ def test_an_untrained_controller_can_fall_along_a_cosine():
 
 def test_it_has_the_size_that_it_says():
     optimizer = Controller(jax.random.key(0))
-    assert parameter_count(optimizer) == 523
+    assert parameter_count(optimizer) == 524
     params = {"weight": jnp.zeros((300, 400)), "bias": jnp.zeros(400)}
     state = jax.eval_shape(optimizer.init, params)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert size <= 8.1 * 120_400
+
+
+def test_steps_are_in_proportion_to_a_power_of_the_depth():
+    rng = np.random.default_rng(0)
+    matrix, bias = rng.standard_normal((3, 4)).astype(np.float32), rng.standard_normal(4).astype(np.float32)
+    optimizer = trained()
+
+    def first(depth: int) -> np.ndarray:
+        tree = {"biases": [bias] * 3, "matrices": [matrix] * depth}
+        return np.asarray(run(optimizer, [tree], tree)[0][0]["biases"][0])
+
+    power = 4 * float(optimizer.depth)
+    assert abs(power) > 0.1
+    np.testing.assert_array_equal(first(0), first(1))
+    for depth in (2, 9):
+        np.testing.assert_allclose(first(depth), depth**power * first(1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e2, 1e6])

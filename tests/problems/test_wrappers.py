@@ -1,10 +1,12 @@
 """Families made from families: judged by held-out data, and several side by side."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bygrad.optimizers import Controller
 from bygrad.problems import (
     CharacterModel,
     HeldOut,
@@ -17,6 +19,7 @@ from bygrad.problems import (
     hold_out,
     is_held_out,
 )
+from bygrad.unroll import loss_curves
 
 KEY = jax.random.key(0)
 
@@ -159,3 +162,19 @@ def test_a_random_start_scales_the_initial_params_and_nothing_else():
     for low, high in ((0.0, 1.0), (2.0, 1.0), (1.0, float("inf"))):
         with pytest.raises(ValueError, match="no factor can be drawn"):
             RandomStart(family, low, high)
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_runs_on_a_mixture_are_runs_on_each_member_by_itself(judged):
+    members = perceptron(10), RandomStart(perceptron(10))
+    mixture = Mixture(members, (1.0, 3.0))
+    family = HeldOut(mixture) if judged else mixture
+    # Its steps depend on how many matrices there are: in both members together it would take others.
+    optimizer = eqx.tree_at(lambda it: it.depth, Controller(KEY, learning_rate=0.1), jnp.array(-0.5))
+    keys = jax.random.split(KEY, 3)
+    curves = loss_curves(optimizer, family, keys, 5)
+    each = []
+    for i, one in enumerate(members):
+        its = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
+        each.append(loss_curves(optimizer, HeldOut(one) if judged else one, its, 5))
+    np.testing.assert_allclose(curves, (each[0] + 3 * each[1]) / 2, rtol=1e-5)

@@ -53,16 +53,16 @@ class Members(Estimator):
         estimates = [estimate for estimate, _ in pairs]
         count = len(estimates)
         gradient = jax.tree.map(lambda *leaves: sum(leaves) / count, *(it.gradient for it in estimates))
-        weights = windows.family.weights if isinstance(windows.family, Mixture) else ()
+        weights = jnp.array([weight for _, weight in windows.family.parts()])
         square = _mean([it.square for it in estimates])
         if square is not None:
             # Directions are independent between members, so their variances add up.
             norms = [jnp.square(trees.global_norm(it.gradient)) for it in estimates]
             square = jnp.square(trees.global_norm(gradient)) + (square - sum(norms) / count) / count
         estimate = Estimate(
-            loss=jnp.array(weights) @ jnp.stack([it.loss for it in estimates]) / count,
+            loss=weights @ jnp.stack([it.loss for it in estimates]),
             gradient=gradient,
-            losses=jnp.array(weights) @ jnp.stack([it.losses for it in estimates]) / count,
+            losses=weights @ jnp.stack([it.losses for it in estimates]),
             square=square,
             clipped=_mean([it.clipped for it in estimates]),
             lost=_mean([it.lost for it in estimates]),
@@ -77,9 +77,10 @@ def _mean(values: list[Scalar | None]) -> Scalar | None:
 
 
 def _parts(windows: Windows) -> list[Windows]:
-    if not isinstance(windows.family, Mixture):
+    families = [family for family, _ in windows.family.parts()]
+    if len(families) == 1 and not isinstance(windows.family, Mixture):
         raise TypeError(
             f"Members needs a Mixture, but the family is {type(windows.family).__name__}, which has no members. Use the"
             " estimator that is inside it directly (on the command line: no --per-member)."
         )
-    return [dataclasses.replace(windows, family=member) for member in windows.family.members]
+    return [dataclasses.replace(windows, family=family) for family in families]

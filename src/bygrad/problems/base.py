@@ -76,6 +76,11 @@ class ProblemFamily(eqx.Module):
             " `held_out_loss(params, instance, key)`, or choose the training objective."
         )
 
+    def parts(self) -> tuple[tuple["ProblemFamily", float], ...]:
+        """Return the families whose problems are run each by itself, with the weights of their losses: those of a
+        `Mixture`, and the family itself otherwise."""
+        return ((self, 1.0),)
+
 
 def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
     """Refuse a family that cannot be optimized, before anything is trained on it.

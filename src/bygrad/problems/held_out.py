@@ -104,6 +104,9 @@ class HeldOut(ProblemFamily):
         other = None if key is None else jax.random.fold_in(key, 1)
         return self.family.held_out_loss(fixed, instance, other) + (training - jax.lax.stop_gradient(training))
 
+    def parts(self) -> tuple[tuple[ProblemFamily, float], ...]:
+        return tuple((HeldOut(part), weight) for part, weight in self.family.parts())
+
 
 def is_held_out(family: ProblemFamily) -> bool:
     """Whether the family, or one that it is made of, is judged by other data than it is trained on."""

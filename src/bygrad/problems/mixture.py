@@ -13,7 +13,10 @@ class Mixture(ProblemFamily):
     r"""One problem of every member family, side by side: $f(p_1, \dots, p_k) = \frac1k \sum_j w_j f_j(p_j)$.
 
     Problems of different shapes do not fit into one batch, but they fit beside each other: to an optimizer that treats
-    tensors separately, a mixture is all of its members, and to everything that knows families it is a family.
+    tensors separately, a mixture is all of its members, and to everything that knows families it is a family. Losses of
+    runs (`bygrad.unroll.loss_curves`: validation, tuning, comparing) are those of runs on each member by itself, since
+    an optimizer that sees more than a tensor would meet another problem in all of them together. Estimators run them
+    together, unless they are inside of `bygrad.metagrads.Members`.
 
     **Arguments:** `members`: the families, of any kinds. `weights`: of their losses, 1 by default; they should make the
     losses of the members alike in size. The held-out loss is the same mean, of members that all have one.
@@ -42,6 +45,10 @@ class Mixture(ProblemFamily):
 
     def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
         return self._mean([member.loss for member in self.members], params, instance, key)
+
+    def parts(self) -> tuple[tuple[ProblemFamily, float], ...]:
+        count = len(self.members)
+        return tuple((member, weight / count) for member, weight in zip(self.members, self.weights, strict=True))
 
     def held_out_loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
         return self._mean([member.held_out_loss for member in self.members], params, instance, key)

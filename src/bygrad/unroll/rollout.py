@@ -143,8 +143,21 @@ def run(
 def loss_curves(
     optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int
 ) -> Float[Array, "runs horizon_plus_1"]:
-    """Run the optimizer on fresh instances: column `t` is the loss after `t` updates, `t = 0..horizon`."""
-    optimizer = declare(optimizer, horizon)
+    """Run the optimizer on fresh instances: column `t` is the loss after `t` updates, `t = 0..horizon`. Of a mixture,
+    the mean of runs on each of its members."""
+    optimizer, parts = declare(optimizer, horizon), family.parts()
+    if len(parts) == 1:
+        return _loss_curves(optimizer, family, keys, horizon)
+    each = [jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i) for i in range(len(parts))]
+    curves = [
+        weight * _loss_curves(optimizer, part, its, horizon) for (part, weight), its in zip(parts, each, strict=True)
+    ]
+    return sum(curves[1:], start=curves[0])
+
+
+def _loss_curves(
+    optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int
+) -> Float[Array, "runs horizon_plus_1"]:
     lifted = lift(optimizer)
 
     # Not by `rollout`: of a long run nothing is kept but its losses.

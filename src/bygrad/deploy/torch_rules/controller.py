@@ -19,6 +19,7 @@ _UNDER_ROOT = 1e-30
 _SMALLEST_RATIO = 1e-12
 _SMALLEST_PARAMS = 1e-8
 _LARGEST_EXPONENT = 10.0
+_DEPTH_SCALE = 4.0
 
 
 class Controller(Rule, Scheduled):
@@ -28,7 +29,7 @@ class Controller(Rule, Scheduled):
     `horizon` that was declared for it. All of it lies where the params do: a step waits for no device.
     """
 
-    feature_version: ClassVar[int] = 1
+    feature_version: ClassVar[int] = 2
 
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
         hidden, times, features = int(config["hidden"]), len(TIME_SCALES) + len(HORIZON_PARTS), 7
@@ -40,6 +41,7 @@ class Controller(Rule, Scheduled):
             "head": (3, hidden),
             "head_times": (3, times),
             "head_bias": (3,),
+            "depth": (),
             "decays": (2,),
             "horizon": (),
         }
@@ -79,6 +81,7 @@ class Controller(Rule, Scheduled):
         value: Tensor | None = None,
     ) -> list[Tensor]:
         updates: list[Tensor] = [torch.empty(0)] * len(grads)
+        deeper = _DEPTH_SCALE * log_depth(grads) * float(self._tensors["depth"])
         for (device, dtype), indices in grouped(grads).items():
             wide = [grads[index].to(dtype) for index in indices]
             theta, (b1, b2), (c1, c2), sizes, owners, half_axes = self._constants_for(device, dtype, wide)
@@ -101,7 +104,7 @@ class Controller(Rule, Scheduled):
             peak = torch.stack([state["peak"] for state in ours])
             features, peak = _features(products, peak, half_axes)
             horizon = torch.stack([state["horizon"] for state in ours]).to(dtype)
-            outputs = _outputs(theta, features, _time_features(theta, count, horizon))
+            outputs = _outputs(theta, features, _time_features(theta, count, horizon), deeper)
 
             size = -self._learning_rate * torch.exp(outputs[:, 2])
             along_mean, along_grad = size * (1 + outputs[:, 0]) / bias1, size * outputs[:, 1]
@@ -184,8 +187,13 @@ def _features(products: Tensor, peak: Tensor, half_axes: Tensor) -> tuple[Tensor
     return torch.stack(features, dim=1), peak
 
 
-def _outputs(theta: Mapping[str, Tensor], features: Tensor, times: Tensor) -> Tensor:
+def log_depth(leaves: Sequence[Tensor]) -> float:
+    """Return the logarithm of the number of tensors with two axes or more, over 2."""
+    return math.log(max(1, sum(leaf.ndim >= 2 for leaf in leaves)) / 2)
+
+
+def _outputs(theta: Mapping[str, Tensor], features: Tensor, times: Tensor, deeper: float) -> Tensor:
     hidden = torch.tanh(features @ theta["inputs"].T + times @ theta["times"].T + theta["bias"])
     outputs = hidden @ theta["head"].T + times @ theta["head_times"].T + theta["head_bias"]
-    outputs[:, 2].clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
+    outputs[:, 2].add_(deeper).clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
     return outputs
