@@ -1,11 +1,15 @@
 """Which parts of the controller does its success need? Each is left out in turn, and the rest is meta-trained alike.
 
-    python benchmarks/ablation.py [--seconds 60] [--seeds 2] [--runs 64] [--quick] [--json FILE]
+    python benchmarks/ablation.py [--seconds 60] [--seeds 2] [--runs 64] [--across] [--quick] [--json FILE]
 
 Controllers are meta-trained on small ReLU networks on digits, by what `bygrad specialize` chooses for the time given,
 and used on fresh runs of these and, without more training, of the same networks with tanh and GELU. The numbers are
 ratios to Adam with the learning rate that is best on the networks learned on, which is what every controller starts
 from; the decay b2 is 0.99 for all.
+
+With --across, controllers learn as `general/controller` does, from its mixture of networks, but for 400 meta-steps, and
+are used on networks that are not in it. What they see of the tensors, and of size and depth, is left out in turn; the
+numbers are mean losses over runs.
 """
 
 import dataclasses
@@ -21,7 +25,9 @@ from _common import console, parser, show, write_record
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from bygrad.evaluation import area, final, run_curves, strict_json, tune_baselines
+from bygrad.experiments.general import RECIPE, held_out, mixture
 from bygrad.experiments.specialize import choose_recipe, protocol_of
+from bygrad.experiments.transfer_rows import ROWS, images_of
 from bygrad.optimizers import HAND_DESIGNED, Controller, Optimizer, declare
 from bygrad.optimizers.base import Scheduled
 from bygrad.problems import find_family
@@ -89,6 +95,77 @@ class Ablated(Optimizer, Scheduled):
         return Ablated(self.controller.declare(horizon), self.variant)
 
 
+class Blinded(Optimizer, Scheduled):
+    """A controller that does not see the tensors, or how large and deep they are. Integers are not learned, and compile
+    nothing anew."""
+
+    controller: Controller
+    sees: Int[Array, "2"]
+
+    def init(self, params: Any) -> Any:
+        return self.controller.init(params)
+
+    def update(
+        self, grads: Any, state: Any, params: Any = None, *, value: Any = None, key: PRNGKeyArray | None = None
+    ) -> Any:
+        parts = lambda it: [it.inputs, it.powers]  # noqa: E731
+        seen = [sees * part for sees, part in zip(self.sees, parts(self.controller), strict=True)]
+        controller = eqx.tree_at(parts, self.controller, seen)
+        return controller.update(grads, state, params, value=value, key=key)
+
+    def declare(self, horizon: int | Int[Array, ""]) -> "Blinded":
+        return Blinded(self.controller.declare(horizon), self.sees)
+
+
+SIGHTS = {
+    "all of it": (1, 1),
+    "without what it sees of a tensor": (0, 1),
+    "without size and depth": (1, 0),
+    "without both: a schedule": (0, 0),
+}
+
+
+def across(options: Any) -> None:
+    """Measure and print what controllers for networks in general need to see."""
+    far = {row.name: row for row in ROWS if row.name in ("8 layers", "attention")}
+    images = images_of(far.values(), "mnist")
+    families = held_out() | {name: row.build(images[row.source], "train") for name, row in far.items()}
+    steps = 2 if options.quick else 400
+    recipe = dataclasses.replace(RECIPE, meta_steps=steps, validate_every=steps)
+    rows = []
+    for name, sees in list(SIGHTS.items())[: 1 if options.quick else None]:
+        found = []
+        for seed in range(options.seeds):
+            start = Blinded(Controller(jax.random.key(seed)), jnp.array(sees))
+            learned = meta_train(start, mixture(), dataclasses.replace(recipe, seed=seed)).optimizer
+            found.append(
+                {
+                    label: float(
+                        np.mean(
+                            area(
+                                run_curves(
+                                    declare(learned, HORIZON),
+                                    family,
+                                    jax.random.key(0xAB1),
+                                    horizon=HORIZON,
+                                    runs=options.runs,
+                                    chunk=options.runs,
+                                )[0]
+                            )
+                        )
+                    )
+                    / HORIZON
+                    for label, family in families.items()
+                }
+            )
+        means = {label: statistics.fmean(one[label] for one in found) for label in families}
+        console.print(f"{name}: " + "  ".join(f"{label} {mean:.3f}" for label, mean in means.items()))
+        rows.append({"variant": name, "means": means, "seeds": found})
+        write_record(options.json, strict_json({"meta_steps": steps, "horizon": HORIZON, "rows": rows}))
+    cells = [{"variant": row["variant"]} | {name: f"{it:.3f}" for name, it in row["means"].items()} for row in rows]
+    show(f"mean losses over {HORIZON} steps, {options.runs} runs, mean of {options.seeds} seeds", cells)
+
+
 def losses(optimizer: Optimizer, runs: int) -> dict[str, dict[str, float]]:
     """Return mean and final loss on fresh runs of every family; not finite if a run is lost."""
     found = {}
@@ -113,9 +190,13 @@ def main() -> None:
     command.add_argument("--seconds", type=float, default=60.0)
     command.add_argument("--seeds", type=int, default=2)
     command.add_argument("--runs", type=int, default=64)
+    command.add_argument("--across", action="store_true")
     options = command.parse_args()
     if options.quick:
         options.seconds, options.seeds, options.runs = 1.0, 1, 2
+    if options.across:
+        across(options)
+        return
 
     protocol = protocol_of(HORIZON, options.runs, 0)
     tuned = tune_baselines(find_family(FAMILIES["ReLU"]), protocol, {"Adam": HAND_DESIGNED["Adam"]})["Adam"]

@@ -338,7 +338,7 @@ def test_the_command_says_why_rows_are_not_solved(tmp_path, capsys):
 def test_the_multipliers_in_a_file_of_params_are_half_of_a_warm_start(tmp_path, data, display, monkeypatch, learned):
     out, again, method = tmp_path / "out.npz", tmp_path / "again.npz", ADMM(inner=1)
     solver = LearnedSolver(Shares(), method, method, None, 1, 1) if learned else Shares()
-    monkeypatch.setattr(solving, "default_method", lambda family, tol: method)
+    monkeypatch.setattr(solving, "default_method", lambda family, tol, max_steps: method)
     solve_file(solver, data, out, display, block=40)
     solve_file(solver, data, again, display, block=40, x0=out)
     with np.load(out) as found, np.load(again) as warm:

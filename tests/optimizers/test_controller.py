@@ -61,7 +61,7 @@ class Reference:
             + [math.tanh(8 * (time / self.horizon - part)) for part in HORIZON_PARTS]
         )
         b1, b2 = 1 / (1 + np.exp(-theta["decays"]))
-        deeper = 4 * theta["depth"] * np.log(max(1, sum(grad.ndim > 1 for grad in grads.values())) / 2)
+        depth = max(1, sum(grad.ndim > 1 for grad in grads.values()))
         updates = {}
         for name, grad in grads.items():
             g, p = grad.astype(np.float64), params[name].astype(np.float64)
@@ -88,7 +88,9 @@ class Reference:
             )
             hidden = np.tanh(theta["inputs"] @ features + theta["times"] @ tau + theta["bias"])
             o = theta["head"] @ hidden + theta["head_times"] @ tau + theta["head_bias"]
-            updates[name] = -self.rate * np.exp(o[2] + deeper) * ((1 + o[0]) * n + o[1] * q)
+            size = g.size if g.ndim > 1 else 1024
+            o[2] += 4 * theta["powers"] @ np.log([depth / 2, size / 1024])
+            updates[name] = -self.rate * np.exp(o[2]) * ((1 + o[0]) * n + o[1] * q)
             self.memory[name] = [m, v, peak]
         return updates
 
@@ -139,7 +141,7 @@ def test_an_untrained_controller_can_fall_along_a_cosine():
 
 def test_it_has_the_size_that_it_says():
     optimizer = Controller(jax.random.key(0))
-    assert parameter_count(optimizer) == 524
+    assert parameter_count(optimizer) == 525
     params = {"weight": jnp.zeros((300, 400)), "bias": jnp.zeros(400)}
     state = jax.eval_shape(optimizer.init, params)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
@@ -155,11 +157,24 @@ def test_steps_are_in_proportion_to_a_power_of_the_depth():
         tree = {"biases": [bias] * 3, "matrices": [matrix] * depth}
         return np.asarray(run(optimizer, [tree], tree)[0][0]["biases"][0])
 
-    power = 4 * float(optimizer.depth)
+    power = 4 * float(optimizer.powers[0])
     assert abs(power) > 0.1
-    np.testing.assert_array_equal(first(0), first(1))
+    np.testing.assert_allclose(first(0), first(1), rtol=1e-5)
     for depth in (2, 9):
         np.testing.assert_allclose(first(depth), depth**power * first(1), rtol=1e-4)
+
+
+def test_steps_are_in_proportion_to_a_power_of_the_size():
+    rng = np.random.default_rng(0)
+    row, optimizer = rng.standard_normal(8).astype(np.float32), trained()
+
+    def first(*shape: int) -> np.ndarray:  # of tensors that look the same but for how many entries they have
+        tree = {"tensor": np.broadcast_to(row, (*shape, 8)).copy()}
+        return np.asarray(run(optimizer, [tree], tree)[0][0]["tensor"]).reshape(-1, 8)[0]
+
+    power = 4 * float(optimizer.powers[1])
+    assert abs(power) > 0.1
+    np.testing.assert_allclose(first(30), 30**power * first(1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e2, 1e6])

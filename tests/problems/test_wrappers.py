@@ -170,7 +170,7 @@ def test_runs_on_a_mixture_are_runs_on_each_member_by_itself(judged):
     mixture = Mixture(members, (1.0, 3.0))
     family = HeldOut(mixture) if judged else mixture
     # Its steps depend on how many matrices there are: in both members together it would take others.
-    optimizer = eqx.tree_at(lambda it: it.depth, Controller(KEY, learning_rate=0.1), jnp.array(-0.5))
+    optimizer = eqx.tree_at(lambda it: it.powers, Controller(KEY, learning_rate=0.1), jnp.array([-0.5, 0.1]))
     keys = jax.random.split(KEY, 3)
     curves = loss_curves(optimizer, family, keys, 5)
     each = []

@@ -11,8 +11,9 @@ from ..deploy.jax import export
 from ..evaluation import Sheet, area, final, run_curves, strict_json
 from ..metagrads import NRES, Members
 from ..optimizers import Adam, Controller, Optimizer, declare
-from ..problems import CharacterModel, Mixture, ProblemFamily, Quadratic, describe_family
+from ..problems import CharacterModel, Mixture, MLPClassifier, ProblemFamily, Quadratic, describe_family
 from ..problems.catalogue import digit_images
+from ..problems.data import ImageData
 from ..training import Recipe, describe, is_begun
 from .declaration import Budget
 from .small_networks import convolutional, perceptron
@@ -47,8 +48,14 @@ def characters(width: int, window: int, *, batch: int) -> CharacterModel:
     return dataclasses.replace(CharacterModel.embedded("train", batch=batch), width=width, window=window)
 
 
+def enlarged(images: ImageData, times: int) -> ImageData:
+    """Images of so many times the height and width, every pixel as often in both."""
+    pixels = {name: getattr(images, name).repeat(times, 1).repeat(times, 2) for name in ("x_train", "x_test")}
+    return dataclasses.replace(images, **pixels)
+
+
 def mixture(data: str = "mnist") -> Mixture:
-    """What the controller is meta-trained on: depths 0 to 5, activations, widths, initial scales, batch sizes,
+    """What the controller is meta-trained on: depths 0 to 5, activations, widths, scales, sizes of batches and images,
     convolution, attention, and quadratics; weighted so that their mean losses are alike."""
     images = digit_images(data)
     return Mixture(
@@ -64,11 +71,13 @@ def mixture(data: str = "mnist") -> Mixture:
             perceptron(images, layers=4, hidden=20, activation="relu", scale=0.3),
             perceptron(images, layers=5, hidden=24, activation="tanh", scale=0.25),
             convolutional(images, channels=(8,), batch=32),
+            perceptron(images, hidden=128, activation="relu", scale=0.1, batch=16),
+            MLPClassifier.from_data(enlarged(images, 2), "train", hidden=32, activation="relu", scale=0.05, batch=64),
             characters(16, 8, batch=8),
             characters(32, 8, batch=8),
             Quadratic(10),
         ),
-        weights=(*[1.0] * 11, 0.15, 0.15, 1.0),
+        weights=(*[1.0] * 13, 0.15, 0.15, 1.0),
     )
 
 
@@ -78,6 +87,9 @@ def held_out(data: str = "mnist") -> dict[str, ProblemFamily]:
     return {
         "1 x 96 gelu": perceptron(images, hidden=96, activation="gelu", scale=0.2),
         "2 x 40 relu": perceptron(images, layers=2, hidden=40, activation="relu", scale=0.15),
+        "24 x 24 pixels": MLPClassifier.from_data(
+            enlarged(images, 3), "train", hidden=40, scale=0.05, activation="relu"
+        ),
         "4 x 32 elu": perceptron(images, layers=4, hidden=32, activation="elu", scale=0.2),
         "convolutional, 6-6": convolutional(images, channels=(6, 6), batch=48),
         "characters, width 24": characters(24, 12, batch=12),

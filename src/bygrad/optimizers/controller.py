@@ -35,7 +35,9 @@ _UNDER_ROOT = 1e-30  # as in `Adam`: far too small to change a step, and the roo
 _SMALLEST_RATIO = 1e-12  # mean square of n or q; below it, they count as zero
 _SMALLEST_PARAMS = 1e-8  # mean square; below it, params count as zero
 _LARGEST_EXPONENT = 10.0
-_DEPTH_SCALE = 4.0  # one number for all that depth does: as much to learn as from each of the many weights
+_POWER_SCALE = (
+    4.0  # one number for all that depth does: so it need not go as far as the weights, of which there are many
+)
 
 
 class ControllerState(eqx.Module):
@@ -58,10 +60,11 @@ class Controller(Optimizer, Learned, Scheduled):
     $$n = \hat m / d, \quad q = g / d, \qquad
     u = -\eta \, e^{o_3} \left( (1 + o_1) \, n + o_2 \, q \right)$$
 
-    where, for every tensor, $o = W_2 \tanh(W_1 f + W_t \tau + b_1) + W_o \tau + b_2$, and $4 a \ln (D / 2)$ more for
-    $o_3$: steps are in proportion to a power of the depth $D$, the number of tensors with two axes or more (at least
-    1), since what every layer does to the output adds up. The features $f$ of a tensor do not change when the loss is
-    multiplied by a number:
+    where, for every tensor, $o = W_2 \tanh(W_1 f + W_t \tau + b_1) + W_o \tau + b_2$, and
+    $4 a_1 \ln (D / 2) + 4 a_2 \ln (S / 1024)$ more for $o_3$: steps are in proportion to powers of the depth $D$, the
+    number of tensors with two axes or more (at least 1), and of the size $S$ of such a tensor, its number of entries
+    ($S = 1024$ for the others). What small steps of all entries and all layers do to the output adds up. The features
+    $f$ of a tensor do not change when the loss is multiplied by a number:
 
     1. $\mathrm{rms}(n)$ and 2. $\mathrm{rms}(q)$; 3. $\cos(n, q)$;
     4. $\frac14 \ln$ of $\mathrm{rms}(g)$ over the largest it has been;
@@ -70,7 +73,7 @@ class Controller(Optimizer, Learned, Scheduled):
 
     $\tau$ are 18 features of the time $t$, updates so far, up to the horizon $T$: $\tanh(t / s - 1)$ for nine scales
     $s$ from 1 to 10,000, and $\tanh(8 (t/T - c))$ for $c = 0, \frac18, \dots, 1$. All tensors share the network; its
-    meta-parameters, $a$ and those of the two decays are 524. Arithmetic and memory per param are Adam's: eight bytes.
+    meta-parameters, $a$ and those of the two decays are 525. Arithmetic and memory per param are Adam's: eight bytes.
 
     An untrained controller is `Adam(learning_rate, b1, b2)`. The horizon is declared, not learned: `declare` changes
     it, and compiles nothing. Beyond it, time stands still.
@@ -96,7 +99,7 @@ class Controller(Optimizer, Learned, Scheduled):
     head: Float[Array, "3 hidden"]
     head_times: Float[Array, "3 time_features"]
     head_bias: Float[Array, " 3"]
-    depth: Float[Array, ""]
+    powers: Float[Array, " 2"]
     decays: Float[Array, " 2"]
     horizon: Int[Array, ""]
     learning_rate: float = eqx.field(static=True)
@@ -123,7 +126,7 @@ class Controller(Optimizer, Learned, Scheduled):
         self.times = jax.random.normal(times_key, (hidden, TIME_FEATURES)) / math.sqrt(fan_in)
         self.bias = jnp.zeros(hidden)
         self.head, self.head_times, self.head_bias = jnp.zeros((3, hidden)), jnp.zeros((3, TIME_FEATURES)), jnp.zeros(3)
-        self.depth = jnp.zeros(())
+        self.powers = jnp.zeros(2)
         self.decays = jnp.array([math.log(b / (1 - b)) for b in (b1, b2)])
         self.horizon = whole_steps(horizon)
         self.learning_rate = float(learning_rate)
@@ -197,7 +200,7 @@ class Controller(Optimizer, Learned, Scheduled):
         n, q = m / bias1 / root(v), g / root(v)
         products = _means(jnp.stack([n * n, q * q, n * q, g * g, p * p, jnp.square(m / bias1)]), wide)
         features, peak = _features(products, state.peak, [leaf.ndim for leaf in leaves])
-        outputs = self._outputs(features, time_features(state.count, state.horizon), log_depth(leaves))
+        outputs = self._outputs(features, time_features(state.count, state.horizon), log_sizes(leaves))
 
         updates, states = [], []
         for i, (leaf, grad, mean, square) in enumerate(zip(leaves, wide, means, squares, strict=True)):
@@ -211,19 +214,24 @@ class Controller(Optimizer, Learned, Scheduled):
         return jax.tree.unflatten(structure, updates), ControllerState(mean, square, peak, count, state.horizon)
 
     def _outputs(
-        self, features: Float[Array, "tensors tensor_features"], times: Float[Array, " time_features"], depth: float
+        self,
+        features: Float[Array, "tensors tensor_features"],
+        times: Float[Array, " time_features"],
+        sizes: Float[np.ndarray, "tensors 2"],
     ) -> Float[Array, "tensors 3"]:
         hidden = jnp.tanh(features @ self.inputs.T + (self.times @ times + self.bias))
         outputs = hidden @ self.head.T + (self.head_times @ times + self.head_bias)
-        size = outputs[:, 2] + _DEPTH_SCALE * depth * self.depth
+        exponents = outputs[:, 2] + _POWER_SCALE * (sizes @ self.powers)
         # No meta-parameters make an update overflow, or vanish altogether.
-        return outputs.at[:, 2].set(jnp.clip(size, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
+        return outputs.at[:, 2].set(jnp.clip(exponents, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
 
 
-def log_depth(leaves: Sequence[Array]) -> float:
-    """Return the logarithm of the number of tensors with two axes or more, over the 2 of a network with one layer of
-    hidden units."""
-    return math.log(max(1, sum(leaf.ndim >= 2 for leaf in leaves)) / 2)
+def log_sizes(leaves: Sequence[Array]) -> Float[np.ndarray, "tensors 2"]:
+    """Return for every tensor the logarithms of the depth of the network, over the 2 of one layer of hidden units, and
+    of its own size over that of 32 x 32; the sizes of tensors with less than two axes do not count."""
+    depth = math.log(max(1, sum(leaf.ndim >= 2 for leaf in leaves)) / 2)
+    sizes = [math.log(max(1, leaf.size) / 1024) if leaf.ndim >= 2 else 0.0 for leaf in leaves]
+    return np.array([(depth, size) for size in sizes], np.float32).reshape(-1, 2)
 
 
 def sample(leaf: Float[Array, "..."]) -> Float[Array, " sample"]:

@@ -19,7 +19,7 @@ _UNDER_ROOT = 1e-30
 _SMALLEST_RATIO = 1e-12
 _SMALLEST_PARAMS = 1e-8
 _LARGEST_EXPONENT = 10.0
-_DEPTH_SCALE = 4.0
+_POWER_SCALE = 4.0
 
 
 class Controller(Rule, Scheduled):
@@ -41,7 +41,7 @@ class Controller(Rule, Scheduled):
             "head": (3, hidden),
             "head_times": (3, times),
             "head_bias": (3,),
-            "depth": (),
+            "powers": (2,),
             "decays": (2,),
             "horizon": (),
         }
@@ -81,10 +81,10 @@ class Controller(Rule, Scheduled):
         value: Tensor | None = None,
     ) -> list[Tensor]:
         updates: list[Tensor] = [torch.empty(0)] * len(grads)
-        deeper = _DEPTH_SCALE * log_depth(grads) * float(self._tensors["depth"])
+        depth = log_depth(grads)
         for (device, dtype), indices in grouped(grads).items():
             wide = [grads[index].to(dtype) for index in indices]
-            theta, (b1, b2), (c1, c2), sizes, owners, half_axes = self._constants_for(device, dtype, wide)
+            theta, (b1, b2), (c1, c2), sizes, owners, half_axes, extra = self._constants_for(device, dtype, wide, depth)
             ours, points = [states[index] for index in indices], [params[index] for index in indices]
             count = torch.stack([state["step"] for state in ours]).to(dtype)
             bias1, bias2 = -torch.expm1((count + 1)[:, None] * torch.nn.functional.logsigmoid(theta["decays"])).T
@@ -104,7 +104,7 @@ class Controller(Rule, Scheduled):
             peak = torch.stack([state["peak"] for state in ours])
             features, peak = _features(products, peak, half_axes)
             horizon = torch.stack([state["horizon"] for state in ours]).to(dtype)
-            outputs = _outputs(theta, features, _time_features(theta, count, horizon), deeper)
+            outputs = _outputs(theta, features, _time_features(theta, count, horizon), extra)
 
             size = -self._learning_rate * torch.exp(outputs[:, 2])
             along_mean, along_grad = size * (1 + outputs[:, 0]) / bias1, size * outputs[:, 1]
@@ -118,10 +118,12 @@ class Controller(Rule, Scheduled):
                 state["step"].add_(1)
         return updates
 
-    def _constants_for(self, device: torch.device, dtype: torch.dtype, grads: Sequence[Tensor]) -> "_Constants":
+    def _constants_for(
+        self, device: torch.device, dtype: torch.dtype, grads: Sequence[Tensor], depth: float
+    ) -> "_Constants":
         """What no step changes, once for all: to send it to an accelerator in every step would wait for that."""
         shapes = tuple(grad.shape for grad in grads)
-        if (key := (device, dtype, shapes)) not in self._constants:
+        if (key := (device, dtype, shapes, depth)) not in self._constants:
             decays = torch.sigmoid(self._tensors["decays"].to(dtype))
             sizes = [len(range(0, grad.numel(), stride_of(grad))) for grad in grads]
             owners = np.repeat(np.arange(len(sizes)), sizes)
@@ -134,13 +136,14 @@ class Controller(Rule, Scheduled):
                 sizes,
                 torch.from_numpy(owners).to(device),
                 torch.tensor([len(shape) / 2 for shape in shapes], dtype=dtype).to(device),
+                (_POWER_SCALE * log_sizes(grads, depth).to(dtype) @ self._tensors["powers"].to(dtype)).to(device),
             )
         return self._constants[key]
 
 
 class _Constants(NamedTuple):
     r"""$\theta$ on a device; how much of the moments is kept, and how much comes; for tensors of some shapes, the sizes
-    of their samples, the tensor of each sample, and half the number of axes."""
+    of their samples, the tensor of each sample, half the number of axes, and what size and depth add to exponents."""
 
     theta: dict[str, Tensor]
     kept: list[float]
@@ -148,6 +151,7 @@ class _Constants(NamedTuple):
     sizes: list[int]
     owners: Tensor
     half_axes: Tensor
+    extra: Tensor
 
 
 def stride_of(leaf: Tensor) -> int:
@@ -192,8 +196,14 @@ def log_depth(leaves: Sequence[Tensor]) -> float:
     return math.log(max(1, sum(leaf.ndim >= 2 for leaf in leaves)) / 2)
 
 
-def _outputs(theta: Mapping[str, Tensor], features: Tensor, times: Tensor, deeper: float) -> Tensor:
+def log_sizes(leaves: Sequence[Tensor], depth: float) -> Tensor:
+    """Return `depth` and the logarithm of its size over 1024 for every tensor; 0 with less than two axes."""
+    sizes = [math.log(max(1, leaf.numel()) / 1024) if leaf.ndim >= 2 else 0.0 for leaf in leaves]
+    return torch.tensor([(depth, size) for size in sizes])
+
+
+def _outputs(theta: Mapping[str, Tensor], features: Tensor, times: Tensor, extra: Tensor) -> Tensor:
     hidden = torch.tanh(features @ theta["inputs"].T + times @ theta["times"].T + theta["bias"])
     outputs = hidden @ theta["head"].T + times @ theta["head_times"].T + theta["head_bias"]
-    outputs[:, 2].add_(deeper).clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
+    outputs[:, 2].add_(extra).clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
     return outputs
