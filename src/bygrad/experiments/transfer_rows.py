@@ -74,7 +74,7 @@ ROWS = (
     Row("sigmoid", "activation", _changed(activation="sigmoid"), in_mixture=True),
     Row("gelu", "activation", _changed(activation="gelu"), in_mixture=True),
     Row("silu", "activation", _changed(activation="silu")),
-    Row("128 units", "width", _changed(hidden=128)),
+    Row("128 units", "width", _changed(hidden=128), in_mixture=True),
     Row("4 layers", "depth", _changed(layers=4, scale=0.2), in_mixture=True),
     Row("8 layers", "depth", _changed(layers=8, scale=0.25)),
     Row("convolution", "architecture", convolutional, one_by_one=True, in_mixture=True),
