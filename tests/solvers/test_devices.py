@@ -108,8 +108,16 @@ def test_every_device_computes_as_who_asks(two_devices, monkeypatch):
     assert solution.success.all()
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """The background jobs of a shell ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no pthread_kill on Windows")
-def test_who_interrupts_waits_for_no_device_and_all_of_them_end(two_devices, monkeypatch):
+def test_who_interrupts_waits_for_no_device_and_all_of_them_end(two_devices, hears_ctrl_c, monkeypatch):
     over, finished, told, advance, before = threading.Event(), [], [], engine._advance, set(threading.enumerate())
     once = threading.Lock()
 
