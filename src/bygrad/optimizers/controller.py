@@ -35,9 +35,7 @@ _UNDER_ROOT = 1e-30  # as in `Adam`: far too small to change a step, and the roo
 _SMALLEST_RATIO = 1e-12  # mean square of n or q; below it, they count as zero
 _SMALLEST_PARAMS = 1e-8  # mean square; below it, params count as zero
 _LARGEST_EXPONENT = 10.0
-_POWER_SCALE = (
-    4.0  # one number for all that depth does: so it need not go as far as the weights, of which there are many
-)
+_POWER_SCALE = 4.0  # the powers are two numbers against hundreds of weights: so they need not go as far
 
 
 class ControllerState(eqx.Module):
