@@ -23,7 +23,7 @@ from bygrad.optimizers import (
     Partition,
     base,
 )
-from bygrad.problems import HeldOut, MLPClassifier, ProblemFamily, Quadratic
+from bygrad.problems import HeldOut, MLPClassifier, ProblemFamily, Quadratic, find_family
 from bygrad.problems.mlp import Activation
 from bygrad.unroll import Windows, rollout
 
@@ -123,6 +123,18 @@ def test_replay_equals_backpropagation_without_second_derivatives(family, name, 
             assert_equal(replayed, reference, tolerance)
             for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(state.params), strict=True):
                 np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+# Of the families that come with the package, one of each class that the small ones above are none of.
+BROUGHT = ("digits-conv", "characters", "oscillation", "oral-dose", "ball-and-stick", "patches", "dispatch", "style-32")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in BROUGHT])
+def test_replay_equals_backpropagation_on_the_families_of_the_package(name):
+    replay, backprop = (eqx.filter_jit(it.estimate) for it in (Replay(), Backprop(second_derivatives=False)))
+    optimizer, windows = build("Adam", False), Windows(find_family(name), horizon=2, truncation=2, instances=1)
+    state = eqx.filter_jit(windows.begin)(optimizer, jax.random.key(1, impl="unsafe_rbg"))
+    assert_equal(replay(optimizer, windows, state)[0], backprop(optimizer, windows, state)[0], 1e-5)
 
 
 # What differs in how it is differentiated; every rule's formula is held against NumPy elsewhere.

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from bygrad.problems import OralDose
-from bygrad.problems.pharmacokinetics import SPREAD, TIMES
+from bygrad.problems.pharmacokinetics import SPREAD, TIMES, wright_omega
 
 
-@pytest.mark.parametrize(("substeps", "error"), [(4, 3e-3), (16, 5e-5)])
+@pytest.mark.parametrize(("substeps", "error"), [(6, 5e-3), (48, 1e-4)])
 def test_concentrations_solve_the_equation(substeps, error):
     integrate = pytest.importorskip("scipy.integrate")
     family, spread = OralDose(substeps=substeps), np.array([0.6, 0.4, 0.5, 0.7])
@@ -27,6 +27,36 @@ def test_concentrations_solve_the_equation(substeps, error):
             residuals = family.residuals(jnp.asarray(params), found + 0.2)
         np.testing.assert_allclose(np.exp(found) - 1e-4, exact, rtol=0, atol=error * exact.max())
         np.testing.assert_allclose(residuals, -2.0)  # in standard deviations of 0.1
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(np.float32, 1e-6), (np.float64, 1e-12)])
+def test_the_wright_omega_function_solves_its_equation(dtype, error):
+    with jax.enable_x64(True):
+        w = np.exp(np.linspace(-79.0, 9.0, 5001))  # from the answer, where nothing is lost to cancellation
+        z = jnp.asarray(w + np.log(w), dtype)
+        found, slope = jax.jvp(wright_omega, (z,), (jnp.ones_like(z),))
+    # The question was rounded, which changes the answer by so much.
+    rounding = np.abs(np.asarray(z, float) - (w + np.log(w))) * w / (1 + w)
+    assert (np.abs(found - w) <= error * w + 2 * rounding).all()
+    np.testing.assert_allclose(slope, w / (1 + w), rtol=4e-5 if dtype == np.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("patient", [(0.0, 0.0, 0.0, 0.0), (2.0, -2.0, 3.0, -3.0), (-3.0, 2.0, 3.0, 2.0)])
+def test_derivatives_are_those_of_the_concentrations(patient):
+    family = OralDose()
+    with jax.enable_x64(True):
+        params = jnp.asarray(family.center() + jnp.array(SPREAD) * jnp.array(patient))
+        found = jax.jacfwd(family.log_concentrations)(params)
+        for column, way in enumerate(1e-6 * np.eye(4)):
+            ahead, behind = family.log_concentrations(params + way), family.log_concentrations(params - way)
+            np.testing.assert_allclose(found[:, column], (ahead - behind) / 2e-6, rtol=1e-6, atol=1e-8)
+
+
+def test_nothing_is_left_long_after_all_is_eliminated_and_derivatives_know_it():
+    family, params = OralDose(), jnp.asarray([3.0, 3.0, 8.0, -2.0], jnp.float32)
+    found, slope = family.log_concentrations(params), jax.jacfwd(family.log_concentrations)(params)
+    assert np.isfinite(found).all() and np.isfinite(slope).all()
+    np.testing.assert_allclose(found[-1], np.log(1e-4), rtol=1e-6)
 
 
 def test_a_stripped_curve_is_nearer_than_the_middle_patient():

@@ -64,7 +64,7 @@ def test_the_kept_solver_solves_as_the_classical_one(learned):
 def test_the_card_says_what_was_measured(learned):
     card = learned.card
     assert card.heldout == 200 and card.kept in card.candidates
-    assert {"tuned, 1 start", "learned start, best 1", "learned start and damping, best 1"} <= set(card.candidates)
+    assert {"tuned, 1 start", "learned start, best 1", "learned start, best 1, and damping"} <= set(card.candidates)
     assert "tuned, 2 starts" not in card.candidates  # all starts of this family are the same
     assert card.candidates[card.kept]["success"] == pytest.approx(1 - card.failures / 200)
     assert card.failure_bound > card.failures / 200
@@ -114,8 +114,11 @@ def test_the_comparison_takes_as_many_passes_as_time_is_kept_back_for(monkeypatc
     start = LearnedStart.untrained(whitening, 8, jax.random.key(0))
     base = LearnedSolver(Decay(), method, method, None, 1, 1)
     solvers = {f"tuned, {n}": dataclasses.replace(base, starts=n) for n in (1, 2, 3, 5)}
-    for name in ("learned start", "learned start and damping"):
-        solvers |= {f"{name}, {n}": dataclasses.replace(base, starts=n, start=start) for n in (1, 2, 3)}
+    for what in ("", ", and damping"):
+        solvers |= {f"learned start, best {n}{what}": dataclasses.replace(base, starts=n, start=start) for n in (1, 3)}
+        # Two starts of each instance are what a doubted solver takes about.
+        solvers[f"learned start and doubt{what}"] = dataclasses.replace(base, starts=2, start=start)
+    solvers |= {f"{name}, up to 5 starts": dataclasses.replace(base, starts=2) for name in ("tuned", "learned doubt")}
     found = base.solve(held)
     monkeypatch.setattr(LearnedSolver, "solve", lambda self, *_, **__: passes.append(self.starts) or found)
     candidates.keep_best(base, solvers, held, 1e-3, 0, {}, 0.0)

@@ -21,8 +21,11 @@ from ..solvers import (
     ADMM,
     LBFGS,
     Card,
+    CostLimit,
+    Doubt,
     GainRatio,
     LearnedDamping,
+    LearnedDoubt,
     LearnedSchedule,
     LearnedSolver,
     LearnedStart,
@@ -53,7 +56,8 @@ def save_solver(solver: LearnedSolver, path: str | os.PathLike[str], *, family: 
     with the SHA-256 of the file, since a solver belongs to one family. `name`: what the artifact calls itself.
     """
     card = solver.card
-    networks = {"start": solver.start, "damping": _damping(solver.method)} | _learned_parts(solver.method)
+    networks = {"start": solver.start, "doubt": solver.doubt, "damping": _damping(solver.method)}
+    networks |= _learned_parts(solver.method)
     tensors = {
         f"{part}/{leaf}": np.array(value)
         for part, network in networks.items()
@@ -71,6 +75,7 @@ def save_solver(solver: LearnedSolver, path: str | os.PathLike[str], *, family: 
         "starts": solver.starts,
         "classical_starts": solver.classical_starts,
         "start": None if solver.start is None else {"proposals": solver.start.proposals} | _sizes(solver.start),
+        "doubt": None if (it := solver.doubt) is None else _sizes(it) if isinstance(it, LearnedDoubt) else {},
         "damping": None if (it := _damping(solver.method)) is None else {"steps": it.steps} | _sizes(it),
         "warm": None if (it := _learned_parts(solver.method)["warm"]) is None else {"size": it.size} | _sizes(it),
         "schedule": None
@@ -132,7 +137,8 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
         usual = None
         if "usual/mean" in artifact.tensors:
             usual = Usual(*(artifact.tensors[f"usual/{name}"] for name in ("mean", "spread")))
-        return LearnedSolver(found, method, classical, start, *counts, card, config["dtype"], usual)
+        doubt = _doubt(config.get("doubt"), artifact.tensors)  # files that are older know none
+        return LearnedSolver(found, method, classical, start, *counts, card, config["dtype"], usual, doubt)
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise ArtifactError(
             f"{path}: its configuration does not describe a solver ({type(error).__name__}: {error})",
@@ -183,7 +189,7 @@ def _method(described: dict[str, Any]) -> Method:
     return _METHODS[described["name"]](**numbers)
 
 
-def _sizes(network: LearnedStart | LearnedDamping | LearnedWarmStart) -> dict[str, int]:
+def _sizes(network: LearnedStart | LearnedDoubt | LearnedDamping | LearnedWarmStart) -> dict[str, int]:
     whitening = network.whitening
     return {"inputs": whitening.instance_mean.size, "params": whitening.params_mean.size}
 
@@ -198,6 +204,16 @@ def _start(described: dict[str, Any] | None, tensors: dict[str, np.ndarray]) -> 
         return None
     blank = LearnedStart.untrained(_whitening(described), described["proposals"], jax.random.key(0))
     return _filled(blank, "start", tensors)
+
+
+def _doubt(described: dict[str, Any] | None, tensors: dict[str, np.ndarray]) -> Doubt | None:
+    """Build a doubt: a network where it has sizes, else a limit of the cost."""
+    if described is None:
+        return None
+    blank = CostLimit(jnp.zeros(()))
+    if described:
+        blank = LearnedDoubt.blank(_whitening(described), jnp.zeros((2, 2)), jax.random.key(0))
+    return _filled(blank, "doubt", tensors)
 
 
 def _learned_damping(

@@ -35,13 +35,15 @@ class OralDose(LeastSquares):
     has been absorbed is what is there and what was eliminated (Wagner and Nelson, 1963), which gives $V$; the logarithm
     of what is not absorbed yet falls by $k_a$ an hour.
 
-    The equation is solved by the classical Runge–Kutta rule in steps that grow with time; `substeps` in each interval
-    between draws (4: errors below 3e-3 of the highest concentration; where next to nothing is left of the drug, they
-    are no longer small against the noise of 1e-1, and 16 make them 100 times smaller).
+    The equation is solved in steps that grow with time, `substeps` in each interval between draws. Each is split: half
+    of what a step absorbs enters before, half after it, and what is eliminated between them is exact (Strang, 1968).
+    So concentrations are positive and smooth in the params, where Runge–Kutta steps leave kinks in which fits get
+    stuck, and exact once all is absorbed. With 6, errors are on average 3e-3 of a logarithm, against the noise of 1e-1,
+    and for 99 patients in 100 below 3e-3 of the highest concentration; they fall as $1/n^2$.
     """
 
     noise: float = eqx.field(static=True, default=0.1)
-    substeps: int = eqx.field(static=True, default=4)
+    substeps: int = eqx.field(static=True, default=6)
     start: Start = eqx.field(static=True, default="middle")
 
     def __check_init__(self) -> None:
@@ -63,26 +65,22 @@ class OralDose(LeastSquares):
         """Return the logarithms of the concentrations at `TIMES`; below 1e-4 mg/l they level off."""
         absorption, volume, capacity, half = jnp.exp(jnp.clip(params, -8.0, 8.0))
         times = jnp.array((0.0, *TIMES), params.dtype)
-
-        def rate(t: Array, c: Array) -> Array:  # the gut empties in closed form
-            c = jnp.maximum(c, 0.0)
-            inflow = absorption * DOSE * jnp.exp(-absorption * t) / volume
-            return inflow - capacity * c / (half + c)
-
-        def advance(c: Array, span: tuple[Array, Array]) -> tuple[Array, Array]:
-            t, h = span
-            k1 = rate(t, c)
-            k2 = rate(t + h / 2, c + h / 2 * k1)
-            k3 = rate(t + h / 2, c + h / 2 * k2)
-            k4 = rate(t + h, c + h * k3)
-            c = jnp.maximum(c + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), 0.0)
-            return c, c
-
         steps = jnp.diff(times) / self.substeps
         begins = times[:-1, None] + steps[:, None] * jnp.arange(self.substeps, dtype=params.dtype)
-        spans = begins.ravel(), jnp.repeat(steps, self.substeps, total_repeat_length=begins.size)
-        _, course = jax.lax.scan(advance, jnp.zeros((), params.dtype), spans)
-        return jnp.log(course[self.substeps - 1 :: self.substeps] + 1e-4)
+        spans = jnp.repeat(steps, self.substeps, total_repeat_length=begins.size)
+        # All in units of K_m. The gut empties in closed form.
+        first = -DOSE / (volume * half) * jnp.exp(-absorption * begins.ravel()) * jnp.expm1(-absorption * spans / 2)
+        second = first * jnp.exp(-absorption * spans / 2)
+
+        def advance(y: Array, step: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+            entering, eliminated, following = step
+            y = y + entering + 1e-30
+            # Without inflow y + log y falls in proportion to time. Below e^-80 nothing would be left in float32.
+            y = wright_omega(jnp.maximum(jnp.log(y) + y - eliminated, -80.0)) + following
+            return y, y
+
+        _, course = jax.lax.scan(advance, jnp.zeros((), params.dtype), (first, capacity / half * spans, second))
+        return jnp.log(half * course[self.substeps - 1 :: self.substeps] + 1e-4)
 
     def init(self, instance: Float[Array, " 12"], key: PRNGKeyArray) -> Float[Array, " 4"]:
         center = self.center().astype(instance.dtype)
@@ -113,6 +111,31 @@ class OralDose(LeastSquares):
 
     def residuals(self, params: Float[Array, " 4"], instance: Float[Array, " 12"]) -> Float[Array, " 12"]:
         return (self.log_concentrations(params) - instance) / self.noise
+
+
+@jax.custom_jvp
+def wright_omega(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    r"""Return the $w$ for which $w + \log w = z$, to rounding for real $z$ above -80.
+
+    **Source:** Corless and Jeffrey, *The Wright omega function* (2002); the iteration is that of Fritsch, Shafer and
+    Crowley, *Algorithm 443* (1973), whose error falls with its fourth power.
+    """
+    middle = jnp.clip(z, -2.0, 4.0) - 1
+    large = jnp.maximum(z, 4.0)
+    w = 1 + middle * (1 / 2 + middle * (1 / 16 - middle / 192))
+    w = jnp.where(z > 4.0, large - jnp.log(large) * (1 - 1 / large), w)
+    w = jnp.where(z < -2.0, jnp.exp(jnp.minimum(z, -2.0)), w)
+    for _ in range(2):
+        rest = z - w - jnp.log(w)
+        trial = (1 + w) * (1 + w + 2 / 3 * rest)
+        w = w * (1 + rest / (1 + w) * (trial - rest / 2) / (trial - rest))
+    return w
+
+
+@wright_omega.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    w = wright_omega(*primals)
+    return w, w / (1 + w) * tangents[0]
 
 
 def _slope(x: Float[Array, " n"], y: Float[Array, " n"], use: Bool[Array, " n"]) -> Float[Array, ""]:

@@ -4,6 +4,7 @@ from .admm import ADMM
 from .base import Flat, Method, Progress
 from .card import Card
 from .certificate import failure_bound, has_drifted, percentile_bound
+from .doubt import CostLimit, Doubt, LearnedDoubt
 from .drift import Usual
 from .engine import run
 from .fit import LearnedSolver
@@ -25,10 +26,13 @@ __all__ = [
     "LBFGS",
     "STATUS",
     "Card",
+    "CostLimit",
     "Damping",
+    "Doubt",
     "Flat",
     "GainRatio",
     "LearnedDamping",
+    "LearnedDoubt",
     "LearnedSchedule",
     "LearnedSolver",
     "LearnedStart",

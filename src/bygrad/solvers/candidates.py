@@ -70,7 +70,7 @@ def keep_best(
     late = {steps: int(np.sum(~solved | (solution.nit > steps))) for steps in WITHIN}
     level = 1 - wrong / (4 * len(WITHIN))
     pays = not kept.startswith("tuned")
-    fallbacks = int(np.sum(solution.used_fallback if pays else ~solution.success))
+    fallbacks = int(np.sum(solution.used_fallback | ~solution.success))
     card = Card(
         kept=kept,
         candidates=candidates,

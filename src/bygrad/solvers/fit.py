@@ -20,12 +20,13 @@ from ..problems import ProblemFamily, QuadraticProgram
 from .admm import ADMM, relative_gap
 from .base import Flat, Method
 from .card import Card, report
+from .doubt import Doubt, LearnedDoubt, merged, until_believed
 from .drift import Usual, alarm, tally
 from .engine import Rows, Watch, run
 from .learned import LearnedDamping, LearnedStart
 from .levenberg_marquardt import LevenbergMarquardt
 from .solution import Solution, Status, Tally
-from .solve import as_rows, as_solution, best_of, best_start, flat_of_rows, precision, rows_at_once, take, with_arrays
+from .solve import as_rows, as_solution, best_of, flat_of_rows, precision, rows_at_once, with_arrays
 from .starts import guesses, in_blocks, starting_points
 
 Guard = Literal["certificate", "best_of_two"]
@@ -38,7 +39,8 @@ class LearnedSolver:
     **Arguments:** `method`, `start`, `starts`: the method, the learned start or None, and how many of its proposals are
     tried. `classical`, `classical_starts`: the tuned classical solver that takes over where the learned one fails.
     `dtype`: the precision in which it was measured, and solves. `usual`: where the instances lie that it was learned
-    from, for the drift alarm.
+    from, for the drift alarm. `doubt`: which solutions are worth another start, up to `starts`; without it, all are.
+    With it, the first start is the learned one, if there is one, and all others are classical.
     """
 
     family: ProblemFamily
@@ -50,6 +52,7 @@ class LearnedSolver:
     card: Card | None = None
     dtype: str = "float64"
     usual: Usual | None = None
+    doubt: Doubt | None = None
 
     def solve(
         self,
@@ -106,9 +109,10 @@ class LearnedSolver:
             counted = self._tally(arrays, results, rows, given is not None)
             again = np.ones(rows, bool) if guard == "best_of_two" else failed
             fallback = np.zeros(rows, bool)
-            learned = self.start is not None or self.method is not self.classical
-            if learned and again.any():
-                both = guard == "best_of_two"
+            both = guard == "best_of_two"
+            # With doubt alone, what is not solved has been tried from every classical start.
+            others = self.start is not None or self.method is not self.classical or (both and self.doubt is not None)
+            if others and again.any():
                 some = flat, arrays, results, again, given
                 results, better = self._fall_back(*some, not both, seed, batch, dtype, watch)
                 fallback = better if both else failed
@@ -126,7 +130,7 @@ class LearnedSolver:
     @property
     def digest(self) -> str:
         """SHA-256 of all that decides what it answers, but for the family's own code; the same in every process."""
-        parts = self.family, self.method, self.classical, self.start
+        parts = self.family, self.method, self.classical, self.start, self.doubt
         # Static fields stand in the structure. An object without a text of its own shows its address there.
         structure = re.sub(r" at 0x[0-9a-f]+", "", str(jax.tree.structure(parts)))
         digest = hashlib.sha256(repr((structure, self.starts, self.classical_starts, self.dtype)).encode())
@@ -143,6 +147,7 @@ class LearnedSolver:
         damping = self.method.damping if isinstance(self.method, LevenbergMarquardt) else None
         networks = (
             self.start,
+            self.doubt if isinstance(self.doubt, LearnedDoubt) else None,
             damping if isinstance(damping, LearnedDamping) else None,
             self.method.warm if isinstance(self.method, ADMM) else None,
         )
@@ -162,6 +167,23 @@ class LearnedSolver:
             seen |= {"unsolved": first["status"] <= 0, "steps": first["nit"]}
         return tally(self.card, seen, rows)
 
+    def starting(
+        self, flat: Flat, instances: Any, rows: int, given: np.ndarray | None, seed: int, batch: int, dtype: Any
+    ) -> np.ndarray:
+        """Return where each instance starts, `[rows, starts, p]`: at the best proposals of a network, or classically;
+        with doubt, at the best proposal first and classically then, as proposals are too much alike."""
+        classical = self.starts if self.start is None or self.doubt is not None else 1
+        settings: Any = {"starts": classical, "seed": seed, "batch": batch, "dtype": dtype}
+        own = starting_points(flat, instances, rows, given if self.start is None else None, **settings)
+        own = own.reshape(rows, classical, own.shape[-1])
+        if self.start is None:
+            return own
+        first = own[:, 0] if given is None else np.stack([own[:, 0], given], axis=1)
+        count = self.starts if self.doubt is None else 1
+        propose = lambda flat, instances, own: proposals(self.start, count, flat, instances, own)  # noqa: E731
+        proposed = in_blocks(propose, flat, (instances, first), rows, batch, dtype)
+        return np.concatenate([proposed.reshape(rows, count, -1), own[:, 1:]], axis=1)
+
     def _attempt(
         self,
         flat: Flat,
@@ -173,28 +195,19 @@ class LearnedSolver:
         dtype: Any,
         watch: Watch | None,
     ) -> Rows:
-        own = starting_points(
-            flat,
-            instances,
-            rows,
-            given if self.start is None else None,
-            starts=self.starts if self.start is None else 1,
-            seed=seed,
-            batch=batch,
-            dtype=dtype,
-        )
-        tried = 0  # costs that are looked at before the first step
-        if self.start is not None:
-            if given is not None:
-                own = np.stack([own, given], axis=1)
-            tried = self.start.proposals + (1 if given is None else 2)
-            propose = lambda flat, instances, own: proposals(self.start, self.starts, flat, instances, own)  # noqa: E731
-            own = in_blocks(propose, flat, (instances, own), rows, batch, dtype).reshape(rows * self.starts, flat.size)
+        starts = self.starting(flat, instances, rows, given, seed, batch, dtype)
         method = with_arrays(self.method, dtype).prepare(flat, dtype)
         if isinstance(method, ADMM) and method.warm is not None:
-            return _proven_first(method, flat, instances, own, batch, dtype, watch)
-        every = jax.tree.map(lambda leaf: np.repeat(leaf, self.starts, axis=0), instances)
-        results = best_of(self.family, run(method, flat, every, own, batch=batch, watch=watch), self.starts)
+            return _proven_first(method, flat, instances, starts[:, 0], batch, dtype, watch)
+        if self.doubt is not None:
+            results = until_believed(self.doubt, method, flat, instances, starts, batch=batch, watch=watch)
+        else:
+            every = jax.tree.map(lambda leaf: np.repeat(leaf, self.starts, axis=0), instances)
+            each = run(method, flat, every, starts.reshape(-1, starts.shape[-1]), batch=batch, watch=watch)
+            results = best_of(self.family, each, self.starts)
+        # Costs of proposals are looked at before the first step.
+        compared = self.starts if self.doubt is None else 1
+        tried = 0 if self.start is None else self.start.proposals + compared + (1 if given is None else 2)
         return results | {"nfev": results["nfev"] + tried}
 
     def _fall_back(
@@ -210,19 +223,15 @@ class LearnedSolver:
         dtype: Any,
         watch: Watch | None,
     ) -> tuple[Rows, np.ndarray]:
-        classical = dataclasses.replace(self, method=self.classical, start=None, starts=self.classical_starts)
-        some = jax.tree.map(lambda leaf: leaf[again], instances)
+        starts = self.classical_starts
+        classical = dataclasses.replace(self, method=self.classical, start=None, doubt=None, starts=starts)
+        some, where = jax.tree.map(lambda leaf: leaf[again], instances), np.flatnonzero(again)
         given = None if given is None else given[again]
-        second = classical._attempt(flat, some, int(again.sum()), given, seed, batch, dtype, watch)
-        where = np.flatnonzero(again)
-        pairs = {name: np.stack([values[where], second[name]], axis=1) for name, values in results.items()}
-        pairs = {name: values.reshape(2 * len(where), *values.shape[2:]) for name, values in pairs.items()}
-        merged, replaced = {name: values.copy() for name, values in results.items()}, np.zeros(len(again), bool)
-        better = best_start(self.family, pairs, 2, solved_first)
-        for name, values in take(pairs, 2, better).items():
-            merged[name][where] = values
-        replaced[where] = better == 1
-        return merged, replaced
+        second = classical._attempt(flat, some, len(where), given, seed, batch, dtype, watch)
+        results, better = merged(self.family, results, where, second, solved_first)
+        replaced = np.zeros(len(again), bool)
+        replaced[where] = better
+        return results, replaced
 
 
 def _proven_first(

@@ -21,6 +21,7 @@ from .drift import Usual
 from .engine import Watch
 from .fit import LearnedSolver, proposals
 from .lbfgs import LBFGS
+from .learn_doubt import doubting
 from .learn_programs import learned_programs, single
 from .learned import LearnedDamping, LearnedStart, Whitening, vector_of
 from .levenberg_marquardt import GainRatio, LevenbergMarquardt
@@ -36,8 +37,14 @@ TUNING = 20
 STARTS = (1, 2, 3, 5)
 """Numbers of starts that the classical solver is tried with."""
 
+FEW = (1, 3)
+"""Numbers of proposals that a learned start is tried with."""
+
 FEWEST = 50
 """Held-out instances that a comparison and a certificate need at least."""
+
+DOUBTED = 2048
+"""Instances at most that are solved from all starts, to learn which solutions are to be doubted."""
 
 PROPOSALS = 8
 """Starts that a network proposes: each costs an evaluation without derivatives."""
@@ -58,7 +65,9 @@ def learn(
 
     1. The classical solver is tuned on 20 instances, and tried with 1, 2, 3 and 5 starts, where these differ.
     2. A network from the instance to several starts is learned from solved instances.
-    3. A network for the damping of Levenberg–Marquardt is learned through its unrolled steps (least squares only).
+    3. A network that doubts solutions is learned, so that a further start is spent only where it finds less: of the
+       family's own starts, and of the proposals of 2.
+    4. A network for the damping of Levenberg–Marquardt is learned through its unrolled steps (least squares only).
 
     Composite problems get a learned schedule instead, quadratic programs a learned warm start: there one start is
     enough, and the certificate says what is solved.
@@ -167,7 +176,8 @@ def _grid(family: ProblemFamily, tol: float, slope: float = 1.0) -> list[Method]
     """
     if isinstance(family, LeastSquares):
         rules = [GainRatio(initial, shrink) for shrink in (1 / 3, 0.1) for initial in (1e-2, 1e-1, 1e-3, 1.0)]
-        return [LevenbergMarquardt(damping=rule, tol=close) for close in (0.1 * tol, 0.5 * tol) for rule in rules]
+        # A looser tolerance saves less than a step, and of the few tuning instances none may tell what it loses.
+        return [LevenbergMarquardt(damping=rule, tol=0.1 * tol) for rule in rules]
     if isinstance(family, Composite):
         return [ProximalGradient(step_size=size, tol=tol) for size in (1.0, 1.3, 1.6, 1.9)]
     if isinstance(family, QuadraticProgram):
@@ -217,8 +227,10 @@ def _passes(family: ProblemFamily, starts: Sequence[int]) -> int:
     candidate twice, and the reference once."""
     if certified(family):
         return 2 * 2
-    learned = sum(STARTS[:3]) * (2 if isinstance(family, LeastSquares) else 1)
-    return 2 * (sum(starts) + learned) + (REFERENCE if len(starts) > 1 else 0)
+    several = len(starts) > 1
+    started = sum(FEW) + 2 * several  # what is doubted has about two starts of each instance
+    learned = started * (2 if isinstance(family, LeastSquares) else 1) + 2 * 2 * several
+    return 2 * (sum(starts) + learned) + REFERENCE * several
 
 
 def _reserved(base: LearnedSolver, train: Any, held: Any, passes: int, left: float, seed: int) -> tuple[Any, float]:
@@ -250,6 +262,7 @@ def _learned(
 ) -> dict[str, LearnedSolver]:
     """Solve instances by the classical solver `base`, learn a start from them, then a damping from that start."""
     parts, rows, seconds = [], len(jax.tree.leaves(train)[0]), left()
+    began = time.perf_counter()
     for at in range(TUNING, rows, 512):
         if parts and left() < 0.75 * seconds:
             break
@@ -257,6 +270,7 @@ def _learned(
         parts.append((part, base.solve(part, seed=seed + at)))
         if watch is not None:
             watch("solving examples", min(at + 512, rows), rows)
+    each = (time.perf_counter() - began) / (sum(len(solved) for _, solved in parts) * base.starts)
     flat = Flat.of(base.family, jax.tree.map(lambda leaf: leaf[0], train))
     examples = _examples(parts)
     own = starting_points(
@@ -276,12 +290,17 @@ def _learned(
     whitening = Whitening.of(vectors, examples.params)
     start_key, damping_key = jax.random.split(jax.random.key(seed))
     least_squares = isinstance(base.family, LeastSquares)
-    share = 0.5 if least_squares else 0.9
+    share = 0.55 if least_squares else 0.75
     start = LearnedStart.untrained(whitening, PROPOSALS, start_key)
     start = train_start(
         start, flat, examples, max(share * left(), 1.0), seed, watch, sample=sample, negligible=negligible
     )
-    started = {f"learned start, best {n}": _with_starts(base, n, start) for n in STARTS[:3]}
+    started = {f"learned start, best {n}": _with_starts(base, n, start) for n in FEW}
+    if base.starts > 1:
+        some = int(np.clip(0.08 * seconds / (each * max(STARTS)), FEWEST, DOUBTED))
+        apart = jax.tree.map(lambda leaf: leaf[-some:], train)  # the last that a start is learned from, if at all
+        judged = tol, 1e-6 * negligible
+        started |= doubting(_with_starts(base, max(STARTS)), start, apart, *judged, 0.1 * seconds, seed, watch)
     if not isinstance(base.method, LevenbergMarquardt):
         return started
     rule = base.method.damping
@@ -293,9 +312,8 @@ def _learned(
         damping, base.method, flat, examples, jnp.asarray(first[:, 0]), tol, max(0.8 * left(), 1.0), seed, watch
     )
     method = LevenbergMarquardt(damping=damping, tol=base.method.tol, max_steps=base.method.max_steps)
-    return started | {
-        f"learned start and damping, best {n}": _with_method(_with_starts(base, n, start), method) for n in STARTS[:3]
-    }
+    damped = {name: it for name, it in started.items() if name.startswith("learned start")}
+    return started | {f"{name}, and damping": _with_method(it, method) for name, it in damped.items()}
 
 
 def _examples(parts: list[tuple[Any, Solution]]) -> Examples:

@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._core.types import Instance, Scalar
 from .base import Flat
@@ -43,12 +43,12 @@ class Whitening(eqx.Module):
     def instance(self, instance: Instance) -> Float[Array, " d"]:
         """Return the instance in units of its spread, in float32, cut where it lies far outside."""
         fixed = jax.lax.stop_gradient(self)
-        return _cut((vector_of(instance) - fixed.instance_mean) / fixed.instance_scale, 10.0)
+        return cut((vector_of(instance) - fixed.instance_mean) / fixed.instance_scale, 10.0)
 
     def params(self, x: Float[Array, " p"]) -> Float[Array, " p"]:
         """Return params in units of their spread."""
         fixed = jax.lax.stop_gradient(self)
-        return _cut((x.astype(jnp.float32) - fixed.params_mean) / fixed.params_scale, 10.0)
+        return cut((x.astype(jnp.float32) - fixed.params_mean) / fixed.params_scale, 10.0)
 
 
 class LearnedStart(eqx.Module):
@@ -80,14 +80,17 @@ class LearnedStart(eqx.Module):
 
     def best(self, flat: Flat, instance: Instance, own: Float[Array, "*few p"], count: int) -> Float[Array, "count p"]:
         """Return the `count` best of the proposals and the family's `own` start, or several, the best one first."""
-        own = jnp.atleast_2d(own)
-        candidates = jnp.concatenate([own, self.propose(instance).astype(own.dtype)])
-        candidates = jax.vmap(lambda x: flat.allowed(x, instance))(candidates)
+        own, single = jnp.atleast_2d(own), lambda it: it.astype(jnp.float32)
+        proposed = jax.vmap(lambda x: flat.allowed(x.astype(own.dtype), instance))(self.propose(instance))
+        # Most are told apart in float32, at half of the cost; those that are left are compared exactly.
+        rough = jax.tree.map(lambda leaf: single(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, instance)
+        order = _cheapest_first(jax.vmap(lambda x: flat.loss(single(x), rough))(proposed), proposed)
+        candidates = jnp.concatenate([jax.vmap(lambda x: flat.allowed(x, instance))(own), proposed[order[:count]]])
         costs = jax.vmap(lambda x: flat.loss(x, instance))(candidates)
-        finite = jnp.isfinite(costs) & jnp.all(jnp.isfinite(candidates), axis=1)
-        order = jnp.argsort(jnp.where(finite, costs, jnp.inf))
+        order = _cheapest_first(costs, candidates)
         # Where there are fewer finite candidates than asked for, the first is repeated.
-        return jnp.where(finite[order[:count], None], candidates[order[:count]], candidates[order[0]])
+        finite = _real(costs, candidates)[order[:count], None]
+        return jnp.where(finite, candidates[order[:count]], candidates[order[0]])
 
 
 class LearnedDamping(Damping):
@@ -148,7 +151,7 @@ class LearnedDamping(Damping):
         )
         parts = (features, self.whitening.params(seen.x), cosines, correlations, course)
         inputs = jnp.concatenate([part.astype(jnp.float32) for part in parts])
-        return _cut(jax.lax.stop_gradient(inputs), 10.0)
+        return cut(jax.lax.stop_gradient(inputs), 10.0)
 
 
 def vector_of(instance: PyTree[Any]) -> Float[Array, " d"]:
@@ -166,5 +169,14 @@ def _shielded(raw: Array) -> Array:
 _shielded.defvjp(lambda raw: (raw, None), lambda _, cotangent: (jnp.where(jnp.isfinite(cotangent), cotangent, 0.0),))
 
 
-def _cut(values: Array, limit: float) -> Array:
+def cut(values: Array, limit: float) -> Array:
+    """Return values between two limits; what is no number is zero."""
     return jnp.clip(jnp.nan_to_num(values, nan=0.0), -limit, limit)
+
+
+def _real(costs: Float[Array, " some"], candidates: Float[Array, "some p"]) -> Bool[Array, " some"]:
+    return jnp.isfinite(costs) & jnp.all(jnp.isfinite(candidates), axis=1)
+
+
+def _cheapest_first(costs: Float[Array, " some"], candidates: Float[Array, "some p"]) -> Int[Array, " some"]:
+    return jnp.argsort(jnp.where(_real(costs, candidates), costs, jnp.inf))

@@ -17,6 +17,7 @@ from .._core.types import Scalar
 from ..problems import LeastSquares, QuadraticProgram
 from .admm import ADMM
 from .base import Flat
+from .doubt import LearnedDoubt
 from .engine import Watch
 from .learned import LearnedDamping, LearnedStart
 from .levenberg_marquardt import LevenbergMarquardt
@@ -113,6 +114,32 @@ def train_damping(
         return jnp.mean(jnp.where(jnp.isfinite(values), values, 0.0))
 
     return _descend(damping, loss, (examples, starts), seconds, 2e-3, seed, "learning the damping", watch)
+
+
+class Doubted(NamedTuple):
+    """Rows of instances and of what some of their starts ended at, and whether the others ended lower, in float32."""
+
+    instances: PyTree
+    params: Float[Array, "rows p"]
+    cost: Float[Array, " rows"]
+    lower: Float[Array, " rows"]
+
+
+def train_doubt(
+    doubt: LearnedDoubt,
+    examples: Doubted,
+    seconds: float,
+    seed: int,
+    watch: Watch | None = None,
+    steps: int | None = None,
+) -> LearnedDoubt:
+    """Fit the probability that another start ends lower, by its logarithm."""
+
+    def loss(doubt: LearnedDoubt, batch: Doubted) -> Scalar:
+        logits = jax.vmap(doubt)(batch.instances, batch.params, batch.cost)
+        return jnp.mean(optax.losses.sigmoid_binary_cross_entropy(logits, batch.lower))
+
+    return _descend(doubt, loss, examples, seconds, 3e-3, seed, "learning to doubt", watch, steps)
 
 
 def train_schedule(

@@ -59,7 +59,9 @@ def tuned(solver: LearnedSolver) -> LearnedSolver:
 
 def with_starts(solver: LearnedSolver, starts: int) -> LearnedSolver:
     """Return the tuned classical solver with so many starts for each instance."""
-    return dataclasses.replace(solver, method=solver.classical, start=None, starts=starts, classical_starts=starts)
+    return dataclasses.replace(
+        solver, method=solver.classical, start=None, doubt=None, starts=starts, classical_starts=starts
+    )
 
 
 class Past(NamedTuple):
