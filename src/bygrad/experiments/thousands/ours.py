@@ -1,6 +1,7 @@
 """Our own rows: the batched classical core, tuned, from other starts, learned, and the paper's own optimizer."""
 
 import dataclasses
+import re
 import time
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from ..._core.programs import Program
 from ...optimizers import Optimizer, declare
 from ...problems import Composite, QuadraticProgram
 from ...solvers import ADMM, LBFGS, Flat, LearnedSolver, LevenbergMarquardt, Method, Solution, classical_method, solve
+from ...solvers.learn_doubt import cost_limit, every_start
 from ...solvers.solve import precision
 from ...unroll import Inner, lift, observe
 from .judge import MARGIN, Assessed, Kind, assess, excess
@@ -51,7 +53,8 @@ def tuned(solver: LearnedSolver) -> LearnedSolver:
     """Return the tuned classical solver that a learned one was compared with: of its numbers of starts, the fastest
     one whose success is near the best."""
     assert solver.card is not None
-    rivals = {name: it for name, it in solver.card.candidates.items() if name.startswith("tuned")}
+    # Those that stop where the cost is low have a row of their own, `where_costly`.
+    rivals = {name: it for name, it in solver.card.candidates.items() if re.fullmatch(r"tuned, \d+ starts?", name)}
     best = max(it["success"] for it in rivals.values())
     enough = {name: it["seconds"] for name, it in rivals.items() if it["success"] >= best - MARGIN}
     return with_starts(solver, int(min(enough, key=lambda name: enough[name]).split()[1]))
@@ -62,6 +65,17 @@ def with_starts(solver: LearnedSolver, starts: int) -> LearnedSolver:
     return dataclasses.replace(
         solver, method=solver.classical, start=None, doubt=None, starts=starts, classical_starts=starts
     )
+
+
+MOST = 5
+"""Starts at most where a solution costs too much."""
+
+
+def where_costly(solver: LearnedSolver, past: PyTree, tol: float, seed: int) -> LearnedSolver:
+    """Return the tuned classical solver that takes another start, up to `MOST`, where a solution costs more than most
+    that were the best of all starts, on past instances. Nothing of it is learned but one number."""
+    solver = with_starts(solver, MOST)
+    return dataclasses.replace(solver, doubt=cost_limit(every_start(solver, past, tol, 0.0, seed)))
 
 
 class Past(NamedTuple):

@@ -129,8 +129,11 @@ class _Comparison:
         self.rivals = [it for it in RIVALS if it.name in case.rivals or it.serves(family)]
         self.built: dict[str, Build] = {}
         self.known = {name: self._known(name, instances) for name, instances in self.sets.items()}
-        self.past = self._attempt("past", lambda: ours.Past.of(self.flat, draw(family, effort.past, seed + 3)))
+        past = draw(family, effort.past, seed + 3)
+        self.past = self._attempt("past", lambda: ours.Past.of(self.flat, past))
         self.solvers = [self._attempt("learn", lambda s=s: self._learned(s)) for s in range(effort.seeds)]
+        several = not certified(family)
+        self.costly = self._attempt("costs", lambda: self._where_costly(past)) if several else None
         self.lstm = self._attempt("the paper's optimizer", self._trained)
 
     def _attempt(self, what: str, make: Callable[[], Any]) -> Any:
@@ -176,6 +179,12 @@ class _Comparison:
             assert solver.card is not None
             self.task.display.say(f"{self.case.name}, seed {number}: {solver.card.kept}")
         return load_solver(path, self.flat.family)
+
+    def _where_costly(self, past: PyTree) -> LearnedSolver:
+        first = self.solvers[0]
+        if not isinstance(first, LearnedSolver):
+            raise ValueError(first)
+        return ours.where_costly(first, past, self.case.tolerances[1], self.task.seed)
 
     def _trained(self) -> Optimizer:
         if not self.effort.meta_steps:
@@ -269,6 +278,11 @@ class _Comparison:
             if classical.starts > 1:
                 note = f"{classical.starts} starts, as tuned"
                 yield Row("multistart", "multistart", ours.learned(classical, factor), note=note)
+                where, note = "multistart where costs are high", f"up to {ours.MOST} starts"
+                if isinstance(self.costly, LearnedSolver):
+                    yield Row(where, "multistart", ours.learned(self.costly, factor), note=note)
+                else:
+                    yield Row(where, "multistart", None, problem=str(self.costly))
             if isinstance(self.past, ours.Past):
                 note = f"of {len(self.past.x)} solved ones"
                 yield Row(
