@@ -11,7 +11,7 @@ import pytest
 from bygrad.deploy.solver import load_solver, save_solver
 from bygrad.problems import DampedOscillation
 from bygrad.solvers import CostLimit, LearnedDoubt, LearnedSolver, LevenbergMarquardt, Whitening, solve
-from bygrad.solvers.learn_doubt import Tried, cheapest_limit, cost_limit, every_start, learned_doubt, so_far
+from bygrad.solvers.learn_doubt import Tried, cheapest_limit, cost_limit, every_start, is_low, learned_doubt, so_far
 from bygrad.solvers.starts import draws
 
 STARTS = 4
@@ -38,7 +38,7 @@ def tried(family, plain) -> Tried:
 
 @pytest.fixture(scope="module")
 def doubting(plain, tried) -> LearnedSolver:
-    return dataclasses.replace(plain, doubt=learned_doubt(tried, 0.0, 0, steps=600))
+    return dataclasses.replace(plain, doubt=learned_doubt(tried, 0.995, 0.0, 0, steps=600))
 
 
 def saying(logit: float, limit: float = 0.0) -> LearnedDoubt:
@@ -89,11 +89,12 @@ def test_doubt_spares_starts_and_finds_as_much(kind, family, plain, tried, doubt
 def test_answers_so_far_are_the_running_minimum():
     cost = np.array([[3.0, 2.0, 2.0005, 1.0], [1.0, 4.0, np.nan, 2.0], [np.inf, np.inf, 5.0, 5.1]])
     x = np.arange(12.0).reshape(3, 4, 1)
-    lowest, where, enough = so_far(cost, x, 1e-3, 0.0)
+    lowest, where = so_far(cost, x)
     np.testing.assert_array_equal(lowest, [[3, 2, 2, 1], [1, 1, 1, 1], [np.inf, np.inf, 5, 5]])
     np.testing.assert_array_equal(where[..., 0], [[0, 1, 1, 3], [4, 4, 4, 4], [8, 8, 10, 10]])
-    np.testing.assert_array_equal(enough, [[0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 1, 1]])
-    assert so_far(cost, x, 1e-3, 1.0)[2][0].tolist() == [False, True, True, True]
+    low = [[0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 1, 1]]
+    np.testing.assert_array_equal(is_low(lowest, lowest[:, -1:], 1e-3, 0.0), low)
+    assert is_low(lowest, lowest[:, -1:], 1e-3, 1.0)[0].tolist() == [False, True, True, True]
 
 
 def test_the_limit_is_the_cheapest_that_loses_next_to_nothing():
@@ -101,12 +102,14 @@ def test_the_limit_is_the_cheapest_that_loses_next_to_nothing():
     rng = np.random.default_rng(0)
     first = rng.random(1000) < 0.8
     logits = np.stack([np.where(first, -1.0, 1.0), np.full(1000, -2.0)], axis=1) + 0.1 * rng.random((1000, 2))
-    enough = np.stack([first, np.ones(1000, bool), np.ones(1000, bool)], axis=1)
-    assert np.max(logits[first, 0]) <= cheapest_limit(logits, enough) <= np.sort(logits[~first, 0])[2]
+    solved = np.stack([first, np.ones(1000, bool), np.ones(1000, bool)], axis=1)
+    right = cheapest_limit(logits, solved, 0.998)
+    assert np.max(logits[first, 0]) <= right <= np.sort(logits[~first, 0])[2]
     # One that says nothing of use: all starts of all instances, but for what may be lost.
     useless = rng.random((1000, 2))
-    limit = cheapest_limit(useless, np.stack([first, first, np.ones(1000, bool)], axis=1))
+    limit = cheapest_limit(useless, np.stack([first, first, np.ones(1000, bool)], axis=1), 0.998)
     assert np.mean(useless[:, 0] > limit) > 0.9
+    assert cheapest_limit(useless, np.zeros((1000, 3), bool), 0.5) == -np.inf
 
 
 @pytest.mark.parametrize("kind", ["cost", "network"])

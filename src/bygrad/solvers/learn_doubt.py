@@ -20,7 +20,7 @@ JUDGED = 0.25
 """Share of the instances that the limit is chosen on, and nothing trained."""
 
 LOST = 0.005
-"""Share of the instances that may end above what all of their starts find."""
+"""Share of the instances that may be lost against all classical starts of each."""
 
 
 def doubting(
@@ -39,25 +39,30 @@ def doubting(
     **Arguments:** `solver`: classical, with the most starts. `instances`: to learn from. `tol`, `nothing`: a cost is
     lower if it is by more than that, relative and absolute. `seconds`: for each network.
     """
-    up_to = f"up to {solver.starts} starts"
-    tried = every_start(solver, instances, tol, nothing, seed, watch)
-    doubts: dict[str, Doubt] = {"tuned": cost_limit(tried), "learned doubt": learned_doubt(tried, seconds, seed, watch)}
-    found = {f"{name}, {up_to}": dataclasses.replace(solver, doubt=it) for name, it in doubts.items()}
     # Whatever the doubt is, with one there are classical starts after the learned one.
-    started = dataclasses.replace(solver, start=start, doubt=doubts["learned doubt"])
-    tried = every_start(started, instances, tol, nothing, seed, watch)
-    doubt = learned_doubt(tried, seconds, seed, watch)
-    return found | {f"learned start and doubt, {up_to}": dataclasses.replace(started, doubt=doubt)}
+    started = dataclasses.replace(solver, start=start, doubt=CostLimit(jnp.asarray(-jnp.inf)))
+    own, learned = (every_start(it, instances, tol, nothing, seed, watch) for it in (solver, started))
+    best = np.minimum(own.cost[:, -1:], learned.cost[:, -1:])
+    least = float(np.mean(is_low(own.cost[:, -1:], best, tol, nothing))) - LOST
+    own, learned = (it._replace(solved=is_low(it.cost, best, tol, nothing)) for it in (own, learned))
+    doubts: dict[str, tuple[LearnedSolver, Doubt]] = {
+        "tuned": (solver, cost_limit(own, least)),
+        "learned doubt": (solver, learned_doubt(own, least, seconds, seed, watch)),
+        "learned start and doubt": (started, learned_doubt(learned, least, seconds, seed, watch)),
+    }
+    up_to = f"up to {solver.starts} starts"
+    return {f"{name}, {up_to}": dataclasses.replace(it, doubt=doubt) for name, (it, doubt) in doubts.items()}
 
 
 class Tried(NamedTuple):
-    """What all starts of some instances found: the lowest cost after each, where it is, and whether no other start of
-    the instance ends lower; `[rows, starts]`."""
+    """What all starts of some instances found: the lowest cost after each, where it is, whether no other start of the
+    instance ends lower, and whether the instance is solved; `[rows, starts]`."""
 
     instances: PyTree[np.ndarray]
     cost: Float[np.ndarray, "rows starts"]
     x: Float[np.ndarray, "rows starts p"]
-    enough: Bool[np.ndarray, "rows starts"]
+    lowest: Bool[np.ndarray, "rows starts"]
+    solved: Bool[np.ndarray, "rows starts"]
 
 
 def every_start(
@@ -82,17 +87,19 @@ def every_start(
         every = jax.tree.map(lambda leaf: np.repeat(leaf, solver.starts, axis=0), some)
         found = run(method, flat, every, starts.reshape(-1, starts.shape[-1]), batch=batch, watch=watch)
     cost, x = (found[name].reshape(rows, solver.starts, *found[name].shape[1:]) for name in ("cost", "x"))
-    return Tried(some, *so_far(cost, x[..., : flat.size], tol, nothing))
+    cost, x = so_far(cost, x[..., : flat.size])
+    lowest = is_low(cost, cost[:, -1:], tol, nothing)
+    return Tried(some, cost, x, lowest, lowest)
 
 
-def cost_limit(tried: Tried) -> CostLimit:
-    """Return the cost above which other starts pay."""
+def cost_limit(tried: Tried, least: float = 1 - LOST) -> CostLimit:
+    """Return the cost above which other starts pay, if `least` is the share to solve."""
     asked = tried.cost[:, :-1].astype(np.float32)
-    return CostLimit(jnp.asarray(cheapest_limit(asked, tried.enough), jnp.float32))
+    return CostLimit(jnp.asarray(cheapest_limit(asked, tried.solved, least), jnp.float32))
 
 
 def learned_doubt(
-    tried: Tried, seconds: float, seed: int, watch: Watch | None = None, steps: int | None = None
+    tried: Tried, least: float, seconds: float, seed: int, watch: Watch | None = None, steps: int | None = None
 ) -> LearnedDoubt:
     """Learn from most of the instances which solutions are not the lowest, and choose the limit on the others."""
     rows = len(tried.cost)
@@ -103,37 +110,44 @@ def learned_doubt(
     doubt = train_doubt(doubt, examples, seconds, seed, watch, steps)
     asked = _examples(tried, judged)
     logits = np.asarray(jax.vmap(doubt)(asked.instances, asked.params, asked.cost)).reshape(len(judged), -1)
-    return dataclasses.replace(doubt, limit=jnp.asarray(cheapest_limit(logits, tried.enough[judged]), jnp.float32))
+    limit = cheapest_limit(logits, tried.solved[judged], least)
+    return dataclasses.replace(doubt, limit=jnp.asarray(limit, jnp.float32))
 
 
 def so_far(
-    cost: Float[np.ndarray, "rows starts"], x: Float[np.ndarray, "rows starts p"], tol: float, nothing: float
-) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, "rows starts"]]:
-    """Return the lowest cost after each start, where it is, and whether all of the starts find no lower one."""
-    cost = np.where(np.isfinite(cost), cost, np.inf)
+    cost: Float[np.ndarray, "rows starts"], x: Float[np.ndarray, "rows starts p"]
+) -> tuple[Float[np.ndarray, "rows starts"], Float[np.ndarray, "rows starts p"]]:
+    """Return the lowest cost after each start, and where it is."""
+    cost, rows = np.where(np.isfinite(cost), cost, np.inf), np.arange(len(cost))
     best = np.zeros(cost.shape, int)
     for start in range(1, cost.shape[1]):
         before = best[:, start - 1]
-        best[:, start] = np.where(cost[:, start] < cost[np.arange(len(cost)), before], start, before)
-    rows = np.arange(len(cost))[:, None]
-    cost, x = cost[rows, best], x[rows, best]
-    last = cost[:, -1:]
-    return cost, x, cost <= last + tol * np.abs(last) + nothing
+        best[:, start] = np.where(cost[:, start] < cost[rows, before], start, before)
+    return cost[rows[:, None], best], x[rows[:, None], best]
 
 
-def cheapest_limit(doubts: Float[np.ndarray, "rows fewer"], enough: Bool[np.ndarray, "rows starts"]) -> float:
-    """Return the limit at which instances take the fewest starts, of those at which next to none stops too early.
+def is_low(
+    cost: Float[np.ndarray, "rows starts"], best: Float[np.ndarray, "rows 1"], tol: float, nothing: float
+) -> Bool[np.ndarray, "rows starts"]:
+    """Say which costs are as low as the best, within what counts."""
+    return cost <= best + tol * np.abs(best) + nothing
 
-    **Arguments:** `doubts`: after each start but the last. `enough`: whether an instance may stop after each start.
+
+def cheapest_limit(
+    doubts: Float[np.ndarray, "rows fewer"], solved: Bool[np.ndarray, "rows starts"], least: float
+) -> float:
+    """Return the limit at which instances take the fewest starts, of those at which a share of `least` is solved; if
+    there is none, the one at which they take all starts.
+
+    **Arguments:** `doubts`: after each start but the last. `solved`: whether an instance is solved after each start.
     """
-    limits = [-np.inf, *np.quantile(doubts, np.linspace(0.0, 1.0, 201), method="lower")]
     after = np.concatenate([doubts, np.full((len(doubts), 1), -np.inf)], axis=1)
-    spent, lost = [], []
-    for limit in limits:
+    cheapest, fewest = -np.inf, np.inf
+    for limit in np.quantile(doubts, np.linspace(0.0, 1.0, 201), method="lower"):
         stop = np.argmax(after <= limit, axis=1)
-        spent.append(np.mean(stop))
-        lost.append(np.mean(~enough[np.arange(len(stop)), stop]))
-    return float(limits[min((i for i, share in enumerate(lost) if share <= LOST), key=lambda i: spent[i])])
+        if np.mean(stop) < fewest and np.mean(solved[np.arange(len(stop)), stop]) >= least:
+            cheapest, fewest = float(limit), float(np.mean(stop))
+    return cheapest
 
 
 def _examples(tried: Tried, rows: np.ndarray) -> Doubted:
@@ -141,5 +155,5 @@ def _examples(tried: Tried, rows: np.ndarray) -> Doubted:
     asked = tried.cost.shape[1] - 1
     flat = lambda values: values[rows, :asked].reshape(len(rows) * asked, *values.shape[2:])  # noqa: E731
     instances = jax.tree.map(lambda leaf: single(np.repeat(leaf[rows], asked, axis=0)), tried.instances)
-    lower = flat(~tried.enough).astype(float)
+    lower = flat(~tried.lowest).astype(float)
     return Doubted(instances, single(flat(tried.x)), single(flat(tried.cost)), single(lower))
