@@ -43,7 +43,7 @@ FEW = (1, 3)
 FEWEST = 50
 """Held-out instances that a comparison and a certificate need at least."""
 
-DOUBTED = 2048
+DOUBTED = 4096
 """Instances at most that are solved from all starts, to learn which solutions are to be doubted."""
 
 PROPOSALS = 8
