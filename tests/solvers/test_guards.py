@@ -19,6 +19,7 @@ from bygrad.solvers import (
     Flat,
     GainRatio,
     LearnedDamping,
+    LearnedDoubt,
     LearnedSchedule,
     LearnedSolver,
     LearnedStart,
@@ -138,7 +139,11 @@ def ruined_solver(kind: str, ruin: str, coding: SparseCoding, market: MeanVarian
             ProximalGradient(schedule, tol=1e-2, max_steps=20_000),
             ProximalGradient(tol=1e-5, max_steps=20_000),
         )
-    return LearnedSolver(family, *methods, start, 2, 1), data
+    solver = LearnedSolver(family, *methods, start, 2, 1)
+    if not isinstance(family, SparseCoding):
+        doubt = ruined(LearnedDoubt.untrained(whitening, jnp.ones(4), jax.random.key(2)))
+        solver = dataclasses.replace(solver, doubt=doubt)
+    return solver, data
 
 
 @pytest.mark.parametrize("guard", ["certificate", "best_of_two"])
