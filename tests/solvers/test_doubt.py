@@ -122,6 +122,14 @@ def test_a_file_gives_the_doubt_back(kind, family, doubting, tmp_path):
     np.testing.assert_array_equal(again.solve(data).cost, doubting.solve(data).cost)
 
 
+def test_what_has_no_solution_teaches_nothing(tried):
+    broken = tried._replace(cost=tried.cost.copy(), x=tried.x.copy())
+    broken.cost[:300], broken.x[:300] = np.inf, np.nan  # in every start
+    broken.cost[300:600, 0], broken.x[300:600, 0] = np.inf, np.nan  # in the first
+    doubt = learned_doubt(broken, 0.9, 0.0, 0, steps=20)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(eqx.filter(doubt, eqx.is_inexact_array)))
+
+
 def test_instances_of_another_size_are_refused(doubting):
     with pytest.raises(ValueError, match=r"An instance here has 30 numbers, but those .* had 41"):
         doubting.solve(np.zeros((2, 30)))

@@ -260,43 +260,25 @@ def _learned(
     watch: Watch | None,
     sample: Any,
 ) -> dict[str, LearnedSolver]:
-    """Solve instances by the classical solver `base`, learn a start from them, then a damping from that start."""
-    parts, rows, seconds = [], len(jax.tree.leaves(train)[0]), left()
-    began = time.perf_counter()
-    for at in range(TUNING, rows, 512):
-        if parts and left() < 0.75 * seconds:
-            break
-        part = jax.tree.map(lambda leaf: leaf[at : at + 512], train)  # noqa: B023
-        parts.append((part, base.solve(part, seed=seed + at)))
-        if watch is not None:
-            watch("solving examples", min(at + 512, rows), rows)
-    each = (time.perf_counter() - began) / (sum(len(solved) for _, solved in parts) * base.starts)
+    """Solve instances by the classical solver `base`, and learn where to start, what to doubt, and how to damp."""
+    seconds, several = left(), base.starts > 1
+    examples, each = _solved(base, train, left, seed, watch)
     flat = Flat.of(base.family, jax.tree.map(lambda leaf: leaf[0], train))
-    examples = _examples(parts)
-    own = starting_points(
-        flat,
-        jax.tree.map(np.asarray, examples.instances),
-        len(examples.cost),
-        None,
-        starts=1,
-        seed=seed,
-        batch=1024,
-        dtype=np.float32,
-    )
+    settings: Any = {"starts": 1, "seed": seed, "batch": 1024, "dtype": np.float32}
+    own = starting_points(flat, jax.tree.map(np.asarray, examples.instances), len(examples.cost), None, **settings)
     negligible = _negligible(examples, flat, own)
-    if isinstance(base.family, LeastSquares):  # exact fits have no logarithm
-        examples = examples._replace(cost=jnp.maximum(examples.cost, negligible))
-    vectors = jax.vmap(vector_of)(examples.instances)
-    whitening = Whitening.of(vectors, examples.params)
-    start_key, damping_key = jax.random.split(jax.random.key(seed))
     least_squares = isinstance(base.family, LeastSquares)
-    share = 0.55 if least_squares else 0.75
+    if least_squares:  # exact fits have no logarithm
+        examples = examples._replace(cost=jnp.maximum(examples.cost, negligible))
+    whitening = Whitening.of(jax.vmap(vector_of)(examples.instances), examples.params)
+    start_key, damping_key = jax.random.split(jax.random.key(seed))
+    share = 0.55 if least_squares else 0.75 if several else 0.9
     start = LearnedStart.untrained(whitening, PROPOSALS, start_key)
     start = train_start(
         start, flat, examples, max(share * left(), 1.0), seed, watch, sample=sample, negligible=negligible
     )
     started = {f"learned start, best {n}": _with_starts(base, n, start) for n in FEW}
-    if base.starts > 1:
+    if several:
         some = int(np.clip(0.08 * seconds / (each * max(STARTS)), FEWEST, DOUBTED))
         apart = jax.tree.map(lambda leaf: leaf[-some:], train)  # the last that a start is learned from, if at all
         judged = tol, 1e-6 * negligible
@@ -314,6 +296,22 @@ def _learned(
     method = LevenbergMarquardt(damping=damping, tol=base.method.tol, max_steps=base.method.max_steps)
     damped = {name: it for name, it in started.items() if name.startswith("learned start")}
     return started | {f"{name}, and damping": _with_method(it, method) for name, it in damped.items()}
+
+
+def _solved(
+    base: LearnedSolver, train: Any, left: Callable[[], float], seed: int, watch: Watch | None
+) -> tuple[Examples, float]:
+    """Solve instances for a quarter of the time that is left; return them, and the seconds that a start takes."""
+    parts, rows, seconds, began = [], len(jax.tree.leaves(train)[0]), left(), time.perf_counter()
+    for at in range(TUNING, rows, 512):
+        if parts and left() < 0.75 * seconds:
+            break
+        part = jax.tree.map(lambda leaf: leaf[at : at + 512], train)  # noqa: B023
+        parts.append((part, base.solve(part, seed=seed + at)))
+        if watch is not None:
+            watch("solving examples", min(at + 512, rows), rows)
+    each = (time.perf_counter() - began) / (sum(len(solved) for _, solved in parts) * base.starts)
+    return _examples(parts), each
 
 
 def _examples(parts: list[tuple[Any, Solution]]) -> Examples:

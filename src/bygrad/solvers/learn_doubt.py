@@ -102,8 +102,8 @@ def learned_doubt(
     tried: Tried, least: float, seconds: float, seed: int, watch: Watch | None = None, steps: int | None = None
 ) -> LearnedDoubt:
     """Learn from most of the instances which solutions are not the lowest, and choose the limit on the others."""
-    rows = len(tried.cost)
-    judged, taught = np.split(np.random.default_rng(seed).permutation(rows), [int(JUDGED * rows)])
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(np.isfinite(tried.cost[:, -1])))
+    judged, taught = np.split(rows, [int(JUDGED * len(rows))])
     examples = _examples(tried, taught)
     whitening = Whitening.of(jax.vmap(vector_of)(examples.instances), examples.params)
     doubt = LearnedDoubt.untrained(whitening, examples.cost, jax.random.key(seed))
@@ -156,4 +156,4 @@ def _examples(tried: Tried, rows: np.ndarray) -> Doubted:
     flat = lambda values: values[rows, :asked].reshape(len(rows) * asked, *values.shape[2:])  # noqa: E731
     instances = jax.tree.map(lambda leaf: single(np.repeat(leaf[rows], asked, axis=0)), tried.instances)
     lower = flat(~tried.lowest).astype(float)
-    return Doubted(instances, single(flat(tried.x)), single(flat(tried.cost)), single(lower))
+    return Doubted(instances, single(np.nan_to_num(flat(tried.x))), single(flat(tried.cost)), single(lower))
