@@ -41,6 +41,16 @@ def test_the_wright_omega_function_solves_its_equation(dtype, error):
     np.testing.assert_allclose(slope, w / (1 + w), rtol=4e-5 if dtype == np.float32 else 1e-12)
 
 
+def test_errors_are_as_small_as_the_family_says():
+    with jax.enable_x64(True):
+        draws = jax.random.normal(jax.random.key(0), (2000, 4), np.float64)
+        patients = OralDose().center() + jnp.array(SPREAD) * draws
+        found, exact = (jax.vmap(OralDose(substeps=n).log_concentrations)(patients) for n in (6, 192))
+    assert np.mean(np.abs(found - exact)) < 3.5e-3
+    highest = np.max(np.exp(exact), axis=1, keepdims=True)
+    assert np.quantile(np.max(np.abs(np.exp(found) - np.exp(exact)) / highest, axis=1), 0.99) < 3.5e-3
+
+
 @pytest.mark.parametrize("patient", [(0.0, 0.0, 0.0, 0.0), (2.0, -2.0, 3.0, -3.0), (-3.0, 2.0, 3.0, 2.0)])
 def test_derivatives_are_those_of_the_concentrations(patient):
     family = OralDose()

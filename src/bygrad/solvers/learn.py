@@ -281,7 +281,7 @@ def _learned(
     if several:
         some = int(np.clip(0.08 * seconds / (each * max(STARTS)), FEWEST, DOUBTED))
         apart = jax.tree.map(lambda leaf: leaf[-some:], train)  # the last that a start is learned from, if at all
-        judged = tol, 1e-6 * negligible
+        judged = tol, 1e-6 * negligible  # 1e-12 of what costs are at the starts, as in `BestKnown`
         started |= doubting(_with_starts(base, max(STARTS)), start, apart, *judged, 0.1 * seconds, seed, watch)
     if not isinstance(base.method, LevenbergMarquardt):
         return started
