@@ -34,7 +34,7 @@ def test_the_wright_omega_function_solves_its_equation(dtype, error):
     with jax.enable_x64(True):
         w = np.exp(np.linspace(-79.0, 9.0, 5001))  # from the answer, where nothing is lost to cancellation
         z = jnp.asarray(w + np.log(w), dtype)
-        found, slope = jax.jvp(wright_omega, (z,), (jnp.ones_like(z),))
+        found, slope = map(np.asarray, jax.jvp(wright_omega, (z,), (jnp.ones_like(z),)))
     # The question was rounded, which changes the answer by so much.
     rounding = np.abs(np.asarray(z, float) - (w + np.log(w))) * w / (1 + w)
     assert (np.abs(found - w) <= error * w + 2 * rounding).all()

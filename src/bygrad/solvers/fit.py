@@ -26,7 +26,16 @@ from .engine import Rows, Watch, run
 from .learned import LearnedDamping, LearnedStart
 from .levenberg_marquardt import LevenbergMarquardt
 from .solution import Solution, Status, Tally
-from .solve import as_rows, as_solution, best_of, flat_of_rows, precision, rows_at_once, with_arrays
+from .solve import (
+    as_rows,
+    as_solution,
+    best_of,
+    flat_of_rows,
+    from_every_start,
+    precision,
+    rows_at_once,
+    with_arrays,
+)
 from .starts import guesses, in_blocks, starting_points
 
 Guard = Literal["certificate", "best_of_two"]
@@ -202,8 +211,7 @@ class LearnedSolver:
         if self.doubt is not None:
             results = until_believed(self.doubt, method, flat, instances, starts, batch=batch, watch=watch)
         else:
-            every = jax.tree.map(lambda leaf: np.repeat(leaf, self.starts, axis=0), instances)
-            each = run(method, flat, every, starts.reshape(-1, starts.shape[-1]), batch=batch, watch=watch)
+            each = from_every_start(method, flat, instances, starts, batch=batch, watch=watch)
             results = best_of(self.family, each, self.starts)
         # Costs of proposals are looked at before the first step.
         compared = self.starts if self.doubt is None else 1

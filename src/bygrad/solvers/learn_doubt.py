@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Bool, Float, PyTree
 
 from .doubt import CostLimit, Doubt, LearnedDoubt
-from .engine import Watch, run
+from .engine import Watch
 from .fit import LearnedSolver
 from .learn_programs import single
 from .learned import LearnedStart, Whitening, vector_of
-from .solve import as_rows, flat_of_rows, precision, rows_at_once, with_arrays
+from .solve import as_rows, flat_of_rows, from_every_start, precision, rows_at_once, with_arrays
 from .training import Doubted, train_doubt
 
 JUDGED = 0.25
@@ -84,8 +84,7 @@ def every_start(
         flat, _ = flat_of_rows(solver.family, some, rows)
         method, batch = with_arrays(solver.method, dtype).prepare(flat, dtype), rows_at_once(solver.method, None)
         starts = solver.starting(flat, some, rows, None, seed, batch, dtype)
-        every = jax.tree.map(lambda leaf: np.repeat(leaf, solver.starts, axis=0), some)
-        found = run(method, flat, every, starts.reshape(-1, starts.shape[-1]), batch=batch, watch=watch)
+        found = from_every_start(method, flat, some, starts, batch=batch, watch=watch)
     cost, x = (found[name].reshape(rows, solver.starts, *found[name].shape[1:]) for name in ("cost", "x"))
     cost, x = so_far(cost, x[..., : flat.size])
     lowest = is_low(cost, cost[:, -1:], tol, nothing)

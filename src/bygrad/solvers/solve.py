@@ -92,8 +92,8 @@ def solve(
         batch = rows_at_once(method, batch)
         given = guesses(flat, x0, dual0, rows, method.multipliers(flat), dtype)
         first = starting_points(flat, instances, rows, given, starts=starts, seed=seed, batch=batch, dtype=dtype)
-        every = jax.tree.map(lambda leaf: np.repeat(leaf, starts, axis=0), instances)
-        results = run(method, flat, every, first, batch=batch, watch=watch)
+        each = first.reshape(len(first) // starts, starts, first.shape[1])
+        results = from_every_start(method, flat, instances, each, batch=batch, watch=watch)
         warnings += told_if_alike(family, first[:, : flat.size], starts)
         return as_solution(flat, best_of(flat.family, results, starts), warnings=warnings)
 
@@ -259,6 +259,20 @@ def as_solution(
     dual = rows["dual"] if "dual" in rows else np.zeros((len(fallback), 0))
     told = tuple(warnings)
     return Solution(flat.params(rows["x"]), **fields, used_fallback=fallback, dual=dual, warnings=told, tally=tally)
+
+
+def from_every_start(
+    method: Method,
+    flat: Flat,
+    instances: PyTree[np.ndarray],
+    starts: np.ndarray,
+    *,
+    batch: int,
+    watch: Watch | None = None,
+) -> Rows:
+    """Solve every instance from each of its starts, `[rows, starts, p]`; those of one instance stay together."""
+    every = jax.tree.map(lambda leaf: np.repeat(leaf, starts.shape[1], axis=0), instances)
+    return run(method, flat, every, starts.reshape(-1, starts.shape[2]), batch=batch, watch=watch)
 
 
 def best_of(family: ProblemFamily, rows: Rows, starts: int) -> Rows:
