@@ -3,10 +3,12 @@
 import dataclasses
 import gc
 import re
+import weakref
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bygrad._core import memory, programs
@@ -49,6 +51,38 @@ def test_values_compile_nothing_and_structures_do(compilations):
 
 
 @pytest.mark.core
+def test_arrays_of_numpy_are_arguments_too(compilations):
+    program = Program(lambda tree, power: (tree["a"] ** power, tree["told"]))
+    two = np.full(3, 2.0, np.float32)
+    powers, told = program({"a": two, "told": "word"}, 3)
+    assert np.array_equal(powers, [8.0, 8.0, 8.0]) and told == "word"
+    before = len(compilations)
+    assert np.array_equal(program({"a": two + 1, "told": "word"}, 3)[0], [27.0, 27.0, 27.0])
+    assert len(compilations) == before
+    assert program({"a": two, "told": "other"}, 3)[1] == "other"
+    assert len(compilations) > before
+
+
+@pytest.mark.core
+def test_a_compiled_program_holds_no_arrays_of_its_first_call():
+    program, array = Program(lambda it: it + 1), jnp.ones(5)
+    gone = weakref.ref(array)
+    program(array)
+    del array
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("donate", "kept"), [("none", [True, True]), ("all-except-first", [True, False])])
+def test_memory_is_reused_of_the_arguments_that_are_given_for_it(donate, kept):
+    first, second = jnp.ones(1_000), jnp.full(1_000, 2.0)
+    total = Program(lambda one, other: one + other, donate=donate)(first, second)
+    assert jnp.array_equal(total, jnp.full(1_000, 3.0))
+    assert [not it.is_deleted() for it in (first, second)] == kept
+
+
+@pytest.mark.core
 def test_a_program_is_compiled_for_the_precision_that_it_is_called_in():
     program, one = Program(lambda it: (it.astype(float), it @ it.T)), jnp.full((2, 2), 1 + 2.0**-10, jnp.float32)
     assert program(one)[0].dtype == jnp.float32
@@ -78,8 +112,8 @@ def test_each_device_keeps_as_many_programs(monkeypatch):
 def test_programs_that_are_not_used_are_freed(monkeypatch):
     monkeypatch.setattr(programs, "kept", programs._Kept())
     monkeypatch.setattr(programs, "KEPT", 4)
-    compiled, lower = [], programs.Program._lower
-    monkeypatch.setattr(programs.Program, "_lower", lambda *arguments: compiled.append(0) or lower(*arguments))
+    compiled, lower = [], programs.Program._compile
+    monkeypatch.setattr(programs.Program, "_compile", lambda *arguments: compiled.append(0) or lower(*arguments))
     program, client = Program(lambda it: it + 1), jax.devices()[0].client
     arrays = [jnp.ones(size) for size in range(1, 41)]
     before = len(client.live_executables())
@@ -108,8 +142,8 @@ def images(seed: int) -> MLPClassifier:
 
 def test_a_second_meta_training_compiles_nothing(monkeypatch):
     """Neither another theta, nor other learning rates, seeds, lengths or data."""
-    compiled, lower = [], programs.Program._lower
-    monkeypatch.setattr(programs.Program, "_lower", lambda *arguments: compiled.append(0) or lower(*arguments))
+    compiled, lower = [], programs.Program._compile
+    monkeypatch.setattr(programs.Program, "_compile", lambda *arguments: compiled.append(0) or lower(*arguments))
     recipe = Recipe(
         horizon=4, truncation=2, instances=2, meta_steps=2, validation_runs=2, estimator=Replay(0.5), validate_every=2
     )

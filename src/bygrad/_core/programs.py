@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import equinox as eqx
 import jax
+import numpy as np
 
 Result = TypeVar("Result")
 
@@ -16,6 +17,9 @@ KEPT = 64
 """Compiled programs that a process keeps at most for each of its devices, each of which compiles its own. They take
 hundreds of memory maps each, of which a process may have 65,530 under Linux: a study of many structures would end in an
 error of the compiler."""
+
+
+_ARRAY = object()
 
 
 class _Kept:
@@ -57,19 +61,21 @@ kept = _Kept()
 class Program(Generic[Result]):
     """A function that is compiled once for every structure, and tells the memory it needs before it runs.
 
-    Arrays are arguments: other values compile nothing. Everything else in the arguments (sizes, activation functions,
-    an estimator's settings) is compiled in. Made at module level, so that a second meta-training finds it compiled.
+    Arrays are arguments: other values compile nothing. NumPy's are as good as JAX's, and cost a tenth of an array that
+    is brought to the device before. Everything else in the arguments (sizes, activation functions, an estimator's
+    settings) is compiled in. Made at module level, so that a second meta-training finds it compiled.
 
-    **Arguments:** `function`: pure. `donate`: as in `equinox.filter_jit`, the arguments whose memory may be reused.
+    **Arguments:** `function`: pure. `donate`: the arguments whose memory may be reused, as in `equinox.filter_jit`.
     """
 
     def __init__(
         self, function: Callable[..., Result], donate: Literal["all", "all-except-first", "none"] = "none"
     ) -> None:
-        self._jitted: Any = eqx.filter_jit(function, donate=donate)
+        self._function, self._donate = function, donate
 
     def __call__(self, *arguments: Any) -> Result:
-        return self._compile(*arguments)(*arguments)
+        leaves, structure = jax.tree.flatten(arguments)
+        return self._compiled(leaves, structure)(*self._arrays(leaves, structure))
 
     def bytes_needed(self, *arguments: Any) -> int:
         """Return the memory that a call holds at its peak, arguments and results included."""
@@ -81,22 +87,62 @@ class Program(Generic[Result]):
         return int(memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes)
 
     def _memory(self, *arguments: Any) -> Any:
-        return self._compile(*arguments).compiled.memory_analysis()
+        return self._compiled(*jax.tree.flatten(arguments)).compiled.memory_analysis()
 
-    def _compile(self, *arguments: Any) -> Any:
-        key = (self, kind_of(arguments), _configuration())
+    def _compiled(self, leaves: list[Any], structure: Any) -> "_Compiled":
+        key = (self, _kind_of(leaves, structure), _configuration())
         if (program := kept.get(key)) is None:
-            kept.put(key, program := self._lower(*arguments).compile())
+            kept.put(key, program := self._compile(leaves, structure))
         return program
 
-    def _lower(self, *arguments: Any) -> Any:
-        return self._jitted.lower(*arguments)
+    def _compile(self, leaves: list[Any], structure: Any) -> "_Compiled":
+        told: list[Any] = []
+        # JAX keeps what it traced, so that must not hold on to the arrays of this call.
+        fixed = [_ARRAY if is_array(leaf) else leaf for leaf in leaves]
+
+        def traced(donated: tuple[Any, ...], others: tuple[Any, ...]) -> Any:
+            arrays = iter((*others, *donated) if self._donate == "all-except-first" else (*donated, *others))
+            filled = [next(arrays) if leaf is _ARRAY else leaf for leaf in fixed]
+            result, rest = eqx.partition(self._function(*jax.tree.unflatten(structure, filled)), eqx.is_array)
+            told.append(rest)
+            return result
+
+        traced.__name__ = getattr(self._function, "__name__", type(self._function).__name__)
+        lowered = jax.jit(traced, donate_argnums=0).lower(*self._arrays(leaves, structure))
+        return _Compiled(lowered.compile(), told[0])
+
+    def _arrays(self, leaves: list[Any], structure: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Return the arrays of a call: those whose memory may be reused, and the others."""
+        if self._donate == "all-except-first":
+            first = structure.children()[0].num_leaves
+            return tuple(filter(is_array, leaves[first:])), tuple(filter(is_array, leaves[:first]))
+        arrays = tuple(filter(is_array, leaves))
+        return (arrays, ()) if self._donate == "all" else ((), arrays)
+
+
+class _Compiled:
+    """A compiled program, and what it returns besides arrays."""
+
+    def __init__(self, compiled: Any, rest: Any) -> None:
+        self.compiled, self._rest = compiled, rest if jax.tree.leaves(rest) else None
+
+    def __call__(self, donated: tuple[Any, ...], others: tuple[Any, ...]) -> Any:
+        result = self.compiled(donated, others)
+        return result if self._rest is None else eqx.combine(result, self._rest)
+
+
+def is_array(leaf: Any) -> bool:
+    """Say whether a program takes a leaf as an argument, rather than have it compiled in."""
+    return isinstance(leaf, jax.Array | np.ndarray)
 
 
 def kind_of(tree: Any) -> tuple[Any, ...]:
     """Return what a compiled program depends on in a tree: its structure, arrays without their values, all the rest."""
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple(_kind(leaf) if eqx.is_array(leaf) else leaf for leaf in leaves)
+    return _kind_of(*jax.tree.flatten(tree))
+
+
+def _kind_of(leaves: list[Any], structure: Any) -> tuple[Any, ...]:
+    return structure, tuple(_kind(leaf) if is_array(leaf) else leaf for leaf in leaves)
 
 
 def _kind(array: Any) -> tuple[Any, ...]:
@@ -104,6 +150,6 @@ def _kind(array: Any) -> tuple[Any, ...]:
 
 
 def _configuration() -> tuple[Any, ...]:
-    """Return what a program depends on besides: the precisions that JAX computes in, here and now."""
+    """Return what a program depends on besides: the precisions that JAX computes in, and where it puts arrays."""
     config: Any = jax.config
-    return config.jax_enable_x64, config.jax_default_matmul_precision
+    return config.jax_enable_x64, config.jax_default_matmul_precision, config.jax_default_device

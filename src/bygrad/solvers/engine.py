@@ -72,7 +72,7 @@ def run(
             size, kept = smaller, np.flatnonzero(slots >= 0)
             pick = np.resize(kept, size)
             slots = np.where(np.arange(size) < len(kept), slots[pick], -1)
-            working = _take(working, jnp.asarray(pick), jnp.asarray(slots >= 0))
+            working = _take(working, pick, slots >= 0)
             given = working[0], working[1].x  # of the right shape; nothing is refilled any more
         free = np.flatnonzero(slots < 0)[: rows - waiting]
         fresh = np.zeros(size, bool)
@@ -81,12 +81,12 @@ def run(
         waiting += len(free)
         if len(free):
             source = np.maximum(slots, 0)
-            given = jax.tree.map(lambda leaf: jnp.asarray(leaf[source]), (instances, x))  # noqa: B023
+            given = jax.tree.map(lambda leaf: leaf[source], (instances, x))  # noqa: B023
         if working is None:
-            working = _begin(method, flat, *given, jnp.asarray(fresh))
+            working = _begin(method, flat, *given, fresh)
             fresh = np.zeros(size, bool)
         enough = size - max(1, size // REFILL) if waiting < rows else size // SHRINK if size > SMALLEST else 0
-        working = _advance(method, flat, working, *given, jnp.asarray(fresh), jnp.asarray(enough, jnp.int32))
+        working = _advance(method, flat, working, *given, fresh, np.asarray(enough, np.int32))
         _harvest(results, rows, slots, working[1])
         if watch is not None:
             watch("solving", waiting - int(np.sum(slots >= 0)), rows)

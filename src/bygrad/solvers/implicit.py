@@ -227,7 +227,7 @@ def jacobian(
         blocks = []
         for at in range(0, max(rows, 1), batch):
             pick = np.arange(at, at + batch) % rows if rows else np.arange(0)  # blocks of one size compile once
-            blocks.append(_jacobians(family, *jax.tree.map(lambda leaf: jnp.asarray(leaf[pick]), (x, dual, arrays))))  # noqa: B023
+            blocks.append(_jacobians(family, *jax.tree.map(lambda leaf: leaf[pick], (x, dual, arrays))))  # noqa: B023
         unsolved = ~solution.success
         return jax.tree.map(lambda *leaves: _joined(leaves, unsolved), *blocks)
 
