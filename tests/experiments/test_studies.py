@@ -129,7 +129,7 @@ def test_differences_are_taken_run_by_run():
 def test_what_a_comparison_has_compiled_is_timed_without_compiling_it_again(monkeypatch):
     protocol = Protocol(3, runs=1, chunk=1)
     run_curves(SGD(0.1), Quadratic(2), protocol.keys[1], horizon=3, runs=1, chunk=1)
-    monkeypatch.setattr(Program, "_lower", None)  # whatever were compiled now would raise
+    monkeypatch.setattr(Program, "_compile", None)  # whatever were compiled now would raise
     assert len(seconds_per_step([SGD(0.2), SGD(0.3)], Quadratic(2), protocol)) == 2
 
 

@@ -133,6 +133,8 @@ def test_what_has_no_solution_teaches_nothing(tried):
 def test_instances_of_another_size_are_refused(doubting):
     with pytest.raises(ValueError, match=r"An instance here has 30 numbers, but those .* had 41"):
         doubting.solve(np.zeros((2, 30)))
+    with pytest.raises(ValueError, match=r"For a single one give instance\[None\]"):
+        doubting.solve(np.zeros(41))
 
 
 def test_the_network_sees_costs_of_any_size_and_sign():

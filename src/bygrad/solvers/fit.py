@@ -163,9 +163,12 @@ class LearnedSolver:
         size = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(instances))
         for network in networks:
             if network is not None and (learned := network.whitening.instance_mean.size) != size:
+                single = all(leaf.ndim == 1 for leaf in jax.tree.leaves(instances))
                 raise ValueError(
                     f"An instance here has {size} numbers, but those that the solver was learned from had {learned}, so"
-                    " its networks cannot read it. Solve these instances by bygrad.solve, or learn a solver for them."
+                    " its networks cannot read it. "
+                    + ("For a single one give instance[None]. " if single else "")
+                    + "Solve these instances by bygrad.solve, or learn a solver for them."
                 )
 
     def _tally(self, instances: Any, first: Rows, rows: int, guessed: bool) -> Tally | None:
