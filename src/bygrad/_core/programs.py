@@ -61,10 +61,10 @@ kept = _Kept()
 class Program(Generic[Result]):
     """A function that is compiled once for every structure, and tells the memory it needs before it runs.
 
-    Arrays are arguments: other values compile nothing. NumPy's are as good as JAX's, cost less than to bring them to the
-    device before, and must not change until the results are there. Everything else in the arguments (sizes, activation
-    functions, an estimator's settings) is compiled in. Made at module level, so that a second meta-training finds it
-    compiled.
+    Arrays are arguments: other values compile nothing. NumPy's are as good as JAX's: to bring them to the device before
+    would take longer. They must not change until the results are there. Everything else in the arguments (sizes,
+    activation functions, an estimator's settings) is compiled in. Made at module level, so that a second meta-training
+    finds it compiled.
 
     **Arguments:** `function`: pure. `donate`: the arguments whose memory may be reused, as in `equinox.filter_jit`.
     """
