@@ -199,7 +199,7 @@ def test_blocks_change_nothing(name, artifacts, monkeypatch):
 def test_the_constants_are_those_of_jax():
     assert torch_lstm.FORGET_BIAS == lstm.FORGET_BIAS
     names = [name for name in vars(torch_controller) if name.strip("_").isupper()]
-    assert len(names) == 9
+    assert len(names) == 11
     for name in names:
         assert getattr(torch_controller, name) == getattr(controller, name), name
 

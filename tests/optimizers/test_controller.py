@@ -8,11 +8,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from bygrad.optimizers import Adam, AdamWCosine, Controller, Optimizer, declare, parameter_count
-from bygrad.optimizers.controller import HORIZON_PARTS, SAMPLE, TIME_SCALES, sample, time_features
+from bygrad.optimizers.controller import (
+    FEWEST,
+    HORIZON_PARTS,
+    SAMPLE,
+    TIME_SCALES,
+    as_matrix,
+    log_reaches,
+    sample,
+    strides,
+    time_features,
+)
 
-SHAPES = {"bias": (3,), "head": (3, 5), "kernel": (2, 3, 2, 2), "scalar": (), "weight": (70, 40)}
+SHAPES = {"bias": (3,), "head": (3, 5), "kernel": (3, 2, 2, 2), "long": (1100,), "scalar": (), "weight": (70, 40)}
+MATRICES = {"bias": (3, 1), "head": (3, 5), "kernel": (3, 8), "long": (1100, 1), "scalar": (1, 1), "weight": (70, 40)}
+SEEN = dict.fromkeys(SHAPES, (1, 1)) | {"long": (3, 1), "weight": (3, 3)}
+"""Tensors, each as a matrix, and how far apart the rows and the columns of the grid lie that the features see."""
 
 
 def random_trees(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
@@ -38,6 +53,13 @@ def run(optimizer: Optimizer, trees: list, params: dict) -> tuple[list, object]:
         step, state = update(grads, state, params)
         updates.append(step)
     return updates, state
+
+
+def reach_of(grid: np.ndarray, rows: int) -> float:
+    """The mean square of a sum over so many rows: pair by pair, of all pairs of rows that the grid has."""
+    seen = len(grid)
+    pairs = [np.mean(grid[i] * grid[j]) for i in range(seen) for j in range(i)]
+    return rows * np.mean(grid**2) + rows * (rows - 1) * max(0.0, np.mean(pairs) if pairs else 0.0)
 
 
 class Reference:
@@ -70,26 +92,31 @@ class Reference:
             corrected = m / (1 - b1**self.count)
             d = np.sqrt(v / (1 - b2**self.count)) + 1e-8
             n, q = corrected / d, g / d
-            stride = -(-g.size // SAMPLE)
-            while g.ndim and math.gcd(stride, g.shape[-1]) > 1:
-                stride += 1
-            rms = lambda x: np.sqrt(np.mean(x.reshape(-1)[::stride] ** 2))  # noqa: B023, E731
+            down, across = SEEN[name]
+            matrix = lambda x: x.reshape(MATRICES[name])  # noqa: B023, E731
+            seen = lambda x: matrix(x)[::down, ::across]  # noqa: B023, E731
+            rms = lambda x: np.sqrt(np.mean(seen(x) ** 2))  # noqa: B023, E731
             peak = max(peak, rms(g))
+            reach = 0.0
+            if g.ndim > 1:
+                rows, columns = MATRICES[name]
+                reach = np.sqrt(1 + max(reach_of(seen(n), rows), reach_of(seen(n).T, columns)))
             features = np.array(
                 [
                     rms(n),
                     rms(q),
-                    np.mean((n * q).reshape(-1)[::stride]) / (rms(n) * rms(q)),
+                    np.mean(seen(n * q)) / (rms(n) * rms(q)),
                     np.log(rms(g) / peak) / 4,
                     np.log10(rms(p) ** 2 + 1e-8) / 4,
                     np.log(rms(corrected) / rms(g)),
                     g.ndim / 2,
+                    np.log(1 + reach / 64) / 4,
                 ]
             )
             hidden = np.tanh(theta["inputs"] @ features + theta["times"] @ tau + theta["bias"])
             o = theta["head"] @ hidden + theta["head_times"] @ tau + theta["head_bias"]
             size = g.size if g.ndim > 1 else 1024
-            o[2] += 4 * theta["powers"] @ np.log([depth / 2, size / 1024])
+            o[2] += 4 * theta["powers"] @ np.log([depth / 2, size / 1024, 1 + reach / 64])
             updates[name] = -self.rate * np.exp(o[2]) * ((1 + o[0]) * n + o[1] * q)
             self.memory[name] = [m, v, peak]
         return updates
@@ -141,7 +168,7 @@ def test_an_untrained_controller_can_fall_along_a_cosine():
 
 def test_it_has_the_size_that_it_says():
     optimizer = Controller(jax.random.key(0))
-    assert parameter_count(optimizer) == 525
+    assert parameter_count(optimizer) == 542
     params = {"weight": jnp.zeros((300, 400)), "bias": jnp.zeros(400)}
     state = jax.eval_shape(optimizer.init, params)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
@@ -167,6 +194,9 @@ def test_steps_are_in_proportion_to_a_power_of_the_depth():
 def test_steps_are_in_proportion_to_a_power_of_the_size():
     rng = np.random.default_rng(0)
     row, optimizer = rng.standard_normal(8).astype(np.float32), trained()
+    # The reach is another, and is not seen here.
+    optimizer = eqx.tree_at(lambda it: it.powers, optimizer, optimizer.powers.at[2].set(0.0))
+    optimizer = eqx.tree_at(lambda it: it.inputs, optimizer, optimizer.inputs.at[:, 7].set(0.0))
 
     def first(*shape: int) -> np.ndarray:  # of tensors that look the same but for how many entries they have
         tree = {"tensor": np.broadcast_to(row, (*shape, 8)).copy()}
@@ -212,16 +242,53 @@ def test_beyond_the_horizon_time_stands_still():
     assert np.any(before != at_end)
 
 
-@pytest.mark.parametrize("shape", [(), (7,), (0, 3), (1024, 1024), (3000, 10), (4096, 6), (5, 512, 16)], ids=str)
-def test_a_sample_is_small_and_sees_every_position_of_the_last_axis(shape):
-    leaf = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
-    chosen = np.asarray(sample(jnp.asarray(leaf)))
+@settings(deadline=None, max_examples=60)
+@given(shape=st.lists(st.integers(0, 40), max_size=3).map(tuple) | st.tuples(*[st.integers(1, 5_000)] * 2))
+@example(shape=(1024, 1024))
+@example(shape=(512, 2))
+@example(shape=(3, 3, 64, 128))
+def test_a_sample_is_small_and_a_grid_of_the_whole(shape):
+    rows, columns = as_matrix(shape)
+    assert rows * columns == math.prod(shape)
+    chosen = np.asarray(sample(jnp.zeros(shape)))
+    down, across = strides(rows, columns)
+    assert chosen.shape == (len(range(0, rows, down)), len(range(0, columns, across)))
     assert chosen.size <= SAMPLE
-    assert chosen.size == min(leaf.size, chosen.size)
-    assert chosen.size > SAMPLE / 3 or chosen.size == leaf.size
-    if shape and leaf.size:
-        seen = np.unique(chosen % shape[-1])
-        assert seen.size == min(shape[-1], chosen.size)
+    assert chosen.size > SAMPLE / 5 or chosen.size == math.prod(shape)
+    assert chosen.shape[1] >= min(columns, FEWEST) / 2
+
+
+@pytest.mark.parametrize(("shape", "other"), [((3, 3, 8, 16), (16, 8, 3, 3)), ((5, 5, 2, 6), (6, 2, 5, 5))], ids=str)
+def test_kernels_are_matrices_of_inputs_by_outputs_in_both_orders(shape, other):
+    """Those of JAX have the outputs last, and those of PyTorch first."""
+    assert as_matrix(shape) == (math.prod(shape[:-1]), shape[-1])
+    assert as_matrix(other) == (other[0], math.prod(other[1:]))
+
+
+def test_the_reach_of_a_tensor_is_how_far_a_step_moves_its_outputs():
+    rng = np.random.default_rng(0)
+    signs = np.sign(rng.standard_normal((3000, 200))).astype(np.float32)
+    one_sign_a_column = np.broadcast_to(signs[0], signs.shape)
+
+    def reach(n: np.ndarray) -> float:
+        leaf = jnp.asarray(n)
+        return 64 * float(jnp.expm1(log_reaches(jnp.ravel(sample(leaf)), [leaf])[0]))
+
+    np.testing.assert_allclose(reach(one_sign_a_column), 3000, rtol=1e-4)
+    np.testing.assert_allclose(reach(one_sign_a_column.T), 3000, rtol=1e-4)
+    half = np.where(rng.random(signs.shape) < 0.75, one_sign_a_column, -one_sign_a_column)  # means of 1/2
+    np.testing.assert_allclose(reach(half), np.sqrt(np.mean(half.sum(0) ** 2)), rtol=0.2)
+    assert reach(signs) < 400  # its root is 55; a sample of a few rows would see 3000 / 5 without the correction
+    np.testing.assert_allclose(reach(np.zeros((30, 20), np.float32)), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40)], ids=str)
+def test_steps_are_in_proportion_to_a_power_of_the_reach(shape):
+    power = -0.7
+    optimizer = eqx.tree_at(lambda it: it.powers, Controller(jax.random.key(0)), jnp.array([0.0, 0.0, power / 4]))
+    tree = {"tensor": np.ones(shape, np.float32)}
+    update = np.asarray(run(optimizer, [tree], tree)[0][0]["tensor"])
+    np.testing.assert_allclose(update, -3e-3 * (1 + np.sqrt(1 + 40**2) / 64) ** power, rtol=1e-3)
 
 
 def test_the_gradient_of_the_meta_parameters_is_finite_where_nothing_moves():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 
@@ -11,6 +12,7 @@ from ..deploy.jax import export
 from ..evaluation import Sheet, area, final, run_curves, strict_json
 from ..metagrads import NRES, Members
 from ..optimizers import Adam, Controller, Optimizer, declare
+from ..optimizers.controller import POWER_SCALE
 from ..problems import CharacterModel, Mixture, MLPClassifier, ProblemFamily, Quadratic, describe_family
 from ..problems.catalogue import digit_images
 from ..problems.data import ImageData
@@ -54,9 +56,30 @@ def enlarged(images: ImageData, times: int) -> ImageData:
     return dataclasses.replace(images, **pixels)
 
 
+def inverted(images: ImageData) -> ImageData:
+    """Images with light for dark, so that most inputs of a network are large instead of zero."""
+    return dataclasses.replace(images, x_train=255 - images.x_train, x_test=255 - images.x_test)
+
+
+def wide(images: ImageData, **options: Any) -> MLPClassifier:
+    """A perceptron on all pixels of images, changed by options of `MLPClassifier`."""
+    base: dict[str, Any] = {"hidden": 32, "activation": "relu", "scale": 0.05, "batch": 64}
+    return MLPClassifier.from_data(images, "train", **(base | options))
+
+
+def start(seed: int) -> Controller:
+    """Return what is meta-trained: an Adam with steps in proportion to 1 / (1 + R / 64), where R is the reach.
+
+    Where R is far larger than elsewhere, the steps that suit all other problems end a run in its first updates, in
+    saturated units, from where there is no meta-gradient: a power that began at 0 would never be learned.
+    """
+    controller = Controller(jax.random.key(seed))
+    return eqx.tree_at(lambda it: it.powers, controller, controller.powers.at[2].set(-1 / POWER_SCALE))
+
+
 def mixture(data: str = "mnist") -> Mixture:
     """What the controller is meta-trained on: depths 0 to 5, activations, widths, scales, sizes of batches and images,
-    convolution, attention, and quadratics; weighted so that their mean losses are alike."""
+    light images and dark ones, convolution, attention, and quadratics; weighted so that their mean losses are alike."""
     images = digit_images(data)
     return Mixture(
         (
@@ -72,12 +95,15 @@ def mixture(data: str = "mnist") -> Mixture:
             perceptron(images, layers=5, hidden=24, activation="tanh", scale=0.25),
             convolutional(images, channels=(8,), batch=32),
             perceptron(images, hidden=128, activation="relu", scale=0.1, batch=16),
-            MLPClassifier.from_data(enlarged(images, 2), "train", hidden=32, activation="relu", scale=0.05, batch=64),
+            wide(enlarged(images, 2)),
+            perceptron(inverted(images), layers=2, hidden=24, activation="relu", scale=0.15),
+            wide(inverted(enlarged(images, 2)), activation="tanh"),
+            wide(inverted(enlarged(images, 4))),
             characters(16, 8, batch=8),
             characters(32, 8, batch=8),
             Quadratic(10),
         ),
-        weights=(*[1.0] * 13, 0.15, 0.15, 1.0),
+        weights=(*[1.0] * 16, 0.15, 0.15, 1.0),
     )
 
 
@@ -87,9 +113,8 @@ def held_out(data: str = "mnist") -> dict[str, ProblemFamily]:
     return {
         "1 x 96 gelu": perceptron(images, hidden=96, activation="gelu", scale=0.2),
         "2 x 40 relu": perceptron(images, layers=2, hidden=40, activation="relu", scale=0.15),
-        "24 x 24 pixels": MLPClassifier.from_data(
-            enlarged(images, 3), "train", hidden=40, scale=0.05, activation="relu"
-        ),
+        "24 x 24 pixels": wide(enlarged(images, 3), hidden=40, batch=128),
+        "24 x 24 pixels, inverted": wide(inverted(enlarged(images, 3)), hidden=40, activation="gelu"),
         "4 x 32 elu": perceptron(images, layers=4, hidden=32, activation="elu", scale=0.2),
         "convolutional, 6-6": convolutional(images, channels=(6, 6), batch=48),
         "characters, width 24": characters(24, 12, batch=12),
@@ -108,7 +133,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     for seed in seeds:
         part = task.folder / f"seed-{seed}"
         trained = finished(part) or train(
-            Controller(jax.random.key(seed)),
+            start(seed),
             family,
             dataclasses.replace(recipe, seed=seed),
             part,
@@ -131,7 +156,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
             "seeds": seeds,
             "chosen_seed": chosen,
         },
-        validation=strict_json({"relative_to": "Adam(3e-3, b2=0.99), the start", "held_out": scores}),
+        validation=strict_json({"relative_to": "Adam(3e-3, b2=0.99)", "held_out": scores}),
     )
     rows = [
         (seed, name, f"{ratios['area']:.3f}", f"{ratios['final']:.3f}")
@@ -140,7 +165,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     ]
     statement = (
         f"Controllers of {len(scores)} seeds on architectures that none was meta-trained on, untuned, over"
-        f" {RECIPE.horizon // 2} steps. Ratios to the Adam(3e-3, b2=0.99) that each started as: below 1 is better. Seed"
+        f" {RECIPE.horizon // 2} steps. Ratios to Adam(3e-3, b2=0.99): below 1 is better. Seed"
         f" {chosen} is kept, and was chosen by these numbers."
     )
     headings = ("seed", "held-out architecture", "area", "final loss")
@@ -149,7 +174,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
 
 
 def judge(optimizer: Optimizer, data: str, horizon: int, runs: int = 16) -> dict[str, dict[str, float]]:
-    """Hold an optimizer against the Adam that it started as, on every held-out architecture: ratios of mean area and of
+    """Hold an optimizer against Adam(3e-3, b2=0.99), on every held-out architecture: ratios of mean area and of
     mean final loss."""
     ratios = {}
     for name, family in held_out(data).items():

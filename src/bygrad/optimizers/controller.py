@@ -11,14 +11,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._core.trees import widened
-from .._core.types import Params
+from .._core.types import Params, Scalar
 from .base import Learned, Optimizer, Scheduled, drawing_key, whole_steps
 
 SAMPLE = 512
 """Coordinates of a tensor that its features are computed from, at most: the rest of a large tensor is passed over once,
 by the update itself, as in Adam."""
 
-TENSOR_FEATURES = 7
+FEWEST = 16
+"""Columns of a wide matrix that a sample sees, at least."""
+
+TENSOR_FEATURES = 8
 
 TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0)
 """Steps after which each feature of the time changes sign."""
@@ -35,7 +38,8 @@ _UNDER_ROOT = 1e-30  # as in `Adam`: far too small to change a step, and the roo
 _SMALLEST_RATIO = 1e-12  # mean square of n or q; below it, they count as zero
 _SMALLEST_PARAMS = 1e-8  # mean square; below it, params count as zero
 _LARGEST_EXPONENT = 10.0
-_POWER_SCALE = 4.0  # the powers are two numbers against hundreds of weights: so they need not go as far
+REACH = 64.0  # that of the first layers that take the largest steps: below, it is not what limits them
+POWER_SCALE = 4.0  # the powers are three numbers against hundreds of weights: so they need not go as far
 
 
 class ControllerState(eqx.Module):
@@ -59,19 +63,28 @@ class Controller(Optimizer, Learned, Scheduled):
     u = -\eta \, e^{o_3} \left( (1 + o_1) \, n + o_2 \, q \right)$$
 
     where, for every tensor, $o = W_2 \tanh(W_1 f + W_t \tau + b_1) + W_o \tau + b_2$, and
-    $4 a_1 \ln (D / 2) + 4 a_2 \ln (S / 1024)$ more for $o_3$: steps are in proportion to powers of the depth $D$, the
-    number of tensors with two axes or more (at least 1), and of the size $S$ of such a tensor, its number of entries
-    ($S = 1024$ for the others). What small steps of all entries and all layers do to the output adds up. The features
-    $f$ of a tensor do not change when the loss is multiplied by a number:
+    $4 a_1 \ln (D / 2) + 4 a_2 \ln (S / 1024) + 4 a_3 \ln (1 + R / 64)$ more for $o_3$: steps are in proportion to
+    powers of the depth $D$, the number of tensors with two axes or more (at least 1), of the size $S$ of such a tensor,
+    its number of entries, and of $1 + R / 64$ with its reach $R$ ($S = 1024$ and $R = 0$ for the others). What small
+    steps of all entries and all layers do to the output adds up. How far those of one tensor go is its reach: with $n$
+    as a matrix,
+
+    $$R^2 = 1 + \max(\rho(n), \rho(n^\top)), \qquad \rho(n) = \mathrm{mean}_j \Big( \sum_i n_{ij} \Big)^2$$
+
+    Where all inputs of a layer are large and of one sign, as the pixels of bright images are, its gradient has columns
+    of one sign each. There a step of $\eta$ moves every output by $\eta$ times the *number* of inputs, and elsewhere by
+    its root. The features $f$ of a tensor do not change when the loss is multiplied by a number:
 
     1. $\mathrm{rms}(n)$ and 2. $\mathrm{rms}(q)$; 3. $\cos(n, q)$;
     4. $\frac14 \ln$ of $\mathrm{rms}(g)$ over the largest it has been;
     5. $\frac14 \log_{10} (\mathrm{mean}(p^2) + 10^{-8})$; 6. $\ln (\mathrm{rms}(\hat m) / \mathrm{rms}(g))$;
-    7. half the number of axes.
+    7. half the number of axes; 8. $\frac14 \ln (1 + R / 64)$.
+
+    All come from a grid of rows and columns with at most 512 entries, and $\rho$ without the bias that this would mean.
 
     $\tau$ are 18 features of the time $t$, updates so far, up to the horizon $T$: $\tanh(t / s - 1)$ for nine scales
     $s$ from 1 to 10,000, and $\tanh(8 (t/T - c))$ for $c = 0, \frac18, \dots, 1$. All tensors share the network; its
-    meta-parameters, $a$ and those of the two decays are 525. Arithmetic and memory per param are Adam's: eight bytes.
+    meta-parameters, $a$ and those of the two decays are 542. Arithmetic and memory per param are Adam's: eight bytes.
 
     An untrained controller is `Adam(learning_rate, b1, b2)`. The horizon is declared, not learned: `declare` changes
     it, and compiles nothing. Beyond it, time stands still.
@@ -89,7 +102,7 @@ class Controller(Optimizer, Learned, Scheduled):
         Array([-0.003,  0.003], dtype=float32)
     """
 
-    feature_version: ClassVar[int] = 2
+    feature_version: ClassVar[int] = 3
 
     inputs: Float[Array, "hidden tensor_features"]
     times: Float[Array, "hidden time_features"]
@@ -97,7 +110,7 @@ class Controller(Optimizer, Learned, Scheduled):
     head: Float[Array, "3 hidden"]
     head_times: Float[Array, "3 time_features"]
     head_bias: Float[Array, " 3"]
-    powers: Float[Array, " 2"]
+    powers: Float[Array, " 3"]
     decays: Float[Array, " 2"]
     horizon: Int[Array, ""]
     learning_rate: float = eqx.field(static=True)
@@ -124,7 +137,7 @@ class Controller(Optimizer, Learned, Scheduled):
         self.times = jax.random.normal(times_key, (hidden, TIME_FEATURES)) / math.sqrt(fan_in)
         self.bias = jnp.zeros(hidden)
         self.head, self.head_times, self.head_bias = jnp.zeros((3, hidden)), jnp.zeros((3, TIME_FEATURES)), jnp.zeros(3)
-        self.powers = jnp.zeros(2)
+        self.powers = jnp.zeros(3)
         self.decays = jnp.array([math.log(b / (1 - b)) for b in (b1, b2)])
         self.horizon = whole_steps(horizon)
         self.learning_rate = float(learning_rate)
@@ -197,8 +210,10 @@ class Controller(Optimizer, Learned, Scheduled):
         m, v = moments(g, m, v)
         n, q = m / bias1 / root(v), g / root(v)
         products = _means(jnp.stack([n * n, q * q, n * q, g * g, p * p, jnp.square(m / bias1)]), wide)
-        features, peak = _features(products, state.peak, [leaf.ndim for leaf in leaves])
-        outputs = self._outputs(features, time_features(state.count, state.horizon), log_sizes(leaves))
+        reaches = log_reaches(n, wide)
+        features, peak = _features(products, reaches, state.peak, [leaf.ndim for leaf in leaves])
+        sizes = jnp.concatenate([log_sizes(leaves), reaches[:, None]], axis=1)
+        outputs = self._outputs(features, time_features(state.count, state.horizon), sizes)
 
         updates, states = [], []
         for i, (leaf, grad, mean, square) in enumerate(zip(leaves, wide, means, squares, strict=True)):
@@ -215,11 +230,11 @@ class Controller(Optimizer, Learned, Scheduled):
         self,
         features: Float[Array, "tensors tensor_features"],
         times: Float[Array, " time_features"],
-        sizes: Float[np.ndarray, "tensors 2"],
+        sizes: Float[Array, "tensors 3"],
     ) -> Float[Array, "tensors 3"]:
         hidden = jnp.tanh(features @ self.inputs.T + (self.times @ times + self.bias))
         outputs = hidden @ self.head.T + (self.head_times @ times + self.head_bias)
-        exponents = outputs[:, 2] + _POWER_SCALE * (sizes @ self.powers)
+        exponents = outputs[:, 2] + POWER_SCALE * (sizes @ self.powers)
         # No meta-parameters make an update overflow, or vanish altogether.
         return outputs.at[:, 2].set(jnp.clip(exponents, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
 
@@ -232,13 +247,25 @@ def log_sizes(leaves: Sequence[Array]) -> Float[np.ndarray, "tensors 2"]:
     return np.array([(depth, size) for size in sizes], np.float32).reshape(-1, 2)
 
 
-def sample(leaf: Float[Array, "..."]) -> Float[Array, " sample"]:
-    """Return at most `SAMPLE` entries, evenly spaced in the order of memory, from all positions of the last axis."""
-    stride = max(1, -(-leaf.size // SAMPLE))
-    # A stride that shared a divisor with the last axis would see some of its positions only.
-    while leaf.ndim and leaf.size and math.gcd(stride, leaf.shape[-1]) > 1:
-        stride += 1
-    return leaf.reshape(-1)[::stride]
+def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
+    """Return rows and columns of a tensor as a matrix, without moving an entry: the larger one of its first and last
+    axes is apart from all others. A vector is one column."""
+    first, last = (shape[0], shape[-1]) if len(shape) > 1 else (math.prod(shape), 1)
+    size = math.prod(shape)
+    return (first, size // max(1, first)) if first > last else (size // max(1, last), last)
+
+
+def strides(rows: int, columns: int) -> tuple[int, int]:
+    """Return how far apart the rows and the columns lie that a sample sees."""
+    most = max(1, min(columns, max(FEWEST, SAMPLE // max(1, rows))))
+    return max(1, -(-rows // (SAMPLE // most))), max(1, -(-columns // most))
+
+
+def sample(leaf: Float[Array, "..."]) -> Float[Array, "rows columns"]:
+    """Return at most `SAMPLE` entries: a grid of evenly spaced rows and columns of the tensor as a matrix."""
+    matrix = leaf.reshape(as_matrix(leaf.shape))
+    down, across = strides(*matrix.shape)
+    return matrix[::down, ::across]
 
 
 def time_features(count: Int[Array, ""], horizon: Int[Array, ""]) -> Float[Array, " time_features"]:
@@ -248,22 +275,49 @@ def time_features(count: Int[Array, ""], horizon: Int[Array, ""]) -> Float[Array
 
 
 def _samples(leaves: list[Float[Array, "..."]], dtype: Any) -> Float[Array, " samples"]:
-    return jnp.concatenate([sample(leaf).astype(dtype) for leaf in leaves])
+    return jnp.concatenate([jnp.ravel(sample(leaf)).astype(dtype) for leaf in leaves])
+
+
+def _of_tensors(samples: Float[Array, "*rows samples"], leaves: list[Array]) -> list[Float[Array, "*rows some"]]:
+    """Return the samples of each tensor."""
+    ends = np.cumsum([jax.eval_shape(sample, leaf).size for leaf in leaves])
+    return jnp.split(samples, ends[:-1], axis=-1)
 
 
 def _means(rows: Float[Array, "rows samples"], leaves: list[Array]) -> Float[Array, "tensors rows"]:
     """Return the mean of every row over the samples of each tensor; 0 for a tensor without entries."""
-    means, start = [], 0
-    for leaf in leaves:
-        size = jax.eval_shape(sample, leaf).size
-        # A product with ones: XLA for CPUs adds up a row one by one, and a product several at a time.
-        means.append(rows[:, start : start + size] @ jnp.ones(size, rows.dtype) / max(1, size))
-        start += size
+    # A product with ones: XLA for CPUs adds up a row one by one, and a product several at a time.
+    means = [part @ jnp.ones(part.shape[1], rows.dtype) / max(1, part.shape[1]) for part in _of_tensors(rows, leaves)]
     return jnp.stack(means)
 
 
+def log_reaches(n: Float[Array, " samples"], leaves: list[Array]) -> Float[Array, " tensors"]:
+    r"""Return $\ln (1 + R / 64)$ of every tensor; 0 with less than two axes."""
+
+    def reach(part: Array, leaf: Array) -> Array:
+        if leaf.ndim < 2:
+            return jnp.zeros((), n.dtype)
+        grid, (rows, columns) = part.reshape(jax.eval_shape(sample, leaf).shape), as_matrix(leaf.shape)
+        furthest = jnp.maximum(_reach(grid, rows), _reach(grid.T, columns))
+        return jnp.log1p(jnp.sqrt(1 + furthest) / REACH)
+
+    return jnp.stack([reach(part, leaf) for part, leaf in zip(_of_tensors(n, leaves), leaves, strict=True)])
+
+
+def _reach(grid: Float[Array, "seen some"], rows: int) -> Scalar:
+    """Return the mean square of the sums of columns of so many rows, of which the grid has some."""
+    seen, size = grid.shape[0], max(1, grid.size)
+    square, sums = jnp.vdot(grid, grid) / size, jnp.ones(seen, grid.dtype) @ grid
+    # Of the square of a sum, rows by themselves are one part, and pairs of rows another. Both are estimated.
+    pairs = (sums @ sums / max(1, sums.size) - seen * square) / max(1, seen * (seen - 1))
+    return rows * square + rows * (rows - 1) * jnp.maximum(pairs, 0)
+
+
 def _features(
-    products: Float[Array, "tensors 6"], peak: Float[Array, " tensors"], axes: list[int]
+    products: Float[Array, "tensors 6"],
+    reaches: Float[Array, " tensors"],
+    peak: Float[Array, " tensors"],
+    axes: list[int],
 ) -> tuple[Float[Array, "tensors tensor_features"], Float[Array, " tensors"]]:
     """Return the features of every tensor and the new peak of its gradient's root mean square."""
     nn, qq, nq, gg, pp, mm = products.T
@@ -278,5 +332,6 @@ def _features(
         jnp.log10(pp + _SMALLEST_PARAMS) / 4,
         jnp.log((mm + _UNDER_ROOT) / (gg + _UNDER_ROOT)) / 2,
         jnp.array(axes) / 2,
+        reaches / 4,
     ]
     return jnp.stack([jnp.broadcast_to(feature, peak.shape) for feature in features], axis=1), peak

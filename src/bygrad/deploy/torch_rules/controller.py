@@ -12,6 +12,7 @@ from .base import Rule, Scheduled, TensorState, check_shapes, compute_dtype, gro
 
 # As in JAX, where they are explained.
 SAMPLE = 512
+FEWEST = 16
 TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0)
 HORIZON_PARTS = tuple(part / 8 for part in range(9))
 _EPSILON = 1e-8
@@ -19,7 +20,8 @@ _UNDER_ROOT = 1e-30
 _SMALLEST_RATIO = 1e-12
 _SMALLEST_PARAMS = 1e-8
 _LARGEST_EXPONENT = 10.0
-_POWER_SCALE = 4.0
+REACH = 64.0
+POWER_SCALE = 4.0
 
 
 class Controller(Rule, Scheduled):
@@ -29,10 +31,10 @@ class Controller(Rule, Scheduled):
     `horizon` that was declared for it. All of it lies where the params do: a step waits for no device.
     """
 
-    feature_version: ClassVar[int] = 2
+    feature_version: ClassVar[int] = 3
 
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
-        hidden, times, features = int(config["hidden"]), len(TIME_SCALES) + len(HORIZON_PARTS), 7
+        hidden, times, features = int(config["hidden"]), len(TIME_SCALES) + len(HORIZON_PARTS), 8
         self._learning_rate = float(config["learning_rate"])
         shapes = {
             "inputs": (hidden, features),
@@ -41,7 +43,7 @@ class Controller(Rule, Scheduled):
             "head": (3, hidden),
             "head_times": (3, times),
             "head_bias": (3,),
-            "powers": (2,),
+            "powers": (3,),
             "decays": (2,),
             "horizon": (),
         }
@@ -84,7 +86,9 @@ class Controller(Rule, Scheduled):
         depth = log_depth(grads)
         for (device, dtype), indices in grouped(grads).items():
             wide = [grads[index].to(dtype) for index in indices]
-            theta, (b1, b2), (c1, c2), sizes, owners, half_axes, extra = self._constants_for(device, dtype, wide, depth)
+            theta, (b1, b2), (c1, c2), sizes, owners, half_axes, extra, grids = self._constants_for(
+                device, dtype, wide, depth
+            )
             ours, points = [states[index] for index in indices], [params[index] for index in indices]
             count = torch.stack([state["step"] for state in ours]).to(dtype)
             bias1, bias2 = -torch.expm1((count + 1)[:, None] * torch.nn.functional.logsigmoid(theta["decays"])).T
@@ -102,7 +106,9 @@ class Controller(Rule, Scheduled):
             rows = torch.stack([n * n, q * q, n * q, g * g, p * p, m * m]).split(sizes, dim=1)
             products = torch.stack([row.sum(1) / max(1, size) for row, size in zip(rows, sizes, strict=True)])
             peak = torch.stack([state["peak"] for state in ours])
-            features, peak = _features(products, peak, half_axes)
+            reaches = grids.log_reaches(n, products[:, 0])
+            features, peak = _features(products, reaches, peak, half_axes)
+            extra = extra + POWER_SCALE * theta["powers"][2] * reaches
             horizon = torch.stack([state["horizon"] for state in ours]).to(dtype)
             outputs = _outputs(theta, features, _time_features(theta, count, horizon), extra)
 
@@ -125,7 +131,8 @@ class Controller(Rule, Scheduled):
         shapes = tuple(grad.shape for grad in grads)
         if (key := (device, dtype, shapes, depth)) not in self._constants:
             decays = torch.sigmoid(self._tensors["decays"].to(dtype))
-            sizes = [len(range(0, grad.numel(), stride_of(grad))) for grad in grads]
+            grids = [grid_of(grad) for grad in grads]
+            sizes = [down * across for down, across in grids]
             owners = np.repeat(np.arange(len(sizes)), sizes)
             if len(self._constants) == 16:  # params take turns in having gradients
                 self._constants.clear()
@@ -136,14 +143,16 @@ class Controller(Rule, Scheduled):
                 sizes,
                 torch.from_numpy(owners).to(device),
                 torch.tensor([len(shape) / 2 for shape in shapes], dtype=dtype).to(device),
-                (_POWER_SCALE * log_sizes(grads, depth).to(dtype) @ self._tensors["powers"].to(dtype)).to(device),
+                (POWER_SCALE * log_sizes(grads, depth).to(dtype) @ self._tensors["powers"][:2].to(dtype)).to(device),
+                _Grids(grids, shapes, dtype, device),
             )
         return self._constants[key]
 
 
 class _Constants(NamedTuple):
     r"""$\theta$ on a device; how much of the moments is kept, and how much comes; for tensors of some shapes, the sizes
-    of their samples, the tensor of each sample, half the number of axes, and what size and depth add to exponents."""
+    of their samples, the tensor of each sample, half the number of axes, what size and depth add to exponents, and the
+    grids that samples are."""
 
     theta: dict[str, Tensor]
     kept: list[float]
@@ -152,19 +161,76 @@ class _Constants(NamedTuple):
     owners: Tensor
     half_axes: Tensor
     extra: Tensor
+    grids: "_Grids"
 
 
-def stride_of(leaf: Tensor) -> int:
-    """Return how far apart the entries of `sample` lie."""
-    stride = max(1, -(-leaf.numel() // SAMPLE))
-    while leaf.ndim and leaf.numel() and math.gcd(stride, leaf.shape[-1]) > 1:
-        stride += 1
-    return stride
+class _Grids:
+    """The samples of all tensors as matrices: their columns, and then their rows, which are columns seen from the side.
+
+    **Arguments:** `seen`: rows and columns of the sample of each tensor. `shapes`: of the tensors.
+    """
+
+    def __init__(
+        self,
+        seen: Sequence[tuple[int, int]],
+        shapes: Sequence[Sequence[int]],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        whole = [as_matrix(shape) for shape in shapes]
+        sides = [*seen, *((columns, rows) for rows, columns in seen)]
+        starts = np.cumsum([0, *(columns for _, columns in sides)])
+        down = [np.tile(np.arange(columns), rows) for rows, columns in seen]
+        across = [np.repeat(np.arange(rows), columns) for rows, columns in seen]
+        places = np.concatenate([start + place for start, place in zip(starts, [*down, *across], strict=False)])
+        owners = np.repeat(np.arange(len(sides)), [columns for _, columns in sides])
+        rows = np.array([rows for rows, _ in sides], float)
+        count = np.array([rows for rows, _ in whole] + [columns for _, columns in whole], float)
+
+        def number(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(device, dtype)
+
+        self._places, self._owners = torch.from_numpy(places).to(device), torch.from_numpy(owners).to(device)
+        self._rows, self._count, self._all_pairs = number(rows), number(count), number(count * (count - 1))
+        self._pairs = number(np.maximum(1, rows * (rows - 1)))
+        self._columns = number(np.maximum(1, np.array([columns for _, columns in sides], float)))
+        self._reaching = number(np.array([len(shape) > 1 for shape in shapes], float))
+
+    def log_reaches(self, n: Tensor, square: Tensor) -> Tensor:
+        """Return the logarithm of 1 + every reach over `REACH`, of $n$ at all samples and its mean square by tensor."""
+        square = torch.cat([square, square])
+        sums = n.new_zeros(len(self._owners)).index_add_(0, self._places, torch.cat([n, n]))
+        squares = n.new_zeros(len(square)).index_add_(0, self._owners, sums * sums) / self._columns
+        pairs = ((squares - self._rows * square) / self._pairs).clamp(min=0)
+        furthest = (self._count * square + self._all_pairs * pairs).view(2, -1).amax(0)
+        return self._reaching * torch.log1p(torch.sqrt(1 + furthest) / REACH)
+
+
+def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
+    """Return rows and columns of a tensor as a matrix, as in JAX."""
+    first, last = (shape[0], shape[-1]) if len(shape) > 1 else (math.prod(shape), 1)
+    size = math.prod(shape)
+    return (first, size // max(1, first)) if first > last else (size // max(1, last), last)
+
+
+def strides(rows: int, columns: int) -> tuple[int, int]:
+    """Return how far apart the rows and the columns lie that a sample sees, as in JAX."""
+    most = max(1, min(columns, max(FEWEST, SAMPLE // max(1, rows))))
+    return max(1, -(-rows // (SAMPLE // most))), max(1, -(-columns // most))
+
+
+def grid_of(leaf: Tensor) -> tuple[int, int]:
+    """Return rows and columns of a sample."""
+    matrix = as_matrix(leaf.shape)
+    rows, columns = (len(range(0, size, stride)) for size, stride in zip(matrix, strides(*matrix), strict=True))
+    return rows, columns
 
 
 def sample(leaf: Tensor) -> Tensor:
     """Return at most `SAMPLE` entries, the same ones as in JAX."""
-    return leaf.reshape(-1)[:: stride_of(leaf)]
+    matrix = as_matrix(leaf.shape)
+    down, across = strides(*matrix)
+    return leaf.reshape(matrix)[::down, ::across].reshape(-1)
 
 
 def _time_features(theta: Mapping[str, Tensor], count: Tensor, horizon: Tensor) -> Tensor:
@@ -173,8 +239,8 @@ def _time_features(theta: Mapping[str, Tensor], count: Tensor, horizon: Tensor) 
     return torch.tanh(torch.cat([time / theta["scales"] - 1, of_run], dim=1))
 
 
-def _features(products: Tensor, peak: Tensor, half_axes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features `[tensors, 7]` and the new peaks."""
+def _features(products: Tensor, reaches: Tensor, peak: Tensor, half_axes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the features `[tensors, 8]` and the new peaks."""
     nn, qq, nq, gg, pp, mm = products.T
     rms_n, rms_q = torch.sqrt(nn + _SMALLEST_RATIO), torch.sqrt(qq + _SMALLEST_RATIO)
     rms_g = torch.sqrt(gg + _UNDER_ROOT)
@@ -187,6 +253,7 @@ def _features(products: Tensor, peak: Tensor, half_axes: Tensor) -> tuple[Tensor
         torch.log10(pp + _SMALLEST_PARAMS) / 4,
         torch.log((mm + _UNDER_ROOT) / (gg + _UNDER_ROOT)) / 2,
         half_axes,
+        reaches / 4,
     ]
     return torch.stack(features, dim=1), peak
 
