@@ -97,7 +97,7 @@ class Reference:
             seen = lambda x: matrix(x)[::down, ::across]  # noqa: B023, E731
             rms = lambda x: np.sqrt(np.mean(seen(x) ** 2))  # noqa: B023, E731
             peak = max(peak, rms(g))
-            reach = 0.0
+            reach = 32.0
             if g.ndim > 1:
                 rows, columns = MATRICES[name]
                 reach = np.sqrt(1 + max(reach_of(seen(n), rows), reach_of(seen(n).T, columns)))
@@ -110,13 +110,13 @@ class Reference:
                     np.log10(rms(p) ** 2 + 1e-8) / 4,
                     np.log(rms(corrected) / rms(g)),
                     g.ndim / 2,
-                    np.log(1 + reach / 64) / 4,
+                    np.log(reach / 32) / 4,
                 ]
             )
             hidden = np.tanh(theta["inputs"] @ features + theta["times"] @ tau + theta["bias"])
             o = theta["head"] @ hidden + theta["head_times"] @ tau + theta["head_bias"]
             size = g.size if g.ndim > 1 else 1024
-            o[2] += 4 * theta["powers"] @ np.log([depth / 2, size / 1024, 1 + reach / 64])
+            o[2] += 4 * theta["powers"] @ np.log([depth / 2, size / 1024, reach / 32])
             updates[name] = -self.rate * np.exp(o[2]) * ((1 + o[0]) * n + o[1] * q)
             self.memory[name] = [m, v, peak]
         return updates
@@ -272,7 +272,7 @@ def test_the_reach_of_a_tensor_is_how_far_a_step_moves_its_outputs():
 
     def reach(n: np.ndarray) -> float:
         leaf = jnp.asarray(n)
-        return 64 * float(jnp.expm1(log_reaches(jnp.ravel(sample(leaf)), [leaf])[0]))
+        return 32 * float(jnp.exp(log_reaches(jnp.ravel(sample(leaf)), [leaf])[0]))
 
     np.testing.assert_allclose(reach(one_sign_a_column), 3000, rtol=1e-4)
     np.testing.assert_allclose(reach(one_sign_a_column.T), 3000, rtol=1e-4)
@@ -288,7 +288,7 @@ def test_steps_are_in_proportion_to_a_power_of_the_reach(shape):
     optimizer = eqx.tree_at(lambda it: it.powers, Controller(jax.random.key(0)), jnp.array([0.0, 0.0, power / 4]))
     tree = {"tensor": np.ones(shape, np.float32)}
     update = np.asarray(run(optimizer, [tree], tree)[0][0]["tensor"])
-    np.testing.assert_allclose(update, -3e-3 * (1 + np.sqrt(1 + 40**2) / 64) ** power, rtol=1e-3)
+    np.testing.assert_allclose(update, -3e-3 * (np.sqrt(1 + 40**2) / 32) ** power, rtol=1e-3)
 
 
 def test_the_gradient_of_the_meta_parameters_is_finite_where_nothing_moves():

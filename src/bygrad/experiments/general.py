@@ -68,7 +68,7 @@ def wide(images: ImageData, **options: Any) -> MLPClassifier:
 
 
 def start(seed: int) -> Controller:
-    """Return what is meta-trained: an Adam with steps in proportion to 1 / (1 + R / 64), where R is the reach.
+    """Return what is meta-trained: an Adam with steps in proportion to 1 / R, where R is the reach.
 
     Where R is far larger than elsewhere, the steps that suit all other problems end a run in its first updates, in
     saturated units, from where there is no meta-gradient: a power that began at 0 would never be learned.

@@ -38,7 +38,7 @@ _UNDER_ROOT = 1e-30  # as in `Adam`: far too small to change a step, and the roo
 _SMALLEST_RATIO = 1e-12  # mean square of n or q; below it, they count as zero
 _SMALLEST_PARAMS = 1e-8  # mean square; below it, params count as zero
 _LARGEST_EXPONENT = 10.0
-REACH = 64.0  # that of the first layers that take the largest steps: below, it is not what limits them
+REACH = 32.0  # of a layer about as large as `log_sizes` compares with
 POWER_SCALE = 4.0  # the powers are three numbers against hundreds of weights: so they need not go as far
 
 
@@ -63,11 +63,10 @@ class Controller(Optimizer, Learned, Scheduled):
     u = -\eta \, e^{o_3} \left( (1 + o_1) \, n + o_2 \, q \right)$$
 
     where, for every tensor, $o = W_2 \tanh(W_1 f + W_t \tau + b_1) + W_o \tau + b_2$, and
-    $4 a_1 \ln (D / 2) + 4 a_2 \ln (S / 1024) + 4 a_3 \ln (1 + R / 64)$ more for $o_3$: steps are in proportion to
-    powers of the depth $D$, the number of tensors with two axes or more (at least 1), of the size $S$ of such a tensor,
-    its number of entries, and of $1 + R / 64$ with its reach $R$ ($S = 1024$ and $R = 0$ for the others). What small
-    steps of all entries and all layers do to the output adds up. How far those of one tensor go is its reach: with $n$
-    as a matrix,
+    $4 a_1 \ln (D / 2) + 4 a_2 \ln (S / 1024) + 4 a_3 \ln (R / 32)$ more for $o_3$: steps are in proportion to powers
+    of the depth $D$, the number of tensors with two axes or more (at least 1), of the size $S$ of such a tensor, its
+    number of entries, and of its reach $R$ ($S = 1024$ and $R = 32$ for the others). What small steps of all entries
+    and all layers do to the output adds up. How far those of one tensor go is its reach: with $n$ as a matrix,
 
     $$R^2 = 1 + \max(\rho(n), \rho(n^\top)), \qquad \rho(n) = \mathrm{mean}_j \Big( \sum_i n_{ij} \Big)^2$$
 
@@ -78,7 +77,7 @@ class Controller(Optimizer, Learned, Scheduled):
     1. $\mathrm{rms}(n)$ and 2. $\mathrm{rms}(q)$; 3. $\cos(n, q)$;
     4. $\frac14 \ln$ of $\mathrm{rms}(g)$ over the largest it has been;
     5. $\frac14 \log_{10} (\mathrm{mean}(p^2) + 10^{-8})$; 6. $\ln (\mathrm{rms}(\hat m) / \mathrm{rms}(g))$;
-    7. half the number of axes; 8. $\frac14 \ln (1 + R / 64)$.
+    7. half the number of axes; 8. $\frac14 \ln (R / 32)$.
 
     All come from a grid of rows and columns with at most 512 entries, and $\rho$ without the bias that this would mean.
 
@@ -292,14 +291,14 @@ def _means(rows: Float[Array, "rows samples"], leaves: list[Array]) -> Float[Arr
 
 
 def log_reaches(n: Float[Array, " samples"], leaves: list[Array]) -> Float[Array, " tensors"]:
-    r"""Return $\ln (1 + R / 64)$ of every tensor; 0 with less than two axes."""
+    r"""Return $\ln (R / 32)$ of every tensor; 0 with less than two axes."""
 
     def reach(part: Array, leaf: Array) -> Array:
         if leaf.ndim < 2:
             return jnp.zeros((), n.dtype)
         grid, (rows, columns) = part.reshape(jax.eval_shape(sample, leaf).shape), as_matrix(leaf.shape)
         furthest = jnp.maximum(_reach(grid, rows), _reach(grid.T, columns))
-        return jnp.log1p(jnp.sqrt(1 + furthest) / REACH)
+        return jnp.log1p(furthest) / 2 - math.log(REACH)
 
     return jnp.stack([reach(part, leaf) for part, leaf in zip(_of_tensors(n, leaves), leaves, strict=True)])
 

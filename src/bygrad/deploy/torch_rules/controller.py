@@ -20,7 +20,7 @@ _UNDER_ROOT = 1e-30
 _SMALLEST_RATIO = 1e-12
 _SMALLEST_PARAMS = 1e-8
 _LARGEST_EXPONENT = 10.0
-REACH = 64.0
+REACH = 32.0
 POWER_SCALE = 4.0
 
 
@@ -197,13 +197,13 @@ class _Grids:
         self._reaching = number(np.array([len(shape) > 1 for shape in shapes], float))
 
     def log_reaches(self, n: Tensor, square: Tensor) -> Tensor:
-        """Return the logarithm of 1 + every reach over `REACH`, of $n$ at all samples and its mean square by tensor."""
+        """Return the logarithm of every reach over `REACH`, of $n$ at all samples and its mean square by tensor."""
         square = torch.cat([square, square])
         sums = n.new_zeros(len(self._owners)).index_add_(0, self._places, torch.cat([n, n]))
         squares = n.new_zeros(len(square)).index_add_(0, self._owners, sums * sums) / self._columns
         pairs = ((squares - self._rows * square) / self._pairs).clamp(min=0)
         furthest = (self._count * square + self._all_pairs * pairs).view(2, -1).amax(0)
-        return self._reaching * torch.log1p(torch.sqrt(1 + furthest) / REACH)
+        return self._reaching * (torch.log1p(furthest) / 2 - math.log(REACH))
 
 
 def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
