@@ -8,8 +8,8 @@ ratios to Adam with the learning rate that is best on the networks learned on, w
 from; the decay b2 is 0.99 for all.
 
 With --across, controllers learn as `general/controller` does, from its mixture of networks, but for 400 meta-steps, and
-are used on networks that are not in it. What they see of the tensors, and of size and depth, is left out in turn; the
-numbers are mean losses over runs.
+are used on networks that are not in it. What they see of the tensors, of size and depth, and of the reach is left out
+in turn; the numbers are mean losses over runs.
 """
 
 import dataclasses
@@ -26,10 +26,12 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from bygrad.evaluation import area, final, run_curves, strict_json, tune_baselines
 from bygrad.experiments.general import RECIPE, held_out, mixture
+from bygrad.experiments.general import start as untrained
 from bygrad.experiments.specialize import choose_recipe, protocol_of
 from bygrad.experiments.transfer_rows import ROWS, images_of
 from bygrad.optimizers import HAND_DESIGNED, Controller, Optimizer, declare
 from bygrad.optimizers.base import Scheduled
+from bygrad.optimizers.controller import TENSOR_FEATURES
 from bygrad.problems import find_family
 from bygrad.training import meta_train
 
@@ -96,11 +98,11 @@ class Ablated(Optimizer, Scheduled):
 
 
 class Blinded(Optimizer, Scheduled):
-    """A controller that does not see the tensors, or how large and deep they are. Integers are not learned, and compile
-    nothing anew."""
+    """A controller that does not see the tensors, or how large and deep they are, or how far steps reach. Integers are
+    not learned, and compile nothing anew."""
 
     controller: Controller
-    sees: Int[Array, "2"]
+    sees: Int[Array, "3"]
 
     def init(self, params: Any) -> Any:
         return self.controller.init(params)
@@ -109,7 +111,9 @@ class Blinded(Optimizer, Scheduled):
         self, grads: Any, state: Any, params: Any = None, *, value: Any = None, key: PRNGKeyArray | None = None
     ) -> Any:
         parts = lambda it: [it.inputs, it.powers]  # noqa: E731
-        seen = [sees * part for sees, part in zip(self.sees, parts(self.controller), strict=True)]
+        tensor, sizes, reach = self.sees
+        inputs = jnp.append(jnp.full(TENSOR_FEATURES - 1, tensor), reach)  # the reach is the last of them
+        seen = [self.controller.inputs * inputs, self.controller.powers * jnp.stack([sizes, sizes, reach])]
         controller = eqx.tree_at(parts, self.controller, seen)
         return controller.update(grads, state, params, value=value, key=key)
 
@@ -118,10 +122,11 @@ class Blinded(Optimizer, Scheduled):
 
 
 SIGHTS = {
-    "all of it": (1, 1),
-    "without what it sees of a tensor": (0, 1),
-    "without size and depth": (1, 0),
-    "without both: a schedule": (0, 0),
+    "all of it": (1, 1, 1),
+    "without what it sees of a tensor": (0, 1, 1),
+    "without size and depth": (1, 0, 1),
+    "without the reach": (1, 1, 0),
+    "without all three: a schedule": (0, 0, 0),
 }
 
 
@@ -136,7 +141,7 @@ def across(options: Any) -> None:
     for name, sees in list(SIGHTS.items())[: 1 if options.quick else None]:
         found = []
         for seed in range(options.seeds):
-            start = Blinded(Controller(jax.random.key(seed)), jnp.array(sees))
+            start = Blinded(untrained(seed), jnp.array(sees))
             learned = meta_train(start, mixture(), dataclasses.replace(recipe, seed=seed)).optimizer
             found.append(
                 {
