@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._core.trees import widened
-from .._core.types import Params, Scalar
+from .._core.types import Params
 from .base import Learned, Optimizer, Scheduled, drawing_key, whole_steps
 
 SAMPLE = 512
@@ -209,7 +209,7 @@ class Controller(Optimizer, Learned, Scheduled):
         m, v = moments(g, m, v)
         n, q = m / bias1 / root(v), g / root(v)
         products = _means(jnp.stack([n * n, q * q, n * q, g * g, p * p, jnp.square(m / bias1)]), wide)
-        reaches = log_reaches(n, wide)
+        reaches = log_reaches(n, products[:, 0], wide)
         features, peak = _features(products, reaches, state.peak, [leaf.ndim for leaf in leaves])
         sizes = jnp.concatenate([log_sizes(leaves), reaches[:, None]], axis=1)
         outputs = self._outputs(features, time_features(state.count, state.horizon), sizes)
@@ -290,26 +290,29 @@ def _means(rows: Float[Array, "rows samples"], leaves: list[Array]) -> Float[Arr
     return jnp.stack(means)
 
 
-def log_reaches(n: Float[Array, " samples"], leaves: list[Array]) -> Float[Array, " tensors"]:
-    r"""Return $\ln (R / 32)$ of every tensor; 0 with less than two axes."""
+def log_reaches(
+    n: Float[Array, " samples"], square: Float[Array, " tensors"], leaves: list[Array]
+) -> Float[Array, " tensors"]:
+    r"""Return $\ln (R / 32)$ of every tensor, of $n$ at the samples and its mean square; 0 with less than two axes."""
 
-    def reach(part: Array, leaf: Array) -> Array:
+    def squares_of_sums(part: Array, leaf: Array) -> Array:
         if leaf.ndim < 2:
-            return jnp.zeros((), n.dtype)
-        grid, (rows, columns) = part.reshape(jax.eval_shape(sample, leaf).shape), as_matrix(leaf.shape)
-        furthest = jnp.maximum(_reach(grid, rows), _reach(grid.T, columns))
-        return jnp.log1p(furthest) / 2 - math.log(REACH)
+            return jnp.zeros(2, n.dtype)
+        grid = part.reshape(jax.eval_shape(sample, leaf).shape)
+        columns, rows = jnp.ones(grid.shape[0], n.dtype) @ grid, grid @ jnp.ones(grid.shape[1], n.dtype)
+        return jnp.stack([sums @ sums / max(1, sums.size) for sums in (columns, rows)])
 
-    return jnp.stack([reach(part, leaf) for part, leaf in zip(_of_tensors(n, leaves), leaves, strict=True)])
-
-
-def _reach(grid: Float[Array, "seen some"], rows: int) -> Scalar:
-    """Return the mean square of the sums of columns of so many rows, of which the grid has some."""
-    seen, size = grid.shape[0], max(1, grid.size)
-    square, sums = jnp.vdot(grid, grid) / size, jnp.ones(seen, grid.dtype) @ grid
-    # Of the square of a sum, rows by themselves are one part, and pairs of rows another. Both are estimated.
-    pairs = (sums @ sums / max(1, sums.size) - seen * square) / max(1, seen * (seen - 1))
-    return rows * square + rows * (rows - 1) * jnp.maximum(pairs, 0)
+    # Few operations for all tensors, since on small ones an operation costs more than its arithmetic.
+    whole, seen = (
+        np.array(sizes, np.float32).reshape(-1, 2)
+        for sizes in zip(*[(as_matrix(leaf.shape), jax.eval_shape(sample, leaf).shape) for leaf in leaves], strict=True)
+    )
+    squares = jnp.stack([squares_of_sums(*pair) for pair in zip(_of_tensors(n, leaves), leaves, strict=True)])
+    # Of the square of a sum, what it adds up is one part, and pairs of that another. Both are estimated.
+    pairs = (squares - seen * square[:, None]) / np.maximum(1, seen * (seen - 1))
+    furthest = jnp.max(whole * square[:, None] + whole * (whole - 1) * jnp.maximum(pairs, 0), axis=1)
+    reaching = np.array([leaf.ndim > 1 for leaf in leaves], np.float32)
+    return reaching * (jnp.log1p(furthest) / 2 - math.log(REACH))
 
 
 def _features(
