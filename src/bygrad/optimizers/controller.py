@@ -299,8 +299,7 @@ def log_reaches(
         if leaf.ndim < 2:
             return jnp.zeros(2, n.dtype)
         grid = part.reshape(jax.eval_shape(sample, leaf).shape)
-        columns, rows = jnp.ones(grid.shape[0], n.dtype) @ grid, grid @ jnp.ones(grid.shape[1], n.dtype)
-        return jnp.stack([sums @ sums / max(1, sums.size) for sums in (columns, rows)])
+        return jnp.stack([jnp.sum(jnp.square(jnp.sum(grid, axis))) / max(1, grid.shape[1 - axis]) for axis in (0, 1)])
 
     # Few operations for all tensors, since on small ones an operation costs more than its arithmetic.
     whole, seen = (
