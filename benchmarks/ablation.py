@@ -112,7 +112,7 @@ class Blinded(Optimizer, Scheduled):
     ) -> Any:
         parts = lambda it: [it.inputs, it.powers]  # noqa: E731
         tensor, sizes, reach = self.sees
-        inputs = jnp.append(jnp.full(TENSOR_FEATURES - 1, tensor), reach)  # the reach is the last of them
+        inputs = jnp.append(jnp.full(TENSOR_FEATURES, tensor), reach)  # the reach is the last of them
         seen = [self.controller.inputs * inputs, self.controller.powers * jnp.stack([sizes, sizes, reach])]
         controller = eqx.tree_at(parts, self.controller, seen)
         return controller.update(grads, state, params, value=value, key=key)

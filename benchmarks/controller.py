@@ -57,7 +57,8 @@ def compare(widths: tuple[int, ...], repeats: int) -> list[dict[str, Any]]:
     params = network(widths)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     programs, records = {}, []
-    for name, optimizer in {"optax.adam": optax.adam(3e-3), "Controller": Controller(jax.random.key(0))}.items():
+    controller = Controller(jax.random.key(0), reach=True)  # as `general/controller` is
+    for name, optimizer in {"optax.adam": optax.adam(3e-3), "Controller": controller}.items():
         arguments = (optimizer, optimizer.init(params), params, x, y)
         compiled = lower(training, *arguments).compile()
         held = sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(arguments[1], eqx.is_array)))

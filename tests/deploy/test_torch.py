@@ -19,7 +19,7 @@ import bygrad
 from bygrad.artifacts import Artifact, ArtifactError, find, load
 from bygrad.deploy import optax as deployed
 from bygrad.deploy.jax import from_artifact
-from bygrad.optimizers import LEARNED, LSTM, Optimizer, Scaled, controller, declare, lstm
+from bygrad.optimizers import LEARNED, LSTM, Controller, Optimizer, Scaled, controller, declare, lstm
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'bygrad[torch]'")
 
@@ -48,6 +48,7 @@ def random_theta(optimizer: Optimizer) -> Optimizer:
 
 KINDS: dict[str, Callable[[], Optimizer]] = {
     **{name: lambda name=name: LEARNED[name](jax.random.key(0)) for name in RULES if name != "LSTM"},
+    "Controller with reach": lambda: Controller(jax.random.key(0), reach=True),
     "LSTM of one layer": lambda: LSTM(jax.random.key(1), (4,), Scaled(0.5), output_scale=2.0),
     "LSTM of three layers": lambda: LSTM(jax.random.key(2), (5, 3, 4), state_dtype="float32"),
 }

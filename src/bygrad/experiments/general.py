@@ -73,7 +73,7 @@ def start(seed: int) -> Controller:
     Where R is far larger than elsewhere, the steps that suit all other problems end a run in its first updates, in
     saturated units, from where there is no meta-gradient: a power that began at 0 would never be learned.
     """
-    controller = Controller(jax.random.key(seed))
+    controller = Controller(jax.random.key(seed), reach=True)
     return eqx.tree_at(lambda it: it.powers, controller, controller.powers.at[2].set(-1 / POWER_SCALE))
 
 

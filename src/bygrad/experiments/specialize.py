@@ -236,14 +236,15 @@ def _start(
     which it is."""
     key = jax.random.key(protocol.seed)
     rates = {name: getattr(tunings[name], f"best_{measure_of(objective)}") for name in ("Adam", "AdamWCosine")}
+    given = {} if pretrained is None else {pretrained: _pretrained(pretrained)}
+    reach = any(it.reach for it in given.values())  # what there is to learn is the same for all
     candidates = {
-        f"tuned Adam, {rates['Adam']:.2g}": Controller(key, learning_rate=rates["Adam"]),
+        f"tuned Adam, {rates['Adam']:.2g}": Controller(key, learning_rate=rates["Adam"], reach=reach),
         f"tuned Adam with a cosine, {rates['AdamWCosine']:.2g}": Controller(
-            key, learning_rate=rates["AdamWCosine"], b2=0.999
+            key, learning_rate=rates["AdamWCosine"], b2=0.999, reach=reach
         ).fall(),
+        **given,
     }
-    if pretrained is not None:
-        candidates[pretrained] = _pretrained(pretrained)
     candidates = {name: declare(it, protocol.horizon) for name, it in candidates.items()}
     best = min(candidates, key=lambda name: _judge(candidates[name], objective, problems, protocol, branch=2))
     return candidates[best], best

@@ -21,7 +21,7 @@ by the update itself, as in Adam."""
 FEWEST = 16
 """Columns of a wide matrix that a sample sees, at least."""
 
-TENSOR_FEATURES = 8
+TENSOR_FEATURES = 7
 
 TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0)
 """Steps after which each feature of the time changes sign."""
@@ -65,8 +65,9 @@ class Controller(Optimizer, Learned, Scheduled):
     where, for every tensor, $o = W_2 \tanh(W_1 f + W_t \tau + b_1) + W_o \tau + b_2$, and
     $4 a_1 \ln (D / 2) + 4 a_2 \ln (S / 1024) + 4 a_3 \ln (R / 32)$ more for $o_3$: steps are in proportion to powers
     of the depth $D$, the number of tensors with two axes or more (at least 1), of the size $S$ of such a tensor, its
-    number of entries, and of its reach $R$ ($S = 1024$ and $R = 32$ for the others). What small steps of all entries
-    and all layers do to the output adds up. How far those of one tensor go is its reach: with $n$ as a matrix,
+    number of entries, and, if so asked (`reach`), of its reach $R$ ($S = 1024$ and $R = 32$ for the others). What small
+    steps of all entries and all layers do to the output adds up. How far those of one tensor go is its reach: with $n$
+    as a matrix,
 
     $$R^2 = 1 + \max(\rho(n), \rho(n^\top)), \qquad \rho(n) = \mathrm{mean}_j \Big( \sum_i n_{ij} \Big)^2$$
 
@@ -77,19 +78,22 @@ class Controller(Optimizer, Learned, Scheduled):
     1. $\mathrm{rms}(n)$ and 2. $\mathrm{rms}(q)$; 3. $\cos(n, q)$;
     4. $\frac14 \ln$ of $\mathrm{rms}(g)$ over the largest it has been;
     5. $\frac14 \log_{10} (\mathrm{mean}(p^2) + 10^{-8})$; 6. $\ln (\mathrm{rms}(\hat m) / \mathrm{rms}(g))$;
-    7. half the number of axes; 8. $\frac14 \ln (R / 32)$.
+    7. half the number of axes; with `reach` 8. $\frac14 \ln (R / 32)$.
 
     All come from a grid of rows and columns with at most 512 entries, and $\rho$ without the bias that this would mean.
 
     $\tau$ are 18 features of the time $t$, updates so far, up to the horizon $T$: $\tanh(t / s - 1)$ for nine scales
     $s$ from 1 to 10,000, and $\tanh(8 (t/T - c))$ for $c = 0, \frac18, \dots, 1$. All tensors share the network; its
-    meta-parameters, $a$ and those of the two decays are 542. Arithmetic and memory per param are Adam's: eight bytes.
+    meta-parameters, $a$ and those of the two decays are 525, with `reach` 542. Arithmetic and memory per param are
+    Adam's: eight bytes.
 
     An untrained controller is `Adam(learning_rate, b1, b2)`. The horizon is declared, not learned: `declare` changes
     it, and compiles nothing. Beyond it, time stands still.
 
     **Arguments:** `key`: draws the hidden weights. `hidden`: units. `learning_rate`, `b1`, `b2`: of the Adam to start
     as; 0.99 forgets within the hundreds of steps that a meta-training looks at. `horizon`: steps of a run.
+    `reach`: see the reach of tensors, and go by a power of it. That is for mixtures of problems that differ in it: what
+    is learned of it on one family of networks carries over less well to others.
 
     **Example:**
 
@@ -109,10 +113,11 @@ class Controller(Optimizer, Learned, Scheduled):
     head: Float[Array, "3 hidden"]
     head_times: Float[Array, "3 time_features"]
     head_bias: Float[Array, " 3"]
-    powers: Float[Array, " 3"]
+    powers: Float[Array, " powers"]
     decays: Float[Array, " 2"]
     horizon: Int[Array, ""]
     learning_rate: float = eqx.field(static=True)
+    reach: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -122,6 +127,7 @@ class Controller(Optimizer, Learned, Scheduled):
         b1: float = 0.9,
         b2: float = 0.99,
         horizon: int = DEFAULT_HORIZON,
+        reach: bool = False,
     ):
         if hidden < 1:
             raise ValueError(f"hidden is {hidden}, but the network needs a unit to see with: give 1 or more.")
@@ -131,23 +137,24 @@ class Controller(Optimizer, Learned, Scheduled):
                 " 0, and each decay between 0 and 1."
             )
         inputs_key, times_key = jax.random.split(key)
-        fan_in = TENSOR_FEATURES + TIME_FEATURES
-        self.inputs = jax.random.normal(inputs_key, (hidden, TENSOR_FEATURES)) / math.sqrt(fan_in)
+        features = TENSOR_FEATURES + reach
+        fan_in = features + TIME_FEATURES
+        self.inputs = jax.random.normal(inputs_key, (hidden, features)) / math.sqrt(fan_in)
         self.times = jax.random.normal(times_key, (hidden, TIME_FEATURES)) / math.sqrt(fan_in)
         self.bias = jnp.zeros(hidden)
         self.head, self.head_times, self.head_bias = jnp.zeros((3, hidden)), jnp.zeros((3, TIME_FEATURES)), jnp.zeros(3)
-        self.powers = jnp.zeros(3)
+        self.powers = jnp.zeros(2 + reach)
         self.decays = jnp.array([math.log(b / (1 - b)) for b in (b1, b2)])
         self.horizon = whole_steps(horizon)
-        self.learning_rate = float(learning_rate)
+        self.learning_rate, self.reach = float(learning_rate), bool(reach)
 
     @property
     def config(self) -> dict[str, Any]:
-        return {"hidden": self.bias.shape[0], "learning_rate": self.learning_rate}
+        return {"hidden": self.bias.shape[0], "learning_rate": self.learning_rate, "reach": self.reach}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "Controller":
-        return cls(drawing_key(key), config["hidden"], config["learning_rate"])
+        return cls(drawing_key(key), config["hidden"], config["learning_rate"], reach=config["reach"])
 
     def declare(self, horizon: int | Int[Array, ""]) -> "Controller":
         return eqx.tree_at(lambda it: it.horizon, self, whole_steps(horizon))
@@ -209,9 +216,11 @@ class Controller(Optimizer, Learned, Scheduled):
         m, v = moments(g, m, v)
         n, q = m / bias1 / root(v), g / root(v)
         products = _means(jnp.stack([n * n, q * q, n * q, g * g, p * p, jnp.square(m / bias1)]), wide)
-        reaches = log_reaches(n, products[:, 0], wide)
-        features, peak = _features(products, reaches, state.peak, [leaf.ndim for leaf in leaves])
-        sizes = jnp.concatenate([log_sizes(leaves), reaches[:, None]], axis=1)
+        features, peak = _features(products, state.peak, [leaf.ndim for leaf in leaves])
+        sizes = jnp.array(log_sizes(leaves))
+        if self.reach:
+            reaches = log_reaches(n, products[:, 0], wide)[:, None]
+            features, sizes = jnp.append(features, reaches / 4, axis=1), jnp.append(sizes, reaches, axis=1)
         outputs = self._outputs(features, time_features(state.count, state.horizon), sizes)
 
         updates, states = [], []
@@ -229,7 +238,7 @@ class Controller(Optimizer, Learned, Scheduled):
         self,
         features: Float[Array, "tensors tensor_features"],
         times: Float[Array, " time_features"],
-        sizes: Float[Array, "tensors 3"],
+        sizes: Float[Array, "tensors powers"],
     ) -> Float[Array, "tensors 3"]:
         hidden = jnp.tanh(features @ self.inputs.T + (self.times @ times + self.bias))
         outputs = hidden @ self.head.T + (self.head_times @ times + self.head_bias)
@@ -315,10 +324,7 @@ def log_reaches(
 
 
 def _features(
-    products: Float[Array, "tensors 6"],
-    reaches: Float[Array, " tensors"],
-    peak: Float[Array, " tensors"],
-    axes: list[int],
+    products: Float[Array, "tensors 6"], peak: Float[Array, " tensors"], axes: list[int]
 ) -> tuple[Float[Array, "tensors tensor_features"], Float[Array, " tensors"]]:
     """Return the features of every tensor and the new peak of its gradient's root mean square."""
     nn, qq, nq, gg, pp, mm = products.T
@@ -333,6 +339,5 @@ def _features(
         jnp.log10(pp + _SMALLEST_PARAMS) / 4,
         jnp.log((mm + _UNDER_ROOT) / (gg + _UNDER_ROOT)) / 2,
         jnp.array(axes) / 2,
-        reaches / 4,
     ]
     return jnp.stack([jnp.broadcast_to(feature, peak.shape) for feature in features], axis=1), peak

@@ -34,7 +34,8 @@ class Controller(Rule, Scheduled):
     feature_version: ClassVar[int] = 3
 
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
-        hidden, times, features = int(config["hidden"]), len(TIME_SCALES) + len(HORIZON_PARTS), 8
+        self._reach = bool(config["reach"])
+        hidden, times, features = int(config["hidden"]), len(TIME_SCALES) + len(HORIZON_PARTS), 7 + self._reach
         self._learning_rate = float(config["learning_rate"])
         shapes = {
             "inputs": (hidden, features),
@@ -43,7 +44,7 @@ class Controller(Rule, Scheduled):
             "head": (3, hidden),
             "head_times": (3, times),
             "head_bias": (3,),
-            "powers": (3,),
+            "powers": (2 + self._reach,),
             "decays": (2,),
             "horizon": (),
         }
@@ -106,9 +107,11 @@ class Controller(Rule, Scheduled):
             rows = torch.stack([n * n, q * q, n * q, g * g, p * p, m * m]).split(sizes, dim=1)
             products = torch.stack([row.sum(1) / max(1, size) for row, size in zip(rows, sizes, strict=True)])
             peak = torch.stack([state["peak"] for state in ours])
-            reaches = grids.log_reaches(n, products[:, 0])
-            features, peak = _features(products, reaches, peak, half_axes)
-            extra = extra + POWER_SCALE * theta["powers"][2] * reaches
+            features, peak = _features(products, peak, half_axes)
+            if self._reach:
+                reaches = grids.log_reaches(n, products[:, 0])
+                features = torch.cat([features, reaches[:, None] / 4], dim=1)
+                extra = extra + POWER_SCALE * theta["powers"][2] * reaches
             horizon = torch.stack([state["horizon"] for state in ours]).to(dtype)
             outputs = _outputs(theta, features, _time_features(theta, count, horizon), extra)
 
@@ -239,8 +242,8 @@ def _time_features(theta: Mapping[str, Tensor], count: Tensor, horizon: Tensor) 
     return torch.tanh(torch.cat([time / theta["scales"] - 1, of_run], dim=1))
 
 
-def _features(products: Tensor, reaches: Tensor, peak: Tensor, half_axes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features `[tensors, 8]` and the new peaks."""
+def _features(products: Tensor, peak: Tensor, half_axes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the features `[tensors, 7]` and the new peaks."""
     nn, qq, nq, gg, pp, mm = products.T
     rms_n, rms_q = torch.sqrt(nn + _SMALLEST_RATIO), torch.sqrt(qq + _SMALLEST_RATIO)
     rms_g = torch.sqrt(gg + _UNDER_ROOT)
@@ -253,7 +256,6 @@ def _features(products: Tensor, reaches: Tensor, peak: Tensor, half_axes: Tensor
         torch.log10(pp + _SMALLEST_PARAMS) / 4,
         torch.log((mm + _UNDER_ROOT) / (gg + _UNDER_ROOT)) / 2,
         half_axes,
-        reaches / 4,
     ]
     return torch.stack(features, dim=1), peak
 
