@@ -320,7 +320,7 @@ def log_reaches(
     pairs = (squares - seen * square[:, None]) / np.maximum(1, seen * (seen - 1))
     furthest = jnp.max(whole * square[:, None] + whole * (whole - 1) * jnp.maximum(pairs, 0), axis=1)
     reaching = np.array([leaf.ndim > 1 for leaf in leaves], np.float32)
-    return reaching * (jnp.log1p(furthest) / 2 - math.log(REACH))
+    return (jnp.log1p(furthest) / 2 - math.log(REACH)) * reaching
 
 
 def _features(
