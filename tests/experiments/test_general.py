@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pytest
 from rich.console import Console
 
 from bygrad.artifacts import find, load
@@ -51,8 +52,10 @@ def test_a_controller_that_diverges_where_it_is_judged_is_kept_all_the_same(tmp_
     assert json.loads((tmp_path / "results.json").read_text())["chosen"] == 0
 
 
-def test_the_shipped_controller_beats_adam_on_a_network_that_it_has_not_seen():
-    family, horizon = perceptron(load_images("mnist"), layers=2, hidden=12, activation="elu", scale=0.2), 150
+@pytest.mark.parametrize("which", ["small", "inputs of one sign"])
+def test_the_shipped_controller_beats_adam_on_networks_that_it_has_not_seen(which):
+    small = perceptron(load_images("mnist"), layers=2, hidden=12, activation="elu", scale=0.2)
+    family, horizon = {"small": small, "inputs of one sign": held_out()["24 x 24 pixels, inverted"]}[which], 150
     ours, *theirs = (
         run_curves(declare(it, horizon), family, jax.random.key(5), horizon=horizon, runs=4, chunk=4)[0]
         for it in (load_optimizer("general/controller"), Adam(1e-3), Adam(3e-3))
