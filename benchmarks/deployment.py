@@ -126,7 +126,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, optimizer in {
             "LSTM": bygrad.load("paper/mnist"),
-            "Controller": Controller(jax.random.key(0)),
+            "Controller": Controller(jax.random.key(0), reach=True),
         }.items():
             rows += compare(name, optimizer, grads, repeats, folder)
     cells = [
