@@ -108,7 +108,7 @@ class Controller(Rule, Scheduled):
             products = torch.stack([row.sum(1) / max(1, size) for row, size in zip(rows, sizes, strict=True)])
             peak = torch.stack([state["peak"] for state in ours])
             features, peak = _features(products, peak, half_axes)
-            if self._reach:
+            if grids is not None:
                 reaches = grids.log_reaches(n, products[:, 0])
                 features = torch.cat([features, reaches[:, None] / 4], dim=1)
                 extra = extra + POWER_SCALE * theta["powers"][2] * reaches
@@ -147,7 +147,7 @@ class Controller(Rule, Scheduled):
                 torch.from_numpy(owners).to(device),
                 torch.tensor([len(shape) / 2 for shape in shapes], dtype=dtype).to(device),
                 (POWER_SCALE * log_sizes(grads, depth).to(dtype) @ self._tensors["powers"][:2].to(dtype)).to(device),
-                _Grids(grids, shapes, dtype, device),
+                _Grids(grids, shapes, dtype, device) if self._reach else None,
             )
         return self._constants[key]
 
@@ -155,7 +155,7 @@ class Controller(Rule, Scheduled):
 class _Constants(NamedTuple):
     r"""$\theta$ on a device; how much of the moments is kept, and how much comes; for tensors of some shapes, the sizes
     of their samples, the tensor of each sample, half the number of axes, what size and depth add to exponents, and the
-    grids that samples are."""
+    grids that samples are, for those who see the reach."""
 
     theta: dict[str, Tensor]
     kept: list[float]
@@ -164,7 +164,7 @@ class _Constants(NamedTuple):
     owners: Tensor
     half_axes: Tensor
     extra: Tensor
-    grids: "_Grids"
+    grids: "_Grids | None"
 
 
 class _Grids:
