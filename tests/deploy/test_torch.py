@@ -6,6 +6,7 @@ import io
 import pickle  # noqa: TID251 - of what this process has just written
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -199,7 +200,7 @@ def test_blocks_change_nothing(name, artifacts, monkeypatch):
 
 def test_the_constants_are_those_of_jax():
     assert torch_lstm.FORGET_BIAS == lstm.FORGET_BIAS
-    names = [name for name in vars(torch_controller) if name.strip("_").isupper()]
+    names = [name for name in vars(torch_controller) if name.strip("_").isupper() and name != "BLOCK"]
     assert len(names) == 11
     for name in names:
         assert getattr(torch_controller, name) == getattr(controller, name), name
@@ -268,6 +269,7 @@ def test_a_run_cannot_be_made_longer_in_its_middle(artifacts):
 
 def test_a_run_beyond_its_horizon_is_remarked_on_once_also_if_it_was_resumed(artifacts, recwarn):
     start, *trees = draw(11, 7)
+    warnings.simplefilter("always")  # each of two optimizers tells it
     for guard in (None, TorchAdam(1e-2)):
         params = tensors(start)
         optimizer = LearnedOptimizer(params, artifacts["Controller"], horizon=4, guard=guard)
@@ -283,6 +285,7 @@ def test_a_run_beyond_its_horizon_is_remarked_on_once_also_if_it_was_resumed(art
             told = [str(it.message) for it in recwarn]
             assert len(told) == (step == 4), (step, told)
             assert all("has passed its horizon of 4 steps" in it for it in told)
+            assert all(it.filename == __file__ for it in recwarn)  # the line that took the step
 
 
 @pytest.mark.parametrize("guarded", [False, True], ids=["bare", "guarded"])

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import os
 import re
-import warnings
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core import trees
+from .._core.remarks import remark
 from ..artifacts import SOLVER, Artifact, ArtifactError, Manifest, describe, own_name
 from ..artifacts import load as load_artifact
 from ..artifacts import save as save_artifact
@@ -277,8 +277,7 @@ def _compare(path: Any, learned: dict[str, Any], family: ProblemFamily) -> None:
             "A learned solver belongs to one family, and its card says nothing about others",
             "Give the family that it was learned for, or learn again",
         )
-    warnings.warn(
+    remark(
         f"{path}: the solver was learned for a family that differs: {said}. Successes still are proven or local minima,"
-        " but the card may not hold. Give the family that it was learned for, or learn again.",
-        stacklevel=3,
+        " but the card may not hold. Give the family that it was learned for, or learn again."
     )

@@ -4,7 +4,6 @@ import functools
 import inspect
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .._core.remarks import remark
 from .._core.sizes import NO_HORIZON, horizons, whole_number
 from ..artifacts import Artifact, Step, find
 from ..artifacts import load as load_artifact
@@ -78,7 +78,7 @@ class LearnedOptimizer(Optimizer):
         known = {_THETA: self._artifact.manifest.digest, _STEPS: 0} | self._memory()
         super().__init__(params, {"lr": lr, "horizon": horizon} | known)
         if (own := self._own_horizon) is not None and any(group["horizon"] is None for group in self.param_groups):
-            warnings.warn(NO_HORIZON.format(self._artifact.manifest.name, own), stacklevel=2)
+            remark(NO_HORIZON.format(self._artifact.manifest.name, own))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         ignored = sorted(param_group.keys() & _OF_OTHER_RULES)
@@ -97,7 +97,7 @@ class LearnedOptimizer(Optimizer):
                 " go uphill. Give 1, or less for smaller steps."
             )
         if not isinstance(rate, Tensor) and 0 < rate < _SMALL:
-            warnings.warn(_SMALL_RATE.format(f"is {rate}"), stacklevel=2)
+            remark(_SMALL_RATE.format(f"is {rate}"))
             self._largest_lr = math.inf  # told
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
@@ -165,15 +165,18 @@ class LearnedOptimizer(Optimizer):
         states, rates = [self.state[param] for param in params], [group["lr"] for _, group in moving]
         if isinstance(self._rule, Guard):
             if value is None and self._rule.judges and not self._rule.counts.steps:
-                warnings.warn(_NO_LOSS, stacklevel=3)
+                remark(_NO_LOSS)
             updates, rates = self._rule.step(grads, states, params, value, rates), [1.0] * len(rates)
             for group in self.param_groups:
                 group.update(self._memory())
         else:
             updates = self._rule.step(grads, states, params, value)
-        for param, rate, update in zip(params, rates, updates, strict=True):
-            # Scaled and added in the dtype that it was computed in, and rounded once.
-            param.add_(update if isinstance(rate, float) and rate == 1.0 else update.mul_(rate))
+        # Scaled and added in the dtype that they were computed in, and rounded once.
+        for rate, update in zip(rates, updates, strict=True):
+            if not (isinstance(rate, float) and rate == 1.0):
+                update.mul_(rate)
+        if params:
+            torch._foreach_add_(params, updates)  # pyright: ignore[reportPrivateImportUsage]
 
     def _count(self) -> None:
         """Count the step, and say once what would go unseen: rates for another optimizer, and a horizon that is past.
@@ -186,10 +189,10 @@ class LearnedOptimizer(Optimizer):
             self._largest_lr = max(self._largest_lr, *(math.inf if isinstance(it, Tensor) else it for it in rates))
             if steps == _FIRST and 0 < self._largest_lr < _SMALL:
                 told = f"was at most {self._largest_lr:g} in the first {_FIRST} steps"
-                warnings.warn(_SMALL_RATE.format(told), stacklevel=4)
+                remark(_SMALL_RATE.format(told))
         end = max(group.get("horizon") or self._own_horizon or 0 for group in self.param_groups)
         if end and steps == end + 1:
-            warnings.warn(_PAST.format(end), stacklevel=4)
+            remark(_PAST.format(end))
 
     @property
     def _own_horizon(self) -> int | None:

@@ -3,7 +3,6 @@
 import functools
 import inspect
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from optax import GradientTransformationExtraArgs
 
 from .._core import trees
+from .._core.remarks import remark
 from .._core.sizes import NO_HORIZON, horizons
 from .._core.types import Params, State
 from ..artifacts import Artifact, find
@@ -81,7 +81,7 @@ def optax(
         artifact = optimizer if isinstance(optimizer, Artifact) else load_artifact(find(optimizer))
         optimizer, envelope = from_artifact(artifact), Envelope.from_training(artifact.manifest.training)
         if horizon is None and (own := horizons(artifact.tensors)):
-            warnings.warn(NO_HORIZON.format(artifact.manifest.name, int(min(own))), stacklevel=2)
+            remark(NO_HORIZON.format(artifact.manifest.name, int(min(own))))
     deployed = _guarded(optimizer, guard, envelope)
     if horizon is not None:
         deployed = _declared(deployed, horizon)

@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Literal
@@ -12,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 from .._core.memory import in_words
+from .._core.remarks import remark
 from ..training import Event, Planned, RolledBack, Stepped, Validated, Warned
 
 
@@ -61,7 +61,7 @@ class Display:
     def warn(self, line: str) -> None:
         """Print what must be heard; where nothing is shown it is a Python warning."""
         if self.console.quiet:
-            warnings.warn(line, stacklevel=2)
+            remark(line)
         else:
             self.say(line, "yellow")
 

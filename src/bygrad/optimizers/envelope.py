@@ -1,6 +1,5 @@
 """What a learned optimizer was trained on, as limits: used outside them, it warns, hands over, or refuses."""
 
-import warnings
 from typing import Any, Literal
 
 import equinox as eqx
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .._core.remarks import remark
 from .._core.results import Result
 from .._core.sizes import trained_sizes
 from .._core.types import Params
@@ -63,7 +63,7 @@ class Envelope(eqx.Module):
         if self.action == "refuse":
             raise ValueError(message)
         if self.action == "warn":
-            warnings.warn(message, stacklevel=2)
+            remark(message)
         return False
 
     def watch(
@@ -98,4 +98,4 @@ class Envelope(eqx.Module):
 
 def _warn(code: Any, crossed: Any) -> None:
     if crossed:  # under vmap both branches of a condition run
-        warnings.warn(f"{Result(int(code)).sentence} What it does there is not known.", stacklevel=2)
+        remark(f"{Result(int(code)).sentence} What it does there is not known.")

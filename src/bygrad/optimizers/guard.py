@@ -1,6 +1,5 @@
 """A guard: a learned optimizer that moves the params only while it shows that it is better than a fallback."""
 
-import warnings
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .._core import trees
+from .._core.remarks import remark
 from .._core.results import Result
 from .._core.sizes import HANDED_OVER, beyond
 from .._core.types import Params, State
@@ -134,14 +134,14 @@ class Guard(Optimizer, Scheduled):
     def declare(self, horizon: int | Int[Array, ""]) -> "Guard":
         until = self.trials.until
         if isinstance(horizon, int) and until is not None and horizon > until:
-            warnings.warn(beyond(horizon, until, self.trials.first(horizon)), stacklevel=2)
+            remark(beyond(horizon, until, self.trials.first(horizon)))
         parts = declare(self.learned, horizon), declare(self.fallback, horizon), whole_steps(horizon)
         return eqx.tree_at(lambda it: (it.learned, it.fallback, it.trials.horizon), self, parts)
 
     def init(self, params: Params) -> GuardState:
         fits = self.envelope is None or self.envelope.check(params)
         if self.envelope is not None and self.envelope.action == "fall back" and not fits:
-            warnings.warn(HANDED_OVER.format(Result.OUTSIDE_SIZE.sentence), stacklevel=2)
+            remark(HANDED_OVER.format(Result.OUTSIDE_SIZE.sentence))
         fallback, count = self.fallback.init(params), jnp.zeros((), jnp.int32)
         state = GuardState(
             learned=self.learned.init(params),
@@ -173,7 +173,7 @@ class Guard(Optimizer, Scheduled):
                 " the params as well, or build it with share=0."
             )
         if value is None and state.watch is not None:
-            warnings.warn(_NO_LOSS, stacklevel=2)  # once for each trace
+            remark(_NO_LOSS)  # once for each trace
         value = None if value is None else jnp.asarray(value)
         nothing = jax.tree.map(jnp.zeros_like, grads)
         finite = trees.all_finite(grads)

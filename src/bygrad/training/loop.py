@@ -6,7 +6,6 @@ import errno
 import functools
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,6 +19,7 @@ from jaxtyping import PRNGKeyArray, Shaped
 from .._core.files import locked
 from .._core.hosts import LostProcessError, first_line
 from .._core.memory import bytes_available
+from .._core.remarks import remark
 from .._core.threads import in_thread
 from ..optimizers import Learned, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family, is_held_out
@@ -130,7 +130,7 @@ def _has(folder: Path | None, name: str) -> bool:
 def _warn(event: Event) -> None:
     """What a program that watches nothing must hear of all the same."""
     if isinstance(event, Warned):
-        warnings.warn(event.message, stacklevel=2)
+        remark(event.message)
 
 
 def _is_validated(learner: Learner) -> bool:

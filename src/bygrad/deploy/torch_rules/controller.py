@@ -1,6 +1,13 @@
-"""The learned controller over Adam's arithmetic in PyTorch: the arithmetic of `bygrad.optimizers.Controller`."""
+"""The learned controller over Adam's arithmetic in PyTorch: the arithmetic of `bygrad.optimizers.Controller`.
+
+Operations on lists of tensors, which PyTorch's own optimizers are made of too, are few calls whatever the number of
+tensors, and few programs on an accelerator.
+"""
+
+# pyright: reportPrivateImportUsage=false
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -8,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Rule, Scheduled, TensorState, check_shapes, compute_dtype, grouped
+from .base import Piece, Rule, Scheduled, TensorState, blocks, check_shapes, compute_dtype, grouped
 
 # As in JAX, where they are explained.
 SAMPLE = 512
@@ -22,6 +29,10 @@ _SMALLEST_PARAMS = 1e-8
 _LARGEST_EXPONENT = 10.0
 REACH = 32.0
 POWER_SCALE = 4.0
+
+BLOCK = 524_288
+"""Coordinates that move together on a CPU: what happens between stays in its caches, and needs no memory that the
+system would have to hand out, which takes as long as the arithmetic. Accelerators move all in one go."""
 
 
 class Controller(Rule, Scheduled):
@@ -87,44 +98,53 @@ class Controller(Rule, Scheduled):
         depth = log_depth(grads)
         for (device, dtype), indices in grouped(grads).items():
             wide = [grads[index].to(dtype) for index in indices]
-            theta, (b1, b2), (c1, c2), sizes, owners, half_axes, extra, grids = self._constants_for(
-                device, dtype, wide, depth
-            )
+            known = self._constants_for(device, dtype, wide, depth)
+            theta, (b1, b2), (c1, c2) = known.theta, known.kept, known.taken
             ours, points = [states[index] for index in indices], [params[index] for index in indices]
-            count = torch.stack([state["step"] for state in ours]).to(dtype)
-            bias1, bias2 = -torch.expm1((count + 1)[:, None] * torch.nn.functional.logsigmoid(theta["decays"])).T
-
-            # The features come from a sample, in one vector for all tensors, before the moments change.
-            def samples(leaves: Sequence[Tensor], dtype: torch.dtype = dtype) -> Tensor:
-                return torch.cat([sample(leaf).to(dtype) for leaf in leaves])
-
+            steps, peaks = [state["step"] for state in ours], [state["peak"] for state in ours]
             means, squares = [state["mean"] for state in ours], [state["square"] for state in ours]
-            g, m, v, p = samples(wide), samples(means), samples(squares), samples(points)
-            inverse1, inverse2 = ((1 / bias)[owners] for bias in (bias1, bias2))
-            m, v = (b1 * m + c1 * g) * inverse1, b2 * v + c2 * g * g
-            inverse_root = 1 / (torch.sqrt(v * inverse2 + _UNDER_ROOT) + _EPSILON)
+            count = torch.stack(steps).to(dtype)
+            inverse1, inverse2 = -1 / torch.expm1((count + 1) * known.log_kept)
+
+            # The features come from a sample, a row for every tensor, before the moments change.
+            g, m, v, p = known.samples.of(wide, means, squares, points)
+            m, v = (b1 * m + c1 * g) * inverse1[:, None], b2 * v + c2 * g * g
+            inverse_root = 1 / (torch.sqrt(v * inverse2[:, None] + _UNDER_ROOT) + _EPSILON)
             n, q = m * inverse_root, g * inverse_root
-            rows = torch.stack([n * n, q * q, n * q, g * g, p * p, m * m]).split(sizes, dim=1)
-            products = torch.stack([row.sum(1) / max(1, size) for row, size in zip(rows, sizes, strict=True)])
-            peak = torch.stack([state["peak"] for state in ours])
-            features, peak = _features(products, peak, half_axes)
-            if grids is not None:
-                reaches = grids.log_reaches(n, products[:, 0])
+            products = torch.stack([n * n, q * q, n * q, g * g, p * p, m * m]).sum(-1) / known.samples.sizes
+            features, peak = _features(products, torch.stack(peaks), known.half_axes)
+            extra = known.extra
+            if known.grids is not None:
+                reaches = known.grids.log_reaches(n, products[0])
                 features = torch.cat([features, reaches[:, None] / 4], dim=1)
                 extra = extra + POWER_SCALE * theta["powers"][2] * reaches
             horizon = torch.stack([state["horizon"] for state in ours]).to(dtype)
             outputs = _outputs(theta, features, _time_features(theta, count, horizon), extra)
+            torch._foreach_copy_(peaks, list(peak.unbind()))
+            torch._foreach_add_(steps, 1)
 
             size = -self._learning_rate * torch.exp(outputs[:, 2])
-            along_mean, along_grad = size * (1 + outputs[:, 0]) / bias1, size * outputs[:, 1]
-            inverse2 = 1 / bias2
-            for k, (index, grad, state) in enumerate(zip(indices, wide, ours, strict=True)):
-                mean = state["mean"].lerp_(grad, c1)
-                square = state["square"].mul_(b2).addcmul_(grad, grad, value=c2)
-                root = (square * inverse2[k]).add_(_UNDER_ROOT).sqrt_().add_(_EPSILON)
-                updates[index] = (mean * along_mean[k]).addcmul_(grad, along_grad[k]).div_(root)
-                state["peak"].copy_(peak[k])
-                state["step"].add_(1)
+            factors = [size * (1 + outputs[:, 0]) * inverse1, size * outputs[:, 1], inverse2]
+            along_mean, along_grad, inverse2 = (list(factor.unbind()) for factor in factors)
+            block = BLOCK if device.type == "cpu" else sys.maxsize
+            wide = [grad.contiguous() if grad.numel() > block else grad for grad in wide]
+            moved = [torch.empty(grad.shape, dtype=dtype, device=device) for grad in wide]
+            for pieces in blocks([grad.numel() for grad in wide], block):
+                owners = [piece.tensor for piece in pieces]
+                grad, mean, square, update = (_cut(leaves, pieces) for leaves in (wide, means, squares, moved))
+                torch._foreach_lerp_(mean, grad, c1)
+                torch._foreach_mul_(square, b2)
+                torch._foreach_addcmul_(square, grad, grad, c2)
+                root = torch._foreach_mul(square, [inverse2[owner] for owner in owners])
+                torch._foreach_add_(root, _UNDER_ROOT)
+                torch._foreach_sqrt_(root)
+                torch._foreach_add_(root, _EPSILON)
+                for owner, part, to in zip(owners, mean, update, strict=True):
+                    torch.mul(part, along_mean[owner], out=to)
+                torch._foreach_addcmul_(update, grad, [along_grad[owner] for owner in owners])
+                torch._foreach_div_(update, root)
+            for index, update in zip(indices, moved, strict=True):
+                updates[index] = update
         return updates
 
     def _constants_for(
@@ -133,38 +153,74 @@ class Controller(Rule, Scheduled):
         """What no step changes, once for all: to send it to an accelerator in every step would wait for that."""
         shapes = tuple(grad.shape for grad in grads)
         if (key := (device, dtype, shapes, depth)) not in self._constants:
-            decays = torch.sigmoid(self._tensors["decays"].to(dtype))
-            grids = [grid_of(grad) for grad in grads]
-            sizes = [down * across for down, across in grids]
-            owners = np.repeat(np.arange(len(sizes)), sizes)
             if len(self._constants) == 16:  # params take turns in having gradients
                 self._constants.clear()
+            theta = {name: tensor.to(dtype) for name, tensor in self._tensors.items()}
+            kept = torch.sigmoid(theta["decays"])
+            extra = POWER_SCALE * log_sizes(grads, depth).to(dtype) @ theta["powers"][:2]
+            samples = _Samples(shapes, dtype, device)
             self._constants[key] = _Constants(
-                {name: tensor.to(device, dtype) for name, tensor in self._tensors.items()},
-                decays.tolist(),
-                (1 - decays).tolist(),
-                sizes,
-                torch.from_numpy(owners).to(device),
+                {name: tensor.to(device) for name, tensor in theta.items()},
+                kept.tolist(),
+                (1 - kept).tolist(),
+                torch.nn.functional.logsigmoid(theta["decays"])[:, None].to(device),
                 torch.tensor([len(shape) / 2 for shape in shapes], dtype=dtype).to(device),
-                (POWER_SCALE * log_sizes(grads, depth).to(dtype) @ self._tensors["powers"][:2].to(dtype)).to(device),
-                _Grids(grids, shapes, dtype, device) if self._reach else None,
+                extra.to(device),
+                samples,
+                _Grids(samples.grids, shapes, dtype, device) if self._reach else None,
             )
         return self._constants[key]
 
 
+def _cut(leaves: Sequence[Tensor], pieces: Sequence[Piece]) -> list[Tensor]:
+    whole = [(leaves[index], start, stop) for index, start, stop in pieces]
+    return [leaf if stop - start == leaf.numel() else leaf.view(-1)[start:stop] for leaf, start, stop in whole]
+
+
 class _Constants(NamedTuple):
-    r"""$\theta$ on a device; how much of the moments is kept, and how much comes; for tensors of some shapes, the sizes
-    of their samples, the tensor of each sample, half the number of axes, what size and depth add to exponents, and the
-    grids that samples are, for those who see the reach."""
+    r"""$\theta$ on a device; how much of the moments is kept, how much comes, and the logarithm of what is kept; for
+    tensors of some shapes, half the number of axes, what size and depth add to exponents, where their samples go, and
+    what grids those are, for those who see the reach."""
 
     theta: dict[str, Tensor]
     kept: list[float]
     taken: list[float]
-    sizes: list[int]
-    owners: Tensor
+    log_kept: Tensor
     half_axes: Tensor
     extra: Tensor
+    samples: "_Samples"
     grids: "_Grids | None"
+
+
+class _Samples:
+    """The entries that are looked at, of several quantities: a matrix for each, with a row for the sample of every
+    tensor, and zeros where one is smaller than others."""
+
+    def __init__(self, shapes: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device) -> None:
+        matrices = [as_matrix(shape) for shape in shapes]
+        steps = [strides(*matrix) for matrix in matrices]
+        self.grids = [
+            (len(range(0, rows, down)), len(range(0, columns, across)))
+            for (rows, columns), (down, across) in zip(matrices, steps, strict=True)
+        ]
+        self._strides = [(down * columns, across) for (_, columns), (down, across) in zip(matrices, steps, strict=True)]
+        sizes = [down * across for down, across in self.grids]
+        self.sizes = torch.tensor([max(1, size) for size in sizes], dtype=dtype).to(device)
+        self._matrices = torch.zeros(4, len(sizes), max(sizes), dtype=dtype, device=device)
+        self._places = [
+            [row[:size].view(grid) for row, size, grid in zip(matrix, sizes, self.grids, strict=True)]
+            for matrix in self._matrices
+        ]
+
+    def of(self, *quantities: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return matrices `[tensors, size of the largest sample]`, which are good until the next call."""
+        for places, leaves in zip(self._places, quantities, strict=True):
+            seen = [
+                leaf.contiguous().as_strided(grid, apart)
+                for leaf, grid, apart in zip(leaves, self.grids, self._strides, strict=True)
+            ]
+            torch._foreach_copy_(places, seen)
+        return self._matrices.unbind()
 
 
 class _Grids:
@@ -185,7 +241,9 @@ class _Grids:
         starts = np.cumsum([0, *(columns for _, columns in sides)])
         down = [np.tile(np.arange(columns), rows) for rows, columns in seen]
         across = [np.repeat(np.arange(rows), columns) for rows, columns in seen]
-        places = np.concatenate([start + place for start, place in zip(starts, [*down, *across], strict=False)])
+        places = np.zeros((2, len(seen), max(map(math.prod, seen))), int)  # zeros beyond a sample add nothing
+        for k, start, place in zip(range(len(sides)), starts, [*down, *across], strict=False):
+            places.reshape(len(sides), -1)[k, : len(place)] = start + place
         owners = np.repeat(np.arange(len(sides)), [columns for _, columns in sides])
         rows = np.array([rows for rows, _ in sides], float)
         count = np.array([rows for rows, _ in whole] + [columns for _, columns in whole], float)
@@ -193,7 +251,7 @@ class _Grids:
         def number(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device, dtype)
 
-        self._places, self._owners = torch.from_numpy(places).to(device), torch.from_numpy(owners).to(device)
+        self._places, self._owners = torch.from_numpy(places.ravel()).to(device), torch.from_numpy(owners).to(device)
         self._rows, self._count, self._all_pairs = number(rows), number(count), number(count * (count - 1))
         self._pairs = number(np.maximum(1, rows * (rows - 1)))
         self._columns = number(np.maximum(1, np.array([columns for _, columns in sides], float)))
@@ -201,8 +259,8 @@ class _Grids:
 
     def log_reaches(self, n: Tensor, square: Tensor) -> Tensor:
         """Return the logarithm of every reach over `REACH`, of $n$ at all samples and its mean square by tensor."""
-        square = torch.cat([square, square])
-        sums = n.new_zeros(len(self._owners)).index_add_(0, self._places, torch.cat([n, n]))
+        square, entries = torch.cat([square, square]), n.reshape(-1)
+        sums = n.new_zeros(len(self._owners)).index_add_(0, self._places, torch.cat([entries, entries]))
         squares = n.new_zeros(len(square)).index_add_(0, self._owners, sums * sums) / self._columns
         pairs = ((squares - self._rows * square) / self._pairs).clamp(min=0)
         furthest = (self._count * square + self._all_pairs * pairs).view(2, -1).amax(0)
@@ -222,20 +280,6 @@ def strides(rows: int, columns: int) -> tuple[int, int]:
     return max(1, -(-rows // (SAMPLE // most))), max(1, -(-columns // most))
 
 
-def grid_of(leaf: Tensor) -> tuple[int, int]:
-    """Return rows and columns of a sample."""
-    matrix = as_matrix(leaf.shape)
-    rows, columns = (len(range(0, size, stride)) for size, stride in zip(matrix, strides(*matrix), strict=True))
-    return rows, columns
-
-
-def sample(leaf: Tensor) -> Tensor:
-    """Return at most `SAMPLE` entries, the same ones as in JAX."""
-    matrix = as_matrix(leaf.shape)
-    down, across = strides(*matrix)
-    return leaf.reshape(matrix)[::down, ::across].reshape(-1)
-
-
 def _time_features(theta: Mapping[str, Tensor], count: Tensor, horizon: Tensor) -> Tensor:
     time = torch.minimum(count, horizon)[:, None]
     of_run = 8 * (time / horizon.clamp(min=1)[:, None] - theta["parts"])
@@ -244,7 +288,7 @@ def _time_features(theta: Mapping[str, Tensor], count: Tensor, horizon: Tensor) 
 
 def _features(products: Tensor, peak: Tensor, half_axes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the features `[tensors, 7]` and the new peaks."""
-    nn, qq, nq, gg, pp, mm = products.T
+    nn, qq, nq, gg, pp, mm = products
     rms_n, rms_q = torch.sqrt(nn + _SMALLEST_RATIO), torch.sqrt(qq + _SMALLEST_RATIO)
     rms_g = torch.sqrt(gg + _UNDER_ROOT)
     peak = torch.maximum(peak, rms_g)

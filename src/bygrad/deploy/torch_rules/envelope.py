@@ -1,6 +1,5 @@
 """What an artifact was trained on, in PyTorch: the checks of `bygrad.optimizers.Envelope`."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..._core.remarks import remark
 from ..._core.results import Result
 from ..._core.sizes import HANDED_OVER, trained_sizes
 
@@ -62,5 +62,5 @@ class Envelope:
             )
         if border != Result.UNDECIDED and not crossed:
             told = "{} What it does there is not known." if self.action == "warn" else HANDED_OVER
-            warnings.warn(told.format(border.sentence), stacklevel=5)
+            remark(told.format(border.sentence))
         return border, strange

@@ -1,7 +1,6 @@
 """The guard in PyTorch: a learned rule that moves the params only while it shows that it is better than a fallback."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -9,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, distributed
 
+from ..._core.remarks import remark
 from ..._core.results import Result
 from ..._core.sizes import beyond
 from .base import Rule, Scheduled, TensorState, compute_dtype
@@ -80,7 +80,7 @@ class Guard(Rule, Scheduled):
                 rule.declare(horizon)
         self._trials = self._trials._replace(horizon=horizon)
         if (until := self._trials.until) is not None and horizon > until:
-            warnings.warn(beyond(horizon, until, self._trials.length(0)), stacklevel=2)
+            remark(beyond(horizon, until, self._trials.length(0)))
 
     @property
     def horizon(self) -> int | None:
