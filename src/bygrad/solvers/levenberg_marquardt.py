@@ -213,7 +213,10 @@ def _evaluate(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Array, 
         return values, values
 
     jacobian, values = jax.jacfwd(residuals, has_aux=True)(x)
-    cost, gram, slope = 0.5 * values @ values, jacobian.T @ jacobian, jacobian.T @ values
+    # One product for all, of what is computed once: XLA would evaluate the model again for each that it goes into.
+    columns = jax.lax.optimization_barrier(jnp.concatenate([jacobian, values[:, None]], axis=1))
+    products = columns.T @ columns
+    cost, gram, slope = 0.5 * products[-1, -1], products[:-1, :-1], products[:-1, -1]
     finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(gram)) & jnp.all(jnp.isfinite(slope))
     zero = lambda it: jnp.where(finite, it, 0.0)  # noqa: E731
     return jnp.where(finite, cost, jnp.inf), zero(gram), zero(slope), finite
