@@ -124,26 +124,8 @@ class Controller(Rule, Scheduled):
             torch._foreach_add_(steps, 1)
 
             size = -self._learning_rate * torch.exp(outputs[:, 2])
-            factors = [size * (1 + outputs[:, 0]) * inverse1, size * outputs[:, 1], inverse2]
-            along_mean, along_grad, inverse2 = (list(factor.unbind()) for factor in factors)
-            block = BLOCK if device.type == "cpu" else sys.maxsize
-            wide = [grad.contiguous() if grad.numel() > block else grad for grad in wide]
-            moved = [torch.empty(grad.shape, dtype=dtype, device=device) for grad in wide]
-            for pieces in blocks([grad.numel() for grad in wide], block):
-                owners = [piece.tensor for piece in pieces]
-                grad, mean, square, update = (_cut(leaves, pieces) for leaves in (wide, means, squares, moved))
-                torch._foreach_lerp_(mean, grad, c1)
-                torch._foreach_mul_(square, b2)
-                torch._foreach_addcmul_(square, grad, grad, c2)
-                root = torch._foreach_mul(square, [inverse2[owner] for owner in owners])
-                torch._foreach_add_(root, _UNDER_ROOT)
-                torch._foreach_sqrt_(root)
-                torch._foreach_add_(root, _EPSILON)
-                for owner, part, to in zip(owners, mean, update, strict=True):
-                    torch.mul(part, along_mean[owner], out=to)
-                torch._foreach_addcmul_(update, grad, [along_grad[owner] for owner in owners])
-                torch._foreach_div_(update, root)
-            for index, update in zip(indices, moved, strict=True):
+            factors = size * (1 + outputs[:, 0]) * inverse1, size * outputs[:, 1], inverse2
+            for index, update in zip(indices, _move(wide, means, squares, known, *factors), strict=True):
                 updates[index] = update
         return updates
 
@@ -170,11 +152,6 @@ class Controller(Rule, Scheduled):
                 _Grids(samples.grids, shapes, dtype, device) if self._reach else None,
             )
         return self._constants[key]
-
-
-def _cut(leaves: Sequence[Tensor], pieces: Sequence[Piece]) -> list[Tensor]:
-    whole = [(leaves[index], start, stop) for index, start, stop in pieces]
-    return [leaf if stop - start == leaf.numel() else leaf.view(-1)[start:stop] for leaf, start, stop in whole]
 
 
 class _Constants(NamedTuple):
@@ -265,6 +242,43 @@ class _Grids:
         pairs = ((squares - self._rows * square) / self._pairs).clamp(min=0)
         furthest = (self._count * square + self._all_pairs * pairs).view(2, -1).amax(0)
         return self._reaching * (torch.log1p(furthest) / 2 - math.log(REACH))
+
+
+def _move(
+    grads: Sequence[Tensor],
+    means: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    known: _Constants,
+    along_mean: Tensor,
+    along_grad: Tensor,
+    unbias: Tensor,
+) -> list[Tensor]:
+    """Let the moments follow, and return the updates: their factors are one for each tensor."""
+    (_, b2), (c1, c2) = known.kept, known.taken
+    each_along_mean, each_along_grad, each_unbias = (it.unbind() for it in (along_mean, along_grad, unbias))
+    block = BLOCK if grads[0].device.type == "cpu" else sys.maxsize
+    grads = [grad.contiguous() if grad.numel() > block else grad for grad in grads]
+    updates = [torch.empty(grad.shape, dtype=grad.dtype, device=grad.device) for grad in grads]
+    for pieces in blocks([grad.numel() for grad in grads], block):
+        owners = [piece.tensor for piece in pieces]
+        grad, mean, square, update = (_cut(leaves, pieces) for leaves in (grads, means, squares, updates))
+        torch._foreach_lerp_(mean, grad, c1)
+        torch._foreach_mul_(square, b2)
+        torch._foreach_addcmul_(square, grad, grad, c2)
+        root = torch._foreach_mul(square, [each_unbias[owner] for owner in owners])
+        torch._foreach_add_(root, _UNDER_ROOT)
+        torch._foreach_sqrt_(root)
+        torch._foreach_add_(root, _EPSILON)
+        for owner, part, to in zip(owners, mean, update, strict=True):
+            torch.mul(part, each_along_mean[owner], out=to)
+        torch._foreach_addcmul_(update, grad, [each_along_grad[owner] for owner in owners])
+        torch._foreach_div_(update, root)
+    return updates
+
+
+def _cut(leaves: Sequence[Tensor], pieces: Sequence[Piece]) -> list[Tensor]:
+    whole = [(leaves[index], start, stop) for index, start, stop in pieces]
+    return [leaf if stop - start == leaf.numel() else leaf.view(-1)[start:stop] for leaf, start, stop in whole]
 
 
 def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
