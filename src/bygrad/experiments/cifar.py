@@ -50,8 +50,9 @@ _PROTOCOLS: dict[Budget, Protocol] = {
     ),
 }
 
-LONG = 1_000
-"""Steps of the longest runs of figure 7: an LSTM that learned in runs of a tenth does not know how to end them."""
+WINDOWS = {100: 5, 400: 10, 1_000: 20}
+"""Last losses that make a final loss, by the horizons that figure 7 tells apart. An LSTM that learned in runs of the
+first does not know how to end the others."""
 
 
 def _teacher(learning_rate: float, b1: float, b2: float) -> AdamWCosine:
@@ -66,12 +67,12 @@ TEN_LABELS = _teacher(0.02, b1=0.8, b2=0.95)
 """The lowest with ten labels, of twelve settings in a run each on images of training."""
 
 
-def _long_recipes(teacher: AdamWCosine) -> dict[Budget, Recipe]:
+def _long_recipes(teacher: AdamWCosine, horizon: int) -> dict[Budget, Recipe]:
     """Over a long run what counts at the end is to take ever smaller steps, and recorded runs of a teacher show how: no
     gradient is needed beyond them."""
     paper = Recipe(
-        horizon=LONG,
-        truncation=LONG,
+        horizon=horizon,
+        truncation=horizon,
         instances=4,
         meta_steps=2_500,
         meta_learning_rate=1e-2,
@@ -79,7 +80,7 @@ def _long_recipes(teacher: AdamWCosine) -> dict[Budget, Recipe]:
         estimator=Clone(teacher, coordinates=64),
         validate_every=500,
         validation_runs=2,
-        final_window=20,
+        final_window=WINDOWS[horizon],
         select="final",
     )
     quick = dataclasses.replace(paper, instances=1, meta_steps=60, validate_every=60, validation_runs=1)
@@ -87,12 +88,9 @@ def _long_recipes(teacher: AdamWCosine) -> dict[Budget, Recipe]:
 
 
 _LONG_PROTOCOLS: dict[Budget, Protocol] = {
-    "quick": dataclasses.replace(_PROTOCOLS["quick"], horizon=LONG, runs=1, rates=3),
+    "quick": dataclasses.replace(_PROTOCOLS["quick"], runs=1, rates=3),
     "paper": _PROTOCOLS["paper"],
 }
-
-WINDOWS = {100: 5, 400: 10, LONG: 20}
-"""Last losses that make a final loss, by horizon."""
 
 
 def _experiment(
@@ -100,32 +98,30 @@ def _experiment(
     title: str,
     family: str,
     figure: str,
-    levels: dict[int, Level],
+    horizon: int,
+    level: Level,
     *,
     optimizer: Callable[..., Optimizer] = _two,
     labels: str | None = None,
     teacher: AdamWCosine = TEACHER,
 ) -> Experiment:
-    """Declare an experiment with one setting for every horizon in `levels`; baselines are tuned for each of them.
+    """Declare an experiment on runs of `horizon` steps.
 
     `labels`: the family whose labels the optimizer is learned on, where it is another. `teacher`: of long runs.
     """
-    settings = tuple(
-        Setting(
-            name="main" if number == 0 else f"{horizon}-steps",
-            title=f"{title}, {horizon:,} steps",
-            family=family,
-            horizon=horizon,
-            final_window=WINDOWS[horizon],
-            figure=figure,
-            levels=(level,),
-        )
-        for number, (horizon, level) in enumerate(levels.items())
+    setting = Setting(
+        name="main",
+        title=f"{title}, {horizon:,} steps",
+        family=family,
+        horizon=horizon,
+        final_window=WINDOWS[horizon],
+        figure=figure,
+        levels=(level,),
     )
-    long = settings[0].horizon == LONG
-    optimizer = functools.partial(optimizer, memory=LONG if long else None)
-    recipes, protocols = (_long_recipes(teacher), _LONG_PROTOCOLS) if long else (_RECIPES, _PROTOCOLS)
-    return Experiment(name, title, optimizer, recipes, protocols, settings, train_on=f"{labels or family}-16")
+    long = horizon > min(WINDOWS)
+    optimizer = functools.partial(optimizer, memory=horizon if long else None)
+    recipes, protocols = (_long_recipes(teacher, horizon), _LONG_PROTOCOLS) if long else (_RECIPES, _PROTOCOLS)
+    return Experiment(name, title, optimizer, recipes, protocols, (setting,), train_on=f"{labels or family}-16")
 
 
 def _loss(paper: float, reach: float | None) -> Level:
@@ -136,27 +132,27 @@ def _share(paper: float, reach: float) -> Level:
     return Level("final loss, share of the best tuned baseline's", "final", paper, reach, relative=True)
 
 
-_CIFAR10 = {100: _share(1.435 / 1.673, 1.0), 400: _share(1.132 / 1.150, 1.0)}
-_CIFAR10_LONG = {LONG: _share(0.823 / 0.801, 1.0)}
-_CIFAR5, _CIFAR5_SUB, _CIFAR2, _CIFAR2_SUB = ({100: _loss(level, None)} for level in (0.718, 0.706, 0.217, 0.212))
-_CIFAR5_LONG, _CIFAR5_LONG_SUB = ({LONG: _loss(level, level)} for level in (0.358, 0.385))
-_CIFAR2_LONG, _CIFAR2_LONG_SUB = ({LONG: _share(level / 0.065, 0.65)} for level in (0.041, 0.039))
-
 _10, _5, _2 = ("cifar10", "fig7L_cifar10"), ("cifar5", "fig7C_cifar5"), ("cifar2", "fig7R_cifar2")
 _HELD_OUT = "learned on the held-out labels"
+_SHORT_10, _MIDDLE_10 = (100, _share(1.435 / 1.673, 1.0)), (400, _share(1.132 / 1.150, 1.0))
+_LONG_10 = (1_000, _share(0.823 / 0.801, 1.0))
+_SHORT_5, _SHORT_5_SUB, _SHORT_2, _SHORT_2_SUB = ((100, _loss(paper, None)) for paper in (0.718, 0.706, 0.217, 0.212))
+_LONG_5, _LONG_5_SUB = ((1_000, _loss(paper, paper)) for paper in (0.358, 0.385))
+_LONG_2, _LONG_2_SUB = ((1_000, _share(paper / 0.065, 0.65)) for paper in (0.041, 0.039))
 
 CIFAR = (
-    _experiment("cifar10", "CIFAR-10, two LSTMs", *_10, _CIFAR10),
-    _experiment("cifar10-one", "CIFAR-10, one LSTM for all", *_10, _CIFAR10, optimizer=_one),
-    _experiment("cifar10-long", "CIFAR-10", *_10, _CIFAR10_LONG, teacher=TEN_LABELS),
-    _experiment("cifar5", "CIFAR-5", *_5, _CIFAR5),
-    _experiment("cifar5-sub", f"CIFAR-5, {_HELD_OUT}", *_5, _CIFAR5_SUB, labels="cifar5-held-out"),
-    _experiment("cifar5-long", "CIFAR-5", *_5, _CIFAR5_LONG),
-    _experiment("cifar5-long-sub", f"CIFAR-5, {_HELD_OUT}", *_5, _CIFAR5_LONG_SUB, labels="cifar5-held-out"),
-    _experiment("cifar2", "CIFAR-2", *_2, _CIFAR2),
-    _experiment("cifar2-sub", f"CIFAR-2, {_HELD_OUT}", *_2, _CIFAR2_SUB, labels="cifar2-held-out"),
-    _experiment("cifar2-long", "CIFAR-2", *_2, _CIFAR2_LONG),
-    _experiment("cifar2-long-sub", f"CIFAR-2, {_HELD_OUT}", *_2, _CIFAR2_LONG_SUB, labels="cifar2-held-out"),
+    _experiment("cifar10", "CIFAR-10, two LSTMs", *_10, *_SHORT_10),
+    _experiment("cifar10-one", "CIFAR-10, one LSTM for all", *_10, *_SHORT_10, optimizer=_one),
+    _experiment("cifar10-middle", "CIFAR-10", *_10, *_MIDDLE_10, teacher=TEN_LABELS),
+    _experiment("cifar10-long", "CIFAR-10", *_10, *_LONG_10, teacher=TEN_LABELS),
+    _experiment("cifar5", "CIFAR-5", *_5, *_SHORT_5),
+    _experiment("cifar5-sub", f"CIFAR-5, {_HELD_OUT}", *_5, *_SHORT_5_SUB, labels="cifar5-held-out"),
+    _experiment("cifar5-long", "CIFAR-5", *_5, *_LONG_5),
+    _experiment("cifar5-long-sub", f"CIFAR-5, {_HELD_OUT}", *_5, *_LONG_5_SUB, labels="cifar5-held-out"),
+    _experiment("cifar2", "CIFAR-2", *_2, *_SHORT_2),
+    _experiment("cifar2-sub", f"CIFAR-2, {_HELD_OUT}", *_2, *_SHORT_2_SUB, labels="cifar2-held-out"),
+    _experiment("cifar2-long", "CIFAR-2", *_2, *_LONG_2),
+    _experiment("cifar2-long-sub", f"CIFAR-2, {_HELD_OUT}", *_2, *_LONG_2_SUB, labels="cifar2-held-out"),
 )
 """The paper's settings: two LSTMs, and one for all; learned on the labels of the test, and on all others ("sub"); for
-runs of 100 steps, and for "long" ones."""
+runs of 100 steps, of 400 ("middle") and of 1,000 ("long")."""
