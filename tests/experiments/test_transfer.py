@@ -61,6 +61,7 @@ def test_the_digests_are_those_of_the_files(monkeypatch, tmp_path):
         "quick", tmp_path, Display(Console(file=io.StringIO())), artifacts=("general/controller", "paper/mnist")
     )
     digests = {name: artifacts.load(artifacts.find(name)).manifest.digest for name in task.artifacts}
+    digests |= {f"{name}, guarded": digest for name, digest in digests.items()}
     assert STUDIES["transfer"].carry_out(task) == digests
     assert len(set(digests.values())) == 2
 
@@ -207,15 +208,16 @@ def test_it_runs_resumes_and_reports(tmp_path):
     results = carry_out_rows(task, effort, learned, {"stand-in": "untrained"}, baselines)
     assert set(results["optimizers"]) == {"stand-in", "adam", "adamwcosine"}
     row = json.loads((task.folder / "rows" / "base.json").read_text())
+    ours = json.loads((task.folder / "rows" / "base-stand-in-untrained.json").read_text())
     timed = json.loads((task.folder / "rows" / "base-second-order.json").read_text())
-    assert set(timed["optimizers"]) == {"L-BFGS", "Gauss-Newton"}
+    assert set(timed) == {"L-BFGS", "Gauss-Newton"}
     for name, settings in (("L-BFGS", 2), ("Gauss-Newton", 2 * RATES)):
-        method = timed["optimizers"][name]
+        method = timed[name]
         assert np.shape(method["mean"]) == (settings, 3)
         steps = np.shape(method["curves"])[1] - 1
         assert 1 <= steps <= 4
         assert np.all(np.isfinite(method["curves"]))
-    for name, entry in row["optimizers"].items():
+    for name, entry in {"stand-in": ours, **row["optimizers"]}.items():
         # One run to tune on and two to report, the latter at all rates only where one is calibrated afterwards.
         shape = {"stand-in": (1, 2), "Adam": (2 * RATES, 3), "AdamWCosine": (RATES, 3)}[name]
         assert np.shape(entry["mean"]) == np.shape(entry["test"]) == shape
@@ -232,11 +234,25 @@ def test_it_runs_resumes_and_reports(tmp_path):
     # What was done is read and not run again.
     row["optimizers"]["Adam"]["seconds"] = 123.0
     (task.folder / "rows" / "base.json").write_text(json.dumps(row))
-    again = carry_out_rows(
-        Task(**{**vars(task), "resume": True}), effort, learned, {"stand-in": "untrained"}, baselines
-    )
+    resumed = Task(**{**vars(task), "resume": True})
+    again = carry_out_rows(resumed, effort, learned, {"stand-in": "untrained"}, baselines)
     assert again["optimizers"]["adam"]["seconds_per_step"] == 123.0
-    for changed, digest in (({"seed": 1}, "untrained"), ({}, "retrained")):
-        with pytest.raises(ValueError, match="another experiment"):
-            other = Task(**{**vars(task), "resume": True, **changed})
-            carry_out_rows(other, effort, learned, {"stand-in": digest}, baselines)
+    assert again["optimizers"]["stand-in"] == results["optimizers"]["stand-in"]
+    with pytest.raises(ValueError, match="another experiment"):
+        carry_out_rows(Task(**{**vars(resumed), "seed": 1}), effort, learned, {"stand-in": "untrained"}, baselines)
+    # Of another file by that name, the same baselines tell.
+    faster = {"stand-in": Controller(jax.random.key(0), learning_rate=3e-2)}
+    retrained = carry_out_rows(resumed, effort, faster, {"stand-in": "retrained"}, baselines)
+    assert retrained["optimizers"]["adam"] == again["optimizers"]["adam"]
+    assert retrained["optimizers"]["stand-in"]["area"] != results["optimizers"]["stand-in"]["area"]
+
+
+def test_learned_ones_get_the_time_of_the_adam_that_was_timed_beside_them():
+    table = rows(ours=0.5, adam=1.0, cosine=[1.0, 1.0])
+    for row in table.values():
+        row["optimizers"]["Ours"] |= {"seconds": 2e-3, "curves": [[4.0, 2.0, 1.0, 1.0, 0.0]] * 2}
+        row["optimizers"]["Adam"]["seconds"] = 1e-3
+    assert aggregate(table, ["Ours"])["table"]["Ours"]["easy"]["timed"] == 3.0
+    for row in table.values():  # measured on another day, when everything took twice as long
+        row["optimizers"]["Ours"] |= {"seconds": 4e-3, "adam_seconds": 2e-3}
+    assert aggregate(table, ["Ours"])["table"]["Ours"]["easy"]["timed"] == 3.0

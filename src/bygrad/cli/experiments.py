@@ -49,7 +49,11 @@ def reproduce(
     seed: Seed = 0,
     data: Data = "mnist",
     artifacts: Annotated[
-        tuple[str, ...], arg(help="Trained optimizers to test, for `transfer`: names or files.")
+        tuple[str, ...],
+        arg(
+            help="Trained optimizers to test, for `transfer`: names or files. With --resume, others than before: the"
+            " baselines are not run again."
+        ),
     ] = TESTED,
     families: Annotated[tuple[str, ...], arg(help="Families to compare on, for `thousands`; none: all.")] = (),
     json: Json = None,

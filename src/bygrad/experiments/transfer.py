@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ RATES = 13
 SCHEDULED = {"AdamWCosine": "cosine", "ScheduleFree": "averaging"}
 """Baselines that have a schedule of their own, or stand for one; the others are tuned without and with a cosine."""
 
-LAYOUT = 2
+LAYOUT = 3
 """Of the files of rows: a run that wrote others cannot be gone on with."""
 
 POINTS = 400
@@ -73,10 +73,11 @@ def carry_out_rows(
 ) -> dict[str, Any]:
     """Run every row, or read what an interrupted run has done of it; report, and return the results of the base row.
 
-    Adam and AdamWCosine must be among the baselines: the others are compared with them. `digests` tell whether the
-    learned ones are those of the interrupted run (`Manifest.digest`); their names do not.
+    Adam and AdamWCosine must be among the baselines: the others are compared with them. `digests` tell whether a
+    learned one is that of the interrupted run (`Manifest.digest`); its name does not. Others can take its place: the
+    baselines, which take most of the time, stay.
     """
-    task.claim(TRANSFER, learned=dict(digests), layout=LAYOUT)
+    task.claim(TRANSFER, baselines=sorted(baselines), layout=LAYOUT)
     images, rows = images_of(effort.rows, task.data), {}
     left_out = [row.name for row in effort.rows if row.source not in images]
     effort = dataclasses.replace(effort, rows=tuple(row for row in effort.rows if row.source in images))
@@ -84,7 +85,7 @@ def carry_out_rows(
         task.display.say(f"rows left out, since --data does not name their images: {', '.join(left_out)}")
     for done, row in enumerate(effort.rows):
         task.display.phase("rows", done, len(effort.rows))
-        rows[row.name] = run_row(row, effort, learned, baselines, images[row.source], task)
+        rows[row.name] = run_row(row, effort, learned, digests, baselines, images[row.source], task)
     task.display.phase("rows", len(effort.rows), len(effort.rows))
     found = aggregate(rows, list(learned), [row.name for row in effort.rows if not row.in_mixture])
     for line in found["summary"]:
@@ -98,23 +99,30 @@ def run_row(
     row: Row,
     effort: Effort,
     learned: Mapping[str, Optimizer],
+    digests: Mapping[str, str],
     baselines: Mapping[str, type[FromOptax]],
     images: ImageData,
     task: Task,
 ) -> dict[str, Any]:
-    """Run every optimizer on a row, or read what was measured; it is kept in two files.
+    """Run every optimizer on a row, or read what was measured; it is kept in a file for the baselines, one for the
+    second-order methods, and one for each learned optimizer.
 
     Each entry of `optimizers` has the kind, the settings tried: `rates` and `schedules` `[n]`, and per setting and run
     the mean loss over the run, the final and the test loss, first of the tuning runs, then of the others (null for
     settings that were not run on these: they are those that tuned best for one of the measures); and the curves at the
     best for the mean loss, of AdamWCosine at all rates besides. Learned optimizers have no settings and no tuning runs.
     Second-order methods run for as long as tuned Adam takes; their settings are dampings, and the sizes of their
-    samples.
+    samples. Of these two kinds, each has `adam_seconds`, of a step of tuned Adam that was timed beside it.
     """
     measured = _Measured(row, effort, images, task)
-    first = measured.kept("", lambda: measured.first_order(learned, baselines))
-    second = measured.kept("-second-order", lambda: measured.second_order(first["optimizers"][REFERENCE]))
-    return first | {"optimizers": first["optimizers"] | second["optimizers"]}
+    rivals = measured.kept("", lambda: measured.baselines(baselines))
+    adam = rivals["optimizers"][REFERENCE]
+    ours = {
+        name: measured.kept(f"-{slug(name)}-{digests[name][:12]}", lambda it=it: measured.learned(it, adam))
+        for name, it in measured.named(learned)
+    }
+    second = measured.kept("-second-order", lambda: measured.second_order(adam))
+    return rivals | {"optimizers": ours | rivals["optimizers"] | second}
 
 
 Measure = Callable[[np.ndarray, Shaped[PRNGKeyArray, " runs"]], GridRuns]
@@ -140,15 +148,10 @@ class _Measured:
             write_text_atomically(path, json.dumps(strict_json(measure())))
         return json.loads(path.read_text())
 
-    def first_order(self, learned: Mapping[str, Optimizer], baselines: Mapping[str, type[FromOptax]]) -> dict[str, Any]:
+    def baselines(self, baselines: Mapping[str, type[FromOptax]]) -> dict[str, Any]:
         optimizers: dict[str, Any] = {}
-        for name in self._named([*learned, *baselines]):
-            if name in learned:
-                ran = self._run(learned[name])(np.zeros(1), self.reported)
-                settings = {"kind": "learned", "rates": None, "schedules": None, "tuning_runs": 0}
-                optimizers[name] = settings | _entry(ran, _measures(ran))
-                continue
-            rule = baselines[name]()
+        for name, kind in self.named(baselines):
+            rule = kind()
             variants = {SCHEDULED[name]: rule} if name in SCHEDULED else _schedules(rule)
             rates = CENTRES.get(name, 1e-2) * GRID
             runs = {schedule: self._run(variant) for schedule, variant in variants.items()}
@@ -164,22 +167,33 @@ class _Measured:
             "optimizers": optimizers,
         }
 
+    def learned(self, optimizer: Optimizer, adam: Mapping[str, Any]) -> dict[str, Any]:
+        described = {"kind": "learned", "rates": None, "schedules": None, "tuning_runs": 0}
+        described["adam_seconds"] = self._seconds_of(adam)
+        ran = self._run(optimizer)(np.zeros(1), self.reported)
+        return described | _entry(ran, _measures(ran))
+
     def second_order(self, adam: Mapping[str, Any]) -> dict[str, Any]:
+        beside = self._seconds_of(adam)
+        optimizers: dict[str, Any] = {}
+        for name, (dampings, methods) in self.named(SECOND_ORDER):
+            runs = {
+                f"{method.batches} minibatches": self._run_in_time(method, self.horizon * beside) for method in methods
+            }
+            described = {"kind": "second-order", "adam_seconds": beside}
+            optimizers[name] = described | self._tuned(runs, dampings)
+        return optimizers
+
+    def _seconds_of(self, adam: Mapping[str, Any]) -> float:
+        """Time a step of tuned Adam, next to those that are held against its time."""
         best = choose(np.asarray(adam["mean"], float)[:, : adam["tuning_runs"]])
         rule = _schedules(Adam())[adam["schedules"][best]]
-        # Timed here, next to those that get its time.
-        seconds = self.horizon * self._run(rule)(np.array([adam["rates"][best]]), self.reported).seconds
-        optimizers: dict[str, Any] = {}
-        for name in self._named(list(SECOND_ORDER)):
-            dampings, methods = SECOND_ORDER[name]
-            runs = {f"{method.batches} minibatches": self._run_in_time(method, seconds) for method in methods}
-            optimizers[name] = {"kind": "second-order"} | self._tuned(runs, dampings)
-        return {"seconds": seconds, "optimizers": optimizers}
+        return self._run(rule)(np.array([adam["rates"][best]]), self.reported).seconds
 
-    def _named(self, names: Sequence[str]) -> Iterable[str]:
-        for done, name in enumerate(names):
-            self.task.display.phase(f"{self.row.name}: {name}", done, len(names))
-            yield name
+    def named(self, optimizers: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+        for done, (name, optimizer) in enumerate(optimizers.items()):
+            self.task.display.phase(f"{self.row.name}: {name}", done, len(optimizers))
+            yield name, optimizer
 
     def _run(self, optimizer: Optimizer) -> Measure:
         return lambda rates, keys: run_grid(
@@ -312,6 +326,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
         f"{label}, guarded": Guard(optimizer, Adam(jnp.asarray(FALLBACK))) for label, optimizer in learned.items()
     }
     digests = {label: artifact.manifest.digest for label, artifact in found.items()}
+    digests |= {label: digests[label.removesuffix(", guarded")] for label in guarded}
     return carry_out_rows(task, EFFORTS[task.budget], learned | guarded, digests)
 
 

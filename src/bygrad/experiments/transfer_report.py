@@ -50,10 +50,10 @@ def aggregate(rows: Rows, learned: Sequence[str], outside: Collection[str] = ())
     rate = calibrate(rows)
     columns: dict[str, dict[str, Any]] = {name: {} for name in (*_names(rows), CALIBRATED)}
     for row, entry in rows.items():
-        adam = entry["optimizers"][REFERENCE]
-        seconds = entry["horizon"] * adam["seconds"]
+        seconds = entry["horizon"] * entry["optimizers"][REFERENCE]["seconds"]
         for name, optimizer in entry["optimizers"].items():
-            columns[name][row] = _at_best(optimizer, seconds)
+            beside = optimizer.get("adam_seconds")
+            columns[name][row] = _at_best(optimizer, seconds if beside is None else entry["horizon"] * beside)
         columns[CALIBRATED][row] = _at_rate(entry["optimizers"][CALIBRATED_FROM], rate, seconds)
     kinds = {name: entry["kind"] for name, entry in next(iter(rows.values()))["optimizers"].items()}
     kinds[CALIBRATED] = kinds[CALIBRATED_FROM]
