@@ -97,6 +97,10 @@ def test_list_shows_every_name(capsys):
         ),
         (["train", "--family", "quadratic", "--per-member"], ["needs a Mixture", "no --per-member"]),
         (["train", "--family", "quadratic", "--sigma", "1", "--robust"], ["Replay has no --sigma or --robust"]),
+        (
+            ["train", "--family", "quadratic", "--estimator", "PES", "--robust", "--largest", "1"],
+            ["clips differences at 3 times their median", "largest is 1.0"],
+        ),
         (["train", "--family", "quadratic", "--seconds", "soon"], ["'soon' is not a positive duration"]),
         (
             ["train", "--family", "quadratic", "--config", '{"hidden": 8}'],
@@ -184,6 +188,8 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch, capsys):
     assert compare == ["bygrad", *wanted, "--horizon", "40", "--data", "a.npz,mnist"]
     main(["train", "--family", family, "--coordinates", "0.5"])
     assert told[2].estimator == Replay(0.5)
+    main(["train", "--family", family, "--estimator", "NRES", "--log", "--largest", "0.5"])
+    assert told[2].estimator == NRES(log=True, largest=0.5)
     main(["train", "--family", family, "--coordinates", "0.5", "--optimizer", "Partition"])
     assert told[2].estimator == Replay(0.5)
     main(["train", "--family", family, "--segment", "10"])

@@ -23,6 +23,7 @@ from bygrad.metagrads import (
     TruncatedES,
     signal_to_noise,
 )
+from bygrad.metagrads import particles as pairs
 from bygrad.optimizers import Adam, Optimizer
 from bygrad.problems import Mixture, ProblemFamily
 from bygrad.unroll import Windows
@@ -179,6 +180,34 @@ def test_the_robust_form_does_not_see_the_scale_of_the_loss_and_clips():
     assert cosine > 0.8 * np.linalg.norm(plain.gradient.step) * np.linalg.norm(robust.gradient.step)
 
 
+def test_differences_are_cut_and_keep_their_sizes():
+    plain, doubled = (
+        one_step(estimator, Bowl(scale=scale))[0] for estimator, scale in ((NRES(), 1.0), (NRES(largest=1e6), 2.0))
+    )
+    np.testing.assert_allclose(2 * plain.gradient.step, doubled.gradient.step, rtol=1e-4)
+    assert float(doubled.clipped) == 0
+    # Where all are cut, only their signs are left.
+    small, smaller = (one_step(NRES(largest=largest), Bowl())[0] for largest in (1e-7, 1e-8))
+    assert float(small.clipped) == float(smaller.clipped) == 1
+    np.testing.assert_allclose(small.gradient.step, 10 * smaller.gradient.step, rtol=1e-4)
+    # In between, by NumPy.
+    differences, directions = pairs_of(NRES())
+    largest = float(np.sort(np.abs(differences))[32:34].mean())
+    estimate = one_step(NRES(largest=largest), Bowl())[0]
+    assert float(estimate.clipped) == pytest.approx(31 / 64)
+    expected = np.mean(np.clip(differences, -largest, largest)[:, None] / NRES().sigma * directions, axis=0)
+    np.testing.assert_allclose(estimate.gradient.step, expected, rtol=1e-3)
+
+
+def pairs_of(estimator: NRES) -> tuple[np.ndarray, np.ndarray]:
+    """Return half the differences of the losses of the pairs of `one_step`, and their directions."""
+    optimizer, windows = Drift(jnp.array(THETA)), Windows(Bowl(), HORIZON, 2, 64)
+    state = pairs.renew(optimizer, windows, estimator.init(optimizer, windows, jax.random.key(1)))
+    direction = estimator.directions(optimizer, state.inner)
+    _, losses = pairs.run_pairs(optimizer, windows, state.inner, direction, estimator.sigma)
+    return np.asarray(losses[0] - losses[1]) / 2, np.asarray(direction.step)
+
+
 def test_logarithms_make_differences_relative():
     plain, scaled = (one_step(NRES(log=True), Bowl(scale=scale))[0] for scale in (1.0, 1e3))
     np.testing.assert_allclose(plain.gradient.step, scaled.gradient.step, rtol=1e-3)
@@ -259,6 +288,10 @@ def test_what_cannot_work_is_refused():
         one_step(Blend(), Bowl(), particles=1)
     with pytest.raises(ValueError, match="sigma is 0"):
         Blend(0.0)
+    with pytest.raises(ValueError, match="largest is -1"):
+        NRES(largest=-1.0)
+    with pytest.raises(ValueError, match="Choose one of the two"):
+        PES(robust=True, largest=1.0)
 
 
 def test_estimators_say_whether_they_are_biased():
@@ -266,5 +299,5 @@ def test_estimators_say_whether_they_are_biased():
     assert [name for name, it in made.items() if not it.biased] == ["FullES", "PES", "NRES", "Forward"]
     # What divides by a median, or takes logarithms, has another mean.
     for kind in (FullES, PES, NRES):
-        assert kind(robust=True).biased and kind(log=True).biased
+        assert kind(robust=True).biased and kind(log=True).biased and kind(largest=1.0).biased
     assert not Members(NRES()).biased and Members(TruncatedES()).biased

@@ -127,6 +127,13 @@ def train(
         arg(help="For evolution strategies and Blend: how far meta-parameters are varied; if not given, 0.02."),
     ] = None,
     robust: Annotated[bool, arg(help="For evolution strategies: let no run that diverges decide a meta-step.")] = False,
+    log: Annotated[
+        bool, arg(help="For evolution strategies: compare logarithms of losses, which must not be negative.")
+    ] = False,
+    largest: Annotated[
+        float | None,
+        arg(help="For evolution strategies: where half the difference of a pair is cut; --robust cuts at 3 medians."),
+    ] = None,
     per_member: Annotated[
         bool, arg(help="For a Mixture: estimate the meta-gradient of each member apart, so that each counts alike.")
     ] = False,
@@ -166,6 +173,8 @@ def train(
         "second_derivatives": second_derivatives or None,
         "sigma": sigma,
         "robust": robust or None,
+        "log": log or None,
+        "largest": largest,
     }
     estimates = known(ESTIMATORS, estimator, "estimator")
     fields = [field.name for field in dataclasses.fields(estimates)]

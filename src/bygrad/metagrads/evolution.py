@@ -30,23 +30,39 @@ class Evolution(Estimator):
     of their absolute values and clip them at 3: one diverging pair then does not decide a meta-step, but the size of
     the gradient is lost, and with it the claim to be unbiased. `log`: take the logarithm of the losses, so that
     the last digits of a run count as much as its first, down to `SMALLEST_LOSS`; a window whose mean loss is negative
-    has none, and counts as lost.
+    has none, and counts as lost. `largest`: clip half the differences at this, and do not divide: what is about to
+    fail then counts for more than what gains a little. That matters for the `Members` of a mixture, each of which the
+    robust form sees at the same size, so that many small gains outvote one failure. In units of the loss, or of its
+    logarithm: there 0.5 stands for a pair whose losses differ by a factor of e.
+
+    **Raises:** `ValueError`: `sigma` or `largest` is not positive, or the form is robust and `largest` is given.
     """
 
     sigma: float = eqx.field(static=True, default=0.02)
     robust: bool = eqx.field(static=True, default=False)
     log: bool = eqx.field(static=True, default=False)
+    largest: float | None = eqx.field(static=True, default=None)
 
     keeps_past: ClassVar[bool] = False
     """Whether directions of earlier windows of a run are added up."""
 
     def __check_init__(self) -> None:
         particles.check_sigma(self.sigma)
+        if self.largest is not None and not self.largest > 0:
+            raise ValueError(
+                f"largest is {self.largest}, so that no difference would be left. Give a positive number, or None to"
+                " clip none."
+            )
+        if self.largest is not None and self.robust:
+            raise ValueError(
+                f"The robust form clips differences at {particles.LARGEST:g} times their median, but largest is"
+                f" {self.largest}. Choose one of the two."
+            )
 
     @property
     def transforms(self) -> bool:
         """Whether differences are not those of the losses: no such estimator is unbiased."""
-        return self.robust or self.log
+        return self.robust or self.log or self.largest is not None
 
     @property
     def differentiates(self) -> bool:
@@ -84,7 +100,9 @@ class Evolution(Estimator):
         if self.log:
             losses = jnp.log(jnp.maximum(losses, SMALLEST_LOSS))
         differences = jnp.where(live, losses[0] - losses[1], 0) / 2
-        return particles.robust(windows, differences, live) if self.robust else (differences, 0.0)
+        if self.robust:
+            return particles.robust(windows, differences, live)
+        return (differences, 0.0) if self.largest is None else particles.cut(windows, differences, live, self.largest)
 
 
 SMALLEST_LOSS = 1e-6

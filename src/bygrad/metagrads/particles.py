@@ -116,9 +116,15 @@ def robust(
     of them that were clipped as well."""
     sizes = windows.everywhere(jnp.where(live, jnp.abs(differences), jnp.nan))
     median = jnp.nanmedian(sizes)
-    scaled = differences / jnp.where(median > 0, median, 1)
-    clipped = jnp.abs(scaled) > LARGEST
-    return jnp.clip(scaled, -LARGEST, LARGEST), _mean(windows, clipped.astype(scaled.dtype), live)
+    return cut(windows, differences / jnp.where(median > 0, median, 1), live, LARGEST)
+
+
+def cut(
+    windows: Windows, differences: Float[Array, " instances"], live: Bool[Array, " instances"], largest: float
+) -> tuple[Float[Array, " instances"], Float[Array, ""]]:
+    """Clip differences at `largest`, and return the share of the live particles that were clipped as well."""
+    clipped = jnp.abs(differences) > largest
+    return jnp.clip(differences, -largest, largest), _mean(windows, clipped.astype(differences.dtype), live)
 
 
 def combine(
