@@ -86,3 +86,8 @@ def test_leaves_have_the_names_of_their_paths():
     doubled = trees.replace_leaves(tree, lambda name, leaf: named[name] * 2)
     assert jax.tree.structure(doubled) == jax.tree.structure(tree)
     np.testing.assert_array_equal(doubled["layers"][1]["weight"], [2, 2])
+
+
+def test_two_leaves_of_one_name_are_not_taken_for_each_other():
+    with pytest.raises(ValueError, match=r"both called 'x/y'.*Rename"):
+        trees.named_leaves({"x/y": jnp.ones(2), "x": {"y": jnp.ones(2)}})

@@ -322,15 +322,17 @@ def test_a_group_that_joins_later_has_its_own_horizon(guarded, artifacts):
         assert both.report()["replaced"] == 1 and {int(both.state[param][name]) for param in late} == {3}
 
 
+@pytest.mark.parametrize("default", ["cpu", "meta"])
 @pytest.mark.parametrize("name", ["LSTM", "Controller"])
-def test_a_step_waits_for_no_device(name, artifacts):
+def test_a_step_waits_for_no_device(name, default, artifacts):
     """Tensors without data stand for an accelerator: to read one of them would be to wait for it."""
     params = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in SHAPES]
-    optimizer = LearnedOptimizer(params, artifacts[name], lr=0.5)
-    for _ in range(2):
-        for param in params:
-            param.grad = torch.empty_like(param)
-        optimizer.step()
+    with torch.device(default):
+        optimizer = LearnedOptimizer(params, artifacts[name], lr=0.5)
+        for _ in range(2):
+            for param in params:
+                param.grad = torch.empty_like(param)
+            optimizer.step()
     with pytest.raises(RuntimeError, match="meta"):
         params[0].tolist()
 

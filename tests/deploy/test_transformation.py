@@ -361,6 +361,15 @@ def test_complex_params_are_refused_by_name_and_the_remedy_works(small):
     assert updates["layers"][0]["w"].dtype == jnp.complex64
 
 
+def test_numbers_are_params_too(small):
+    transformation = deployed(small)
+    state = transformation.init({"a": 1.0})
+    updates, _ = transformation.update({"a": 0.25}, state, {"a": 1.0})
+    arrays = {"a": jnp.asarray(1.0)}
+    expected, _ = transformation.update({"a": jnp.asarray(0.25)}, transformation.init(arrays), arrays)
+    assert updates == expected and updates["a"] != 0
+
+
 def test_other_dtypes_are_refused_by_name(small):
     with pytest.raises(TypeError, match=r"leaf count of dtype int32, .* optax.masked"):
         deployed(small).init({"count": jnp.zeros((), jnp.int32), "w": jnp.ones(2)})

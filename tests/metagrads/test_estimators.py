@@ -253,6 +253,31 @@ def test_the_meta_loss_can_be_that_of_the_last_updates(last):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(jnp.max(jnp.abs(b))))
 
 
+def test_forward_mode_needs_nothing_of_a_problem_but_its_gradient():
+    """A loss whose derivative is written by hand has none in forward mode, its gradient has."""
+
+    @jax.custom_vjp
+    def square(x):
+        return x @ x
+
+    square.defvjp(lambda x: (x @ x, x), lambda x, cot: (2 * cot * x,))
+
+    class ByHand(Quadratic):
+        def loss(self, params, instance, key):
+            return square(params)
+
+    class Plain(Quadratic):
+        def loss(self, params, instance, key):
+            return params @ params
+
+    found = []
+    for family in (ByHand(3), Plain(3)):
+        windows = Windows(family, 4, 2, 2)
+        state = Forward().init(Nesterov(0.01), windows, jax.random.key(0))
+        found.append(float(Forward().estimate(Nesterov(0.01), windows, state)[0].gradient.learning_rate))
+    assert found[0] == pytest.approx(found[1], rel=1e-5) != 0
+
+
 @pytest.mark.parametrize("estimator", [Forward(), Blend()], ids=lambda it: type(it).__name__)
 def test_a_state_in_half_precision_has_derivatives_where_large_arrays_are_updated_in_blocks(monkeypatch, estimator):
     optimizer, windows = LSTM(jax.random.key(0), (3,), state_dtype="bfloat16"), Windows(Quadratic(10), 3, 3, 2)

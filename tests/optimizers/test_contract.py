@@ -55,6 +55,25 @@ def test_updates_have_the_dtype_of_the_params_and_the_state_is_float32(optimizer
     assert all(dtype == jnp.float32 for dtype in floating)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_meta_parameters_of_float64_leave_the_dtypes_of_the_state(optimizer, dtype):
+    with jax.enable_x64(True):
+        theta, rest = eqx.partition(optimizer, eqx.is_inexact_array)
+        wide = eqx.combine(jax.tree.map(lambda leaf: leaf.astype(jnp.float64), theta), rest)
+        params = {"matrix": jnp.ones((3, 2), dtype), "vector": jnp.ones(2, dtype)}
+        before = wide.init(params)
+        updates, after = wide.update(params, before, params, value=jnp.ones((), jnp.float32), key=jax.random.key(0))
+        described = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), it) for it in (before, after, params, updates)]
+    assert described[0] == described[1] and described[2] == described[3]
+
+
+def test_a_tree_without_leaves_is_no_mistake(optimizer):
+    """Optax gives one to a part of a partition that owns nothing."""
+    updates, state = steps(optimizer, [{"a": ()}, {"a": ()}], {"a": ()})
+    assert updates == [{"a": ()}] * 2
+    assert jax.tree.structure(state) == jax.tree.structure(optimizer.init({"a": ()}))
+
+
 def test_the_state_keeps_its_structure(optimizer):
     params = tree(jnp.float32)
     describe = lambda state: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)  # noqa: E731

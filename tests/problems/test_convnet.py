@@ -147,6 +147,22 @@ def test_pooling(shape, values):
     np.testing.assert_allclose(from_blocks(pull(in_blocks(jnp.asarray(cots)))[0]), expected, rtol=1e-6)
 
 
+def test_products_with_the_hessian_are_the_same_in_both_orders_of_the_modes():
+    family, key = tiny(), jax.random.key(0)
+    params = family.init((), key)
+    along = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), params)
+
+    def gradient(params: object) -> object:
+        return jax.grad(family.loss)(params, (), key)
+
+    def slope(params: object) -> jax.Array:
+        return jax.flatten_util.ravel_pytree(gradient(params))[0] @ jax.flatten_util.ravel_pytree(along)[0]
+
+    _, forward = jax.jvp(gradient, (params,), (along,))
+    for ours, theirs in zip(jax.tree.leaves(forward), jax.tree.leaves(jax.grad(slope)(params)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(("images", "blocks"), [(1, 1), (16, 1), (18, 2), (17, 17), (64, 4)])
 def test_blocks(images, blocks):
     x = np.random.default_rng(0).standard_normal((images, 2, 3, 4)).astype(np.float32)

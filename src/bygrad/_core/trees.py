@@ -97,9 +97,20 @@ def from_vector(vector: Num[Array, " entries"], like: PyTree[Shaped[Array, "..."
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """Map the path of every leaf, such as `layers/0/weight`, to the leaf."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {path_name(path): leaf for path, leaf in paths}
+    """Map the path of every leaf, such as `layers/0/weight`, to the leaf.
+
+    **Raises:** `ValueError` if two leaves have the same: keys that contain a `/` can look like two keys.
+    """
+    named: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = path_name(path)
+        if name in named:
+            raise ValueError(
+                f"Two leaves of a tree are both called {name!r}, since one has a key with a slash, so that one would be"
+                " taken for the other. Rename one of the keys."
+            )
+        named[name] = leaf
+    return named
 
 
 def replace_leaves(tree: PyTree, leaf_of: Callable[[str, Any], Any]) -> PyTree:

@@ -88,7 +88,7 @@ def optax(
     _check_theta(deployed)
 
     def init(params: Params) -> Any:
-        _check_floating("params", params)
+        params = _arrays("params", params)
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
             return jax.eval_shape(init, params)
         theta = _copied(deployed, params)
@@ -107,9 +107,9 @@ def _update(
     key: PRNGKeyArray | None = None,
     **_: Any,
 ) -> tuple[Params, Any]:
-    _check_floating("gradients", updates)
+    updates = _arrays("gradients", updates)
     if params is not None:
-        _check_floating("params", params)
+        params = _arrays("params", params)
         _check_alike(updates, params)
     loss = None if value is None else jnp.asarray(value)
     new_updates, new = state.optimizer.update(updates, state.state, params, value=loss, key=key)
@@ -174,7 +174,8 @@ def _check_theta(optimizer: Optimizer) -> None:
             )
 
 
-def _check_floating(what: str, tree: PyTree) -> None:
+def _arrays(what: str, tree: PyTree) -> PyTree:
+    """Make arrays of numbers, and refuse what is no floating-point array."""
     for name, leaf in trees.named_leaves(tree).items():
         if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
             raise TypeError(
@@ -193,6 +194,7 @@ def _check_floating(what: str, tree: PyTree) -> None:
                 f"The {what} have a leaf {name or '(the only one)'} of dtype {dtype}, which cannot take a small step."
                 " Leave it out with optax.masked or optax.partition."
             )
+    return jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf), tree)
 
 
 def _check_alike(grads: Params, params: Params) -> None:

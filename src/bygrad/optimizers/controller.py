@@ -206,6 +206,8 @@ class Controller(Optimizer, Learned, Scheduled):
             return jnp.sqrt(square * (1 / bias2).astype(square.dtype) + _UNDER_ROOT) + _EPSILON
 
         leaves, structure = jax.tree.flatten(grads)
+        if not leaves:
+            return grads, eqx.tree_at(lambda it: it.count, state, count)
         wide = widened(leaves)
         means, squares, points = (structure.flatten_up_to(tree) for tree in (state.mean, state.square, params))
 

@@ -131,7 +131,7 @@ class Decays(eqx.Module):
         """`Moments.take` with these decays."""
 
         def decays(start: Any, change: Array) -> Array:
-            return 1 - (1 - jnp.asarray(start, change.dtype)) * jnp.exp(10 * change)
+            return (1 - (1 - jnp.asarray(start, change.dtype)) * jnp.exp(10 * change)).astype(grad.dtype)
 
         return moments.take(
             grad,

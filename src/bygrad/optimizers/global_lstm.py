@@ -46,6 +46,8 @@ class AveragingLSTM(Optimizer, Learned):
         value: Float[Array, ""] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Params, State]:
+        if not jax.tree.leaves(grads):
+            return grads, state
         top, state = self._run(trees.to_vector(grads, self.head.dtype), state)
         return trees.from_vector(self.output_scale * (self.head @ top + self.head_bias), grads), state
 

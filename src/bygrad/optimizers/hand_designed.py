@@ -49,8 +49,10 @@ class FromOptax(Optimizer):
         key: PRNGKeyArray | None = None,
     ) -> tuple[Params, State]:
         wide = None if params is None else widened(params)
-        updates, state = self.transformation().update(widened(grads), state, wide)
-        return jax.tree.map(lambda update, grad: update.astype(grad.dtype), updates, grads), state
+        updates, after = self.transformation().update(widened(grads), state, wide)
+        # Hyperparameters in float64 would make all that they are multiplied with float64 as well.
+        as_before = lambda new, old: new.astype(old.dtype)  # noqa: E731
+        return jax.tree.map(as_before, updates, grads), jax.tree.map(as_before, after, state)
 
 
 class SGD(FromOptax):

@@ -111,14 +111,19 @@ def pool(x: Images) -> Images:
     """Take the largest of each 2 x 2 square; the last row or column stands alone where there is an odd one.
 
     Not by `reduce_window`, whose gradient is slow on CPUs. Reverse mode has its own rule: what XLA makes of that of a
-    maximum takes a quarter of a network's step. Entries that are equal share a gradient, as there.
+    maximum takes a quarter of a network's step. Entries that are equal share a gradient, as there. Forward mode works
+    on gradients, not on this function itself.
     """
+    return _largest(x)
+
+
+def _largest(x: Images) -> Images:
     rows = jnp.maximum(*_rows_of_squares(x))
     return jnp.maximum(rows[..., 0, :], rows[..., 1, :])
 
 
 def _keep(x: Images) -> tuple[Images, tuple[Images, Images]]:
-    largest = pool(x)
+    largest = _largest(x)
     return largest, (x, largest)
 
 

@@ -62,8 +62,8 @@ class Controller(Rule, Scheduled):
         check_shapes(tensors, shapes)
         self._horizon = int(tensors["horizon"])
         self._tensors = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
-        numbers = {"scales": TIME_SCALES, "parts": HORIZON_PARTS}
-        self._tensors |= {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
+        for name, numbers in (("scales", TIME_SCALES), ("parts", HORIZON_PARTS)):
+            self._tensors[name] = torch.tensor(numbers, dtype=torch.float64, device="cpu")  # not the default device
         self._constants: dict[Any, _Constants] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -326,7 +326,7 @@ def log_depth(leaves: Sequence[Tensor]) -> float:
 def log_sizes(leaves: Sequence[Tensor], depth: float) -> Tensor:
     """Return `depth` and the logarithm of its size over 1024 for every tensor; 0 with less than two axes."""
     sizes = [math.log(max(1, leaf.numel()) / 1024) if leaf.ndim >= 2 else 0.0 for leaf in leaves]
-    return torch.tensor([(depth, size) for size in sizes])
+    return torch.tensor([(depth, size) for size in sizes], device="cpu")
 
 
 def _outputs(theta: Mapping[str, Tensor], features: Tensor, times: Tensor, extra: Tensor) -> Tensor:
