@@ -11,7 +11,7 @@ from bygrad._core.hosts import place_in_job, refuse_to_repeat
         (None, {"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, (0, 1)),
         ("8,3", {}, (3, 8)),
         ("10.0.0.1:1234,8,3", {}, (3, 8)),
-        ("auto", {"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, (3, 8)),
+        ("auto", {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}, (3, 8)),
         ("auto", {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, (1, 2)),
         (  # mpirun in a job of SLURM, which itself has started one task
             "auto",

@@ -38,7 +38,7 @@ def tried(family, plain) -> Tried:
 
 @pytest.fixture(scope="module")
 def doubting(plain, tried) -> LearnedSolver:
-    return dataclasses.replace(plain, doubt=learned_doubt(tried, 0.995, 0.0, 0, steps=600))
+    return dataclasses.replace(plain, doubt=learned_doubt(tried, tried.solved[:, -1], 0.0, 0, steps=600))
 
 
 def saying(logit: float, limit: float = 0.0) -> LearnedDoubt:
@@ -59,9 +59,11 @@ def test_whatever_it_says_the_lowest_of_the_starts_that_were_tried_is_kept(famil
     found = dataclasses.replace(plain, doubt=saying(logit, limit)).solve(data, seed=3, batch=16)
     expected = solve(family, data, starts=starts, seed=3, batch=16)
     assert found.success.all() and not found.used_fallback.any()
-    np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-9)
-    np.testing.assert_array_equal(found.nfev, expected.nfev)
-    np.testing.assert_array_equal(found.nit, expected.nit)
+    rows = expected.success  # what is not solved is doubted in any case
+    assert rows.mean() > 0.8
+    np.testing.assert_allclose(found.cost[rows], expected.cost[rows], rtol=1e-9)
+    np.testing.assert_array_equal(found.nfev[rows], expected.nfev[rows])
+    np.testing.assert_array_equal(found.nit[rows], expected.nit[rows])
 
 
 def test_what_is_not_solved_is_doubted_whatever_the_network_says(family, plain):
@@ -109,7 +111,10 @@ def test_the_limit_is_the_cheapest_that_loses_next_to_nothing():
     useless = rng.random((1000, 2))
     limit = cheapest_limit(useless, np.stack([first, first, np.ones(1000, bool)], axis=1), 0.998)
     assert np.mean(useless[:, 0] > limit) > 0.9
-    assert cheapest_limit(useless, np.zeros((1000, 3), bool), 0.5) == -np.inf
+    none = cheapest_limit(useless, np.zeros((1000, 3), bool), 0.5)
+    assert np.float32(none) == np.finfo(np.float32).min  # all starts, and a number that a file takes
+    lost = np.where(first[:, None], useless, np.inf)
+    assert np.isfinite(np.float32(cheapest_limit(lost, np.ones((1000, 3), bool), 0.5)))
 
 
 @pytest.mark.parametrize("kind", ["cost", "network"])
@@ -126,7 +131,7 @@ def test_what_has_no_solution_teaches_nothing(tried):
     broken = tried._replace(cost=tried.cost.copy(), x=tried.x.copy())
     broken.cost[:300], broken.x[:300] = np.inf, np.nan  # in every start
     broken.cost[300:600, 0], broken.x[300:600, 0] = np.inf, np.nan  # in the first
-    doubt = learned_doubt(broken, 0.9, 0.0, 0, steps=20)
+    doubt = learned_doubt(broken, broken.solved[:, -1], 0.0, 0, steps=20)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(eqx.filter(doubt, eqx.is_inexact_array)))
 
 

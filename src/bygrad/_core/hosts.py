@@ -35,8 +35,10 @@ def parse_hosts(hosts: str) -> dict[str, Any]:
     return {"coordinator_address": match[1], "num_processes": int(match[2]), "process_id": int(match[3])}
 
 
-_PLACES = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")
-"""Where Open MPI and SLURM say which process of how many this is; `mpirun` in a job of SLURM knows better."""
+_PLACES = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+"""Where Open MPI and SLURM say which process of how many this is, of those that they have started together; `mpirun` in
+a job of SLURM knows better. SLURM_NTASKS will not do: the one process of a batch script, or of a shell of `salloc`, has
+the count of the whole job there, and would wait for processes that nobody starts."""
 
 
 def place_in_job(hosts: str | None) -> tuple[int, int]:
@@ -63,14 +65,9 @@ def place_in_job(hosts: str | None) -> tuple[int, int]:
     return int(match[2]), int(match[1])
 
 
-_COUNTS = "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
-"""Where Open MPI and SLURM say how many processes they have started together. SLURM_NTASKS will not do: the one process
-of a batch script, or of a shell of `salloc`, has the count of the whole job there."""
-
-
 def refuse_to_repeat() -> None:
     """**Raises:** `ValueError` where this process is one of several that would all do the same."""
-    count = int(next((os.environ[name] for name in _COUNTS if name in os.environ), 1))
+    count = int(next((os.environ[name] for _, name in _PLACES if name in os.environ), 1))
     if count > 1:
         raise ValueError(
             f"This is one of {count} processes that SLURM (srun) or Open MPI (mpirun) has started together, and without"

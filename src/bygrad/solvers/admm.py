@@ -19,12 +19,16 @@ from .warm import LearnedWarmStart
 LOWEST, HIGHEST = 1e-6, 1e6
 """Limits of the penalty."""
 
+CONTRADICTING = 1e-4
+"""Equations that are further apart than this have no solution, whatever the tolerance."""
+
 
 class Memory(NamedTuple):
     """OSQP's z and y, of scaled rows; the penalty; and what an instance brings into every iteration.
 
     `linear`, `low`, `high`: the linear term and the limits of the reduced problem. `origin`: a point that solves the
-    equations; `constant`: the objective there.
+    equations; `constant`: the objective there; `missed`: what no iteration can mend: how far the equations contradict
+    each other, and the slope in directions that nothing sees.
     """
 
     z: Float[Array, " m"]
@@ -35,6 +39,7 @@ class Memory(NamedTuple):
     high: Float[Array, " m"]
     origin: Float[Array, " n"]
     constant: Scalar
+    missed: Scalar
 
 
 class ADMM(Method):
@@ -46,7 +51,8 @@ class ADMM(Method):
     own, and an iteration of a batch is two matrix products.
 
     The certificate is the larger of the primal and the dual residual, each relative to its terms plus 1: the primal one
-    in the largest entry, the dual one in the length of the gradient along the equations. A family with
+    in the largest entry, the dual one in the length of the gradient along the equations. Equations that contradict each
+    other, by more than rounding or `tol`, have no solution, and what is below counts as a residual. A family with
     `QuadraticProgram.certify` is held to its bounds instead: x is then a point that satisfies all constraints, and the
     certificate the duality gap (`relative_gap`).
 
@@ -122,7 +128,9 @@ class ADMM(Method):
         _, constraints = family.matrices
         linear, low, high = (it.astype(x.dtype) for it in family.vectors(instance))
         given, other = low[to.equations], high[to.equations]
-        downhill = jnp.linalg.norm(to.unseen.T @ linear) > ROUNDING * jnp.linalg.norm(linear)
+        slope, size = jnp.linalg.norm(to.unseen.T @ linear), jnp.linalg.norm(linear)
+        # Equations that contradict each other, or are none: no point satisfies them.
+        apart = jnp.maximum(_largest(to.consistent @ given - given), _largest(other - given)) / (1 + _largest(given))
         origin = to.solve @ given
         push = to.quadratic @ given
         shift = to.shift @ given
@@ -140,10 +148,10 @@ class ADMM(Method):
             high=high,
             origin=origin,
             constant=0.5 * origin @ push + linear @ origin,
+            missed=jnp.maximum(apart, slope / (1 + size)),
         )
-        # Equations that contradict each other, or are none: no point satisfies them.
-        apart = jnp.maximum(_largest(to.consistent @ given - given), _largest(other - given))
-        wrong = jnp.any(low > high) | (apart > 1e-4 * (1 + _largest(given)))
+        exact = jnp.clip(self.tol, 100 * jnp.finfo(x.dtype).eps, CONTRADICTING)
+        wrong, downhill = jnp.any(low > high) | (apart > exact), slope > ROUNDING * size
         at = Progress.begin(x, memory, dual)
         return at._replace(status=status_of((wrong, Status.CONTRADICTION), (downhill, Status.UNBOUNDED)))
 
@@ -178,7 +186,9 @@ class ADMM(Method):
         primal = _largest(unscaled * (rows - z)) / (1 + _largest(unscaled * jnp.maximum(jnp.abs(rows), jnp.abs(z))))
         x = to.basis @ inner + memory.origin
         cost = memory.constant + 0.5 * inner @ (to.curvature * inner) + memory.linear @ inner
-        certificate = jnp.maximum(primal, dual)
+        soft = ~jnp.isinf(to.ceiling)
+        cost += jnp.abs(rows - jnp.clip(rows, memory.low, memory.high)) @ jnp.where(soft, to.ceiling, 0.0)
+        certificate = jnp.maximum(jnp.maximum(primal, dual), memory.missed)
         if (found := family.certify(x, to.scale * y, instance)) is not None:
             x, cost, lowest = found
             certificate = relative_gap(cost, lowest)
@@ -193,6 +203,8 @@ class ADMM(Method):
         size, tight = _largest(grown), jnp.maximum(1e-6, 100 * jnp.finfo(x.dtype).eps)
         support = jnp.sum(jnp.where(grown > 0, _times(memory.high, grown), _times(memory.low, grown)))
         unseen = _largest(to.inverse.T @ (to.rows.T @ grown)) <= tight * size
+        # Soft rows prove nothing: they may be left.
+        unseen &= _largest(jnp.where(soft, grown, 0.0)) <= tight * size
         impossible = (size > 1e-6) & unseen & (support < -tight * size)
         endless = self._is_endless(memory, moved, rows_moved)
         status = status_of(
@@ -227,9 +239,15 @@ class ADMM(Method):
 @OncePerFamily
 def _reduced(family: ProblemFamily, dtype: Any) -> Reduced:
     assert isinstance(family, QuadraticProgram)
-    quadratic, constraints = (np.asarray(it, float) for it in family.matrices)
+    quadratic, constraints = (_floating(it) for it in family.matrices)
     equations, ceiling = np.asarray(family.equations), np.asarray(family.ceiling, float)
     return reduce_program(quadratic, constraints, equations, ceiling, dtype)
+
+
+def _floating(matrix: Any) -> np.ndarray:
+    """Keep float32: it tells how exact the matrix is."""
+    matrix = np.asarray(matrix)
+    return matrix if np.issubdtype(matrix.dtype, np.floating) else matrix.astype(float)
 
 
 def relative_gap(cost: Scalar, lowest: Scalar) -> Scalar:

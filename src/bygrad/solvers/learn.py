@@ -27,7 +27,7 @@ from .learned import LearnedDamping, LearnedStart, Whitening, vector_of
 from .levenberg_marquardt import GainRatio, LevenbergMarquardt
 from .proximal import ProximalGradient
 from .solution import Solution
-from .solve import as_rows, flat_of_rows, precision, told_if_alike
+from .solve import as_rows, check_tolerance, flat_of_rows, precision, told_if_alike
 from .starts import draws, in_blocks, starting_points
 from .training import Examples, train_damping, train_start
 
@@ -98,10 +98,12 @@ def learn(
 
     **Returns:** `LearnedSolver`; `solve` it, `report` on it.
 
-    **Raises:** `ValueError` for a budget that is none, too few instances, or instances without a finite cost.
+    **Raises:** `ValueError` for a budget or a tolerance that is none, too few instances, or instances without a finite
+    cost.
     """
     seconds, began, work = parse_seconds(budget), time.perf_counter(), work_clock()
     check_is_family(family)
+    check_tolerance(tol)
     train, held = _instances(family, instances, heldout, seed)
     scale, slope = _at_starts(family, train, seed, np.dtype(dtype))
     grid = _grid(family, tol, min(1.0, slope or 1.0))

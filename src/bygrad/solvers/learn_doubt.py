@@ -43,12 +43,12 @@ def doubting(
     started = dataclasses.replace(solver, start=start, doubt=CostLimit(jnp.asarray(-jnp.inf)))
     own, learned = (every_start(it, instances, tol, nothing, seed, watch) for it in (solver, started))
     best = np.minimum(own.cost[:, -1:], learned.cost[:, -1:])
-    least = float(np.mean(is_low(own.cost[:, -1:], best, tol, nothing))) - LOST
+    classical = is_low(own.cost[:, -1:], best, tol, nothing)[:, 0]
     own, learned = (it._replace(solved=is_low(it.cost, best, tol, nothing)) for it in (own, learned))
     doubts: dict[str, tuple[LearnedSolver, Doubt]] = {
-        "tuned": (solver, cost_limit(own, least)),
-        "learned doubt": (solver, learned_doubt(own, least, seconds, seed, watch)),
-        "learned start and doubt": (started, learned_doubt(learned, least, seconds, seed, watch)),
+        "tuned": (solver, cost_limit(own, float(np.mean(classical)) - LOST)),
+        "learned doubt": (solver, learned_doubt(own, classical, seconds, seed, watch)),
+        "learned start and doubt": (started, learned_doubt(learned, classical, seconds, seed, watch)),
     }
     up_to = f"up to {solver.starts} starts"
     return {f"{name}, {up_to}": dataclasses.replace(it, doubt=doubt) for name, (it, doubt) in doubts.items()}
@@ -98,9 +98,18 @@ def cost_limit(tried: Tried, least: float = 1 - LOST) -> CostLimit:
 
 
 def learned_doubt(
-    tried: Tried, least: float, seconds: float, seed: int, watch: Watch | None = None, steps: int | None = None
+    tried: Tried,
+    classical: Bool[np.ndarray, " rows"],
+    seconds: float,
+    seed: int,
+    watch: Watch | None = None,
+    steps: int | None = None,
 ) -> LearnedDoubt:
-    """Learn from most of the instances which solutions are not the lowest, and choose the limit on the others."""
+    """Learn from most of the instances which solutions are not the lowest, and choose the limit on the others.
+
+    **Arguments:** `classical`: whether an instance is solved by all classical starts. Of those that the limit is chosen
+    on, at most `LOST` fewer are to be: as a share of all instances, chance would decide whether any limit is enough.
+    """
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(np.isfinite(tried.cost[:, -1])))
     judged, taught = np.split(rows, [int(JUDGED * len(rows))])
     examples = _examples(tried, taught)
@@ -109,7 +118,7 @@ def learned_doubt(
     doubt = train_doubt(doubt, examples, seconds, seed, watch, steps)
     asked = _examples(tried, judged)
     logits = np.asarray(jax.vmap(doubt)(asked.instances, asked.params, asked.cost)).reshape(len(judged), -1)
-    limit = cheapest_limit(logits, tried.solved[judged], least)
+    limit = cheapest_limit(logits, tried.solved[judged], float(np.mean(classical[judged])) - LOST)
     return dataclasses.replace(doubt, limit=jnp.asarray(limit, jnp.float32))
 
 
@@ -136,16 +145,17 @@ def cheapest_limit(
     doubts: Float[np.ndarray, "rows fewer"], solved: Bool[np.ndarray, "rows starts"], least: float
 ) -> float:
     """Return the limit at which instances take the fewest starts, of those at which a share of `least` is solved; if
-    there is none, the one at which they take all starts.
+    there is none, the one at which they take all starts. It is finite, as all that is kept in a file must be.
 
     **Arguments:** `doubts`: after each start but the last. `solved`: whether an instance is solved after each start.
     """
     after = np.concatenate([doubts, np.full((len(doubts), 1), -np.inf)], axis=1)
-    cheapest, fewest = -np.inf, np.inf
+    most = float(np.finfo(np.float32).max)
+    cheapest, fewest = -most, np.inf
     for limit in np.quantile(doubts, np.linspace(0.0, 1.0, 201), method="lower"):
         stop = np.argmax(after <= limit, axis=1)
         if np.mean(stop) < fewest and np.mean(solved[np.arange(len(stop)), stop]) >= least:
-            cheapest, fewest = float(limit), float(np.mean(stop))
+            cheapest, fewest = float(np.clip(limit, -most, most)), float(np.mean(stop))
     return cheapest
 
 

@@ -29,7 +29,7 @@ class Model(NamedTuple):
 
     `gram` is $J^\top J$, `slope` $J^\top r$, `scale` the largest diagonal of the Gram matrix so far (Marquardt's, as in
     MINPACK: steps do not depend on the units of the params). `predicted`: the decrease that the trial promises;
-    `strongest`: the largest damping behind it.
+    `strongest`: the largest damping behind it, relative to the Gram matrix at x.
     """
 
     trial: Float[Array, " p"]
@@ -104,7 +104,8 @@ class LevenbergMarquardt(Method):
     Newton decrement, $\frac12 g^\top (J^\top J)^{-1} g \, / \, f$, over the params that no bound holds. It does not
     depend on units or on how params are combined, and near a minimum it *is* the relative excess of the cost. Success
     means that it is below `tol`, or, where damping did not make it so, that the last step promised and gained less
-    than a tenth of `tol`, or that the next step is below `tol`, relative to x.
+    than a tenth of `tol`, or that the next step is below `tol`, relative to x. What ends otherwise may be as good: a
+    param that runs off to infinity, where the cost hardly falls any more, has no minimum to certify.
 
     **Guarantee (any damping rule, also a learned one that fails):** a trial is taken only if it lowers the cost by at
     least `ACCEPT` times what the model predicts. So the cost never rises, and $x$ is the best point seen. A rule's
@@ -157,26 +158,29 @@ class LevenbergMarquardt(Method):
         gram, slope = keep(gram, model.gram), keep(slope, model.slope)
         scale = jnp.maximum(model.scale, jnp.diagonal(gram))
         seen = Seen(first, taken, jnp.where(finite, ratio, -1.0), best, gained, at.nit, x, gram, slope)
-        trial, predicted, free, damping, strongest = self._propose(flat, instance, seen, scale, model.damping)
+        trial, predicted, free, damping, strongest, given = self._propose(flat, instance, seen, scale, model.damping)
 
-        certificate = _certificate(gram, slope, scale, best, free)
+        certificate = _certificate(gram, slope, best, free)
         weight = jnp.sqrt(scale)
-        small_step = jnp.linalg.norm(weight * (trial - x)) <= self.tol * jnp.linalg.norm(weight * x)
-        small_gain = ~first & finite & (jnp.abs(gained) <= 0.1 * self.tol * best)
+        small_step = taken & (jnp.linalg.norm(weight * (trial - x)) <= self.tol * jnp.linalg.norm(weight * x))
+        small_gain = ~first & finite & (ratio <= 2) & (jnp.abs(gained) <= 0.1 * self.tol * best)
         small_gain &= model.predicted <= 0.1 * self.tol * at.cost
+        # Where damping made a step small, perhaps the scale is of steeper points, long past: it begins anew.
+        held = (small_step & (strongest > STRONG)) | (small_gain & (model.strongest > STRONG))
+        scale = jnp.where(held, jnp.diagonal(gram), scale)
         status = status_of(
             (first & ~finite, Status.NOT_FINITE),
             (certificate <= self.tol, Status.CERTIFIED),
-            (small_gain & (ratio <= 2) & (model.strongest <= STRONG), Status.SMALL_GAIN),
-            (taken & small_step & (strongest <= STRONG), Status.SMALL_STEP),
-            (strongest > HIGHEST, Status.STUCK),
+            (small_gain & ~held, Status.SMALL_GAIN),
+            (small_step & ~held, Status.SMALL_STEP),
+            (given > HIGHEST, Status.STUCK),
         )
         memory = Model(trial, gram, slope, scale, predicted, strongest, damping)
         return Progress(x, best, certificate, status, at.nit + 1, at.nfev + 1, memory)
 
     def _propose(
         self, flat: Flat, instance: Instance, seen: Seen, scale: Array, state: Any
-    ) -> tuple[Array, Scalar, Array, Any, Array]:
+    ) -> tuple[Array, Scalar, Array, Any, Scalar, Scalar]:
         rule_state, rejected = state
         damping, factor, rule_state = self.damping.next(seen, rule_state)
         rejected = jnp.where(seen.taken, 0.0, rejected + 1)
@@ -197,10 +201,13 @@ class LevenbergMarquardt(Method):
         trial = jnp.where(factorized, jnp.clip(seen.x + factor * step, low, high), seen.x)
         moved = trial - seen.x
         predicted = -(moved @ seen.slope + 0.5 * moved @ seen.gram @ moved)
+        # The scale is of the steepest point so far: damping that is weak beside it may be strong beside what is here.
+        now = jnp.maximum(jnp.diagonal(seen.gram), jnp.finfo(scale.dtype).tiny)
+        strongest = jnp.max(jnp.where(free & (scale > 0), damping * jnp.maximum(scale / now, 1.0), damping))
         # Where the damping is too weak for this precision there is no step, which says nothing about the minimum
         # either. It predicts nothing, so it is rejected, and the damping grows.
-        strongest = jnp.maximum(jnp.max(damping), jnp.where(factorized, 0.0, 2 * STRONG))
-        return trial, predicted, free, (rule_state, rejected), strongest
+        strongest = jnp.maximum(strongest, jnp.where(factorized, 0.0, 2 * STRONG))
+        return trial, predicted, free, (rule_state, rejected), strongest, jnp.max(damping)
 
 
 def _evaluate(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Array, Array, Array]:
@@ -222,11 +229,12 @@ def _evaluate(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Array, 
     return jnp.where(finite, cost, jnp.inf), zero(gram), zero(slope), finite
 
 
-def _certificate(gram: Array, slope: Array, scale: Array, cost: Scalar, free: Array) -> Scalar:
+def _certificate(gram: Array, slope: Array, cost: Scalar, free: Array) -> Scalar:
     """Return half the squared Newton decrement of the free params, relative to the cost."""
     system = jnp.where(free[:, None] & free[None, :], gram, 0.0)
     ridge = 16 * len(slope) * jnp.finfo(gram.dtype).eps  # a column of zeros, or one that others make up for
-    diagonal = jnp.where(free & (scale > 0), ridge * scale, 1.0)
+    own = jnp.diagonal(gram)
+    diagonal = jnp.where(free & (own > 0), ridge * own, 1.0)
     slope = jnp.where(free, slope, 0.0)
     step = jax.lax.stop_gradient(solve_spd(system + jnp.diag(diagonal), slope))
     decrement = 0.5 * jnp.abs(slope @ step) / jnp.where(cost > 0, cost, 1.0)

@@ -7,13 +7,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 RANK = 1e-10
-"""Singular values and curvatures below this share of the largest are zero."""
+"""Singular values and curvatures below this share of the largest are zero; of matrices in float32, below 100 times the
+rounding of that."""
 
 ROUNDING = 1e-5
 """Entries and eigenvalues below this share of the largest may be the rounding of matrices in float32."""
 
 FLAT = 1e-3
 """Curvature, relative to the mean, that stands in for none where rows are scaled."""
+
+UNEVEN = 1e-3
+"""Variables that matter less than this share of others are taken to be in another unit."""
 
 
 class Reduced(NamedTuple):
@@ -25,7 +29,8 @@ class Reduced(NamedTuple):
 
     The rows' scale $D$ gives $D A (T^\top P T)^{-1} A^\top D$ a unit diagonal: $\rho = 1$ then balances the curvature
     of the objective and the penalty along each row (Giselsson and Boyd, *Linear convergence and metric selection*,
-    2017, section 6). Directions that neither the objective nor a row sees are left out.
+    2017, section 6). Directions that neither the objective nor a row sees are left out. Limits of rows that the
+    equations settle ask nothing of $c$: their $R$ is zero, not what rounding leaves of it.
 
     Leaves: `basis` $T$; `rows` $R$; `curvature` $\kappa$; `weight` $\lambda$; `inverse`, with which
     `inverse.T @ r` is the gradient in orthonormal coordinates of the null space; `scale` $D$; `ceiling`: the largest
@@ -60,13 +65,23 @@ def reduce_program(
 ) -> Reduced:
     """Eliminate the equations and make what is left diagonal, in float64; O(n³), once for a family.
 
+    **Arguments:** `dtype`: of the result. Matrices in float32 are taken to be as exact as that.
+
     **Raises:** `ValueError` where $P$ is not symmetric, or the program not convex.
     """
+    rank = max(RANK, *(100 * float(np.finfo(it.dtype).eps) for it in (quadratic, constraints)))
+    quadratic, constraints = quadratic.astype(float), constraints.astype(float)
     _check_convex(quadratic)
     which, limits = np.flatnonzero(equations), np.flatnonzero(~equations)
-    given, rows = constraints[which], constraints[limits]
-    solve, free = _null_space(given)
-    inner, seen = free.T @ quadratic @ free, rows @ free
+    units = _units(quadratic, constraints)
+    even, given, rows = units[:, None] * quadratic * units, constraints[which] * units, constraints[limits] * units
+    solve, free = _null_space(given, rank)
+    inner, seen = free.T @ even @ free, rows @ free
+    # What the equations leave nothing of but rounding is zero.
+    if np.abs(inner).max(initial=0.0) <= rank * np.abs(even).max(initial=0.0):
+        inner = np.zeros_like(inner)
+    settled = np.linalg.norm(seen, axis=1) <= rank * np.linalg.norm(rows, axis=1)
+    seen = np.where(settled[:, None], 0.0, seen)
 
     level = np.trace(inner) / max(len(inner), 1) or 1.0
     flat = inner + FLAT * level * np.eye(len(inner))
@@ -76,12 +91,13 @@ def reduce_program(
 
     whole = inner + seen.T @ seen
     values, vectors = np.linalg.eigh(whole)
-    real = values > RANK * max(values.max(initial=0.0), np.finfo(float).tiny)
+    real = values > rank * max(values.max(initial=0.0), np.finfo(float).tiny)
     root = vectors[:, real] / np.sqrt(values[real])
     weight, turn = np.linalg.eigh(root.T @ (seen.T @ seen) @ root)
     weight = np.clip(weight, 0.0, 1.0)
     turned = root @ turn
-    basis = free @ turned
+    basis, solve = units[:, None] * (free @ turned), units[:, None] * solve
+    given, rows = constraints[which], constraints[limits]
     found: dict[str, np.ndarray] = dict(
         basis=basis,
         rows=seen @ turned,
@@ -95,11 +111,21 @@ def reduce_program(
         shift=scale[:, None] * (rows @ solve),
         quadratic=quadratic @ solve,
         consistent=given @ solve,
-        unseen=free @ vectors[:, ~real],
+        unseen=np.linalg.qr(units[:, None] * (free @ vectors[:, ~real]))[0],
         equations=which,
         limits=limits,
     )
     return Reduced(**{name: jnp.asarray(it, dtype if it.dtype == float else jnp.int32) for name, it in found.items()})
+
+
+def _units(quadratic: np.ndarray, constraints: np.ndarray) -> np.ndarray:
+    """Return a factor for every variable, 1 but for those that matter little: in curvature, and in all rows that they
+    share with others. Of such a variable, what its unit makes small would be taken for nothing."""
+    curvature, size = np.sqrt(np.maximum(np.diag(quadratic), 0.0)), np.abs(constraints)
+    shared = size[np.count_nonzero(size, axis=1) > 1]
+    shares = shared / shared.max(axis=1, keepdims=True)
+    matters = np.maximum(curvature / max(curvature.max(initial=0.0), np.finfo(float).tiny), shares.max(0, initial=0.0))
+    return 1 / np.where((matters > 0) & (matters < UNEVEN), matters, 1.0)
 
 
 def _check_convex(quadratic: np.ndarray) -> None:
@@ -120,11 +146,11 @@ def _check_convex(quadratic: np.ndarray) -> None:
         )
 
 
-def _null_space(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _null_space(given: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the pseudoinverse and an orthonormal basis of the null space."""
     count, size = given.shape
     if count == 0:
         return np.zeros((size, 0)), np.eye(size)
     left, values, right = np.linalg.svd(given)
-    rank = int(np.sum(values > RANK * values.max()))
+    rank = int(np.sum(values > share * values.max()))
     return (right[:rank].T / values[:rank]) @ left[:, :rank].T, right[rank:].T

@@ -114,6 +114,7 @@ def default_method(family: ProblemFamily, tol: float | None = None, max_steps: i
     """Return the method for a family's structure, with settings that serve most problems, and with those given."""
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}, so no instance would be solved. Give 1 or more.")
+    check_tolerance(tol)
     if isinstance(family, LeastSquares):
         method = LevenbergMarquardt()
     elif isinstance(family, Composite):
@@ -124,6 +125,12 @@ def default_method(family: ProblemFamily, tol: float | None = None, max_steps: i
         method = LBFGS() if tol is None else LBFGS(gain=-1.0)
     given = {name: it for name, it in {"tol": tol, "max_steps": max_steps}.items() if it is not None}
     return dataclasses.replace(method, **given)
+
+
+def check_tolerance(tol: float | None) -> None:
+    """**Raises:** `ValueError` for a tolerance that nothing could be below."""
+    if tol is not None and not tol > 0:
+        raise ValueError(f"tol is {tol:g}, which no certificate is below, so no instance would be solved. Give more.")
 
 
 def precision(dtype: Any, family: ProblemFamily | None = None) -> Any:

@@ -82,7 +82,15 @@ def compare(task: Task, effort: Effort, cases: Sequence[Case]) -> dict[str, Any]
     identity = {"experiment": THOUSANDS.name, "budget": task.budget, "seed": task.seed}
     claim(task.folder, identity | {"effort": dataclasses.asdict(effort)}, task.resume)
     path = task.folder / "circumstances.json"
-    around = json.loads(path.read_text()) if path.exists() else circumstances()
+    now = circumstances()
+    around = json.loads(path.read_text()) if path.exists() else now
+    if different := [key for key in ("machine", "usable_cores") if around[key] != now[key]]:
+        task.display.say(
+            f"What is in {task.folder} was measured elsewhere ({', '.join(str(around[key]) for key in different)}), and"
+            " times of two machines cannot be compared. Measure everything on one, in another folder.",
+            "yellow",
+        )
+        around["also_measured_on"] = {key: now[key] for key in ("machine", "usable_cores")}
     write_text_atomically(path, json.dumps(around))
     if around["busy"]:
         task.display.say(

@@ -1,0 +1,149 @@
+"""Programs and fits at the edge of what can be solved: what is called solved is solved, whatever else is said."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+from bygrad.problems import LeastSquares, QuadraticProgram
+from bygrad.solvers import ADMM, Solution, solve
+from bygrad.solvers.solution import Status
+
+
+class Program(QuadraticProgram):
+    """A program with matrices as given; an instance is its vectors."""
+
+    quadratic: Array
+    rows: Array
+    which: Array
+    prices: Array
+
+    def sample(self, key):
+        size, rows = self.quadratic.shape[0], self.rows.shape[0]
+        return jnp.zeros(size), jnp.zeros(rows), jnp.zeros(rows)
+
+    @property
+    def matrices(self):
+        return self.quadratic, self.rows
+
+    @property
+    def equations(self):
+        return self.which
+
+    @property
+    def ceiling(self):
+        return self.prices
+
+    def vectors(self, instance):
+        return instance
+
+
+def solved(quadratic, rows, linear, low, high, *, equations=(), prices=None, dtype=float, **options) -> Solution:
+    """Solve one program; `equations`: which rows are."""
+    quadratic, rows = np.asarray(quadratic, dtype), np.asarray(rows, dtype)
+    which, prices = np.isin(np.arange(len(rows)), equations), np.full(len(rows), np.inf) if prices is None else prices
+    family = Program(quadratic, rows, which, np.asarray(prices, float))  # pyright: ignore[reportArgumentType]
+    instances = tuple(np.asarray(it, float)[None] for it in (linear, low, high))
+    return solve(family, instances, method=ADMM(**options), batch=16)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_limit_that_the_equations_settle_changes_nothing(seed, dtype):
+    rng = np.random.default_rng(seed)
+    root, weights, linear = rng.normal(size=(5, 5)), rng.uniform(0.1, 1, 5), rng.normal(size=5)
+    quadratic, rows = root @ root.T + np.eye(5), np.vstack([weights, 3 * weights, np.eye(5)])
+    low, high = np.r_[1.0, -np.inf, np.zeros(5)], np.r_[1.0, 5.0, np.full(5, np.inf)]
+    found = solved(quadratic, rows, linear, low, high, equations=[0], dtype=dtype, tol=1e-7)
+    others = [0, 2, 3, 4, 5, 6]
+    without = solved(quadratic, rows[others], linear, low[others], high[others], equations=[0], dtype=dtype, tol=1e-7)
+    assert found.success.all() and without.success.all()
+    np.testing.assert_allclose(found.x, without.x, atol=1e-5)
+    high[1] = 2.0  # three times the sum of weights is 3
+    assert solved(quadratic, rows, linear, low, high, equations=[0], dtype=dtype).status[0] == Status.CONTRADICTION
+
+
+def test_a_curvature_that_the_equations_use_up_is_none():
+    found = solved(
+        np.ones((2, 2)),
+        [[1, 1], [1, 0], [0, 1]],
+        [0, 1],
+        [1, 0, 0],
+        [1, 2, 2],
+        equations=[0],
+        tol=1e-6,
+    )
+    assert found.success.all()
+    np.testing.assert_allclose(found.x[0], [1, 0], atol=1e-5)
+    assert found.cost[0] == pytest.approx(0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("price", [1.0, 10.0, 100.0, 1000.0])
+def test_limits_with_a_price_contradict_nothing(price):
+    """Half of x², at least 1 at a price, at most 0: the minimum is at 0, and costs the price."""
+    found = solved([[1.0]], [[1.0], [1.0]], [0.0], [1.0, -np.inf], [np.inf, 0.0], prices=[price, np.inf], tol=1e-6)
+    assert found.success.all()
+    assert (found.x[0, 0], found.cost[0]) == pytest.approx((0, price), rel=1e-4, abs=1e-4)
+    both = solved([[1.0]], [[1.0], [1.0]], [0.0], [1.0, -np.inf], [np.inf, 0.0], prices=[price, 10 * price], tol=1e-6)
+    assert both.success.all()
+    hard = solved([[1.0]], [[1.0], [1.0]], [0.0], [1.0, -np.inf], [np.inf, 0.0])
+    assert hard.status[0] == Status.CONTRADICTION
+
+
+def test_the_cost_has_what_violations_cost():
+    found = solved([[1.0]], [[1.0]], [0.0], [1.0], [np.inf], prices=[0.5], tol=1e-8)
+    assert (found.x[0, 0], found.cost[0]) == pytest.approx((0.5, 0.125 + 0.25))
+
+
+@pytest.mark.parametrize("unit", [1e3, 1e5, 1e7])
+def test_a_variable_in_another_unit_is_the_same_variable(unit):
+    rng = np.random.default_rng(0)
+    root, linear = rng.normal(size=(4, 4)), rng.normal(size=4)
+    quadratic, rows = root @ root.T + np.eye(4), np.vstack([rng.normal(size=(2, 4)), np.eye(4)[:2]])
+    high = np.array([0.2, 0.2, 0.3, 0.3])
+    units = np.array([1, 1, 1, unit])
+    one = solved(quadratic, rows, linear, -high, high, tol=1e-8)
+    other = solved(units[:, None] * quadratic * units, rows * units, linear * units, -high, high, tol=1e-8)
+    assert one.success.all() and other.success.all()
+    np.testing.assert_allclose(other.x * units, one.x, atol=1e-4)
+    assert other.cost[0] == pytest.approx(one.cost[0], rel=1e-6)
+
+
+def test_little_curvature_is_not_none():
+    found = solved(np.diag([1e11, 1]), [[1, 0]], [0, -1], [-np.inf], [np.inf])
+    assert found.success.all()
+    np.testing.assert_allclose(found.x[0], [0, 1], atol=1e-6)
+    assert solved(np.diag([1.0, 0]), [[1, 0]], [0, -1], [-np.inf], [np.inf]).status[0] == Status.UNBOUNDED
+
+
+def test_equations_that_contradict_each_other_by_more_than_the_tolerance_have_no_solution():
+    for tol, apart, status in ((1e-9, 5e-5, -3), (1e-3, 5e-5, 1), (1e-3, 5e-4, -3), (1e-6, 1e-8, 1)):
+        found = solved([[1.0]], [[1.0], [1.0]], [0.0], [0.0, apart], [0.0, apart], equations=[0, 1], tol=tol)
+        assert found.status[0] == status
+        assert status < 0 or apart / 4 < found.certificate[0] <= tol
+
+
+class Exponential(LeastSquares):
+    """a exp(b t) at ten times, whose slopes shrink by many orders of magnitude on the way from a steep start."""
+
+    def sample(self, key):
+        return jnp.zeros(10)
+
+    def init(self, instance, key):
+        return jnp.ones(2)
+
+    def residuals(self, params, instance):
+        return params[0] * jnp.exp(params[1] * jnp.arange(10.0)) - instance
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(np.float64, 0.8), (np.float32, 0.5)])
+@pytest.mark.parametrize("rate", [0.0, 1.0, 1.5])
+def test_a_step_that_damping_made_small_is_no_minimum(rate, dtype, least):
+    optimize, rng, times = pytest.importorskip("scipy.optimize"), np.random.default_rng(0), np.arange(10)
+    curves = rng.uniform(0.5, 3, (40, 1)) * np.exp(-rng.uniform(0.1, 1, (40, 1)) * times)
+    curves += 0.01 * rng.normal(size=curves.shape)
+    found = solve(Exponential(), curves, x0=np.array([1.0, rate]), dtype=dtype, batch=64)
+    assert found.success.mean() >= least
+    for x, cost, curve in zip(found.x[found.success], found.cost[found.success], curves[found.success], strict=True):
+        again = optimize.least_squares(lambda p, y=curve: p[0] * np.exp(np.minimum(p[1] * times, 50)) - y, x)
+        assert again.cost >= (1 - 1e-3) * cost
