@@ -96,6 +96,10 @@ def test_list_shows_every_name(capsys):
             ["Controller does not treat coordinates one by one", "--coordinates 0.25", "such as LSTM"],
         ),
         (["train", "--family", "quadratic", "--per-member"], ["needs a Mixture", "no --per-member"]),
+        (["train", "--family", "quadratic", "--seed", "-1"], ["seed is -1", "0 or more"]),
+        (["train", "--family", "quadratic", "--out", __file__], ["is a file", "another folder (--out)"]),
+        (["solve", "oscillation", "nowhere.npy", "-o", "out.npz"], ["no file nowhere.npy"]),
+        (["report", "nowhere.bygrad"], ["no file nowhere.bygrad", "bygrad learn"]),
         (["train", "--family", "quadratic", "--sigma", "1", "--robust"], ["Replay has no --sigma or --robust"]),
         (
             ["train", "--family", "quadratic", "--estimator", "PES", "--robust", "--largest", "1"],

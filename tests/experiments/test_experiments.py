@@ -21,7 +21,17 @@ from rich.console import Console
 import bygrad
 from bygrad import experiments
 from bygrad.evaluation import Protocol, loss_of
-from bygrad.experiments import EXPERIMENTS, Display, Experiment, Level, Setting, paper_curves, reproduce
+from bygrad.experiments import (
+    EXPERIMENTS,
+    Display,
+    Experiment,
+    Level,
+    Setting,
+    Task,
+    carry_out,
+    paper_curves,
+    reproduce,
+)
 from bygrad.optimizers import LSTM, PAPER_BASELINES, Learned, Optimizer
 from bygrad.problems import FAMILIES, ProblemFamily, find_family
 from bygrad.training import RolledBack, Stepped, Validated, Warned
@@ -291,6 +301,20 @@ def test_a_folder_in_use_is_not_overwritten(done, experiment):
         with pytest.raises(ValueError, match=f"holds another experiment .*{named}"):
             reproduce(experiment, budget, folder, display()[0], resume=True, **change)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_mistake_leaves_no_folder_that_is_of_no_use(experiment, tmp_path):
+    task = Task("paper", tmp_path / "out", display()[0], data="nowhere.npz")
+    on_images = tuple(dataclasses.replace(setting, family="mnist") for setting in experiment.settings)
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        carry_out(dataclasses.replace(experiment, settings=on_images), task)
+    assert not task.folder.exists()
+    # What somebody else has there is left as it is.
+    task.folder.mkdir()
+    (task.folder / "experiment.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="already exists"):
+        carry_out(experiment, task)
+    assert (task.folder / "experiment.json").read_text() == "{}"
 
 
 def test_more_data_may_be_named_after_those_that_it_began_with(tmp_path):

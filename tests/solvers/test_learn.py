@@ -545,7 +545,9 @@ def test_instances_of_several_arrays_come_from_an_npz(tmp_path, display, monkeyp
         (Weighed(), np.ones((4, 9)), "one array, but .* an npz file with these names"),
         (Weighed(), {"data": np.ones((4, 9)), "weight": np.ones((3, 9))}, "their first axes differ"),
         (Decay(), {"data": np.ones((4, 9))}, "is one array, .* Give an npy file"),
-        (Decay(), "1,2", "neither an npy nor an npz file"),
+        (Decay(), "1,2", "neither an npy nor an npz file of numbers, so nothing"),  # and not of pickles
+        (Decay(), np.ones((4, 9), complex), "dtype complex128, and instances are real numbers"),
+        (Weighed(), {"data": np.full((4, 9), "a"), "weight": np.ones((4, 9))}, "data of dtype <U1"),
         (Decay(), "", "neither an npy nor an npz file"),
         (Decay(), "PK\3\4 half of a file", "neither an npy nor an npz file"),
         (Weighed(), {"data": np.array([{}])}, "neither an npy nor an npz file"),

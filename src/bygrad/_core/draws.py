@@ -11,6 +11,12 @@ SMALL = 10
 """Arrays with fewer entries than the largest one by this factor are drawn apart, so that little is drawn in vain."""
 
 
+def check_seed(seed: int) -> None:
+    """**Raises:** `ValueError` for a seed below zero: JAX takes it, and NumPy, which draws at the end, does not."""
+    if seed < 0:
+        raise ValueError(f"seed is {seed}, from which not everything random can be drawn. Give 0 or more.")
+
+
 def normals(keys: Shaped[PRNGKeyArray, " arrays"], shapes: Sequence[tuple[int, ...]]) -> list[Float[Array, "..."]]:
     """Draw standard normals of every shape, each from its own key; with JAX's own kind of keys, the numbers that
     `jax.random.normal` gives one by one.

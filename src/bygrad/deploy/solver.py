@@ -107,6 +107,10 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
     **Raises:** `ArtifactError` for a file that is damaged, holds something else, or whose family has changed: it is
     another class, or has arrays of other shapes. Other fields that differ, a level of noise say, are a `UserWarning`.
     """
+    if not os.path.exists(path):
+        raise ArtifactError(
+            f"there is no file {path}", "No solver was loaded", "Check the path; `bygrad learn` writes such files"
+        )
     artifact = load_artifact(path)
     manifest, config = artifact.manifest, artifact.manifest.config
     if manifest.optimizer != SOLVER or manifest.features != FEATURES:

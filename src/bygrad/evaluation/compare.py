@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
+from .._core.draws import check_seed
 from .._core.programs import Program
 from .._core.threads import Threads
 from .._core.types import PRNGKeyArray
@@ -60,6 +61,7 @@ class Protocol:
     area_rates: bool = True
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name in ("horizon", "runs", "tuning_runs", "final_window", "chunk", "rates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: there would be nothing to compare. Give 1 or more.")

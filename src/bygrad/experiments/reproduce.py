@@ -105,7 +105,7 @@ def reproduce(
 def claim(folder: Path, identity: dict[str, Any], resume: bool) -> None:
     """Write down what a folder is for, or check that it is for this and that `resume` is on."""
     path = folder / "experiment.json"
-    if not resume:
+    if not resume or (folder.exists() and not folder.is_dir()):
         refuse_used(folder)
     elif folder.exists() and any(folder.iterdir()):
         found = json.loads(path.read_text()) if path.exists() else {}

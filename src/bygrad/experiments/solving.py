@@ -144,6 +144,17 @@ def _arrays_in(file: Path, only: Collection[str] = ()) -> dict[str, np.ndarray]:
     An npy, whose name is empty, stays on the disk, and so does what an npz holds as it is: all that `numpy.savez`
     writes.
     """
+    arrays = _whatever_is_in(file, only)
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{file} holds {f'{name} of ' if name else ''}dtype {array.dtype}, and instances are real numbers."
+                " Write them as floats or integers; of complex ones, the real and the imaginary part."
+            )
+    return arrays
+
+
+def _whatever_is_in(file: Path, only: Collection[str]) -> dict[str, np.ndarray]:
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
         if not isinstance(found, np.ndarray):
@@ -151,9 +162,11 @@ def _arrays_in(file: Path, only: Collection[str] = ()) -> dict[str, np.ndarray]:
                 names = [name for name in found.files if not only or name.partition("/")[0] in only]
                 return {name: _member(file, found, name) for name in names}
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with file.open("rb") as opened:  # of any other file, NumPy would say that it holds Python objects
+            reason = f" ({error})" if opened.read(6).startswith((b"\x93NUMPY", b"PK")) else ""
         raise ValueError(
-            f"{file} is neither an npy nor an npz file of numbers ({error}), so nothing can be read from it. Write"
-            " it by numpy.save or numpy.savez."
+            f"{file} is neither an npy nor an npz file of numbers{reason}, so nothing can be read from it. Write it by"
+            " numpy.save or numpy.savez."
         ) from error
     if found.ndim == 0:
         raise ValueError(f"{file} holds a single number, not an array. Its first axis must run over instances.")
@@ -228,6 +241,11 @@ def solve_file(
     `ValueError` if that folder belongs to other data or a row of them has changed, or for settings that a learned
     solver has of its own, or a classical one has not.
     """
+    for file in (data, x0):
+        if file is not None and not file.is_file():
+            raise FileNotFoundError(f"There is no file {file}, so there is nothing to solve. Check the path.")
+    if not out.name or out.is_dir():
+        raise FileExistsError(f"{out} is a folder, so no results can be written there. Give a file (--out).")
     if block is not None and block < 1:
         raise ValueError(f"block is {block}, so no row would ever be solved. Give 1 or more, or None.")
     settings = {"tol": tol, "max_steps": max_steps, "starts": starts, "dtype": dtype, "x0": x0, "guard": guard}

@@ -1,5 +1,6 @@
 """Learning an optimizer for one family within a time budget, with the evidence that it is worth using."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -33,7 +34,7 @@ from ..problems.base import FAMILY_CHANGED, digest_family
 from ..training import Recipe, Stepped, is_begun, meta_train, validation_keys
 from .display import Display
 from .reproduce import claim
-from .work import Kept, evaluate, meta_training_results, train, tune
+from .work import Kept, evaluate, leaving_nothing, meta_training_results, train, tune
 from .worth import rows_of, sentences, worth_of
 
 Objective = Literal["training", "validation"]
@@ -95,7 +96,7 @@ def specialize(
     here.
 
     What learns is a `Controller` in any case: a small network for every tensor steers Adam's arithmetic, with Adam's
-    memory and at 1.1 to 1.3 times the cost of its training step. Rules with a network for every param (`MLPRule`,
+    memory and at 1.1 to 1.4 times the cost of its training step. Rules with a network for every param (`MLPRule`,
     `STAR`, `Celo2`) are not tried: their update costs 14 to 24 times Adam's at a million params
     (`benchmarks/records/rules.json`). `meta_train` takes them; `docs/rules.md` has a recipe.
 
@@ -126,12 +127,11 @@ def specialize(
     check_family(problems, jax.random.key(seed))
     identity = {"family": describe_family(family), "objective": objective, "horizon": horizon, "runs": runs}
     identity |= {"seed": seed, "budget": seconds, "pretrained": pretrained}
-    claim(folder, {"experiment": "specialize", **identity}, resume)
     protocol = protocol_of(horizon, runs, seed)
-    if display is None:
-        with Display(Console(quiet=True)) as quiet:
-            return _specialize(problems, family, seconds, objective, pretrained, folder, protocol, quiet, command)
-    return _specialize(problems, family, seconds, objective, pretrained, folder, protocol, display, command)
+    with leaving_nothing(folder), contextlib.ExitStack() as shown:
+        claim(folder, {"experiment": "specialize", **identity}, resume)
+        display = shown.enter_context(Display(Console(quiet=True))) if display is None else display
+        return _specialize(problems, family, seconds, objective, pretrained, folder, protocol, display, command)
 
 
 def _pretrained(name: str) -> Controller:

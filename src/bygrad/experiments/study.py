@@ -14,7 +14,7 @@ from ..problems import ProblemFamily
 from .declaration import Budget, Experiment
 from .display import Display
 from .reproduce import claim, reproduce
-from .work import evaluate, machine, slug
+from .work import evaluate, leaving_nothing, machine, slug
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +80,16 @@ class Study:
 
 def carry_out(experiment: Experiment | Study, task: Task) -> dict[str, Any]:
     """Carry out an experiment or a study and return the results of its report."""
-    if isinstance(experiment, Study):
-        return experiment.carry_out(task)
-    return reproduce(
-        experiment,
-        task.budget,
-        task.folder,
-        task.display,
-        resume=task.resume,
-        seed=task.seed,
-        data=task.data,
-        command=task.command,
-    )
+    with leaving_nothing(task.folder):
+        if isinstance(experiment, Study):
+            return experiment.carry_out(task)
+        return reproduce(
+            experiment,
+            task.budget,
+            task.folder,
+            task.display,
+            resume=task.resume,
+            seed=task.seed,
+            data=task.data,
+            command=task.command,
+        )

@@ -1,5 +1,6 @@
 """What the commands do beyond one function call: train and keep an optimizer, evaluate and report one."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -8,7 +9,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,9 @@ from ..unroll import Inner, begin, rollout
 from .display import Display
 
 MEASURES = {"area": "area", "final": "final loss"}
+
+IDENTITIES = "experiment.json", "family.sha256"
+"""Files that say what a folder is for, and hold nothing of it."""
 
 PIECE = 100
 """Steps whose gradients are looked at together."""
@@ -70,6 +74,8 @@ def refuse_used(folder: Path, *, resumable: bool = True) -> None:
 
     **Arguments:** `resumable`: whether the command that is refused can go on with what is there.
     """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file, so nothing can be kept in it. Choose another folder (--out).")
     used = from_lead(lambda: str(any(path.is_file() and path.name != LOCK for path in folder.rglob("*"))).encode())
     if used == b"True":
         remedy = "Go on with it (--resume) or choose" if resumable else "Choose"
@@ -216,6 +222,21 @@ def evaluate(
         # Of an evaluation that was interrupted nobody knows how long it took.
         "seconds": {"tuning": tuning, "evaluation": time.perf_counter() - tuned if whole else None},
     }
+
+
+@contextlib.contextmanager
+def leaving_nothing(folder: Path) -> Iterator[None]:
+    """Remove from a new folder what says whose it is where an error comes before there is anything else in it: with the
+    mistake mended, the folder can be used."""
+    new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    try:
+        yield
+    except Exception:
+        if new and folder.is_dir() and all(path.name in IDENTITIES for path in folder.iterdir()):
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+        raise
 
 
 class Kept(dict[str, dict[str, Any]]):

@@ -161,7 +161,7 @@ def blame(what: str) -> Iterator[None]:
     except NoHeldOutDataError:  # the family is right, but not for what is asked of it
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ValueError(
             f"{what} raised {type(error).__name__}: {reason}. A family's methods must be JAX functions of their"
             " arguments (jax.numpy, no Python branches on values); mend this one first."

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from .._core.draws import check_seed
 from .._core.programs import Program
 from .._core.times import parse_seconds
 from ..problems import Composite, LeastSquares, ProblemFamily, QuadraticProgram
@@ -104,6 +105,7 @@ def learn(
     seconds, began, work = parse_seconds(budget), time.perf_counter(), work_clock()
     check_is_family(family)
     check_tolerance(tol)
+    check_seed(seed)
     train, held = _instances(family, instances, heldout, seed)
     scale, slope = _at_starts(family, train, seed, np.dtype(dtype))
     grid = _grid(family, tol, min(1.0, slope or 1.0))

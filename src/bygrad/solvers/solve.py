@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._core import trees
+from .._core.draws import check_seed
 from ..problems import Bounded, Composite, LeastSquares, Oracle, ProblemFamily, QuadraticProgram
 from ..problems.base import check_is_family
 from .admm import ADMM
@@ -78,6 +79,7 @@ def solve(
     if starts < 1:
         raise ValueError(f"starts is {starts}, so nothing would be solved. Give 1 or more.")
     check_is_family(family)
+    check_seed(seed)
     for name, setting in {"tol": tol, "max_steps": max_steps}.items():
         if setting is not None and method is not None:
             raise ValueError(

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import equinox as eqx
 
+from .._core.draws import check_seed
 from ..metagrads import Estimator, Replay
 
 
@@ -45,6 +46,7 @@ class Recipe:
     before: "Recipe | None" = None
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         positive = ("horizon", "truncation", "instances", "meta_steps", "meta_learning_rate", "clip")
         for name in (*positive, "validate_every", "validation_runs", "final_window"):
             if not getattr(self, name) > 0:
