@@ -34,8 +34,14 @@ def test_the_seed_is_chosen_on_networks_that_the_mixture_has_none_of():
 
 
 def test_the_shipped_controller_says_how_to_make_it_again():
+    def given(settings: object) -> object:
+        """Leave out what is none: a setting may be younger than the artifact."""
+        if not isinstance(settings, dict):
+            return settings
+        return {name: given(value) for name, value in settings.items() if value is not None}
+
     training = load(find("general/controller")).manifest.training
-    assert training["recipe"] | {"seed": None} == describe(RECIPE) | {"seed": None}
+    assert given(training["recipe"] | {"seed": None}) == given(describe(RECIPE) | {"seed": None})
     assert training["chosen_seed"] in training["seeds"]
     assert training["command"].startswith("bygrad reproduce general")
     assert len(training["mixture"]) == len(mixture().members)
