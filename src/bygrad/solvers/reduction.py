@@ -32,11 +32,11 @@ class Reduced(NamedTuple):
     2017, section 6). Directions that neither the objective nor a row sees are left out. Limits of rows that the
     equations settle ask nothing of $c$: their $R$ is zero, not what rounding leaves of it.
 
-    Leaves: `basis` $T$; `rows` $R$; `curvature` $\kappa$; `weight` $\lambda$; `inverse`, with which
-    `inverse.T @ r` is the gradient in orthonormal coordinates of the null space; `scale` $D$; `ceiling`: the largest
-    multipliers of the scaled rows; `solve` $E^+$; `pull`: $T^\top P E^+$; `shift`: $D A E^+$; `quadratic`: $P E^+$;
-    `consistent`: $E E^+$, the identity where the equations can hold for every $e$; `unseen`: the directions that were
-    left out; `equations` and `limits`: which rows of the program are which.
+    Leaves: `basis` $T$; `rows` $R$; `curvature` $\kappa$; `weight` $\lambda$; `inverse`, with which `inverse.T @ r` is
+    the gradient in orthonormal coordinates of the null space, with variables in even units (`_units`); `scale` $D$;
+    `ceiling`: the largest multipliers of the scaled rows; `solve` $E^+$; `pull`: $T^\top P E^+$; `shift`: $D A E^+$;
+    `quadratic`: $P E^+$; `consistent`: $E E^+$, the identity where the equations can hold for every $e$; `unseen`: the
+    directions that were left out; `equations` and `limits`: which rows of the program are which.
     """
 
     basis: Float[Array, "n k"]
