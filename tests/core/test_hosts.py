@@ -34,6 +34,15 @@ def test_what_names_no_place_is_refused(hosts, monkeypatch):
         place_in_job(hosts)
 
 
+def test_the_one_process_of_a_batch_script_waits_for_no_others(monkeypatch):
+    for name in ("OMPI_COMM_WORLD_RANK", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="neither SLURM"):
+        place_in_job("auto")
+
+
 @pytest.mark.parametrize(
     ("environment", "count"),
     [
