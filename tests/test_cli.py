@@ -169,7 +169,7 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch, capsys):
     command += ["--optimizer", "MemoryLSTM", "--config", json.dumps(changed), "--preprocess", "Scaled"]
     command += ["--estimator", "NRES", "--sigma", "0.5", "--robust", "--meta-b2", "0.9", "--warmup", "3"]
     command += ["--clip", "2", "--validate-every", "7", "--validation-runs", "9", "--per-member"]
-    main([*command, "--select", "final", "--seconds", "2m"])
+    main([*command, "--select", "final", "--keep", "last", "--seconds", "2m"])
     network = {"memory": Window(3), "averaged": 2, "write_heads": 1, "preprocess": Scaled()}
     assert eqx.tree_equal(told[0], MemoryLSTM(jax.random.key(5), **network))
     expected |= {"clip": 2.0, "validate_every": 7, "validation_runs": 9}
@@ -178,6 +178,7 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch, capsys):
         "meta_b2": 0.9,
         "warmup": 3,
         "select": "final",
+        "keep": "last",
         "seconds": 120.0,
     }
     assert told[2] == Recipe(**expected)

@@ -139,6 +139,17 @@ def test_the_best_is_what_validated_best(select):
     assert trained.best.final == pytest.approx(curves[:, -2:].mean(), rel=1e-5)
 
 
+def test_the_last_is_kept_where_the_recipe_says_so():
+    settings = {**TINY, "meta_steps": 8, "meta_learning_rate": 0.25, "validate_every": 2, "estimator": Upward()}
+    best, last = (meta_train(SGD(0.4), Bowl(), Recipe(**settings, keep=keep)) for keep in ("best", "last"))
+    # Nothing else differs: the same course, but what comes out is its end, though an earlier one validated better.
+    assert [event.area for event in last.log.of(Validated)] == [event.area for event in best.log.of(Validated)]
+    assert best.best.step < last.best.step == 8
+    assert last.best.area > best.best.area
+    curves = area_of(last.optimizer, Bowl(), Recipe(**settings))
+    assert last.best.area == pytest.approx(curves[:, :-1].sum(axis=1).mean(), rel=1e-5)
+
+
 @pytest.mark.core
 def test_watcher_log_and_file_tell_the_same(tmp_path: Path):
     told = []

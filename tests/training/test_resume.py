@@ -325,6 +325,7 @@ def test_there_must_be_something_to_resume(tmp_path):
         ({"seed": 1}, "seed was 0, is 1"),
         ({"estimator": Replay(0.25)}, "estimator was .*1.0.*, is .*0.25"),
         ({"select": "final", "clip": 2.0}, "clip was 1.0, is 2.0, select was area, is final"),
+        ({"keep": "last"}, "keep was best, is last"),
     ],
     ids=str,
 )

@@ -110,6 +110,10 @@ def train(
     select: Annotated[
         Literal["area", "final"], arg(help="What the kept optimizer is best in: losses over a run, or at its end.")
     ] = "area",
+    keep: Annotated[
+        Literal["best", "last"],
+        arg(help="Which optimizer to keep; the last, where validations are too few to tell, as of a Clone."),
+    ] = "best",
     estimator: Annotated[str, arg(help="How the meta-gradient is estimated (see `bygrad list`).")] = "Replay",
     coordinates: Annotated[
         float | None, arg(help="For Replay: part of the coordinates to replay; if not given, 1, which is exact.")
@@ -196,6 +200,7 @@ def train(
         validation_runs=validation_runs,
         final_window=max(1, horizon // 20),
         select=select,
+        keep=keep,
         seed=seed,
         meta_b2=meta_b2,
         warmup=warmup,
@@ -207,7 +212,7 @@ def train(
     with progress(quiet=jax.process_index() > 0) as display:
         trained = carry_out(untrained, problems, recipe, folder, display, name=own_name(label), resume=resume)
         display.say(
-            f"best at meta-step {trained.best.step}: area {trained.best.area:.4g}, final {trained.best.final:.4g}"
+            f"{keep} at meta-step {trained.best.step}: area {trained.best.area:.4g}, final {trained.best.final:.4g}"
         )
         artifact = str(folder / "optimizer.safetensors")
         display.say(f"optimizer: {artifact}")

@@ -82,6 +82,7 @@ def _long_recipes(teacher: AdamWCosine, horizon: int) -> dict[Budget, Recipe]:
         validation_runs=2,
         final_window=WINDOWS[horizon],
         select="final",
+        keep="last",
     )
     quick = dataclasses.replace(paper, instances=1, meta_steps=60, validate_every=60, validation_runs=1)
     return {"quick": quick, "paper": paper}

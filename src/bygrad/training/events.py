@@ -44,7 +44,9 @@ class Stepped:
 
 @dataclasses.dataclass(frozen=True)
 class Validated:
-    """A validation on held-out instances: mean area, mean final loss, and whether it is the best so far."""
+    """A validation on held-out instances: mean area, mean final loss, and whether its optimizer is kept: the best
+    so far, or whichever came last.
+    """
 
     step: int
     area: float

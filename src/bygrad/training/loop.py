@@ -47,7 +47,7 @@ FULL = errno.ENOSPC, errno.EDQUOT
 
 @dataclasses.dataclass(frozen=True)
 class MetaTrained(Generic[AnyOptimizer]):
-    """What came out: the optimizer that validated best, its scores, and the events on the way."""
+    """What came out: the optimizer that was kept (the best, or the last), its scores, and the events on the way."""
 
     optimizer: AnyOptimizer
     best: Validated
@@ -76,7 +76,7 @@ def meta_train(
     result is that of one device, up to rounding. Process 0 alone reads and writes `folder` and calls `watch`. A
     checkpoint resumes on any number of devices and processes.
 
-    **Returns:** the optimizer that validated best, with the log.
+    **Returns:** the optimizer that validated best, or the last where the recipe keeps that, with the log.
 
     **Raises:** `TypeError`, `ValueError`: the family or the recipe cannot work (before anything is trained).
     `FileExistsError`: the folder holds a meta-training and `resume` is off, or another process is at work in it.
@@ -269,8 +269,11 @@ class _MetaTraining(Generic[AnyOptimizer]):
             )
         info = checkpoint.read_info(path, data)
         if info["recipe"] != (mine := self._identity()):
-            changed = [name for name in mine if info["recipe"].get(name) != mine[name]] or ["recipe"]
-            pairs = ", ".join(f"{name} was {info['recipe'].get(name)}, is {mine.get(name)}" for name in changed)
+            recorded = info["recipe"]
+            # What a file leaves out is what a recipe says where nothing was chosen.
+            default = {name: getattr(Recipe, name, None) for name in recorded | mine}
+            was, now = default | recorded, default | mine
+            pairs = ", ".join(f"{name} was {was[name]}, is {now[name]}" for name in was if was[name] != now[name])
             raise checkpoint.CheckpointError(
                 f"The checkpoint in {self.folder} was made with another recipe ({pairs}), so resuming would give"
                 " neither result. Resume with the same settings, or start in another folder."
@@ -410,7 +413,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
         if score > at_the_start and score - lowest > abs(lowest):
             what = f"validation gave {self.recipe.select} {score:.4g}, worse than at the start and than twice the best"
             return self._roll_back(learner, int(learner.step), what)
-        best = score < lowest
+        best = score < lowest or self.recipe.keep == "last"
         self._tell(Validated(int(learner.step), area, final, best, self.seconds))
         scores = self.devices.place(jnp.array([float(learner.step), area, final], learner.best_scores.dtype))
         start = scores[1:] if int(learner.validated) < 0 else learner.start_scores

@@ -19,12 +19,14 @@ class Recipe:
     meta-gradient. `estimator`: of the meta-gradient. `validate_every`: meta-steps between validations, which are also
     the points to roll back to and to resume from. `validation_runs`: held-out instances of a validation.
     `final_window`: how many last losses a final loss is the mean of. `select`: what the kept optimizer is best in.
-    `seed`: of everything random. `shortest`: where it is given, runs have horizons of their own, from it to `horizon`
-    (`bygrad.unroll.Windows`); validation is at the longest. `meta_b2`: decay of Adam's second moment on the meta level;
-    0.99 for the noisy meta-gradients of evolution strategies. `warmup`: meta-steps over which the meta-learning-rate
-    rises in proportion. `seconds`: where it is given, meta-training ends after that time if it has not before, and the
-    cosine with it; what comes out then depends on how fast the machine is. `before`: what is carried out first, with
-    the same seed, in a folder of its own, `before`; this begins with the optimizer that it kept.
+    `keep`: `"last"` keeps the last one instead, for a meta-loss with little noise, such as an imitation's, where a few
+    validation runs tell less than the falling meta-learning-rate does. `seed`: of everything random. `shortest`: where
+    it is given, runs have horizons of their own, from it to `horizon` (`bygrad.unroll.Windows`); validation is at the
+    longest. `meta_b2`: decay of Adam's second moment on the meta level; 0.99 for the noisy meta-gradients of evolution
+    strategies. `warmup`: meta-steps over which the meta-learning-rate rises in proportion. `seconds`: where it is
+    given, meta-training ends after that time if it has not before, and the cosine with it; what comes out then depends
+    on how fast the machine is. `before`: what is carried out first, with the same seed, in a folder of its own,
+    `before`; this begins with the optimizer that it kept.
     """
 
     horizon: int = 100
@@ -38,6 +40,7 @@ class Recipe:
     validation_runs: int = 16
     final_window: int = 1
     select: Literal["area", "final"] = "area"
+    keep: Literal["best", "last"] = "best"
     seed: int = 0
     shortest: int | None = None
     meta_b2: float = 0.999
@@ -58,6 +61,8 @@ class Recipe:
             )
         if self.select not in ("area", "final"):
             raise ValueError(f"select is {self.select!r}, which is not measured. Choose 'area' or 'final'.")
+        if self.keep not in ("best", "last"):
+            raise ValueError(f"keep is {self.keep!r}, which names no optimizer. Choose 'best' or 'last'.")
         if self.final_window > self.horizon:
             raise ValueError(
                 f"final_window is {self.final_window}, longer than the horizon of {self.horizon} steps, so the final"
@@ -66,10 +71,11 @@ class Recipe:
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """Write a recipe as JSON values; without `before` where there is nothing, as in files that are older than it."""
+    """Write a recipe as JSON values; without what says nothing and older files do not have."""
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-    if recipe.before is None:
-        del fields["before"]
+    for name, silent in {"before": None, "keep": "best"}.items():
+        if fields[name] == silent:
+            del fields[name]
     return {name: _plain(value) for name, value in fields.items()}
 
 
