@@ -1,4 +1,8 @@
-"""The LSTM of the paper: its size, its arithmetic against plain NumPy, its pullback, and how it begins."""
+"""The LSTM of the paper: its size, its arithmetic against plain NumPy, its derivatives, and how it begins."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -7,9 +11,10 @@ import numpy as np
 import pytest
 
 from bygrad.metagrads import Replay
-from bygrad.optimizers import LSTM, LogSign, Optimizer, Scaled, autodiff_pullback, base, parameter_count, to_portable
+from bygrad.optimizers import LSTM, LogSign, Optimizer, Scaled, base, parameter_count, to_portable
+from bygrad.optimizers.lstm import Cell
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
-from bygrad.unroll import Windows, loss_curves
+from bygrad.unroll import Windows, loss_curves, replay_coordinates
 
 
 def perceptron() -> MLPClassifier:
@@ -110,31 +115,37 @@ def test_any_arrangement_of_coordinates_gives_the_same_updates():
         np.testing.assert_allclose(run(optimizer, flat[:, i]), together[:, i], rtol=1e-6, atol=1e-8)
 
 
+def written_out(weight: jax.Array, bias: jax.Array, inputs: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A layer's step by its definition."""
+    i, g, f, o = jnp.split(weight @ inputs + bias[:, None], 4)
+    c = jax.nn.sigmoid(f + 1) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+
 @pytest.mark.core
-@pytest.mark.parametrize(
-    ("layers", "preprocess"),
-    [((6,), LogSign()), ((5, 4), LogSign()), ((4, 2, 3), LogSign()), ((5, 4), Scaled(0.5))],
-    ids=str,
-)
-@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-10), (False, 1e-4)], ids=["float64", "float32"])
-def test_the_pullback_is_that_of_autodiff(layers, preprocess, x64, tolerance):
-    @eqx.filter_jit
-    def both(optimizer: LSTM, *inputs: object) -> tuple[LSTM, LSTM]:
-        return optimizer.pullback(*inputs), autodiff_pullback(optimizer, *inputs)
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-12), (False, 1e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize(("features", "units"), [(2, 1), (3, 4)])
+def test_derivatives_of_a_layer_are_those_of_its_definition(features, units, x64, tolerance):
+    def derivatives(step: Callable[..., Any], at: tuple, along: tuple, cots: tuple) -> tuple:
+        """In both modes, and the second, along the same directions."""
+        first, pull = jax.vjp(step, *at)
+        slope = lambda *it: jax.jvp(step, it, along)[1]  # noqa: E731
+        return first, pull(cots), slope(*at), jax.vjp(slope, *at)[1](cots)
 
     with jax.enable_x64(x64):
-        optimizer = build(layers, preprocess, output_scale=0.7, initial_step=1.0)
-        draw = np.random.default_rng(2).standard_normal
-        # Anything may come before a window: the state is not zero.
-        state = jax.tree.map(lambda leaf: jnp.asarray(0.5 * draw(leaf.shape), leaf.dtype), optimizer.start((9,)))
-        inputs = (gradients(7, 9), state, draw((7, 9)))
-        inputs = jax.tree.map(lambda leaf: jnp.asarray(leaf, optimizer.dtype), inputs)
-        fast, reference = both(optimizer, *inputs)
-    assert jax.tree.structure(fast) == jax.tree.structure(reference)
-    for ours, theirs in zip(jax.tree.leaves(fast), jax.tree.leaves(reference), strict=True):
-        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
-        assert np.linalg.norm(theirs) > 0
-        assert np.linalg.norm(np.subtract(ours, theirs)) <= tolerance * np.linalg.norm(theirs)
+        cell, draw = Cell(features, units, jax.random.key(0)), np.random.default_rng(2).standard_normal
+        shapes = [cell.weight.shape, cell.bias.shape, (features + units, 5), (units, 5)]
+        at, along = (tuple(jnp.asarray(draw(shape), cell.bias.dtype) for shape in shapes) for _ in range(2))
+        cots = tuple(jnp.asarray(draw((units, 5)), cell.bias.dtype) for _ in range(2))
+
+        def step(weight: jax.Array, bias: jax.Array, *rest: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return eqx.tree_at(lambda it: (it.weight, it.bias), cell, (weight, bias))(*rest)
+
+        ours, theirs = (jax.jit(functools.partial(derivatives, it))(at, along, cots) for it in (step, written_out))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert np.linalg.norm(b) > 0
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
 
 
 @pytest.mark.parametrize("preprocess", [LogSign(), Scaled()], ids=str)
@@ -179,7 +190,7 @@ def test_large_arrays_are_updated_in_blocks_alike(monkeypatch, shape, state_dtyp
     np.testing.assert_allclose(np.float32(new), np.float32(expected_new), rtol=1e-2, atol=1e-6)
 
 
-def test_a_state_in_half_precision_changes_updates_little_and_the_pullback_follows():
+def test_a_state_in_half_precision_changes_updates_little_and_the_replay_follows():
     grads, cots = (jnp.asarray(gradients(20, 16, seed), jnp.float32) for seed in (0, 1))
     full = build((8, 8))
     half = full.with_state_dtype("bfloat16")
@@ -191,8 +202,8 @@ def test_a_state_in_half_precision_changes_updates_little_and_the_pullback_follo
     # bfloat16 keeps 8 bits: each step may move the state by 0.4 %.
     assert 0 < np.linalg.norm(ours - theirs) < 0.02 * np.linalg.norm(theirs)
     for one, other in zip(
-        jax.tree.leaves(half.pullback(grads, half.start((16,)), cots)),
-        jax.tree.leaves(full.pullback(grads, full.start((16,)), cots)),
+        jax.tree.leaves(replay_coordinates(half, grads, half.start((16,)), cots)),
+        jax.tree.leaves(replay_coordinates(full, grads, full.start((16,)), cots)),
         strict=True,
     ):
         assert np.linalg.norm(one - other) < 0.1 * np.linalg.norm(other)
@@ -210,7 +221,7 @@ def test_units_begin_with_memories_from_one_step_to_the_given_number():
     for plain, cell in zip(untouched.layers, optimizer.layers, strict=True):
         assert jnp.array_equal(plain.weight, cell.weight)
         inputs, started = jnp.zeros((cell.weight.shape[1], 1)), jnp.ones((cell.units, 1))
-        _, left, _ = cell(inputs, started)  # nothing comes in, so that what is left was kept by the forget gate
+        _, left = cell(inputs, started)  # nothing comes in, so that what is left was kept by the forget gate
         steps = np.geomspace(1, 81, cell.units)
         np.testing.assert_allclose(left[:, 0], steps / (steps + 1), rtol=1e-5)
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from bygrad.optimizers import STAR, Celo2, MLPRule, Optimizer, RNNprop, features, parameter_count
-from bygrad.optimizers.base import autodiff_pullback
 
 STEPS = 20
 SHAPES = {"kernel": (2, 5, 3), "vector": (5,)}
@@ -254,19 +253,6 @@ def test_twenty_steps_of_rnnprop_equal_the_definition(rnnprop):
             updates.append(np.asarray(update))
     np.testing.assert_allclose(np.stack(updates), rnnprop_reference(rnnprop, grads), rtol=1e-9)
     assert np.abs(updates).max() < 0.1
-
-
-def test_the_pullback_of_rnnprop_is_the_derivative_of_its_run(rnnprop):
-    rng = np.random.default_rng(0)
-    with jax.enable_x64(True):
-        grads, cotangents = (jnp.asarray(rng.standard_normal((6, 3))) for _ in range(2))
-        _, state = rnnprop.step(jnp.asarray(rng.standard_normal(3)), rnnprop.start((3,)))
-        ours = eqx.filter_jit(lambda it, *rest: it.pullback(*rest))(rnnprop, grads, state, cotangents)
-        theirs = eqx.filter_jit(autodiff_pullback)(rnnprop, grads, state, cotangents)
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert np.linalg.norm(b) > 0
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_rnnprop_does_not_see_the_scale_of_the_gradient():

@@ -1,6 +1,6 @@
 """What optimizes: one class for learned and hand-designed optimizers, one file for each rule."""
 
-from .base import Coordinatewise, Learned, Optimizer, Scheduled, autodiff_pullback, declare, parameter_count
+from .base import Coordinatewise, Learned, Optimizer, Scheduled, declare, parameter_count
 from .best_of import BestOf, BestOfState
 from .celo2 import Celo2
 from .controller import Controller
@@ -102,7 +102,6 @@ __all__ = [
     "ScheduleFree",
     "Scheduled",
     "Window",
-    "autodiff_pullback",
     "declare",
     "evaluation_point",
     "from_portable",

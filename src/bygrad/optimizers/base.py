@@ -109,7 +109,7 @@ class Coordinatewise(Optimizer):
     makes it fast. A batch of problem instances is more coordinates, and needs no `vmap`; a random subset of
     coordinates, or a block that fits the cache, is as good as all of them. `bygrad.unroll` makes use of each.
 
-    A rule writes `start`, `step` and `pullback`, and gets `init` and `update` over trees. Where params are divided over
+    A rule writes `start` and `step`, and gets `init` and `update` over trees. Where params are divided over
     devices, their coordinates' state and updates are divided alike.
     """
 
@@ -123,7 +123,7 @@ class Coordinatewise(Optimizer):
     @property
     @abc.abstractmethod
     def block(self) -> int:
-        """Coordinates that `pullback` should be given at a time, so that its working set stays in cache."""
+        """Coordinates to replay at a time, so that the working set stays in cache."""
 
     @abc.abstractmethod
     def start(self, shape: tuple[int, ...]) -> State:
@@ -132,14 +132,6 @@ class Coordinatewise(Optimizer):
     @abc.abstractmethod
     def step(self, grads: Float[Array, "*c"], state: State) -> tuple[Float[Array, "*c"], State]:
         """Return `(updates, state)` for coordinates of any shape, in the rule's dtype."""
-
-    @abc.abstractmethod
-    def pullback(self, grads: Float[Array, "t c"], state: State, cotangents: Float[Array, "t c"]) -> "Coordinatewise":
-        r"""Return $\frac{d}{d\theta} \sum_t \langle u_t(\theta), c_t \rangle$, $u$ updates of a run, $c$ `cotangents`.
-
-        The run starts at `state` and is fed `grads`, both constants. The result has the optimizer's own structure,
-        with `None` for what is not a floating-point array. `autodiff_pullback` serves where speed does not matter.
-        """
 
     def init(self, params: Params) -> State:
         return jax.tree.map(lambda leaf: _divided_like(leaf, self.start(jnp.shape(leaf))), params)
@@ -267,26 +259,6 @@ def _divided_like(param: Any, state: State) -> State:
 
         return jax.tree.map(put, state)
     return state
-
-
-Rule = TypeVar("Rule", bound=Coordinatewise)
-
-
-def autodiff_pullback(
-    optimizer: Rule, grads: Float[Array, "t c"], state: State, cotangents: Float[Array, "t c"]
-) -> Rule:
-    """Compute `Coordinatewise.pullback` by differentiating the run of `step`: the reference for faster ones."""
-
-    def surrogate(optimizer: Rule) -> Float[Array, ""]:
-        def body(state: State, inputs: tuple[Array, Array]) -> tuple[State, Array]:
-            grad, cotangent = inputs
-            update, state = optimizer.step(grad, state)
-            return state, jnp.vdot(update, cotangent)
-
-        _, terms = jax.lax.scan(body, state, (grads, cotangents))
-        return jnp.sum(terms)
-
-    return eqx.filter_grad(surrogate)(optimizer)
 
 
 def parameter_count(optimizer: PyTree) -> int:

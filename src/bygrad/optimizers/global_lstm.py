@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._core import trees
 from .._core.types import Params, State
 from .base import Learned, Optimizer, drawing_key
-from .lstm import Cell, descending_head
+from .lstm import Cell, descending_head, run_cells
 from .preprocess import LogSign, Preprocessor, build_preprocessor, describe_preprocessor
 
 
@@ -54,14 +54,6 @@ class AveragingLSTM(Optimizer, Learned):
     def _zero_cells(self, shape: tuple[int, ...]) -> Float[Array, "rows n"]:
         return jnp.zeros((2 * sum(cell.units for cell in self.layers), *shape), self.head.dtype)
 
-    @eqx.filter_jit
-    def _hidden(self, grads: Float[Array, "t n"]) -> Float[Array, "t units n"]:
-        def step(state: State, grad: Array) -> tuple[State, Array]:
-            top, state = self._run(grad, state)
-            return state, top
-
-        return jax.lax.scan(step, self._start(grads.shape[1:]), grads.astype(self.head.dtype))[1]
-
 
 class GlobalLSTM(AveragingLSTM):
     r"""LSTM+GAC: in each layer, the outputs of the first $G$ cells are averaged over all coordinates of the params.
@@ -101,7 +93,7 @@ class GlobalLSTM(AveragingLSTM):
         inputs = [self.preprocess.features, *layers[:-1]]
         self.layers = tuple(Cell(n, units, k) for n, units, k in zip(inputs, layers, layer_keys, strict=True))
         self.head, self.head_bias = jnp.zeros(layers[-1]), jnp.zeros(())
-        self.head, self.head_bias = descending_head(self._hidden, head_key, initial_step)
+        self.head, self.head_bias = descending_head(self._run, self._start, head_key, initial_step)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -137,19 +129,3 @@ def check_averaged(averaged: int | None, layers: Sequence[int]) -> int:
             f" averaged in each. Give 0 to {min(layers)}; 0 is an LSTM without communication."
         )
     return averaged
-
-
-def run_cells(
-    cells: tuple[Cell, ...], x: Float[Array, "features n"], state: Float[Array, "rows n"], averaged: int
-) -> tuple[Float[Array, "units n"], Float[Array, "rows n"]]:
-    """Take a step with every layer, averaging the outputs of the first units of each; return what the top layer says
-    and the new state: output and memory of each layer in turn."""
-    rows, start = [], 0
-    for cell in cells:
-        h, c = (state[start + k * cell.units :][: cell.units] for k in range(2))
-        start += 2 * cell.units
-        x, c, _ = cell(jnp.concatenate([x, h]), c)
-        shared = jnp.mean(x[:averaged], axis=1, keepdims=True)
-        x = jnp.concatenate([jnp.broadcast_to(shared, (averaged, x.shape[1])), x[averaged:]])
-        rows += [x, c]
-    return x, jnp.concatenate(rows)

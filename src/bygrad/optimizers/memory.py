@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .base import drawing_key
-from .global_lstm import AveragingLSTM, check_averaged, run_cells
-from .lstm import Cell, descending_head
+from .global_lstm import AveragingLSTM, check_averaged
+from .lstm import Cell, descending_head, run_cells
 from .preprocess import LogSign, Preprocessor, build_preprocessor, describe_preprocessor
 
 
@@ -152,7 +152,7 @@ class MemoryLSTM(AveragingLSTM):
         self.heads = heads.at[read_heads : read_heads + write_heads].set(0)
         self.heads_bias = jnp.zeros(total)
         self.head, self.head_bias = jnp.zeros(layers[-1]), jnp.zeros(())
-        self.head, self.head_bias = descending_head(self._hidden, head_key, initial_step)
+        self.head, self.head_bias = descending_head(self._run, self._start, head_key, initial_step)
 
     @property
     def config(self) -> dict[str, Any]:

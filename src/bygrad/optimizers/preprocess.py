@@ -67,7 +67,7 @@ class Given(Preprocessor):
     def __call__(self, grads: Float[Array, "*c"]) -> Float[Array, "features *c"]:
         raise ValueError(
             f"A network with {self.features} inputs of its own got gradients, and has no way to look at them. Use"
-            " `step_inputs`, or another preprocessor."
+            " `run_cells`, or another preprocessor."
         )
 
 

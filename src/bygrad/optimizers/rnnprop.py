@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .base import Coordinatewise, Learned, drawing_key
-from .lstm import LSTM, descending_head
+from .lstm import LSTM, descending_head, run_cells
 from .preprocess import Given
 
 
@@ -77,7 +77,8 @@ class RNNprop(Coordinatewise, Learned):
         self.bias = jnp.zeros(layers[0])
         self.output_scale, self.decay = float(output_scale), float(decay)
         self.network = LSTM(network_key, layers, Given(layers[0]), output_scale=1.0, initial_step=0.0)
-        head, head_bias = _fit_head(self, head_key, -initial_step)
+        # The head stands before -tanh, so it points up the gradient.
+        head, head_bias = descending_head(self._run, self.start, head_key, -initial_step)
         self.network = eqx.tree_at(lambda it: (it.head, it.head_bias), self.network, (head, head_bias))
 
     @property
@@ -103,61 +104,19 @@ class RNNprop(Coordinatewise, Learned):
 
     def step(self, grads: Float[Array, "*c"], state: Memory) -> tuple[Float[Array, "*c"], Memory]:
         flat = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[: leaf.ndim - grads.ndim], grads.size), state)
-        seen, moments = self._see(grads.reshape(-1), flat[1:])
-        output, network = self.network.step_inputs(jax.nn.elu(self._mix(seen)), flat.network)
-        update = -self.output_scale * jnp.tanh(output)
-        new = jax.tree.map(lambda leaf, old: leaf.reshape(old.shape), Memory(network, *moments), state)
+        top, new = self._run(grads.reshape(-1), flat)
+        update = -self.output_scale * jnp.tanh(self.network.read(top))
+        new = jax.tree.map(lambda leaf, old: leaf.reshape(old.shape), new, state)
         return update.reshape(grads.shape), new
 
-    def _see(
-        self, grads: Float[Array, " c"], moments: tuple[Array, Array, Array]
-    ) -> tuple[Float[Array, "2 c"], tuple[Array, Array, Array]]:
-        """Return the inputs, and the running means with this gradient in them."""
+    def _run(self, grads: Float[Array, " c"], state: Memory) -> tuple[Float[Array, "units c"], Memory]:
         now = (grads, jnp.square(grads), jnp.ones_like(grads))
-        mean, square, weight = (self.decay * old + (1 - self.decay) * x for old, x in zip(moments, now, strict=True))
+        moments = [self.decay * old + (1 - self.decay) * x for old, x in zip(state[1:], now, strict=True)]
+        mean, square, weight = moments
         # The constant under the root serves the derivative at zero. Squares of gradients below 1e-19 are zero in
         # float32: the constant behind it then makes the inputs vanish.
         root = jnp.sqrt(square / weight + 1e-30) + 1e-8
-        return jnp.stack([mean / weight, grads]) / root, (mean, square, weight)
-
-    def _mix(self, seen: Float[Array, "2 c"]) -> Float[Array, "units c"]:
-        return self.weight @ seen + self.bias[:, None]
-
-    def _inputs(self, grads: Float[Array, "t c"], state: Memory) -> tuple[Float[Array, "t 2 c"], Float[Array, "t u c"]]:
-        """Return what a run sees, and the pre-activations of the first layer."""
-
-        def look(moments: tuple[Array, Array, Array], grad: Array) -> tuple[Any, Array]:
-            seen, moments = self._see(grad, moments)
-            return moments, seen
-
-        _, seen = jax.lax.scan(look, state[1:], grads)
-        return seen, jax.vmap(self._mix)(seen)
-
-    def pullback(self, grads: Float[Array, "t c"], state: Memory, cotangents: Float[Array, "t c"]) -> "RNNprop":
-        seen, mixed = self._inputs(grads, state)
-        run = self.network.run_inputs(jax.nn.elu(mixed), state.network)
-        output = jnp.tanh(jnp.einsum("u,tuc->tc", self.network.head, run[0]) + self.network.head_bias)
-        of_output = -self.output_scale * (1 - jnp.square(output)) * cotangents
-        network, of_inputs = self.network.pull_inputs(run, of_output)
-        # The derivative of elu is 1 above zero and exp(x) below.
-        of_mixed = of_inputs * jnp.exp(jnp.minimum(mixed, 0))
-        weight, bias = jnp.einsum("tuc,tic->ui", of_mixed, seen), jnp.sum(of_mixed, (0, 2))
-        return eqx.tree_at(
-            lambda it: (it.weight, it.bias, it.network),
-            eqx.filter(self, eqx.is_inexact_array),
-            (weight, bias, network),
-            is_leaf=lambda leaf: isinstance(leaf, LSTM),
-        )
-
-
-@eqx.filter_jit
-def _fit_head(optimizer: RNNprop, key: PRNGKeyArray, step: float) -> tuple[Array, Array]:
-    """The head stands before -tanh, so it points up the gradient: the sign of `step` is turned around."""
-
-    def hidden_of(grads: Array) -> Array:
-        grads = grads.astype(optimizer.dtype)
-        state = optimizer.start(grads.shape[1:])
-        inputs = jax.nn.elu(optimizer._inputs(grads, state)[1])
-        return optimizer.network.run_inputs(inputs, state.network)[0]
-
-    return descending_head(hidden_of, key, step)
+        seen = jnp.stack([mean / weight, grads]) / root
+        inputs = jax.nn.elu(self.weight @ seen + self.bias[:, None])
+        top, network = run_cells(self.network.layers, inputs, state.network)
+        return top, Memory(network, *moments)

@@ -51,19 +51,31 @@ def replay(optimizer: AnyOptimizer, trajectory: Trajectory, weights: PyTree) -> 
         state = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], -1), trajectory.start)
         return replay_coordinates(optimizer, grads, state, cots)
 
-    lifted_inputs = (trajectory.grads, trajectory.params, trajectory.value, trajectory.key)
+    def step(optimizer: AnyOptimizer, state: State, seen: tuple) -> tuple[PyTree, State]:
+        grads, params, value, key = seen
+        return lift(optimizer).update(grads, state, params, value, key)
+
+    seen = (trajectory.grads, trajectory.params, trajectory.value, trajectory.key)
+    return _pull(optimizer, step, trajectory.start, seen, weights)
+
+
+def _pull(
+    optimizer: AnyOptimizer,
+    step: Callable[[AnyOptimizer, State, PyTree], tuple[PyTree, State]],
+    start: State,
+    seen: PyTree,
+    weights: PyTree,
+) -> AnyOptimizer:
+    """Run an optimizer alone on what it saw, and pull cotangents of its updates back."""
 
     def surrogate(optimizer: AnyOptimizer) -> Float[Array, ""]:
-        lifted = lift(optimizer)
-
-        def body(state: State, inputs: tuple) -> tuple[State, Array]:
-            (grads, params, value, key), cotangent = inputs
-            updates, state = lifted.update(grads, state, params, value, key)
-            products = jax.tree.map(lambda u, c: jnp.sum(u * c), updates, cotangent)
+        def body(state: State, inputs: tuple[PyTree, PyTree]) -> tuple[State, Array]:
+            seen, weight = inputs
+            updates, state = step(optimizer, state, seen)
+            products = jax.tree.map(lambda u, c: jnp.sum(u * c), updates, weight)
             return state, sum(jax.tree.leaves(products), start=jnp.zeros(()))
 
-        _, terms = jax.lax.scan(body, trajectory.start, (lifted_inputs, weights))
-        return jnp.sum(terms)
+        return jnp.sum(jax.lax.scan(body, start, (seen, weights))[1])
 
     return eqx.filter_grad(surrogate)(optimizer)
 
@@ -105,8 +117,12 @@ def replay_coordinates(
     `state` has leaves `[..., c]`. The last block is filled up with coordinates whose cotangents are zero.
     """
 
+    def step(optimizer: Coordinatewise, state: State, grads: Array) -> tuple[Array, State]:
+        return optimizer.step(grads, state)
+
     def body(total: PyTree, inputs: tuple) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, optimizer.pullback(*inputs)), None
+        grads, state, cots = inputs
+        return jax.tree.map(jnp.add, total, _pull(optimizer, step, state, grads, cots)), None
 
     dtype = optimizer.dtype
     pieces = in_blocks((grads.astype(dtype), state, cots.astype(dtype)), optimizer.block)
