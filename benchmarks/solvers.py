@@ -51,26 +51,26 @@ def timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float, float]:
     return cost, seconds, max(first - seconds, 0.0)
 
 
-def scipy_loop(family: LeastSquares, data: np.ndarray) -> np.ndarray:
-    """Solve one by one, with the residuals and their Jacobian compiled."""
+def scipy_loop(family: LeastSquares) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what solves one by one, with start, limits, residuals and their Jacobian compiled once."""
     model = lambda x, instance: family.residuals(x, instance)  # noqa: E731 (a bound method would be hashed)
     residuals, jacobian = jax.jit(model), jax.jit(jax.jacfwd(model))
-    costs = []
-    for instance in data:
-        start = np.asarray(family.init(jnp.asarray(instance), jax.random.key(0)))
-        limits = family.bounds(instance)
+    begin = jax.jit(lambda instance: family.init(instance, jax.random.key(0)))
+    limits_of = jax.jit(lambda instance: family.bounds(instance))
+
+    def one(instance: np.ndarray) -> float:
+        limits = limits_of(instance)
         bounds = [np.asarray(it) for it in limits or (-np.inf, np.inf)]
-        slope: Any = lambda x, instance=instance: np.asarray(jacobian(x, instance))  # noqa: E731
-        found = optimize.least_squares(
-            lambda x, instance=instance: np.asarray(residuals(x, instance)),
-            np.clip(start, *bounds),
-            jac=slope,
+        return optimize.least_squares(
+            lambda x: np.asarray(residuals(x, instance)),
+            np.clip(np.asarray(begin(instance)), *bounds),
+            jac=lambda x: np.asarray(jacobian(x, instance)),
             bounds=bounds,
             x_scale="jac",
             method="trf" if limits else "lm",
-        )
-        costs.append(found.cost)
-    return np.array(costs)
+        ).cost
+
+    return lambda data: np.array([one(instance) for instance in data])
 
 
 def minpack_loop(family: BallAndStick, data: np.ndarray) -> np.ndarray:
@@ -116,8 +116,8 @@ def compare(family: LeastSquares, count: int, few: int) -> dict[str, dict[str, f
     many = solve(family, data, starts=5, method=method).cost
     measured: dict[str, tuple[np.ndarray, float, float]] = {}
     with jax.enable_x64(True):
-        measured["SciPy loop"] = timed(lambda: scipy_loop(family, data[:few]))
-        peer = vmap_optimistix(family)
+        loop, peer = scipy_loop(family), vmap_optimistix(family)
+        measured["SciPy loop"] = timed(lambda: loop(data[:few]))
         measured["vmap of Optimistix"] = timed(lambda: peer(data))
     if isinstance(family, BallAndStick):
         measured["MINPACK, model in NumPy"] = timed(lambda: minpack_loop(family, data))

@@ -219,6 +219,12 @@ def test_a_diverged_optimizer_is_shown_and_never_best(results, tmp_path, missing
     assert "<b>∞" not in write_report(results, tmp_path).read_text(encoding="utf-8")
 
 
+def test_it_is_said_how_many_losses_make_the_final_one(results):
+    assert "Final: mean loss after 4 updates" in shown(results)
+    results["configuration"]["protocol"] = {"final_window": 2}
+    assert "Final: mean loss of the last 2 of 4 updates" in shown(results)
+
+
 def test_one_run_shows_no_interval(results):
     for optimizer in results["optimizers"].values():
         optimizer["runs"] = 1

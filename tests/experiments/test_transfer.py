@@ -18,7 +18,7 @@ from bygrad.experiments.transfer import RATES, carry_out_rows, choose, labels_of
 from bygrad.experiments.transfer_report import BETTER_ADAM, CALIBRATED, SECOND_ORDER, aggregate, calibrate
 from bygrad.experiments.transfer_rows import ROWS, Effort, LossTimes, images_of
 from bygrad.experiments.work import slug
-from bygrad.optimizers import TRANSFER_BASELINES, Controller
+from bygrad.optimizers import SGD, TRANSFER_BASELINES, Controller
 from bygrad.problems import ImageData, check_family, load_images
 
 
@@ -85,6 +85,17 @@ def test_rows_on_cifar10_need_its_images(tmp_path):
 
 def test_a_rate_at_which_a_run_is_lost_is_not_chosen():
     assert choose(np.array([[1.0, np.nan], [3.0, 2.0], [2.0, 2.0]])) == 2
+
+
+def test_a_grid_goes_on_until_the_best_rate_is_within_it(tmp_path):
+    """Gradient descent needs a rate that is a thousandth where the loss is times a thousand."""
+    task = Task("quick", tmp_path, Display(Console(file=io.StringIO())))
+    row = next(row for row in ROWS if row.name == "loss x 1000")
+    measured = transfer._Measured(row, Effort(8, 1, 1, (row,)), images(), task)
+    tuned = measured.baselines({"SGD": SGD})["optimizers"]["SGD"]
+    losses, rates = np.asarray(tuned["mean"], float)[:, 0], np.asarray(tuned["rates"])
+    assert len(rates) > 2 * RATES  # without and with a cosine
+    assert rates.min() < rates[choose(losses[:, None])] < rates.max()
 
 
 def entry(mean: list[list[float]], rates: list[float] | None, kind: str = "hand-designed") -> dict[str, object]:
@@ -211,15 +222,17 @@ def test_it_runs_resumes_and_reports(tmp_path):
     ours = json.loads((task.folder / "rows" / "base-stand-in-untrained.json").read_text())
     timed = json.loads((task.folder / "rows" / "base-second-order.json").read_text())
     assert set(timed) == {"L-BFGS", "Gauss-Newton"}
-    for name, settings in (("L-BFGS", 2), ("Gauss-Newton", 2 * RATES)):
+    for name, batches in (("L-BFGS", (16, 128)), ("Gauss-Newton", (1, 8))):
         method = timed[name]
-        assert np.shape(method["mean"]) == (settings, 3)
+        assert np.shape(method["mean"]) == (len(method["rates"]), 3)
+        assert set(method["schedules"]) == {f"{batch} minibatches" for batch in batches}
         steps = np.shape(method["curves"])[1] - 1
         assert 1 <= steps <= 4
         assert np.all(np.isfinite(method["curves"]))
     for name, entry in {"stand-in": ours, **row["optimizers"]}.items():
         # One run to tune on and two to report, the latter at all rates only where one is calibrated afterwards.
-        shape = {"stand-in": (1, 2), "Adam": (2 * RATES, 3), "AdamWCosine": (RATES, 3)}[name]
+        shape = (1, 2) if name == "stand-in" else (len(entry["rates"]), 3)
+        assert name != "AdamWCosine" or len(entry["rates"]) == RATES
         assert np.shape(entry["mean"]) == np.shape(entry["test"]) == shape
         measured = np.isfinite(np.asarray(entry["mean"], float))
         at_settings = {"stand-in": {1}, "AdamWCosine": {RATES}, "Adam": {1, 2, 3}}[name]
@@ -227,6 +240,12 @@ def test_it_runs_resumes_and_reports(tmp_path):
         assert measured[:, : entry["tuning_runs"]].all()
         assert np.shape(entry["curves"]) == (2, 5)
         assert entry["seconds"] > 0
+    # In the report of the row, each measure is at the rate that was tuned for it.
+    adam, reported = row["optimizers"]["Adam"], results["optimizers"]["adam"]
+    for measure, key in (("final", "learning_rate"), ("mean", "area_learning_rate")):
+        assert reported[key] == adam["rates"][choose(np.asarray(adam[measure], float)[:, :1])]
+    at = choose(np.asarray(adam["final"], float)[:, :1])
+    assert reported["final"]["mean"] == pytest.approx(np.mean(adam["final"][at][1:]))
     # An untrained controller is Adam at its rate, 3e-3, and beats nobody who is tuned.
     assert [level["what"][:19] for level in results["levels"]] == ["share of rows in wh"] * 2
     page = (task.folder / "report.html").read_text()

@@ -201,7 +201,7 @@ def compare(
         if protocol.area_rates:
             if tuning.best_area != tuning.best_final:
                 curves, _ = run(with_learning_rate(optimizer, tuning.best_area), name)
-            summary["area"] = _interval(area(curves))
+            summary["area"] = interval_of(area(curves))
             summary["area_curve"] = _short(curves.mean(axis=0))
             summary["area_learning_rate"] = tuning.best_area
         results[name.lower()] = summary
@@ -246,6 +246,8 @@ def _second_order(
     summary["note"] = (
         "Sees the objective without noise (all data) and evaluates it several times a step, in a line search: its steps"
         " are not the others' steps. Compare by wall-clock."
+        + f" Its means are over the first {runs} of the others' {protocol.runs} runs."
+        * (runs < protocol.runs)
     )
     return summary
 
@@ -256,8 +258,8 @@ def summarize(kind: str, label: str, curves: Curves, seconds: float, protocol: P
     return {
         "kind": kind,
         "label": label,
-        "final": _interval(final(curves, protocol.final_window)),
-        "area": _interval(area(curves)),
+        "final": interval_of(final(curves, protocol.final_window)),
+        "area": interval_of(area(curves)),
         "curve": _short(mean),
         "curve_low": _short(low),
         "curve_high": _short(high),
@@ -277,7 +279,8 @@ def _short(curve: np.ndarray) -> list[float]:
     return [float(f"{value:.7g}") for value in curve]
 
 
-def _interval(values: np.ndarray) -> dict[str, float]:
+def interval_of(values: np.ndarray) -> dict[str, float]:
+    """Return mean, interval and median of one number per run, as a report's results have them."""
     interval, values = bootstrap_mean(values), np.where(np.isfinite(values), values, np.inf)
     return {"mean": interval.mean, "low": interval.low, "high": interval.high, "median": float(np.median(values))}
 

@@ -222,8 +222,14 @@ def _notes(results: Results) -> list[str]:
     tuned = [entry for entry in entries if entry["kind"] == "hand-designed"]
     own_rates = all(entry.get("area_learning_rate") is not None for entry in tuned)
     rate = "the learning rate tuned for the area (the second of two rates)" if own_rates else "the same learning rate"
+    window = (results.get("configuration") or {}).get("protocol", {}).get("final_window", 1)
+    ends = (
+        f"after {results['horizon']} updates"
+        if window == 1
+        else f"of the last {window} of {results['horizon']} updates"
+    )
     notes = [
-        f"Final: mean loss after {results['horizon']} updates, with the learning rate tuned for it. Area: mean sum of "
+        f"Final: mean loss {ends}, with the learning rate tuned for it. Area: mean sum of "
         f"the losses before each of the {results['horizon']} updates, with {rate}. Brackets: 95 % bootstrap interval of"
         " the mean over runs. Bold: lowest mean among first-order methods."
     ]

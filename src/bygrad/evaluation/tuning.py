@@ -1,7 +1,7 @@
 """Tuning of hand-designed optimizers: one program for a whole grid of learning rates."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -98,18 +98,22 @@ def tune(
     rates = centre * 10.0 ** ((np.arange(points) - points // 2) / _A_DECADE)
     finals, areas = measure(rates)
     for _ in range(EXTENSIONS):
-        best = {int(np.argmin(finals)), int(np.argmin(areas))}
-        if best.isdisjoint({0, len(rates) - 1}):
+        more = beyond(rates, {int(np.argmin(finals)), int(np.argmin(areas))}, points)
+        if more is None:
             break
-        shift = 10.0 ** ((1 if len(rates) - 1 in best else -1) * points / _A_DECADE)
-        start = rates[-points:] if shift > 1 else rates[:points]
-        more = start * shift
         new = measure(more)
         order = np.argsort(np.concatenate([rates, more]))
         rates, finals, areas = (
             np.concatenate(pair)[order] for pair in ((rates, more), (finals, new[0]), (areas, new[1]))
         )
     return Tuning(rates, finals, areas)
+
+
+def beyond(rates: np.ndarray, best: Collection[int], points: int) -> np.ndarray | None:
+    """Return `points` rates more, beyond the edge of a grid at which one of the best stands; None where none does."""
+    if len(rates) - 1 in best:
+        return rates[-points:] * 10.0 ** (points / _A_DECADE)
+    return rates[:points] / 10.0 ** (points / _A_DECADE) if 0 in best else None
 
 
 def run_tuned(

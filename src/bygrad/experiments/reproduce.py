@@ -191,6 +191,7 @@ def _levels(setting: Setting, results: dict[str, Any]) -> list[dict[str, Any]]:
         label, best = best_baseline(results["optimizers"], level.measure)
         if level.relative:
             ours = {key: loss_of(value) / best for key, value in ours.items()}
-        what = f"{setting.title}: {level.what} (best tuned baseline: {label} {best:.4g})"
+        known = ", which the interval takes as known" * level.relative
+        what = f"{setting.title}: {level.what} (best tuned baseline: {label} {best:.4g}{known})"
         rows.append(level_row(what, level.reach, ours["mean"], ours["low"], ours["high"], paper=level.paper))
     return rows

@@ -30,8 +30,8 @@ from ..evaluation import (
     run_in_time,
     strict_json,
 )
-from ..evaluation.compare import summarize
-from ..evaluation.tuning import CENTRES
+from ..evaluation.compare import interval_of, summarize
+from ..evaluation.tuning import CENTRES, EXTENSIONS, beyond
 from ..optimizers import TRANSFER_BASELINES, Adam, Cosine, FromOptax, Guard, Optimizer
 from ..problems import describe_family
 from ..problems.data import ImageData
@@ -41,7 +41,7 @@ from .transfer_rows import EFFORTS, Effort, Row, images_of
 from .work import machine, slug
 
 RATES = 13
-"""Learning rates of a baseline in every row: four a decade over three decades."""
+"""Learning rates of a baseline's first grid: four a decade over three decades."""
 
 SCHEDULED = {"AdamWCosine": "cosine", "ScheduleFree": "averaging"}
 """Baselines that have a schedule of their own, or stand for one; the others are tuned without and with a cosine."""
@@ -215,11 +215,26 @@ class _Measured:
     def _tuned(self, variants: Mapping[str, Measure], rates: np.ndarray, everywhere: bool = False) -> dict[str, Any]:
         """Return the entry of what has a setting for every variant and rate.
 
-        `everywhere`: report at all rates of the one variant, with `curves_at_rates` `[rates, runs, points]`.
+        Where the best for a measure stands at the edge of the rates, there are more that way, as in `tune`.
+
+        `everywhere`: report at all rates of the one variant, with `curves_at_rates` `[rates, runs, points]`; every row
+        has the same, and no more.
         """
+
+        def on_tuning(rates: np.ndarray) -> dict[str, np.ndarray]:
+            found = [_measures(run(rates, self.tuning)) for run in variants.values()]
+            return {key: np.stack([it[key] for it in found]) for key in found[0]}
+
+        by_variant = on_tuning(rates)
+        for _ in range(EXTENSIONS if len(rates) > 1 and not everywhere else 0):
+            best_rates = {choose(_by_setting(values)) % len(rates) for values in by_variant.values()}
+            if (more := beyond(rates, best_rates, len(GRID))) is None:
+                break
+            order = np.argsort(np.append(rates, more))
+            rates, new = np.append(rates, more)[order], on_tuning(more)
+            by_variant = {key: np.append(it, new[key], axis=1)[:, order] for key, it in by_variant.items()}
         settings = [(variant, rate) for variant in variants for rate in rates]
-        found = [_measures(run(rates, self.tuning)) for run in variants.values()]
-        losses = {key: np.concatenate([it[key] for it in found]) for key in found[0]}
+        losses = {key: _by_setting(values) for key, values in by_variant.items()}
         best = {key: choose(values) for key, values in losses.items()}
         on_reported = {key: np.full((len(settings), len(self.reported)), np.nan) for key in losses}
         kept: dict[str, Any] = {}
@@ -242,6 +257,11 @@ class _Measured:
         }
         both = {key: np.concatenate([losses[key], on_reported[key]], axis=1) for key in losses}
         return described | kept | _entry(curves, both)
+
+
+def _by_setting(losses: np.ndarray) -> np.ndarray:
+    """Return losses `[variants, rates, runs]` as `[settings, runs]`."""
+    return losses.reshape(-1, losses.shape[-1])
 
 
 def _schedules(rule: FromOptax) -> dict[str, FromOptax]:
@@ -292,12 +312,16 @@ def _base_results(
             continue
         curves = np.asarray(entry["curves"], float)
         summary = summarize(entry["kind"], name, curves, entry["seconds"], protocol)
-        tuned = np.asarray(entry["mean"], float)[:, : entry["tuning_runs"]]
-        summary["learning_rate"] = None if entry["rates"] is None else entry["rates"][choose(tuned)]
+        if entry["rates"] is not None:  # curves are at the rate that is best for the mean loss, and so for the area
+            losses = {measure: np.asarray(entry[measure], float) for measure in ("mean", "final")}
+            best = {measure: choose(it[:, : entry["tuning_runs"]]) for measure, it in losses.items()}
+            summary["final"] = interval_of(losses["final"][best["final"], entry["tuning_runs"] :])
+            summary["learning_rate"] = entry["rates"][best["final"]]
+            summary["area_learning_rate"] = entry["rates"][best["mean"]]
         optimizers[name.lower()] = summary
     return {
         "experiment": "transfer",
-        "title": "Transfer: the base problem",
+        "title": "Transfer: the base problem; curves are at the rates tuned for the area",
         "convention": CONVENTION,
         "horizon": base["horizon"],
         "runs": effort.runs,
@@ -307,6 +331,7 @@ def _base_results(
         "levels": found["levels"],
         "transfer": {key: found[key] for key in ("table", "aggregates", "won", "outside", "calibrated", "axes")},
         "configuration": {
+            "protocol": dataclasses.asdict(protocol),
             "data": task.data,
             "learned": sorted(learned),
             "rates": RATES,
