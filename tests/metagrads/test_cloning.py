@@ -100,6 +100,15 @@ def test_of_many_coordinates_some_are_kept():
         np.testing.assert_array_equal(whole.seen.grads[:, instance, chosen], state.seen.grads[:, instance])
 
 
+def test_what_is_kept_does_not_go_by_where_it_begins():
+    """A start is normal, with mean 0, and so is the part of it that is drawn from another key."""
+    windows = Windows(Quadratic(4 * KEPT, scale=1.0), horizon=1, truncation=1, instances=50)
+    state = Clone(SGD(0.1), coordinates=1).init(LSTM(jax.random.key(1), (3,)), windows, jax.random.key(0))
+    starts = np.asarray(state.seen.params[0])
+    assert starts.shape == (50, KEPT)
+    assert abs(starts.mean()) < 4 / np.sqrt(starts.size)
+
+
 class Parted(Quadratic):
     """A quadratic whose params stand in two leaves, one of them called as a convolution's weight."""
 

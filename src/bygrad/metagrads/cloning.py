@@ -14,6 +14,10 @@ from .imitation import arrange, as_teacher, count_of, follow, mean_squares
 KEPT = 16
 """How many times the coordinates of a meta-step are kept on record, drawn once: all of a long run fill the memory."""
 
+COORDINATES_BRANCH = 2**31 + 0xC1
+"""Branch of the key of an instance that its coordinates are drawn from. Lower numbers are those of the problem: from
+its own key, the coordinates drawn would be those that begin at the lowest params."""
+
 LEAST = 0.02
 """Part of the run's mean square that is added to a step's own, so that steps of almost nothing do not weigh most."""
 
@@ -72,6 +76,7 @@ class Clone(Estimator):
         inner = begin(teacher, windows.family, keys)
         end, seen = rollout(teacher, windows.family, inner, windows.horizon)
         seen, taught = arrange(lifted, lifted.init(inner.params), end, seen)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, COORDINATES_BRANCH)
         seen, taught = _draw(optimizer, seen, taught, keys, KEPT * self.coordinates)
         size = mean_squares(taught)
         size = size + LEAST * jnp.mean(size, axis=0)
