@@ -135,6 +135,27 @@ def test_parts_are_cloned_together_as_the_whole():
     assert all(np.any(gradients[name].head != 0) for name in gradients)
 
 
+def test_an_array_counts_by_its_size_whatever_part_of_it_is_drawn():
+    """A pupil of two parts that see one coordinate each of 3 and of 9, or all: the loss is the same on average."""
+
+    class Steep(Parted):
+        def loss(self, params, instance, key):
+            return super().loss(params | {"rest": 5 * params["rest"]}, instance, key)
+
+    lstm = LSTM(jax.random.key(1), (2,))
+    windows = dataclasses.replace(WINDOWS, family=Steep(12))
+    for first in (lstm, SGD(0.0)):  # the second sees all of its params, whatever is drawn of others
+        pupil = Partition(parts={"convolutions": first, "rest": lstm})
+        whole, drawn = (Clone(SGD(0.05), coordinates=count) for count in (12, 1))
+        expected, _ = whole.estimate(pupil, windows, whole.init(pupil, windows, jax.random.key(0)))
+        state, step, losses = drawn.init(pupil, windows, jax.random.key(0)), eqx.filter_jit(drawn.estimate), []
+        for _ in range(200):
+            estimate, state = step(pupil, windows, state)
+            losses.append(float(estimate.loss))
+        error = np.std(losses) / np.sqrt(len(losses))
+        assert abs(np.mean(losses) - expected.loss) < 4 * error < 0.1 * expected.loss
+
+
 def test_no_coordinates_are_refused():
     with pytest.raises(ValueError, match="at least 1"):
         Clone(SGD(0.1), coordinates=0)
