@@ -405,14 +405,14 @@ class _MetaTraining(Generic[AnyOptimizer]):
         area = float(np.mean(np.sum(losses[:, :-1], axis=1)))
         final = float(np.mean(losses[:, -self.recipe.final_window :]))
         if not np.isfinite(area + final) and int(learner.step) > 0:
-            return self._roll_back(learner, int(learner.step), f"validation gave an area of {area}")
+            return self._refuse(learner, f"validation gave an area of {area}")
         score = {"area": area, "final": final}[self.recipe.select]
         measure = MEASURES.index(self.recipe.select)
         lowest, at_the_start = float(learner.best_scores[1 + measure]), float(learner.start_scores[measure])
         # Where nothing is left of what it had, meta-training seldom comes back from.
         if score > at_the_start and score - lowest > abs(lowest):
             what = f"validation gave {self.recipe.select} {score:.4g}, worse than at the start and than twice the best"
-            return self._roll_back(learner, int(learner.step), what)
+            return self._refuse(learner, what)
         best = score < lowest or self.recipe.keep == "last"
         self._tell(Validated(int(learner.step), area, final, best, self.seconds))
         scores = self.devices.place(jnp.array([float(learner.step), area, final], learner.best_scores.dtype))
@@ -425,6 +425,11 @@ class _MetaTraining(Generic[AnyOptimizer]):
         if best:
             learner = eqx.tree_at(lambda it: (it.best, it.best_scores), learner, (learner.optimizer, scores))
         return learner
+
+    def _refuse(self, learner: Learner, what: str) -> Learner:
+        """Go back after a validation; the step counts as validated, or who resumes there would validate once more."""
+        restored = self._roll_back(learner, int(learner.step), what)
+        return eqx.tree_at(lambda it: it.validated, restored, learner.step)
 
     def _warn(self, learner: Learner, message: str | None) -> None:
         if message is not None:
