@@ -100,6 +100,15 @@ def test_of_many_coordinates_some_are_kept():
         np.testing.assert_array_equal(whole.seen.grads[:, instance, chosen], state.seen.grads[:, instance])
 
 
+def test_what_is_kept_does_not_go_by_where_it_begins():
+    """A start is normal, with mean 0, and so is the part of it that is drawn from another key."""
+    windows = Windows(Quadratic(4 * KEPT, scale=1.0), horizon=1, truncation=1, instances=50)
+    state = Clone(SGD(0.1), coordinates=1).init(LSTM(jax.random.key(1), (3,)), windows, jax.random.key(0))
+    starts = np.asarray(state.seen.params[0])
+    assert starts.shape == (50, KEPT)
+    assert abs(starts.mean()) < 4 / np.sqrt(starts.size)
+
+
 class Parted(Quadratic):
     """A quadratic whose params stand in two leaves, one of them called as a convolution's weight."""
 
@@ -124,6 +133,27 @@ def test_parts_are_cloned_together_as_the_whole():
     for a, b in zip(jax.tree.leaves(total), jax.tree.leaves(whole.gradient), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.max(jnp.abs(b))))
     assert all(np.any(gradients[name].head != 0) for name in gradients)
+
+
+def test_an_array_counts_by_its_size_whatever_part_of_it_is_drawn():
+    """A pupil of two parts that see one coordinate each of 3 and of 9, or all: the loss is the same on average."""
+
+    class Steep(Parted):
+        def loss(self, params, instance, key):
+            return super().loss(params | {"rest": 5 * params["rest"]}, instance, key)
+
+    lstm = LSTM(jax.random.key(1), (2,))
+    windows = dataclasses.replace(WINDOWS, family=Steep(12))
+    for first in (lstm, SGD(0.0)):  # the second sees all of its params, whatever is drawn of others
+        pupil = Partition(parts={"convolutions": first, "rest": lstm})
+        whole, drawn = (Clone(SGD(0.05), coordinates=count) for count in (12, 1))
+        expected, _ = whole.estimate(pupil, windows, whole.init(pupil, windows, jax.random.key(0)))
+        state, step, losses = drawn.init(pupil, windows, jax.random.key(0)), eqx.filter_jit(drawn.estimate), []
+        for _ in range(200):
+            estimate, state = step(pupil, windows, state)
+            losses.append(float(estimate.loss))
+        error = np.std(losses) / np.sqrt(len(losses))
+        assert abs(np.mean(losses) - expected.loss) < 4 * error < 0.1 * expected.loss
 
 
 def test_no_coordinates_are_refused():

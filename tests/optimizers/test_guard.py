@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 import bygrad
-from bygrad.optimizers import SGD, Adam, BestOf, Envelope, Guard, Optimizer
+from bygrad.optimizers import SGD, Adam, BestOf, Envelope, Guard, Optimizer, ScheduleFree
 from bygrad.problems import MLPClassifier, ProblemFamily, find_family
 from bygrad.unroll import begin, rollout
 
@@ -157,6 +157,19 @@ def test_one_bad_gradient_moves_nothing_and_leaves_the_fallback_warm():
             assert not np.any(updates["a"])
     report = guard.report(state)
     assert (report["steps"], report["bad_inputs"], report["replaced"], report["learned_steps"]) == (3, 1, 3, 0)
+
+
+def test_one_that_starts_afresh_does_so_where_the_params_are():
+    """An average of the params, as that of `ScheduleFree`, would else be one with the origin, and lead there."""
+    learned, params = ScheduleFree(0.01), {"a": jnp.full(4, 100.0)}
+    guard = Guard(learned, Adam(0.01), share=0.0)
+    still, state = guard.update({"a": jnp.full(4, 1e25)}, guard.init(params), params)  # its square is not finite
+    assert not np.any(still["a"]) and int(state.replaced) == 1
+    grads = {"a": jnp.ones(4)}
+    updates, _ = guard.update(grads, state, params)
+    wanted, _ = learned.update(grads, learned.init(params), params)
+    np.testing.assert_allclose(updates["a"], wanted["a"], rtol=1e-6)
+    assert np.max(np.abs(updates["a"])) < 0.1
 
 
 def test_a_learned_optimizer_that_is_better_keeps_its_own_path():

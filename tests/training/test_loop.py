@@ -287,6 +287,25 @@ def test_that_nothing_was_ever_finite_is_said():
     assert "No area on held-out instances was ever finite" in trained.log.events[-1].message
 
 
+def test_what_diverges_at_first_is_learned_on():
+    """Gradient descent on the bowl converges below a rate of 2; from 2.5, the way there takes several validations."""
+    recipe = Recipe(
+        horizon=30,
+        truncation=2,
+        instances=8,
+        meta_steps=40,
+        meta_learning_rate=0.05,
+        validate_every=5,
+        estimator=NRES(0.05),
+    )
+    trained = meta_train(SGD(2.5), Cliff(), recipe)
+    first, second, *_, last = trained.log.of(Validated)
+    assert np.isnan(first.area) and np.isnan(second.area) and not first.best
+    assert trained.best.area == last.area < np.inf
+    assert trained.optimizer.learning_rate < 2
+    assert not trained.log.of(RolledBack)
+
+
 def test_what_cannot_work_is_refused_before_what_comes_before_is_trained(tmp_path: Path):
     before = Recipe(**TINY, meta_steps=1)
     wrong = Recipe(horizon=10, truncation=3, instances=2, meta_steps=1, before=before)

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.metagrads import Clone, Replay
-from bygrad.optimizers import LSTM, Adam, Nesterov, Optimizer
+from bygrad.metagrads import Clone, Estimate, Estimator, Replay
+from bygrad.optimizers import LSTM, SGD, Adam, Nesterov, Optimizer
 from bygrad.problems import Quadratic, find_family
 from bygrad.training import (
     CheckpointError,
@@ -25,6 +27,7 @@ from bygrad.training import (
     MetaTrained,
     Planned,
     Recipe,
+    RolledBack,
     Stepped,
     Validated,
     Warned,
@@ -279,6 +282,36 @@ def test_one_folder_is_for_one_process(uninterrupted, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl", "checkpoint.safetensors"}
     (tmp_path / "lock").touch()  # as a killed process leaves it
     assert_same(meta_train(make(), FAMILY, recipe, folder=tmp_path, resume=True), reference, tmp_path)
+
+
+class Upward(Estimator):
+    """Says that every meta-parameter should grow."""
+
+    def init(self, optimizer, windows, key):
+        return jnp.int32(0)
+
+    def estimate(self, optimizer, windows, state):
+        gradient = jax.tree.map(lambda leaf: -jnp.ones_like(leaf), eqx.filter(optimizer, eqx.is_inexact_array))
+        return Estimate(jnp.zeros(()), gradient, jnp.zeros(windows.instances)), state
+
+    def axes(self, optimizer, state):
+        return None
+
+
+def test_what_stopped_where_a_validation_led_back_goes_on_from_there(tmp_path):
+    """Rates that grow by 3, and then by half of it, diverge: validations lead back, and that is what is resumed."""
+    recipe = Recipe(
+        horizon=10, truncation=2, meta_steps=6, meta_learning_rate=3.0, validate_every=2, estimator=Upward()
+    )
+    reference = meta_train(SGD(0.01), FAMILY, recipe)
+    led_back = [event.step for event in reference.log.of(RolledBack)]
+    assert len(led_back) > 1
+    for step in led_back:
+        with pytest.raises(KeyboardInterrupt):
+            at_step = at(RolledBack, step, interrupt)
+            meta_train(SGD(0.01), FAMILY, recipe, folder=tmp_path, resume=step > led_back[0], watch=at_step)
+    resumed = meta_train(SGD(0.01), FAMILY, recipe, folder=tmp_path, resume=True)
+    assert_same(resumed, reference, tmp_path)
 
 
 def test_what_is_finished_is_read_and_not_done_again(uninterrupted):

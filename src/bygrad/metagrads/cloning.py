@@ -14,16 +14,21 @@ from .imitation import arrange, as_teacher, count_of, follow, mean_squares
 KEPT = 16
 """How many times the coordinates of a meta-step are kept on record, drawn once: all of a long run fill the memory."""
 
+COORDINATES_BRANCH = 2**31 + 0xC1
+"""Branch of the key of an instance that its coordinates are drawn from. Lower numbers are those of the problem: from
+its own key, the coordinates drawn would be those that begin at the lowest params."""
+
 LEAST = 0.02
 """Part of the run's mean square that is added to a step's own, so that steps of almost nothing do not weigh most."""
 
 
 class Recorded(eqx.Module):
-    """State of `Clone`: what the teacher saw and did, whole runs; keys to draw coordinates; and meta-steps done."""
+    """State of `Clone`: what the teacher saw and did, whole runs; by how much the mean square of the errors in each
+    array counts at a step; keys to draw coordinates; and meta-steps done."""
 
     seen: Trajectory
     taught: PyTree
-    weights: Float[Array, "steps instances"]
+    weights: PyTree[Float[Array, "steps instances"]]
     keys: Shaped[PRNGKeyArray, " instances"]
     step: Int[Array, " instances"]
 
@@ -72,10 +77,14 @@ class Clone(Estimator):
         inner = begin(teacher, windows.family, keys)
         end, seen = rollout(teacher, windows.family, inner, windows.horizon)
         seen, taught = arrange(lifted, lifted.init(inner.params), end, seen)
-        seen, taught = _draw(optimizer, seen, taught, keys, KEPT * self.coordinates)
         size = mean_squares(taught)
         size = size + LEAST * jnp.mean(size, axis=0)
-        weights = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
+        weight = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
+        # An array counts by its size, whatever part of it is drawn.
+        count = count_of(taught)
+        weights = jax.tree.map(lambda leaf: weight * (count_of(leaf) / count), taught)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, COORDINATES_BRANCH)
+        seen, taught = _draw(optimizer, seen, taught, keys, KEPT * self.coordinates)
         return Recorded(seen, taught, weights, keys, jnp.zeros(windows.instances, jnp.int32))
 
     def axes(self, optimizer: Optimizer, state: Recorded) -> PyTree:
@@ -89,9 +98,14 @@ class Clone(Estimator):
         seen, taught = _draw(optimizer, state.seen, state.taught, keys, self.coordinates)
         _, updates = follow(lift(optimizer), seen)
         errors = jax.tree.map(jnp.subtract, updates, taught)
-        losses = jnp.mean(0.5 * state.weights * mean_squares(errors), axis=0)
-        scale = state.weights / state.weights.size / count_of(taught)
-        cots = jax.tree.map(lambda error: scale.reshape(*scale.shape, *(1,) * (error.ndim - 2)) * error, errors)
+        pairs = zip(jax.tree.leaves(state.weights), jax.tree.leaves(errors), strict=True)
+        losses = sum(jnp.mean(0.5 * weight * mean_squares(error), axis=0) for weight, error in pairs)
+
+        def cotangent(weight: Array, error: Array) -> Array:
+            scale = weight / weight.size / max(1, count_of(error))
+            return scale.reshape(*scale.shape, *(1,) * (error.ndim - 2)) * error
+
+        cots = jax.tree.map(cotangent, state.weights, errors)
         after = eqx.tree_at(lambda it: it.step, state, state.step + 1)
         return Estimate(jnp.mean(losses), replay(optimizer, seen, cots), losses), after
 

@@ -161,6 +161,6 @@ def count_of(tree: PyTree) -> int:
 
 
 def mean_squares(tree: PyTree) -> Float[Array, "steps instances"]:
-    """Return the mean square of every step of every instance."""
+    """Return the mean square of every step of every instance; 0 for a tree without entries."""
     leaves = [jnp.square(leaf).reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(tree)]
-    return sum((jnp.sum(leaf, axis=-1) for leaf in leaves), start=jnp.zeros(())) / count_of(tree)
+    return sum((jnp.sum(leaf, axis=-1) for leaf in leaves), start=jnp.zeros(())) / max(1, count_of(tree))

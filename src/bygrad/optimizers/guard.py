@@ -188,8 +188,9 @@ class Guard(Optimizer, Scheduled):
         def step() -> tuple[Params, State, Bool[Array, ""]]:
             ours, learned = self.learned.update(shown, state.learned, params, value=value, key=key)
             intact = _sound(ours, learned, params)
-            # Afresh, but not from the params: those may be what is bad.
-            return ours, trees.where(intact, learned, self.learned.init(nothing)), intact
+            # Afresh from the params, for those that remember where they were, but not from what is bad among them.
+            here = nothing if params is None else jax.tree.map(lambda p: jnp.where(jnp.isfinite(p), p, 0), params)
+            return ours, trees.where(intact, learned, self.learned.init(here)), intact
 
         if state.watch is None or value is None:
             ours, learned, intact = step()

@@ -404,16 +404,18 @@ class _MetaTraining(Generic[AnyOptimizer]):
         losses = self._validation_losses(learner, interrupted)
         area = float(np.mean(np.sum(losses[:, :-1], axis=1)))
         final = float(np.mean(losses[:, -self.recipe.final_window :]))
-        if not np.isfinite(area + final) and int(learner.step) > 0:
-            return self._roll_back(learner, int(learner.step), f"validation gave an area of {area}")
+        finite = bool(np.isfinite(area + final))
         score = {"area": area, "final": final}[self.recipe.select]
         measure = MEASURES.index(self.recipe.select)
         lowest, at_the_start = float(learner.best_scores[1 + measure]), float(learner.start_scores[measure])
+        # Before any has been finite, there is nothing better to go back to: what diverges at first may be on its way.
+        if not finite and np.isfinite(lowest):
+            return self._refuse(learner, f"validation gave an area of {area}")
         # Where nothing is left of what it had, meta-training seldom comes back from.
         if score > at_the_start and score - lowest > abs(lowest):
             what = f"validation gave {self.recipe.select} {score:.4g}, worse than at the start and than twice the best"
-            return self._roll_back(learner, int(learner.step), what)
-        best = score < lowest or self.recipe.keep == "last"
+            return self._refuse(learner, what)
+        best = finite and (score < lowest or self.recipe.keep == "last")
         self._tell(Validated(int(learner.step), area, final, best, self.seconds))
         scores = self.devices.place(jnp.array([float(learner.step), area, final], learner.best_scores.dtype))
         start = scores[1:] if int(learner.validated) < 0 else learner.start_scores
@@ -425,6 +427,11 @@ class _MetaTraining(Generic[AnyOptimizer]):
         if best:
             learner = eqx.tree_at(lambda it: (it.best, it.best_scores), learner, (learner.optimizer, scores))
         return learner
+
+    def _refuse(self, learner: Learner, what: str) -> Learner:
+        """Go back after a validation; the step counts as validated, or who resumes there would validate once more."""
+        restored = self._roll_back(learner, int(learner.step), what)
+        return eqx.tree_at(lambda it: it.validated, restored, learner.step)
 
     def _warn(self, learner: Learner, message: str | None) -> None:
         if message is not None:
