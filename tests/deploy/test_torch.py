@@ -443,6 +443,28 @@ def test_a_loaded_state_is_a_copy_and_hooks_see_it(small):
     assert torch.equal(other.state[others[4]]["state"], 2 * before) and torch.equal(seen[0], 2 * before)
     run(other, others, [grads])
     assert torch.equal(state["state"][4]["state"], before)
+@pytest.mark.parametrize("guarded", [False, True], ids=["bare", "guarded"])
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(("before", "after"), [("float64", "float32"), ("float32", "float64"), ("float64", "bfloat16")])
+def test_a_run_goes_on_in_another_precision(before, after, name, guarded, artifacts):
+    """As with torch's own optimizers: the state follows the params into theirs, or into float32."""
+    start, *trees = draw(6, 6)
+    params, others = tensors(start, getattr(torch, before)), tensors(start, getattr(torch, after))
+    optimizer, other = (
+        LearnedOptimizer(it, artifacts[name], guard=TorchAdam(0.01) if guarded else None) for it in (params, others)
+    )
+    run(optimizer, params, trees[:3])
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for param in others:
+        fresh = other._rule.start(param)
+        assert {key: entry.dtype for key, entry in other.state[param].items()} == {
+            key: entry.dtype for key, entry in fresh.items()
+        }
+    kept = [param.detach().float().clone() for param in others]
+    for ours, theirs in zip(run(other, others, trees[3:]), kept, strict=True):
+        assert np.isfinite(ours).all() and (not ours.size or not np.array_equal(ours, theirs.numpy()))
+
+
     assert len(other._optimizer_load_state_dict_pre_hooks) == len(other._optimizer_load_state_dict_post_hooks) == 1
 
 

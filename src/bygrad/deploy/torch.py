@@ -220,7 +220,8 @@ class LearnedOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave. **Raises:** `ValueError` for that of another artifact, or of another rule."""
         # torch casts the state to the dtype of the params, which loses what float32 state of bfloat16 params is for. So
-        # it is taken from what torch reads, after the user's own hooks have seen it, and put in before they see more.
+        # it is taken from what torch reads, after the user's own hooks have seen it, and put in before they see more,
+        # in the dtype that the rule would begin with: the saved run may have had params of another one.
         read: dict[str, Any] = {}
 
         def before(_: Optimizer, given: dict[str, Any]) -> None:
@@ -231,9 +232,12 @@ class LearnedOptimizer(Optimizer):
             saved = [index for group in read["param_groups"] for index in group["params"]]
             ours = [param for group in self.param_groups for param in group["params"]]
             for index, param in zip(saved, ours, strict=True):
-                for name, value in read["state"].get(index, {}).items():
+                entries = read["state"].get(index, {})
+                fresh = self._rule.start(param) if entries else {}
+                for name, value in entries.items():
                     if isinstance(value, Tensor):
-                        self.state[param][name] = value.detach().to(param.device, copy=True)
+                        dtype = fresh[name].dtype if name in fresh else value.dtype
+                        self.state[param][name] = value.detach().to(param.device, dtype, copy=True)
             if isinstance(self._rule, Guard):
                 self._rule.remember(read["param_groups"][0][_GUARD])
 
