@@ -556,6 +556,25 @@ def test_inside_a_compiled_training_step(closed, guarded, artifacts):
         guard = TorchAdam(0.01) if guarded else None
         optimizer = LearnedOptimizer(model.parameters(), artifacts["Controller"], guard=guard)
 
+@pytest.mark.parametrize("name", RULES)
+def test_the_same_steps_under_autocast_and_whatever_the_default_dtype(name, artifacts):
+    """Torch's own optimizers do not see either."""
+    start, *trees = draw(11, 3)
+    plain, inside, narrow = (tensors(start, torch.float32) for _ in range(3))
+    wanted = run(LearnedOptimizer(plain, artifacts[name]), plain, trees)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(LearnedOptimizer(inside, artifacts[name]), inside, trees)
+        assert torch.is_autocast_enabled("cpu")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        others = run(LearnedOptimizer(narrow, artifacts[name]), narrow, trees)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for it, autocast, other in zip(wanted, found, others, strict=True):
+        np.testing.assert_array_equal(autocast, it)
+        np.testing.assert_array_equal(other, it)
+
+
         def compute() -> Any:
             optimizer.zero_grad()
             loss = (model(x) - y).square().mean()

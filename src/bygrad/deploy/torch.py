@@ -1,5 +1,6 @@
 """Artifacts as PyTorch optimizers. This module and what it imports never import JAX."""
 
+import contextlib
 import functools
 import inspect
 import math
@@ -141,6 +142,13 @@ class LearnedOptimizer(Optimizer):
     # A training step that is compiled leaves this out: decisions are Python's, and loops over blocks would be unrolled.
     @torch.compiler.disable
     def _take_step(self, value: Tensor | None) -> None:
+        with contextlib.ExitStack() as exact:  # also where a user's autocast covers the step, and not the loss alone
+            for kind in {param.device.type for group in self.param_groups for param in group["params"]}:
+                if torch.amp.is_autocast_available(kind):
+                    exact.enter_context(torch.autocast(kind, enabled=False))
+            self._move(value)
+
+    def _move(self, value: Tensor | None) -> None:
         moving = [(param, group) for group in self.param_groups for param in group["params"]]
         guarded = isinstance(self._rule, Guard)
         # A param that has none now may have moved in a trial that ends now.
