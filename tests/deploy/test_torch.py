@@ -352,6 +352,24 @@ def test_closures_return_their_loss_and_compute_with_gradients_on(small):
     assert optimizer.step() is None
 
 
+def test_a_closure_may_return_anything_and_a_guard_asks_for_a_number(small):
+    def step(result: Any, **kwargs: Any) -> Any:
+        weight = torch.nn.Parameter(torch.ones(3))
+        weight.grad = torch.ones(3)
+        optimizer = LearnedOptimizer([weight], small, **kwargs)
+        returned = optimizer.step(lambda: result)
+        assert not torch.equal(weight, torch.ones(3))
+        return returned
+
+    for result in ({"loss": 1.0}, (torch.ones(2), "two"), torch.ones(8)):
+        assert step(result) is result
+    for result, found in [({"loss": 1.0}, "a dict"), (torch.ones(8), r"of shape \[8\]")]:
+        with pytest.raises(TypeError, match=f"The loss is {found}, and a guard compares numbers"):
+            step(result, guard=TorchAdam(0.01))
+    for result in (1, 1.0, np.float32(1), torch.ones(1), torch.ones(())):
+        assert step(result, guard=TorchAdam(0.01)) is result
+
+
 def test_the_lr_of_each_group_multiplies_and_schedulers_set_it(small):
     start, grads = draw(3, 1)
     bare, scaled = tensors(start), tensors(start)
