@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import bygrad
-from bygrad.artifacts import Artifact, ArtifactError, shipped_names
+from bygrad.artifacts import Artifact, ArtifactError, Trajectory, shipped_names
 from bygrad.artifacts import load as load_artifact
 from bygrad.artifacts import save as save_artifact
-from bygrad.optimizers import LEARNED, LSTM, Adam, Optimizer, Preprocessor, Scaled
+from bygrad.optimizers import LEARNED, LSTM, Adam, Optimizer, Partition, Preprocessor, Scaled
 from bygrad.problems import ProblemFamily
 
 pytestmark = pytest.mark.core
@@ -109,6 +109,24 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
 
 
 @pytest.mark.parametrize(
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (("conv[[]0]/w", "a"), ("head/b", "b")),  # as `Partition.by` makes them
+        (("*/w", "a"), ("[!h]*/?", "a"), ("*b", "b")),
+    ],
+    ids=["paths", "patterns"],
+)
+def test_a_partition_that_fits_certain_paths_alone_is_written_and_verified(rules, tmp_path):
+    parts = {"a": LSTM(jax.random.key(0), (2,)), "b": LSTM(jax.random.key(1), (2,))}
+    path = tmp_path / "it.safetensors"
+    artifact = bygrad.export(Partition(parts=parts, rules=rules), path, **ABOUT)
+    golden = Trajectory.from_fields(artifact.manifest.trajectory)
+    read = bygrad.load(path)
+    assert sorted(map(read.part_of, golden.steps[0].params)) == ["a", "b"]
+    assert bygrad.deploy.verify(path)[0].deviation == 0
+
+
     "training", [{"recipe": "300 meta-steps"}, {"recipe": None, "gradient_scale": [1, 2]}], ids=str
 )
 def test_what_is_said_of_the_training_may_be_anything(training, tmp_path):
