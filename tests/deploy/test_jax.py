@@ -84,8 +84,9 @@ def test_a_tampered_file_is_refused(path):
         ({"optimizer": "GRU"}, "is a 'GRU', which this version of bygrad does not have"),
         ({"features": 99}, "trained with version 99 of LSTM's features"),
         ({"config": {"layers": [4, 4]}}, "is not one of LSTM"),
+        ({"optimizer": "Partition", "config": {"parts": [], "rules": []}}, "is not one of Partition .AttributeError"),
     ],
-    ids=["class", "features", "config"],
+    ids=["class", "features", "config", "kind"],
 )
 def test_a_whole_file_that_this_version_cannot_rebuild_is_refused(path, change, message):
     artifact = load_artifact(path)
@@ -109,7 +110,6 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-@pytest.mark.parametrize(
     "rules",
     [
         (("conv[[]0]/w", "a"), ("head/b", "b")),  # as `Partition.by` makes them
@@ -127,6 +127,7 @@ def test_a_partition_that_fits_certain_paths_alone_is_written_and_verified(rules
     assert bygrad.deploy.verify(path)[0].deviation == 0
 
 
+@pytest.mark.parametrize(
     "training", [{"recipe": "300 meta-steps"}, {"recipe": None, "gradient_scale": [1, 2]}], ids=str
 )
 def test_what_is_said_of_the_training_may_be_anything(training, tmp_path):

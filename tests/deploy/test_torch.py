@@ -443,24 +443,6 @@ def test_a_resumed_run_goes_on_bit_for_bit(name, dtype, artifacts):
         assert ours.tobytes() == theirs.tobytes()
 
 
-def test_a_loaded_state_is_a_copy_and_hooks_see_it(small):
-    start, grads = draw(7, 1)
-    params, others = tensors(start), tensors(start)
-    optimizer, other = LearnedOptimizer(params, small), LearnedOptimizer(others, small)
-    run(optimizer, params, [grads])
-    state, seen = optimizer.state_dict(), []
-    before = state["state"][4]["state"].clone()
-
-    def double(_: Any, given: dict[str, Any]) -> dict[str, Any]:
-        changed = {k: {name: 2 * entry for name, entry in entries.items()} for k, entries in given["state"].items()}
-        return {**given, "state": changed}
-
-    other.register_load_state_dict_pre_hook(double)
-    other.register_load_state_dict_post_hook(lambda it: seen.append(it.state[others[4]]["state"].clone()))
-    other.load_state_dict(state)
-    assert torch.equal(other.state[others[4]]["state"], 2 * before) and torch.equal(seen[0], 2 * before)
-    run(other, others, [grads])
-    assert torch.equal(state["state"][4]["state"], before)
 @pytest.mark.parametrize("guarded", [False, True], ids=["bare", "guarded"])
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize(("before", "after"), [("float64", "float32"), ("float32", "float64"), ("float64", "bfloat16")])
@@ -483,6 +465,24 @@ def test_a_run_goes_on_in_another_precision(before, after, name, guarded, artifa
         assert np.isfinite(ours).all() and (not ours.size or not np.array_equal(ours, theirs.numpy()))
 
 
+def test_a_loaded_state_is_a_copy_and_hooks_see_it(small):
+    start, grads = draw(7, 1)
+    params, others = tensors(start), tensors(start)
+    optimizer, other = LearnedOptimizer(params, small), LearnedOptimizer(others, small)
+    run(optimizer, params, [grads])
+    state, seen = optimizer.state_dict(), []
+    before = state["state"][4]["state"].clone()
+
+    def double(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+        changed = {k: {name: 2 * entry for name, entry in entries.items()} for k, entries in given["state"].items()}
+        return {**given, "state": changed}
+
+    other.register_load_state_dict_pre_hook(double)
+    other.register_load_state_dict_post_hook(lambda it: seen.append(it.state[others[4]]["state"].clone()))
+    other.load_state_dict(state)
+    assert torch.equal(other.state[others[4]]["state"], 2 * before) and torch.equal(seen[0], 2 * before)
+    run(other, others, [grads])
+    assert torch.equal(state["state"][4]["state"], before)
     assert len(other._optimizer_load_state_dict_pre_hooks) == len(other._optimizer_load_state_dict_post_hooks) == 1
 
 
@@ -556,24 +556,6 @@ def test_the_gradient_scaler_skips_what_overflows(small):
     assert torch.equal(weight, before) and torch.equal(optimizer.state[weight]["state"], state)
 
 
-@pytest.mark.parametrize("guarded", [False, True], ids=["bare", "guarded"])
-@pytest.mark.parametrize("closed", [False, True], ids=["step()", "step(closure)"])
-def test_inside_a_compiled_training_step(closed, guarded, artifacts):
-    """The model is compiled and the step left out: the losses are those of eager training, and nothing is compiled
-    again for later steps."""
-    x, y = (torch.from_numpy(np.random.default_rng(k).standard_normal((8, 3))) for k in range(2))
-    graphs = []
-
-    def backend(graph: Any, _: Any) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    def train(compiled: bool) -> list[float]:
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).double()
-        guard = TorchAdam(0.01) if guarded else None
-        optimizer = LearnedOptimizer(model.parameters(), artifacts["Controller"], guard=guard)
-
 @pytest.mark.parametrize("name", RULES)
 def test_the_same_steps_under_autocast_and_whatever_the_default_dtype(name, artifacts):
     """Torch's own optimizers do not see either."""
@@ -592,6 +574,24 @@ def test_the_same_steps_under_autocast_and_whatever_the_default_dtype(name, arti
         np.testing.assert_array_equal(autocast, it)
         np.testing.assert_array_equal(other, it)
 
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["bare", "guarded"])
+@pytest.mark.parametrize("closed", [False, True], ids=["step()", "step(closure)"])
+def test_inside_a_compiled_training_step(closed, guarded, artifacts):
+    """The model is compiled and the step left out: the losses are those of eager training, and nothing is compiled
+    again for later steps."""
+    x, y = (torch.from_numpy(np.random.default_rng(k).standard_normal((8, 3))) for k in range(2))
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def train(compiled: bool) -> list[float]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).double()
+        guard = TorchAdam(0.01) if guarded else None
+        optimizer = LearnedOptimizer(model.parameters(), artifacts["Controller"], guard=guard)
 
         def compute() -> Any:
             optimizer.zero_grad()
@@ -742,12 +742,13 @@ def changed(artifact: Artifact, **fields: Any) -> Artifact:
         ({"optimizer": "Unheard"}, "test/one is a Unheard, which this bygrad cannot run in PyTorch.*deploy.optax"),
         ({"features": 99}, "trained with version 99 of LSTM's features"),
         ({"config": {"layers": [4]}}, "not those of LSTM .KeyError"),
+        ({"config": {"layers": [], "preprocess": {"name": "Scaled"}, "output_scale": 1.0}}, "not those.*IndexError"),
         (
             {"config": {"layers": [3], "preprocess": {"name": "Scaled", "scale": 1.0}, "output_scale": 1.0}},
             r"tensor head has the shape \(4,\), not \(3,\)",
         ),
     ],
-    ids=["class", "features", "config", "shapes"],
+    ids=["class", "features", "config", "no layer", "shapes"],
 )
 def test_an_artifact_that_torch_cannot_run_is_refused_by_name(fields, message, small):
     with pytest.raises(ArtifactError, match=message):
