@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import jax
 import pytest
 
 import bygrad
-from bygrad.artifacts import shipped_names
+from bygrad.artifacts import SOLVER, Artifact, Manifest, find, load, save, shipped_names
 from bygrad.cli import main
 from bygrad.experiments import EXPERIMENTS
 from bygrad.metagrads import ESTIMATORS, NRES, Backprop, Members, Replay
@@ -265,6 +266,22 @@ def test_what_ends_in_a_report_does_not_begin_without_matplotlib(tmp_path):
     assert done.stdout.split() == ["reproduce", "2", "evaluate", "2", "specialize", "2"], done.stderr
     assert done.stderr.count("pip install 'bygrad[report]'") == 3
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_strangers_file_says_does_not_steer_the_terminal(tmp_path, capsys):
+    """Neither where it is shown, nor in an error: escape sequences move the cursor, or name a window."""
+    path, bad = str(tmp_path / "it.safetensors"), "A\x1b[2J\x9b2J\x9d0;B\x9c\u202e"
+    artifact = load(find("paper/quadratic"))
+    save(path, Artifact(dataclasses.replace(artifact.manifest, training={"by": bad}), artifact.tensors))
+    main(["inspect", path])
+    shown = capsys.readouterr().out
+    assert shown.isascii() and "\x1b" not in shown and json.loads(shown)["training"] == {"by": bad}
+    config = {"family": "lennard-jones", "family_sha256": ""}
+    manifest = {"name": "it/it", "optimizer": SOLVER, "config": config, "features": 1, "tensors": {}}
+    save(path, Artifact(Manifest(**manifest, training={"family": {"name": bad}}), {}))
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", path])
+    assert r"name was A\x1b[2J\x9b2J\x9d0;B\x9c\u202e, is" in capsys.readouterr().err
 
 
 def test_inspect_prints_the_manifest(trained, capsys):

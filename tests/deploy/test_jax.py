@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import bygrad
-from bygrad.artifacts import Artifact, ArtifactError, shipped_names
+from bygrad.artifacts import Artifact, ArtifactError, Trajectory, shipped_names
 from bygrad.artifacts import load as load_artifact
 from bygrad.artifacts import save as save_artifact
-from bygrad.optimizers import LEARNED, LSTM, Adam, Optimizer, Preprocessor, Scaled
+from bygrad.optimizers import LEARNED, LSTM, Adam, Optimizer, Partition, Preprocessor, Scaled
 from bygrad.problems import ProblemFamily
 
 pytestmark = pytest.mark.core
@@ -84,8 +84,9 @@ def test_a_tampered_file_is_refused(path):
         ({"optimizer": "GRU"}, "is a 'GRU', which this version of bygrad does not have"),
         ({"features": 99}, "trained with version 99 of LSTM's features"),
         ({"config": {"layers": [4, 4]}}, "is not one of LSTM"),
+        ({"optimizer": "Partition", "config": {"parts": [], "rules": []}}, "is not one of Partition .AttributeError"),
     ],
-    ids=["class", "features", "config"],
+    ids=["class", "features", "config", "kind"],
 )
 def test_a_whole_file_that_this_version_cannot_rebuild_is_refused(path, change, message):
     artifact = load_artifact(path)
@@ -106,6 +107,24 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
     with pytest.raises(ValueError, match=r"could be written, but never read again \(.*Raw.*bygrad's own classes"):
         bygrad.export(LSTM(jax.random.key(0), (4, 3), Raw()), tmp_path / "raw.safetensors", **ABOUT)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (("conv[[]0]/w", "a"), ("head/b", "b")),  # as `Partition.by` makes them
+        (("*/w", "a"), ("[!h]*/?", "a"), ("*b", "b")),
+    ],
+    ids=["paths", "patterns"],
+)
+def test_a_partition_that_fits_certain_paths_alone_is_written_and_verified(rules, tmp_path):
+    parts = {"a": LSTM(jax.random.key(0), (2,)), "b": LSTM(jax.random.key(1), (2,))}
+    path = tmp_path / "it.safetensors"
+    artifact = bygrad.export(Partition(parts=parts, rules=rules), path, **ABOUT)
+    golden = Trajectory.from_fields(artifact.manifest.trajectory)
+    read = bygrad.load(path)
+    assert sorted(map(read.part_of, golden.steps[0].params)) == ["a", "b"]
+    assert bygrad.deploy.verify(path)[0].deviation == 0
 
 
 @pytest.mark.parametrize(

@@ -352,6 +352,24 @@ def test_closures_return_their_loss_and_compute_with_gradients_on(small):
     assert optimizer.step() is None
 
 
+def test_a_closure_may_return_anything_and_a_guard_asks_for_a_number(small):
+    def step(result: Any, **kwargs: Any) -> Any:
+        weight = torch.nn.Parameter(torch.ones(3))
+        weight.grad = torch.ones(3)
+        optimizer = LearnedOptimizer([weight], small, **kwargs)
+        returned = optimizer.step(lambda: result)
+        assert not torch.equal(weight, torch.ones(3))
+        return returned
+
+    for result in ({"loss": 1.0}, (torch.ones(2), "two"), torch.ones(8)):
+        assert step(result) is result
+    for result, found in [({"loss": 1.0}, "a dict"), (torch.ones(8), r"of shape \[8\]")]:
+        with pytest.raises(TypeError, match=f"The loss is {found}, and a guard compares numbers"):
+            step(result, guard=TorchAdam(0.01))
+    for result in (1, 1.0, np.float32(1), torch.ones(1), torch.ones(())):
+        assert step(result, guard=TorchAdam(0.01)) is result
+
+
 def test_the_lr_of_each_group_multiplies_and_schedulers_set_it(small):
     start, grads = draw(3, 1)
     bare, scaled = tensors(start), tensors(start)
@@ -423,6 +441,28 @@ def test_a_resumed_run_goes_on_bit_for_bit(name, dtype, artifacts):
             assert not entry.is_floating_point() or entry.dtype == torch.promote_types(theirs.dtype, torch.float32)
     for ours, theirs in zip(run(other, resumed, trees[3:]), run(optimizer, params, trees[3:]), strict=True):
         assert ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["bare", "guarded"])
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(("before", "after"), [("float64", "float32"), ("float32", "float64"), ("float64", "bfloat16")])
+def test_a_run_goes_on_in_another_precision(before, after, name, guarded, artifacts):
+    """As with torch's own optimizers: the state follows the params into theirs, or into float32."""
+    start, *trees = draw(6, 6)
+    params, others = tensors(start, getattr(torch, before)), tensors(start, getattr(torch, after))
+    optimizer, other = (
+        LearnedOptimizer(it, artifacts[name], guard=TorchAdam(0.01) if guarded else None) for it in (params, others)
+    )
+    run(optimizer, params, trees[:3])
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for param in others:
+        fresh = other._rule.start(param)
+        assert {key: entry.dtype for key, entry in other.state[param].items()} == {
+            key: entry.dtype for key, entry in fresh.items()
+        }
+    kept = [param.detach().float().clone() for param in others]
+    for ours, theirs in zip(run(other, others, trees[3:]), kept, strict=True):
+        assert np.isfinite(ours).all() and (not ours.size or not np.array_equal(ours, theirs.numpy()))
 
 
 def test_a_loaded_state_is_a_copy_and_hooks_see_it(small):
@@ -514,6 +554,25 @@ def test_the_gradient_scaler_skips_what_overflows(small):
     scaler.scale(weight.sum() * float("inf")).backward()
     scaler.step(optimizer)
     assert torch.equal(weight, before) and torch.equal(optimizer.state[weight]["state"], state)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_same_steps_under_autocast_and_whatever_the_default_dtype(name, artifacts):
+    """Torch's own optimizers do not see either."""
+    start, *trees = draw(11, 3)
+    plain, inside, narrow = (tensors(start, torch.float32) for _ in range(3))
+    wanted = run(LearnedOptimizer(plain, artifacts[name]), plain, trees)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(LearnedOptimizer(inside, artifacts[name]), inside, trees)
+        assert torch.is_autocast_enabled("cpu")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        others = run(LearnedOptimizer(narrow, artifacts[name]), narrow, trees)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for it, autocast, other in zip(wanted, found, others, strict=True):
+        np.testing.assert_array_equal(autocast, it)
+        np.testing.assert_array_equal(other, it)
 
 
 @pytest.mark.parametrize("guarded", [False, True], ids=["bare", "guarded"])
@@ -683,12 +742,13 @@ def changed(artifact: Artifact, **fields: Any) -> Artifact:
         ({"optimizer": "Unheard"}, "test/one is a Unheard, which this bygrad cannot run in PyTorch.*deploy.optax"),
         ({"features": 99}, "trained with version 99 of LSTM's features"),
         ({"config": {"layers": [4]}}, "not those of LSTM .KeyError"),
+        ({"config": {"layers": [], "preprocess": {"name": "Scaled"}, "output_scale": 1.0}}, "not those.*IndexError"),
         (
             {"config": {"layers": [3], "preprocess": {"name": "Scaled", "scale": 1.0}, "output_scale": 1.0}},
             r"tensor head has the shape \(4,\), not \(3,\)",
         ),
     ],
-    ids=["class", "features", "config", "shapes"],
+    ids=["class", "features", "config", "no layer", "shapes"],
 )
 def test_an_artifact_that_torch_cannot_run_is_refused_by_name(fields, message, small):
     with pytest.raises(ArtifactError, match=message):

@@ -242,6 +242,13 @@ def test_value_and_guard_arrive(params):
     close(updates, jax.tree.map(lambda leaf: -leaf, params))
 
 
+@pytest.mark.parametrize("guard", [Adam(0.1), lambda it: BestOf(it, Adam(0.1))], ids=["Guard", "BestOf"])
+def test_several_losses_are_refused_by_their_shape(guard):
+    transformation, point = deployed(SGD(0.1), guard=guard), jnp.ones(3)
+    with pytest.raises(ValueError, match=r"value has the shape \[8\], but losses are compared as numbers"):
+        transformation.update(point, transformation.init(point), point, value=jnp.ones(8))
+
+
 def test_a_fallback_makes_a_guard(params):
     """A rule that climbs, and one that gives NaN, are caught, and the fallback moves the params."""
     transformation = deployed(SGD(-0.1), guard=Adam(0.1))

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 import bygrad
-from bygrad.artifacts import ArtifactError
+from bygrad.artifacts import SOLVER, Artifact, ArtifactError, Manifest, save
 from bygrad.cli import main
 from bygrad.deploy import hub, load, verify
 from bygrad.deploy.jax import refuse_solver
@@ -293,6 +293,33 @@ def test_networks_survive_the_file(learned, tmp_path):
     back = load_solver(tmp_path / "fit.safetensors", Decay())
     instance = jnp.asarray(decays(1)[0], jnp.float32)
     np.testing.assert_array_equal(back.start.propose(instance), start.propose(instance))
+
+
+STRANGE = {
+    "a network that no memory could hold": {"start": {"proposals": 1, "inputs": 10**13, "params": 2}},
+    "a schedule that no memory could hold": {
+        "method": {"name": "ProximalGradient"},
+        "schedule": {"steps": 10**13, "metric": [1]},
+    },
+    "a method that is none": {"method": "LBFGS"},
+    "a network that is none": {"start": "large"},
+    "numbers of another kind": {"method": {"name": "LBFGS", "tol": []}, "start": {"proposals": None}},
+    "a family that is none": {"family": 3},
+    "no family": {"family": None},
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_a_strangers_file_is_refused_whatever_it_says(strange, tmp_path):
+    """At once: nothing is made of a size that stands in a file."""
+    config = {"family": "lennard-jones", "family_sha256": "", "dtype": "float32", "starts": 1, "classical_starts": 1}
+    config |= {"method": {"name": "LBFGS"}, "classical": {"name": "LBFGS"}}
+    config |= dict.fromkeys(("start", "doubt", "damping", "warm", "schedule"))
+    config |= STRANGE[strange]
+    manifest = {"name": "it/it", "optimizer": SOLVER, "config": config, "features": 1, "tensors": {}}
+    save(path := tmp_path / "it.safetensors", Artifact(Manifest(**manifest, training={"family": [1]}), {}))
+    with pytest.raises(ArtifactError, match=r"it\.safetensors: it"):
+        load_solver(path)
 
 
 @pytest.mark.parametrize("named", [":Decay", ""])

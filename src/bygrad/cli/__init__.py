@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .._core.hosts import INCOMPLETE, LostProcessError
+from .._core.remarks import visible
 from .artifacts import inspect, pull, push, verify
 from .experiments import evaluate, list_names, reproduce, specialize, stylize, train
 from .job import in_job, interrupt, leave, withhold
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _refuse(error: Exception) -> None:
-    Console(stderr=True).print(f"[red]bygrad:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
+    Console(stderr=True).print(f"[red]bygrad:[/red] {escape(visible(str(error)))}", soft_wrap=True, highlight=False)
 
 
 def _keep_compiled_programs() -> None:

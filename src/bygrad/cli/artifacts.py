@@ -19,7 +19,7 @@ def inspect(artifact: Artifact) -> None:
     fields = json.loads(load(find(artifact)).manifest.to_json())
     if "trajectory" in fields:
         fields["trajectory"] = {"steps": len(fields["trajectory"].get("steps", ()))}
-    Console().print_json(data=fields)
+    Console().print_json(data=fields, ensure_ascii=True)  # letters could steer the terminal
 
 
 def verify(artifact: Artifact) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from .._core.hosts import place_in_job
+from .._core.remarks import visible
 from .options import Families, Resume, Seed
 from .terminal import progress
 
@@ -131,4 +132,4 @@ def report(
     """Say what a learned solver is worth and what is proven about it."""
     from ..deploy.solver import load_solver
 
-    print(load_solver(solver, family).report())
+    print(visible(load_solver(solver, family).report()))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import itertools
 import os
 import platform
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from ..artifacts import SCHEMA, SOLVER, Artifact, ArtifactError, Manifest, Step,
 from ..artifacts import load as load_artifact
 from ..artifacts import save as save_artifact
 from ..artifacts.trajectory import TOLERANCE
-from ..optimizers import LEARNED, Learned, Optimizer, Portable, from_portable, to_portable
+from ..optimizers import LEARNED, Learned, Optimizer, Partition, Portable, from_portable, to_portable
 
 
 def load(name: str | os.PathLike[str]) -> Optimizer:
@@ -113,11 +114,22 @@ def refuse_solver(given: Any) -> None:
 
 def with_trajectory(artifact: Artifact, optimizer: Optimizer) -> Artifact:
     """Return the artifact with the golden trajectory of `optimizer`, which is the one in it."""
-    steps = draw_steps()
+    steps = _steps_for(optimizer)
     golden = Trajectory(steps, replay(optimizer, steps), TOLERANCE)
     return Artifact(
         dataclasses.replace(artifact.manifest, schema=SCHEMA, trajectory=golden.to_fields()), artifact.tensors
     )
+
+
+def _steps_for(optimizer: Optimizer) -> list[Step]:
+    """Draw inputs, under paths of its own for a partition that fits no others: an array for each part."""
+    steps = draw_steps()
+    names = list(steps[0].params)
+    if not isinstance(optimizer, Partition) or None not in map(optimizer.owner, names):
+        return steps
+    places = dict(zip(optimizer.a_path_of_each().values(), itertools.cycle(names), strict=False))
+    moved = lambda arrays: {path: arrays[name] for path, name in places.items()}  # noqa: E731
+    return [Step(step.value, moved(step.grads), moved(step.params)) for step in steps] if places else steps
 
 
 def replay(optimizer: Optimizer, steps: Sequence[Step]) -> list[dict[str, np.ndarray]]:

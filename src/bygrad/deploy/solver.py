@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -120,7 +121,8 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
             "Give a file that `bygrad learn` wrote with this version, or learn again",
         )
     found = family if isinstance(family, ProblemFamily) else _family(path, family, config)
-    _compare(path, manifest.training.get("family", {}), found)
+    learned = manifest.training.get("family")
+    _compare(path, learned if isinstance(learned, dict) else {}, found)
     try:
         start = _start(config["start"], artifact.tensors)
         damping = _learned_damping(config["damping"], config["method"], artifact.tensors)
@@ -129,11 +131,11 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
             assert isinstance(method, LevenbergMarquardt)
             method = LevenbergMarquardt(damping=damping, tol=method.tol, max_steps=method.max_steps)
         elif isinstance(method, ADMM) and (shape := config["warm"]) is not None:
-            blank = LearnedWarmStart.blank(_whitening(shape), shape["size"], jax.random.key(0))
-            method = dataclasses.replace(method, warm=_filled(blank, "warm", artifact.tensors))
+            make = lambda: LearnedWarmStart.blank(_whitening(shape), shape["size"], jax.random.key(0))  # noqa: E731
+            method = dataclasses.replace(method, warm=_filled(make, "warm", artifact.tensors))
         elif isinstance(method, ProximalGradient) and (shape := config["schedule"]) is not None:
-            blank = LearnedSchedule(jnp.zeros((shape["steps"], 3)), jnp.zeros(shape["metric"]))
-            method = dataclasses.replace(method, schedule=_filled(blank, "schedule", artifact.tensors))
+            make = lambda: LearnedSchedule(jnp.zeros((shape["steps"], 3)), jnp.zeros(shape["metric"]))  # noqa: E731
+            method = dataclasses.replace(method, schedule=_filled(make, "schedule", artifact.tensors))
         elif config["method"] == config["classical"]:
             method = classical
         card = Card(**manifest.validation) if manifest.validation else None
@@ -143,7 +145,7 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
             usual = Usual(*(artifact.tensors[f"usual/{name}"] for name in ("mean", "spread")))
         doubt = _doubt(config.get("doubt"), artifact.tensors)  # files that are older know none
         return LearnedSolver(found, method, classical, start, *counts, card, config["dtype"], usual, doubt)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, AssertionError) as error:
         raise ArtifactError(
             f"{path}: its configuration does not describe a solver ({type(error).__name__}: {error})",
             "The solver cannot be rebuilt",
@@ -206,18 +208,21 @@ def _whitening(described: dict[str, Any]) -> Whitening:
 def _start(described: dict[str, Any] | None, tensors: dict[str, np.ndarray]) -> LearnedStart | None:
     if described is None:
         return None
-    blank = LearnedStart.untrained(_whitening(described), described["proposals"], jax.random.key(0))
-    return _filled(blank, "start", tensors)
+    proposals = described["proposals"]
+    return _filled(
+        lambda: LearnedStart.untrained(_whitening(described), proposals, jax.random.key(0)), "start", tensors
+    )
 
 
 def _doubt(described: dict[str, Any] | None, tensors: dict[str, np.ndarray]) -> Doubt | None:
     """Build a doubt: a network where it has sizes, else a limit of the cost."""
     if described is None:
         return None
-    blank = CostLimit(jnp.zeros(()))
-    if described:
-        blank = LearnedDoubt.blank(_whitening(described), jnp.zeros((2, 2)), jax.random.key(0))
-    return _filled(blank, "doubt", tensors)
+    if not described:
+        return _filled(lambda: CostLimit(jnp.zeros(())), "doubt", tensors)
+    return _filled(
+        lambda: LearnedDoubt.blank(_whitening(described), jnp.zeros((2, 2)), jax.random.key(0)), "doubt", tensors
+    )
 
 
 def _learned_damping(
@@ -226,13 +231,19 @@ def _learned_damping(
     if described is None:
         return None
     rule = GainRatio(method["initial"], method["shrink"])
-    blank = LearnedDamping.untrained(_whitening(described), rule, jax.random.key(0), described["steps"])
-    return _filled(blank, "damping", tensors)
+    steps = described["steps"]
+    return _filled(
+        lambda: LearnedDamping.untrained(_whitening(described), rule, jax.random.key(0), steps), "damping", tensors
+    )
 
 
-def _filled(blank: Any, part: str, tensors: dict[str, np.ndarray]) -> Any:
-    """Put tensors into a network by name; a name or a shape that does not fit is an error."""
-    arrays, static = eqx.partition(blank, eqx.is_array)
+def _filled(make: Callable[[], Any], part: str, tensors: dict[str, np.ndarray]) -> Any:
+    """Put tensors into the network that `make` describes, by name; a name or a shape that does not fit is an error.
+
+    Nothing is made before its tensors are there: no size that a file speaks of is taken on its word.
+    """
+    blank = eqx.filter_eval_shape(make)
+    arrays, static = eqx.partition(blank, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
     def tensor(name: str, leaf: Any) -> Any:
         value = tensors[f"{part}/{name}"]
@@ -249,13 +260,13 @@ def _sha256(family: str) -> str:
 
 
 def _family(path: Any, family: str | None, config: dict[str, Any]) -> ProblemFamily:
-    name = family or config["family"]
-    if not name:
+    name = family or config.get("family")
+    if not name or not isinstance(name, str):
         raise ArtifactError(
             f"{path}: it does not say where its family is", "It cannot be used alone", "Give the family"
         )
     elsewhere = family is None and file_of_family(name) is not None
-    if elsewhere and (not (found := _sha256(name)) or found != config["family_sha256"]):
+    if elsewhere and (not (found := _sha256(name)) or found != config.get("family_sha256")):
         raise ArtifactError(
             f"{path}: its family {name} is not there, or is not the file that the solver was learned for",
             "A learned solver belongs to one family, and code is not run on a file's word",

@@ -1,5 +1,6 @@
 """Artifacts as PyTorch optimizers. This module and what it imports never import JAX."""
 
+import contextlib
 import functools
 import inspect
 import math
@@ -16,7 +17,7 @@ from .._core.remarks import remark
 from .._core.sizes import NO_HORIZON, horizons, whole_number
 from ..artifacts import Artifact, Step, find
 from ..artifacts import load as load_artifact
-from .torch_rules import Adam, Envelope, Guard, Rule, Scheduled, rule_of
+from .torch_rules import RULES, Adam, Envelope, Guard, Rule, Scheduled, rule_of
 
 _THETA, _GUARD, _STEPS = "theta", "guard", "steps"
 
@@ -133,14 +134,21 @@ class LearnedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        value = value if loss is None else loss
-        given = None if value is None else torch.as_tensor(value).detach()
-        self._take_step(given)  # pyright: ignore[reportAttributeAccessIssue]
+        self._take_step(value if loss is None else loss)  # pyright: ignore[reportAttributeAccessIssue]
         return loss
 
     # A training step that is compiled leaves this out: decisions are Python's, and loops over blocks would be unrolled.
     @torch.compiler.disable
-    def _take_step(self, value: Tensor | None) -> None:
+    def _take_step(self, value: Any) -> None:
+        # A closure may return anything: what learned rules see are gradients alone.
+        loss = None if value is None or type(self._rule) in RULES.values() else _number(value)
+        with contextlib.ExitStack() as exact:  # also where a user's autocast covers the step, and not the loss alone
+            for kind in {param.device.type for group in self.param_groups for param in group["params"]}:
+                if torch.amp.is_autocast_available(kind):
+                    exact.enter_context(torch.autocast(kind, enabled=False))
+            self._move(loss)
+
+    def _move(self, value: Tensor | None) -> None:
         moving = [(param, group) for group in self.param_groups for param in group["params"]]
         guarded = isinstance(self._rule, Guard)
         # A param that has none now may have moved in a trial that ends now.
@@ -220,7 +228,8 @@ class LearnedOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave. **Raises:** `ValueError` for that of another artifact, or of another rule."""
         # torch casts the state to the dtype of the params, which loses what float32 state of bfloat16 params is for. So
-        # it is taken from what torch reads, after the user's own hooks have seen it, and put in before they see more.
+        # it is taken from what torch reads, after the user's own hooks have seen it, and put in before they see more,
+        # in the dtype that the rule would begin with: the saved run may have had params of another one.
         read: dict[str, Any] = {}
 
         def before(_: Optimizer, given: dict[str, Any]) -> None:
@@ -231,9 +240,12 @@ class LearnedOptimizer(Optimizer):
             saved = [index for group in read["param_groups"] for index in group["params"]]
             ours = [param for group in self.param_groups for param in group["params"]]
             for index, param in zip(saved, ours, strict=True):
-                for name, value in read["state"].get(index, {}).items():
+                entries = read["state"].get(index, {})
+                fresh = self._rule.start(param) if entries else {}
+                for name, value in entries.items():
                     if isinstance(value, Tensor):
-                        self.state[param][name] = value.detach().to(param.device, copy=True)
+                        dtype = fresh[name].dtype if name in fresh else value.dtype
+                        self.state[param][name] = value.detach().to(param.device, dtype, copy=True)
             if isinstance(self._rule, Guard):
                 self._rule.remember(read["param_groups"][0][_GUARD])
 
@@ -312,6 +324,19 @@ _PAST = (
     " guard tries nothing more. A horizon counts calls of step(), not epochs or micro-batches: give horizon= as many as"
     " the run will have, from its start."
 )
+
+
+def _number(loss: Any) -> Tensor:
+    """Return a loss as a tensor without axes; `TypeError` for what a guard cannot compare."""
+    if isinstance(loss, int | float | np.number | np.ndarray):
+        loss = torch.as_tensor(loss)
+    if not (isinstance(loss, Tensor) and loss.numel() == 1):
+        found = f"of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise TypeError(
+            f"The loss is {found}, and a guard compares numbers. Give the one that was differentiated, the mean, say:"
+            " step(value=loss), or a closure that returns it."
+        )
+    return loss.detach().reshape(())
 
 
 def _guarded(rule: Rule, artifact: Artifact, guard: Rule | Callable[[Rule], Rule] | None) -> Rule:

@@ -61,7 +61,7 @@ def optax(
 
     **Raises:** `ArtifactError` as `load` does; `TypeError` for what is no optimizer or no guard. `init` and `update`
     raise `TypeError` naming the leaf for params that are not floating-point, and `update` `ValueError` for gradients
-    that do not fit the params.
+    that do not fit the params, and for a `value` that is not a single number.
 
         >>> import optax, bygrad.deploy
         >>> transformation = optax.chain(bygrad.deploy.optax("paper/quadratic"), optax.scale(0.5))
@@ -112,6 +112,11 @@ def _update(
         params = _arrays("params", params)
         _check_alike(updates, params)
     loss = None if value is None else jnp.asarray(value)
+    if loss is not None and loss.ndim:
+        raise ValueError(
+            f"value has the shape {list(loss.shape)}, but losses are compared as numbers. Give the loss that was"
+            " differentiated: the mean, say."
+        )
     new_updates, new = state.optimizer.update(updates, state.state, params, value=loss, key=key)
     return new_updates, DeployedState(state.optimizer, new)
 

@@ -1,6 +1,7 @@
 """An optimizer made of optimizers, each for its part of the params, as section 3.3 of Andrychowicz et al. (2016)."""
 
 import fnmatch
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -90,16 +91,29 @@ class Partition(Optimizer, Learned, Scheduled):
         parts = [declare(part, horizon) for part in self.parts.values()]
         return eqx.tree_at(lambda it: list(it.parts.values()), self, parts)
 
+    def owner(self, path: str) -> str | None:
+        """Return the name of the part that a path belongs to, None if no pattern fits it."""
+        return next((name for pattern, name in self.rules if fnmatch.fnmatchcase(path, pattern)), None)
+
     def part_of(self, path: str) -> str:
         """Return the name of the part that a path belongs to; `ValueError` if no pattern fits it."""
-        for pattern, name in self.rules:
-            if fnmatch.fnmatchcase(path, pattern):
-                return name
+        if (owner := self.owner(path)) is not None:
+            return owner
         patterns = ", ".join(repr(pattern) for pattern, _ in self.rules) or "none"
         raise ValueError(
             f"No pattern fits the path {path!r} (patterns: {patterns}), so nothing would update it. End the rules with"
             " a pattern that fits the rest, ('*', NAME)."
         )
+
+    def a_path_of_each(self) -> dict[str, str]:
+        """Return a path for every part, as far as one can be read off its rules."""
+        paths: dict[str, str] = {}
+        for pattern, name in self.rules:
+            # One of the letters for each in brackets, and "x" for what may be anything.
+            path = re.sub(r"\[(.)[^]]*\]|[*?]", lambda found: found[1] or "x", pattern)
+            if self.owner(path) == name:
+                paths.setdefault(name, path)
+        return paths
 
     def divide(self, tree: Params) -> dict[str, dict[str, Any]]:
         """Return for every part that owns any leaves of a tree its leaves by path."""

@@ -46,7 +46,7 @@ def from_portable(portable: Portable, classes: dict[str, type[Learned]]) -> Opti
         )
     try:
         skeleton = eqx.filter_eval_shape(cls.from_config, portable.config)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
             f"The configuration {portable.config} is not one of {portable.name} ({type(error).__name__}: {error}), so"
             " the optimizer cannot be rebuilt. The file was written by another version, or by something else."

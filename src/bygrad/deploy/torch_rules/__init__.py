@@ -31,7 +31,7 @@ def rule_of(artifact: Artifact) -> Rule:
         )
     try:
         return rule(manifest.config, artifact.tensors)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"the configuration and tensors of {manifest.name} are not those of {manifest.optimizer}"
             f" ({type(error).__name__}: {error})",
