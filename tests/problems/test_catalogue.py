@@ -88,6 +88,11 @@ def test_a_class_in_a_file_is_built_and_an_instance_is_taken_as_it_is(file):
     assert (type(taken).__name__, taken.width) == ("Bowl", 5.0)
 
 
+def test_data_are_not_taken_for_those_of_a_family_in_a_file(file):
+    with pytest.raises(ValueError, match=r"digits\.npz would not be used for .*mine\.py:Bowl\. Leave data"):
+        find_family(f"{file}:Bowl", data="digits.npz")
+
+
 def test_a_file_alone_names_the_one_family_in_it(file):
     with pytest.raises(ValueError, match=r"several families.*mine\.py:Bowl, .*mine\.py:NeedsData\."):
         find_family(str(file))

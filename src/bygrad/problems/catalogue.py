@@ -183,6 +183,11 @@ def find_family(name: str, *, data: str = "mnist", split: Split = "train") -> Pr
     not a family.
     """
     if (named := file_of_family(name)) is not None:
+        if data != "mnist":
+            raise ValueError(
+                f"A family of your own brings its data itself, so {data} would not be used for {name}. Leave data"
+                " (--data) out, and let the file read it: bygrad.problems.load_images."
+            )
         return _load(*named)
     if name in FAMILIES:
         return FAMILIES[name](data, split)
