@@ -188,10 +188,11 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch, capsys):
     main(["train", "--family", str(strange)])
     assert named["name"] == "mine/my-problem"
     capsys.readouterr()
-    main(["train", "--family", str(strange), "--horizon", "40", "--data", "a.npz,mnist", "--out", str(tmp_path / "it")])
-    compare = shlex.split(capsys.readouterr().out.partition("compare it: ")[2])
-    wanted = ["evaluate", str(tmp_path / "it" / "optimizer.safetensors"), "--family", str(strange)]
-    assert compare == ["bygrad", *wanted, "--horizon", "40", "--data", "a.npz,mnist"]
+    for options in (["--family", str(strange), "--horizon", "40"], ["--family", "mnist", "--horizon", "40"]):
+        options += ["--data", "mnist,my a.npz"] if "mnist" in options else []
+        main(["train", *options, "--out", str(tmp_path / "it")])
+        compare = shlex.split(capsys.readouterr().out.partition("compare it: ")[2])
+        assert compare == ["bygrad", "evaluate", str(tmp_path / "it" / "optimizer.safetensors"), *options]
     main(["train", "--family", family, "--coordinates", "0.5"])
     assert told[2].estimator == Replay(0.5)
     main(["train", "--family", family, "--estimator", "NRES", "--log", "--largest", "0.5"])

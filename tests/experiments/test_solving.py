@@ -122,6 +122,15 @@ def test_the_second_block_decides_on_the_size_of_the_others_also_of_a_resumed_ru
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npy", "out.npz"]
 
 
+def test_progress_counts_rows_and_not_their_starts(tmp_path, data, display, monkeypatch):
+    told = []
+    monkeypatch.setattr(Display, "phase", lambda self, what, done, total, *_: told.append((done, total)))
+    solve_file(Line(), data, tmp_path / "out.npz", display, block=60, batch=16, starts=3)
+    finished = [done for done, _ in told]
+    assert finished == sorted(finished) and finished[-1] == 100 and 60 in finished
+    assert {total for _, total in told} == {100}
+
+
 def test_a_finished_run_is_resumed_to_no_end_and_others_are_refused(tmp_path, data, monkeypatch, capsys):
     spy, out, display = Spy(monkeypatch), tmp_path / "out.npz", Display(Console(width=500))
     solve_file(Line(), data, out, display, block=20)

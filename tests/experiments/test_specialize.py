@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -275,6 +276,10 @@ def test_worth_in_words_says_when_no_time_is_saved():
     assert "1.50 x that of the best tuned baseline (Nesterov)" in final
     assert last.startswith("it saves no time")
     assert "repay" in sentences(worth | {"seconds_saved_per_run": 0.5, "break_even_runs": 180})[2]
+    negative = {"mean_loss": -2.5, "best_mean_loss": -2.0, "mean_loss_at_equal_seconds": -1.0, "final_loss": math.inf}
+    mean, final, _ = sentences(worth | negative | {"best_final_loss": -3.0})
+    assert "0.5 below that of the best tuned baseline (Adam) at equal steps, 1 above at equal seconds" in mean
+    assert "final loss: inf above that of" in final
 
 
 @pytest.mark.parametrize("horizons", [range(1, 10), range(10, 20), range(20, 2001)], ids=str)

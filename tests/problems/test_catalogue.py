@@ -88,6 +88,11 @@ def test_a_class_in_a_file_is_built_and_an_instance_is_taken_as_it_is(file):
     assert (type(taken).__name__, taken.width) == ("Bowl", 5.0)
 
 
+def test_data_are_not_taken_for_those_of_a_family_in_a_file(file):
+    with pytest.raises(ValueError, match=r"digits\.npz would not be used for .*mine\.py:Bowl\. Leave data"):
+        find_family(f"{file}:Bowl", data="digits.npz")
+
+
 def test_a_file_alone_names_the_one_family_in_it(file):
     with pytest.raises(ValueError, match=r"several families.*mine\.py:Bowl, .*mine\.py:NeedsData\."):
         find_family(str(file))
@@ -138,6 +143,16 @@ def test_what_is_not_there_is_refused(name, error, message, file):
         find_family(str(file.parent / name))
 
 
+def test_a_family_that_lacks_a_method_or_cannot_be_built_is_told_from_none(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FILE.partition("    def loss")[0])
+    with pytest.raises(TypeError, match=r"Bowl in .*mine\.py has no loss, .* Write what is missing"):
+        find_family(str(path))
+    path.write_text(FILE.partition("class NeedsData")[0] + "\n    def __check_init__(self):\n        {}['SCANS']\n")
+    with pytest.raises(ValueError, match=r"Bowl\(\) in .*mine\.py raised KeyError: 'SCANS'.*the environment"):
+        find_family(f"{path}:Bowl")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -145,8 +160,9 @@ def test_what_is_not_there_is_refused(name, error, message, file):
         ("from bygrad import Quadratic, ProblemFamily", "it has none: subclass bygrad.ProblemFamily"),
         ("import no_such_module", "raised ModuleNotFoundError.*Mend the file"),
         ("class Bowl(:", "raised SyntaxError.*Mend the file"),
+        ("raise SystemExit(0)", "raised SystemExit: 0.*__main__"),
     ],
-    ids=["empty", "imports only", "import", "syntax"],
+    ids=["empty", "imports only", "import", "syntax", "script"],
 )
 def test_a_file_without_families_is_refused(text, message, tmp_path):
     (tmp_path / "mine.py").write_text(text)

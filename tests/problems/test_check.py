@@ -161,6 +161,45 @@ class Branching(Bowl):
         return jnp.sum(params["p"]) if params["p"][0] > 0 else jnp.sum(params["p"] ** 2)
 
 
+class BranchingInit(Bowl):
+    def init(self, instance, key):
+        return {"p": jnp.ones(3) if instance > 0 else jnp.zeros(3)}
+
+
+class CountingInit(Bowl):
+    def sample(self, key):
+        return jax.random.randint(key, (), 1, 5)
+
+    def init(self, instance, key):
+        return {"p": jnp.ones(instance)}
+
+
+class NamedInstance(Bowl):
+    def sample(self, key):
+        return {"name": "deep", "width": jnp.ones(())}
+
+
+class DrawingSample(Bowl):
+    def sample(self, key):
+        return np.random.uniform(1.0, 2.0)
+
+
+class DrawingInit(Bowl):
+    def init(self, instance, key):
+        return {"p": jnp.asarray(np.random.standard_normal(3), jnp.float32)}
+
+
+class DrawingLoss(Bowl):
+    def loss(self, params, instance, key):
+        return jnp.sum(params["p"][np.random.randint(0, 3, 2)] ** 2)
+
+
+class SeededLoss(Bowl):
+    def loss(self, params, instance, key):
+        np.random.seed(0)
+        return jnp.sum((params["p"] - np.random.standard_normal(3)) ** 2)
+
+
 REFUSED = [
     (VectorLoss, TypeError, r"float32\[3\]", "jnp.mean or jnp.sum"),
     (TwoLosses, TypeError, r"float32\[\], float32\[\]", "return nothing else"),
@@ -182,6 +221,12 @@ REFUSED = [
     (RaisingLoss, ValueError, "RaisingLoss.loss raised TypeError", "mend this one"),
     (SilentLoss, ValueError, "SilentLoss.loss raised AssertionError", "mend this one"),
     (Branching, ValueError, "Branching.loss raised TracerBoolConversionError", "no Python branches on values"),
+    (BranchingInit, ValueError, "BranchingInit.init raised TracerBoolConversionError", "no Python branches on values"),
+    (CountingInit, ValueError, "CountingInit.init raised TypeError: Shapes must be 1D", "mend this one"),
+    (NamedInstance, TypeError, r"NamedInstance.sample returned str at instance\['name'\]", "a field of the family"),
+    (DrawingSample, ValueError, "DrawingSample.sample draws from numpy.random", "Draw from the key"),
+    (DrawingInit, ValueError, "DrawingInit.init draws from numpy.random", "Draw from the key"),
+    (DrawingLoss, ValueError, "DrawingLoss.loss draws from numpy.random", "Draw from the key"),
 ]
 
 
@@ -227,6 +272,14 @@ def test_the_arrays_of_an_equinox_model_pass_and_count():
     own, fixed = eqx.filter(family.model, eqx.is_inexact_array), family.loss(params, (), None)
     assert jax.tree.structure(params) == jax.tree.structure(own)
     assert family.loss(own, (), None) != fixed  # it is the params that the loss is of, not the field
+
+
+def test_numbers_are_instances_and_what_numpy_draws_the_same_each_time_is_no_draw():
+    class Numbered(SeededLoss):
+        def sample(self, key):
+            return {"of": 3, "none": None, "key": key}
+
+    check_family(Numbered(), jax.random.key(0))
 
 
 def test_params_of_any_floating_dtype_pass():

@@ -127,6 +127,18 @@ def test_a_file_gives_the_doubt_back(kind, family, doubting, tmp_path):
     np.testing.assert_array_equal(again.solve(data).cost, doubting.solve(data).cost)
 
 
+def test_time_that_tuning_has_spent_ends_the_training_too():
+    rng = np.random.default_rng(0)
+    cost = np.sort(rng.uniform(1.0, 2.0, (64, STARTS)), axis=1)[:, ::-1]
+    lowest = is_low(cost, cost[:, -1:], 1e-3, 0.0)
+    tried = Tried(rng.normal(size=(64, 41)), cost, rng.normal(size=(64, STARTS, 5)), lowest, lowest)
+
+    def watch(what: str, done: int, total: int) -> None:
+        assert 0 <= done <= total  # the training would otherwise go on for ever
+
+    learned_doubt(tried, lowest[:, -1], -5.0, 0, watch)
+
+
 def test_what_has_no_solution_teaches_nothing(tried):
     broken = tried._replace(cost=tried.cost.copy(), x=tried.x.copy())
     broken.cost[:300], broken.x[:300] = np.inf, np.nan  # in every start

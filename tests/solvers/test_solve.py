@@ -449,6 +449,26 @@ class TwoLosses(Rosenbrock):
         return params
 
 
+class WithNumber(Rosenbrock):
+    def loss(self, params, instance, key):
+        return super().loss(params, instance, key), 1
+
+
+class NoParams(Rosenbrock):
+    def init(self, instance, key):
+        return {}
+
+
+class ComplexParams(Rosenbrock):
+    def init(self, instance, key):
+        return jnp.ones(2) * 1j
+
+
+class ThreeLimits(Decay):
+    def bounds(self, instance):
+        return {"height": jnp.zeros(3), "rate": 0.0}, {"height": 1.0, "rate": 1.0}
+
+
 class Noisy(Rosenbrock):
     def loss(self, params, instance, key):
         return super().loss(params, instance, None) * jax.random.uniform(key)
@@ -464,6 +484,10 @@ class Broken(Rosenbrock):
     ("family", "says"),
     [
         (Halved(), r"Halved\.bounds returned .* not a pair of params"),
+        (ThreeLimits(), r"limits of shape \[3\] for params of shape \[\] at height, .* a single number for all"),
+        (WithNumber(), r"WithNumber\.loss returned float64\[\], int64\[\]; .* return nothing else"),
+        (NoParams(), r"NoParams\.init returned a tree without arrays, but .* there must be some"),
+        (ComplexParams(), r"ComplexParams\.init returned complex128\[2\], but params are real"),
         (Branching(), r"Branching\.residuals raised TracerBoolConversionError"),
         (Parts(), r"Parts\.residuals returned a tuple, not one array"),
         (TwoLosses(), r"TwoLosses\.loss returned float64\[2\]; a loss must be one"),
@@ -523,6 +547,26 @@ def test_an_oracle_is_solved_in_its_own_precision():
         solve(family, np.ones((2, 3)))
     found = solve(family, np.array([[1.0, 2, 3], [0, 0, 1]]), dtype=np.float32, batch=16)
     np.testing.assert_allclose(found.x, [[1, 2, 3], [0, 0, 1]], atol=1e-4)
+
+
+def test_numbers_of_python_are_params_and_limits_of_whole_arrays():
+    class Line(LeastSquares):
+        def sample(self, key):
+            return jax.random.normal(key, (5,))
+
+        def init(self, instance, key):
+            return {"height": 0.5, "slopes": jnp.zeros(2)}
+
+        def bounds(self, instance):
+            return {"height": 0.0, "slopes": -0.1}, {"height": np.inf, "slopes": 0.1}
+
+        def residuals(self, params, instance):
+            times = jnp.arange(5.0)
+            return params["height"] + params["slopes"] @ jnp.stack([times, -times]) - instance
+
+    found = solve(Line(), np.arange(-1.0, 9.0).reshape(2, 5), batch=16)
+    assert found.success.all() and (found.x["height"] > 0).all()
+    np.testing.assert_allclose(found.x["slopes"], [[0.1, -0.1]] * 2, atol=1e-9)
 
 
 def test_bounds_may_be_two_rows_of_an_array():

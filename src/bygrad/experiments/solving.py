@@ -271,7 +271,7 @@ def solve_file(
     def solve_rows(at: int, stop: int) -> Solution:
         some, (start, dual) = jax.tree.map(lambda leaf: np.asarray(leaf[at:stop]), (instances, begin))
         common: dict[str, Any] = {"x0": start, "dual0": dual, "seed": seed, "batch": batch}
-        common["watch"] = _phase(display, at, rows)
+        common["watch"] = _phase(display, at, stop - at, rows)
         if learned:
             found = solver.solve(some, guard=guard or "certificate", **common)
             # The alarm is for the whole file: each block would see less, and more alarms would be false.
@@ -351,5 +351,8 @@ def _contents(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _phase(display: Display, done: int = 0, total: int | None = None) -> Any:
-    return lambda what, at, of: display.phase(what, done + at, total or of)
+def _phase(display: Display, done: int = 0, block: int = 0, total: int | None = None) -> Any:
+    """Show what is told of a whole, or of a block of it as that part: of several starts, each is told by itself."""
+    if total is None:
+        return display.phase
+    return lambda what, at, of: display.phase(what, done + at * block // of, total)

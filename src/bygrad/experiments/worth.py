@@ -95,13 +95,13 @@ def _seconds_saved(
 
 def sentences(worth: Mapping[str, Any]) -> list[str]:
     """Say in words what a specialization is worth."""
-    mean, final = (ratio(worth[f"{key}_loss"], worth[f"best_{key}_loss"]) for key in ("mean", "final"))
-    same_time = ratio(worth["mean_loss_at_equal_seconds"], worth["best_mean_loss"])
+    mean, final = (_against(worth[f"{key}_loss"], worth[f"best_{key}_loss"]) for key in ("mean", "final"))
+    same_time = _against(worth["mean_loss_at_equal_seconds"], worth["best_mean_loss"])
     slower = worth["seconds_per_step"] / worth["baseline_seconds_per_step"]
     lines = [
-        f"mean loss over the run: {mean:.2f} x that of the best tuned baseline ({worth['best_mean_baseline']}) at equal"
-        f" steps, {same_time:.2f} x at equal seconds; a step takes {slower:.2f} x as long",
-        f"final loss: {final:.2f} x that of the best tuned baseline ({worth['best_final_baseline']})",
+        f"mean loss over the run: {mean} that of the best tuned baseline ({worth['best_mean_baseline']}) at equal"
+        f" steps, {same_time} at equal seconds; a step takes {slower:.2f} x as long",
+        f"final loss: {final} that of the best tuned baseline ({worth['best_final_baseline']})",
     ]
     if worth["break_even_runs"] is None:
         lines.append("it saves no time: it does not get sooner where the best tuned baseline ends")
@@ -111,6 +111,14 @@ def sentences(worth: Mapping[str, Any]) -> list[str]:
             f" {worth['break_even_runs']:,} runs repay the meta-training"
         )
     return lines
+
+
+def _against(ours: float, theirs: float) -> str:
+    """Say how much larger a loss is: as a factor, or where there is none as a difference."""
+    factor, more = ratio(ours, theirs), ours - theirs
+    if not math.isnan(factor):
+        return f"{factor:.2f} x"
+    return f"{abs(more):.3g} {'above' if more > 0 else 'below'}"
 
 
 def ratio(ours: float, theirs: float) -> float:

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,20 +89,22 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
 
     **Returns:** the params drawn, as an example of their structure.
 
-    **Raises:** `TypeError` if the params are not floating-point arrays or the loss is not a real scalar;
-    `ValueError` if the loss or its gradient is not finite at the start, or the gradient is zero everywhere.
+    **Raises:** `TypeError` if the params are not floating-point arrays or the loss is not a real scalar; `ValueError`
+    if a method raises, also where it is compiled, or draws from `numpy.random`, if the loss or its gradient is not
+    finite at the start, or the gradient is zero everywhere.
     """
     check_is_family(family)
     name = type(family).__name__
     sample_key, init_key, loss_key = jax.random.split(key, 3)
     with blame(f"{name}.sample"):
         instance = _sample(family, sample_key)
+    _check_instance(name, instance)
+    _traced(f"{name}.sample", family.sample, sample_key)
     with blame(f"{name}.init"):
         params = family.init(instance, init_key)
     _check_params(name, params)
-    with blame(f"{name}.loss"):
-        shape = jax.eval_shape(family.loss, params, instance, loss_key)
-    check_value(name, shape)
+    _traced(f"{name}.init", family.init, instance, init_key)
+    check_value(name, _traced(f"{name}.loss", family.loss, params, instance, loss_key))
     with blame(f"the gradient of {name}.loss"):
         value, grads = _value_and_grad(family, params, instance, loss_key)
     if not jnp.isfinite(value):
@@ -166,6 +168,35 @@ def blame(what: str) -> Iterator[None]:
             f"{what} raised {type(error).__name__}: {reason}. A family's methods must be JAX functions of their"
             " arguments (jax.numpy, no Python branches on values); mend this one first."
         ) from error
+
+
+def _traced(what: str, function: Callable[..., Any], *inputs: Any) -> Any:
+    """Return the shape of what a function returns where it is compiled.
+
+    **Raises:** `ValueError` if it raises there, or draws from the generator of NumPy: that is not the same twice.
+    """
+    draws = []
+    for _ in range(2):
+        with blame(what):
+            shape = jax.eval_shape(lambda *inputs: function(*inputs), *inputs)  # another function, so traced again
+        draws.append(np.random.get_state()[1:3])
+    if not all(map(np.array_equal, *draws)):
+        raise ValueError(
+            f"{what} draws from numpy.random, which happens once, when it is compiled: all instances and steps would"
+            " have the same draw. Draw from the key, jax.random.normal(key, shape), or, of a problem outside of JAX,"
+            " make it an Oracle."
+        )
+    return shape
+
+
+def _check_instance(name: str, instance: Instance) -> None:
+    for path, leaf in trees.named_leaves(instance).items():
+        if not eqx.is_array_like(leaf):
+            raise TypeError(
+                f"{name}.sample returned {type(leaf).__name__} at instance[{path!r}]; instances lie side by side in"
+                " arrays, so that they can differ in nothing else. Return arrays or numbers, and make what all of them"
+                " share a field of the family."
+            )
 
 
 def _check_params(name: str, params: Params) -> None:

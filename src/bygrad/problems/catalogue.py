@@ -183,6 +183,11 @@ def find_family(name: str, *, data: str = "mnist", split: Split = "train") -> Pr
     not a family.
     """
     if (named := file_of_family(name)) is not None:
+        if data != "mnist":
+            raise ValueError(
+                f"A family of your own brings its data itself, so {data} would not be used for {name}. Leave data"
+                " (--data) out, and let the file read it: bygrad.problems.load_images."
+            )
         return _load(*named)
     if name in FAMILIES:
         return FAMILIES[name](data, split)
@@ -221,18 +226,17 @@ def _load(path: Path, attribute: str) -> ProblemFamily:
     sys.path.insert(0, folder)  # as `python mine.py` does, so that the file may import others beside it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends would end the command, as if all was well
         del sys.modules[spec.name]
         raise ValueError(
-            f"Importing {path} raised {type(error).__name__}: {error}. Mend the file; `python {path}` shows where."
+            f"Importing {path} raised {type(error).__name__}: {error}. Mend the file; `python {path}` shows where. What"
+            " only a script does (its arguments, its exit) belongs under `if __name__ == '__main__':`."
         ) from error
     finally:
         sys.path.remove(folder)
-    families = [
-        key
-        for key, value in vars(module).items()
-        if _is_family(value) and value.__module__ == module.__name__ and not inspect.isabstract(value)
-    ]
+    classes = {key: it for key, it in vars(module).items() if _is_family(it) and it.__module__ == module.__name__}
+    # One that lacks a method is what others are built on, or else what its author believes to be whole.
+    families = [key for key, it in classes.items() if not inspect.isabstract(it)] or list(classes)
     if not attribute and len(families) > 1:
         raise ValueError(
             f"{path} has several families, so it does not say which is meant. Give one of"
@@ -250,12 +254,22 @@ def _load(path: Path, attribute: str) -> ProblemFamily:
             f"{attribute} in {path} is not a ProblemFamily, so it cannot be sampled. Subclass bygrad.ProblemFamily and"
             " write `sample`, `init` and `loss`."
         )
+    if inspect.isabstract(found):
+        raise TypeError(
+            f"{attribute} in {path} has no {', '.join(sorted(found.__abstractmethods__))}, so it is not a whole family."
+            " Write what is missing."
+        )
     try:
         return found()
     except TypeError as error:
         raise TypeError(
             f"{attribute}() raised {error}: a family that is named on the command line is built without arguments. Give"
             " its fields defaults, or name an instance in the file instead of the class."
+        ) from error
+    except Exception as error:
+        raise ValueError(
+            f"{attribute}() in {path} raised {type(error).__name__}: {error}. So there is no family to optimize: see to"
+            " what its fields are read from (files, the environment)."
         ) from error
 
 

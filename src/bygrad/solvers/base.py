@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from .._core import trees
 from .._core.programs import kind_of
 from .._core.types import Instance, Params, Scalar
 from ..problems import Bounded, Composite, LeastSquares, ProblemFamily, QuadraticProgram
@@ -130,9 +131,15 @@ class Flat(eqx.Module):
         key = kind_of(inputs)
         if key not in _PARAMS:  # tracing `init` takes longer than to solve a hundred small problems
             with blame(f"{type(family).__name__}.init"):
-                like = eqx.filter_eval_shape(lambda family, one: family.init(one, jax.random.key(0)), *inputs)
-            _check_functions(like, *inputs)
+                like = _shapes(lambda family, one: family.init(one, jax.random.key(0)), *inputs)
             leaves, structure = jax.tree.flatten(like)
+            if not leaves or any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in leaves):
+                found = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)
+                raise TypeError(
+                    f"{type(family).__name__}.init returned {found or 'a tree without arrays'}, but params are real"
+                    " numbers, and there must be some. Return them as real arrays."
+                )
+            _check_functions(like, *inputs)
             _PARAMS[key] = structure, tuple(leaf.shape for leaf in leaves)
         return cls(family, *_PARAMS[key])
 
@@ -163,7 +170,9 @@ class Flat(eqx.Module):
         limits = self.family.bounds(instance) if isinstance(self.family, Bounded) else None
         if limits is None:
             return jnp.full_like(x, -jnp.inf), jnp.full_like(x, jnp.inf)
-        low, high = (self.vector(limit).astype(x.dtype) for limit in limits)
+        like = self.params(x)  # one number is the limit of a whole array
+        spread = [jax.tree.map(lambda limit, leaf: jnp.broadcast_to(limit, leaf.shape), it, like) for it in limits]
+        low, high = (self.vector(limit).astype(x.dtype) for limit in spread)
         return low, high
 
     def allowed(self, x: Float[Array, " p"], instance: Instance) -> Float[Array, " p"]:
@@ -199,7 +208,7 @@ def _check_functions(params: Params, family: ProblemFamily, instance: Instance) 
         check_value(name, _value_without_noise(params, family, instance))
     if isinstance(family, Bounded):
         with blame(f"{name}.bounds"):
-            limits = eqx.filter_eval_shape(_pair_of_bounds, family, instance)
+            limits = _shapes(_pair_of_bounds, family, instance)
         structures = None if limits is None else [jax.tree.structure(limit) for limit in limits]
         if structures not in (None, 2 * [jax.tree.structure(params)]):
             raise TypeError(
@@ -207,6 +216,19 @@ def _check_functions(params: Params, family: ProblemFamily, instance: Instance) 
                 " known what holds each param. Return the lowest and the highest params, both built as `init` builds"
                 " them and infinite where there is no limit, or None for no bounds at all."
             )
+        for path, like in trees.named_leaves(params).items():
+            for limit in limits or ():
+                if (shape := trees.named_leaves(limit)[path].shape) not in ((), like.shape):
+                    raise TypeError(
+                        f"{name}.bounds returned limits of shape {list(shape)} for params of shape {list(like.shape)}"
+                        f"{f' at {path}' if path else ''}, so it is not known what holds each of them. Give one for"
+                        " each, or a single number for all."
+                    )
+
+
+def _shapes(function: Callable[..., Any], *inputs: Any) -> Any:
+    """Return shapes and dtypes of what a function returns; numbers of Python are arrays as well."""
+    return eqx.filter_eval_shape(lambda *inputs: jax.tree.map(jnp.asarray, function(*inputs)), *inputs)
 
 
 def _value_without_noise(params: Params, family: ProblemFamily, instance: Instance) -> Any:
@@ -214,7 +236,7 @@ def _value_without_noise(params: Params, family: ProblemFamily, instance: Instan
     name = f"{type(family).__name__}.loss"
 
     def value(key: Any) -> Any:
-        return eqx.filter_eval_shape(lambda family, *inputs: family.loss(*inputs), family, params, instance, key)
+        return _shapes(lambda family, *inputs: family.loss(*inputs), family, params, instance, key)
 
     try:
         return value(None)

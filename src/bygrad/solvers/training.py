@@ -246,7 +246,8 @@ def _descend(
 ) -> Model:
     """Minimize by Adam for so many seconds, compilation included, or for so many steps; the rate falls along a cosine.
 
-    A batch whose gradient is not finite is left out. The result is the average of the last third.
+    Of time that is over before it begins, one step is left. A batch whose gradient is not finite is left out. The
+    result is the average of the last third.
     """
     began = time.perf_counter()
     arrays, static = eqx.partition(model, eqx.is_inexact_array)
@@ -268,7 +269,7 @@ def _descend(
     state, average = optimizer.init(arrays), arrays
     averaged, told = 0, began
     for count, rows in enumerate(_batches(len(jax.tree.leaves(examples)[0]), seed)):
-        spent = (time.perf_counter() - began) / seconds if steps is None else count / steps
+        spent = (time.perf_counter() - began) / max(seconds, 1e-3) if steps is None else count / steps
         if spent >= 1 and count > 0:
             break
         averaged = averaged + 1 if spent > 2 / 3 else 1
