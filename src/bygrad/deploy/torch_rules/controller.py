@@ -326,7 +326,8 @@ def log_depth(leaves: Sequence[Tensor]) -> float:
 def log_sizes(leaves: Sequence[Tensor], depth: float) -> Tensor:
     """Return `depth` and the logarithm of its size over 1024 for every tensor; 0 with less than two axes."""
     sizes = [math.log(max(1, leaf.numel()) / 1024) if leaf.ndim >= 2 else 0.0 for leaf in leaves]
-    return torch.tensor([(depth, size) for size in sizes], dtype=torch.float64, device="cpu")  # not the default ones
+    # As in JAX, whatever the default dtype is.
+    return torch.tensor([(depth, size) for size in sizes], dtype=torch.float32, device="cpu")
 
 
 def _outputs(theta: Mapping[str, Tensor], features: Tensor, times: Tensor, extra: Tensor) -> Tensor:
