@@ -61,10 +61,11 @@ def scipy_loop(family: LeastSquares) -> Callable[[np.ndarray], np.ndarray]:
     def one(instance: np.ndarray) -> float:
         limits = limits_of(instance)
         bounds = [np.asarray(it) for it in limits or (-np.inf, np.inf)]
+        slope: Any = lambda x: np.asarray(jacobian(x, instance))  # noqa: E731
         return optimize.least_squares(
             lambda x: np.asarray(residuals(x, instance)),
             np.clip(np.asarray(begin(instance)), *bounds),
-            jac=lambda x: np.asarray(jacobian(x, instance)),
+            jac=slope,
             bounds=bounds,
             x_scale="jac",
             method="trf" if limits else "lm",

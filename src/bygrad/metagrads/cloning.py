@@ -99,7 +99,8 @@ class Clone(Estimator):
         _, updates = follow(lift(optimizer), seen)
         errors = jax.tree.map(jnp.subtract, updates, taught)
         pairs = zip(jax.tree.leaves(state.weights), jax.tree.leaves(errors), strict=True)
-        losses = sum(jnp.mean(0.5 * weight * mean_squares(error), axis=0) for weight, error in pairs)
+        each = (jnp.mean(0.5 * weight * mean_squares(error), axis=0) for weight, error in pairs)
+        losses = sum(each, start=jnp.zeros(()))
 
         def cotangent(weight: Array, error: Array) -> Array:
             scale = weight / weight.size / max(1, count_of(error))

@@ -175,12 +175,14 @@ def _traced(what: str, function: Callable[..., Any], *inputs: Any) -> Any:
 
     **Raises:** `ValueError` if it raises there, or draws from the generator of NumPy: that is not the same twice.
     """
-    draws = []
-    for _ in range(2):
-        with blame(what):
-            shape = jax.eval_shape(lambda *inputs: function(*inputs), *inputs)  # another function, so traced again
-        draws.append(np.random.get_state()[1:3])
-    if not all(map(np.array_equal, *draws)):
+
+    def trace() -> tuple[Any, Any]:
+        shape = jax.eval_shape(lambda *inputs: function(*inputs), *inputs)  # another function, so traced again
+        return shape, np.random.get_state()
+
+    with blame(what):
+        (shape, (_, *once)), (_, (_, *twice)) = trace(), trace()
+    if not all(map(np.array_equal, once, twice)):
         raise ValueError(
             f"{what} draws from numpy.random, which happens once, when it is compiled: all instances and steps would"
             " have the same draw. Draw from the key, jax.random.normal(key, shape), or, of a problem outside of JAX,"
