@@ -286,8 +286,8 @@ def _learned(
         some = int(np.clip(0.08 * seconds / (each * max(STARTS)), FEWEST, DOUBTED))
         apart = jax.tree.map(lambda leaf: leaf[-some:], train)  # the last that a start is learned from, if at all
         judged = tol, 1e-6 * negligible  # 1e-12 of what costs are at the starts, as in `BestKnown`
-        network = max(0.1 * seconds, 1.0)
-        started |= doubting(_with_starts(base, max(STARTS)), start, apart, *judged, network, seed, watch)
+        most = _with_starts(base, max(STARTS))
+        started |= doubting(most, start, apart, *judged, max(0.1 * seconds, 1.0), seed, watch)
     if not isinstance(base.method, LevenbergMarquardt):
         return started
     rule = base.method.damping
