@@ -95,31 +95,32 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
     """
     check_is_family(family)
     name = type(family).__name__
+    instance_like = _traced(f"{name}.sample", family.sample, key)
+    _check_instance(name, instance_like)
+    params_like = _traced(f"{name}.init", family.init, instance_like, key)
+    _check_params(name, params_like)
+    loss = lambda *inputs: jax.tree.map(jnp.asarray, family.loss(*inputs))  # noqa: E731
+    check_value(name, _traced(f"{name}.loss", loss, params_like, instance_like, key))
     sample_key, init_key, loss_key = jax.random.split(key, 3)
     with blame(f"{name}.sample"):
         instance = _sample(family, sample_key)
-    _check_instance(name, instance)
-    _traced(f"{name}.sample", family.sample, sample_key)
     with blame(f"{name}.init"):
-        params = family.init(instance, init_key)
-    _check_params(name, params)
-    _traced(f"{name}.init", family.init, instance, init_key)
-    check_value(name, _traced(f"{name}.loss", family.loss, params, instance, loss_key))
+        params = _init(family, instance, init_key)
     with blame(f"the gradient of {name}.loss"):
-        value, grads = _value_and_grad(family, params, instance, loss_key)
-    if not jnp.isfinite(value):
+        value, grads = jax.device_get(_value_and_grad(family, params, instance, loss_key))
+    if not np.isfinite(value):
         raise ValueError(
             f"{name}.loss is {value} at the start, so there is no descent to learn from. Check the initial params and"
             " guard divisions, roots and logarithms."
         )
     for path, grad in trees.named_leaves(grads).items():
-        if not jnp.all(jnp.isfinite(grad)):
+        if not np.all(np.isfinite(grad)):
             raise ValueError(
                 f"The gradient of {name}.loss with respect to params[{path!r}] is not finite at the start although"
                 f" the loss is {value}: every optimizer would be lost after one step. Guard roots, norms and logarithms"
                 " at zero so that their gradient is finite too."
             )
-    if all(not jnp.any(grad) for grad in jax.tree.leaves(grads)):
+    if all(not np.any(grad) for grad in jax.tree.leaves(grads)):
         raise ValueError(
             f"The gradient of {name}.loss is exactly zero at the start, so no optimizer that sees gradients can move."
             " The loss is not differentiable in its params (a rounding, a comparison, stop_gradient or an integer in"
@@ -132,6 +133,11 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
 @eqx.filter_jit
 def _sample(family: ProblemFamily, key: PRNGKeyArray) -> Instance:
     return family.sample(key)
+
+
+@eqx.filter_jit
+def _init(family: ProblemFamily, instance: Instance, key: PRNGKeyArray) -> Params:
+    return family.init(instance, key)
 
 
 @eqx.filter_jit
@@ -171,14 +177,21 @@ def blame(what: str) -> Iterator[None]:
 
 
 def _traced(what: str, function: Callable[..., Any], *inputs: Any) -> Any:
-    """Return the shape of what a function returns where it is compiled.
+    """Return the shapes of what a function returns where it is compiled, and what is no array as it is.
 
     **Raises:** `ValueError` if it raises there, or draws from the generator of NumPy: that is not the same twice.
     """
 
     def trace() -> tuple[Any, Any]:
-        shape = jax.eval_shape(lambda *inputs: function(*inputs), *inputs)  # another function, so traced again
-        return shape, np.random.get_state()
+        rest: list[Any] = []
+
+        def arrays(*inputs: Any) -> Any:  # another function, so traced again
+            returned, others = eqx.partition(function(*inputs), eqx.is_array)
+            rest.append(others)
+            return returned
+
+        shape = jax.eval_shape(arrays, *inputs)
+        return eqx.combine(shape, rest[0]), np.random.get_state()
 
     with blame(what):
         (shape, (_, *once)), (_, (_, *twice)) = trace(), trace()
@@ -193,7 +206,7 @@ def _traced(what: str, function: Callable[..., Any], *inputs: Any) -> Any:
 
 def _check_instance(name: str, instance: Instance) -> None:
     for path, leaf in trees.named_leaves(instance).items():
-        if not eqx.is_array_like(leaf):
+        if not isinstance(leaf, jax.ShapeDtypeStruct) and not eqx.is_array_like(leaf):
             raise TypeError(
                 f"{name}.sample returned {type(leaf).__name__} at instance[{path!r}]; instances lie side by side in"
                 " arrays, so that they can differ in nothing else. Return arrays or numbers, and make what all of them"
@@ -206,8 +219,8 @@ def _check_params(name: str, params: Params) -> None:
     if not leaves:
         raise TypeError(f"{name}.init returned a tree without arrays: there is nothing to optimize. Return the params.")
     for path, leaf in leaves.items():
-        if not eqx.is_inexact_array(leaf) or jnp.iscomplexobj(leaf):
-            kind = getattr(leaf, "dtype", type(leaf).__name__)
+        kind = getattr(leaf, "dtype", type(leaf).__name__)
+        if isinstance(kind, str) or not jnp.issubdtype(kind, jnp.floating):
             remedy = "Convert it with jnp.asarray(..., jnp.float32), or make it a field of the family."
             if callable(leaf):  # an activation, in a model of Equinox
                 remedy = (

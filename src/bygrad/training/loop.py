@@ -20,7 +20,7 @@ from .._core.files import locked
 from .._core.hosts import LostProcessError, first_line
 from .._core.memory import bytes_available
 from .._core.remarks import remark
-from .._core.threads import in_thread
+from .._core.threads import Threads, in_thread
 from ..optimizers import Learned, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family, is_held_out
 from ..problems.base import FAMILY_CHANGED, digest_family
@@ -363,13 +363,15 @@ class _MetaTraining(Generic[AnyOptimizer]):
         started = time.perf_counter()
         validation = self._validation(learner)
 
-        def compiled() -> dict[advice.Part, tuple[int, int]]:
-            return {
-                "a meta-step": bytes_of_meta_step(self.constant, learner),
-                "a validation": (curves.bytes_needed(*validation), curves.bytes_more(*validation)),
-            }
+        def of_validation() -> tuple[int, int]:
+            return curves.bytes_needed(*validation), curves.bytes_more(*validation)
 
-        needs = in_thread(compiled)
+        with Threads(2) as pool:  # side by side: XLA compiles much of a program on a single core
+            meta_step, validating = pool.submit(bytes_of_meta_step, self.constant, learner), pool.submit(of_validation)
+            needs: dict[advice.Part, tuple[int, int]] = {
+                "a meta-step": meta_step.result(),
+                "a validation": validating.result(),
+            }
         compile_seconds = time.perf_counter() - started
         available = self._afford({part: more for part, (_, more) in needs.items()}, learner.inner)
         sizes = needs["a meta-step"][0], needs["a validation"][0], available
