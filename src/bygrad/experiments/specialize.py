@@ -96,7 +96,7 @@ def specialize(
     here.
 
     What learns is a `Controller` in any case: a small network for every tensor steers Adam's arithmetic, with Adam's
-    memory and at 1.1 to 1.4 times the cost of its training step. Rules with a network for every param (`MLPRule`,
+    memory and at 1.1 to 1.4 times the time of its training step. Rules with a network for every param (`MLPRule`,
     `STAR`, `Celo2`) are not tried: their update costs 14 to 24 times Adam's at a million params
     (`benchmarks/records/rules.json`). `meta_train` takes them; `docs/rules.md` has a recipe.
 
