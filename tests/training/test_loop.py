@@ -31,6 +31,8 @@ from bygrad.training.devices import Devices
 from bygrad.training.loop import MAX_ROLLBACKS
 from bygrad.unroll import loss_curves
 
+from .estimators import Upward
+
 TINY = {"horizon": 4, "truncation": 2, "instances": 2, "validation_runs": 4}
 
 
@@ -71,22 +73,6 @@ class Faulty(Estimator):
 
     def axes(self, optimizer, state):
         return Replay().axes(optimizer, state[0]), None
-
-
-class Upward(Estimator):
-    """Says that every meta-parameter should grow."""
-
-    name: str = eqx.field(static=True, default="upward")
-
-    def init(self, optimizer, windows, key):
-        return jnp.int32(0)
-
-    def estimate(self, optimizer, windows, state):
-        gradient = jax.tree.map(lambda leaf: -jnp.ones_like(leaf), eqx.filter(optimizer, eqx.is_inexact_array))
-        return Estimate(jnp.zeros(()), gradient, jnp.zeros(windows.instances)), state
-
-    def axes(self, optimizer, state):
-        return None
 
 
 def area_of(optimizer: object, family: ProblemFamily, recipe: Recipe) -> np.ndarray:

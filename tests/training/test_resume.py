@@ -12,13 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.metagrads import Clone, Estimate, Estimator, Replay
+from bygrad.metagrads import Clone, Replay
 from bygrad.optimizers import LSTM, SGD, Adam, Nesterov, Optimizer
 from bygrad.problems import Quadratic, find_family
 from bygrad.training import (
@@ -34,6 +32,8 @@ from bygrad.training import (
     meta_train,
 )
 from bygrad.training.learner import curves
+
+from .estimators import Upward
 
 FAMILY = Quadratic(2)
 RECIPE = Recipe(
@@ -282,20 +282,6 @@ def test_one_folder_is_for_one_process(uninterrupted, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl", "checkpoint.safetensors"}
     (tmp_path / "lock").touch()  # as a killed process leaves it
     assert_same(meta_train(make(), FAMILY, recipe, folder=tmp_path, resume=True), reference, tmp_path)
-
-
-class Upward(Estimator):
-    """Says that every meta-parameter should grow."""
-
-    def init(self, optimizer, windows, key):
-        return jnp.int32(0)
-
-    def estimate(self, optimizer, windows, state):
-        gradient = jax.tree.map(lambda leaf: -jnp.ones_like(leaf), eqx.filter(optimizer, eqx.is_inexact_array))
-        return Estimate(jnp.zeros(()), gradient, jnp.zeros(windows.instances)), state
-
-    def axes(self, optimizer, state):
-        return None
 
 
 def test_what_stopped_where_a_validation_led_back_goes_on_from_there(tmp_path):
