@@ -51,8 +51,6 @@ VALIDATIONS = 12
 FEW_META_STEPS = 2_000
 """Below, the meta-learning-rate bounds how far the meta-parameters can get."""
 
-FEWEST_INSTANCES = 2
-
 
 @dataclasses.dataclass(frozen=True)
 class Specialized:
@@ -174,7 +172,7 @@ def _specialize(
     start, origin = _start(pretrained, tunings, objective, problems, protocol)
     if tuning_seconds is not None:
         tuning_seconds = time.perf_counter() - started  # the choice of a start is a part of it
-    recipe = _paced(recipe, start, origin == pretrained, problems, protocol, folder)
+    recipe = _paced(recipe, start, origin == pretrained, problems, folder)
     trained = train(
         start,
         problems,
@@ -310,18 +308,11 @@ def choose_recipe(
     )
 
 
-def _paced(
-    recipe: Recipe, start: Optimizer, is_pretrained: bool, family: ProblemFamily, protocol: Protocol, folder: Path
-) -> Recipe:
-    """See how long a step takes, and choose how many instances learn; compile, see how long a meta-step takes, and set
-    validations at regular times; or read what was set before."""
+def _paced(recipe: Recipe, start: Optimizer, is_pretrained: bool, family: ProblemFamily, folder: Path) -> Recipe:
+    """Compile, see how long a meta-step takes, and set validations at regular times; or read what was set before."""
     path = folder / "pace.json"
     if path.exists():
         return dataclasses.replace(recipe, **json.loads(path.read_text()))
-    # Of a program that the choice of the start has compiled.
-    runs, key = protocol.chunk, jax.random.key(recipe.seed)
-    _, cost = run_curves(start, family, key, horizon=protocol.horizon, runs=runs, chunk=runs)
-    recipe = dataclasses.replace(recipe, instances=instances_of(recipe, cost))
     began = time.perf_counter()
     pilot = dataclasses.replace(recipe, meta_steps=PILOT_STEPS, seconds=None)
     times = [event.seconds for event in meta_train(start, family, pilot, watch=lambda _: None).log.of(Stepped)]
@@ -333,19 +324,9 @@ def _paced(
         )
     step = (times[-1] - times[1]) / (len(times) - 2)
     left = recipe.seconds - (time.perf_counter() - began) if recipe.seconds is not None else math.inf
-    pace = pace_of(recipe, left, step, is_pretrained) | {"instances": recipe.instances}
+    pace = pace_of(recipe, left, step, is_pretrained)
     write_text_atomically(path, json.dumps(pace))
     return dataclasses.replace(recipe, **pace)
-
-
-def instances_of(recipe: Recipe, cost: float) -> int:
-    """Return how many instances shall learn where a step of one takes `cost` seconds: fewer where few meta-steps would
-    fit. More of them from two instances, each a rough guess, teach more than a few from eight."""
-    least, instances = max(FEWEST_INSTANCES, jax.device_count()), recipe.instances
-    each = 2 * recipe.truncation * cost  # both members of a pair
-    while instances >= 2 * least and recipe.seconds is not None and FEW_META_STEPS * instances * each > recipe.seconds:
-        instances //= 2
-    return instances
 
 
 def pace_of(recipe: Recipe, left: float, step: float, is_pretrained: bool) -> dict[str, Any]:
