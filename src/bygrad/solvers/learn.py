@@ -93,7 +93,7 @@ def learn(
       family's `sample`.
     - `heldout`: instances that the comparison and the certificate rest on; fewer, down to 50, where comparing on all of
       them would take more than half of the time that tuning leaves. The report says how many.
-    - `seed`: of everything random. `dtype`: precision of the solver that is learned; float32 is twice as fast and
+    - `seed`: of everything random. `dtype`: precision of the solver that is learned; float32 is faster and
       enough for proximal gradients and ADMM down to a `tol` of about 1e-4. `watch`: told what is done, and how far it
       is.
 
