@@ -13,6 +13,7 @@ from hypothesis import given, settings
 
 import bygrad
 from bygrad.optimizers import SGD, Adam, BestOf, Envelope, Guard, Optimizer, ScheduleFree
+from bygrad.optimizers.base import one_loss
 from bygrad.problems import MLPClassifier, ProblemFamily, find_family
 from bygrad.unroll import begin, rollout
 
@@ -305,6 +306,12 @@ def test_what_cannot_work_is_refused():
     guard, params = Guard(Adam()), jnp.ones(2)
     with pytest.raises(ValueError, match=r"a value but no params.*share=0"):
         guard.update(params, guard.init(params), value=jnp.ones(()))
+
+
+def test_several_losses_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(3,\).*one loss for all params.*jax.vmap"):
+        one_loss(jnp.ones(3))
+    assert one_loss(np.ones(1)).shape == one_loss(2.0).shape == ()
 
 
 def test_low_precision_params_return_from_far_away():

@@ -101,6 +101,17 @@ def declare(optimizer: AnyOptimizer, horizon: int | Int[Array, ""]) -> AnyOptimi
     return optimizer.declare(horizon) if isinstance(optimizer, Scheduled) else optimizer  # pyright: ignore
 
 
+def one_loss(value: Any) -> Float[Array, ""]:
+    """Return a loss as an array; `ValueError` for several, of which none is the run's."""
+    loss = jnp.asarray(value)
+    if loss.size != 1:
+        raise ValueError(
+            f"The value has shape {loss.shape}, but runs are compared by one loss for all params. Give the number whose"
+            " gradients these are (the mean over a minibatch, say), or jax.vmap over several runs."
+        )
+    return loss.reshape(())
+
+
 class Coordinatewise(Optimizer):
     r"""An optimizer that treats every coordinate alike and alone: shared $\theta$, separate state.
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .._core import trees
 from .._core.types import Params, State
-from .base import Optimizer, Scheduled, declare, whole_steps
+from .base import Optimizer, Scheduled, declare, one_loss, whole_steps
 from .hand_designed import Adam
 
 _WORST = 1e30
@@ -128,7 +128,7 @@ class BestOf(Optimizer, Scheduled):
                 "BestOf.update needs params and value: without losses there is no better one of two runs. Give both"
                 " (`value=loss`), or use Guard, which can do without."
             )
-        turn, wide, value = state.learneds_turn, trees.widened(params), jnp.asarray(value)
+        turn, wide, value = state.learneds_turn, trees.widened(params), one_loss(value)
         loss = jnp.where(jnp.isfinite(value), jnp.minimum(value.astype(jnp.float32), _WORST), _WORST)
         better = loss < state.best_value
         best, best_value = trees.where(better, (wide, loss), (state.best, state.best_value))

@@ -13,7 +13,7 @@ from .._core.remarks import remark
 from .._core.results import Result
 from .._core.sizes import HANDED_OVER, beyond
 from .._core.types import Params, State
-from .base import Optimizer, Scheduled, declare, whole_steps
+from .base import Optimizer, Scheduled, declare, one_loss, whole_steps
 from .envelope import Envelope
 from .hand_designed import Adam
 from .trials import REFERENCE, TRIAL, Seen, Trials, Watch
@@ -174,7 +174,7 @@ class Guard(Optimizer, Scheduled):
             )
         if value is None and state.watch is not None:
             remark(_NO_LOSS)  # once for each trace
-        value = None if value is None else jnp.asarray(value)
+        value = None if value is None else one_loss(value)
         nothing = jax.tree.map(jnp.zeros_like, grads)
         finite = trees.all_finite(grads)
         # In place of a bad gradient the learned optimizer sees zeros. To keep its old state instead would be to hold
