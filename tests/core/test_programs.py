@@ -51,6 +51,21 @@ def test_values_compile_nothing_and_structures_do(compilations):
 
 
 @pytest.mark.core
+def test_a_program_that_compiles_sooner_computes_the_same_and_leaves_the_choice_to_the_environment(monkeypatch):
+    def wave(x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda at, _: (jnp.sin(at @ at.T), jnp.sum(at)), x, length=5)[1]
+
+    x = jax.random.normal(jax.random.key(0), (6, 6))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
+    assert programs._options() is None
+    chosen = Program(wave, sooner=True)(x)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    if jax.default_backend() == "cpu":
+        assert programs._options() == programs.SOONER
+    np.testing.assert_allclose(Program(wave, sooner=True)(x), chosen, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.core
 def test_arrays_of_numpy_are_arguments_too(compilations):
     program = Program(lambda tree, power: (tree["a"] ** power, tree["told"]))
     two = np.full(3, 2.0, np.float32)

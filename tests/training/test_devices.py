@@ -60,7 +60,7 @@ except KeyboardInterrupt:
     print("INTERRUPTED")
     jax.distributed.shutdown()
     sys.exit()
-programs = (learner._program, learner.begin, learner.curves)
+programs = (learner._programs[True], learner.begin, learner.curves)
 print("COMPILED", *(sum(owner is program for owner, *_ in kept._programs) for program in programs))
 np.savez(folder / f"theta{max(index, 0)}.npz", *jax.tree.leaves(eqx.filter(trained.optimizer, eqx.is_array)))
 """

@@ -150,4 +150,4 @@ def _curves(optimizers: FromOptax, family: ProblemFamily, keys: Any, horizon: in
     return jax.vmap(one)(rates) if at_once is None else jax.lax.map(one, rates, batch_size=at_once)
 
 
-_CURVES = Program(_curves)
+_CURVES = Program(_curves, sooner=True)
