@@ -167,8 +167,8 @@ def _meta_optimizer(clip: Scalar | float, b2: Scalar | float) -> optax.GradientT
 begin = Program(_begin, sooner=True)
 """Draw the first inner problems: `(optimizer, windows, estimator, devices, key)` to the estimator's state."""
 
-# The inner problems are by far the largest part, and nobody needs them as they were: their memory is used again. Where
-# an LSTM is differentiated, what is compiled sooner runs 6 % slower, and trainings are the longest; elsewhere it does not.
+# The inner problems are by far the largest part, and nobody needs them as they were: their memory is used again. A
+# meta-step that differentiates an LSTM runs 6 % slower if compiled sooner, and its trainings are long; others do not.
 _programs = {
     differentiates: Program(_meta_step, donate="all-except-first", sooner=not differentiates)
     for differentiates in (False, True)
