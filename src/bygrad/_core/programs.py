@@ -21,7 +21,8 @@ error of the compiler."""
 
 
 SOONER = {"xla_backend_optimization_level": 2}
-"""Options for CPUs under which a program compiles in 60 to 80 % of the time, and runs as fast but for a few percent."""
+"""Options for CPUs under which a program compiles in half to three quarters of the time, and runs as fast but for a few
+percent."""
 
 _ARRAY = object()
 
