@@ -21,8 +21,8 @@ error of the compiler."""
 
 
 SOONER = {"xla_backend_optimization_level": 2}
-"""Options for CPUs under which a program compiles in half to three quarters of the time, and runs as fast but for a few
-percent."""
+"""Options for CPUs under which a program compiles in much less time (`benchmarks/compile_times.py`), and most run as
+fast."""
 
 _ARRAY = object()
 

@@ -168,7 +168,7 @@ begin = Program(_begin, sooner=True)
 """Draw the first inner problems: `(optimizer, windows, estimator, devices, key)` to the estimator's state."""
 
 # The inner problems are by far the largest part, and nobody needs them as they were: their memory is used again. A
-# meta-step that differentiates an LSTM runs 6 % slower if compiled sooner, and its trainings are long; others do not.
+# meta-step that differentiates an LSTM runs slower if it is compiled sooner, and its trainings are long; others do not.
 _programs = {
     differentiates: Program(_meta_step, donate="all-except-first", sooner=not differentiates)
     for differentiates in (False, True)
