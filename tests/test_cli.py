@@ -195,8 +195,8 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch, capsys):
         assert compare == ["bygrad", "evaluate", str(tmp_path / "it" / "optimizer.safetensors"), *options]
     main(["train", "--family", family, "--coordinates", "0.5"])
     assert told[2].estimator == Replay(0.5)
-    main(["train", "--family", family, "--estimator", "NRES", "--log", "--largest", "0.5"])
-    assert told[2].estimator == NRES(log=True, largest=0.5)
+    main(["train", "--family", family, "--estimator", "NRES", "--log", "--largest", "0.5", "--late", "3"])
+    assert told[2].estimator == NRES(log=True, largest=0.5, late=3.0)
     main(["train", "--family", family, "--coordinates", "0.5", "--optimizer", "Partition"])
     assert told[2].estimator == Replay(0.5)
     main(["train", "--family", family, "--segment", "10"])

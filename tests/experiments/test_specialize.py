@@ -292,6 +292,12 @@ def test_windows_of_every_horizon_are_neither_short_nor_long(horizons):
     assert [choose_recipe(steps, 90.0, 0).truncation for steps in (100, 400, 1000)] == [20, 20, 20]
 
 
+def test_late_losses_count_for_more_where_the_end_of_a_run_decides():
+    for objective, measure, late in (("training", "area", 0.0), ("validation", "final", 3.0)):
+        recipe = choose_recipe(400, 90.0, 0, objective, Mixture((Bowl(), Bowl()), (1.0, 1.0)))
+        assert recipe.select == measure and recipe.estimator.estimator.late == late
+
+
 def test_where_few_meta_steps_fit_what_is_not_pretrained_moves_further():
     recipe = choose_recipe(400, 90.0, 0)
     assert pace_of(recipe, 80.0, 0.01, False) == {"seconds": 80.0, "validate_every": round(8000 / VALIDATIONS)}

@@ -63,7 +63,8 @@ class Bowl(ProblemFamily):
 
 
 # The mean over s = 1..T of s (s θ - c): the meta-loss is a quadratic, so smoothing leaves its gradient as it is.
-EXACT = np.mean([s * (s * THETA - TARGET) for s in range(1, HORIZON + 1)], axis=0)
+SLOPES = np.array([s * (s * THETA - TARGET) for s in range(1, HORIZON + 1)])
+EXACT = np.mean(SLOPES, axis=0)
 
 
 def estimates(
@@ -83,9 +84,9 @@ def estimates(
     return np.asarray(jax.jit(draw)(jax.random.split(jax.random.key(0), draws), jnp.array(THETA)), np.float64)
 
 
-def standard_errors(draws: np.ndarray) -> np.ndarray:
+def standard_errors(draws: np.ndarray, exact: np.ndarray = EXACT) -> np.ndarray:
     """How many standard errors the mean of the draws is away from the exact meta-gradient."""
-    return (draws.mean(0) - EXACT) / (draws.std(0, ddof=1) / np.sqrt(len(draws)))
+    return (draws.mean(0) - exact) / (draws.std(0, ddof=1) / np.sqrt(len(draws)))
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,30 @@ def test_unbiased_estimators_give_the_exact_meta_gradient_on_average(estimator, 
     draws = estimates(estimator, truncation, 4_000)
     assert np.all(draws.std(0) > 0)
     assert np.all(np.abs(standard_errors(draws)) < 4)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "truncation"), [(NRES(0.1, late=3.0), 2), (NRES(0.1, late=1.5), 1), (PES(0.1, late=3.0), 2)]
+)
+def test_late_losses_count_by_a_power_of_time(estimator, truncation):
+    # What part of the integral of (k + 1) t^k falls into a window is the weight of its mean loss.
+    ends = np.linspace(0, 1, HORIZON // truncation + 1) ** (estimator.late + 1)
+    means = SLOPES.reshape(-1, truncation, 2).mean(1)
+    draws = estimates(estimator, truncation, 4_000)
+    assert np.all(np.abs(standard_errors(draws, np.diff(ends) @ means)) < 4)
+    assert np.max(np.abs(standard_errors(draws))) > 10  # the mean over the run is another
+
+
+def test_a_window_that_is_the_whole_run_counts_as_ever():
+    plain, late = (estimates(FullES(0.1, late=late), HORIZON, 4) for late in (0.0, 3.0))
+    np.testing.assert_allclose(late, plain, rtol=1e-6)
+
+
+def test_the_robust_form_keeps_what_late_losses_count_for():
+    # Half of the pairs begin as if in the middle of their runs.
+    plain, late = (one_step(NRES(robust=True, late=late), Bowl())[0] for late in (0.0, 1.0))
+    np.testing.assert_allclose(late.losses, plain.losses)
+    assert not np.allclose(late.gradient.step, plain.gradient.step)
 
 
 def test_truncated_evolution_strategies_fail_that_test():
@@ -290,6 +315,8 @@ def test_what_cannot_work_is_refused():
         Blend(0.0)
     with pytest.raises(ValueError, match="largest is -1"):
         NRES(largest=-1.0)
+    with pytest.raises(ValueError, match="late is -1"):
+        NRES(late=-1.0)
     with pytest.raises(ValueError, match="Choose one of the two"):
         PES(robust=True, largest=1.0)
 

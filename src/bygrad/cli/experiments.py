@@ -138,6 +138,10 @@ def train(
         float | None,
         arg(help="For evolution strategies: where half the difference of a pair is cut; --robust cuts at 3 medians."),
     ] = None,
+    late: Annotated[
+        float | None,
+        arg(help="For evolution strategies: by what power of time late losses of a run count for more; 3, say."),
+    ] = None,
     per_member: Annotated[
         bool, arg(help="For a Mixture: estimate the meta-gradient of each member apart, so that each counts alike.")
     ] = False,
@@ -179,6 +183,7 @@ def train(
         "robust": robust or None,
         "log": log or None,
         "largest": largest,
+        "late": late,
     }
     estimates = known(ESTIMATORS, estimator, "estimator")
     fields = [field.name for field in dataclasses.fields(estimates)]

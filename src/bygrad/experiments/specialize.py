@@ -48,6 +48,9 @@ PRETRAINED = "general/controller"
 SHORTEST_WINDOW, LONGEST_WINDOW = 10, 40
 PILOT_STEPS = 6
 VALIDATIONS = 12
+LATE = 3.0
+"""By what power of time losses count where the end of a run decides: the last twentieth is then a fifth of them. Who
+learns from the mean over the run learns to be fast, and a network that is trained sooner overfits sooner."""
 FEW_META_STEPS = 2_000
 """Below, the meta-learning-rate bounds how far the meta-parameters can get."""
 
@@ -101,13 +104,13 @@ def specialize(
     (`benchmarks/records/rules.json`). `meta_train` takes them; `docs/rules.md` has a recipe.
 
     **Arguments:** `budget`: time for meta-training, compilation included: seconds, or text as `90s`, `10m`, `1h`;
-    tuning and comparing come on top. `objective`: `"validation"` learns from held-out data and chooses by the loss on
-    them at the end of runs, `"training"` by the mean over runs. `held_out`: how many of the last images or characters
-    are kept from training for it (`bygrad.problems.hold_out`), a fifth by default; other families have a
-    `held_out_loss` of their own, or none. `horizon`: steps of a run. `pretrained`: a controller that may be started
-    from, an artifact's name or file; `None` starts as a tuned one in any case. `folder`: for `optimizer.safetensors`,
-    `report.html`, `results.json` and `metatraining/`. `resume`: go on with what an interrupted call left there. `runs`:
-    fresh instances to compare on.
+    tuning and comparing come on top. `objective`: `"validation"` learns from held-out data, late in runs above all, and
+    chooses by the loss on them at the end; `"training"` learns and chooses by the mean over runs. `held_out`: how many
+    of the last images or characters are kept from training for it (`bygrad.problems.hold_out`), a fifth by default;
+    other families have a `held_out_loss` of their own, or none. `horizon`: steps of a run. `pretrained`: a controller
+    that may be started from, an artifact's name or file; `None` starts as a tuned one in any case. `folder`: for
+    `optimizer.safetensors`, `report.html`, `results.json` and `metatraining/`. `resume`: go on with what an interrupted
+    call left there. `runs`: fresh instances to compare on.
 
     **Raises:** `ValueError`: the budget, the family or `pretrained` cannot work, or the folder holds something else.
     `FileExistsError`: the folder is in use and `resume` is off.
@@ -282,7 +285,7 @@ def choose_recipe(
     horizon, runs of meta-training are a few steps longer or shorter; comparisons are over the horizon itself. The
     members of a `Mixture` are looked at apart, so that none drowns the others.
     """
-    estimator = NRES(sigma=0.02, robust=True)
+    estimator = NRES(sigma=0.02, robust=True, late=LATE if measure_of(objective) == "final" else 0.0)
 
     def nearest(steps: int) -> int:
         return steps * round(horizon / steps)

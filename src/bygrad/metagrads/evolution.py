@@ -1,6 +1,7 @@
 """Evolution strategies: the meta-gradient from losses alone, with antithetic pairs."""
 
 import abc
+import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -33,15 +34,20 @@ class Evolution(Estimator):
     has none, and counts as lost. `largest`: clip half the differences at this, and do not divide: what is about to
     fail then counts for more than what gains a little. That matters for the `Members` of a mixture, each of which the
     robust form sees at the same size, so that many small gains outvote one failure. In units of the loss, or of its
-    logarithm: there 0.5 stands for a pair whose losses differ by a factor of e.
+    logarithm: there 0.5 stands for a pair whose losses differ by a factor of e. `late`: another meta-loss, in which the
+    end of a run counts for more than its begin: its window from $a$ to $b$, as shares of the horizon, by
+    $(b^{k+1} - a^{k+1}) / (b - a)$ with $k$ = `late`. That is 1 on average, and 1 everywhere for 0, the mean over the
+    run. It is applied after all else, so that the robust form does not undo it; the losses that are told are plain.
 
-    **Raises:** `ValueError`: `sigma` or `largest` is not positive, or the form is robust and `largest` is given.
+    **Raises:** `ValueError`: `sigma` or `largest` is not positive, `late` is negative, or the form is robust and
+    `largest` is given.
     """
 
     sigma: float = eqx.field(static=True, default=0.02)
     robust: bool = eqx.field(static=True, default=False)
     log: bool = eqx.field(static=True, default=False)
     largest: float | None = eqx.field(static=True, default=None)
+    late: float = eqx.field(static=True, default=0.0)
 
     keeps_past: ClassVar[bool] = False
     """Whether directions of earlier windows of a run are added up."""
@@ -52,6 +58,11 @@ class Evolution(Estimator):
             raise ValueError(
                 f"largest is {self.largest}, so that no difference would be left. Give a positive number, or None to"
                 " clip none."
+            )
+        if not 0 <= self.late < math.inf:
+            raise ValueError(
+                f"late is {self.late}, but it is the power of time by which the end of a run counts for more. Give 0,"
+                " for the mean over the run, or a positive number, such as 3."
             )
         if self.largest is not None and self.robust:
             raise ValueError(
@@ -90,9 +101,18 @@ class Evolution(Estimator):
         live = jnp.all(jnp.isfinite(losses) & (losses >= 0 if self.log else True), axis=0)
         inner = self.settle(particles.give_up(windows, inner, live))
         differences, clipped = self._differences(windows, losses, live)
+        differences *= self._weights(windows, state.inner)
         gradients = jax.tree.map(lambda leaf: _scale(differences / self.sigma, leaf), total)
         estimate = particles.combine(windows, gradients, jnp.mean(losses, axis=0), live, clipped)
         return estimate, Pairs(inner, total if self.keeps_past else None)
+
+    def _weights(self, windows: Windows, inner: Inner) -> Float[Array, " instances"] | float:
+        """Return by what the windows count that begin here."""
+        if not self.late:
+            return 1.0
+        horizons, power = windows.horizons(inner.key), self.late + 1
+        begin, end = inner.step / horizons, (inner.step + windows.truncation) / horizons
+        return (end**power - begin**power) / (end - begin)
 
     def _differences(
         self, windows: Windows, losses: Float[Array, "2 instances"], live: Array
