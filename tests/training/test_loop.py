@@ -389,6 +389,8 @@ def test_params_in_half_precision_can_be_meta_trained_and_resumed(tmp_path: Path
 
 def test_idle_devices_are_told(monkeypatch):
     monkeypatch.setattr(Devices, "sharing", classmethod(lambda cls, instances: cls(None, 2)))
+    assert not meta_train(SGD(), Bowl(), Recipe(**TINY, meta_steps=1)).log.of(Warned)  # cores are not idle
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     told = meta_train(SGD(), Bowl(), Recipe(**TINY, meta_steps=1)).log.of(Warned)
     assert any("2 of 3 devices stay idle: 2 instances" in it.message and "multiple of 3" in it.message for it in told)
 

@@ -1,4 +1,4 @@
-"""The processes of one job: how they find each other, and what is said when one of them is lost.
+"""The processes of one job: what each has, how they find each other, and what is said when one of them is lost.
 
 Nothing here imports JAX before it is asked to join: the command `bygrad` reads this file first.
 """
@@ -20,6 +20,11 @@ INCOMPLETE = 75
 
 class LostProcessError(ConnectionError):
     """Another process of the job ended or cannot be reached."""
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def parse_hosts(hosts: str) -> dict[str, Any]:

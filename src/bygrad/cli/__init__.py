@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from .._core.hosts import INCOMPLETE, LostProcessError
+from .._core.hosts import INCOMPLETE, LostProcessError, usable_cores
 from .._core.remarks import visible
 from .artifacts import inspect, pull, push, verify
 from .experiments import evaluate, list_names, reproduce, specialize, stylize, train
@@ -40,7 +40,10 @@ def main(arguments: list[str] | None = None) -> None:
         "solve": solve,
         "report": report,
     }
+    name = next(iter(sys.argv[1:] if arguments is None else arguments), "")
     _keep_compiled_programs()
+    if name in ("train", "specialize", "reproduce"):
+        _let_cores_share_instances()
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -49,7 +52,6 @@ def main(arguments: list[str] | None = None) -> None:
             args=arguments,
         )
     except KeyboardInterrupt:
-        name = next(iter(sys.argv[1:] if arguments is None else arguments), "")
         kept = name in commands and "resume" in signature(commands[name]).parameters
         saved = " Add --resume to the same command to go on from what was saved, if it came so far." if kept else ""
         Console(stderr=True).print(f"Interrupted.{saved}")
@@ -79,3 +81,14 @@ def _keep_compiled_programs() -> None:
     """Keep what JAX compiles in the user's cache folder, unless the user has chosen another: read when JAX loads."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(platformdirs.user_cache_path("bygrad") / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def _let_cores_share_instances() -> None:
+    """Make a device of every core, unless the user has said how many: read when JAX loads.
+
+    The instances of a meta-step divide among devices. Inside of one, cores share what single operations do, and those
+    of small problems are too small for that. An accelerator is used before all of them. Not where solvers are all that
+    runs: those compile for every device, which small batches do not repay.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(usable_cores()))

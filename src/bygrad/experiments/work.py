@@ -275,4 +275,5 @@ def slug(text: str) -> str:
 def machine() -> str:
     """Describe the machine that measured: device, cores, system."""
     device = jax.devices()[0]
-    return f"{device.device_kind} ({jax.device_count()} device), {os.cpu_count()} cores, {platform.machine()}"
+    devices = f"{jax.device_count()} device{'s' * (jax.device_count() > 1)}"
+    return f"{device.device_kind} ({devices}), {os.cpu_count()} cores, {platform.machine()}"

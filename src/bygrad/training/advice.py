@@ -80,6 +80,8 @@ def of_idle_devices(devices: Devices, instances: int) -> str | None:
     """Return a warning where instances cannot be divided among all devices."""
     if not (idle := devices.idle):
         return None
+    if jax.default_backend() == "cpu" and jax.process_count() == 1:
+        return None  # its cores help with single operations on the others
     everything = devices.count + idle
     return (
         f"{idle} of {everything} devices stay idle: {instances} instances can be divided evenly among {devices.count}"

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..._core.files import write_arrays_atomically
+from ..._core.hosts import usable_cores
 from ...deploy.jax import versions
 from ..work import machine
 from .judge import Assessed
@@ -109,17 +110,12 @@ def kept(path: Path) -> Cell:
     return Cell(**fields)
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 def circumstances() -> dict[str, Any]:
     """Describe what all times depend on: device, cores, versions, and what else the machine has to do."""
     load = None if sys.platform == "win32" else os.getloadavg()[0]
     return {
         "machine": machine(),
-        "usable_cores": cores(),
+        "usable_cores": usable_cores(),
         "load_at_start": load,
         "busy": load is not None and load > BUSY * (os.cpu_count() or 1),
         "python": platform.python_version(),
