@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from bygrad._core.hosts import usable_cores
 from bygrad.deploy.jax import versions
 
 # Tables that go to a file or a pipe keep their columns.
@@ -121,7 +122,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "device": f"{jax.device_count()} x {device.device_kind}",
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "usable_cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "load_of_last_minute": None if sys.platform == "win32" else round(os.getloadavg()[0], 2),
     }

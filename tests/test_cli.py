@@ -17,6 +17,7 @@ import jax
 import pytest
 
 import bygrad
+from bygrad._core.hosts import usable_cores
 from bygrad.artifacts import SOLVER, Artifact, Manifest, find, load, save, shipped_names
 from bygrad.cli import main
 from bygrad.experiments import EXPERIMENTS
@@ -364,6 +365,31 @@ import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 runpy.run_module("bygrad.cli", run_name="__main__")
 """
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "devices"),
+    [
+        (["train", "--help"], {}, str(usable_cores())),
+        (["specialize", "--help"], {}, str(usable_cores())),
+        (["solve", "--help"], {}, None),
+        (["train", "--help"], {"JAX_NUM_CPU_DEVICES": "1"}, "1"),
+        (["train", "--help"], {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, None),
+    ],
+)
+def test_meta_training_makes_a_device_of_every_core_unless_told_otherwise(arguments, given, devices):
+    script = f"""
+import os
+from bygrad.cli import main
+try:
+    main({arguments})
+except SystemExit:
+    print("DEVICES", os.environ.get("JAX_NUM_CPU_DEVICES"))
+"""
+    environment = {name: it for name, it in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    command = [sys.executable, "-c", script]
+    told = subprocess.run(command, env=environment | given, capture_output=True, text=True, timeout=60).stdout
+    assert told.splitlines()[-1] == f"DEVICES {devices}"
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:

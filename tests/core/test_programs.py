@@ -3,7 +3,9 @@
 import dataclasses
 import gc
 import re
+import sys
 import weakref
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -121,6 +123,31 @@ def test_each_device_keeps_as_many_programs(monkeypatch):
     assert len(kept) == 8
     kept.put(8, 8)
     assert len(kept) == 4
+
+
+@pytest.mark.core
+def test_half_of_the_programs_go_where_memory_maps_are_scarce(monkeypatch):
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
+    kept, scarce = programs._Kept(), [False]
+    monkeypatch.setattr(programs, "maps_are_scarce", lambda: scarce[0])
+    for number in range(9):
+        kept.put(number, number)
+    assert len(kept) == 9
+    scarce[0] = True
+    kept.put(9, 9)
+    assert [number for number in range(10) if kept.get(number) is not None] == [5, 6, 7, 8, 9]
+    for number in (10, 11, 12):
+        kept.put(number, number)
+    assert kept.get(12) == 12 and len(kept) == 1  # the one that is needed now is always among them
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts memory maps")
+def test_memory_maps_are_counted(monkeypatch):
+    assert not programs.maps_are_scarce()
+    read = Path.read_text
+    few = lambda self: "20" if self.name == "max_map_count" else read(self)  # noqa: E731
+    monkeypatch.setattr(Path, "read_text", few)
+    assert programs.maps_are_scarce()
 
 
 @pytest.mark.core

@@ -5,6 +5,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import equinox as eqx
@@ -16,8 +17,8 @@ Result = TypeVar("Result")
 
 KEPT = 64
 """Compiled programs that a process keeps at most for each of its devices, each of which compiles its own. They take
-hundreds of memory maps each, of which a process may have 65,530 under Linux: a study of many structures would end in an
-error of the compiler."""
+hundreds of memory maps each, and Linux gives a process 65,530: a study of many structures would end in an error of the
+compiler. So fewer are kept where half of those are in use."""
 
 
 SOONER = {"xla_backend_optimization_level": 2}
@@ -45,12 +46,11 @@ class _Kept:
             return self._programs.get(key)
 
     def put(self, key: Any, program: Any) -> None:
-        most = KEPT * jax.local_device_count()
         with self._lock:
             self._programs[key] = program
-            if len(self._programs) > most:
-                self._forget = True
-                while len(self._programs) > most // 2:
+            if len(self._programs) > KEPT * jax.local_device_count() or maps_are_scarce():
+                self._forget, left = True, max(1, len(self._programs) // 2)
+                while len(self._programs) > left:
                     self._programs.popitem(last=False)
         # JAX has references of its own. Half of them go at once, since what it forgets besides has to be traced again.
         # Its own caches are no place for two threads: where one compiles meanwhile, the next program is the occasion.
@@ -61,6 +61,15 @@ class _Kept:
 
 
 kept = _Kept()
+
+
+def maps_are_scarce() -> bool:
+    """Say whether this process has more than half of the memory maps that Linux gives to one."""
+    try:
+        with open("/proc/self/maps", "rb") as maps:
+            return sum(1 for _ in maps) > int(Path("/proc/sys/vm/max_map_count").read_text()) // 2
+    except OSError:
+        return False  # another system
 
 
 class Program(Generic[Result]):

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     name = next(iter(sys.argv[1:] if arguments is None else arguments), "")
     _keep_compiled_programs()
-    if name in ("train", "specialize", "reproduce"):
+    if name in ("train", "specialize", "reproduce") and "jax" not in sys.modules:
         _let_cores_share_instances()
     try:
         tyro.extras.subcommand_cli_from_dict(
