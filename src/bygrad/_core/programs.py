@@ -20,6 +20,9 @@ KEPT = 64
 hundreds of memory maps each, and Linux gives a process 65,530: a study of many structures would end in an error of the
 compiler. So fewer are kept where half of those are in use."""
 
+LOOK = 8
+"""With every so many programs it is seen how many maps are in use, which takes some ten milliseconds."""
+
 
 SOONER = {"xla_backend_optimization_level": 2}
 """Options for CPUs under which a program compiles in much less time (`benchmarks/compile_times.py`), and most run as
@@ -48,9 +51,10 @@ class _Kept:
     def put(self, key: Any, program: Any) -> None:
         with self._lock:
             self._programs[key] = program
-            if len(self._programs) > KEPT * jax.local_device_count() or maps_are_scarce():
-                self._forget, left = True, max(1, len(self._programs) // 2)
-                while len(self._programs) > left:
+            count = len(self._programs)
+            if count > KEPT * jax.local_device_count() or (count % LOOK == 0 and maps_are_scarce()):
+                self._forget = True
+                while len(self._programs) > count // 2:
                     self._programs.popitem(last=False)
         # JAX has references of its own. Half of them go at once, since what it forgets besides has to be traced again.
         # Its own caches are no place for two threads: where one compiles meanwhile, the next program is the occasion.
