@@ -293,7 +293,7 @@ def test_windows_of_every_horizon_are_neither_short_nor_long(horizons):
 
 
 def test_late_losses_count_for_more_where_the_end_of_a_run_decides():
-    for objective, measure, late in (("training", "area", 0.0), ("validation", "final", 3.0)):
+    for objective, measure, late in (("training", "area", None), ("validation", "final", 3.0)):
         recipe = choose_recipe(400, 90.0, 0, objective, Mixture((Bowl(), Bowl()), (1.0, 1.0)))
         assert recipe.select == measure and recipe.estimator.estimator.late == late
 

@@ -114,13 +114,13 @@ def test_late_losses_count_by_a_power_of_time(estimator, truncation):
 
 
 def test_a_window_that_is_the_whole_run_counts_as_ever():
-    plain, late = (estimates(FullES(0.1, late=late), HORIZON, 4) for late in (0.0, 3.0))
+    plain, late = (estimates(FullES(0.1, late=late), HORIZON, 4) for late in (None, 3.0))
     np.testing.assert_allclose(late, plain, rtol=1e-6)
 
 
 def test_the_robust_form_keeps_what_late_losses_count_for():
     # Half of the pairs begin as if in the middle of their runs.
-    plain, late = (one_step(NRES(robust=True, late=late), Bowl())[0] for late in (0.0, 1.0))
+    plain, late = (one_step(NRES(robust=True, late=late), Bowl())[0] for late in (None, 1.0))
     np.testing.assert_allclose(late.losses, plain.losses)
     assert not np.allclose(late.gradient.step, plain.gradient.step)
 

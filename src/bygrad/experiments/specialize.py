@@ -285,7 +285,7 @@ def choose_recipe(
     horizon, runs of meta-training are a few steps longer or shorter; comparisons are over the horizon itself. The
     members of a `Mixture` are looked at apart, so that none drowns the others.
     """
-    estimator = NRES(sigma=0.02, robust=True, late=LATE if measure_of(objective) == "final" else 0.0)
+    estimator = NRES(sigma=0.02, robust=True, late=LATE if measure_of(objective) == "final" else None)
 
     def nearest(steps: int) -> int:
         return steps * round(horizon / steps)

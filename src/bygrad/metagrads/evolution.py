@@ -36,8 +36,8 @@ class Evolution(Estimator):
     robust form sees at the same size, so that many small gains outvote one failure. In units of the loss, or of its
     logarithm: there 0.5 stands for a pair whose losses differ by a factor of e. `late`: another meta-loss, in which the
     end of a run counts for more than its begin: its window from $a$ to $b$, as shares of the horizon, by
-    $(b^{k+1} - a^{k+1}) / (b - a)$ with $k$ = `late`. That is 1 on average, and 1 everywhere for 0, the mean over the
-    run. It is applied after all else, so that the robust form does not undo it; the losses that are told are plain.
+    $(b^{k+1} - a^{k+1}) / (b - a)$ with $k$ = `late`. That is 1 on average, and 1 everywhere for `None`, the mean over
+    the run. It is applied after all else, so that the robust form does not undo it; the losses that are told are plain.
 
     **Raises:** `ValueError`: `sigma` or `largest` is not positive, `late` is negative, or the form is robust and
     `largest` is given.
@@ -47,7 +47,7 @@ class Evolution(Estimator):
     robust: bool = eqx.field(static=True, default=False)
     log: bool = eqx.field(static=True, default=False)
     largest: float | None = eqx.field(static=True, default=None)
-    late: float = eqx.field(static=True, default=0.0)
+    late: float | None = eqx.field(static=True, default=None)
 
     keeps_past: ClassVar[bool] = False
     """Whether directions of earlier windows of a run are added up."""
@@ -59,10 +59,10 @@ class Evolution(Estimator):
                 f"largest is {self.largest}, so that no difference would be left. Give a positive number, or None to"
                 " clip none."
             )
-        if not 0 <= self.late < math.inf:
+        if self.late is not None and not 0 <= self.late < math.inf:
             raise ValueError(
-                f"late is {self.late}, but it is the power of time by which the end of a run counts for more. Give 0,"
-                " for the mean over the run, or a positive number, such as 3."
+                f"late is {self.late}, but it is the power of time by which the end of a run counts for more. Give"
+                " None, for the mean over the run, or a positive number, such as 3."
             )
         if self.largest is not None and self.robust:
             raise ValueError(
