@@ -2,7 +2,7 @@
 
     python benchmarks/cores.py [--rounds 3] [--quick] [--json FILE]
 
-Commands that meta-train make a device of every core, among which instances divide (`bygrad.cli`); a Python process has
+`bygrad train` and `bygrad specialize` make a device of every core, among which instances divide; a Python process has
 one device for all cores, unless it asks for more. Each measurement is a process of its own, and the two kinds take
 turns. The controllers learn as in `bygrad specialize`, over 400 steps; the LSTM as in the experiment of that name.
 Seconds are those between meta-steps, without compiling.

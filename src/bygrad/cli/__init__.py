@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     name = next(iter(sys.argv[1:] if arguments is None else arguments), "")
     _keep_compiled_programs()
-    if name in ("train", "specialize", "reproduce") and "jax" not in sys.modules:
+    if name in ("train", "specialize") and "jax" not in sys.modules:
         _let_cores_share_instances()
     try:
         tyro.extras.subcommand_cli_from_dict(
@@ -88,7 +88,8 @@ def _let_cores_share_instances() -> None:
 
     The instances of a meta-step divide among devices. Inside of one, cores share what single operations do, and those
     of small problems are too small for that. An accelerator is used before all of them. Not where solvers are all that
-    runs: those compile for every device, which small batches do not repay.
+    runs: those compile for every device, which small batches do not repay. Nor where a record is to be made again: the
+    sums of two devices are rounded otherwise.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(usable_cores()))

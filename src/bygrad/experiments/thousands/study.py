@@ -71,9 +71,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     unknown = [name for name in task.families if name not in names]
     if unknown:
         raise ValueError(f"No family of this study is called {unknown[0]!r}. Known: {', '.join(names)}.")
-    # One device for all cores, as where users call the solvers.
-    with jax.default_device(jax.devices()[0]):
-        return compare(task, EFFORTS[task.budget], [case for case in CASES if case.name in (task.families or names)])
+    return compare(task, EFFORTS[task.budget], [case for case in CASES if case.name in (task.families or names)])
 
 
 def compare(task: Task, effort: Effort, cases: Sequence[Case]) -> dict[str, Any]:
