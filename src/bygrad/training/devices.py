@@ -45,12 +45,9 @@ class Devices:
     def sharing(cls, instances: int) -> "Devices":
         """Choose devices, of all processes, so that each gets the same number of instances.
 
-        Inside `jax.default_device`, that device alone, if the job has no other processes.
-
         **Raises:** `ValueError` where a process would get none.
         """
-        alone = jax.config.jax_default_device is not None and jax.process_count() == 1  # pyright: ignore[reportAttributeAccessIssue]
-        chosen, idle = choose(instances, jax.devices()[:1] if alone else jax.devices())
+        chosen, idle = choose(instances, jax.devices())
         return cls(Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,)) if len(chosen) > 1 else None, idle)
 
     @property
