@@ -24,6 +24,7 @@ from bygrad.experiments.specialize import (
     choose_recipe,
     pace_of,
     protocol_of,
+    resize,
     specialize,
 )
 from bygrad.experiments.worth import sentences
@@ -142,12 +143,26 @@ def test_it_starts_from_the_best_of_three_controllers(tmp_path):
         start, origin = _start(file, tunings, "training", Bowl(), protocol)
         better = chosen == "pretrained"
         assert (start.learning_rate, int(start.horizon)) == (rate if better else 0.03, HORIZON)
-        assert origin == (file if better else "tuned Adam, 0.03")
+        assert origin.startswith(file if better else "tuned Adam, 0.03")
     assert _start(None, tunings, "training", Bowl(), protocol)[1] == "tuned Adam, 0.03"
     assert _start(None, tunings, "validation", Bowl(), protocol)[1] == "tuned Adam, 0.01"
     start, origin = _start(None, {"Adam": TOO_SMALL, "AdamWCosine": TUNING}, "training", Bowl(), protocol)
     assert origin == "tuned Adam with a cosine, 0.03"
     assert float(jnp.abs(start.head_times).sum()) > 0
+
+
+@pytest.mark.parametrize(("best", "factor"), [(0.0, 1.0), (2.2, 2.0), (-2.8, 2**-1.5)])
+def test_the_size_of_its_steps_is_tuned_to_the_nearest_root_of_two(best, factor):
+    tried = []
+
+    def judge(controller):
+        tried.append(round(2 * float(controller.head_bias[2]) / math.log(2), 4))
+        return (tried[-1] - best) ** 2
+
+    resized, by = resize(Controller(jax.random.key(0)), judge)
+    assert by == pytest.approx(factor)
+    assert float(resized.head_bias[2]) == pytest.approx(math.log(factor), abs=1e-6)
+    assert len(tried) == len(set(tried))  # nothing is run twice
 
 
 def test_only_a_controller_can_be_started_from(tmp_path):

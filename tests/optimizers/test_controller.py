@@ -168,6 +168,17 @@ def test_an_untrained_controller_can_fall_along_a_cosine():
         assert np.all(np.abs(ours - theirs) <= 2e-3 * np.abs(constant) + 1e-8)
 
 
+def test_its_steps_can_be_made_larger_and_smaller():
+    params, grads = random_trees(2)
+    for factor in (0.5, 3.0):
+        ours, expected = (run(optimizer, [grads], params)[0] for optimizer in (trained().scaled(factor), trained()))
+        for step, one in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(step, factor * np.asarray(one), rtol=1e-5)
+    for factor in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="leaves no step to take"):
+            trained().scaled(factor)
+
+
 def test_it_has_the_size_that_it_says():
     optimizer = Controller(jax.random.key(0), reach=True)
     assert parameter_count(optimizer) == 542

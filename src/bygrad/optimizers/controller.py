@@ -172,6 +172,14 @@ class Controller(Optimizer, Learned, Scheduled):
         head_times = self.head_times.at[2, len(TIME_SCALES) :].add(jnp.array(heads))
         return eqx.tree_at(lambda it: (it.head_times, it.head_bias), self, (head_times, self.head_bias.at[2].add(bias)))
 
+    def scaled(self, factor: float) -> "Controller":
+        """Return the controller with steps that are `factor` times as large, as a learning rate is tuned."""
+        if not (factor > 0 and math.isfinite(factor)):
+            raise ValueError(
+                f"factor is {factor}, which leaves no step to take. Give a number above 0: 2 for steps twice as large."
+            )
+        return eqx.tree_at(lambda it: it.head_bias, self, self.head_bias.at[2].add(math.log(factor)))
+
     def init(self, params: Params) -> ControllerState:
         def zeros(leaf: Any) -> Array:
             return jnp.zeros_like(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
