@@ -1,5 +1,6 @@
 """Specializing: a budget in, an optimizer with its evidence out, and never a worse one than at the start."""
 
+import dataclasses
 import io
 import json
 import math
@@ -17,6 +18,7 @@ from bygrad.deploy.jax import export
 from bygrad.evaluation import Tuning
 from bygrad.experiments.display import Display
 from bygrad.experiments.specialize import (
+    PRETRAINED,
     VALIDATIONS,
     Specialized,
     _paced,
@@ -143,7 +145,7 @@ def test_it_starts_from_the_best_of_three_controllers(tmp_path):
         start, origin = _start(file, tunings, "training", Bowl(), protocol)
         better = chosen == "pretrained"
         assert (start.learning_rate, int(start.horizon)) == (rate if better else 0.03, HORIZON)
-        assert origin.startswith(file if better else "tuned Adam, 0.03")
+        assert origin == (file if better else "tuned Adam, 0.03")
     assert _start(None, tunings, "training", Bowl(), protocol)[1] == "tuned Adam, 0.03"
     assert _start(None, tunings, "validation", Bowl(), protocol)[1] == "tuned Adam, 0.01"
     start, origin = _start(None, {"Adam": TOO_SMALL, "AdamWCosine": TUNING}, "training", Bowl(), protocol)
@@ -261,6 +263,32 @@ def test_what_is_trained_has_a_name_and_an_estimator_that_fit_its_family(
     assert describe(told["recipe"]) == describe(choose_recipe(HORIZON, 3.0, 0)) | {
         "estimator": describe(Recipe(estimator=estimator))["estimator"]
     }
+
+
+@pytest.mark.parametrize(
+    ("origin", "meta_steps", "resized"),
+    [(PRETRAINED, 1_200, True), (PRETRAINED, 2_400, False), ("tuned Adam, 0.01", 1_200, False)],
+)
+def test_where_few_meta_steps_fit_the_steps_of_what_is_pretrained_are_resized(
+    origin, meta_steps, resized, tmp_path, monkeypatch
+):
+    begun = []
+
+    def train(start, *_, **options):
+        begun.append(float(start.head_bias[2]))
+        raise KeyboardInterrupt
+
+    module = sys.modules[specialize.__module__]
+    monkeypatch.setattr(module, "tune", lambda *_: ({}, None))
+    monkeypatch.setattr(module, "tuned_levels", lambda *_: {})
+    monkeypatch.setattr(module, "_start", lambda *_: (Controller(jax.random.key(0), learning_rate=1e-3), origin))
+    every = meta_steps // VALIDATIONS
+    monkeypatch.setattr(module, "_paced", lambda recipe, *_: dataclasses.replace(recipe, validate_every=every))
+    monkeypatch.setattr(module, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        specialize(Bowl(), "3s", horizon=HORIZON, folder=tmp_path / "run")
+    # Twelve steps of a thousandth do not reach the bottom of the bowl.
+    assert begun[0] > math.log(2) if resized else begun[0] == 0
 
 
 def test_a_loss_that_leaves_its_domain_at_once_is_told(tmp_path):

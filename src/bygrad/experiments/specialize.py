@@ -47,7 +47,7 @@ PRETRAINED = "general/controller"
 """What is started from where it does better than the tuned ones."""
 
 RESIZING_RUNS = 16
-"""Runs that the size of its steps is tuned on."""
+"""Runs that the size of its steps is tuned on, where few meta-steps fit."""
 
 SHORTEST_WINDOW, LONGEST_WINDOW = 10, 40
 PILOT_STEPS = 6
@@ -56,7 +56,8 @@ LATE = 3.0
 """By what power of time losses count where the end of a run decides: the last twentieth is then a fifth of them. Who
 learns from the mean over the run learns to be fast, and a network that is trained sooner overfits sooner."""
 FEW_META_STEPS = 2_000
-"""Below, the meta-learning-rate bounds how far the meta-parameters can get."""
+"""Below, the meta-learning-rate bounds how far the meta-parameters can get: what begins as a tuned optimizer moves
+further at each, and of a pretrained one the size of the steps is tuned first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +97,11 @@ def specialize(
     """Learn an optimizer for `family` in the time given, and say what it is worth.
 
     Tunes the hand-designed baselines on held-out instances; starts from the best of three controllers, the tuned Adam,
-    the tuned AdamW with a cosine (but for its weight decay), and the pretrained one, the size of its steps tuned as
-    well; meta-trains it with noise-reuse evolution strategies until the budget is spent, keeping what is best on
-    held-out instances; and compares on fresh ones, in steps and in seconds. If what was learned is no better there than
-    where it started, the start is what is returned, and said to be (`Specialized.kept`; a Python warning where there is
-    no `display`). All settings are chosen here.
+    the tuned AdamW with a cosine (but for its weight decay), and the pretrained one, with the size of its steps tuned
+    where few meta-steps fit; meta-trains it with noise-reuse evolution strategies until the budget is spent, keeping
+    what is best on held-out instances; and compares on fresh ones, in steps and in seconds. If what was learned is no
+    better there than where it started, the start is what is returned, and said to be (`Specialized.kept`; a Python
+    warning where there is no `display`). All settings are chosen here.
 
     What learns is a `Controller` in any case: a small network for every tensor steers Adam's arithmetic, with Adam's
     memory and at 1.1 to 1.4 times the time of its training step. Rules with a network for every param (`MLPRule`,
@@ -179,7 +180,14 @@ def _specialize(
     start, origin = _start(pretrained, tunings, objective, problems, protocol)
     if tuning_seconds is not None:
         tuning_seconds = time.perf_counter() - started  # the choice of a start is a part of it
-    recipe = _paced(recipe, start, pretrained is not None and origin.startswith(pretrained), problems, folder)
+    recipe = _paced(recipe, start, origin == pretrained, problems, folder)
+    if origin == pretrained and recipe.validate_every * VALIDATIONS < FEW_META_STEPS:
+        started = time.perf_counter()
+        few = dataclasses.replace(protocol, runs=min(RESIZING_RUNS, protocol.runs))
+        start, factor = resize(start, lambda it: _judge(it, objective, problems, few, branch=3))
+        origin += f", its steps times {factor:.2g}"
+        if tuning_seconds is not None:
+            tuning_seconds += time.perf_counter() - started
     trained = train(
         start,
         problems,
@@ -239,23 +247,19 @@ def _start(
     problems: ProblemFamily,
     protocol: Protocol,
 ) -> tuple[Controller, str]:
-    """Return the best of the tuned Adam and the tuned AdamW with a cosine, as controllers, and the pretrained one with
-    steps of the size that is best; and which it is."""
+    """Return the best of the tuned Adam and the tuned AdamW with a cosine, as controllers, and the pretrained one; and
+    which it is."""
     key = jax.random.key(protocol.seed)
     rates = {name: getattr(tunings[name], f"best_{measure_of(objective)}") for name in ("Adam", "AdamWCosine")}
-    known = None if pretrained is None else _pretrained(pretrained)
-    reach = known is not None and known.reach  # what there is to learn is the same for all
+    given = {} if pretrained is None else {pretrained: _pretrained(pretrained)}
+    reach = any(it.reach for it in given.values())  # what there is to learn is the same for all
     candidates = {
         f"tuned Adam, {rates['Adam']:.2g}": Controller(key, learning_rate=rates["Adam"], reach=reach),
         f"tuned Adam with a cosine, {rates['AdamWCosine']:.2g}": Controller(
             key, learning_rate=rates["AdamWCosine"], b2=0.999, reach=reach
         ).fall(),
+        **given,
     }
-    if known is not None:
-        few = dataclasses.replace(protocol, runs=min(RESIZING_RUNS, protocol.runs))
-        known = declare(known, protocol.horizon)
-        known, factor = resize(known, lambda it: _judge(it, objective, problems, few, branch=3))
-        candidates[f"{pretrained}, its steps times {factor:.2g}" if factor != 1 else f"{pretrained}"] = known
     candidates = {name: declare(it, protocol.horizon) for name, it in candidates.items()}
     best = min(candidates, key=lambda name: _judge(candidates[name], objective, problems, protocol, branch=2))
     return candidates[best], best
@@ -263,7 +267,8 @@ def _start(
 
 def resize(controller: Controller, judge: Callable[[Controller], float]) -> tuple[Controller, float]:
     """Tune the size of a controller's steps, as the rates of baselines are tuned: up or down by roots of two for as
-    long as it helps. What its general training has settled on suits many problems, and none of them best.
+    long as it helps. A pretrained one has settled on what suits many problems; many meta-steps find what suits one of
+    them, and few do not.
 
     **Arguments:** `judge`: says how bad a controller is. **Returns:** the controller, and the factor.
     """
