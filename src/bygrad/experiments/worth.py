@@ -23,6 +23,9 @@ from ..optimizers import BASELINES, Optimizer
 from ..problems import ProblemFamily
 from ..unroll import compiled_loss_curves
 
+FEWEST_TURNS, MOST_TURNS, SECONDS_OF_TURNS = 6, 60, 6.0
+"""How often runs are timed: the first number at least, and up to the second while so many seconds have not gone."""
+
 
 def worth_of(
     optimizer: Optimizer,
@@ -73,14 +76,16 @@ def worth_of(
 
 def seconds_per_step(optimizers: list[Optimizer], family: ProblemFamily, protocol: Protocol) -> list[float]:
     """Time single runs, problem and optimizer together: the least of several, by turns, so that what else the machine
-    does disturbs all alike."""
+    does disturbs all alike. Where runs are short there are many, since a moment disturbs all of a few."""
     keys = jax.random.split(protocol.keys[1], 1)
     times: list[list[float]] = [[] for _ in optimizers]
-    for _ in range(6):
+    turns, started = 0, time.perf_counter()
+    while turns < FEWEST_TURNS or (turns < MOST_TURNS and time.perf_counter() - started < SECONDS_OF_TURNS):
         for optimizer, taken in zip(optimizers, times, strict=True):
             began = time.perf_counter()
             jax.block_until_ready(compiled_loss_curves(optimizer, family, keys, protocol.horizon))
             taken.append(time.perf_counter() - began)
+        turns += 1
     return [min(taken[1:]) / protocol.horizon for taken in times]  # the first ones compile
 
 
