@@ -186,6 +186,7 @@ def _specialize(
         few = dataclasses.replace(protocol, runs=min(RESIZING_RUNS, protocol.runs))
         start, factor = resize(start, lambda it: _judge(it, objective, problems, few, branch=3))
         origin += f", its steps times {factor:.2g}"
+        display.say(f"begins as {origin}")
         if tuning_seconds is not None:
             tuning_seconds += time.perf_counter() - started
     trained = train(
