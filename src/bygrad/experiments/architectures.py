@@ -114,7 +114,8 @@ def _report(task: Task, protocol: Protocol, done: dict[str, Any]) -> dict[str, A
         f" of them in {wins} of {len(levels)}.{second_order * bool(protocol.second_order_runs)} Dotted: the paper's."
     )
     sheet = Sheet("Levels to reach", LEVEL_HEADINGS, tuple(map(level_cells, levels)))
-    picture = Picture("architectures", "Final loss against hidden units, with its 95 % interval.", _draw(done))
+    caption = "Final loss against hidden units, with its 95 % interval. What lies far below is in the table."
+    picture = Picture("architectures", caption, _draw(done))
     return task.finish(ARCHITECTURES, results, statement, [picture, _losses(done), sheet])
 
 
@@ -139,7 +140,7 @@ def _draw(done: dict[str, Any]) -> "matplotlib.figure.Figure":
     from matplotlib.figure import Figure
 
     numbers = sorted({int(name.split("/")[0]) for name in done})
-    figure = Figure(figsize=(3.7 * len(numbers), 3.3), layout="constrained")
+    figure = Figure(figsize=(3.7 * len(numbers), 3.7), layout="constrained")
     panels = figure.subplots(1, len(numbers), sharey=True, squeeze=False)[0]
     for axes, layers in zip(panels, numbers, strict=True):
         sizes = sorted(int(name.split("/")[1]) for name in done if name.startswith(f"{layers}/"))
@@ -154,10 +155,13 @@ def _draw(done: dict[str, Any]) -> "matplotlib.figure.Figure":
             if curve := _PAPER[layers].get(rows[0]["label"]):
                 axes.plot(_UNITS, curve, ":", color=palette[name], linewidth=1, alpha=0.6)
         axes.set(title=f"{layers} hidden layer{'s' * (layers > 1)}", xlabel="hidden units")
-    ends = [value for row in done.values() for it in row.values() for value in it["final"].values()]
+    # L-BFGS leaves the panels at the bottom: orders of magnitude below, it would press all others together.
+    shown = [it for row in done.values() for it in row.values() if it["kind"] != "second-order"]
+    ends = [value for it in shown for value in it["final"].values()]
     set_scale(panels[0].yaxis, *limits_of(floats(ends)))
     panels[0].set_ylabel("final loss")
-    panels[-1].legend(fontsize=8, frameon=False)
+    legend = panels[-1].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
