@@ -12,7 +12,7 @@ import pytest
 
 from bygrad.metagrads import Replay
 from bygrad.optimizers import LSTM, LogSign, Optimizer, Scaled, base, parameter_count, to_portable
-from bygrad.optimizers.lstm import Cell
+from bygrad.optimizers.lstm import Cell, _tanh
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
 from bygrad.unroll import Windows, loss_curves, replay_coordinates
 
@@ -113,6 +113,16 @@ def test_any_arrangement_of_coordinates_gives_the_same_updates():
     np.testing.assert_allclose(run(optimizer, flat.reshape(6, 2, 3, 4)).reshape(6, -1), together, rtol=1e-6, atol=1e-8)
     for i in range(3):  # 0-d coordinates
         np.testing.assert_allclose(run(optimizer, flat[:, i]), together[:, i], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.core
+def test_tanh_of_the_gates_is_accurate_and_never_above_one():
+    x = np.concatenate([np.linspace(0, 12, 1_000_001), np.geomspace(1e-30, 1, 100_001)]).astype(np.float32)
+    ours = (jitted := jax.jit(_tanh))(jnp.asarray(x))
+    np.testing.assert_allclose(ours, np.tanh(x.astype(np.float64)), rtol=5e-7)
+    assert ours.max() < 1
+    np.testing.assert_array_equal(jitted(-jnp.asarray(x)), -ours)
+    np.testing.assert_allclose(jitted(jnp.array([np.nan, np.inf, 0])), [np.nan, 1, 0], rtol=5e-7)
 
 
 def written_out(weight: jax.Array, bias: jax.Array, inputs: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,5 +1,6 @@
 """The coordinatewise LSTM optimizer of Andrychowicz et al. (2016), section 2.1."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -18,6 +19,11 @@ FORGET_BIAS = 1.0
 
 STATE_DTYPES = (None, "bfloat16", "float32", "float64")
 """What the state can be kept in."""
+
+TANH_END = 7.9
+TANH_NUMERATOR = (1.1531871e-05, 2.9604764e-03, 1.2934421e-01, 9.9999987e-01)
+TANH_DENOMINATOR = (2.4925578e-07, 2.4001248e-04, 2.3854096e-02, 4.6267647e-01, 1.0)
+"""tanh x = x N(x^2) / D(x^2) on [-end, end] (`_tanh`)."""
 
 
 class Cell(eqx.Module):
@@ -55,7 +61,7 @@ def _advance(
     c: Float[Array, "units c"],
 ) -> tuple[Float[Array, "units c"], Float[Array, "units c"]]:
     _, _, _, o, new = _gates(weight, bias, inputs, c)
-    return o * jnp.tanh(new), new
+    return o * _tanh(new), new
 
 
 @_advance.defjvp
@@ -65,7 +71,7 @@ def _advance_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tup
     weight, _, inputs, c = primals
     dweight, dbias, dinputs, dc = tangents
     i, g, f, o, new = _gates(*primals)
-    squashed = jnp.tanh(new)
+    squashed = _tanh(new)
     di, dg, df, do = jnp.split(dweight @ inputs + weight @ dinputs + dbias[:, None], 4)
     dnew = f * dc + g * i * (1 - i) * di + i * (1 - g * g) * dg + c * f * (1 - f) * df
     dh = o * (1 - squashed * squashed) * dnew + squashed * o * (1 - o) * do
@@ -78,8 +84,25 @@ def _gates(weight: Array, bias: Array, inputs: Array, c: Array) -> tuple[Array, 
     # One tanh for all four gates, sigmoid(z) = (1 + tanh(z/2))/2: a single loop that vectorizes. The halves go into
     # the weights, which are few.
     pre = (scale * weight) @ inputs + scale * (bias + forget)[:, None]
-    i, g, f, o = jnp.split(scale * jnp.tanh(pre) + shift, 4)
+    i, g, f, o = jnp.split(scale * _tanh(pre) + shift, 4)
     return i, g, f, o, f * c + i * g
+
+
+def _tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Hyperbolic tangent, in float32 by a rational function with a relative error below 5e-7, and no result above 1.
+
+    `jnp.tanh` takes half as many operations again on a CPU, where the gates cost about as much as the products.
+    """
+    if x.dtype != jnp.float32:
+        return jnp.tanh(x)
+    # Minimax in the relative error, up to where float32 is a bit from 1. The highest power of x^2 comes first.
+    x = jnp.clip(x, -TANH_END, TANH_END)
+    square = x * x
+    numerator, denominator = (
+        functools.reduce(lambda value, coefficient: value * square + coefficient, coefficients)
+        for coefficients in (TANH_NUMERATOR, TANH_DENOMINATOR)
+    )
+    return x * numerator / denominator
 
 
 def _gate_constants(units: int, dtype: Any) -> tuple[Array, Array, Array]:
