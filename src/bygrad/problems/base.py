@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core import trees
+from .._core.programs import Program
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
 
 
@@ -103,11 +104,11 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
     check_value(name, _traced(f"{name}.loss", loss, params_like, instance_like, key))
     sample_key, init_key, loss_key = jax.random.split(key, 3)
     with blame(f"{name}.sample"):
-        instance = _sample(family, sample_key)
+        instance = _draw_instance(family, sample_key)
     with blame(f"{name}.init"):
-        params = _init(family, instance, init_key)
+        params = _draw_params(family, instance, init_key)
     with blame(f"the gradient of {name}.loss"):
-        value, grads = jax.device_get(_value_and_grad(family, params, instance, loss_key))
+        value, grads = jax.device_get(_differentiate(family, params, instance, loss_key))
     if not np.isfinite(value):
         raise ValueError(
             f"{name}.loss is {value} at the start, so there is no descent to learn from. Check the initial params and"
@@ -129,22 +130,24 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
     return params
 
 
-# Functions of the module, so that a family that is checked again compiles nothing.
-@eqx.filter_jit
 def _sample(family: ProblemFamily, key: PRNGKeyArray) -> Instance:
     return family.sample(key)
 
 
-@eqx.filter_jit
 def _init(family: ProblemFamily, instance: Instance, key: PRNGKeyArray) -> Params:
     return family.init(instance, key)
 
 
-@eqx.filter_jit
 def _value_and_grad(
     family: ProblemFamily, params: Params, instance: Instance, key: PRNGKeyArray
 ) -> tuple[Scalar, Params]:
     return family.value_and_grad(params, instance, key)
+
+
+# Of the module, so that a family that is checked again compiles nothing. Each runs once.
+_draw_instance, _draw_params, _differentiate = (
+    Program(function, sooner=True) for function in (_sample, _init, _value_and_grad)
+)
 
 
 def check_is_family(family: Any) -> None:
