@@ -40,6 +40,7 @@ _PAPER = Recipe(
     validation_runs=2,
     final_window=20,
     select="final",
+    keep="last",
 )
 RECIPES: dict[Budget, Recipe] = {
     "quick": dataclasses.replace(_PAPER, horizon=200, truncation=200, instances=2, meta_steps=60, validate_every=30),
