@@ -124,9 +124,9 @@ def test_one_trace_for_all_artifacts_and_no_constant_in_it(params):
 
     program = jax.make_jaxpr(step.__wrapped__)(params, one.init(params), params)
     assert sum(np.asarray(constant).nbytes for constant in program.consts) < 1000
-    theta = sum(leaf.nbytes for leaf in jax.tree.leaves(one.init(params).optimizer))
-    assert theta > 5000
-    assert len(jax.jit(step.__wrapped__).lower(params, one.init(params), params).as_text()) < 3 * theta
+    larger = deployed(LSTM(jax.random.key(0), (60,)))  # with eight times the meta-parameters
+    sizes = [len(jax.jit(step.__wrapped__).lower(params, it.init(params), params).as_text()) for it in (one, larger)]
+    assert sizes[1] < 1.1 * sizes[0]
 
 
 def test_buffers_do_not_pile_up(small, params):
