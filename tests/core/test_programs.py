@@ -193,7 +193,7 @@ def test_a_second_meta_training_compiles_nothing(monkeypatch):
     optimizer, other, more = LSTM(jax.random.key(0), (2,)), LSTM(jax.random.key(1), (2,)), images(1)
     meta_train(optimizer, images(0), recipe)
     before = len(compiled)
-    assert before == 3  # the first inner problems, a meta-step, a validation
+    assert before == 6  # three to check the family; the first inner problems, a meta-step, a validation
     meta_train(other, more, dataclasses.replace(recipe, meta_learning_rate=1e-3, clip=0.5, seed=7, meta_steps=3))
     assert len(compiled) == before
 
