@@ -192,7 +192,8 @@ def test_blocks_change_nothing(name, artifacts, monkeypatch):
     start, *trees = draw(2, 3)
     params = tensors(start, torch.float64)
     whole = run(LearnedOptimizer(params, artifacts[name]), params, trees)
-    monkeypatch.setattr(rules_base, "BLOCK", 4)
+    for module in (rules_base, torch_controller):
+        monkeypatch.setattr(module, "BLOCK", 4)
     params = tensors(start, torch.float64)
     for ours, theirs in zip(run(LearnedOptimizer(params, artifacts[name]), params, trees), whole, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
@@ -370,11 +371,12 @@ def test_a_closure_may_return_anything_and_a_guard_asks_for_a_number(small):
         assert step(result, guard=TorchAdam(0.01)) is result
 
 
-def test_the_lr_of_each_group_multiplies_and_schedulers_set_it(small):
+@pytest.mark.parametrize("name", RULES)
+def test_the_lr_of_each_group_multiplies_and_schedulers_set_it(name, artifacts):
     start, grads = draw(3, 1)
     bare, scaled = tensors(start), tensors(start)
-    run(LearnedOptimizer(bare, small), bare, [grads])
-    optimizer = LearnedOptimizer([{"params": scaled[:2]}, {"params": scaled[2:], "lr": 0.25}], small, lr=0.5)
+    run(LearnedOptimizer(bare, artifacts[name]), bare, [grads])
+    optimizer = LearnedOptimizer([{"params": scaled[:2]}, {"params": scaled[2:], "lr": 0.25}], artifacts[name], lr=0.5)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
     run(optimizer, scaled, [grads])
     for index, (a, b, leaf) in enumerate(zip(bare, scaled, start, strict=True)):
@@ -383,10 +385,11 @@ def test_the_lr_of_each_group_multiplies_and_schedulers_set_it(small):
     scheduler.step()
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.025])
     tensor_rate = tensors(start)
-    run(LearnedOptimizer(tensor_rate, small, lr=torch.tensor(0.5)), tensor_rate, [grads])
+    half = torch.tensor([0.5], dtype=torch.float64)
+    run(LearnedOptimizer(tensor_rate, artifacts[name], lr=half), tensor_rate, [grads])
     np.testing.assert_array_equal(tensor_rate[1].detach().numpy(), scaled[1].detach().numpy())
     one, still = tensors(start), tensors(start)
-    run(LearnedOptimizer(one, small, lr=0.0), one, [grads])
+    run(LearnedOptimizer(one, artifacts[name], lr=0.0), one, [grads])
     assert all(torch.equal(a, b) for a, b in zip(one, still, strict=True))
 
 
@@ -408,14 +411,18 @@ def test_a_param_without_gradient_is_left_alone_with_its_state(name, artifacts):
     assert not torch.equal(params[4], frozen)
 
 
-def test_gradients_of_any_memory_layout(small):
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("block", [2**19, 4])
+def test_params_and_gradients_of_any_memory_layout(name, block, artifacts, monkeypatch):
+    monkeypatch.setattr(torch_controller, "BLOCK", block)
     start, grads = draw(5, 1)
     plain, strided = tensors([start[4]]), tensors([np.ascontiguousarray(start[4].T)])
     strided[0].data = strided[0].data.t()
-    run(LearnedOptimizer(plain, small), plain, [[grads[4]]])
+    run(LearnedOptimizer(plain, artifacts[name]), plain, [[grads[4]]])
     strided[0].grad = torch.from_numpy(np.asfortranarray(grads[4]))
     assert not strided[0].is_contiguous() and not strided[0].grad.is_contiguous()
-    LearnedOptimizer(strided, small).step()
+    LearnedOptimizer(strided, artifacts[name]).step()
+    assert not strided[0].is_contiguous()
     np.testing.assert_allclose(strided[0].detach(), plain[0].detach(), rtol=1e-12)
 
 

@@ -171,20 +171,11 @@ class LearnedOptimizer(Optimizer):
                         entry.fill_(horizon)
         self._count()
         states, rates = [self.state[param] for param in params], [group["lr"] for _, group in moving]
-        if isinstance(self._rule, Guard):
-            if value is None and self._rule.judges and not self._rule.counts.steps:
-                remark(_NO_LOSS)
-            updates, rates = self._rule.step(grads, states, params, value, rates), [1.0] * len(rates)
-            for group in self.param_groups:
-                group.update(self._memory())
-        else:
-            updates = self._rule.step(grads, states, params, value)
-        # Scaled and added in the dtype that they were computed in, and rounded once.
-        for rate, update in zip(rates, updates, strict=True):
-            if not (isinstance(rate, float) and rate == 1.0):
-                update.mul_(rate)
-        if params:
-            torch._foreach_add_(params, updates)  # pyright: ignore[reportPrivateImportUsage]
+        if isinstance(self._rule, Guard) and value is None and self._rule.judges and not self._rule.counts.steps:
+            remark(_NO_LOSS)
+        self._rule.move(grads, states, params, rates, value)
+        for group in self.param_groups:
+            group.update(self._memory())
 
     def _count(self) -> None:
         """Count the step, and say once what would go unseen: rates for another optimizer, and a horizon that is past.

@@ -1,5 +1,7 @@
 """What a rule is in PyTorch."""
 
+# pyright: reportPrivateImportUsage=false
+
 import abc
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -14,6 +16,10 @@ state of coordinatewise rules is laid out depends on it: another number could no
 
 TensorState = dict[str, Tensor]
 """What a rule remembers of one tensor of the params."""
+
+
+Rate = float | Tensor
+"""What the steps of a tensor of the params are multiplied by: a learning rate, as torch's own optimizers take it."""
 
 
 class Rule(abc.ABC):
@@ -41,6 +47,20 @@ class Rule(abc.ABC):
     ) -> list[Tensor]:
         """Return the updates, fresh tensors in the dtype that the rule computes in, and change the states in place."""
 
+    def move(
+        self,
+        grads: Sequence[Tensor],
+        states: Sequence[TensorState],
+        params: Sequence[Tensor],
+        rates: Sequence[Rate],
+        value: Tensor | None = None,
+    ) -> None:
+        """Take a step: add to each of `params` its rate times its update, in the dtype that the rule computes in, and
+        round once."""
+        updates = [*map(multiplied, self.step(grads, states, params, value), rates)]
+        if updates:
+            torch._foreach_add_(list(params), updates)
+
 
 class Scheduled(abc.ABC):
     """What a rule needs that goes by how far a run has come."""
@@ -58,6 +78,13 @@ class Scheduled(abc.ABC):
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype that rules compute in and keep their state in: float32, and float64 for params that are."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def multiplied(update: Tensor, rate: Rate) -> Tensor:
+    """Multiply an update by a rate, in place."""
+    if isinstance(rate, Tensor):
+        return update.mul_(rate.reshape(()))
+    return update if rate == 1.0 else update.mul_(rate)
 
 
 def check_shapes(tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Piece, Rule, Scheduled, TensorState, blocks, check_shapes, compute_dtype, grouped
+from .base import Piece, Rate, Rule, Scheduled, TensorState, blocks, check_shapes, compute_dtype, grouped
 
 # As in JAX, where they are explained.
 SAMPLE = 512
@@ -31,8 +31,8 @@ REACH = 32.0
 POWER_SCALE = 4.0
 
 BLOCK = 524_288
-"""Coordinates that move together on a CPU: what happens between stays in its caches, and needs no memory that the
-system would have to hand out, which takes as long as the arithmetic. Accelerators move all in one go."""
+"""Coordinates that move together on a CPU, in memory that is there for all steps: to have it handed out by the system
+in each of them takes longer than the arithmetic. Accelerators move all in one go, in memory that they keep for that."""
 
 
 class Controller(Rule, Scheduled):
@@ -61,9 +61,16 @@ class Controller(Rule, Scheduled):
         }
         check_shapes(tensors, shapes)
         self._horizon = int(tensors["horizon"])
-        self._tensors = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
-        for name, numbers in (("scales", TIME_SCALES), ("parts", HORIZON_PARTS)):
-            self._tensors[name] = torch.tensor(numbers, dtype=torch.float64, device="cpu")  # not the default device
+        self._decays, self._powers = (torch.from_numpy(tensors[name].copy()) for name in ("decays", "powers"))
+        self._power_of_reach = POWER_SCALE * float(self._powers[-1])
+        weights, heads = (
+            np.concatenate([tensors[name] for name in names], axis=1).T
+            for names in (("inputs", "times"), ("head", "head_times"))
+        )
+        self._layers = [
+            (torch.tensor(bias), torch.tensor(product))
+            for bias, product in ((tensors["bias"], weights), (tensors["head_bias"], heads))
+        ]
         self._constants: dict[Any, _Constants] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,40 +101,62 @@ class Controller(Rule, Scheduled):
         params: Sequence[Tensor],
         value: Tensor | None = None,
     ) -> list[Tensor]:
-        updates: list[Tensor] = [torch.empty(0)] * len(grads)
+        updates = [torch.zeros(grad.shape, dtype=compute_dtype(grad), device=grad.device) for grad in grads]
+        self._step(grads, states, params, [1.0] * len(grads), updates)
+        return updates
+
+    def move(
+        self,
+        grads: Sequence[Tensor],
+        states: Sequence[TensorState],
+        params: Sequence[Tensor],
+        rates: Sequence[Rate],
+        value: Tensor | None = None,
+    ) -> None:
+        self._step(grads, states, params, rates, params)
+
+    def _step(
+        self,
+        grads: Sequence[Tensor],
+        states: Sequence[TensorState],
+        params: Sequence[Tensor],
+        rates: Sequence[Rate],
+        targets: Sequence[Tensor],
+    ) -> None:
+        """Take a step, and add the updates, times their rates, to `targets`."""
         depth = log_depth(grads)
         for (device, dtype), indices in grouped(grads).items():
             wide = [grads[index].to(dtype) for index in indices]
             known = self._constants_for(device, dtype, wide, depth)
-            theta, (b1, b2), (c1, c2) = known.theta, known.kept, known.taken
             ours, points = [states[index] for index in indices], [params[index] for index in indices]
-            steps, peaks = [state["step"] for state in ours], [state["peak"] for state in ours]
+            steps, horizons = [state["step"] for state in ours], [state["horizon"] for state in ours]
             means, squares = [state["mean"] for state in ours], [state["square"] for state in ours]
-            count = torch.stack(steps).to(dtype)
-            inverse1, inverse2 = -1 / torch.expm1((count + 1) * known.log_kept)
+            peaks = [state["peak"] for state in ours]
+            count, horizon = torch.stack([*steps, *horizons]).to(dtype).view(2, -1)
+            unbias1, unbias2 = -1 / torch.expm1((count + 1) * known.log_kept)
 
-            # The features come from a sample, a row for every tensor, before the moments change.
-            g, m, v, p = known.samples.of(wide, means, squares, points)
-            m, v = (b1 * m + c1 * g) * inverse1[:, None], b2 * v + c2 * g * g
-            inverse_root = 1 / (torch.sqrt(v * inverse2[:, None] + _UNDER_ROOT) + _EPSILON)
-            n, q = m * inverse_root, g * inverse_root
-            products = torch.stack([n * n, q * q, n * q, g * g, p * p, m * m]).sum(-1) / known.samples.sizes
-            features, peak = _features(products, torch.stack(peaks), known.half_axes)
-            extra = known.extra
+            # The features come from a sample, before the moments change.
+            samples = known.samples
+            samples.see(wide, points, means, squares)
+            samples.move(known.kept, known.taken, unbias1[:, None], unbias2[:, None])
+            features, square_n, peak = _features(samples.products(), torch.stack(peaks), known)
+            exponents = known.exponents
             if known.grids is not None:
-                reaches = known.grids.log_reaches(n, products[0])
-                features = torch.cat([features, reaches[:, None] / 4], dim=1)
-                extra = extra + POWER_SCALE * theta["powers"][2] * reaches
-            horizon = torch.stack([state["horizon"] for state in ours]).to(dtype)
-            outputs = _outputs(theta, features, _time_features(theta, count, horizon), extra)
+                reaches = known.grids.log_reaches(samples.n, square_n)
+                features.append(reaches / 4)
+                exponents = torch.add(exponents, reaches, alpha=self._power_of_reach)
+            times = known.times.features(count, horizon)
+            outputs = _outputs(known.layers, torch.cat([torch.stack(features, 1), times], 1), times)
             torch._foreach_copy_(peaks, list(peak.unbind()))
             torch._foreach_add_(steps, 1)
 
-            size = -self._learning_rate * torch.exp(outputs[:, 2])
-            factors = size * (1 + outputs[:, 0]) * inverse1, size * outputs[:, 1], inverse2
-            for index, update in zip(indices, _move(wide, means, squares, known, *factors), strict=True):
-                updates[index] = update
-        return updates
+            along_mean, along_grad, exponent = outputs.unbind(1)
+            # The bias of the root goes into what is divided by it: one number in place of one for every coordinate.
+            unbias = torch.rsqrt(unbias2)
+            size = torch.exp((exponent + exponents).clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)) * unbias
+            size *= -self._learning_rate * _together([rates[index] for index in indices], size)
+            factors = size * (1 + along_mean) * unbias1, size * along_grad, _EPSILON * unbias
+            _move(wide, means, squares, [targets[index] for index in indices], known, *factors)
 
     def _constants_for(
         self, device: torch.device, dtype: torch.dtype, grads: Sequence[Tensor], depth: float
@@ -137,41 +166,76 @@ class Controller(Rule, Scheduled):
         if (key := (device, dtype, shapes, depth)) not in self._constants:
             if len(self._constants) == 16:  # params take turns in having gradients
                 self._constants.clear()
-            theta = {name: tensor.to(dtype) for name, tensor in self._tensors.items()}
-            kept = torch.sigmoid(theta["decays"])
-            extra = POWER_SCALE * log_sizes(grads, depth).to(dtype) @ theta["powers"][:2]
-            samples = _Samples(shapes, dtype, device)
+
+            def here(tensor: Tensor) -> Tensor:
+                return tensor.to(device, dtype)
+
+            kept, samples = torch.sigmoid(self._decays.to(dtype)), _Samples(shapes, dtype, device)
+            floors = _UNDER_ROOT, _SMALLEST_PARAMS, _UNDER_ROOT, _SMALLEST_RATIO, _SMALLEST_RATIO
+            width = BLOCK if device.type == "cpu" else sys.maxsize
+            cuts = blocks([math.prod(shape) for shape in shapes], width)
             self._constants[key] = _Constants(
-                {name: tensor.to(device) for name, tensor in theta.items()},
-                kept.tolist(),
-                (1 - kept).tolist(),
-                torch.nn.functional.logsigmoid(theta["decays"])[:, None].to(device),
-                torch.tensor([len(shape) / 2 for shape in shapes], dtype=dtype).to(device),
-                extra.to(device),
-                samples,
-                _Grids(samples.grids, shapes, dtype, device) if self._reach else None,
+                layers=[(here(bias), here(weights)) for bias, weights in self._layers],
+                kept=kept.tolist(),
+                taken=(1 - kept).tolist(),
+                log_kept=here(torch.nn.functional.logsigmoid(self._decays.to(dtype))[:, None]),
+                floors=here(torch.tensor(floors, dtype=dtype, device="cpu")),
+                half_axes=here(torch.tensor([len(shape) / 2 for shape in shapes], dtype=dtype, device="cpu")),
+                exponents=here(POWER_SCALE * log_sizes(grads, depth).to(dtype) @ self._powers[:2].to(dtype)),
+                times=_Times(dtype, device),
+                samples=samples,
+                grids=_Grids(samples.grids, shapes, dtype, device) if self._reach else None,
+                width=width,
+                blocks=cuts,
+                workspaces=_workspaces(cuts, shapes, dtype) if device.type == "cpu" else [None] * len(cuts),
             )
         return self._constants[key]
 
 
 class _Constants(NamedTuple):
-    r"""$\theta$ on a device; how much of the moments is kept, how much comes, and the logarithm of what is kept; for
-    tensors of some shapes, half the number of axes, what size and depth add to exponents, where their samples go, and
-    what grids those are, for those who see the reach."""
+    """What no step changes, for tensors of some shapes on a device."""
 
-    theta: dict[str, Tensor]
+    layers: list[tuple[Tensor, Tensor]]
+    """Bias and weights of the network's layers."""
     kept: list[float]
+    """How much a step keeps of the two moments, and how much of them comes (`taken`)."""
     taken: list[float]
     log_kept: Tensor
+    floors: Tensor
+    """Under the roots of the mean squares of gradient, param, mean, n and q."""
     half_axes: Tensor
-    extra: Tensor
+    """Half the number of axes of each tensor."""
+    exponents: Tensor
+    """What its size and the depth add to its exponent."""
+    times: "_Times"
     samples: "_Samples"
     grids: "_Grids | None"
+    """For those who see the reach."""
+    width: int
+    """Of a block of coordinates that move together."""
+    blocks: list[list[Piece]]
+    workspaces: list[list[list[Tensor]] | None]
+    """Memory for two quantities of each block; accelerators keep it ready by themselves."""
+
+
+class _Times:
+    """What the network sees of the time, of every tensor: linear in the time, and in its part of the horizon."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        slopes = np.zeros((2, len(TIME_SCALES) + len(HORIZON_PARTS)))
+        slopes[0, : len(TIME_SCALES)], slopes[1, len(TIME_SCALES) :] = 1 / np.array(TIME_SCALES), 8.0
+        shifts = np.array([-1.0] * len(TIME_SCALES) + [-8 * part for part in HORIZON_PARTS])
+        self._slopes, self._shifts = (torch.from_numpy(it).to(device, dtype) for it in (slopes, shifts))
+
+    def features(self, count: Tensor, horizon: Tensor) -> Tensor:
+        time = torch.minimum(count, horizon)
+        both = torch.stack([time, time / horizon.clamp(min=1)], dim=1)
+        return torch.addmm(self._shifts, both, self._slopes).tanh_()
 
 
 class _Samples:
-    """The entries that are looked at, of several quantities: a matrix for each, with a row for the sample of every
-    tensor, and zeros where one is smaller than others."""
+    """The entries that are looked at, of several quantities: for every tensor a matrix, with a row for each quantity,
+    and zeros at the end where its sample is smaller than others."""
 
     def __init__(self, shapes: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device) -> None:
         matrices = [as_matrix(shape) for shape in shapes]
@@ -182,22 +246,35 @@ class _Samples:
         ]
         self._strides = [(down * columns, across) for (_, columns), (down, across) in zip(matrices, steps, strict=True)]
         sizes = [down * across for down, across in self.grids]
-        self.sizes = torch.tensor([max(1, size) for size in sizes], dtype=dtype).to(device)
-        self._matrices = torch.zeros(4, len(sizes), max(sizes), dtype=dtype, device=device)
+        self._sizes = torch.tensor([max(1, size) for size in sizes], dtype=dtype).to(device)[:, None, None]
+        memory = torch.zeros(6, len(sizes), max(sizes), dtype=dtype, device=device)
+        self._rows = memory[:5].transpose(0, 1)
+        self._grad, _, self._mean, self.n, self._q, self._square = memory
         self._places = [
-            [row[:size].view(grid) for row, size, grid in zip(matrix, sizes, self.grids, strict=True)]
-            for matrix in self._matrices
+            [row[:size].view(grid) for row, size, grid in zip(quantity, sizes, self.grids, strict=True)]
+            for quantity in (memory[0], memory[1], memory[2], memory[5])
         ]
 
-    def of(self, *quantities: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return matrices `[tensors, size of the largest sample]`, which are good until the next call."""
+    def see(self, *quantities: Sequence[Tensor]) -> None:
+        """Look at gradients, params and the two moments."""
         for places, leaves in zip(self._places, quantities, strict=True):
             seen = [
                 leaf.contiguous().as_strided(grid, apart)
                 for leaf, grid, apart in zip(leaves, self.grids, self._strides, strict=True)
             ]
             torch._foreach_copy_(places, seen)
-        return self._matrices.unbind()
+
+    def move(self, kept: Sequence[float], taken: Sequence[float], unbias1: Tensor, unbias2: Tensor) -> None:
+        """Let the moments follow the gradients, and divide mean and gradient by the root of the other one."""
+        self._mean.lerp_(self._grad, taken[0]).mul_(unbias1)
+        square = (kept[1] * self._square).addcmul_(self._grad, self._grad, value=taken[1])
+        root = square.mul_(unbias2).sqrt_().add_(_EPSILON)
+        torch.div(self._mean, root, out=self.n)
+        torch.div(self._grad, root, out=self._q)
+
+    def products(self) -> Tensor:
+        """Return the means `[tensors, 5, 5]` of the products of gradient, param, mean, n and q with each other."""
+        return torch.bmm(self._rows, self._rows.transpose(1, 2)) / self._sizes
 
 
 class _Grids:
@@ -229,51 +306,95 @@ class _Grids:
             return torch.from_numpy(array).to(device, dtype)
 
         self._places, self._owners = torch.from_numpy(places.ravel()).to(device), torch.from_numpy(owners).to(device)
-        self._rows, self._count, self._all_pairs = number(rows), number(count), number(count * (count - 1))
-        self._pairs = number(np.maximum(1, rows * (rows - 1)))
-        self._columns = number(np.maximum(1, np.array([columns for _, columns in sides], float)))
+        pairs = np.maximum(1, rows * (rows - 1))
+        self._of_sums = number(1 / (pairs * np.maximum(1, np.array([columns for _, columns in sides], float))))
+        self._of_square, self._count, self._all_pairs = map(number, (rows / pairs, count, count * (count - 1)))
         self._reaching = number(np.array([len(shape) > 1 for shape in shapes], float))
 
     def log_reaches(self, n: Tensor, square: Tensor) -> Tensor:
         """Return the logarithm of every reach over `REACH`, of $n$ at all samples and its mean square by tensor."""
         square, entries = torch.cat([square, square]), n.reshape(-1)
         sums = n.new_zeros(len(self._owners)).index_add_(0, self._places, torch.cat([entries, entries]))
-        squares = n.new_zeros(len(square)).index_add_(0, self._owners, sums * sums) / self._columns
-        pairs = ((squares - self._rows * square) / self._pairs).clamp(min=0)
-        furthest = (self._count * square + self._all_pairs * pairs).view(2, -1).amax(0)
-        return self._reaching * (torch.log1p(furthest) / 2 - math.log(REACH))
+        squares = n.new_zeros(len(square)).index_add_(0, self._owners, sums.square_())
+        pairs = torch.addcmul(squares * self._of_sums, self._of_square, square, value=-1).clamp_(min=0)
+        furthest = torch.addcmul(self._count * square, self._all_pairs, pairs).view(2, -1).amax(0)
+        return (torch.log1p(furthest) / 2).sub_(math.log(REACH)).mul_(self._reaching)
+
+
+def _together(rates: Sequence[Rate], like: Tensor) -> Rate:
+    """Return the rates of tensors of the params: a number, or one for each."""
+
+    def entry(rate: Rate) -> Tensor:
+        return torch.as_tensor(rate, dtype=like.dtype, device=like.device).reshape(())
+
+    if all(rate is rates[0] for rate in rates):
+        # A number stays one: to send it to an accelerator would wait for that.
+        return entry(rates[0]) if isinstance(rates[0], Tensor) else rates[0]
+    return torch.stack([entry(rate) for rate in rates])
 
 
 def _move(
     grads: Sequence[Tensor],
     means: Sequence[Tensor],
     squares: Sequence[Tensor],
+    targets: Sequence[Tensor],
     known: _Constants,
     along_mean: Tensor,
     along_grad: Tensor,
-    unbias: Tensor,
-) -> list[Tensor]:
-    """Let the moments follow, and return the updates: their factors are one for each tensor."""
+    epsilon: Tensor,
+) -> None:
+    """Let the moments follow, and add the updates to `targets`: their factors are one for each tensor."""
     (_, b2), (c1, c2) = known.kept, known.taken
-    each_along_mean, each_along_grad, each_unbias = (it.unbind() for it in (along_mean, along_grad, unbias))
-    block = BLOCK if grads[0].device.type == "cpu" else sys.maxsize
-    grads = [grad.contiguous() if grad.numel() > block else grad for grad in grads]
-    updates = [torch.empty(grad.shape, dtype=grad.dtype, device=grad.device) for grad in grads]
-    for pieces in blocks([grad.numel() for grad in grads], block):
+    each_along_mean, each_along_grad, each_epsilon = _numbers(along_mean), along_grad.unbind(), _numbers(epsilon)
+    grads = [_lined_up(grad, known.width) for grad in grads]
+    lined_up = [_lined_up(target, known.width) for target in targets]
+    for pieces, workspace in zip(known.blocks, known.workspaces, strict=True):
         owners = [piece.tensor for piece in pieces]
-        grad, mean, square, update = (_cut(leaves, pieces) for leaves in (grads, means, squares, updates))
+        grad, mean, square, target = (_cut(leaves, pieces) for leaves in (grads, means, squares, lined_up))
         torch._foreach_lerp_(mean, grad, c1)
         torch._foreach_mul_(square, b2)
         torch._foreach_addcmul_(square, grad, grad, c2)
-        root = torch._foreach_mul(square, [each_unbias[owner] for owner in owners])
-        torch._foreach_add_(root, _UNDER_ROOT)
+        update, root = workspace or [[torch.empty_like(part) for part in mean] for _ in range(2)]
+        torch._foreach_copy_(root, square)
         torch._foreach_sqrt_(root)
-        torch._foreach_add_(root, _EPSILON)
-        for owner, part, to in zip(owners, mean, update, strict=True):
-            torch.mul(part, each_along_mean[owner], out=to)
+        torch._foreach_add_(root, [each_epsilon[owner] for owner in owners])
+        torch._foreach_copy_(update, mean)
+        torch._foreach_mul_(update, [each_along_mean[owner] for owner in owners])
         torch._foreach_addcmul_(update, grad, [each_along_grad[owner] for owner in owners])
         torch._foreach_div_(update, root)
-    return updates
+        torch._foreach_add_(target, update)
+    for target, moved in zip(targets, lined_up, strict=True):
+        if moved is not target:
+            target.copy_(moved)
+
+
+def _numbers(factors: Tensor) -> Any:
+    """Return a factor for each tensor: on a CPU as numbers, with which operations are quicker. To read them from an
+    accelerator would wait for it."""
+    return factors.tolist() if factors.device.type == "cpu" else factors.unbind()
+
+
+def _workspaces(
+    cuts: Sequence[Sequence[Piece]], shapes: Sequence[Sequence[int]], dtype: torch.dtype
+) -> list[list[list[Tensor]] | None]:
+    """Return memory for two quantities of every block, in the shapes of its pieces: the same for all."""
+    sizes = [[stop - start for _, start, stop in pieces] for pieces in cuts]
+    memory = torch.empty(2, max(map(sum, sizes), default=0), dtype=dtype, device="cpu")
+    return [
+        [
+            [
+                part.view(shapes[piece.tensor]) if len(part) == math.prod(shapes[piece.tensor]) else part
+                for piece, part in zip(pieces, row[: sum(of_pieces)].split(of_pieces), strict=True)
+            ]
+            for row in memory
+        ]
+        for pieces, of_pieces in zip(cuts, sizes, strict=True)
+    ]
+
+
+def _lined_up(leaf: Tensor, width: int) -> Tensor:
+    """Return a tensor that can be cut, where its size is above `width`: else it moves as it is."""
+    return leaf.contiguous() if leaf.numel() > width else leaf
 
 
 def _cut(leaves: Sequence[Tensor], pieces: Sequence[Piece]) -> list[Tensor]:
@@ -294,28 +415,21 @@ def strides(rows: int, columns: int) -> tuple[int, int]:
     return max(1, -(-rows // (SAMPLE // most))), max(1, -(-columns // most))
 
 
-def _time_features(theta: Mapping[str, Tensor], count: Tensor, horizon: Tensor) -> Tensor:
-    time = torch.minimum(count, horizon)[:, None]
-    of_run = 8 * (time / horizon.clamp(min=1)[:, None] - theta["parts"])
-    return torch.tanh(torch.cat([time / theta["scales"] - 1, of_run], dim=1))
-
-
-def _features(products: Tensor, peak: Tensor, half_axes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features `[tensors, 7]` and the new peaks."""
-    nn, qq, nq, gg, pp, mm = products
-    rms_n, rms_q = torch.sqrt(nn + _SMALLEST_RATIO), torch.sqrt(qq + _SMALLEST_RATIO)
-    rms_g = torch.sqrt(gg + _UNDER_ROOT)
+def _features(products: Tensor, peak: Tensor, known: _Constants) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Return the features of every tensor, the mean square of n, and the new peaks."""
+    squares = products.diagonal(dim1=1, dim2=2)
+    rms_g, rms_p, rms_m, rms_n, rms_q = torch.sqrt(squares + known.floors).unbind(1)
     peak = torch.maximum(peak, rms_g)
     features = [
         rms_n,
         rms_q,
-        nq / (rms_n * rms_q),
+        products[:, 3, 4] / (rms_n * rms_q),
         torch.log(rms_g / peak) / 4,
-        torch.log10(pp + _SMALLEST_PARAMS) / 4,
-        torch.log((mm + _UNDER_ROOT) / (gg + _UNDER_ROOT)) / 2,
-        half_axes,
+        torch.log10(rms_p) / 2,
+        torch.log(rms_m / rms_g),
+        known.half_axes,
     ]
-    return torch.stack(features, dim=1), peak
+    return features, squares[:, 3], peak
 
 
 def log_depth(leaves: Sequence[Tensor]) -> float:
@@ -330,8 +444,8 @@ def log_sizes(leaves: Sequence[Tensor], depth: float) -> Tensor:
     return torch.tensor([(depth, size) for size in sizes], dtype=torch.float32, device="cpu")
 
 
-def _outputs(theta: Mapping[str, Tensor], features: Tensor, times: Tensor, extra: Tensor) -> Tensor:
-    hidden = torch.tanh(features @ theta["inputs"].T + times @ theta["times"].T + theta["bias"])
-    outputs = hidden @ theta["head"].T + times @ theta["head_times"].T + theta["head_bias"]
-    outputs[:, 2].add_(extra).clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
-    return outputs
+def _outputs(layers: Sequence[tuple[Tensor, Tensor]], features: Tensor, times: Tensor) -> Tensor:
+    """Return the outputs `[tensors, 3]` of the network; the times go into both of its layers."""
+    (bias, weights), (head_bias, head) = layers
+    hidden = torch.addmm(bias, features, weights).tanh_()
+    return torch.addmm(head_bias, torch.cat([hidden, times], 1), head)

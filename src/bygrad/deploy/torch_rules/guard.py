@@ -1,5 +1,7 @@
 """The guard in PyTorch: a learned rule that moves the params only while it shows that it is better than a fallback."""
 
+# pyright: reportPrivateImportUsage=false
+
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +13,7 @@ from torch import Tensor, distributed
 from ..._core.remarks import remark
 from ..._core.results import Result
 from ..._core.sizes import beyond
-from .base import Rule, Scheduled, TensorState, compute_dtype
+from .base import Rate, Rule, Scheduled, TensorState, compute_dtype, multiplied
 from .envelope import Envelope
 from .trials import REFERENCE, RUN, TRIAL, Level, Losses, Trials, Watch
 
@@ -98,7 +100,7 @@ class Guard(Rule, Scheduled):
         states: Sequence[TensorState],
         params: Sequence[Tensor],
         value: Tensor | None = None,
-        rates: Sequence[float | Tensor] | None = None,
+        rates: Sequence[Rate] | None = None,
     ) -> list[Tensor]:
         """Take a step. `rates` multiply what each rule does to each tensor. A return to an earlier point is written to
         the params themselves, those without a gradient included, which rest otherwise; the updates are zero then."""
@@ -166,6 +168,17 @@ class Guard(Rule, Scheduled):
         counts.outside += not inside
         counts.border = counts.border if inside else int(border)
         return updates
+
+    def move(
+        self,
+        grads: Sequence[Tensor | None],
+        states: Sequence[TensorState],
+        params: Sequence[Tensor],
+        rates: Sequence[Rate],
+        value: Tensor | None = None,
+    ) -> None:
+        if updates := self.step(grads, states, params, value, rates):
+            torch._foreach_add_(list(params), updates)
 
     def settle(self, states: Sequence[TensorState], params: Sequence[Tensor]) -> None:
         """Put the params where they should be kept if the run ends here: where a trial is under way, to where the
@@ -255,13 +268,13 @@ def _steps(
     states: Sequence[TensorState],
     params: Sequence[Tensor],
     value: Tensor | None,
-    rates: Sequence[float | Tensor],
+    rates: Sequence[Rate],
 ) -> list[Tensor]:
     """Take the step of a rule for the tensors that have a gradient; the others rest."""
     moving = [index for index, grad in enumerate(grads) if grad is not None]
     given = [grad for grad in grads if grad is not None]
     moved = rule.step(given, [states[index] for index in moving], [params[index] for index in moving], value)
-    updates = {index: update.mul_(rates[index]) for index, update in zip(moving, moved, strict=True)}
+    updates = {index: multiplied(update, rates[index]) for index, update in zip(moving, moved, strict=True)}
     return [updates[index] if index in updates else torch.zeros_like(_widened(it)) for index, it in enumerate(params)]
 
 
