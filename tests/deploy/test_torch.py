@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import pickle  # noqa: TID251 - of what this process has just written
+import re
 import subprocess
 import sys
 import warnings
@@ -219,6 +220,24 @@ def test_no_exponent_makes_an_update_overflow_or_vanish(sign, tmp_path):
     for far, farther in zip(*updates, strict=True):
         assert np.all(np.isfinite(farther)) and np.all(farther != 0)
         np.testing.assert_array_equal(farther, far)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_gradient_whose_square_overflows_is_survived(name, artifacts):
+    """In both frameworks alike; the squares of later ones are still compared with it."""
+    shapes = [(4,), (8, 4)]
+    params = tensors([np.ones(shape, np.float32) for shape in shapes])
+    optimizer, theirs = LearnedOptimizer(params, artifacts[name]), from_artifact(artifacts[name])
+    points = [jnp.ones(shape) for shape in shapes]
+    state = theirs.init(points)
+    for size in (1.0, 1.0, 1e20, 1.0, 1.0):
+        run(optimizer, params, [[np.full(shape, size, np.float32) for shape in shapes]])
+        grads = [jnp.full(shape, size) for shape in shapes]
+        updates, state = theirs.update(grads, state, points, value=jnp.ones(()))
+        points = [point + update for point, update in zip(points, updates, strict=True)]
+    for param, point in zip(params, points, strict=True):
+        assert torch.isfinite(param).all()
+        np.testing.assert_allclose(param.detach(), point, rtol=1e-5)
 
 
 def test_a_horizon_is_declared_to_rules_that_go_by_it(small, artifacts):
@@ -694,6 +713,21 @@ def test_a_scheduler_with_rates_of_adam_is_remarked_on_once(schedule, told, smal
         scheduler.step()
         assert len(recwarn) == (told is not None and step >= 99), step
     assert told is None or told in str(recwarn[0].message)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("shape", [(6, 4), (9, 4), (4,)])
+def test_the_state_of_another_model_is_refused_with_its_shape(name, shape, artifacts):
+    param, other = tensors([np.ones((8, 4)), np.ones(shape)], torch.float32)
+    optimizer, resumed = LearnedOptimizer([param], artifacts[name]), LearnedOptimizer([other], artifacts[name])
+    for one, its in ((param, optimizer), (other, resumed)):
+        one.grad = torch.ones_like(one)
+        its.step()
+    before = copy.deepcopy(resumed.state_dict())
+    with pytest.raises(ValueError, match=re.escape(f"for a param of shape {list(shape)}")):
+        resumed.load_state_dict(optimizer.state_dict())
+    for key, entry in before["state"][0].items():
+        assert torch.equal(entry, resumed.state_dict()["state"][0][key])
 
 
 @pytest.mark.parametrize("setting", [{"weight_decay": 0.5}, {"maximize": True}, {"horizon": 10}])

@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -229,8 +230,13 @@ def test_closures_and_values_are_the_same_and_no_loss_is_warned_of(artifact):
     assert torch.equal(left, right) and report == other and report["trials"] == 1
     weight = torch.nn.Parameter(torch.ones(3))
     weight.grad = torch.ones(3)
-    with pytest.warns(UserWarning, match=r"given no loss.*step\(value=loss\)"):
-        LearnedOptimizer([weight], artifact, guard=Adam(0.1)).step()
+    optimizer = LearnedOptimizer([weight], artifact, guard=Adam(0.1))
+    optimizer.step(value=1.0)
+    with pytest.warns(UserWarning, match=r"given no loss.*step\(value=loss\)"):  # also where they stop coming
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()  # told
 
 
 @pytest.mark.parametrize("name", ["is better in noise", "climbs", "turns"])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.problems import Composite, MeanVariance, QuadraticProgram, QuadrotorControl, SparseCoding
+from bygrad.problems import Composite, LeastSquares, MeanVariance, QuadraticProgram, QuadrotorControl, SparseCoding
 from bygrad.solvers import ADMM, LevenbergMarquardt, ProximalGradient, implicit, jacobian, solve
 
 from .families import Decay, decays
@@ -77,6 +77,53 @@ def test_float64_is_not_differentiated_in_float32():
     assert jax.jacrev(lambda it: implicit(family, single[0], it)["rate"])(single[1]).shape == (1, 9)
     with jax.enable_x64(True):
         assert jax.jacrev(lambda it: implicit(family, params, it)["rate"])(instance).dtype == np.float64
+
+
+class Capped(LeastSquares):
+    """A line through data, with a slope that the instance limits, from above or from below."""
+
+    above: bool
+
+    def sample(self, key):
+        return {"data": jax.random.normal(key, (5,)), "cap": jnp.ones(())}
+
+    def init(self, instance, key):
+        return jnp.zeros(2)
+
+    def bounds(self, instance):
+        cap, far = jnp.stack([jnp.inf, instance["cap"]]), jnp.full(2, jnp.inf)
+        return (-far, cap) if self.above else (cap.at[0].set(-jnp.inf), far)
+
+    def residuals(self, params, instance):
+        return params[0] + params[1] * jnp.arange(5.0) - instance["data"]
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_a_limit_that_holds_takes_params_with_it_and_the_others_follow(above):
+    data = np.array([[0.0, 2.1, 3.9, 6.0, 8.1]])
+    holds, free = (1.0, 3.0) if above else (3.0, 1.0)
+    for cap, expected in ((holds, [[-2.0, 1.0]]), (free, [[0.0, 0.0]])):
+        instances = {"data": data, "cap": np.array([cap])}
+        found = solve(Capped(above), instances, tol=1e-12)
+        np.testing.assert_allclose(jacobian(Capped(above), found, instances)["cap"], expected, atol=1e-9)
+    h = 1e-4
+    moved = solve(Capped(above), {"data": np.repeat(data, 2, 0), "cap": holds + np.array([h, -h])}, tol=1e-14).x
+    np.testing.assert_allclose((moved[0] - moved[1]) / (2 * h), [-2.0, 1.0], atol=1e-6)
+
+
+def test_instances_of_integers_have_no_derivatives():
+    class Counts(Capped):
+        def sample(self, key):
+            return jnp.ones(5, int)
+
+        def bounds(self, instance):
+            return None
+
+        def residuals(self, params, instance):
+            return params[0] + params[1] * jnp.arange(5.0) - instance
+
+    counts = np.array([[1, 2, 4, 5, 5], [0, 1, 1, 2, 4]])
+    assert jacobian(Counts(True), solve(Counts(True), counts), counts) is None
 
 
 def test_no_instances_have_no_derivatives():

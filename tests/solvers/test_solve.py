@@ -85,6 +85,7 @@ def test_the_size_of_the_batch_changes_nothing(rows, batch, decays):
 def test_an_empty_batch_is_solved():
     found = solve(Decay(), np.empty((0, 9)))
     assert len(found) == 0 and found.x["rate"].shape == (0, 1) and found.rows.shape == (0, 2)
+    assert len(solve(Decay(), np.empty((0, 9)), x0=found.x)) == 0
     assert solve(Quadratic(), jax.vmap(Quadratic().sample)(jax.random.split(jax.random.key(0), 0))).x.shape == (0, 10)
 
 
@@ -108,6 +109,17 @@ def test_the_params_of_one_instance_are_a_start_for_all(decays):
     np.testing.assert_array_equal(ours.x["rate"], theirs.x["rate"])
     np.testing.assert_array_equal(ours.nit, theirs.nit)
     assert (ours.nit != solve(Decay(), decays, batch=16).nit).any()
+
+
+@pytest.mark.parametrize("method", [LevenbergMarquardt(), LBFGS()])
+def test_a_start_that_is_not_finite_is_that_of_the_family(method, decays):
+    """So an instance that could not be solved is no end of a sequence of warm starts."""
+    lost = np.where(np.arange(9) == 4, np.nan, decays)
+    broken = solve(Decay(), np.concatenate([lost[:1], decays[1:]]), method=method)
+    assert broken.status[0] == -1 and broken.success[1:].all()
+    after, afresh = solve(Decay(), decays, x0=broken.x, method=method), solve(Decay(), decays, method=method)
+    assert after.success.all()
+    np.testing.assert_array_equal(after.x["height"][0], afresh.x["height"][0])
 
 
 def test_several_starts_are_never_worse():
@@ -291,6 +303,60 @@ def test_quadratic_programs_by_hand_and_infeasible_ones():
     assert list(found.status) == [1, 1, 1, -3, -1]
 
 
+class Assets(QuadraticProgram):
+    """Shares of a budget in units of their own: of money (the objective) and of shares (the params)."""
+
+    money: float = 1.0
+    share: float = 1.0
+
+    def sample(self, key):
+        return jax.random.normal(key, (5,))
+
+    @property
+    def matrices(self):
+        spread = jnp.array([[0.9 ** abs(i - j) * (1 + i) * (1 + j) for i in range(5)] for j in range(5)])
+        return 0.1 * self.money / self.share**2 * spread, jnp.concatenate([jnp.ones((1, 5)), jnp.eye(5)])
+
+    @property
+    def equations(self):
+        return jnp.arange(6) == 0
+
+    def vectors(self, instance):
+        one, zero = jnp.ones(1, instance.dtype), jnp.zeros(5, instance.dtype)
+        low, high = jnp.concatenate([one, zero]), jnp.concatenate([one, zero + 0.4])
+        return -self.money / self.share * instance, self.share * low, self.share * high
+
+
+@pytest.mark.parametrize("money", [1e-8, 1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("share", [1e-6, 1.0, 1e3])
+def test_units_of_a_program_change_neither_the_solution_nor_what_counts_as_one(money, share):
+    expected = np.random.default_rng(0).normal(size=(50, 5))
+    exact, found = (solve(Assets(*units), expected, tol=tol) for units, tol in (((), 1e-9), ((money, share), None)))
+    assert exact.success.all() and found.success.all()
+    np.testing.assert_allclose(found.x / share, exact.x, atol=3e-3)
+
+
+def test_nan_in_equations_that_leave_nothing_free_is_told_at_once():
+    points = np.array([[0.5, 0.5], [np.nan, 0.0]])
+    found = solve(Settled(), points)
+    assert list(found.status) == [1, -1] and found.nit[1] < 100
+
+
+class Settled(Projection):
+    """Nothing is left to choose: both params are what the instance says."""
+
+    @property
+    def matrices(self):
+        return jnp.eye(2), jnp.eye(2)
+
+    @property
+    def equations(self):
+        return jnp.array([True, True])
+
+    def vectors(self, instance):
+        return -instance, instance, instance
+
+
 class Programs(QuadraticProgram):
     """Two params, all of whose numbers are fields; an instance is the linear term."""
 
@@ -427,6 +493,13 @@ def test_the_written_out_cholesky_solves(size):
 def test_mistakes_are_refused(change, says, decays):
     with pytest.raises((ValueError, TypeError), match=says):
         solve(Decay(), **({"instances": decays} | change))
+
+
+def test_lists_are_refused_in_few_words(decays):
+    for mistake in ({"instances": decays.tolist()}, {"instances": decays, "x0": {"height": decays.tolist()}}):
+        with pytest.raises(ValueError, match=r"more.*numpy\.asarray") as refused:
+            solve(Decay(), **mistake)
+        assert len(str(refused.value)) < 800
 
 
 class Halved(Decay):

@@ -16,7 +16,7 @@ class Code(enum.IntEnum):
 
 
 class Result(Code):
-    """What a guard decided last, and why."""
+    """What a guard decided last, and why, or which border of an envelope was crossed last."""
 
     UNDECIDED = 0, "Nothing was decided: no trial is over yet, or no losses were given."
     LEARNED_WON = 1, "From one point the learned optimizer reached a lower loss than the fallback: it moves the params."
@@ -30,3 +30,8 @@ class Result(Code):
     OUTSIDE_SCALE = 6, "Most gradients are of sizes that the optimizer was not trained on."
     OUTSIDE_HORIZON = 7, "The run is longer than those that the optimizer was trained on."
     STALLED = 8, "The loss stopped falling under the learned optimizer: the fallback went on from there."
+
+    @property
+    def of_border(self) -> str:
+        """The sentence, of what an envelope saw."""
+        return "The run was never outside of what the optimizer was trained on." if self == 0 else self.sentence

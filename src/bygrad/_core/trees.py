@@ -1,6 +1,6 @@
 """Tree mathematics: norms, selections and batches of trees laid out as one matrix."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -111,6 +111,16 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
             )
         named[name] = leaf
     return named
+
+
+def in_words(leaves: Iterable[Any], most: int = 8) -> str:
+    """List what stands for the leaves of a tree, shapes or names: the first few, and how many there are besides.
+
+    >>> in_words([[2], [3], [4]], most=2)
+    '[2], [3] and 1 more'
+    """
+    words = [str(leaf) for leaf in leaves]
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def replace_leaves(tree: PyTree, leaf_of: Callable[[str, Any], Any]) -> PyTree:

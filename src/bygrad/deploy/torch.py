@@ -75,6 +75,7 @@ class LearnedOptimizer(Optimizer):
         if horizon is not None:
             _declare(self._rule, self._artifact, horizon)
         self._largest_lr = 0.0  # so far
+        self._told_of_losses = False
         # In every param group, because tools that take state dicts apart keep these whole.
         known = {_THETA: self._artifact.manifest.digest, _STEPS: 0} | self._memory()
         super().__init__(params, {"lr": lr, "horizon": horizon} | known)
@@ -89,13 +90,14 @@ class LearnedOptimizer(Optimizer):
         if ignored:
             raise ValueError(
                 f"A param group sets {ignored[0]}, which {self._artifact.manifest.name} does not have: it would be"
-                " ignored. Leave it out. Decay of weights goes into the loss, or is taken off after step()."
+                " ignored. Leave it out. Decay of weights goes into the loss"
+                + ("." if isinstance(self._rule, Guard) else ", or is taken off after step().")
             )
         rate = param_group.get("lr", self.defaults["lr"])
-        if not isinstance(rate, Tensor) and not rate >= 0:
+        if not 0 <= float(rate) < math.inf:
             raise ValueError(
-                f"lr is {rate}, but it multiplies the steps that the optimizer was trained to take: below 0 they would"
-                " go uphill. Give 1, or less for smaller steps."
+                f"lr is {float(rate)}, but it multiplies the steps that the optimizer was trained to take: below 0 they"
+                " would go uphill. Give 1, or less for smaller steps."
             )
         if not isinstance(rate, Tensor) and 0 < rate < _SMALL:
             remark(_SMALL_RATE.format(f"is {rate}"))
@@ -171,7 +173,8 @@ class LearnedOptimizer(Optimizer):
                         entry.fill_(horizon)
         self._count()
         states, rates = [self.state[param] for param in params], [group["lr"] for _, group in moving]
-        if isinstance(self._rule, Guard) and value is None and self._rule.judges and not self._rule.counts.steps:
+        if isinstance(self._rule, Guard) and self._rule.judges and value is None and not self._told_of_losses:
+            self._told_of_losses = True
             remark(_NO_LOSS)
         self._rule.move(grads, states, params, rates, value)
         for group in self.param_groups:
@@ -225,6 +228,7 @@ class LearnedOptimizer(Optimizer):
 
         def before(_: Optimizer, given: dict[str, Any]) -> None:
             self._check(given)
+            self._check_shapes(given)
             read.update(given)
 
         def after(_: Optimizer) -> None:
@@ -277,6 +281,23 @@ class LearnedOptimizer(Optimizer):
                     " start with a fresh state."
                 )
 
+    def _check_shapes(self, state_dict: dict[str, Any]) -> None:
+        """Refuse the state of params of other shapes; where it has as many numbers, as that of an LSTM has for a matrix
+        and its transpose, it cannot be told."""
+        for group, ours in zip(state_dict["param_groups"], self.param_groups, strict=False):  # torch counts them
+            for index, param in zip(group["params"], ours["params"], strict=False):
+                entries = state_dict["state"].get(index, {})
+                fresh = self._rule.start(param) if entries else {}
+                for name, entry in fresh.items():
+                    saved = entries.get(name, entry)
+                    if isinstance(saved, Tensor) and saved.shape != entry.shape:
+                        raise ValueError(
+                            f"The state dict holds {name} of shape {list(saved.shape)} for a param of shape"
+                            f" {list(param.shape)}, whose state has {list(entry.shape)}: it is that of another model."
+                            " Load the state of this one, with its params in the same order, or start with a fresh"
+                            " state."
+                        )
+
     def _check_guard(self, saved: dict[str, Any], mine: dict[str, Any]) -> None:
         different = [name for name in mine if saved.get(name, mine[name]) != mine[name]]
         if different:
@@ -287,7 +308,7 @@ class LearnedOptimizer(Optimizer):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = {name: getattr(self, name) for name in ("_artifact", "_rule", "_largest_lr")}
+        ours = {name: getattr(self, name) for name in ("_artifact", "_rule", "_largest_lr", "_told_of_losses")}
         return {**super().__getstate__(), **ours}
 
 

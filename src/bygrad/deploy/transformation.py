@@ -199,7 +199,9 @@ def _arrays(what: str, tree: PyTree) -> PyTree:
                 f"The {what} have a leaf {name or '(the only one)'} of dtype {dtype}, which cannot take a small step."
                 " Leave it out with optax.masked or optax.partition."
             )
-    return jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf), tree)
+    # NumPy's in the precision that JAX computes in.
+    held = (jax.Array, jax.ShapeDtypeStruct)
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, held) else jnp.asarray(leaf), tree)
 
 
 def _check_alike(grads: Params, params: Params) -> None:

@@ -21,9 +21,9 @@ from ..deploy.solver import save_solver
 from ..problems import ProblemFamily, describe_family, find_family
 from ..problems.base import digest_family
 from ..solvers import STATUS, Flat, LearnedSolver, Method, Solution, learn, solve
-from ..solvers.base import instance_like
+from ..solvers.base import instance_like, parts_in_words
 from ..solvers.fit import Guard
-from ..solvers.solve import count_rows, default_method, parts_in_words, precision, rows_at_once
+from ..solvers.solve import count_rows, default_method, precision, rows_at_once
 from .display import Display
 from .parts import Parts
 

@@ -337,7 +337,8 @@ def _features(
     products: Float[Array, "tensors 6"], peak: Float[Array, " tensors"], axes: list[int]
 ) -> tuple[Float[Array, "tensors tensor_features"], Float[Array, " tensors"]]:
     """Return the features of every tensor and the new peak of its gradient's root mean square."""
-    nn, qq, nq, gg, pp, mm = products.T
+    # A gradient whose square overflows is a large one, and not the end of the run.
+    nn, qq, nq, gg, pp, mm = jnp.minimum(products.T, jnp.finfo(products.dtype).max)
     rms_n, rms_q = (jnp.sqrt(square + _SMALLEST_RATIO) for square in (nn, qq))
     rms_g = jnp.sqrt(gg + _UNDER_ROOT)
     peak = jnp.maximum(peak, rms_g)

@@ -1,5 +1,6 @@
 """A guard: a learned optimizer that moves the params only while it shows that it is better than a fallback."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -263,9 +264,9 @@ class Guard(Optimizer, Scheduled):
             told |= {
                 name: _plain(getattr(watch, name)) for name in ("discarded", "trials", "won", "rollbacks", "stalls")
             }
-            told["reason"] = _in_words(watch.reason)
+            told["reason"] = _in_words(watch.reason, lambda result: result.sentence)
         if self.envelope is not None:
-            told["envelope"] = _in_words(state.border)
+            told["envelope"] = _in_words(state.border, lambda result: result.of_border)
         return told
 
 
@@ -286,6 +287,6 @@ def _plain(number: Array) -> Any:
     return np.asarray(number).tolist()
 
 
-def _in_words(code: Array) -> Any:
-    words = [Result(one).sentence for one in np.ravel(np.asarray(code))]
+def _in_words(code: Array, say: Callable[[Result], str]) -> Any:
+    words = [say(Result(one)) for one in np.ravel(np.asarray(code))]
     return words[0] if jnp.ndim(code) == 0 else words

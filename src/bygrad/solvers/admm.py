@@ -28,7 +28,8 @@ class Memory(NamedTuple):
 
     `linear`, `low`, `high`: the linear term and the limits of the reduced problem. `origin`: a point that solves the
     equations; `constant`: the objective there; `missed`: what no iteration can mend: how far the equations contradict
-    each other, and the slope in directions that nothing sees.
+    each other, and the slope in directions that nothing sees. `limit_size`, `slope_size`: what residuals are relative
+    to where their terms are smaller: at most 1, and less where the limits, or the objective, come in small units.
     """
 
     z: Float[Array, " m"]
@@ -40,6 +41,8 @@ class Memory(NamedTuple):
     origin: Float[Array, " n"]
     constant: Scalar
     missed: Scalar
+    limit_size: Scalar
+    slope_size: Scalar
 
 
 class ADMM(Method):
@@ -50,8 +53,9 @@ class ADMM(Method):
     (`Reduced`): the inverse is $T (\kappa + \rho \lambda)^{-1} T^\top$ for *every* $\rho$. So each instance adapts its
     own, and an iteration of a batch is two matrix products.
 
-    The certificate is the larger of the primal and the dual residual, each relative to its terms plus 1: the primal one
-    in the largest entry, the dual one in the length of the gradient along the equations. Equations that contradict each
+    The certificate is the larger of the primal and the dual residual, each relative to its terms plus 1, or plus the
+    size of the limits, and of the objective, where that is less: the primal one in the largest entry, the dual one in
+    the length of the gradient along the equations. Equations that contradict each
     other, by more than rounding or `tol`, have no solution, and what is below counts as a residual. A family with
     `QuadraticProgram.certify` is held to its bounds instead: x is then a point that satisfies all constraints, and the
     certificate the duality gap (`relative_gap`).
@@ -125,12 +129,14 @@ class ADMM(Method):
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         family, to = flat.family, self.reduced
         assert isinstance(family, QuadraticProgram) and to is not None
-        _, constraints = family.matrices
+        quadratic, constraints = family.matrices
         linear, low, high = (it.astype(x.dtype) for it in family.vectors(instance))
         given, other = low[to.equations], high[to.equations]
         slope, size = jnp.linalg.norm(to.unseen.T @ linear), jnp.linalg.norm(linear)
+        limit_size, slope_size = _units(_largest(jnp.diag(quadratic.astype(x.dtype))), size, low, high)
         # Equations that contradict each other, or are none: no point satisfies them.
-        apart = jnp.maximum(_largest(to.consistent @ given - given), _largest(other - given)) / (1 + _largest(given))
+        apart = jnp.maximum(_largest(to.consistent @ given - given), _largest(other - given))
+        apart = apart / (limit_size + _largest(given))
         origin = to.solve @ given
         push = to.quadratic @ given
         shift = to.shift @ given
@@ -148,7 +154,9 @@ class ADMM(Method):
             high=high,
             origin=origin,
             constant=0.5 * origin @ push + linear @ origin,
-            missed=jnp.maximum(apart, slope / (1 + size)),
+            missed=jnp.maximum(apart, slope / (slope_size + size)),
+            limit_size=limit_size,
+            slope_size=slope_size,
         )
         exact = jnp.clip(self.tol, 100 * jnp.finfo(x.dtype).eps, CONTRADICTING)
         wrong, downhill = jnp.any(low > high) | (apart > exact), slope > ROUNDING * size
@@ -180,10 +188,11 @@ class ADMM(Method):
         pushed = to.rows.T @ jnp.stack([slack, y], axis=1)
         terms = to.inverse.T @ jnp.stack([pushed[:, 0], pushed[:, 1], to.curvature * inner, memory.linear], axis=1)
         dual, *parts = jnp.linalg.norm(terms, axis=0)
-        dual = dual / (1 + jnp.max(jnp.stack(parts)))
+        dual = dual / (memory.slope_size + jnp.max(jnp.stack(parts)))
         unscaled = 1 / to.scale
         # A soft row may leave its limits: z then lies outside of them as well.
-        primal = _largest(unscaled * (rows - z)) / (1 + _largest(unscaled * jnp.maximum(jnp.abs(rows), jnp.abs(z))))
+        primal = _largest(unscaled * (rows - z))
+        primal = primal / (memory.limit_size + _largest(unscaled * jnp.maximum(jnp.abs(rows), jnp.abs(z))))
         x = to.basis @ inner + memory.origin
         cost = memory.constant + 0.5 * inner @ (to.curvature * inner) + memory.linear @ inner
         soft = ~jnp.isinf(to.ceiling)
@@ -192,7 +201,7 @@ class ADMM(Method):
         if (found := family.certify(x, to.scale * y, instance)) is not None:
             x, cost, lowest = found
             certificate = relative_gap(cost, lowest)
-        finite = jnp.isfinite(primal) & jnp.isfinite(dual)
+        finite = jnp.isfinite(primal) & jnp.isfinite(dual) & ~jnp.isnan(memory.missed)
         certificate = jnp.where(finite & ~jnp.isnan(certificate), certificate, jnp.inf)
 
         ratio = jnp.sqrt(jnp.maximum(primal, 1e-10) / jnp.maximum(dual, 1e-10))
@@ -255,6 +264,17 @@ def relative_gap(cost: Scalar, lowest: Scalar) -> Scalar:
     they have one sign, the cost exceeds the minimum by no larger a part of it."""
     size = jnp.minimum(jnp.abs(cost), jnp.abs(lowest))
     return (cost - lowest) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
+
+
+def _units(curvature: Scalar, slope: Scalar, low: Array, high: Array) -> tuple[Scalar, Scalar]:
+    """Return the sizes of limits and of slopes, 1 where they are larger or nothing tells: where all limits are zero,
+    that of params is where curvature and slope are in balance."""
+    limits = _largest(jnp.where(jnp.isfinite(low), low, 0.0))
+    limits = jnp.maximum(limits, _largest(jnp.where(jnp.isfinite(high), high, 0.0)))
+    params = jnp.where(limits > 0, limits, jnp.where(curvature > 0, slope / curvature, 0.0))
+    slopes = jnp.maximum(slope, curvature * params)
+    limits, slopes = (jnp.where(size > 0, jnp.minimum(size, 1.0), 1.0) for size in (params, slopes))
+    return limits, slopes
 
 
 def _largest(vector: Array) -> Scalar:

@@ -114,6 +114,13 @@ def _same(leaf: Any, other: Any) -> bool:
 _PARAMS: dict[Any, tuple[Any, tuple[tuple[int, ...], ...]]] = {}
 
 
+def parts_in_words(leaves: dict[str, Any]) -> str:
+    """Say what a tree is built of, from its named leaves."""
+    if list(leaves) == [""]:
+        return "one array"
+    return f"a tree of arrays {trees.in_words(leaves)}" if leaves else "a tree without arrays"
+
+
 class Flat(eqx.Module):
     """A family seen by a solver: its params as one vector."""
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, PyTree
 
 from .card import Card
 from .certificate import failure_bound, is_excess
-from .solution import Tally
+from .solution import Tally, side_by_side
 
 SAYS = {
     "unsolved": "were not solved at the first attempt",
@@ -82,4 +82,4 @@ def alarm(card: Card, tallies: Sequence[Tally]) -> tuple[str, ...]:
 
 
 def _vectors(instances: PyTree[np.ndarray]) -> Float[np.ndarray, "rows d"]:
-    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(instances)], axis=1)
+    return side_by_side(jax.tree.leaves(instances))

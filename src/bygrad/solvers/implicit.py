@@ -36,7 +36,7 @@ def implicit(
     may be any, and may run outside JAX.
 
     - Smooth families and least squares: $F = \nabla_x f$, with the Hessian of second derivatives as well and not of
-      Gauss and Newton's part alone. Params at a bound stay there.
+      Gauss and Newton's part alone. Params at a bound stay there, and move with it where the instance sets it.
     - `Composite`: $F = x - \operatorname{prox}_{t h}(x - t \nabla g(x))$.
     - `QuadraticProgram`: the gradient of the Lagrangian, and for each row its violation where it binds and its
       multiplier where it does not. Soft rows whose price is paid keep the price as their multiplier.
@@ -92,15 +92,17 @@ def implicit(
                 " Give dual, the instance's row of Solution.dual."
             )
         return flat.params(_by_pieces(x, *_program(family, x, jnp.asarray(dual, x.dtype)), instance))
-    low, high = (jax.lax.stop_gradient(it) for it in flat.bounds(x, instance))
+    low, high = flat.bounds(x, instance)
     free = (x > low) & (x < high)
-    gradient = jax.grad(flat.loss)(x, instance)
+    held = jnp.where(free, x, jnp.where(x <= low, low, high))
+    held = x + (held - jax.lax.stop_gradient(held))
+    gradient = jax.grad(flat.loss)(held, instance)
     fixed = jax.tree.map(jax.lax.stop_gradient, instance)
     hessian = jax.lax.stop_gradient(jax.hessian(flat.loss)(x, fixed))
     system = jnp.where(free[:, None] & free[None, :], hessian, jnp.diag(jnp.where(free, 0.0, 1.0)))
     step = jnp.linalg.solve(system, jnp.where(free, gradient, 0.0))
     # A Newton step from a fixed point has the theorem's derivative; its own value, which is rounding, is taken out.
-    return flat.params(x - (step - jax.lax.stop_gradient(step)))
+    return flat.params(held - (step - jax.lax.stop_gradient(step)))
 
 
 Drive = Callable[[Array, Instance], Array]
@@ -235,6 +237,8 @@ def jacobian(
 def _jacobians_(family: ProblemFamily, x: Params, dual: Array, instances: PyTree[Array]) -> PyTree[Array]:
     def one(x: Params, dual: Array, instance: Instance) -> PyTree[Array]:
         real, rest = eqx.partition(instance, eqx.is_inexact_array)
+        if not jax.tree.leaves(real):
+            return jax.tree.map(lambda _: real, x)
         return jax.jacrev(lambda real: implicit(family, x, eqx.combine(real, rest), dual))(real)
 
     return jax.vmap(one)(x, dual, instances)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -90,8 +91,7 @@ class Solution:
     @property
     def rows(self) -> np.ndarray:
         """The params of each instance as one row of numbers, `[rows, params]`, whatever the pytree."""
-        leaves = [np.asarray(leaf, float) for leaf in jax.tree.leaves(self.x)]
-        return np.concatenate([leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves], axis=1)
+        return side_by_side([np.asarray(leaf, float) for leaf in jax.tree.leaves(self.x)])
 
     @property
     def message(self) -> np.ndarray:
@@ -100,3 +100,8 @@ class Solution:
 
     def __len__(self) -> int:
         return len(self.status)
+
+
+def side_by_side(leaves: Sequence[np.ndarray]) -> np.ndarray:
+    """Return arrays `[rows, ...]` as one matrix `[rows, all]`; there may be no rows."""
+    return np.concatenate([leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves], axis=1)

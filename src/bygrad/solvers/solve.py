@@ -13,7 +13,7 @@ from .._core.draws import check_seed
 from ..problems import Bounded, Composite, LeastSquares, Oracle, ProblemFamily, QuadraticProgram
 from ..problems.base import check_is_family
 from .admm import ADMM
-from .base import Flat, Method, instance_like
+from .base import Flat, Method, instance_like, parts_in_words
 from .engine import Rows, Watch, run
 from .lbfgs import LBFGS
 from .levenberg_marquardt import LevenbergMarquardt
@@ -51,7 +51,7 @@ def solve(
       certificate is below `tol`, and nothing else (`gain` ends no run).
     - `max_steps`: steps of the default method after which an instance is given up, with `status` 0.
     - `x0`: params to start from, one row an instance, or one for all (a warm start), moved to the nearest that bounds,
-      or the penalty of a `Composite`, allow. Default: the family's `init`.
+      or the penalty of a `Composite`, allow. Default, also for rows that are not finite: the family's `init`.
     - `dual0`: the multipliers that belong to `x0`, which are half of a warm start of ADMM: the `dual` of the `Solution`
       that `x0` is from. Default: zero.
     - `starts`: starts for each instance, the lowest result counts. All but the first are drawn by `Bounded.restart`,
@@ -186,7 +186,7 @@ def _compare(name: str, given: dict[str, Any], like: PyTree | None) -> tuple[str
             " array with one row for each instance."
         )
     pairs = [(given[path].shape, np.shape(wanted[path])) for path in given]
-    found, drawn = (", ".join(str(list(pair[side])) for pair in pairs) for side in (0, 1))
+    found, drawn = (trees.in_words(list(pair[side]) for pair in pairs) for side in (0, 1))
     if any(len(ours) != len(theirs) for ours, theirs in pairs):
         raise ValueError(
             f"Rows of the instances have shapes {found}, but an instance of {name} has {drawn}, so each row would"
@@ -204,13 +204,6 @@ def _compare(name: str, given: dict[str, Any], like: PyTree | None) -> tuple[str
             " check that this is meant.",
         )
     return ()
-
-
-def parts_in_words(leaves: dict[str, Any]) -> str:
-    """Say what an instance is built of, from its named leaves."""
-    if list(leaves) == [""]:
-        return "one array"
-    return f"a tree of arrays {', '.join(leaves)}" if leaves else "a tree without arrays"
 
 
 def told_if_alike(family: ProblemFamily, first: np.ndarray, starts: int) -> tuple[str, ...]:
@@ -251,10 +244,11 @@ def count_rows(arrays: PyTree[np.ndarray]) -> int | None:
     """Return how many instances there are (None: no arrays). **Raises:** `ValueError` where arrays differ in that."""
     counts = {leaf.shape[:1] for leaf in jax.tree.leaves(arrays)}
     if len(counts) > 1 or () in counts:
-        shapes = ", ".join(str(list(leaf.shape)) for leaf in jax.tree.leaves(arrays))
+        shapes = trees.in_words(list(leaf.shape) for leaf in jax.tree.leaves(arrays))
         raise ValueError(
             f"The arrays of the instances have shapes {shapes}: their first axes differ, so rows cannot be told apart."
-            " Give every array one row for each instance; what all share belongs into the family."
+            " Give every array one row for each instance (a list is many arrays: numpy.asarray makes it one); what all"
+            " share belongs into the family."
         )
     return counts.pop()[0] if counts else None
 

@@ -6,9 +6,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from .._core import trees
 from .._core.programs import Program
 from ..problems import Bounded, ProblemFamily
-from .base import Flat
+from .base import Flat, parts_in_words
+from .solution import side_by_side
 
 
 def starting_points(
@@ -22,21 +24,24 @@ def starting_points(
     batch: int,
     dtype: Any,
 ) -> np.ndarray:
-    """Return `[rows * starts, p]`, the starts of one instance together: the first one is the one `given`, or the
-    family's. Where multipliers follow the params of what is given, they are zero for the others."""
+    """Return `[rows * starts, p]`, the starts of one instance together: the first one is the one `given`, or, where
+    none is or it is not finite, the family's. Where multipliers follow the params of what is given, they are zero for
+    the others."""
     rows = len(given) if rows is None and given is not None else rows
     if rows is None:
         raise ValueError("The instances hold no arrays, so their number is not known. Give x0, one row for each.")
     keys = _keys(seed, rows, starts + 1)
+    sound = np.zeros(rows, bool) if given is None else np.isfinite(given).all(axis=1)
     columns = []
     for start in range(starts):
-        if start == 0 and given is not None:
+        if start == 0 and given is not None and sound.all():
             columns.append(given)
             continue
         program = _inits if start == 0 else _restarts
         columns.append(in_blocks(program, flat, (instances, keys[:, start]), rows, batch, dtype))
     if given is not None:
         columns = [np.pad(column, ((0, 0), (0, given.shape[1] - column.shape[1]))) for column in columns]
+        columns[0] = np.where(sound[:, None], given, columns[0])
     return np.stack(columns, axis=1).reshape(rows * starts, columns[0].shape[1])
 
 
@@ -77,9 +82,11 @@ def guesses(
 
 def _given(flat: Flat, x0: PyTree[Any], rows: int | None, dtype: Any) -> np.ndarray:
     if jax.tree.structure(x0) != flat.structure:
+        wanted = jax.tree.unflatten(flat.structure, range(len(flat.shapes)))
         raise ValueError(
-            f"x0 is built as {jax.tree.structure(x0)}, but params are {flat.structure}, so its arrays cannot be told"
-            " apart. Build it as the family's `init` builds params."
+            f"x0 is {parts_in_words(trees.named_leaves(x0))}, but params are"
+            f" {parts_in_words(trees.named_leaves(wanted))}, so its parts cannot be told apart. Build it as the"
+            " family's `init` builds params (a list is many arrays: numpy.asarray makes it one)."
         )
     leaves = [np.asarray(leaf, dtype) for leaf in jax.tree.leaves(x0)]
     if [leaf.shape for leaf in leaves] == list(flat.shapes) and rows is not None:
@@ -87,13 +94,13 @@ def _given(flat: Flat, x0: PyTree[Any], rows: int | None, dtype: Any) -> np.ndar
     if any(leaf.shape[1:] != shape for leaf, shape in zip(leaves, flat.shapes, strict=True)) or (
         rows is not None and any(len(leaf) != rows for leaf in leaves)
     ):
-        found = ", ".join(str(list(leaf.shape)) for leaf in leaves)
-        wanted = ", ".join(str([rows or "rows", *shape]) for shape in flat.shapes)
+        found = trees.in_words(list(leaf.shape) for leaf in leaves)
+        wanted = trees.in_words([rows or "rows", *shape] for shape in flat.shapes)
         raise ValueError(
             f"x0 has shapes {found}, but the params of {rows} instances have {wanted}, so they cannot be told apart."
             " Give one row for each instance, or the params of a single one for all."
         )
-    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+    return side_by_side(leaves)
 
 
 def in_blocks(

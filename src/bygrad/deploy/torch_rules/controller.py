@@ -274,7 +274,9 @@ class _Samples:
 
     def products(self) -> Tensor:
         """Return the means `[tensors, 5, 5]` of the products of gradient, param, mean, n and q with each other."""
-        return torch.bmm(self._rows, self._rows.transpose(1, 2)) / self._sizes
+        products = torch.bmm(self._rows, self._rows.transpose(1, 2)) / self._sizes
+        # A gradient whose square overflows is a large one, and not the end of the run.
+        return products.clamp_(max=torch.finfo(products.dtype).max)
 
 
 class _Grids:

@@ -200,7 +200,7 @@ class Guard(Rule, Scheduled):
         if self.judges:
             told |= {name: getattr(self.watch, name) for name in ("discarded", "trials", "won", "rollbacks", "stalls")}
             told["reason"] = Result(self.watch.reason).sentence
-        return told | ({"envelope": border.sentence} if self.envelope is not None else {})
+        return told | ({"envelope": border.of_border} if self.envelope is not None else {})
 
     def memory(self) -> dict[str, Any]:
         """Return what it remembers of the run beside the tensors, as numbers, and `settings`: what it was made of."""
