@@ -31,7 +31,7 @@ def starting_points(
     if rows is None:
         raise ValueError("The instances hold no arrays, so their number is not known. Give x0, one row for each.")
     keys = _keys(seed, rows, starts + 1)
-    sound = np.zeros(rows, bool) if given is None else np.isfinite(given).all(axis=1)
+    sound = np.zeros(rows, bool) if given is None else np.all(np.isfinite(given), axis=1)
     columns = []
     for start in range(starts):
         if start == 0 and given is not None and sound.all():
