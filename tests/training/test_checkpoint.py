@@ -24,6 +24,8 @@ def state(seed: int = 0) -> dict[str, object]:
     return {
         "theta": [jnp.asarray(draw((2, 3)), jnp.float32), jnp.asarray(draw(()), jnp.float32)],
         "half": jnp.asarray(draw(3), jnp.bfloat16),
+        "eighths": [jnp.asarray(draw(3), dtype) for dtype in (jnp.float8_e4m3fn, jnp.float8_e5m2)],
+        "sixteenths": [jnp.asarray([1, 7], dtype) for dtype in (jnp.int4, jnp.uint4)],
         "empty": jnp.zeros((2, 0), jnp.float16),
         "step": jnp.int32(seed),
         "flag": jnp.asarray(True),

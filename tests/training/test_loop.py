@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from bygrad.metagrads import (
     NRES,
+    PES,
     Backprop,
     Blend,
     Clone,
@@ -24,7 +25,7 @@ from bygrad.metagrads import (
     Members,
     Replay,
 )
-from bygrad.optimizers import LSTM, SGD, AdamWCosine, Nesterov, to_portable
+from bygrad.optimizers import LSTM, SGD, AdamWCosine, Nesterov, Optimizer, to_portable
 from bygrad.problems import HeldOut, Mixture, ProblemFamily, Quadratic
 from bygrad.training import Event, MetaTrained, Recipe, RolledBack, Stepped, Validated, Warned, meta_train
 from bygrad.training.devices import Devices
@@ -385,6 +386,60 @@ def test_params_in_half_precision_can_be_meta_trained_and_resumed(tmp_path: Path
     for name, tensor in to_portable(trained.optimizer).tensors.items():
         assert tensor.dtype == np.float32
         np.testing.assert_array_equal(to_portable(again.optimizer).tensors[name], tensor)
+
+
+class Descent(Optimizer):
+    """A rule of one's own that remembers nothing."""
+
+    log_rate: jax.Array
+
+    def init(self, params):
+        return None
+
+    def update(self, grads, state, params=None, *, value=None, key=None):
+        return jax.tree.map(lambda grad: (-jnp.exp(self.log_rate) * grad).astype(grad.dtype), grads), state
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [Replay(), Replay(segment=1), Forward(), PES(), NRES(), Imitate(Replay(), SGD()), Clone(SGD())],
+    ids=repr,
+)
+def test_a_state_of_none_is_told_from_parts_that_are_none(estimator):
+    """As a model of Equinox has them that is filtered for its arrays."""
+
+    class Holes(Bowl):
+        def sample(self, key):
+            return {"start": super().sample(key), "nothing": None}
+
+        def init(self, instance, key):
+            return [None, instance["start"], None]
+
+        def loss(self, params, instance, key):
+            return 0.5 * jnp.sum(params[1] ** 2)
+
+    recipe = Recipe(**TINY, meta_steps=2, estimator=estimator)
+    trained = meta_train(Descent(jnp.asarray(-1.0)), Holes(), recipe, watch=lambda event: None)
+    assert len(trained.log.of(Stepped)) == 2 and np.isfinite(trained.best.area)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_meta_parameters_keep_their_dtype_and_the_run_can_be_resumed(dtype, tmp_path: Path):
+    rule, recipe = Descent(jnp.asarray(-1.0, dtype)), Recipe(**TINY, meta_steps=2)
+    trained = meta_train(rule, Bowl(), recipe, folder=tmp_path, watch=lambda event: None)
+    assert trained.optimizer.log_rate.dtype == dtype and trained.optimizer.log_rate != rule.log_rate
+    again = meta_train(rule, Bowl(), recipe, folder=tmp_path, resume=True, watch=lambda event: None)
+    assert again.optimizer.log_rate == trained.optimizer.log_rate
+
+
+def test_that_no_loss_has_a_logarithm_is_told():
+    class Below(Bowl):
+        def loss(self, params, instance, key):
+            return super().loss(params, instance, key) - 1_000
+
+    recipe = Recipe(**TINY, meta_steps=20, estimator=NRES(log=True))
+    with pytest.raises(FloatingPointError, match="no window counted: its losses are not finite, or negative where"):
+        meta_train(Descent(jnp.asarray(-1.0)), Below(), recipe, watch=lambda event: None)
 
 
 def test_idle_devices_are_told(monkeypatch):

@@ -1,11 +1,14 @@
 """Tree mathematics: norms, selections and batches of trees laid out as one matrix."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree, Shaped
+
+Module = TypeVar("Module")
 
 
 def add(left: PyTree, right: PyTree) -> PyTree:
@@ -111,6 +114,15 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
             )
         named[name] = leaf
     return named
+
+
+def replaced(module: Module, **parts: Any) -> Module:
+    """Return an Equinox module with other parts, given by name and not checked: they may be axes, say, in place of
+    arrays. `eqx.tree_at` finds parts by identity, so that it cannot tell those that are `None`."""
+    new = object.__new__(type(module))
+    for field in dataclasses.fields(module):  # pyright: ignore[reportArgumentType]
+        object.__setattr__(new, field.name, parts.get(field.name, getattr(module, field.name)))
+    return new
 
 
 def in_words(leaves: Iterable[Any], most: int = 8) -> str:

@@ -91,7 +91,8 @@ class Clone(Estimator):
         second = jax.tree.map(lambda leaf: 1, state)  # behind the steps
         first = lambda it: (it.seen.end_grads, it.seen.end_value, it.keys, it.step)  # noqa: E731
         axes = eqx.tree_at(first, second, jax.tree.map(lambda leaf: 0, first(state)))
-        return eqx.tree_at(lambda it: it.seen.start, axes, lift(optimizer).axes(state.seen.start))
+        start = lift(optimizer).axes(state.seen.start)
+        return trees.replaced(axes, seen=trees.replaced(axes.seen, start=start))
 
     def estimate(self, optimizer: Optimizer, windows: Windows, state: Recorded) -> tuple[Estimate, Recorded]:
         keys = jax.vmap(jax.random.fold_in)(state.keys, state.step)

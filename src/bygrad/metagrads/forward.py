@@ -70,5 +70,5 @@ class Forward(Estimator):
 def _moving(inner: Inner) -> Inner:
     """What has a derivative with respect to the meta-parameters; `None` elsewhere."""
     fixed = jax.tree.map(lambda leaf: None, inner)
-    moving = eqx.filter((inner.params, inner.optimizer_state), eqx.is_inexact_array)
-    return eqx.tree_at(lambda it: (it.params, it.optimizer_state), fixed, moving, is_leaf=lambda leaf: leaf is None)
+    params, state = eqx.filter((inner.params, inner.optimizer_state), eqx.is_inexact_array)
+    return trees.replaced(fixed, params=params, optimizer_state=state)

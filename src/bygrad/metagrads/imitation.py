@@ -96,7 +96,8 @@ class Imitate(Estimator):
 
     def axes(self, optimizer: Optimizer, state: Imitated) -> PyTree:
         achieved, shown = self.estimator.axes(optimizer, state.achieved), jax.tree.map(lambda leaf: 0, state.shown)
-        return Imitated(achieved, shown, lift(optimizer).axes(state.pupil), None)  # pyright: ignore[reportArgumentType]
+        pupil = lift(optimizer).axes(state.pupil)
+        return trees.replaced(state, achieved=achieved, shown=shown, pupil=pupil, windows=None)
 
     def estimate(self, optimizer: Optimizer, windows: Windows, state: Imitated) -> tuple[Estimate, Imitated]:
         estimate, achieved = self.estimator.estimate(optimizer, windows, state.achieved)

@@ -179,7 +179,8 @@ def _members(inner: Inner) -> tuple[Any, Any]:
 
 
 def _with_state(inner: Inner, members: tuple[Any, Any]) -> Inner:
-    return eqx.tree_at(_members, inner, members, is_leaf=lambda leaf: leaf is None)
+    params, state = members
+    return trees.replaced(inner, params=params, optimizer_state=state)
 
 
 def _signs(inner: Inner) -> Inner:

@@ -78,7 +78,7 @@ def restore(path: Path, like: Tree, data: bytes | None = None) -> Tree:
                 f"{path} holds {name} as {found.dtype}{list(found.shape)}, but {example.dtype}{list(example.shape)} is"
                 " needed. It was written with other settings; resume with the settings it was started with."
             )
-        array = found.view(jnp.bfloat16) if leaf.dtype == jnp.bfloat16 else found
+        array = _unraw(found, leaf.dtype)
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         # Which implementation a key has, a shape does not say of itself, but any array of its dtype does.
         impl = jax.random.key_impl(jnp.empty((), leaf.dtype)) if is_key else None
@@ -88,10 +88,30 @@ def restore(path: Path, like: Tree, data: bytes | None = None) -> Tree:
 
 
 def _raw(leaf: jax.Array) -> jax.Array:
-    """A leaf as it is stored: keys as their numbers; bfloat16, which NumPy does not have of its own, as its bits."""
+    """A leaf as it is stored: keys as their numbers; floats that NumPy does not have as their bits, whole numbers of
+    less than a byte as bytes."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(leaf)
-    return leaf.view(jnp.uint16) if leaf.dtype == jnp.bfloat16 else leaf
+    if (bits := _bits(leaf.dtype)) is not None:
+        return leaf.view(bits)
+    return leaf.astype(jnp.int8) if _is_small(leaf.dtype) else leaf
+
+
+def _unraw(found: np.ndarray, dtype: Any) -> np.ndarray:
+    if _bits(dtype) is not None:
+        return found.view(dtype)
+    return found.astype(dtype) if _is_small(dtype) else found
+
+
+def _bits(dtype: Any) -> Any:
+    """The dtype that holds the bits of a float that NumPy does not have, or None."""
+    if not jnp.issubdtype(dtype, jnp.floating) or np.dtype(dtype).isbuiltin == 1:
+        return None
+    return {8: jnp.uint8, 16: jnp.uint16}.get(jnp.finfo(dtype).bits)
+
+
+def _is_small(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8
 
 
 def _to_numpy(leaf: jax.Array) -> np.ndarray:

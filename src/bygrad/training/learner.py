@@ -145,7 +145,7 @@ def _meta_step_of_part(
     )
     directions, meta_state = _meta_optimizer(pace.clip, pace.b2).update(gradient, learner.meta_state)
     rate = learner.rate * pace.rate(learner.step, spent)
-    optimizer = eqx.apply_updates(learner.optimizer, jax.tree.map(lambda d: -rate * d, directions))
+    optimizer = eqx.apply_updates(learner.optimizer, jax.tree.map(lambda d: (-rate * d).astype(d.dtype), directions))
     norm = trees.global_norm(gradient)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     finite &= trees.all_finite(eqx.filter(optimizer, eqx.is_inexact_array))

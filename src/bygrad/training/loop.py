@@ -323,6 +323,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
         step, loss, norm = int(step), float(report.loss), float(report.norm)
         if not report.finite:
             what = f"the meta-loss was {loss}" if not np.isfinite(loss) else f"the meta-gradient's norm was {norm}"
+            if report.lost is not None and float(report.lost) == 1:
+                what = "no window counted: its losses are not finite, or negative where their logarithm counts"
             return self._roll_back(moved, step, what)
         particles = (None if it is None else float(it) for it in (report.signal_to_noise, report.clipped, report.lost))
         self._tell(Stepped(step, loss, norm, float(report.rate), self.seconds, *particles))

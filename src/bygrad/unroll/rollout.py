@@ -65,7 +65,7 @@ def step_keys(run_key: PRNGKeyArray, step: Int[Array, ""]) -> tuple[PRNGKeyArray
 def instance_axes(optimizer: Optimizer, inner: Inner) -> Inner:
     """Return which axis of every leaf of `inner` is that of the instances: a tree of numbers, as for `vmap`."""
     first = jax.tree.map(lambda leaf: 0, inner)
-    return eqx.tree_at(lambda it: it.optimizer_state, first, lift(optimizer).axes(inner.optimizer_state))
+    return trees.replaced(first, optimizer_state=lift(optimizer).axes(inner.optimizer_state))
 
 
 def begin(optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " instances"]) -> Inner:

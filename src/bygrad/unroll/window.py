@@ -69,7 +69,7 @@ class Windows(eqx.Module):
         fresh = self._fresh(optimizer, keys, how)
         state = how(optimizer).select(done, fresh.optimizer_state, inner.optimizer_state)
         chosen = trees.select_rows(done, _without_state(fresh), _without_state(inner))
-        return eqx.tree_at(lambda it: it.optimizer_state, chosen, state, is_leaf=lambda leaf: leaf is None)
+        return trees.replaced(chosen, optimizer_state=state)
 
     def done(self, inner: Inner) -> Bool[Array, " instances"]:
         """Whether each instance has reached its horizon."""
@@ -101,4 +101,4 @@ class Windows(eqx.Module):
 
 
 def _without_state(inner: Inner) -> Inner:
-    return eqx.tree_at(lambda it: it.optimizer_state, inner, None)
+    return trees.replaced(inner, optimizer_state=None)
