@@ -335,9 +335,9 @@ def test_a_group_that_joins_later_has_its_own_horizon(guarded, artifacts):
     with pytest.raises(ValueError, match="The horizon is 0"):
         both.add_param_group({"params": tensors(start), "horizon": 0})
     if guarded:  # where the rule starts afresh, its run is as long as before
-        theta, name = both._rule.learned._tensors, "learned/horizon"
-        theta["head_bias"] = theta["head_bias"] * float("nan")
-        both._rule.learned._constants.clear()
+        rule, name = both._rule.learned, "learned/horizon"
+        rule._layers = [(bias * float("nan"), weights) for bias, weights in rule._layers]
+        rule._constants.clear()
         run(both, late, trees[:1])
         assert both.report()["replaced"] == 1 and {int(both.state[param][name]) for param in late} == {3}
 

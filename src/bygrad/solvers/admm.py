@@ -29,7 +29,7 @@ class Memory(NamedTuple):
     `linear`, `low`, `high`: the linear term and the limits of the reduced problem. `origin`: a point that solves the
     equations; `constant`: the objective there; `missed`: what no iteration can mend: how far the equations contradict
     each other, and the slope in directions that nothing sees. `limit_size`, `slope_size`: what residuals are relative
-    to where their terms are smaller: at most 1, and less where the limits, or the objective, come in small units.
+    to where their terms are smaller: 1, or less where limits, or objective, come in small units (`_units`).
     """
 
     z: Float[Array, " m"]
@@ -53,9 +53,9 @@ class ADMM(Method):
     (`Reduced`): the inverse is $T (\kappa + \rho \lambda)^{-1} T^\top$ for *every* $\rho$. So each instance adapts its
     own, and an iteration of a batch is two matrix products.
 
-    The certificate is the larger of the primal and the dual residual, each relative to its terms plus 1, or plus the
-    size of the limits, and of the objective, where that is less: the primal one in the largest entry, the dual one in
-    the length of the gradient along the equations. Equations that contradict each
+    The certificate is the larger of the primal and the dual residual, each relative to its terms plus 1, or less than 1
+    where the limits, or the objective, come in small units: the primal one in the largest entry, the dual one in the
+    length of the gradient along the equations. Equations that contradict each
     other, by more than rounding or `tol`, have no solution, and what is below counts as a residual. A family with
     `QuadraticProgram.certify` is held to its bounds instead: x is then a point that satisfies all constraints, and the
     certificate the duality gap (`relative_gap`).
@@ -135,8 +135,7 @@ class ADMM(Method):
         slope, size = jnp.linalg.norm(to.unseen.T @ linear), jnp.linalg.norm(linear)
         limit_size, slope_size = _units(_largest(jnp.diag(quadratic.astype(x.dtype))), size, low, high)
         # Equations that contradict each other, or are none: no point satisfies them.
-        apart = jnp.maximum(_largest(to.consistent @ given - given), _largest(other - given))
-        apart = apart / (limit_size + _largest(given))
+        apart = jnp.maximum(_largest(to.consistent @ given - given), _largest(other - given)) / (1 + _largest(given))
         origin = to.solve @ given
         push = to.quadratic @ given
         shift = to.shift @ given
@@ -267,13 +266,13 @@ def relative_gap(cost: Scalar, lowest: Scalar) -> Scalar:
 
 
 def _units(curvature: Scalar, slope: Scalar, low: Array, high: Array) -> tuple[Scalar, Scalar]:
-    """Return the sizes of limits and of slopes, 1 where they are larger or nothing tells: where all limits are zero,
-    that of params is where curvature and slope are in balance."""
+    """Return ten times the sizes of limits and of slopes, but 1 where that is more or nothing tells. Where all limits
+    are zero, the size of params is where curvature and slope are in balance."""
     limits = _largest(jnp.where(jnp.isfinite(low), low, 0.0))
     limits = jnp.maximum(limits, _largest(jnp.where(jnp.isfinite(high), high, 0.0)))
     params = jnp.where(limits > 0, limits, jnp.where(curvature > 0, slope / curvature, 0.0))
     slopes = jnp.maximum(slope, curvature * params)
-    limits, slopes = (jnp.where(size > 0, jnp.minimum(size, 1.0), 1.0) for size in (params, slopes))
+    limits, slopes = (jnp.where(size > 0, jnp.minimum(10 * size, 1.0), 1.0) for size in (params, slopes))
     return limits, slopes
 
 
