@@ -32,6 +32,7 @@ from bygrad.deploy.torch_rules import RULES  # noqa: E402
 from bygrad.deploy.torch_rules import base as rules_base  # noqa: E402
 from bygrad.deploy.torch_rules import controller as torch_controller  # noqa: E402
 from bygrad.deploy.torch_rules import lstm as torch_lstm  # noqa: E402
+from bygrad.deploy.torch_rules import samples as torch_samples  # noqa: E402
 
 ABOUT = {"name": "test/one", "training": {}, "validation": {}}
 SHAPES = [(), (5,), (0,), (2, 0, 3), (7, 3), (2, 1, 3, 2, 2), (40, 33)]
@@ -202,10 +203,11 @@ def test_blocks_change_nothing(name, artifacts, monkeypatch):
 
 def test_the_constants_are_those_of_jax():
     assert torch_lstm.FORGET_BIAS == lstm.FORGET_BIAS
-    names = [name for name in vars(torch_controller) if name.strip("_").isupper() and name != "BLOCK"]
+    constants = vars(torch_controller) | vars(torch_samples)
+    names = [name for name in constants if name.strip("_").isupper() and name != "BLOCK"]
     assert len(names) == 11
     for name in names:
-        assert getattr(torch_controller, name) == getattr(controller, name), name
+        assert constants[name] == getattr(controller, name), name
 
 
 @pytest.mark.parametrize("sign", [1, -1])
