@@ -683,6 +683,9 @@ def test_a_negative_lr_is_refused_and_one_of_adam_remarked_on(small):
     param = torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError, match="lr is -1"):
         LearnedOptimizer([param], small, lr=-1.0)
+    for rate in (np.inf, np.nan, torch.tensor(-1.0)):
+        with pytest.raises(ValueError, match="lr is"):
+            LearnedOptimizer([param], small, lr=rate)
     with pytest.raises(ValueError, match="lr is -3"):
         LearnedOptimizer([{"params": [param], "lr": -3.0}], small)
     with pytest.warns(UserWarning, match="lr is 0.001: it multiplies"):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import equinox as eqx
 import jax
@@ -138,6 +139,19 @@ def test_buffers_do_not_pile_up(small, params):
         if i in (9, 59):
             counts.append(len(jax.live_arrays()))
     assert counts[1] <= counts[0]  # fewer, if something else was collected
+
+
+def test_arrays_of_numpy_are_taken_in_the_precision_of_jax(small):
+    point = {"weight": np.ones((3, 2)), "bias": np.zeros(2)}
+    transformation = deployed(small)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        state = transformation.init(point)
+        ours, _ = transformation.update(point, state, point)
+    as_jax = jax.tree.map(jnp.asarray, point)
+    theirs, _ = transformation.update(as_jax, transformation.init(as_jax), as_jax)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_copy_in_the_state_is_what_counts(small, params):
