@@ -97,7 +97,7 @@ class LearnedOptimizer(Optimizer):
         if not 0 <= float(rate) < math.inf:
             raise ValueError(
                 f"lr is {float(rate)}, but it multiplies the steps that the optimizer was trained to take: below 0 they"
-                " would go uphill, and without an end to nowhere. Give 1, or less for smaller steps."
+                " would go uphill, and infinite ones lead nowhere. Give 1, or less for smaller steps."
             )
         if not isinstance(rate, Tensor) and 0 < rate < _SMALL:
             remark(_SMALL_RATE.format(f"is {rate}"))
