@@ -147,7 +147,8 @@ def _pretrained(name: str) -> Controller:
     if not isinstance(optimizer, Controller):
         raise ValueError(
             f"{name} is a trained {type(optimizer).__name__}, but only a Controller can be started from here: the"
-            " estimator's settings are chosen for one. Give a controller, or None to start as a tuned Adam."
+            " estimator's settings are chosen for one. Give a controller, or None (--pretrained none) to start as a"
+            " tuned Adam."
         )
     return optimizer
 
