@@ -132,7 +132,7 @@ def step_in_jax(guard: Any, grads: Any, state: Any, params: Any, value: Any) -> 
     return [a + b for a, b in zip(params, updates, strict=True)], state
 
 
-@pytest.mark.parametrize(("dtype", "horizon"), [("float64", None), ("float64", 120), ("float32", 120)])
+@pytest.mark.parametrize(("dtype", "horizon"), [("float64", None), ("float32", 120)])
 def test_the_same_decisions_and_steps_as_in_jax(dtype, horizon, artifact):
     for name, case in CASES.items():
         params, problem, other = parameters(getattr(torch, dtype)), Descent(case.noise), Descent(case.noise)
@@ -170,7 +170,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 @pytest.mark.parametrize("name", BAD)
 def test_without_noise_the_path_is_the_fallbacks_own_with_fewer_steps(name, dtype, artifact):
     dtype = getattr(torch, dtype)

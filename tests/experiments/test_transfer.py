@@ -210,9 +210,13 @@ def test_the_calibrated_rate_is_chosen_on_the_runs_for_tuning_alone():
     assert calibrate(table) == 1e-3
 
 
-def test_it_runs_resumes_and_reports(tmp_path):
+def test_it_runs_resumes_and_reports(tmp_path, monkeypatch):
+    # One damping, and as many runs to tune on as to report, so that both are one program; where a grid ends, see above.
+    monkeypatch.setattr(transfer, "EXTENSIONS", 0)
+    one = {name: (np.full(1, 0.1), methods) for name, (_, methods) in transfer.SECOND_ORDER.items()}
+    monkeypatch.setattr(transfer, "SECOND_ORDER", one)
     text = io.StringIO()
-    effort = Effort(4, 1, 2, (ROWS[0],))
+    effort = Effort(4, 2, 2, (ROWS[0],))
     learned = {"stand-in": Controller(jax.random.key(0))}
     task = Task("quick", tmp_path / "out", Display(Console(file=text, width=200)), command="bygrad reproduce transfer")
     baselines = {name: TRANSFER_BASELINES[name] for name in ("Adam", "AdamWCosine")}
@@ -224,14 +228,14 @@ def test_it_runs_resumes_and_reports(tmp_path):
     assert set(timed) == {"L-BFGS", "Gauss-Newton"}
     for name, batches in (("L-BFGS", (16, 128)), ("Gauss-Newton", (1, 8))):
         method = timed[name]
-        assert np.shape(method["mean"]) == (len(method["rates"]), 3)
+        assert np.shape(method["mean"]) == (2, 4)
         assert set(method["schedules"]) == {f"{batch} minibatches" for batch in batches}
         steps = np.shape(method["curves"])[1] - 1
         assert 1 <= steps <= 4
         assert np.all(np.isfinite(method["curves"]))
     for name, entry in {"stand-in": ours, **row["optimizers"]}.items():
-        # One run to tune on and two to report, the latter at all rates only where one is calibrated afterwards.
-        shape = (1, 2) if name == "stand-in" else (len(entry["rates"]), 3)
+        # Two runs to tune on and two to report, the latter at all rates only where one is calibrated afterwards.
+        shape = (1, 2) if name == "stand-in" else (len(entry["rates"]), 4)
         assert name != "AdamWCosine" or len(entry["rates"]) == RATES
         assert np.shape(entry["mean"]) == np.shape(entry["test"]) == shape
         measured = np.isfinite(np.asarray(entry["mean"], float))
@@ -243,9 +247,9 @@ def test_it_runs_resumes_and_reports(tmp_path):
     # In the report of the row, each measure is at the rate that was tuned for it.
     adam, reported = row["optimizers"]["Adam"], results["optimizers"]["adam"]
     for measure, key in (("final", "learning_rate"), ("mean", "area_learning_rate")):
-        assert reported[key] == adam["rates"][choose(np.asarray(adam[measure], float)[:, :1])]
-    at = choose(np.asarray(adam["final"], float)[:, :1])
-    assert reported["final"]["mean"] == pytest.approx(np.mean(adam["final"][at][1:]))
+        assert reported[key] == adam["rates"][choose(np.asarray(adam[measure], float)[:, :2])]
+    at = choose(np.asarray(adam["final"], float)[:, :2])
+    assert reported["final"]["mean"] == pytest.approx(np.mean(adam["final"][at][2:]))
     # An untrained controller is Adam at its rate, 3e-3, and beats nobody who is tuned.
     assert [level["what"][:19] for level in results["levels"]] == ["share of rows in wh"] * 2
     page = (task.folder / "report.html").read_text()

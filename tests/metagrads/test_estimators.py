@@ -90,17 +90,12 @@ def assert_equal(ours: Estimate, theirs: Estimate, tolerance: float) -> None:
 # Rules of hundreds of operations: they take minutes operation by operation, so one family must do.
 LONG = ("MLPRule", "STAR", "Celo2")
 SHORT = [name for name in OPTIMIZERS if name not in LONG]
-# The replay knows neither family nor optimizer: one learned rule meets every kind of family (smooth, kinked, deep), a
-# hand-designed one two of them.
-EVERYWHERE = ("LSTM", "Adam")
-
+# The replay knows neither family nor optimizer: one learned rule meets a smooth, a kinked and a linear family.
 # In float64, where nothing can hide.
-_SAME_PROGRAM = ("gaussian", "sigmoid", "tanh", "elu", "gelu", "silu")  # as one of the others
-PAIRS = [(family, "LSTM", True, 1e-10) for family in FAMILIES if family not in _SAME_PROGRAM]
-PAIRS += [(family, "Adam", True, 1e-10) for family in ("uniform", "2 layers")]
+PAIRS = [("uniform", "LSTM", True, 1e-10), ("relu", "LSTM", True, 1e-10), ("2 layers", "Adam", True, 1e-10)]
 _AS_ADAM = ("SGD", "Nesterov", "RMSprop", "AdamW")
-PAIRS += [("0 layers", name, True, 1e-8) for name in OPTIMIZERS if name not in (*EVERYWHERE, *_AS_ADAM, "MLPRule")]
-PAIRS += [("sigmoid", "LSTM", False, 1e-5), ("uniform", "Adam", False, 1e-5), ("sigmoid", "Partition", False, 1e-5)]
+PAIRS += [("0 layers", name, True, 1e-8) for name in OPTIMIZERS if name not in ("Adam", *_AS_ADAM, "MLPRule")]
+PAIRS += [("sigmoid", "LSTM", False, 1e-5), ("sigmoid", "Partition", False, 1e-5)]
 
 
 @pytest.mark.core
@@ -126,8 +121,8 @@ def test_replay_equals_backpropagation_without_second_derivatives(family, name, 
 
 
 # Of the families that come with the package, one of each class that the small ones above are none of.
-BROUGHT = {name: True for name in ("digits-conv", "characters", "oscillation", "lennard-jones")}
-BROUGHT |= {name: False for name in ("oral-dose", "ball-and-stick", "patches")}  # with arrays in float32
+BROUGHT = {name: True for name in ("digits-conv", "characters", "lennard-jones")}
+BROUGHT |= {name: False for name in ("oral-dose", "ball-and-stick")}  # with arrays in float32
 
 
 @pytest.mark.parametrize("name", BROUGHT)
@@ -174,16 +169,17 @@ def test_backpropagation_with_second_derivatives_equals_finite_differences(famil
 
 
 class HalfBlind(ProblemFamily):
-    """Two of three params have no gradient, and the third has none either once it is at zero."""
+    """Of a tensor, one param has no gradient, and another has none either once it is at zero; one tensor has none."""
 
     def sample(self, key):
         return ()
 
     def init(self, instance, key):
-        return jnp.array([1.0, 2.0, 0.0])
+        return {"half": jnp.array([1.0, 2.0, 0.0]), "blind": jnp.array([[0.0, 1.0], [2.0, 3.0]])}
 
     def loss(self, params, instance, key):
-        return params[0] ** 2 + params[2] ** 2 + 0 * params[1]
+        half = params["half"]
+        return half[0] ** 2 + half[2] ** 2 + 0 * half[1]
 
 
 @pytest.mark.core

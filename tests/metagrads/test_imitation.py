@@ -80,11 +80,11 @@ def test_any_optimizer_can_teach_and_knows_the_horizon(teacher):
     itself = declare(teacher, WINDOWS.horizon)
     imitate, clone = Imitate(Replay(), teacher, weight=1.0, every=1), Clone(teacher)
     state = imitate.init(itself, WINDOWS, jax.random.key(0))
-    own, _ = Replay().estimate(itself, WINDOWS, state.achieved)
-    both, _ = imitate.estimate(itself, WINDOWS, state)
+    own, _ = eqx.filter_jit(Replay().estimate)(itself, WINDOWS, state.achieved)
+    both, _ = eqx.filter_jit(imitate.estimate)(itself, WINDOWS, state)
     for ours, theirs in zip(*map(jax.tree.leaves, (both.gradient, own.gradient)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(1 + jnp.max(jnp.abs(theirs))))
-    estimate, _ = clone.estimate(itself, WINDOWS, clone.init(itself, WINDOWS, jax.random.key(0)))
+    estimate, _ = eqx.filter_jit(clone.estimate)(itself, WINDOWS, clone.init(itself, WINDOWS, jax.random.key(0)))
     assert abs(float(estimate.loss)) < 1e-6
     json.dumps(describe(Recipe(estimator=imitate)))
 

@@ -306,6 +306,7 @@ def test_steps_are_in_proportion_to_a_power_of_the_reach(shape):
 def test_the_gradient_of_the_meta_parameters_is_finite_where_nothing_moves():
     optimizer, params = trained(), {"weight": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
 
+    @eqx.filter_jit
     @eqx.filter_grad
     def slope(optimizer, grads):
         _, state = optimizer.update(grads, optimizer.init(params), params)

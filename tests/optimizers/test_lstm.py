@@ -158,8 +158,11 @@ def test_derivatives_of_a_layer_are_those_of_its_definition(features, units, x64
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("preprocess", [LogSign(), Scaled()], ids=str)
-@pytest.mark.parametrize("family", [Quadratic(), perceptron()], ids=["quadratic", "perceptron"])
+@pytest.mark.parametrize(
+    ("family", "preprocess"),
+    [(Quadratic(), Scaled()), (perceptron(), LogSign())],
+    ids=["quadratic", "perceptron"],
+)
 def test_an_untrained_optimizer_descends_and_has_a_meta_gradient_everywhere(family, preprocess):
     @eqx.filter_jit
     def begin(key: jax.Array, family: ProblemFamily) -> tuple[Optimizer, jax.Array]:
@@ -186,8 +189,11 @@ def test_the_initial_step_is_the_size_of_the_steps_against_the_gradient(step, sc
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("state_dtype", [None, "bfloat16"])
-@pytest.mark.parametrize("shape", [(20,), (21,), (3, 5), (2, 2, 9)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "state_dtype"),
+    [((20,), "bfloat16"), ((21,), None), ((3, 5), None), ((3, 5), "bfloat16"), ((2, 2, 9), None)],
+    ids=str,
+)
 def test_large_arrays_are_updated_in_blocks_alike(monkeypatch, shape, state_dtype):
     monkeypatch.setattr(base, "STEP_BLOCK", 8)
     optimizer = build((5, 4), state_dtype=state_dtype)

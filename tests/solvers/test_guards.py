@@ -146,8 +146,7 @@ def ruined_solver(kind: str, ruin: str, coding: SparseCoding, market: MeanVarian
     return solver, data
 
 
-@pytest.mark.parametrize("guard", ["certificate", "best_of_two"])
-@pytest.mark.parametrize("ruin", RUINS)
+@pytest.mark.parametrize(("ruin", "guard"), [*((ruin, "certificate") for ruin in RUINS), ("random", "best_of_two")])
 @pytest.mark.parametrize("kind", LEARNED)
 def test_ruined_numbers_cost_time_and_nothing_else(kind, ruin, guard, coding, market):
     solver, data = ruined_solver(kind, ruin, coding, market)

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from .statistics import Interval
 
 Scores = Float[np.ndarray, "problems runs"]
+Draws = Float[np.ndarray, "resamples problems runs"]
+Indices = Int[np.ndarray, "resamples problems runs"]
 
 
 def interquartile_mean(scores: Scores) -> float:
@@ -25,9 +27,14 @@ def interquartile_mean(scores: Scores) -> float:
 
     Source: Agarwal et al., *Deep reinforcement learning at the edge of the statistical precipice* (2021), section 4.3.
     """
-    ordered = np.sort(np.where(np.isfinite(scores), scores, np.inf).ravel())
-    cut = len(ordered) // 4
-    return float(np.mean(ordered[cut : len(ordered) - cut]))
+    return float(_middle_mean(scores[None])[0])
+
+
+def _middle_mean(draws: Draws) -> Float[np.ndarray, " resamples"]:
+    scores = np.where(np.isfinite(draws), draws, np.inf).reshape(len(draws), -1)
+    ordered = np.sort(scores, axis=1)
+    cut = ordered.shape[1] // 4
+    return ordered[:, cut : ordered.shape[1] - cut].mean(axis=1)
 
 
 def bootstrap_iqm(scores: Scores, *, resamples: int = 2_000, level: float = 0.95, seed: int = 0) -> Interval:
@@ -44,8 +51,8 @@ def bootstrap_iqm(scores: Scores, *, resamples: int = 2_000, level: float = 0.95
             " one problem and one run or more."
         )
 
-    def of(draw: Int[np.ndarray, "problems runs"]) -> float:
-        return interquartile_mean(np.take_along_axis(scores, draw, axis=1))
+    def of(draws: Indices) -> Float[np.ndarray, " resamples"]:
+        return _middle_mean(_drawn(scores, draws))
 
     return Interval(interquartile_mean(scores), *_ends(of, scores.shape, resamples, level, seed))
 
@@ -64,25 +71,29 @@ def bootstrap_share(
         Interval(mean=0.5, low=0.5, high=0.5)
     """
 
-    def of(draw: Int[np.ndarray, "problems runs"]) -> float:
-        means = (np.take_along_axis(scores, draw, axis=1).mean(axis=1) for scores in (ours, theirs))
-        return float(np.mean(np.less(*means)))
+    def of(draws: Indices) -> Float[np.ndarray, " resamples"]:
+        means = (_drawn(scores, draws).mean(axis=2) for scores in (ours, theirs))
+        return np.less(*means).mean(axis=1)
 
-    everyone = np.broadcast_to(np.arange(ours.shape[1]), ours.shape)
-    return Interval(of(everyone), *_ends(of, ours.shape, resamples, level, seed))
+    everyone = np.broadcast_to(np.arange(ours.shape[1]), (1, *ours.shape))
+    return Interval(float(of(everyone)[0]), *_ends(of, ours.shape, resamples, level, seed))
+
+
+def _drawn(scores: Scores, draws: Indices) -> Draws:
+    return np.take_along_axis(scores[None], draws, axis=2)
 
 
 def _ends(
-    of: Callable[[Int[np.ndarray, "problems runs"]], float],
+    of: Callable[[Indices], Float[np.ndarray, " resamples"]],
     shape: tuple[int, ...],
     resamples: int,
     level: float,
     seed: int,
 ) -> tuple[float, float]:
-    """Return the ends of the interval of a statistic of runs drawn within each problem, given by their indices."""
+    """Return the ends of the interval of a statistic of runs drawn within each problem, given by the indices of all."""
     problems, runs = shape
     draws = np.random.default_rng(seed).integers(runs, size=(resamples, problems, runs))
-    values = np.sort([of(draw) for draw in draws])
+    values = np.sort(of(draws))
     tail = (1 - level) / 2 * (resamples - 1)
     # Order statistics, rounded outwards: an infinite one stays infinite.
     return float(values[int(np.floor(tail))]), float(values[int(np.ceil(resamples - 1 - tail))])

@@ -340,7 +340,9 @@ def _features(
     # A gradient whose square overflows is a large one, and not the end of the run.
     nn, qq, nq, gg, pp, mm = jnp.minimum(products.T, jnp.finfo(products.dtype).max)
     rms_n, rms_q = (jnp.sqrt(square + _SMALLEST_RATIO) for square in (nn, qq))
-    rms_g = jnp.sqrt(gg + _UNDER_ROOT)
+    # Of these two a ratio of roots: of squares, XLA would multiply the denominators of its derivative, 1e-60 where nothing
+    # moves.
+    rms_m, rms_g = (jnp.sqrt(square + _UNDER_ROOT) for square in (mm, gg))
     peak = jnp.maximum(peak, rms_g)
     features = [
         rms_n,
@@ -348,7 +350,7 @@ def _features(
         nq / (rms_n * rms_q),
         jnp.log(rms_g / peak) / 4,
         jnp.log10(pp + _SMALLEST_PARAMS) / 4,
-        jnp.log((mm + _UNDER_ROOT) / (gg + _UNDER_ROOT)) / 2,
+        jnp.log(rms_m / rms_g),
         jnp.array(axes) / 2,
     ]
     return jnp.stack([jnp.broadcast_to(feature, peak.shape) for feature in features], axis=1), peak
