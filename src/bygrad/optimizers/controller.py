@@ -340,8 +340,8 @@ def _features(
     # A gradient whose square overflows is a large one, and not the end of the run.
     nn, qq, nq, gg, pp, mm = jnp.minimum(products.T, jnp.finfo(products.dtype).max)
     rms_n, rms_q = (jnp.sqrt(square + _SMALLEST_RATIO) for square in (nn, qq))
-    # Of these two a ratio of roots: of squares, XLA would multiply the denominators of its derivative, 1e-60 where nothing
-    # moves.
+    # A ratio of roots: of that of their squares, the derivative has a product of denominators that XLA would compute,
+    # and which is 1e-60 where nothing moves.
     rms_m, rms_g = (jnp.sqrt(square + _UNDER_ROOT) for square in (mm, gg))
     peak = jnp.maximum(peak, rms_g)
     features = [
