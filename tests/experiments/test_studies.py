@@ -21,7 +21,15 @@ from bygrad.experiments import EXPERIMENTS, STUDIES, Display, Study, Task, horiz
 from bygrad.experiments.everything import everything
 from bygrad.experiments.horizon import PROTOCOLS, RECIPES
 from bygrad.experiments.update_shapes import CASES, choose, history, path_of, sweep
-from bygrad.experiments.variations import MNIST, QUADRATICS, Contest, differences, hold
+from bygrad.experiments.variations import (
+    MNIST,
+    QUADRATICS,
+    Contest,
+    difference_over_trainings,
+    differences,
+    hold,
+    mean_over_trainings,
+)
 from bygrad.experiments.work import gradient_scale, train
 from bygrad.experiments.worth import seconds_per_step
 from bygrad.metagrads import NRES, Replay
@@ -113,17 +121,47 @@ def test_the_contenders_are_trained_alike_and_the_recipes_are_json():
         assert PROTOCOLS[budget].horizon > 2 * recipe.horizon  # what it does beyond is what is asked
 
 
-def test_differences_are_taken_run_by_run():
+def test_differences_of_single_trainings_are_taken_run_by_run():
     """With rates that differ a little, runs differ much more among themselves than within a pair."""
     protocol = Protocol(3, runs=16, tuning_runs=1, chunk=16)
     baseline = {"label": "Adam", "kind": "hand-designed", "final": {"mean": 1e9}}
-    optimizers, results = {"a": SGD(0.010), "b": SGD(0.011)}, {"optimizers": {"x": baseline}}
+    optimizers, results = {"a": [SGD(0.010)], "b": [SGD(0.011)]}, {"optimizers": {"x": baseline}}
     rows = differences(optimizers, Quadratic(3), protocol, "Title", results)
     assert [row["reached"] for row in rows] == [True, True, True]
     (one, other), difference = rows[:2], rows[2]
     assert difference["ours"] == pytest.approx(other["ours"] - one["ours"], rel=1e-6)
     assert difference["high"] - difference["low"] < 0.5 * (one["high"] - one["low"])
     assert "final loss of b minus that of a" in difference["what"]
+
+
+def test_trainings_decide_where_there_are_several():
+    """However many the runs, and however sure each training is of its mean."""
+    baseline = {"label": "Adam", "kind": "hand-designed", "final": {"mean": 1e9}}
+    optimizers = {"a": [SGD(0.01), SGD(0.05), SGD(0.06)], "b": [SGD(0.02), SGD(0.055), SGD(0.065)]}
+    protocol = Protocol(3, runs=64, tuning_runs=1, chunk=64)
+    rows = differences(optimizers, Quadratic(3), protocol, "Title", {"optimizers": {"x": baseline}})
+    (one, other), difference = rows[:2], rows[2]
+    assert "a, 3 trainings, " in one["what"]
+    assert difference["ours"] == pytest.approx(other["ours"] - one["ours"], rel=1e-6) and difference["ours"] < 0
+    assert not difference["reached"] and difference["low"] < difference["ours"] < 0 < difference["high"]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_intervals_over_trainings_are_as_sure_as_they_say(spread):
+    """Trainings and runs are drawn a thousand times; the true value lies in 95 % of the 95 % intervals."""
+    rng, held = np.random.default_rng(0), np.zeros(2)
+    for _ in range(1_000):
+        one, other = (rng.normal(1, spread, (4, 1)) + rng.standard_normal((4, 8)) for _ in range(2))
+        for at, interval, truth in ((0, mean_over_trainings(one), 1), (1, difference_over_trainings(other, one), 0)):
+            held[at] += interval.low <= truth <= interval.high
+    assert np.all(held > 930) and np.all(held < 985)
+
+
+def test_a_training_that_diverged_leaves_no_interval():
+    losses = np.array([[1.0, 2.0], [np.inf, 1.0]])
+    assert not np.isfinite(mean_over_trainings(losses).mean)
+    assert not np.isfinite(difference_over_trainings(losses, np.ones((2, 2))).high)
+    assert not np.isfinite(difference_over_trainings(losses, losses).high)
 
 
 def test_what_a_comparison_has_compiled_is_timed_without_compiling_it_again(monkeypatch):
@@ -144,13 +182,17 @@ def test_a_contest_is_held_once(tmp_path):
         {"LSTM": lambda key: LSTM(key, **options), "LSTM+GAC": lambda key: GlobalLSTM(key, **options)},
         {"quick": recipe},
         {"quick": Protocol(4, runs=4, tuning_runs=2, second_order_runs=2, chunk=4)},
+        {"quick": 2},
         bfgs=True,
     )
     task = task_in(tmp_path)
     results = hold(contest, task, tmp_path / "tiny")
     assert {"lstm", "lstm+gac", "adam", "lbfgs", "bfgs"} <= set(results["optimizers"])
     assert len(results["levels"]) == 3
-    assert (tmp_path / "tiny" / "lstm-gac" / "optimizer.safetensors").exists()
+    kept = load(tmp_path / "tiny" / "lstm-gac" / "optimizer.safetensors").manifest
+    scores = kept.validation["by_seed"]
+    assert kept.name == "paper/tiny-lstm-gac" and kept.training["seeds"] == [0, 1]
+    assert scores[str(kept.training["chosen_seed"])] == min(scores.values()) and len(set(scores.values())) == 2
     assert "NTM" not in (tmp_path / "tiny" / "report.html").read_text()
     kept = json.loads((tmp_path / "tiny" / "results.json").read_text())
     kept["levels"][0]["ours"] = -1.0

@@ -3,15 +3,20 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from .._core.types import PRNGKeyArray
+from ..artifacts import load as load_artifact
+from ..deploy.jax import export
 from ..evaluation import (
+    Interval,
     Protocol,
     best_baseline,
     bootstrap_mean,
@@ -19,17 +24,20 @@ from ..evaluation import (
     final,
     level_row,
     run_curves,
+    strict_json,
     write_report,
 )
 from ..metagrads import Backprop, Replay
 from ..optimizers import LSTM, GlobalLSTM, MemoryLSTM, Optimizer, Scaled, Window
 from ..problems import ProblemFamily, find_family
-from ..training import Recipe, describe, is_begun
+from ..training import MetaTrained, Recipe, describe, is_begun
 from .declaration import Budget
 from .study import Study, Task
-from .work import evaluate, finished, meta_training_results, train
+from .work import evaluate, finished, meta_training_results, slug, train
 
 Build = Callable[[PRNGKeyArray], Optimizer]
+
+LOST = Interval(math.nan, math.nan, math.nan)
 
 _RAW: dict[str, Any] = {"preprocess": Scaled(), "output_scale": 0.1, "initial_step": 0.3}
 _NETWORK: dict[str, Any] = {"output_scale": 0.1, "initial_step": 0.3}
@@ -39,7 +47,8 @@ _NETWORK: dict[str, Any] = {"output_scale": 0.1, "initial_step": 0.3}
 class Contest:
     """Learned optimizers that are trained alike, by one recipe, and compared on the same fresh instances.
 
-    `contenders`: how to build each of them, by label. `bfgs`: whether the problem is small enough for full BFGS.
+    `contenders`: how to build each of them, by label. `trainings`: how often each is trained, from seeds of its own.
+    `bfgs`: whether the problem is small enough for full BFGS.
     """
 
     name: str
@@ -48,6 +57,7 @@ class Contest:
     contenders: Mapping[str, Build]
     recipes: Mapping[Budget, Recipe]
     protocols: Mapping[Budget, Protocol]
+    trainings: Mapping[Budget, int]
     bfgs: bool = False
 
 
@@ -83,13 +93,14 @@ QUADRATICS = Contest(
     recipes={
         "quick": _QUADRATIC,
         "paper": dataclasses.replace(
-            _QUADRATIC, instances=32, meta_steps=2_000, validate_every=200, validation_runs=2_048
+            _QUADRATIC, instances=32, meta_steps=4_000, validate_every=200, validation_runs=2_048
         ),
     },
     protocols={
         "quick": Protocol(100, runs=512, tuning_runs=512, second_order_runs=64, chunk=512),
         "paper": Protocol(100, runs=4_096, tuning_runs=4_096, second_order_runs=256, chunk=512),
     },
+    trainings={"quick": 1, "paper": 3},
     bfgs=True,
 )
 MNIST = Contest(
@@ -106,13 +117,14 @@ MNIST = Contest(
         "quick": Protocol(100, runs=4, tuning_runs=2, second_order_runs=2, final_window=5, chunk=4),
         "paper": Protocol(100, runs=32, tuning_runs=4, second_order_runs=4, final_window=5, chunk=4),
     },
+    trainings={"quick": 1, "paper": 1},
 )
 
 
 def _carry_out(task: Task) -> dict[str, Any]:
     contests = (QUADRATICS,) if task.budget == "quick" else (QUADRATICS, MNIST)
     recipes = {contest.name: describe(contest.recipes[task.budget]) for contest in contests}
-    task.claim(VARIATIONS, recipes=recipes)
+    task.claim(VARIATIONS, recipes=recipes, trainings={it.name: it.trainings[task.budget] for it in contests})
     main, *others = (hold(contest, task, task.folder / contest.name) for contest in contests)
     main["levels"] += [level for results in others for level in results["levels"]]
     write_report(main, task.folder)
@@ -120,25 +132,38 @@ def _carry_out(task: Task) -> dict[str, Any]:
 
 
 def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
-    """Train the contenders of a contest, compare them, and return the results, also from an earlier run."""
+    """Train the contenders of a contest, compare them, and return the results, also from an earlier run.
+
+    Of the trainings of a contender, the report holds the best by validation against the baselines. It is kept in a
+    folder of the contender's name.
+    """
     path = folder / "results.json"
     if path.exists():
         return json.loads(path.read_text())
-    recipe = dataclasses.replace(contest.recipes[task.budget], seed=task.seed)
-    protocol = dataclasses.replace(contest.protocols[task.budget], seed=task.seed)
+    recipe, protocol = contest.recipes[task.budget], dataclasses.replace(contest.protocols[task.budget], seed=task.seed)
     family = find_family(contest.family, data=task.data, split="train")
-    trained, courses = {}, {}
-    for label, build in contest.contenders.items():
-        task.display.say(f"{contest.title}: {label}")
-        name = label.lower().replace("+", "-")
-        place = folder / name
-        resume = is_begun(place / "metatraining")
-        untrained, name = build(jax.random.key(task.seed)), f"paper/{contest.name}-{name}"
-        outcome = finished(place) or train(untrained, family, recipe, place, task.display, name=name, resume=resume)
-        trained[label], courses[label] = outcome.optimizer, meta_training_results(outcome, recipe)
+    trained, best, courses = {}, {}, {}
+    for label in contest.contenders:
+        place = folder / slug(label)
+        outcomes = train_often(contest, label, family, task, place)
+        scores = {seed: getattr(outcome.best, recipe.select) for seed, outcome in outcomes.items()}
+        chosen = min(scores, key=lambda seed: scores[seed])
+        trained[label] = [outcome.optimizer for outcome in outcomes.values()]
+        best[label] = outcomes[chosen].optimizer
+        by_seed = {str(seed): score for seed, score in scores.items()}
+        courses[label] = meta_training_results(outcomes[chosen], recipe) | {"by_seed": by_seed, "chosen_seed": chosen}
+        manifest = load_artifact(place / f"seed-{chosen}" / "optimizer.safetensors").manifest
+        command = f"bygrad reproduce {VARIATIONS.name} --budget {task.budget} --seed {task.seed}"
+        export(
+            best[label],
+            place / "optimizer.safetensors",
+            name=f"paper/{contest.name}-{slug(label)}",
+            training=manifest.training | {"command": command, "seeds": list(scores), "chosen_seed": chosen},
+            validation=manifest.validation | strict_json({"by_seed": by_seed}),
+        )
     fresh = find_family(contest.family, data=task.data, split="test")
     results = evaluate(
-        trained,
+        best,
         fresh,
         family,
         protocol,
@@ -155,41 +180,79 @@ def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
     return results
 
 
+def train_often(
+    contest: Contest, label: str, family: ProblemFamily, task: Task, place: Path
+) -> dict[int, MetaTrained[Optimizer]]:
+    """Train a contender from every seed, or read what an interrupted run has trained; by seed."""
+    outcomes = {}
+    for seed in range(task.seed, task.seed + contest.trainings[task.budget]):
+        task.display.say(f"{contest.title}: {label}, seed {seed}")
+        own = place / f"seed-{seed}"
+        outcomes[seed] = finished(own) or train(
+            contest.contenders[label](jax.random.key(seed)),
+            family,
+            dataclasses.replace(contest.recipes[task.budget], seed=seed),
+            own,
+            task.display,
+            name=f"paper/{contest.name}-{slug(label)}-{seed}",
+            resume=is_begun(own / "metatraining"),
+        )
+    return outcomes
+
+
 def differences(
-    trained: Mapping[str, Optimizer], family: ProblemFamily, protocol: Protocol, title: str, results: dict[str, Any]
+    trained: Mapping[str, Sequence[Optimizer]],
+    family: ProblemFamily,
+    protocol: Protocol,
+    title: str,
+    results: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """Compare the final losses of every two contenders, run by run on the same instances.
+    """Compare the final losses of every two contenders, over all trainings, on the same instances.
 
     A difference counts as reached, the later contender as better, if all of its interval lies below zero; a contender,
     if all of its interval lies below the best tuned baseline.
     """
     finals = {}
-    for label, optimizer in trained.items():
-        curves, _ = run_curves(
-            optimizer,
-            family,
-            protocol.keys[1],
-            horizon=protocol.horizon,
-            runs=protocol.runs,
-            chunk=protocol.chunk,
-        )
-        finals[label] = final(curves, protocol.final_window)
+    for label, optimizers in trained.items():
+        curves = [
+            run_curves(it, family, protocol.keys[1], horizon=protocol.horizon, runs=protocol.runs, chunk=protocol.chunk)
+            for it in optimizers
+        ]
+        finals[label] = np.stack([final(of_runs, protocol.final_window) for of_runs, _ in curves])
     baseline, level = best_baseline(results["optimizers"], "final")
-    rows = [
-        level_row(
-            f"{title}: final loss of {label} (best tuned baseline: {baseline} {level:.4g})",
-            level,
-            *bootstrap_mean(values),
-            sure=True,
-        )
-        for label, values in finals.items()
-    ]
+    rows = []
+    for label, values in finals.items():
+        means = values.mean(1)
+        trainings = f", {len(means)} trainings, {min(means):.4g} to {max(means):.4g}" if len(means) > 1 else ""
+        what = f"{title}: final loss of {label}{trainings} (best tuned baseline: {baseline} {level:.4g})"
+        rows.append(level_row(what, level, *mean_over_trainings(values), sure=True))
     for one, other in itertools.combinations(finals, 2):
-        with np.errstate(invalid="ignore"):
-            difference = bootstrap_mean(finals[other] - finals[one])
-        what = f"{title}: final loss of {other} minus that of {one}, run by run"
-        rows.append(level_row(what, 0.0, *difference, sure=True))
+        what = f"{title}: final loss of {other} minus that of {one}, pair by pair"
+        rows.append(level_row(what, 0.0, *difference_over_trainings(finals[other], finals[one]), sure=True))
     return rows
+
+
+def mean_over_trainings(losses: Float[np.ndarray, "trainings runs"]) -> Interval:
+    """Return the mean and its 95 % interval over trainings (Student's): runs say nothing of how another training would
+    end. Of a single training, the interval is one over runs. Where a run is lost, so is the mean: NaN."""
+    from scipy.stats import ttest_1samp  # half a second that no other command needs
+
+    if len(losses) == 1:
+        return bootstrap_mean(losses[0])
+    if not np.all(np.isfinite(losses)):
+        return LOST
+    means = losses.mean(1)
+    return Interval(float(means.mean()), *map(float, ttest_1samp(means, 0.0).confidence_interval()))
+
+
+def difference_over_trainings(
+    losses: Float[np.ndarray, "trainings runs"], than: Float[np.ndarray, "trainings runs"]
+) -> Interval:
+    """Return the mean of `losses` minus that of others on the same instances, and its 95 % interval over trainings,
+    pair by pair (Student's): with the same seed, both have met the same problems in the same order. Of a single
+    training each, the interval is one over runs. Where a run is lost, so is the mean: NaN."""
+    with np.errstate(invalid="ignore"):
+        return mean_over_trainings(losses - than)
 
 
 VARIATIONS = Study("variations", "LSTM, LSTM+GAC, NTM-BFGS and NTM-L-BFGS, trained alike", _carry_out)
