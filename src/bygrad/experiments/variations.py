@@ -14,15 +14,17 @@ from jaxtyping import Float
 
 from .._core.types import PRNGKeyArray
 from ..artifacts import load as load_artifact
-from ..deploy.jax import export
+from ..deploy.jax import export, from_artifact
 from ..evaluation import (
     Interval,
     Protocol,
+    area,
     best_baseline,
     bootstrap_mean,
     compare_bfgs,
     final,
     level_row,
+    loss_of,
     run_curves,
     strict_json,
     write_report,
@@ -134,8 +136,8 @@ def _carry_out(task: Task) -> dict[str, Any]:
 def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
     """Train the contenders of a contest, compare them, and return the results, also from an earlier run.
 
-    Of the trainings of a contender, the report holds the best by validation against the baselines. It is kept in a
-    folder of the contender's name.
+    Of the trainings of a contender, the report holds the best against the baselines, judged on the instances that
+    these were tuned on. It is kept in a folder of the contender's name.
     """
     path = folder / "results.json"
     if path.exists():
@@ -144,23 +146,15 @@ def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
     family = find_family(contest.family, data=task.data, split="train")
     trained, best, courses = {}, {}, {}
     for label in contest.contenders:
-        place = folder / slug(label)
-        outcomes = train_often(contest, label, family, task, place)
-        scores = {seed: getattr(outcome.best, recipe.select) for seed, outcome in outcomes.items()}
-        chosen = min(scores, key=lambda seed: scores[seed])
+        outcomes = train_often(contest, label, family, task, folder / slug(label))
         trained[label] = [outcome.optimizer for outcome in outcomes.values()]
-        best[label] = outcomes[chosen].optimizer
-        by_seed = {str(seed): score for seed, score in scores.items()}
-        courses[label] = meta_training_results(outcomes[chosen], recipe) | {"by_seed": by_seed, "chosen_seed": chosen}
-        manifest = load_artifact(place / f"seed-{chosen}" / "optimizer.safetensors").manifest
-        command = f"bygrad reproduce {VARIATIONS.name} --budget {task.budget} --seed {task.seed}"
-        export(
-            best[label],
-            place / "optimizer.safetensors",
-            name=f"paper/{contest.name}-{slug(label)}",
-            training=manifest.training | {"command": command, "seeds": list(scores), "chosen_seed": chosen},
-            validation=manifest.validation | strict_json({"by_seed": by_seed}),
-        )
+        # Their own validations are on instances of their own seeds, and so not to be compared.
+        curves = all_curves(trained[label], family, protocol.keys[0], protocol.tuning_runs, protocol)
+        losses = final(curves, protocol.final_window) if recipe.select == "final" else area(curves)
+        scores = dict(zip(outcomes, map(float, losses.mean(1)), strict=True))
+        seeds = keep_best(contest, label, scores, task, folder / slug(label))
+        chosen = outcomes[seeds["chosen_seed"]]
+        best[label], courses[label] = chosen.optimizer, meta_training_results(chosen, recipe) | seeds
     fresh = find_family(contest.family, data=task.data, split="test")
     results = evaluate(
         best,
@@ -200,6 +194,23 @@ def train_often(
     return outcomes
 
 
+def keep_best(contest: Contest, label: str, scores: Mapping[int, float], task: Task, place: Path) -> dict[str, Any]:
+    """Export the best of the trainings of a contender, and return the scores `by_seed` and the `chosen_seed`."""
+    chosen = min(scores, key=lambda seed: loss_of(scores[seed]))
+    artifact = load_artifact(place / f"seed-{chosen}" / "optimizer.safetensors")
+    manifest = artifact.manifest
+    command = f"bygrad reproduce {VARIATIONS.name} --budget {task.budget} --data {task.data} --seed {task.seed}"
+    by_seed = strict_json({str(seed): score for seed, score in scores.items()})
+    export(
+        from_artifact(artifact),
+        place / "optimizer.safetensors",
+        name=f"paper/{contest.name}-{slug(label)}",
+        training=manifest.training | {"command": command, "seeds": list(scores), "chosen_seed": chosen},
+        validation=manifest.validation | {"by_seed": by_seed},
+    )
+    return {"by_seed": by_seed, "chosen_seed": chosen}
+
+
 def differences(
     trained: Mapping[str, Sequence[Optimizer]],
     family: ProblemFamily,
@@ -214,11 +225,8 @@ def differences(
     """
     finals = {}
     for label, optimizers in trained.items():
-        curves = [
-            run_curves(it, family, protocol.keys[1], horizon=protocol.horizon, runs=protocol.runs, chunk=protocol.chunk)
-            for it in optimizers
-        ]
-        finals[label] = np.stack([final(of_runs, protocol.final_window) for of_runs, _ in curves])
+        curves = all_curves(optimizers, family, protocol.keys[1], protocol.runs, protocol)
+        finals[label] = final(curves, protocol.final_window)
     baseline, level = best_baseline(results["optimizers"], "final")
     rows = []
     for label, values in finals.items():
@@ -230,6 +238,16 @@ def differences(
         what = f"{title}: final loss of {other} minus that of {one}, pair by pair"
         rows.append(level_row(what, 0.0, *difference_over_trainings(finals[other], finals[one]), sure=True))
     return rows
+
+
+def all_curves(
+    optimizers: Sequence[Optimizer], family: ProblemFamily, key: PRNGKeyArray, runs: int, protocol: Protocol
+) -> Float[np.ndarray, "trainings runs steps"]:
+    """Run all of them on the same instances."""
+    curves = [
+        run_curves(it, family, key, horizon=protocol.horizon, runs=runs, chunk=protocol.chunk)[0] for it in optimizers
+    ]
+    return np.stack(curves)
 
 
 def mean_over_trainings(losses: Float[np.ndarray, "trainings runs"]) -> Interval:

@@ -55,10 +55,10 @@ class ADMM(Method):
 
     The certificate is the larger of the primal and the dual residual, each relative to its terms plus 1, or less than 1
     where the limits, or the objective, come in small units: the primal one in the largest entry, the dual one in the
-    length of the gradient along the equations. Equations that contradict each
-    other, by more than rounding or `tol`, have no solution, and what is below counts as a residual. A family with
-    `QuadraticProgram.certify` is held to its bounds instead: x is then a point that satisfies all constraints, and the
-    certificate the duality gap (`relative_gap`).
+    length of the gradient along the equations. Equations that contradict each other, by more than rounding or `tol`,
+    have no solution, and what is below counts as a residual. A family with `QuadraticProgram.certify` is held to its
+    bounds instead: x is then a point that satisfies all constraints, and the certificate the duality gap
+    (`relative_gap`).
 
     **Guarantee:** ADMM with $\rho > 0$ fixed and relaxation in (0, 2) converges from any start for every convex
     program that has a solution (its operator is averaged). $\rho$ adapts during the first half of `max_steps` only,
