@@ -50,7 +50,7 @@ def test_the_shipped_controller_says_how_to_make_it_again():
 def test_a_controller_that_diverges_where_it_is_judged_is_kept_all_the_same(tmp_path, monkeypatch):
     module = sys.modules[mixture.__module__]
     trained = SimpleNamespace(optimizer=Controller(jax.random.key(0)), best=SimpleNamespace(step=0))
-    monkeypatch.setattr(module, "train", lambda *_, **__: trained)
+    monkeypatch.setattr("bygrad.experiments.work.train", lambda *_, **__: trained)
     monkeypatch.setattr(module, "judge", lambda *_: {"deep": {"area": math.inf, "final": 0.5}})
     GENERAL.carry_out(Task("quick", tmp_path, Display(Console(file=io.StringIO()))))
     (scores,) = load(tmp_path / "controller.safetensors").manifest.validation["held_out"].values()

@@ -16,11 +16,11 @@ from ..optimizers.controller import POWER_SCALE
 from ..problems import CharacterModel, Mixture, MLPClassifier, ProblemFamily, Quadratic, describe_family
 from ..problems.catalogue import digit_images
 from ..problems.data import ImageData
-from ..training import Recipe, describe, is_begun
+from ..training import Recipe, describe
 from .declaration import Budget
 from .small_networks import convolutional, perceptron
 from .study import Study, Task
-from .work import finished, train
+from .work import train_seeds
 
 SEEDS: dict[Budget, int] = {"quick": 1, "paper": 3}
 """How many controllers are meta-trained, to choose one of."""
@@ -130,17 +130,8 @@ def _carry_out(task: Task) -> dict[str, Any]:
     seeds, recipe = list(range(task.seed, task.seed + SEEDS[task.budget])), RECIPES[task.budget]
     task.claim(GENERAL, recipe=describe(recipe))
     family, scores, optimizers = mixture(task.data), {}, {}
-    for seed in seeds:
-        part = task.folder / f"seed-{seed}"
-        trained = finished(part) or train(
-            start(seed),
-            family,
-            dataclasses.replace(recipe, seed=seed),
-            part,
-            task.display,
-            name=f"general/controller-{seed}",
-            resume=task.resume and is_begun(part / "metatraining"),
-        )
+    trainings = train_seeds(start, family, recipe, seeds, task.folder, task.display, name="general/controller")
+    for seed, trained in trainings:
         optimizers[seed] = trained.optimizer
         scores[str(seed)] = judge(trained.optimizer, task.data, RECIPE.horizon // 2)
         task.display.say(f"seed {seed}: best at meta-step {trained.best.step}, {json.dumps(scores[str(seed)])}")

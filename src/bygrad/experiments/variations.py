@@ -32,10 +32,10 @@ from ..evaluation import (
 from ..metagrads import Backprop, Replay
 from ..optimizers import LSTM, GlobalLSTM, MemoryLSTM, Optimizer, Scaled, Window
 from ..problems import ProblemFamily, find_family
-from ..training import MetaTrained, Recipe, describe, is_begun
+from ..training import Recipe, describe
 from .declaration import Budget
 from .study import Study, Task
-from .work import evaluate, finished, meta_training_results, slug, train
+from .work import evaluate, meta_training_results, slug, train_seeds
 
 Build = Callable[[PRNGKeyArray], Optimizer]
 
@@ -145,16 +145,19 @@ def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
     recipe, protocol = contest.recipes[task.budget], dataclasses.replace(contest.protocols[task.budget], seed=task.seed)
     family = find_family(contest.family, data=task.data, split="train")
     trained, best, courses = {}, {}, {}
-    for label in contest.contenders:
-        outcomes = train_often(contest, label, family, task, folder / slug(label))
+    for label, build in contest.contenders.items():
+        name, place = f"paper/{contest.name}-{slug(label)}", folder / slug(label)
+        seeds = range(task.seed, task.seed + contest.trainings[task.budget])
+        start = lambda seed, build=build: build(jax.random.key(seed))  # noqa: E731
+        outcomes = dict(train_seeds(start, family, recipe, seeds, place, task.display, name=name))
         trained[label] = [outcome.optimizer for outcome in outcomes.values()]
         # Their own validations are on instances of their own seeds, and so not to be compared.
         curves = all_curves(trained[label], family, protocol.keys[0], protocol.tuning_runs, protocol)
         losses = final(curves, protocol.final_window) if recipe.select == "final" else area(curves)
         scores = dict(zip(outcomes, map(float, losses.mean(1)), strict=True))
-        seeds = keep_best(contest, label, scores, task, folder / slug(label))
-        chosen = outcomes[seeds["chosen_seed"]]
-        best[label], courses[label] = chosen.optimizer, meta_training_results(chosen, recipe) | seeds
+        choice = keep_best(name, scores, task, place)
+        chosen = outcomes[choice["chosen_seed"]]
+        best[label], courses[label] = chosen.optimizer, meta_training_results(chosen, recipe) | choice
     fresh = find_family(contest.family, data=task.data, split="test")
     results = evaluate(
         best,
@@ -174,27 +177,7 @@ def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
     return results
 
 
-def train_often(
-    contest: Contest, label: str, family: ProblemFamily, task: Task, place: Path
-) -> dict[int, MetaTrained[Optimizer]]:
-    """Train a contender from every seed, or read what an interrupted run has trained; by seed."""
-    outcomes = {}
-    for seed in range(task.seed, task.seed + contest.trainings[task.budget]):
-        task.display.say(f"{contest.title}: {label}, seed {seed}")
-        own = place / f"seed-{seed}"
-        outcomes[seed] = finished(own) or train(
-            contest.contenders[label](jax.random.key(seed)),
-            family,
-            dataclasses.replace(contest.recipes[task.budget], seed=seed),
-            own,
-            task.display,
-            name=f"paper/{contest.name}-{slug(label)}-{seed}",
-            resume=is_begun(own / "metatraining"),
-        )
-    return outcomes
-
-
-def keep_best(contest: Contest, label: str, scores: Mapping[int, float], task: Task, place: Path) -> dict[str, Any]:
+def keep_best(name: str, scores: Mapping[int, float], task: Task, place: Path) -> dict[str, Any]:
     """Export the best of the trainings of a contender, and return the scores `by_seed` and the `chosen_seed`."""
     chosen = min(scores, key=lambda seed: loss_of(scores[seed]))
     artifact = load_artifact(place / f"seed-{chosen}" / "optimizer.safetensors")
@@ -204,7 +187,7 @@ def keep_best(contest: Contest, label: str, scores: Mapping[int, float], task: T
     export(
         from_artifact(artifact),
         place / "optimizer.safetensors",
-        name=f"paper/{contest.name}-{slug(label)}",
+        name=name,
         training=manifest.training | {"command": command, "seeds": list(scores), "chosen_seed": chosen},
         validation=manifest.validation | {"by_seed": by_seed},
     )

@@ -9,7 +9,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,19 @@ from ..deploy.jax import export, identify, load, versions
 from ..evaluation import CONVENTION, Protocol, Tuning, compare, strict_json, tune_baselines
 from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
-from ..training import Log, MetaTrained, Recipe, RolledBack, Stepped, Validated, describe, from_lead, meet, meta_train
+from ..training import (
+    Log,
+    MetaTrained,
+    Recipe,
+    RolledBack,
+    Stepped,
+    Validated,
+    describe,
+    from_lead,
+    is_begun,
+    meet,
+    meta_train,
+)
 from ..training.loop import LOCK
 from ..unroll import Inner, begin, rollout
 from .display import Display
@@ -66,6 +78,35 @@ def train(
         _keep(trained, family, recipe, folder, name)
     meet("kept")
     return trained
+
+
+def train_seeds(
+    start: Callable[[int], AnyOptimizer],
+    family: ProblemFamily,
+    recipe: Recipe,
+    seeds: Iterable[int],
+    folder: Path,
+    display: Display,
+    *,
+    name: str,
+) -> Iterator[tuple[int, MetaTrained[Any]]]:
+    """Train from every seed, in a folder of its own, or read what an interrupted run has trained there.
+
+    **Arguments:** `start`: returns the untrained optimizer of a seed.
+    """
+    for seed in seeds:
+        part = folder / f"seed-{seed}"
+        display.say(f"{name}, seed {seed}")
+        trained = finished(part) or train(
+            start(seed),
+            family,
+            dataclasses.replace(recipe, seed=seed),
+            part,
+            display,
+            name=f"{name}-{seed}",
+            resume=is_begun(part / "metatraining"),
+        )
+        yield seed, trained
 
 
 def refuse_used(folder: Path, *, resumable: bool = True) -> None:
