@@ -31,7 +31,7 @@ EMPTY, FILLED = "empty", "filled"
 def compile_all(runs: int | None) -> dict[str, dict[str, Times]]:
     """Trace and compile the programs; return the times of each."""
     experiment = EXPERIMENTS["mnist"]
-    recipe, setting = experiment.recipes["quick"], experiment.settings[0]
+    recipe, setting = experiment.recipe("quick"), experiment.settings[0]
     optimizer, family = experiment.optimizer(jax.random.key(0)), find_family(setting.family)
     windows = Windows(family, recipe.horizon, recipe.truncation, recipe.instances)
     keys = jax.random.split(jax.random.key(1), runs or recipe.validation_runs)

@@ -36,7 +36,7 @@ def setting(name: str) -> tuple[Optimizer, ProblemFamily, Recipe]:
     if name == "quadratic":
         experiment = EXPERIMENTS[name]
         family = find_family(experiment.training_family)
-        return experiment.optimizer(jax.random.key(0)), family, experiment.recipes["quick"]
+        return experiment.optimizer(jax.random.key(0)), family, experiment.recipe("quick")
     family = find_family(name)
     return load(PRETRAINED), family, choose_recipe(400, 90.0, 0, "training", family)
 

@@ -22,7 +22,7 @@ from bygrad.artifacts import SOLVER, Artifact, Manifest, find, load, save, shipp
 from bygrad.cli import main
 from bygrad.experiments import EXPERIMENTS
 from bygrad.metagrads import ESTIMATORS, NRES, Backprop, Members, Replay
-from bygrad.optimizers import HAND_DESIGNED, LEARNED, LSTM, PAPER_BASELINES, Controller, MemoryLSTM, Scaled, Window
+from bygrad.optimizers import BASELINES, LEARNED, LSTM, PAPER_BASELINES, Controller, MemoryLSTM, Scaled, Window
 from bygrad.problems import FAMILIES
 from bygrad.training import Recipe, Validated, is_begun
 
@@ -69,7 +69,7 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_list_shows_every_name(capsys):
     main(["list"])
     shown = capsys.readouterr().out
-    for name in (*EXPERIMENTS, *FAMILIES, *LEARNED, *HAND_DESIGNED, *ESTIMATORS, *shipped_names()):
+    for name in (*EXPERIMENTS, *FAMILIES, *LEARNED, *BASELINES, *ESTIMATORS, *shipped_names()):
         assert re.search(rf"^  {re.escape(name)}\b", shown, re.MULTILINE), name
 
 

@@ -235,3 +235,14 @@ def test_stays_light(arguments: tuple[str, ...]) -> None:
     loaded = {line.rsplit("|", 1)[1].strip() for line in times}
     assert "bygrad" in loaded
     assert sorted(name for name in loaded if is_within(name, HEAVY)) == []
+
+
+def test_no_room_starts_jax_by_being_imported() -> None:
+    """`jax.distributed.initialize` and the choice of devices come before, and a user may import first."""
+    rooms = [room for room in ROOMS if room != "_core"]
+    code = (
+        f"import bygrad, importlib; [importlib.import_module('bygrad.' + it) for it in {rooms}]\n"
+        "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

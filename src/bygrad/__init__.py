@@ -88,7 +88,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     if name in _ROOMS:
         return importlib.import_module(f".{name}", __name__)
-    # Only now, since it imports JAX: what a room has, a user may have expected here.
+    # Only now, since it imports JAX: what a room has, a user may have expected here. No room starts JAX by being
+    # imported, which would be too early for who has still to tell it of hosts and devices.
     if not name.startswith("_"):
         for room in _ROOMS:
             if name in getattr(importlib.import_module(f".{room}", __name__), "__all__", ()):

@@ -81,6 +81,12 @@ def test_arrays_of_numpy_are_arguments_too(compilations):
 
 
 @pytest.mark.core
+def test_equal_numbers_of_other_types_are_other_programs():
+    times = Program(lambda x, factor: x * factor)
+    found = [times(jnp.arange(3), factor) for factor in (1, 1.0, True)]
+    assert [it.dtype for it in found] == [jnp.int32, jnp.float32, jnp.int32]
+
+
 def test_a_compiled_program_holds_no_arrays_of_its_first_call():
     program, array = Program(lambda it: it + 1), jnp.ones(5)
     gone = weakref.ref(array)

@@ -259,3 +259,18 @@ def test_the_card_holds_the_manifest_and_nothing_in_it_escapes():
     assert "# not a heading" not in lines and "license: other" not in lines
     text = "\n".join(lines)
     assert "6 meta-parameters" in text and manifest.digest in text and '"hidden": 3' in text
+
+
+def test_the_card_promises_no_rule_that_pytorch_does_not_have():
+    shown = {
+        name: model_card(
+            Manifest(name="a/b", optimizer=name, config={}, features=1, tensors={}), "me/b", "b.safetensors"
+        )
+        for name in ("LSTM", "Controller", "STAR")
+    }
+    assert {name: "LearnedOptimizer(" in text for name, text in shown.items()} == {
+        "LSTM": True,
+        "Controller": True,
+        "STAR": False,
+    }
+    assert "no rule for PyTorch" in shown["STAR"]

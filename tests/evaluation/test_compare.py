@@ -10,9 +10,18 @@ import numpy as np
 import optax
 import pytest
 
-from bygrad.evaluation import Protocol, Tuning, best_baseline, compare, strict_json, tuned_levels
+from bygrad.evaluation import (
+    Protocol,
+    Tuning,
+    best_baseline,
+    compare,
+    ratio_to_best,
+    run_curves,
+    strict_json,
+    tuned_levels,
+)
 from bygrad.evaluation.compare import summarize
-from bygrad.optimizers import LSTM, SGD
+from bygrad.optimizers import LSTM, SGD, AdamWCosine
 from bygrad.problems import ProblemFamily, Quadratic
 
 FIELDS = {
@@ -20,6 +29,7 @@ FIELDS = {
     "label",
     "final",
     "area",
+    "each_run",
     "curve",
     "curve_low",
     "curve_high",
@@ -85,6 +95,9 @@ def test_numbers_agree_with_each_other(results):
             assert row["final"]["mean"] == pytest.approx(np.mean(row["curve"][-2:]), rel=1e-6)
             areas = row["area_curve"] or row["curve"]
             assert row["area"]["mean"] == pytest.approx(np.sum(areas[:-1]), rel=1e-6)
+            for measure, each in row["each_run"].items():
+                assert len(each) == row["runs"]
+                assert row[measure]["mean"] == pytest.approx(np.mean(each), rel=1e-6)
 
 
 def test_each_measure_sees_a_baseline_at_its_best(results):
@@ -175,6 +188,36 @@ def test_the_best_baseline_is_hand_designed_and_finite():
     assert best_baseline(rows, "area") == ("hand-designed 3.0", 20.0)
 
 
+def test_a_ratio_to_the_best_is_that_of_pairs_of_runs():
+    def row(kind: str, *finals: float) -> dict[str, object]:
+        return {"kind": kind, "label": kind, "each_run": {"final": finals}} | {
+            "final": {"mean": np.mean(finals), "low": min(finals), "high": max(finals)}
+        }
+
+    rows = {"lstm": row("learned", 0.5, 5.0, 50.0), "adam": row("hand-designed", 1.0, 10.0, 100.0)}
+    assert ratio_to_best(rows, "lstm", "final") == ("hand-designed", (0.5, 0.5, 0.5))
+    del rows["adam"]["each_run"]  # as in older records
+    _, ratio = ratio_to_best(rows, "lstm", "final")
+    assert ratio == pytest.approx((0.5, 0.5 / 37, 50 / 37))
+
+
+@pytest.mark.parametrize("learned", [["Adam"], ["a", "A"], ["LBFGS"]], ids=str)
+def test_no_optimizer_is_taken_for_another(learned):
+    with pytest.raises(ValueError, match="More than one optimizer would be called"):
+        compare(dict.fromkeys(learned, SGD(0.1)), {"Adam": tuning(0.1, 0.1)}, Quadratic(3), PROTOCOL)
+
+
+def test_a_teacher_runs_over_the_horizon_as_it_is_and_is_no_baseline(results):
+    protocol = dataclasses.replace(PROTOCOL, second_order_runs=0)
+    rows = compare({}, {"SGD": tuning(*RATES["SGD"])}, Quadratic(3), protocol, teacher=AdamWCosine(0.3))
+    row = rows["adamwcosine (its teacher)"]
+    ended, _ = run_curves(AdamWCosine(0.3, horizon=5), Quadratic(3), protocol.keys[1], horizon=5, runs=6, chunk=4)
+    assert row["curve"] == pytest.approx(ended.mean(axis=0), rel=1e-5)
+    assert (row["kind"], row["tuning"], row["learning_rate"]) == ("teacher", None, None)
+    assert "learning_rate 0.3" in row["note"]
+    assert best_baseline(rows, "final")[0] == "SGD"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -184,6 +227,10 @@ def test_the_best_baseline_is_hand_designed_and_finite():
         ({"chunk": 0}, "chunk is 0"),
         ({"final_window": 0}, "final_window is 0"),
         ({"final_window": 6}, "final_window is 6, longer than the horizon of 5"),
+        ({"second_order_runs": -1}, "second_order_runs is -1"),
+        ({"rate_scale": -1.0}, "rate_scale is -1.0"),
+        ({"rate_scale": math.nan}, "rate_scale is nan"),
+        ({"rates_at_once": 0}, "rates_at_once is 0"),
     ],
     ids=str,
 )

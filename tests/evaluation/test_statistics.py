@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bygrad.evaluation import statistics
-from bygrad.evaluation.statistics import Interval, bootstrap_curves, bootstrap_mean
+from bygrad.evaluation.statistics import Interval, bootstrap_curves, bootstrap_mean, bootstrap_ratio
 
 
 def naive(values, resamples, level, seed):
@@ -44,6 +44,35 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says():
     assert 0.90 <= covered <= 0.98
 
 
+def test_the_interval_of_a_ratio_is_that_of_a_loop_over_pairs():
+    data = np.random.default_rng(0)
+    reference = data.lognormal(size=30)
+    values = reference * data.lognormal(sigma=0.1, size=30)
+    generator = np.random.default_rng(3)
+    draws = [generator.integers(30, size=30) for _ in range(1000)]
+    ratios = sorted(values[drawn].mean() / reference[drawn].mean() for drawn in draws)
+    found = bootstrap_ratio(values, reference, resamples=1000, seed=3)
+    np.testing.assert_allclose(found, (values.mean() / reference.mean(), ratios[24], ratios[975]), rtol=1e-12)
+    # What makes a problem hard for both cancels.
+    assert found.high - found.low < 0.2 * np.ptp(bootstrap_mean(values)[1:]) / reference.mean()
+
+
+def test_the_interval_of_a_ratio_covers_the_true_ratio_as_often_as_it_says():
+    data = np.random.default_rng(1)
+    reference = data.lognormal(sigma=0.4, size=(300, 60))
+    values = 0.8 * reference * data.lognormal(-0.125, 0.5, size=(300, 60))
+    intervals = [
+        bootstrap_ratio(*pair, resamples=500, seed=i) for i, pair in enumerate(zip(values, reference, strict=True))
+    ]
+    assert 0.89 <= np.mean([it.low <= 0.8 <= it.high for it in intervals]) <= 0.98
+
+
+def test_a_ratio_to_what_is_lost_is_zero_and_of_what_is_lost_infinite():
+    assert bootstrap_ratio([np.nan], [1.0]) == Interval(np.inf, np.inf, np.inf)
+    assert bootstrap_ratio([1.0], [np.inf]) == Interval(0.0, 0.0, 0.0)
+    assert bootstrap_ratio([np.inf], [np.nan]) == Interval(np.inf, np.inf, np.inf)
+
+
 def test_a_single_run_has_an_interval_of_no_width():
     assert bootstrap_mean([0.3]) == Interval(0.3, 0.3, 0.3)
 
@@ -76,6 +105,8 @@ def test_equal_seeds_give_equal_intervals():
     ("call", "what", "remedy"),
     [
         (lambda: bootstrap_mean([]), "no runs", "at least one run"),
+        (lambda: bootstrap_ratio([], []), "no runs", "at least one run"),
+        (lambda: bootstrap_ratio([1.0], [1.0, 2.0]), r"shape \(2,\)", "same problems"),
         (lambda: bootstrap_mean([[1.0, 2.0]]), r"shape \(1, 2\)", "`bootstrap_curves`"),
         (lambda: bootstrap_mean(np.array(1.0)), r"shape \(\)", "one number per run"),
         (lambda: bootstrap_curves([1.0]), r"shape \(1,\)", "`bootstrap_mean`"),

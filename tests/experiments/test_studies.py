@@ -200,10 +200,12 @@ def test_a_contest_is_held_once(tmp_path):
     assert hold(contest, task, tmp_path / "tiny")["levels"][0]["ours"] == -1.0
 
 
-def test_the_teacher_of_the_lstm_is_hand_designed_and_neither_judged_nor_a_baseline(tmp_path, monkeypatch):
-    def evaluate(learned, *_, **__):
-        losses = dict(zip(learned, (3.0, 0.5, 0.25), strict=True))
+def test_the_lstms_of_long_runs_are_judged_by_the_baselines_and_shown_beside_their_teacher(tmp_path, monkeypatch):
+    def evaluate(learned, *_, teacher, **__):
+        assert teacher.learning_rate == pytest.approx(5.6e-3)
+        losses = dict(zip(learned, (3.0, 0.5), strict=True))
         rows = {"adam": {"kind": "hand-designed", "label": "Adam", "final": {"mean": 1.0}}}
+        rows["adam (its teacher)"] = {"kind": "teacher", "label": "Adam (its teacher)", "final": {"mean": 0.25}}
         for name, loss in losses.items():
             final = dict.fromkeys(("mean", "low", "high"), loss)
             rows[name.lower()] = {"kind": "learned", "label": name, "final": final}
@@ -216,8 +218,6 @@ def test_the_teacher_of_the_lstm_is_hand_designed_and_neither_judged_nor_a_basel
     monkeypatch.setattr(horizon, "meta_training_results", lambda *_: None)
     monkeypatch.setattr(horizon, "write_report", lambda *_: None)
     results = horizon.HORIZON.carry_out(task_in(tmp_path))
-    row = results["optimizers"][horizon.TAUGHT_BY.lower()]
-    assert row["kind"] == "hand-designed" and row["learning_rate"] == pytest.approx(5.6e-3)
     lstm, cloned = results["levels"]
     assert (lstm["what"].split(",")[0], lstm["reach"], lstm["reached"]) == ("LSTM", None, None)
     assert "best tuned baseline: Adam 1)" in cloned["what"] and (cloned["reach"], cloned["reached"]) == (1.0, True)

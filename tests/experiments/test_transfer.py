@@ -213,8 +213,8 @@ def test_the_calibrated_rate_is_chosen_on_the_runs_for_tuning_alone():
 def test_it_runs_resumes_and_reports(tmp_path, monkeypatch):
     # One damping, and as many runs to tune on as to report, so that both are one program; where a grid ends, see above.
     monkeypatch.setattr(transfer, "EXTENSIONS", 0)
-    one = {name: (np.full(1, 0.1), methods) for name, (_, methods) in transfer.SECOND_ORDER.items()}
-    monkeypatch.setattr(transfer, "SECOND_ORDER", one)
+    one = {name: (np.full(1, 0.1), methods) for name, (_, methods) in transfer.second_order_methods().items()}
+    monkeypatch.setattr(transfer, "second_order_methods", lambda: one)
     text = io.StringIO()
     effort = Effort(4, 2, 2, (ROWS[0],))
     learned = {"stand-in": Controller(jax.random.key(0))}

@@ -1,5 +1,6 @@
 """Families by name and from a user's file."""
 
+import inspect
 import sys
 from pathlib import Path
 
@@ -103,6 +104,18 @@ def test_a_file_alone_names_the_one_family_in_it(file):
     file.write_text("")
     with pytest.raises(ValueError, match="has no family class; it has none: subclass"):
         find_family(str(file))
+
+
+def test_two_files_of_one_name_are_two_modules(tmp_path):
+    text = "import bygrad\nclass Mine(bygrad.Quadratic):\n    where = {!r}\n"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "prob.py").write_text(text.format(folder))
+    one, other = (find_family(str(tmp_path / folder / "prob.py")) for folder in ("a", "b"))
+    assert (one.where, other.where) == ("a", "b")
+    assert [Path(inspect.getfile(type(it))).parent.name for it in (one, other)] == ["a", "b"]
+    again = find_family(str(tmp_path / "a" / "prob.py"))
+    assert type(again).__module__ == type(one).__module__ == "bygrad_user_prob"
 
 
 def test_annotations_in_a_file_may_be_text(file):

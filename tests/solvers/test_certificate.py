@@ -16,7 +16,6 @@ from bygrad.solvers import (
     Usual,
     candidates,
     failure_bound,
-    has_drifted,
     percentile_bound,
 )
 from bygrad.solvers.certificate import is_excess
@@ -54,15 +53,6 @@ def test_the_percentile_bound_is_wrong_as_seldom_as_it_says():
 
 def test_too_few_draws_bound_no_percentile():
     assert percentile_bound(np.arange(100.0)) == math.inf
-
-
-def test_the_alarm_is_false_as_seldom_as_it_says_and_sees_drift():
-    draw, level = np.random.default_rng(2), 0.1
-    known, served = draw.binomial(500, 0.04, size=400), draw.binomial(400, 0.04, size=400)
-    alarms = [has_drifted(int(b), 400, int(a), 500, 1 - level) for a, b in zip(known, served, strict=True)]
-    assert np.mean(alarms) <= level
-    assert has_drifted(80, 400, 20, 500)
-    assert not has_drifted(0, 0, 20, 500) and not has_drifted(400, 400, 500, 500)
 
 
 def test_an_excess_is_what_chance_gives_less_often():

@@ -36,6 +36,7 @@ from bygrad.solvers import (
 )
 from bygrad.solvers.candidates import BestKnown, is_solved
 from bygrad.solvers.card import report
+from bygrad.solvers.starts import starting_points
 from bygrad.solvers.training import Examples, train_start
 
 from .families import TIMES, Decay, decay_rates, decays
@@ -217,6 +218,24 @@ def test_what_is_chance_in_each_call_is_drift_in_all_of_them(learned):
 def test_instances_of_another_size_are_refused(learned):
     with pytest.raises(ValueError, match=r"has 7 numbers, but those .* learned from had 9"):
         broken_start(learned).solve(decays(5)[:, :7])
+
+
+def test_no_instances_have_no_solutions(learned):
+    for guard in ("certificate", "best_of_two"):
+        found = learned.solve(decays(0), guard=guard)
+        assert found.cost.shape == (0,)
+        assert {leaf.shape[0] for leaf in jax.tree.leaves(found.x)} == {0}
+    assert broken_start(learned).solve(decays(0)).cost.shape == (0,)
+
+
+def test_restarts_are_not_instances():
+    """Where both are drawn alike, one would be the other if their keys were the same."""
+    family = find_family("lennard-jones")
+    drawn = np.asarray(jax.vmap(family.sample)(jax.random.split(jax.random.key(0), 64)))
+    flat = Flat.of(family, drawn[0])
+    starts = starting_points(flat, drawn, 64, None, starts=3, seed=0, batch=64, dtype=np.float32)
+    apart = np.abs(starts[:, None] - drawn.reshape(1, 64, -1)).max(axis=-1)
+    assert apart.reshape(64, 3, 64)[:, 1:].min() > 1e-2
 
 
 def test_a_guess_is_taken_where_it_is_better(learned):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bygrad.optimizers import LSTM, Adam, Controller
-from bygrad.problems import Quadratic
+from bygrad.problems import ProblemFamily, Quadratic
 from bygrad.unroll import Windows, rollout
 
 pytestmark = pytest.mark.core
@@ -66,6 +66,28 @@ def test_an_instance_is_renewed_when_its_horizon_is_over_and_only_then(name):
             assert int(inner.step[i]) == int(renewed.step[i]) + 2
     assert [i for i, _ in seen] == [2, 1, 0, 2]  # the oldest first
     assert len({params for _, params in seen}) == len(seen)  # and never the same problem again
+
+
+class Echo(ProblemFamily):
+    """Instances and the noise of losses are drawn alike, from the key that each is given."""
+
+    def sample(self, key):
+        return jax.random.normal(key, (3,))
+
+    def init(self, instance, key):
+        return jnp.zeros(3)
+
+    def loss(self, params, instance, key):
+        return params @ jax.random.normal(key, (3,))
+
+
+def test_a_fresh_instance_is_not_the_noise_of_the_last_loss():
+    windows = Windows(Echo(), horizon=2, truncation=2, instances=2)
+    inner, seen = rollout(Adam(), Echo(), windows.begin(Adam(), jax.random.key(0)), 2)
+    fresh = windows.renew(Adam(), inner).instance
+    noise = np.concatenate([np.asarray(seen.grads).reshape(-1, 3), np.asarray(seen.end_grads).reshape(-1, 3)])
+    apart = np.abs(noise[:, None] - np.asarray(fresh)[None]).max(axis=-1)
+    assert apart.min() > 1e-3
 
 
 def test_runs_can_have_horizons_of_their_own():

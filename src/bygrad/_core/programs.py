@@ -171,7 +171,8 @@ def kind_of(tree: Any) -> tuple[Any, ...]:
 
 
 def _kind_of(leaves: list[Any], structure: Any) -> tuple[Any, ...]:
-    return structure, tuple(_kind(leaf) if is_array(leaf) else leaf for leaf in leaves)
+    # With their types: 1, 1.0 and True are equal, and make different programs.
+    return structure, tuple(_kind(leaf) if is_array(leaf) else (type(leaf), leaf) for leaf in leaves)
 
 
 def _kind(array: Any) -> tuple[Any, ...]:

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple, TypeVar
 
 Tensor = TypeVar("Tensor")
 
+IN_TORCH = "LSTM", "Controller"
+"""Optimizers that have a rule for PyTorch too."""
+
 HANDED_OVER = (
     "{} There the fallback alone moves the params. Train the optimizer on problems like this one, or give"
     " guard=lambda learned: Guard(learned, fallback) to let trials alone decide."

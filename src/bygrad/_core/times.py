@@ -14,9 +14,11 @@ def parse_seconds(budget: str | float | int) -> float:
     >>> parse_seconds("1.5m")
     90.0
     """
-    text = str(budget).strip()
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|m|h)?", text)
-    seconds = float(match[1]) * _UNITS[match[2] or ""] if match else 0.0
+    if isinstance(budget, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|m|h)?", budget.strip())
+        seconds = float(match[1]) * _UNITS[match[2] or ""] if match else 0.0
+    else:
+        seconds = float(budget)
     if not 0 < seconds < math.inf:
-        raise ValueError(f"The budget {text!r} is not a positive duration. Write seconds, or 90s, 5min, 1.5h.")
+        raise ValueError(f"The budget {budget!r} is not a positive duration. Write seconds, or 90s, 5min, 1.5h.")
     return seconds

@@ -23,7 +23,7 @@ def list_names() -> None:
     from ..artifacts import shipped_names
     from ..experiments import EXPERIMENTS, STUDIES
     from ..metagrads import ESTIMATORS
-    from ..optimizers import HAND_DESIGNED, LEARNED
+    from ..optimizers import BASELINES, LEARNED
     from ..problems import FAMILIES
 
     console = Console()
@@ -31,7 +31,7 @@ def list_names() -> None:
         "experiments": [f"{name}: {it.title}" for name, it in (EXPERIMENTS | STUDIES).items()],
         "families": list(FAMILIES),
         "learned optimizers": list(LEARNED),
-        "hand-designed optimizers": list(HAND_DESIGNED),
+        "hand-designed optimizers": list(BASELINES),
         "estimators": list(ESTIMATORS),
         "artifacts": shipped_names(),
     }
@@ -331,17 +331,19 @@ def evaluate(
     from ..evaluation import Protocol, write_report
     from ..experiments import evaluate as carry_out
     from ..experiments import refuse_used
+    from ..optimizers import PAPER_BASELINES
     from ..problems import find_family
 
     require_figures()
     optimizer = load(artifact)
+    name = type(optimizer).__name__
     label = label_of(family)
     folder = out or Path("runs") / f"evaluate-{label}"
     refuse_used(folder, resumable=False)
     protocol = Protocol(horizon, runs=runs, final_window=max(1, horizon // 20), seed=seed, chunk=4)
     with progress() as display:
         results = carry_out(
-            {type(optimizer).__name__: optimizer},
+            {f"{name} (given)" if name in PAPER_BASELINES else name: optimizer},
             find_family(family, data=data, split="test"),
             find_family(family, data=data, split="train"),
             protocol,

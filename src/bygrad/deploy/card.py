@@ -1,8 +1,9 @@
 """The model card of an artifact: its manifest for people to read."""
 
 import json
+import math
 
-from .._core.sizes import horizons
+from .._core.sizes import IN_TORCH, horizons
 from ..artifacts import Manifest
 
 _TEXT = """\
@@ -24,17 +25,14 @@ bygrad pull {repo} --revision COMMIT --out optimizer.safetensors
 bygrad verify optimizer.safetensors
 ```
 
-In JAX, as an optax transformation, and in PyTorch, as a `torch.optim.Optimizer`:
+In JAX, as an optax transformation:
 
 ```python
 import bygrad.deploy
 transformation = bygrad.deploy.optax("optimizer.safetensors"{horizon})
 ```
 
-```python
-from bygrad.deploy.torch import LearnedOptimizer
-optimizer = LearnedOptimizer(model.parameters(), "optimizer.safetensors"{horizon})
-```
+{torch}
 
 It was trained for the problems below. On others, with other sizes of gradients, or for many more steps than its
 horizon, it may do anything: compare it with a tuned baseline first (`bygrad evaluate`), or guard it.
@@ -60,6 +58,14 @@ What it reached on problems that it was not trained on.
 Digest of the meta-parameters: `{digest}`.
 """
 
+_TORCH = """\
+In PyTorch, as a `torch.optim.Optimizer`:
+
+```python
+from bygrad.deploy.torch import LearnedOptimizer
+optimizer = LearnedOptimizer(model.parameters(), "optimizer.safetensors"{horizon})
+```"""
+
 
 def model_card(manifest: Manifest, repo: str, file: str) -> str:
     """Return the card as Markdown with the Hugging Face Hub's metadata in front.
@@ -68,12 +74,8 @@ def model_card(manifest: Manifest, repo: str, file: str) -> str:
     >>> model_card(manifest, "me/first", "optimizer.safetensors").splitlines()[8]
     '# mine/first'
     """
-    parameters = 0
-    for spec in manifest.tensors.values():
-        size = 1
-        for axis in spec.shape:
-            size *= axis
-        parameters += size
+    parameters = sum(math.prod(spec.shape) for spec in manifest.tensors.values())
+    horizon = ", horizon=steps" if horizons(manifest.tensors) else ""
 
     def block(fields: object) -> str:
         # In a fenced block, whatever the strings hold: JSON escapes line breaks, so that none can end it.
@@ -91,5 +93,6 @@ def model_card(manifest: Manifest, repo: str, file: str) -> str:
         validation=block(manifest.validation),
         versions=block(manifest.versions),
         digest=manifest.digest,
-        horizon=", horizon=steps" if horizons(manifest.tensors) else "",
+        horizon=horizon,
+        torch=_TORCH.format(horizon=horizon) if manifest.optimizer in IN_TORCH else "It has no rule for PyTorch.",
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._core.sizes import IN_TORCH
 from ..artifacts import SOLVER, Artifact, ArtifactError, Trajectory, find, load
 from ..artifacts.trajectory import Arrays
 
@@ -71,13 +72,12 @@ def _in_jax(artifact: Artifact, golden: Trajectory) -> list[dict[str, np.ndarray
 
 
 def _in_torch(artifact: Artifact, golden: Trajectory) -> list[dict[str, np.ndarray]]:
+    if artifact.manifest.optimizer not in IN_TORCH:
+        raise NotImplementedError(
+            f"{artifact.manifest.optimizer} cannot be run in PyTorch, which has {', '.join(IN_TORCH)}"
+        )
     if importlib.util.find_spec("torch") is None:
         raise NotImplementedError("PyTorch is not installed: pip install 'bygrad[torch]'")
     from .torch import replay
-    from .torch_rules import RULES
 
-    if artifact.manifest.optimizer not in RULES:
-        raise NotImplementedError(
-            f"{artifact.manifest.optimizer} cannot be run in PyTorch, which has {', '.join(RULES)}"
-        )
     return replay(artifact, golden.steps)

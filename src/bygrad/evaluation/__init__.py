@@ -1,14 +1,24 @@
 """Fair comparison: equally tuned baselines, statistics, figures and the report."""
 
 from .aggregate import bootstrap_iqm, bootstrap_share, interquartile_mean, performance_profile
-from .compare import CONVENTION, Protocol, best_baseline, compare, compare_bfgs, tune_baselines, tuned_levels
+from .compare import (
+    CONVENTION,
+    Protocol,
+    best_baseline,
+    compare,
+    compare_bfgs,
+    ratio_to_best,
+    refuse_one_name,
+    tune_baselines,
+    tuned_levels,
+)
 from .grid import GridRuns, run_grid, run_in_time
 from .levels import level_row
 from .page import Picture, Sheet, write_page
 from .report import LEVEL_HEADINGS, level_cells, loss_of, number, results_table, strict_json, time_line, write_report
 from .runs import area, final, run_curves
 from .second_order import LBFGS, GaussNewton, SecondOrder, bfgs_curves, lbfgs_curves
-from .statistics import Interval, bootstrap_curves, bootstrap_mean
+from .statistics import Interval, bootstrap_curves, bootstrap_mean, bootstrap_ratio
 from .tuning import Tuning, tune, with_learning_rate
 
 __all__ = [
@@ -29,6 +39,7 @@ __all__ = [
     "bootstrap_curves",
     "bootstrap_iqm",
     "bootstrap_mean",
+    "bootstrap_ratio",
     "bootstrap_share",
     "compare",
     "compare_bfgs",
@@ -40,6 +51,8 @@ __all__ = [
     "loss_of",
     "number",
     "performance_profile",
+    "ratio_to_best",
+    "refuse_one_name",
     "results_table",
     "run_curves",
     "run_grid",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from concurrent.futures import as_completed
 from typing import Any, Literal
 
@@ -14,12 +14,12 @@ from .._core.draws import check_seed
 from .._core.programs import Program
 from .._core.threads import Threads
 from .._core.types import PRNGKeyArray
-from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer
+from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer, declare
 from ..problems import ProblemFamily
 from .report import loss_of
 from .runs import SIDE_BY_SIDE, Curves, area, compile_curves, final, run_curves, run_in_chunks
 from .second_order import bfgs_curves, has_objective, lbfgs_curves
-from .statistics import bootstrap_curves, bootstrap_mean
+from .statistics import Interval, bootstrap_curves, bootstrap_mean, bootstrap_ratio
 from .tuning import POINTS, Tuning, run_tuned, tune, with_learning_rate
 
 CONVENTION = (
@@ -65,6 +65,17 @@ class Protocol:
         for name in ("horizon", "runs", "tuning_runs", "final_window", "chunk", "rates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: there would be nothing to compare. Give 1 or more.")
+        if self.second_order_runs < 0:
+            raise ValueError(f"second_order_runs is {self.second_order_runs}. Give 0 to leave L-BFGS out, or more.")
+        if not 0 < self.rate_scale < float("inf"):
+            raise ValueError(
+                f"rate_scale is {self.rate_scale}, but the grid of learning rates is multiplied by it. Give a positive"
+                " number, 1 for networks."
+            )
+        if self.rates_at_once is not None and self.rates_at_once < 1:
+            raise ValueError(
+                f"rates_at_once is {self.rates_at_once}: no rate would run. Give 1 or more, or None for all."
+            )
         if self.final_window > self.horizon:
             raise ValueError(
                 f"final_window is {self.final_window}, longer than the horizon of {self.horizon} steps, so the final"
@@ -165,6 +176,7 @@ def compare(
     watch: Watch | None = None,
     results: MutableMapping[str, dict[str, Any]] | None = None,
     baselines: Mapping[str, type[FromOptax]] = BASELINES,
+    teacher: Optimizer | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run everything on the same fresh instances; return the `optimizers` of a report's results.
 
@@ -173,8 +185,12 @@ def compare(
 
     **Arguments:** `results`: what an interrupted comparison has, by name; what is there is not run again, and what is
     new is put there as it comes. `baselines`: the classes of those that are tuned, where one is not of this package.
+    `teacher`: what the learned one imitated in meta-training, if anything; it runs as it is, and is no baseline.
     """
     results = {} if results is None else results
+    refuse_one_name([*learned, *tunings])
+    taught_by = {} if teacher is None else {f"{type(teacher).__name__} (its teacher)": teacher}
+    taught_by = {name: declare(it, protocol.horizon) for name, it in taught_by.items() if name.lower() not in results}
     learned = {name: optimizer for name, optimizer in learned.items() if name.lower() not in results}
     tunings = {name: tuning for name, tuning in tunings.items() if name.lower() not in results}
 
@@ -188,11 +204,18 @@ def compare(
 
     # Compiled side by side, but run one after the other: they are timed.
     rivals = {name: _built(name, baselines) for name in tunings}
-    everything = [*learned.values(), *(with_learning_rate(rival, 0.0) for rival in rivals.values())]
+    everything = [
+        *learned.values(),
+        *taught_by.values(),
+        *(with_learning_rate(rival, 0.0) for rival in rivals.values()),
+    ]
     with Threads(SIDE_BY_SIDE) as pool:
         list(pool.map(lambda it: compile_curves(it, family, protocol.keys[1], **options), everything))
     for name, optimizer in learned.items():
         results[name.lower()] = summarize("learned", name, *run(optimizer, name), protocol)
+    for name, optimizer in taught_by.items():
+        results[name.lower()] = summarize("teacher", name, *run(optimizer, name), protocol)
+        results[name.lower()]["note"] = _settings(optimizer)
     for name, tuning in tunings.items():
         optimizer = rivals[name]
         curves, seconds = run(with_learning_rate(optimizer, tuning.best_final), name)
@@ -202,12 +225,33 @@ def compare(
             if tuning.best_area != tuning.best_final:
                 curves, _ = run(with_learning_rate(optimizer, tuning.best_area), name)
             summary["area"] = interval_of(area(curves))
+            summary["each_run"]["area"] = _short(area(curves))
             summary["area_curve"] = _short(curves.mean(axis=0))
             summary["area_learning_rate"] = tuning.best_area
         results[name.lower()] = summary
     if protocol.second_order_runs and has_objective(family) and "lbfgs" not in results:
         results["lbfgs"] = _second_order(family, protocol, ticker("L-BFGS"))
     return dict(results)
+
+
+def refuse_one_name(names: Iterable[str]) -> None:
+    """Results go by names in lower case, and one of two alike would be lost.
+
+    **Raises:** `ValueError` where two are alike, or one is that of L-BFGS.
+    """
+    keys = [name.lower() for name in names]
+    if twice := sorted({key for key in keys if keys.count(key) > 1 or key == "lbfgs"}):
+        raise ValueError(
+            f"More than one optimizer would be called {', '.join(twice)} in the results, where names are in lower case"
+            " and `lbfgs` is the row of L-BFGS: one would be taken for the other. Give each learned optimizer a name of"
+            " its own."
+        )
+
+
+def _settings(teacher: Optimizer) -> str:
+    """Say what a teacher is."""
+    values = (f"{name} {float(value):.3g}" for name, value in vars(teacher).items() if np.ndim(value) == 0)
+    return f"Imitated in meta-training ({', '.join(values)}). Chosen by hand, so it is not among the tuned baselines."
 
 
 def _built(name: str, baselines: Mapping[str, type[FromOptax]]) -> FromOptax:
@@ -260,6 +304,7 @@ def summarize(kind: str, label: str, curves: Curves, seconds: float, protocol: P
         "label": label,
         "final": interval_of(final(curves, protocol.final_window)),
         "area": interval_of(area(curves)),
+        "each_run": {"final": _short(final(curves, protocol.final_window)), "area": _short(area(curves))},
         "curve": _short(mean),
         "curve_low": _short(low),
         "curve_high": _short(high),
@@ -283,6 +328,20 @@ def interval_of(values: np.ndarray) -> dict[str, float]:
     """Return mean, interval and median of one number per run, as a report's results have them."""
     interval, values = bootstrap_mean(values), np.where(np.isfinite(values), values, np.inf)
     return {"mean": interval.mean, "low": interval.low, "high": interval.high, "median": float(np.median(values))}
+
+
+def ratio_to_best(
+    optimizers: Mapping[str, Mapping[str, Any]], name: str, measure: Literal["final", "area"]
+) -> tuple[str, Interval]:
+    """Return the label of the best tuned hand-designed optimizer, and the ratio of another's mean to its mean.
+
+    The interval is that over runs in pairs; of rows from before rows kept their runs, that of the other's mean alone.
+    """
+    label, level = best_baseline(optimizers, measure)
+    ours, best = optimizers[name], next(row for row in optimizers.values() if row["label"] == label)
+    if not ("each_run" in ours and "each_run" in best):
+        return label, Interval(*(loss_of(ours[measure][key]) / level for key in ("mean", "low", "high")))
+    return label, bootstrap_ratio(*([loss_of(value) for value in row["each_run"][measure]] for row in (ours, best)))
 
 
 def best_baseline(optimizers: Mapping[str, Mapping[str, Any]], measure: str) -> tuple[str, float]:

@@ -4,8 +4,9 @@
 
     {"experiment": "mnist", "title": ..., "convention": ..., "horizon": 100, "runs": 128, "seed": 0,
      "optimizers": {
-        "adam": {"kind": "learned" | "hand-designed" | "second-order", "label": "Adam",
+        "adam": {"kind": "learned" | "teacher" | "hand-designed" | "second-order", "label": "Adam",
                  "final": {"mean", "low", "high", "median"}, "area": {"mean", "low", "high", "median"},
+                 "each_run": {"final": [one per run], "area": [one per run]},        # missing in older records
                  "curve": [loss after t updates, t = 0 to horizon], "curve_low": [...], "curve_high": [...],
                  "area_curve": [...] | null, "learning_rate": ... | null, "area_learning_rate": ... | null,
                  "seconds_per_step": ..., "runs": ..., "diverged": ..., "note": ... | null,
@@ -40,7 +41,7 @@ Results = Mapping[str, Any]
 Number = float | int | None  # JSON does not tell 1.0 from 1, and has no infinity
 
 _MISSING = "\N{EN DASH}"
-_KINDS = ("learned", "hand-designed", "second-order")
+_KINDS = ("learned", "teacher", "hand-designed", "second-order")
 _HEADINGS = (
     "optimizer",
     "kind",
@@ -189,7 +190,7 @@ def loss_of(value: Number) -> float:
 
 
 def _rows(results: Results) -> list[tuple[str, list[str], list[bool]]]:
-    """(kind, cells, whether each is bold) for each optimizer: learned, hand-designed, second-order."""
+    """(kind, cells, whether each is bold) for each optimizer, in the order of the kinds."""
     entries = sorted(results["optimizers"].values(), key=lambda entry: _KINDS.index(entry["kind"]))
     first_order = [entry for entry in entries if entry["kind"] != "second-order"]
     best = {

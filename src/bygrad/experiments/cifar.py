@@ -34,7 +34,6 @@ _QUICK = Recipe(
     meta_steps=60,
     meta_learning_rate=2e-3,
     clip=0.1,
-    estimator=Imitate(Replay(0.3), Adam(jnp.asarray(0.02)), weight=1.0, every=2),
     validate_every=30,
     validation_runs=1,
     final_window=5,
@@ -56,19 +55,26 @@ WINDOWS = {100: 5, 400: 10, 1_000: 20}
 first does not know how to end the others."""
 
 
-def _teacher(learning_rate: float, b1: float, b2: float) -> AdamWCosine:
+def _imitate() -> Imitate:
+    return Imitate(Replay(0.3), Adam(jnp.asarray(0.02)), weight=1.0, every=2)
+
+
+def teacher() -> AdamWCosine:
+    """Of long runs; the second moment is of ten steps, a memory that an LSTM learns to have."""
+    return _scheduled(0.01, b1=0.9, b2=0.9)
+
+
+def teacher_of_many_labels() -> AdamWCosine:
+    """For five labels and ten: tuned by hand, with ten, on images of training; it is no baseline."""
+    return _scheduled(0.02, b1=0.8, b2=0.95)
+
+
+def _scheduled(learning_rate: float, b1: float, b2: float) -> AdamWCosine:
     settings = {"b1": b1, "b2": b2, "weight_decay": 0.0, "warmup": 50.0}
     return AdamWCosine(jnp.asarray(learning_rate), **{name: jnp.asarray(value) for name, value in settings.items()})
 
 
-TEACHER = _teacher(0.01, b1=0.9, b2=0.9)
-"""The second moment is of ten steps, a memory that an LSTM learns to have."""
-
-MANY_LABELS = _teacher(0.02, b1=0.8, b2=0.95)
-"""For five labels and ten: tuned by hand, with ten, on images of training; it is among no baselines."""
-
-
-def _long_recipes(teacher: AdamWCosine, horizon: int) -> dict[Budget, Recipe]:
+def _long_recipes(horizon: int) -> dict[Budget, Recipe]:
     """Over a long run what counts at the end is to take ever smaller steps, and recorded runs of a teacher show how: no
     gradient is needed beyond them."""
     paper = Recipe(
@@ -78,7 +84,6 @@ def _long_recipes(teacher: AdamWCosine, horizon: int) -> dict[Budget, Recipe]:
         meta_steps=2_500,
         meta_learning_rate=1e-2,
         warmup=20,
-        estimator=Clone(teacher, coordinates=64),
         validate_every=500,
         validation_runs=2,
         final_window=WINDOWS[horizon],
@@ -105,11 +110,11 @@ def _experiment(
     *,
     optimizer: Callable[..., Optimizer] = _two,
     labels: str | None = None,
-    teacher: AdamWCosine = TEACHER,
+    taught_by: Callable[[], AdamWCosine] = teacher,
 ) -> Experiment:
     """Declare an experiment on runs of `horizon` steps.
 
-    `labels`: the family whose labels the optimizer is learned on, where it is another. `teacher`: of long runs.
+    `labels`: the family whose labels the optimizer is learned on, where it is another. `taught_by`: in long runs.
     """
     setting = Setting(
         name="main",
@@ -122,8 +127,17 @@ def _experiment(
     )
     long = horizon > min(WINDOWS)
     optimizer = functools.partial(optimizer, memory=horizon if long else None)
-    recipes, protocols = (_long_recipes(teacher, horizon), _LONG_PROTOCOLS) if long else (_RECIPES, _PROTOCOLS)
-    return Experiment(name, title, optimizer, recipes, protocols, (setting,), train_on=f"{labels or family}-16")
+    recipes, protocols = (_long_recipes(horizon), _LONG_PROTOCOLS) if long else (_RECIPES, _PROTOCOLS)
+    return Experiment(
+        name,
+        setting.title,
+        optimizer,
+        recipes,
+        protocols,
+        (setting,),
+        train_on=f"{labels or family}-16",
+        estimator=(lambda: Clone(taught_by(), coordinates=64)) if long else _imitate,
+    )
 
 
 def _loss(paper: float, reach: float | None) -> Level:
@@ -145,18 +159,18 @@ _LONG_2, _LONG_2_SUB = ((1_000, _share(paper / 0.065, 0.65)) for paper in (0.041
 CIFAR = (
     _experiment("cifar10", "CIFAR-10, two LSTMs", *_10, *_SHORT_10),
     _experiment("cifar10-one", "CIFAR-10, one LSTM for all", *_10, *_SHORT_10, optimizer=_one),
-    _experiment("cifar10-middle", "CIFAR-10", *_10, *_MIDDLE_10, teacher=MANY_LABELS),
-    _experiment("cifar10-long", "CIFAR-10", *_10, *_LONG_10, teacher=MANY_LABELS),
+    _experiment("cifar10-middle", "CIFAR-10", *_10, *_MIDDLE_10, taught_by=teacher_of_many_labels),
+    _experiment("cifar10-long", "CIFAR-10", *_10, *_LONG_10, taught_by=teacher_of_many_labels),
     _experiment("cifar5", "CIFAR-5", *_5, *_SHORT_5),
     _experiment("cifar5-sub", f"CIFAR-5, {_HELD_OUT}", *_5, *_SHORT_5_SUB, labels="cifar5-held-out"),
-    _experiment("cifar5-long", "CIFAR-5", *_5, *_LONG_5, teacher=MANY_LABELS),
+    _experiment("cifar5-long", "CIFAR-5", *_5, *_LONG_5, taught_by=teacher_of_many_labels),
     _experiment(
         "cifar5-long-sub",
         f"CIFAR-5, {_HELD_OUT}",
         *_5,
         *_LONG_5_SUB,
         labels="cifar5-held-out",
-        teacher=MANY_LABELS,
+        taught_by=teacher_of_many_labels,
     ),
     _experiment("cifar2", "CIFAR-2", *_2, *_SHORT_2),
     _experiment("cifar2-sub", f"CIFAR-2, {_HELD_OUT}", *_2, *_SHORT_2_SUB, labels="cifar2-held-out"),

@@ -6,6 +6,7 @@ from typing import Literal
 
 from .._core.types import PRNGKeyArray
 from ..evaluation import Protocol
+from ..metagrads import Estimator
 from ..optimizers import Optimizer
 from ..training import Recipe
 from .pictures import Illustrate
@@ -51,7 +52,8 @@ class Experiment:
 
     `optimizer` builds the untrained one. `recipes`: how to train it, by budget. `protocols`: how to compare, by budget;
     horizon and final window come from the setting. `quick` tests in the first setting only. `illustrate` makes pictures
-    of runs, for problems that have any.
+    of runs, for problems that have any. `estimator` builds that of the recipes where it holds a teacher, whose arrays
+    no declaration may hold: importing it would start JAX, before a user has told it of hosts or devices.
     """
 
     name: str
@@ -62,6 +64,12 @@ class Experiment:
     settings: tuple[Setting, ...]
     train_on: str | None = None
     illustrate: Illustrate | None = None
+    estimator: Callable[[], Estimator] | None = None
+
+    def recipe(self, budget: Budget) -> Recipe:
+        """How to train within a budget."""
+        recipe = self.recipes[budget]
+        return recipe if self.estimator is None else dataclasses.replace(recipe, estimator=self.estimator())
 
     @property
     def training_family(self) -> str:

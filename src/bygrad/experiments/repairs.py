@@ -33,7 +33,7 @@ class Repair:
 
     build: Callable[[PRNGKeyArray], Optimizer]
     change: Callable[[ProblemFamily], ProblemFamily] = lambda family: family
-    estimator: Estimator = dataclasses.field(default_factory=lambda: Replay(0.25))
+    estimator: Callable[[], Estimator] = lambda: Replay(0.25)
     horizons: tuple[int, ...] | None = None
 
 
@@ -45,18 +45,21 @@ def _rnnprop(key: PRNGKeyArray) -> Optimizer:
     return RNNprop(key, output_scale=0.1, initial_step=0.1)
 
 
-_TAUGHT = Imitate(Replay(0.25), Adam())  # at its default rate, 1e-2
+def _taught() -> Imitate:
+    return Imitate(Replay(0.25), Adam())  # at its default rate, 1e-2
+
+
 _GROWING = (20, 60, 100, 200)
 """Three stages; the last horizon is to be judged by only."""
 
 REPAIRS: dict[str, Repair] = {
     "LSTM": Repair(_lstm),
     "LSTM+scaling": Repair(_lstm, RandomScale),
-    "LSTM+imitation": Repair(_lstm, estimator=_TAUGHT),
+    "LSTM+imitation": Repair(_lstm, estimator=_taught),
     "LSTM+curriculum": Repair(_lstm, horizons=_GROWING),
     "RNNprop": Repair(_rnnprop),
     "RNNprop+scaling": Repair(_rnnprop, RandomScale),
-    "RNNprop+all": Repair(_rnnprop, RandomScale, _TAUGHT, _GROWING),
+    "RNNprop+all": Repair(_rnnprop, RandomScale, _taught, _GROWING),
 }
 """The paper's LSTM as it is, in random units, with imitation of Adam, with growing horizons; RNNprop, whose inputs do
 not know the scale of gradients and whose steps are bounded, as it is, in random units, and with all of it."""
@@ -110,7 +113,7 @@ def _train(label: str, repair: Repair, recipe: Recipe, folder: Path, task: Task)
         return load(kept)
     task.display.say(label, "bold")
     family = repair.change(find_family(LEARNED_ON, data=task.data, split="train"))
-    recipe = dataclasses.replace(recipe, estimator=repair.estimator)
+    recipe = dataclasses.replace(recipe, estimator=repair.estimator())
     optimizer, name = repair.build(jax.random.key(task.seed)), f"repairs/{folder.name}"
     if repair.horizons is None:
         resume = is_begun(folder / "metatraining")

@@ -15,6 +15,7 @@ from ..evaluation import (
     best_baseline,
     level_row,
     loss_of,
+    ratio_to_best,
     strict_json,
     tuned_levels,
     with_learning_rate,
@@ -22,11 +23,10 @@ from ..evaluation import (
 )
 from ..optimizers import BASELINES, Optimizer
 from ..problems import find_family
-from ..training import describe, is_begun, validation_keys
+from ..training import Recipe, describe, is_begun, validation_keys
 from .declaration import Budget, Experiment, Setting
 from .display import Display
 from .paper import paper_curves, paper_scale
-from .pictures import Illustrate
 from .work import MEASURES, Kept, evaluate, finished, meta_training_results, refuse_used, train, tune
 
 
@@ -48,7 +48,7 @@ def reproduce(
 
     **Raises:** `FileExistsError` if the folder exists and `resume` is off; `ValueError` if it holds something else.
     """
-    recipe = dataclasses.replace(experiment.recipes[budget], seed=seed)
+    recipe = dataclasses.replace(experiment.recipe(budget), seed=seed)
     protocol = dataclasses.replace(experiment.protocols[budget], seed=seed)
     identity = {"experiment": experiment.name, "budget": budget, "seed": seed, "data": data}
     identity |= {"recipe": describe(recipe), "protocol": dataclasses.asdict(protocol)}
@@ -83,7 +83,7 @@ def reproduce(
     for setting in (main, *others):
         target = folder if setting is main else folder / setting.name
         result = _results_of(
-            target, setting, trained.optimizer, protocol, tunings, main, data, display, command, experiment.illustrate
+            target, setting, trained.optimizer, protocol, tunings, main, data, display, command, experiment, recipe
         )
         if setting.figure is not None:
             result["paper"] = paper_curves(setting.figure)
@@ -142,7 +142,8 @@ def _results_of(
     data: str,
     display: Display,
     command: str,
-    illustrate: Illustrate | None,
+    experiment: Experiment,
+    recipe: Recipe,
 ) -> dict[str, Any]:
     """Compare in one setting, or read what an interrupted run has compared. Every setting tunes its own baselines."""
     path = folder / "comparison.json"
@@ -162,10 +163,11 @@ def _results_of(
         tunings=tunings,
         experiment=setting.name if setting is not main else None,
         kept=Kept(folder / "optimizers.json"),
+        teacher=getattr(recipe.estimator, "teacher", None),
     )
     results["configuration"]["data"], results["seconds"]["tuning"] = data, seconds
-    if illustrate is not None:
-        results["pictures"] = illustrate(
+    if experiment.illustrate is not None:
+        results["pictures"] = experiment.illustrate(
             find_family(setting.family, data=data, split="test"),
             {"LSTM": optimizer, **_best_two(results["optimizers"])},
             protocol.keys[1],
@@ -190,8 +192,7 @@ def _levels(setting: Setting, results: dict[str, Any]) -> list[dict[str, Any]]:
         ours = results["optimizers"]["lstm"][level.measure]
         label, best = best_baseline(results["optimizers"], level.measure)
         if level.relative:
-            ours = {key: loss_of(value) / best for key, value in ours.items()}
-        known = ", which the interval takes as known" * level.relative
-        what = f"{setting.title}: {level.what} (best tuned baseline: {label} {best:.4g}{known})"
+            ours = ratio_to_best(results["optimizers"], "lstm", level.measure)[1]._asdict()
+        what = f"{setting.title}: {level.what} (best tuned baseline: {label} {best:.4g})"
         rows.append(level_row(what, level.reach, ours["mean"], ours["low"], ours["high"], paper=level.paper))
     return rows

@@ -11,11 +11,16 @@ from ..training import Recipe
 from .declaration import Experiment, Level, Setting
 from .pictures import paintings
 
+
 # A gradient costs many times what the optimizer costs, and recorded runs of a good teacher need none: of Adam with the
 # rate, the decays and the schedule that end lowest on training photographs; the warm-up matters most. To learn from
 # what is achieved as well, over windows or by where whole runs end, made a clone no better: in windows it learns to be
 # fast, and pays for it at the end.
-TEACHER = AdamWCosine(jnp.asarray(48.0), b2=jnp.asarray(0.8), weight_decay=jnp.asarray(0.0), warmup=jnp.asarray(20.0))
+def _clone() -> Clone:
+    rate, b2, decay, warmup = (jnp.asarray(value) for value in (48.0, 0.8, 0.0, 20.0))
+    return Clone(AdamWCosine(rate, b2=b2, weight_decay=decay, warmup=warmup))
+
+
 _PAPER = Recipe(
     horizon=128,
     truncation=128,
@@ -23,7 +28,6 @@ _PAPER = Recipe(
     meta_steps=2_500,
     meta_learning_rate=1e-2,
     warmup=20,
-    estimator=Clone(TEACHER),
     validate_every=500,
     validation_runs=4,
     select="final",
@@ -52,6 +56,7 @@ STYLE = Experiment(
         ),
     },
     illustrate=paintings,
+    estimator=_clone,
     settings=(
         Setting(
             "main",

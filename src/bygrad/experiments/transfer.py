@@ -54,11 +54,14 @@ POINTS = 400
 
 GRID = np.logspace(-1.5, 1.5, RATES)
 
-SECOND_ORDER: dict[str, tuple[np.ndarray, list[SecondOrder]]] = {
-    "L-BFGS": (np.ones(1), [LBFGS(batches=batches) for batches in (16, 128)]),
-    "Gauss-Newton": (0.1 * GRID, [GaussNewton(damping=jnp.ones(()), batches=batches) for batches in (1, 8)]),
-}
-"""Methods that get as much time as tuned Adam takes, with their dampings and samples to tune."""
+
+def second_order_methods() -> dict[str, tuple[np.ndarray, list[SecondOrder]]]:
+    """Methods that get as much time as tuned Adam takes, with their dampings and samples to tune."""
+    return {
+        "L-BFGS": (np.ones(1), [LBFGS(batches=batches) for batches in (16, 128)]),
+        "Gauss-Newton": (0.1 * GRID, [GaussNewton(damping=jnp.ones(()), batches=batches) for batches in (1, 8)]),
+    }
+
 
 FALLBACK = 3e-3
 """Learning rate of the Adam that guards: the one that the controller learned from, not tuned."""
@@ -176,7 +179,7 @@ class _Measured:
     def second_order(self, adam: Mapping[str, Any]) -> dict[str, Any]:
         beside = self._seconds_of(adam)
         optimizers: dict[str, Any] = {}
-        for name, (dampings, methods) in self.named(SECOND_ORDER):
+        for name, (dampings, methods) in self.named(second_order_methods()):
             runs = {
                 f"{method.batches} minibatches": self._run_in_time(method, self.horizon * beside) for method in methods
             }

@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from .._core.files import write_text_atomically
 from .._core.programs import Program
 from ..deploy.jax import export, identify, load, versions
-from ..evaluation import CONVENTION, Protocol, Tuning, compare, strict_json, tune_baselines
+from ..evaluation import CONVENTION, Protocol, Tuning, compare, refuse_one_name, strict_json, tune_baselines
 from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
 from ..training import (
@@ -231,12 +231,14 @@ def evaluate(
     baselines: Mapping[str, type[FromOptax]] = PAPER_BASELINES,
     experiment: str | None = None,
     kept: "Kept | None" = None,
+    teacher: Optimizer | None = None,
 ) -> dict[str, Any]:
     """Tune the `baselines` (unless `tunings` are given), compare, and return the results of a report.
 
     **Arguments:** `tunings`: of baselines that are tuned already; who did it knows how long it took. `kept`: what an
-    interrupted evaluation has; it takes up what comes.
+    interrupted evaluation has; it takes up what comes. `teacher`: what the learned one imitated (`compare`).
     """
+    refuse_one_name([*learned, *(baselines if tunings is None else tunings)])
     check_family(family, jax.random.key(protocol.seed))
     configuration = {"family": describe_family(family), "protocol": dataclasses.asdict(protocol)}
     configuration["optimizers"] = {name: identify(optimizer) for name, optimizer in learned.items()}
@@ -246,7 +248,7 @@ def evaluate(
         tuning = time.perf_counter() - started
     tuned = time.perf_counter()
     classes = {**BASELINES, **baselines}
-    optimizers = compare(learned, tunings, family, protocol, display.phase, kept, classes)
+    optimizers = compare(learned, tunings, family, protocol, display.phase, kept, classes, teacher)
     return {
         "experiment": experiment or type(family).__name__,
         "title": title,

@@ -21,9 +21,10 @@ class FullES(Evolution):
 
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Pairs:
         if windows.truncation != windows.horizon or windows.shortest is not None:
+            horizon = windows.horizon if windows.shortest is None else f"{windows.shortest} to {windows.horizon}"
             raise ValueError(
-                f"FullES looks at whole runs, but the truncation is {windows.truncation} and the horizon"
-                f" {windows.horizon}. Set the truncation to the horizon, or use NRES, which is unbiased with windows."
+                f"FullES looks at whole runs, but the truncation is {windows.truncation} and the horizon {horizon}."
+                " Give one horizon and the truncation that is as long, or use NRES, which is unbiased with windows."
             )
         return super().init(optimizer, windows, key)
 

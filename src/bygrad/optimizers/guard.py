@@ -134,7 +134,7 @@ class Guard(Optimizer, Scheduled):
 
     def declare(self, horizon: int | Int[Array, ""]) -> "Guard":
         until = self.trials.until
-        if isinstance(horizon, int) and until is not None and horizon > until:
+        if isinstance(horizon, int | np.integer) and until is not None and horizon > until:
             remark(beyond(horizon, until, self.trials.first(horizon)))
         parts = declare(self.learned, horizon), declare(self.fallback, horizon), whole_steps(horizon)
         return eqx.tree_at(lambda it: (it.learned, it.fallback, it.trials.horizon), self, parts)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import hashlib
 import importlib.util
 import inspect
 import os
@@ -217,7 +218,11 @@ def _load(path: Path, attribute: str) -> ProblemFamily:
         raise FileNotFoundError(
             f"There is no file {path}, so the family {attribute or 'in it'} cannot be read. Check the path."
         )
-    spec = importlib.util.spec_from_file_location(f"bygrad_user_{path.stem}", path)
+    name = f"bygrad_user_{path.stem}"
+    there = sys.modules.get(name)
+    if there is not None and there.__file__ != str(path.resolve()):  # files of one name in two folders are two modules
+        name += f"_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} cannot be imported as Python. Give a .py file.")
     module = importlib.util.module_from_spec(spec)

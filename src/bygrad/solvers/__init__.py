@@ -3,7 +3,7 @@
 from .admm import ADMM
 from .base import Flat, Method, Progress
 from .card import Card
-from .certificate import failure_bound, has_drifted, percentile_bound
+from .certificate import failure_bound, percentile_bound
 from .doubt import CostLimit, Doubt, LearnedDoubt
 from .drift import Usual
 from .engine import run
@@ -51,7 +51,6 @@ __all__ = [
     "Whitening",
     "classical_method",
     "failure_bound",
-    "has_drifted",
     "implicit",
     "jacobian",
     "learn",

@@ -42,20 +42,6 @@ def percentile_bound(values: np.ndarray, quantile: float = 0.99, confidence: flo
     return float(np.sort(values)[enough[0]]) if len(enough) else math.inf
 
 
-def has_drifted(
-    failures: int, trials: int, known_failures: int, known_trials: int, confidence: float = CONFIDENCE
-) -> bool:
-    """Say whether failures in service are more than chance allows, given those on held-out instances.
-
-    Half of `1 - confidence` goes to the bound on the known rate, half to chance at that rate: where nothing has
-    changed, the alarm is false with probability `1 - confidence` at most.
-    """
-    if trials == 0:
-        return False
-    half = (1 - confidence) / 2
-    return is_excess(failures, trials, failure_bound(known_failures, known_trials, 1 - half), half)
-
-
 def is_excess(count: int, trials: int, rate: float, level: float) -> bool:
     """Say whether `count` or more of independent trials have a probability of `level` at most, if each has `rate`.
 

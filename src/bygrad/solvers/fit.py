@@ -194,7 +194,7 @@ class LearnedSolver:
         count = self.starts if self.doubt is None else 1
         propose = lambda flat, instances, own: proposals(self.start, count, flat, instances, own)  # noqa: E731
         proposed = in_blocks(propose, flat, (instances, first), rows, batch, dtype)
-        return np.concatenate([proposed.reshape(rows, count, -1), own[:, 1:]], axis=1)
+        return np.concatenate([proposed.reshape(rows, count, own.shape[-1]), own[:, 1:]], axis=1)
 
     def _attempt(
         self,
@@ -254,7 +254,7 @@ def _proven_first(
     """
     family = flat.family
     assert isinstance(family, QuadraticProgram) and method.warm is not None
-    if type(family).certify is QuadraticProgram.certify:  # the default, which proves nothing
+    if type(family).certify is QuadraticProgram.certify or not len(own):  # the default proves nothing
         return run(method, flat, instances, own, batch=batch, watch=watch)
     found = in_blocks(_proven, flat, (instances, own), len(own), batch, dtype, method)
     x, dual, (cost, certificate) = found[:, : flat.size], found[:, flat.size : -2], found[:, -2:].T

@@ -19,14 +19,12 @@ DECREASE = 1e-4
 
 
 class Memory(NamedTuple):
-    """The point before and the gradients at both; the trial; the momentum's t; whether the trial was a safe step.
+    """The gradient; the trial; the momentum's t; whether the trial was a safe step.
 
     `highest`: the cost at the start, above which no trial is taken.
     """
 
-    before: Float[Array, " p"]
     gradient: Float[Array, " p"]
-    gradient_before: Float[Array, " p"]
     trial: Float[Array, " p"]
     t: Scalar
     safe: Scalar
@@ -81,9 +79,7 @@ class ProximalGradient(Method):
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         x, zero = flat.allowed(x, instance), jnp.zeros((), x.dtype)
-        return Progress.begin(
-            x, Memory(x, jnp.zeros_like(x), jnp.zeros_like(x), x, zero + 1, zero, jnp.full_like(zero, jnp.inf))
-        )
+        return Progress.begin(x, Memory(jnp.zeros_like(x), x, zero + 1, zero, jnp.full_like(zero, jnp.inf)))
 
     def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
         family = flat.family
@@ -129,7 +125,7 @@ class ProximalGradient(Method):
         )
         safe = jnp.where(taken, 0.0, 1.0).astype(x.dtype)
         highest = jnp.where(first, best, memory.highest)
-        after = Memory(before, slope, slope_before, trial, t_next, safe, highest)
+        after = Memory(slope, trial, t_next, safe, highest)
         count = 1 if self.affine else 2
         return Progress(x, best, certificate, status, at.nit + 1, at.nfev + count, after)
 

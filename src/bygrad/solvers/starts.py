@@ -12,6 +12,8 @@ from ..problems import Bounded, ProblemFamily
 from .base import Flat, parts_in_words
 from .solution import side_by_side
 
+STARTS_BRANCH = 0x57A7
+
 
 def starting_points(
     flat: Flat,
@@ -48,7 +50,9 @@ def starting_points(
 def _keys(seed: int, rows: int, each: int) -> np.ndarray:
     """Return the data of `each` keys for every row. Powers of two are drawn, so that few numbers of rows compile."""
     count = rows * each
-    drawn = jax.random.key_data(jax.random.split(jax.random.key(seed), 1 << max(count - 1, 0).bit_length()))
+    # Apart from the keys that instances are drawn from: where a restart is drawn as an instance is, it would be one.
+    key = jax.random.fold_in(jax.random.key(seed), STARTS_BRANCH)
+    drawn = jax.random.key_data(jax.random.split(key, 1 << max(count - 1, 0).bit_length()))
     return np.asarray(drawn)[:count].reshape(rows, each, drawn.shape[-1])  # a key does not hang on how many there are
 
 

@@ -14,8 +14,8 @@ from ..problems import ProblemFamily
 from .lift import Lifted, lift
 from .rollout import Inner, draw
 
-HORIZON_BRANCH = 2**31 + 0x4071
-"""Branch of the key of a run that its horizon is drawn from. Lower numbers are those of its steps."""
+HORIZON_BRANCH, RENEWAL_BRANCH = 2**31 + 0x4071, 2**31 + 0x4072
+"""Branches of the key of a run that its horizon is drawn from, and its successor. Lower numbers are its steps'."""
 
 
 class Windows(eqx.Module):
@@ -65,7 +65,9 @@ class Windows(eqx.Module):
     def renew(self, optimizer: Optimizer, inner: Inner, how: Callable[[Optimizer], Lifted] = lift) -> Inner:
         """Replace the instances that have reached the horizon by fresh ones, each drawn from its predecessor's key."""
         done = self.done(inner)
-        keys: Shaped[PRNGKeyArray, " instances"] = jax.vmap(jax.random.fold_in)(inner.key, inner.step)
+        # Not the key of that step alone: the predecessor's last loss was drawn from it.
+        ended = jax.vmap(jax.random.fold_in)(inner.key, inner.step)
+        keys: Shaped[PRNGKeyArray, " instances"] = jax.vmap(jax.random.fold_in, (0, None))(ended, RENEWAL_BRANCH)
         fresh = self._fresh(optimizer, keys, how)
         state = how(optimizer).select(done, fresh.optimizer_state, inner.optimizer_state)
         chosen = trees.select_rows(done, _without_state(fresh), _without_state(inner))

@@ -1,5 +1,6 @@
 """The rules of learned optimizers in PyTorch, one file for each: what `bygrad.optimizers` computes, without JAX."""
 
+from ..._core.sizes import IN_TORCH
 from ...artifacts import Artifact, ArtifactError
 from .adam import Adam
 from .base import Rule, Scheduled
@@ -8,7 +9,7 @@ from .envelope import Envelope
 from .guard import Guard
 from .lstm import LSTM
 
-RULES: dict[str, type[Rule]] = {"LSTM": LSTM, "Controller": Controller}
+RULES: dict[str, type[Rule]] = dict(zip(IN_TORCH, (LSTM, Controller), strict=True))
 """The rules that PyTorch has, by the class name of the optimizer in JAX."""
 
 
