@@ -27,13 +27,13 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from bygrad.evaluation import area, final, run_curves, strict_json, tune_baselines
 from bygrad.experiments.general import RECIPE, held_out, mixture
 from bygrad.experiments.general import start as untrained
-from bygrad.experiments.specialize import choose_recipe, protocol_of
 from bygrad.experiments.transfer_rows import ROWS, images_of
 from bygrad.optimizers import HAND_DESIGNED, Controller, Optimizer, declare
 from bygrad.optimizers.base import Scheduled
 from bygrad.optimizers.controller import TENSOR_FEATURES
 from bygrad.problems import find_family
 from bygrad.training import meta_train
+from bygrad.workflows.specialize import choose_recipe, protocol_of
 
 HORIZON = 400
 FAMILIES = {"ReLU": "digits", "tanh": "digits-tanh", "GELU": "digits-gelu"}

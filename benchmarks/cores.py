@@ -22,10 +22,10 @@ from _common import parser, show, write_record
 from bygrad._core.hosts import usable_cores
 from bygrad.deploy.jax import load
 from bygrad.experiments import EXPERIMENTS
-from bygrad.experiments.specialize import PRETRAINED, choose_recipe
 from bygrad.optimizers import Optimizer
 from bygrad.problems import ProblemFamily, find_family
 from bygrad.training import Recipe, Stepped, meta_train
+from bygrad.workflows.specialize import PRETRAINED, choose_recipe
 
 CASES = {"digits": 300, "mnist": 60, "digits-conv": 40, "quadratic": 100}
 """Meta-steps of a measurement, by family; the first fifth is not timed."""

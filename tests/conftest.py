@@ -43,6 +43,22 @@ def _forget_compiled_programs():
         sys.modules["jax"].clear_caches()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_rendered(request: pytest.FixtureRequest):
+    """Rendering takes longer than what is tested here; `tests/evaluation` asks what comes of it."""
+    if request.path.parent.name not in ("experiments", "workflows"):
+        yield
+        return
+    from matplotlib.figure import Figure
+
+    def savefig(self: Figure, file, *, format, **options):
+        file.write(b"" if format == "png" else "<svg></svg>")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        yield
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--few-cases", action="store_true", help="keep one case of a parametrized test, the last")
 

@@ -162,7 +162,7 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch, capsys):
         named.update(options)
         return SimpleNamespace(best=BEST)
 
-    monkeypatch.setattr("bygrad.experiments.train", carry_out)
+    monkeypatch.setattr("bygrad.workflows.train", carry_out)
     command = ["train", "--family", family, "--seed", "5"]
     main(command)
     expected = {"instances": 8, "meta_learning_rate": 5e-3, "clip": 0.1, "final_window": 5, "seed": 5}
@@ -209,9 +209,7 @@ def test_train_hands_on_what_it_is_told(family, tmp_path, monkeypatch, capsys):
 def test_train_is_not_carried_out_many_times_over(family, tmp_path, monkeypatch, capsys):
     told = []
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
-    monkeypatch.setattr(
-        "bygrad.experiments.train", lambda *given, **_: told.append(given) or SimpleNamespace(best=BEST)
-    )
+    monkeypatch.setattr("bygrad.workflows.train", lambda *given, **_: told.append(given) or SimpleNamespace(best=BEST))
     command = ["train", "--family", family, "--out", str(tmp_path)]
     assert "one of 8 processes" in refusal(command, capsys) and not told
     main([*command, "--hosts", "none"])
@@ -325,7 +323,7 @@ def test_specialize_and_reproduce_carry_out_what_they_are_told(family, tmp_path,
         told.update(options, family=type(problems).__name__, budget=budget)
         return SimpleNamespace(results={"found": 1}, path=tmp_path / "optimizer.safetensors")
 
-    monkeypatch.setattr("bygrad.experiments.specialize", specialize)
+    monkeypatch.setattr("bygrad.workflows.specialize", specialize)
     out, file = tmp_path / "out", tmp_path / "results.json"
     common = ["--seed", "5", "--out", str(out), "--json", str(file), "--resume"]
     command = ["specialize", family, "--budget", "7s", "--objective", "validation", "--horizon", "9", "--held-out", "4"]
@@ -409,7 +407,7 @@ def test_ctrl_c_promises_nothing_where_nothing_is_kept(monkeypatch, capsys):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bygrad.experiments.learn_to_file", interrupt)
+    monkeypatch.setattr("bygrad.workflows.learn_to_file", interrupt)
     with pytest.raises(SystemExit) as ended:
         main(["learn", "oral-dose", "-o", "fit.safetensors"])
     assert ended.value.code == 130 and capsys.readouterr().err.strip() == "Interrupted."

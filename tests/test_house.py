@@ -22,6 +22,7 @@ ROOMS = (
     "artifacts",
     "deploy",
     "evaluation",
+    "workflows",
     "experiments",
     "cli",
 )

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from .evaluation import Protocol as Protocol
     from .evaluation import compare as compare
     from .evaluation import tune_baselines as tune_baselines
-    from .experiments import specialize as specialize
-    from .experiments import trained_on as trained_on
     from .metagrads import NRES as NRES
     from .metagrads import Backprop as Backprop
     from .metagrads import Replay as Replay
@@ -36,6 +34,8 @@ if TYPE_CHECKING:
     from .solvers import solve as solve
     from .training import Recipe as Recipe
     from .training import meta_train as meta_train
+    from .workflows import specialize as specialize
+    from .workflows import trained_on as trained_on
 
 _HOMES = {
     "export": "deploy.jax",
@@ -45,8 +45,8 @@ _HOMES = {
     "Protocol": "evaluation",
     "compare": "evaluation",
     "tune_baselines": "evaluation",
-    "specialize": "experiments",
-    "trained_on": "experiments",
+    "specialize": "workflows",
+    "trained_on": "workflows",
     "Backprop": "metagrads",
     "NRES": "metagrads",
     "Replay": "metagrads",
@@ -77,6 +77,7 @@ _ROOMS = (
     "solvers",
     "training",
     "unroll",
+    "workflows",
 )
 
 __version__ = "0.1.0"

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bygrad.experiments import STUDIES, Display, Specialized, Task, activations
+from bygrad.experiments import STUDIES, Task, activations
 from bygrad.experiments.activations import LEARNED_ON, USED_ON, _level, _ratios, _sheet
 from bygrad.optimizers import SGD
 from bygrad.problems import MLPClassifier, find_family
+from bygrad.workflows import Display, Specialized
 
 
 def row(kind: str, label: str, area: float | None, final: float) -> dict[str, object]:

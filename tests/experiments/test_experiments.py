@@ -21,20 +21,11 @@ from rich.console import Console
 import bygrad
 from bygrad import experiments
 from bygrad.evaluation import Protocol, loss_of
-from bygrad.experiments import (
-    EXPERIMENTS,
-    Display,
-    Experiment,
-    Level,
-    Setting,
-    Task,
-    carry_out,
-    paper_curves,
-    reproduce,
-)
+from bygrad.experiments import EXPERIMENTS, Experiment, Level, Setting, Task, carry_out, paper_curves, reproduce
 from bygrad.optimizers import LSTM, PAPER_BASELINES, Learned, Optimizer
 from bygrad.problems import FAMILIES, ProblemFamily, find_family
 from bygrad.training import RolledBack, Stepped, Validated, Warned
+from bygrad.workflows import Display, claim
 
 FIGURES = Path(experiments.__file__).parent / "paper_curves.csv"
 
@@ -318,7 +309,6 @@ def test_a_mistake_leaves_no_folder_that_is_of_no_use(experiment, tmp_path):
 
 
 def test_more_data_may_be_named_after_those_that_it_began_with(tmp_path):
-    claim = importlib.import_module("bygrad.experiments.reproduce").claim
     identity = {"experiment": "tiny", "data": "mnist"}
     claim(tmp_path, identity, resume=False)
     for other in ("cifar10.npz,mnist", "mnist-all,mnist"):  # the first might be taken instead
@@ -351,7 +341,7 @@ def test_a_meta_training_that_is_over_needs_no_checkpoint(done, experiment, tmp_
         path.unlink()  # compared again, so that it is seen whose optimizer it is
     kept = json.loads((copy / "levels.json").read_text()) | {"SGD": {"area": 123.0}}
     (copy / "levels.json").write_text(json.dumps(kept))
-    monkeypatch.setattr("bygrad.experiments.work.meta_train", None)
+    monkeypatch.setattr("bygrad.workflows.work.meta_train", None)
     again = reproduce(experiment, "paper", copy, display()[0], resume=True, command="bygrad reproduce tiny")
     assert again["optimizers"]["lstm"]["final"] == results["optimizers"]["lstm"]["final"]
     levels = {name: level["area"] for name, level in kept.items()}  # not measured again either
@@ -375,7 +365,7 @@ def test_resuming_where_nothing_is_begins(experiment, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     module = importlib.import_module("bygrad.experiments.reproduce")
-    monkeypatch.setattr(module, "train", stop)
+    monkeypatch.setattr(module, "train_or_read", stop)
     monkeypatch.setattr(module, "tune", lambda *arguments: ({}, None))
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):

@@ -14,12 +14,13 @@ from rich.console import Console
 from bygrad.artifacts import find, load
 from bygrad.deploy.jax import load as load_optimizer
 from bygrad.evaluation import area, run_curves
-from bygrad.experiments import Display, Task
+from bygrad.experiments import Task
 from bygrad.experiments.general import GENERAL, RECIPE, held_out, mixture
 from bygrad.experiments.small_networks import perceptron
 from bygrad.optimizers import Adam, Controller, declare
 from bygrad.problems import ProblemFamily, describe_family, load_images
 from bygrad.training import describe
+from bygrad.workflows import Display
 
 
 def test_the_seed_is_chosen_on_networks_that_the_mixture_has_none_of():
@@ -50,7 +51,7 @@ def test_the_shipped_controller_says_how_to_make_it_again():
 def test_a_controller_that_diverges_where_it_is_judged_is_kept_all_the_same(tmp_path, monkeypatch):
     module = sys.modules[mixture.__module__]
     trained = SimpleNamespace(optimizer=Controller(jax.random.key(0)), best=SimpleNamespace(step=0))
-    monkeypatch.setattr("bygrad.experiments.work.train", lambda *_, **__: trained)
+    monkeypatch.setattr("bygrad.workflows.work.train", lambda *_, **__: trained)
     monkeypatch.setattr(module, "judge", lambda *_: {"deep": {"area": math.inf, "final": 0.5}})
     GENERAL.carry_out(Task("quick", tmp_path, Display(Console(file=io.StringIO()))))
     (scores,) = load(tmp_path / "controller.safetensors").manifest.validation["held_out"].values()

@@ -8,10 +8,11 @@ import pytest
 from rich.console import Console
 
 from bygrad.deploy.jax import export
-from bygrad.experiments import STUDIES, Display, Task, repairs
+from bygrad.experiments import STUDIES, Task, repairs
 from bygrad.experiments.repairs import RECIPES, REPAIRS, finals, rows_of
 from bygrad.optimizers import LSTM
 from bygrad.training import Curriculum
+from bygrad.workflows import Display
 
 
 def row(kind: str, label: str, mean: float | None) -> dict[str, object]:
@@ -37,8 +38,8 @@ def test_a_row_has_a_loss_and_a_ratio_to_the_best_tuned_baseline():
 def test_what_is_trained_is_read_and_not_trained_again(label, tmp_path, monkeypatch):
     trained, calls = LSTM(jax.random.key(1), (2,)), []
 
-    def keep(optimizer, family, recipe, folder, display, *, name, resume):
-        calls.append(resume)
+    def keep(optimizer, family, recipe, folder, display, *, name):
+        calls.append(False)
         export(trained, folder / "optimizer.safetensors", name=name, training={}, validation={})
         return SimpleNamespace(optimizer=trained)
 
@@ -46,7 +47,7 @@ def test_what_is_trained_is_read_and_not_trained_again(label, tmp_path, monkeypa
         calls.append(resume)
         return SimpleNamespace(optimizer=trained)
 
-    monkeypatch.setattr(repairs, "train", keep)
+    monkeypatch.setattr(repairs, "train_or_read", keep)
     monkeypatch.setattr(repairs, "learn_by_curriculum", learn)
     task = Task("quick", tmp_path, Display(Console(quiet=True)))
     for _ in range(2):

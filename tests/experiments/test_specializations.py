@@ -10,9 +10,9 @@ import pytest
 from bygrad.evaluation import Protocol, strict_json
 from bygrad.experiments import STUDIES
 from bygrad.experiments.specializations import CASES, OBJECTIVES, levels_of
-from bygrad.experiments.worth import rows_of, worth_of
 from bygrad.optimizers import SGD
 from bygrad.problems import HeldOut, Quadratic, check_family, find_family, hold_out
+from bygrad.workflows.worth import rows_of, worth_of
 
 
 def results(ours: float, adam: float = 0.25, schedule: float = 0.5) -> dict[str, object]:

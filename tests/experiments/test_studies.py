@@ -17,7 +17,7 @@ from rich.console import Console
 from bygrad._core.programs import Program
 from bygrad.artifacts import load, shipped_names
 from bygrad.evaluation import Protocol, Sheet, bfgs_curves, lbfgs_curves, run_curves
-from bygrad.experiments import EXPERIMENTS, STUDIES, Display, Study, Task, horizon, update_shapes
+from bygrad.experiments import EXPERIMENTS, STUDIES, Study, Task, horizon, update_shapes
 from bygrad.experiments.everything import everything
 from bygrad.experiments.horizon import PROTOCOLS, RECIPES
 from bygrad.experiments.update_shapes import CASES, choose, history, path_of, sweep
@@ -30,12 +30,13 @@ from bygrad.experiments.variations import (
     hold,
     mean_over_trainings,
 )
-from bygrad.experiments.work import gradient_scale, train
-from bygrad.experiments.worth import seconds_per_step
 from bygrad.metagrads import NRES, Replay
 from bygrad.optimizers import LSTM, SGD, Adam, GlobalLSTM, Scaled
 from bygrad.problems import ProblemFamily, Quadratic
 from bygrad.training import Recipe, describe
+from bygrad.workflows import Display
+from bygrad.workflows.work import gradient_scale, train
+from bygrad.workflows.worth import seconds_per_step
 
 
 def task_in(folder, **options) -> Task:
@@ -213,7 +214,7 @@ def test_the_lstms_of_long_runs_are_judged_by_the_baselines_and_shown_beside_the
 
     trained = SimpleNamespace(optimizer=SGD(), best=SimpleNamespace(seconds=1.0))
     monkeypatch.setattr(horizon, "evaluate", evaluate)
-    monkeypatch.setattr(horizon, "finished", lambda folder: trained)
+    monkeypatch.setattr(horizon, "train_or_read", lambda *_, **__: trained)
     monkeypatch.setattr(horizon, "tune", lambda *_: ({}, 1.0))
     monkeypatch.setattr(horizon, "meta_training_results", lambda *_: None)
     monkeypatch.setattr(horizon, "write_report", lambda *_: None)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bygrad.cli import main
-from bygrad.experiments import STUDIES, Display, Task
+from bygrad.experiments import STUDIES, Task
 from bygrad.experiments.thousands import CASES, Case, Effort, Goal, compare, ours, study
 from bygrad.experiments.thousands.cvxpy_rivals import cvxpy_program
 from bygrad.experiments.thousands.families import rolling
@@ -45,6 +45,7 @@ from bygrad.problems import (
 )
 from bygrad.problems.structured import Bounded
 from bygrad.solvers import ADMM, Card, Flat, LearnedSolver, candidates, solve
+from bygrad.workflows import Display
 
 TIMES = np.linspace(0.0, 2.0, 9)
 RNG = np.random.default_rng(0)

@@ -11,15 +11,16 @@ from rich.console import Console
 
 from bygrad import artifacts
 from bygrad.evaluation import strict_json
-from bygrad.experiments import STUDIES, Display, transfer
+from bygrad.experiments import STUDIES, transfer
 from bygrad.experiments.small_networks import perceptron
 from bygrad.experiments.study import Task
 from bygrad.experiments.transfer import RATES, carry_out_rows, choose, labels_of
 from bygrad.experiments.transfer_report import BETTER_ADAM, CALIBRATED, SECOND_ORDER, aggregate, calibrate
 from bygrad.experiments.transfer_rows import ROWS, Effort, LossTimes, images_of
-from bygrad.experiments.work import slug
 from bygrad.optimizers import SGD, TRANSFER_BASELINES, Controller
 from bygrad.problems import ImageData, check_family, load_images
+from bygrad.workflows import Display
+from bygrad.workflows.work import slug
 
 
 def images() -> ImageData:

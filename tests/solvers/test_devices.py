@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from bygrad.cli import main
-from bygrad.experiments import solving
 from bygrad.solvers import engine, solve
+from bygrad.workflows import solving
 
 from .families import Decay, decays
 
@@ -49,7 +49,7 @@ print(json.dumps({"used": sorted(alone), "chosen": sorted(used), "told": [max(to
 
 KILLED = """
 from bygrad import cli
-from bygrad.experiments import parts
+from bygrad.workflows import parts
 
 write, done = parts.write_part, []
 def stop(path, found):

@@ -19,7 +19,6 @@ from bygrad.cli import main
 from bygrad.deploy import hub, load, verify
 from bygrad.deploy.jax import refuse_solver
 from bygrad.deploy.solver import load_solver, save_solver
-from bygrad.experiments import Display, learn_to_file, solve_file, solving
 from bygrad.problems import ProblemFamily, find_family
 from bygrad.problems.structured import Bounded, LeastSquares
 from bygrad.solvers import (
@@ -38,6 +37,7 @@ from bygrad.solvers.candidates import BestKnown, is_solved
 from bygrad.solvers.card import report
 from bygrad.solvers.starts import starting_points
 from bygrad.solvers.training import Examples, train_start
+from bygrad.workflows import Display, learn_to_file, solve_file, solving
 
 from .families import TIMES, Decay, decay_rates, decays
 
@@ -487,7 +487,7 @@ def test_files_are_solved_block_by_block_and_resumed(tmp_path, display, monkeypa
 
 def test_a_run_is_not_resumed_with_another_solver(learned, tmp_path, display, monkeypatch):
     np.save(tmp_path / "data.npy", decays(8))
-    monkeypatch.setattr("bygrad.experiments.parts.write_part", interrupt)
+    monkeypatch.setattr("bygrad.workflows.parts.write_part", interrupt)
     with pytest.raises(KeyboardInterrupt):
         solve_file(learned, tmp_path / "data.npy", tmp_path / "out.npz", display)
     np.save(tmp_path / "row.npy", decays(1)[0])

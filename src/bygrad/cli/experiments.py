@@ -160,12 +160,12 @@ def train(
 
     from .._core.times import parse_seconds
     from ..artifacts import own_name
-    from ..experiments import refuse_used
-    from ..experiments import train as carry_out
     from ..metagrads import ESTIMATORS, Members
     from ..optimizers import PREPROCESSORS
     from ..problems import find_family
     from ..training import Recipe
+    from ..workflows import refuse_used
+    from ..workflows import train as carry_out
 
     if preprocess is not None:
         known(PREPROCESSORS, preprocess, "preprocessor")
@@ -291,8 +291,8 @@ def specialize(
     json: Json = None,
 ) -> None:
     """Learn an optimizer for a family of problems in the time given, and say what it is worth."""
-    from ..experiments import specialize as carry_out
     from ..problems import find_family
+    from ..workflows import specialize as carry_out
 
     require_figures()
     label = label_of(family)
@@ -329,10 +329,10 @@ def evaluate(
     """Compare a trained optimizer with equally tuned baselines on fresh instances of a family."""
     from ..deploy.jax import load
     from ..evaluation import Protocol, write_report
-    from ..experiments import evaluate as carry_out
-    from ..experiments import refuse_used
     from ..optimizers import PAPER_BASELINES
     from ..problems import find_family
+    from ..workflows import evaluate as carry_out
+    from ..workflows import refuse_used
 
     require_figures()
     optimizer = load(artifact)
@@ -366,7 +366,7 @@ def stylize(
 ) -> None:
     """Paint a picture in the style of another, with a learned optimizer."""
     from ..deploy.jax import load
-    from ..experiments import stylize as carry_out
+    from ..workflows import stylize as carry_out
 
     optimizer = load(artifact)
     with progress() as display:

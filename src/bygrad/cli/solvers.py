@@ -27,7 +27,7 @@ def learn(
     seed: Seed = 0,
 ) -> None:
     """Learn a solver for problems that are solved thousands of times, and say whether it pays."""
-    from ..experiments import learn_to_file
+    from ..workflows import learn_to_file
 
     with progress() as display:
         solver = learn_to_file(
@@ -88,9 +88,9 @@ def solve(
     """Solve every instance of a file, alone or with other processes (--hosts); after a kill, --resume goes on."""
     index, count = place_in_job(hosts)
     from ..deploy.solver import load_solver
-    from ..experiments import solve_file
     from ..problems import file_of_family, find_family
     from ..solvers import STATUS
+    from ..workflows import solve_file
 
     is_solver = Path(solver).is_file() and file_of_family(solver) is None
     loaded = load_solver(solver, family) if is_solver else find_family(solver)

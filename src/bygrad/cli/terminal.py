@@ -11,7 +11,7 @@ from rich.console import Console
 
 def progress(quiet: bool = False) -> Any:
     """Return where progress is shown."""
-    from ..experiments import Display
+    from ..workflows import Display
 
     return Display(Console(quiet=quiet))
 

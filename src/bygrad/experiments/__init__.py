@@ -4,7 +4,6 @@ from .activations import ACTIVATIONS
 from .architectures import ARCHITECTURES
 from .cifar import CIFAR
 from .declaration import Budget, Experiment, Level, Setting
-from .display import Display
 from .everything import everything
 from .general import GENERAL
 from .horizon import HORIZON
@@ -13,17 +12,13 @@ from .paper import paper_curves
 from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN
 from .repairs import REPAIRED
 from .reproduce import reproduce
-from .solving import learn_to_file, solve_file
 from .specializations import SPECIALIZATIONS
-from .specialize import Specialized, specialize
 from .study import Study, Task, carry_out
 from .style import STYLE
-from .stylize import paint, stylize
 from .thousands import THOUSANDS
 from .transfer import TRANSFER
 from .update_shapes import UPDATE_SHAPES
 from .variations import VARIATIONS
-from .work import evaluate, refuse_used, train, trained_on
 
 EXPERIMENTS: dict[str, Experiment] = {
     it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST, MNIST_ANY_START, *CIFAR, STYLE)
@@ -53,23 +48,12 @@ __all__ = [
     "EXPERIMENTS",
     "STUDIES",
     "Budget",
-    "Display",
     "Experiment",
     "Level",
     "Setting",
-    "Specialized",
     "Study",
     "Task",
     "carry_out",
-    "evaluate",
-    "learn_to_file",
-    "paint",
     "paper_curves",
-    "refuse_used",
     "reproduce",
-    "solve_file",
-    "specialize",
-    "stylize",
-    "train",
-    "trained_on",
 ]

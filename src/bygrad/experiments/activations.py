@@ -4,8 +4,8 @@ from typing import Any
 
 from ..evaluation import Sheet, best_baseline, level_row, loss_of
 from ..problems import find_family
+from ..workflows.specialize import RIVALS, protocol_of, specialize
 from .declaration import Budget
-from .specialize import RIVALS, protocol_of, specialize
 from .study import Study, Task
 
 LEARNED_ON = "digits-sigmoid"

@@ -17,10 +17,10 @@ from ..problems import CharacterModel, Mixture, MLPClassifier, ProblemFamily, Qu
 from ..problems.catalogue import digit_images
 from ..problems.data import ImageData
 from ..training import Recipe, describe
+from ..workflows.work import train_seeds
 from .declaration import Budget
 from .small_networks import convolutional, perceptron
 from .study import Study, Task
-from .work import train_seeds
 
 SEEDS: dict[Budget, int] = {"quick": 1, "paper": 3}
 """How many controllers are meta-trained, to choose one of."""

@@ -14,10 +14,11 @@ from ..evaluation import Protocol, best_baseline, level_row, strict_json, write_
 from ..metagrads import Clone
 from ..optimizers import LSTM, Adam
 from ..problems import find_family
-from ..training import Recipe, describe, is_begun
+from ..training import Recipe, describe
+from ..workflows.folder import Kept
+from ..workflows.work import evaluate, meta_training_results, train_or_read, tune
 from .declaration import Budget
 from .study import Study, Task
-from .work import Kept, evaluate, finished, meta_training_results, train, tune
 
 PLAIN = "paper/mnist"
 """The LSTM of the paper's experiment, learned from what it achieves in runs of 100 steps."""
@@ -66,10 +67,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
 
     family = find_family("mnist", data=task.data, split="train")
     untrained = LSTM(jax.random.key(task.seed), output_scale=0.1, initial_step=0.1)
-    resume = is_begun(folder / "metatraining")
-    trained = finished(folder) or train(
-        untrained, family, recipe, folder, display, name="paper/mnist-long", resume=resume
-    )
+    trained = train_or_read(untrained, family, recipe, folder, display, name="paper/mnist-long")
     tunings, seconds = tune(family, protocol, folder, display)
     results = evaluate(
         {"LSTM": load(PLAIN), "LSTM, cloned": trained.optimizer},

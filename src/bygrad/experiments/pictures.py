@@ -14,6 +14,7 @@ from ..optimizers import Optimizer
 from ..problems import ProblemFamily, StyleTransfer
 from ..problems.data.pictures import PAINTINGS, load_painting
 from ..unroll import begin, draw, rollout
+from ..workflows.stylize import to_bytes
 
 Illustrate: TypeAlias = Callable[[ProblemFamily, Mapping[str, Optimizer], PRNGKeyArray], dict[str, Any]]
 """Maps a family, optimizers by label and a key to the `pictures` of a report's results."""
@@ -70,11 +71,6 @@ def _images(
     before, end = _run(optimizer, family, keys)
     chosen = np.asarray(before[np.array(STEPS[:-1])])
     return to_bytes(np.concatenate([chosen.reshape(-1, *end.shape), np.asarray(end)[None]]))
-
-
-def to_bytes(image: Any) -> UInt8[np.ndarray, "..."]:
-    """Round pixels in 0..255 to bytes; what lies outside is cut, and what is not finite is black."""
-    return np.round(np.clip(np.nan_to_num(np.asarray(image, np.float32), nan=0.0), 0, 255)).astype(np.uint8)
 
 
 def encode(image: UInt8[np.ndarray, "h w 3"]) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from ..evaluation import Protocol, Sheet, best_baseline, number
 from ..metagrads import Estimator, Imitate, Replay
 from ..optimizers import LSTM, Adam, Optimizer, RNNprop
 from ..problems import ProblemFamily, RandomScale, describe_family, find_family
-from ..training import Curriculum, Recipe, describe, is_begun, learn_by_curriculum
+from ..training import Curriculum, Recipe, describe, learn_by_curriculum
+from ..workflows.work import train_or_read
 from .declaration import Budget
 from .study import Study, Task
-from .work import train
 
 LEARNED_ON = "mnist"
 USED_ON = {"sigmoid": "mnist", "ReLU": "mnist-relu", "two layers": "mnist-2-layers"}
@@ -116,8 +116,7 @@ def _train(label: str, repair: Repair, recipe: Recipe, folder: Path, task: Task)
     recipe = dataclasses.replace(recipe, estimator=repair.estimator())
     optimizer, name = repair.build(jax.random.key(task.seed)), f"repairs/{folder.name}"
     if repair.horizons is None:
-        resume = is_begun(folder / "metatraining")
-        return train(optimizer, family, recipe, folder, task.display, name=name, resume=resume).optimizer
+        return train_or_read(optimizer, family, recipe, folder, task.display, name=name).optimizer
     stages = len(repair.horizons) - 1
     part = dataclasses.replace(recipe, meta_steps=recipe.meta_steps // stages)
     curriculum = Curriculum(part, repair.horizons, rounds=1, patience=1, runs=recipe.validation_runs)

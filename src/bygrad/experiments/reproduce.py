@@ -23,11 +23,12 @@ from ..evaluation import (
 )
 from ..optimizers import BASELINES, Optimizer
 from ..problems import find_family
-from ..training import Recipe, describe, is_begun, validation_keys
+from ..training import Recipe, describe, validation_keys
+from ..workflows.display import Display
+from ..workflows.folder import Kept, claim
+from ..workflows.work import MEASURES, evaluate, meta_training_results, train_or_read, tune
 from .declaration import Budget, Experiment, Setting
-from .display import Display
 from .paper import paper_curves, paper_scale
-from .work import MEASURES, Kept, evaluate, finished, meta_training_results, refuse_used, train, tune
 
 
 def reproduce(
@@ -67,16 +68,8 @@ def reproduce(
         lowest = {name: float(np.min(getattr(tuning, recipe.select))) for name, tuning in tunings.items()}
         display.tuned(MEASURES[recipe.select], lowest)
 
-    trained = finished(folder) or train(
-        experiment.optimizer(jax.random.key(seed)),
-        family,
-        recipe,
-        folder,
-        display,
-        name=f"paper/{experiment.name}",
-        resume=resume and is_begun(folder / "metatraining"),
-        levels=levels,
-    )
+    untrained, name = experiment.optimizer(jax.random.key(seed)), f"paper/{experiment.name}"
+    trained = train_or_read(untrained, family, recipe, folder, display, name=name, levels=levels)
     course = meta_training_results(trained, recipe, levels)
 
     results, reached = {}, []
@@ -100,25 +93,6 @@ def reproduce(
         results["levels"] = reached
         write_report(results, folder)  # after every setting: the next may take hours
     return results
-
-
-def claim(folder: Path, identity: dict[str, Any], resume: bool) -> None:
-    """Write down what a folder is for, or check that it is for this and that `resume` is on."""
-    path = folder / "experiment.json"
-    if not resume or (folder.exists() and not folder.is_dir()):
-        refuse_used(folder)
-    elif folder.exists() and any(folder.iterdir()):
-        found = json.loads(path.read_text()) if path.exists() else {}
-        # More sources of data at the end change nothing for what has found its own among the first.
-        if str(identity.get("data", "")).startswith(f"{found.get('data')},"):
-            found["data"] = identity["data"]
-        if different := [key for key in identity if found.get(key) != identity[key]]:
-            pairs = ", ".join(f"{key} was {found.get(key)}, is {identity[key]}" for key in different)
-            raise ValueError(
-                f"{folder} holds another experiment ({pairs}), so it cannot be resumed as this one. Resume with the"
-                " same arguments, or choose another folder."
-            )
-    write_text_atomically(path, json.dumps(identity, indent=2))
 
 
 def _tunings(

@@ -7,10 +7,10 @@ from typing import Any
 
 from ..evaluation import LEVEL_HEADINGS, Sheet, best_baseline, level_cells, level_row, loss_of, strict_json
 from ..problems import find_family
+from ..workflows.specialize import Objective, specialize
+from ..workflows.worth import ratio
 from .declaration import Budget
-from .specialize import Objective, specialize
 from .study import Study, Task
-from .worth import ratio
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,11 @@ from ..deploy.jax import versions
 from ..evaluation import Picture, Protocol, Sheet, strict_json, write_page, write_report
 from ..optimizers import PAPER_BASELINES, FromOptax, Optimizer
 from ..problems import ProblemFamily
+from ..workflows.display import Display
+from ..workflows.folder import claim, leaving_nothing
+from ..workflows.work import evaluate, machine, slug
 from .declaration import Budget, Experiment
-from .display import Display
-from .reproduce import claim, reproduce
-from .work import evaluate, leaving_nothing, machine, slug
+from .reproduce import reproduce
 
 
 @dataclasses.dataclass(frozen=True)

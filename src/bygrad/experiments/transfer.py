@@ -35,10 +35,10 @@ from ..evaluation.tuning import CENTRES, EXTENSIONS, beyond
 from ..optimizers import TRANSFER_BASELINES, Adam, Cosine, FromOptax, Guard, Optimizer
 from ..problems import describe_family
 from ..problems.data import ImageData
+from ..workflows.work import machine, slug
 from .study import Study, Task
 from .transfer_report import CALIBRATED, CALIBRATED_FROM, REFERENCE, aggregate, write_transfer_report
 from .transfer_rows import EFFORTS, Effort, Row, images_of
-from .work import machine, slug
 
 RATES = 13
 """Learning rates of a baseline's first grid: four a decade over three decades."""

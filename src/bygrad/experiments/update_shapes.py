@@ -14,9 +14,9 @@ from ..evaluation.drawing import colours
 from ..optimizers import BASELINES, SGD, Adam, Coordinatewise, Optimizer
 from ..problems import ProblemFamily, find_family
 from ..unroll import begin, rollout
+from ..workflows.folder import Kept
 from .declaration import Budget
 from .study import Study, Task
-from .work import Kept
 
 if TYPE_CHECKING:
     import matplotlib.figure

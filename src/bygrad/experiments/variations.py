@@ -33,9 +33,9 @@ from ..metagrads import Backprop, Replay
 from ..optimizers import LSTM, GlobalLSTM, MemoryLSTM, Optimizer, Scaled, Window
 from ..problems import ProblemFamily, find_family
 from ..training import Recipe, describe
+from ..workflows.work import evaluate, meta_training_results, slug, train_seeds
 from .declaration import Budget
 from .study import Study, Task
-from .work import evaluate, meta_training_results, slug, train_seeds
 
 Build = Callable[[PRNGKeyArray], Optimizer]
 

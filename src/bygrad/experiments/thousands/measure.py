@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from ..._core.files import write_arrays_atomically
 from ..._core.hosts import usable_cores
 from ...deploy.jax import versions
-from ..work import machine
+from ...workflows.work import machine
 from .judge import Assessed
 from .rival import Outcome, Run
 

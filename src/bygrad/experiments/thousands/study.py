@@ -18,11 +18,11 @@ from ...evaluation import strict_json
 from ...optimizers import LSTM, Optimizer
 from ...solvers import Flat, LearnedSolver, learn
 from ...solvers.base import certified
-from ...training import Recipe, is_begun
+from ...training import Recipe
+from ...workflows.folder import claim
+from ...workflows.work import slug, train_or_read
 from ..declaration import Budget
-from ..reproduce import claim
 from ..study import Study, Task
-from ..work import slug, train
 from . import ours
 from .families import CASES, Case, draw
 from .judge import Kind, assess, kind_of
@@ -211,8 +211,7 @@ class _Comparison:
                 seed=self.task.seed,
             )
             optimizer, name = LSTM(jax.random.key(self.task.seed)), f"thousands/{self.case.name}"
-            resume = is_begun(folder / "metatraining")
-            train(optimizer, self.flat.family, recipe, folder, self.task.display, name=name, resume=resume)
+            train_or_read(optimizer, self.flat.family, recipe, folder, self.task.display, name=name)
         return load(path)
 
     def block(self) -> Block:

@@ -16,8 +16,13 @@ from rich.console import Console
 import bygrad
 from bygrad.deploy.jax import export
 from bygrad.evaluation import Tuning
-from bygrad.experiments.display import Display
-from bygrad.experiments.specialize import (
+from bygrad.metagrads import NRES, Members
+from bygrad.optimizers import Controller
+from bygrad.problems import HeldOut, Mixture, ProblemFamily, find_family
+from bygrad.training import Recipe, Warned, describe
+from bygrad.unroll import Windows
+from bygrad.workflows.display import Display
+from bygrad.workflows.specialize import (
     PRETRAINED,
     VALIDATIONS,
     Specialized,
@@ -29,12 +34,7 @@ from bygrad.experiments.specialize import (
     resize,
     specialize,
 )
-from bygrad.experiments.worth import sentences
-from bygrad.metagrads import NRES, Members
-from bygrad.optimizers import Controller
-from bygrad.problems import HeldOut, Mixture, ProblemFamily, find_family
-from bygrad.training import Recipe, Warned, describe
-from bygrad.unroll import Windows
+from bygrad.workflows.worth import sentences
 
 HORIZON = 12
 TUNING = Tuning(np.array([0.01, 0.03]), final=np.array([1.0, 2.0]), area=np.array([2.0, 1.0]))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,7 +16,6 @@ from ..optimizers import Optimizer, declare
 from ..problems import ProblemFamily, StyleTransfer
 from ..problems.data.files import kind_of, read_picture, write_picture
 from ..problems.vgg import STRIDE
-from .pictures import to_bytes
 
 Tick = Callable[[int, float], None]
 """Is told the number of updates made and the loss before the last one."""
@@ -98,3 +98,8 @@ def _step(
 
 
 _STEP = Program(_step)
+
+
+def to_bytes(image: Any) -> UInt8[np.ndarray, "..."]:
+    """Round pixels in 0..255 to bytes; what lies outside is cut, and what is not finite is black."""
+    return np.round(np.clip(np.nan_to_num(np.asarray(image, np.float32), nan=0.0), 0, 255)).astype(np.uint8)

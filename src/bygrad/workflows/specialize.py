@@ -34,8 +34,8 @@ from ..problems import HeldOut, Mixture, ProblemFamily, check_family, describe_f
 from ..problems.base import FAMILY_CHANGED, digest_family
 from ..training import Recipe, Stepped, is_begun, meta_train, validation_keys
 from .display import Display
-from .reproduce import claim
-from .work import Kept, evaluate, leaving_nothing, meta_training_results, train, tune
+from .folder import Kept, claim, leaving_nothing
+from .work import METATRAINING, evaluate, meta_training_results, train, tune
 from .worth import rows_of, sentences, worth_of
 
 Objective = Literal["training", "validation"]
@@ -190,16 +190,9 @@ def _specialize(
         display.say(f"begins as {origin}")
         if tuning_seconds is not None:
             tuning_seconds += time.perf_counter() - started
-    trained = train(
-        start,
-        problems,
-        recipe,
-        folder,
-        display,
-        name=own_name(type(family).__name__),
-        resume=is_begun(folder / "metatraining"),
-        levels=levels,
-    )
+    resume = is_begun(folder / METATRAINING)
+    name = own_name(type(family).__name__)
+    trained = train(start, problems, recipe, folder, display, name=name, resume=resume, levels=levels)
     pilot = seconds - (recipe.seconds or seconds)
     spent = trained.log.events[-1].seconds + pilot
 

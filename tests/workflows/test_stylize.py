@@ -11,12 +11,13 @@ from PIL import Image
 
 from bygrad.cli import main
 from bygrad.deploy.jax import export
-from bygrad.experiments import paint, pictures, stylize
+from bygrad.experiments import pictures
 from bygrad.experiments.pictures import painted, paintings, to_bytes
 from bygrad.optimizers import LSTM, SGD, AdamWCosine
 from bygrad.problems import ProblemFamily, StyleTransfer
 from bygrad.problems.data.files import read_picture, write_picture
 from bygrad.problems.data.pictures import load_painting, load_photographs
+from bygrad.workflows import paint, stylize
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """What the commands do beyond one function call: train and keep an optimizer, evaluate and report one."""
 
-import contextlib
 import dataclasses
-import json
 import math
 import os
 import platform
@@ -17,7 +15,6 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .._core.files import write_text_atomically
 from .._core.programs import Program
 from ..deploy.jax import export, identify, load, versions
 from ..evaluation import CONVENTION, Protocol, Tuning, compare, refuse_one_name, strict_json, tune_baselines
@@ -31,19 +28,19 @@ from ..training import (
     Stepped,
     Validated,
     describe,
-    from_lead,
     is_begun,
     meet,
     meta_train,
 )
-from ..training.loop import LOCK
+from ..training.loop import LOG
 from ..unroll import Inner, begin, rollout
 from .display import Display
+from .folder import Kept
+
+METATRAINING = "metatraining"
+"""In the folder of a training, where its log and its checkpoint are."""
 
 MEASURES = {"area": "area", "final": "final loss"}
-
-IDENTITIES = "experiment.json", "family.sha256"
-"""Files that say what a folder is for, and hold nothing of it."""
 
 PIECE = 100
 """Steps whose gradients are looked at together."""
@@ -73,11 +70,28 @@ def train(
     selects by, to compare progress with.
     """
     display.levels, display.measure, display.seconds = levels or {}, recipe.select, recipe.seconds
-    trained = meta_train(optimizer, family, recipe, folder=folder / "metatraining", resume=resume, watch=display.event)
+    trained = meta_train(optimizer, family, recipe, folder=folder / METATRAINING, resume=resume, watch=display.event)
     if jax.process_index() == 0:
         _keep(trained, family, recipe, folder, name)
     meet("kept")
     return trained
+
+
+def train_or_read(
+    optimizer: Optimizer,
+    family: ProblemFamily,
+    recipe: Recipe,
+    folder: Path,
+    display: Display,
+    *,
+    name: str,
+    levels: Mapping[str, float] | None = None,
+) -> MetaTrained[Any]:
+    """`train`, but for what an earlier run has done in the folder: what is finished is read, what is begun goes on."""
+    resume = is_begun(folder / METATRAINING)
+    return finished(folder) or train(
+        optimizer, family, recipe, folder, display, name=name, resume=resume, levels=levels
+    )
 
 
 def train_seeds(
@@ -97,38 +111,14 @@ def train_seeds(
     for seed in seeds:
         part = folder / f"seed-{seed}"
         display.say(f"{name}, seed {seed}")
-        trained = finished(part) or train(
-            start(seed),
-            family,
-            dataclasses.replace(recipe, seed=seed),
-            part,
-            display,
-            name=f"{name}-{seed}",
-            resume=is_begun(part / "metatraining"),
-        )
-        yield seed, trained
-
-
-def refuse_used(folder: Path, *, resumable: bool = True) -> None:
-    """Raise `FileExistsError` if there is a file in the folder, but for the lock of a process that was killed before it
-    wrote any. In a job of several processes, process 0 looks.
-
-    **Arguments:** `resumable`: whether the command that is refused can go on with what is there.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file, so nothing can be kept in it. Choose another folder (--out).")
-    used = from_lead(lambda: str(any(path.is_file() and path.name != LOCK for path in folder.rglob("*"))).encode())
-    if used == b"True":
-        remedy = "Go on with it (--resume) or choose" if resumable else "Choose"
-        raise FileExistsError(
-            f"{folder} already exists, and what is in it would be overwritten. {remedy} another folder (--out)."
-        )
+        seeded = dataclasses.replace(recipe, seed=seed)
+        yield seed, train_or_read(start(seed), family, seeded, part, display, name=f"{name}-{seed}")
 
 
 def finished(folder: Path) -> MetaTrained[Optimizer] | None:
     """Read what `train` has kept in a folder, if it came to its end: for that, the checkpoint is not needed."""
     artifact, log = folder / "optimizer.safetensors", Log(None)
-    if (text := folder / "metatraining" / "log.jsonl").exists() and artifact.exists():
+    if (text := folder / METATRAINING / LOG).exists() and artifact.exists():
         log.recall(text.read_text(), sys.maxsize, math.inf)
     if not (best := [event for event in log.of(Validated) if event.best]):
         return None
@@ -230,7 +220,7 @@ def evaluate(
     tunings: Mapping[str, Tuning] | None = None,
     baselines: Mapping[str, type[FromOptax]] = PAPER_BASELINES,
     experiment: str | None = None,
-    kept: "Kept | None" = None,
+    kept: Kept | None = None,
     teacher: Optimizer | None = None,
 ) -> dict[str, Any]:
     """Tune the `baselines` (unless `tunings` are given), compare, and return the results of a report.
@@ -265,33 +255,6 @@ def evaluate(
         # Of an evaluation that was interrupted nobody knows how long it took.
         "seconds": {"tuning": tuning, "evaluation": time.perf_counter() - tuned if whole else None},
     }
-
-
-@contextlib.contextmanager
-def leaving_nothing(folder: Path) -> Iterator[None]:
-    """Remove from a new folder what says whose it is where an error comes before there is anything else in it: with the
-    mistake mended, the folder can be used."""
-    new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    try:
-        yield
-    except Exception:
-        if new and folder.is_dir() and all(path.name in IDENTITIES for path in folder.iterdir()):
-            for path in folder.iterdir():
-                path.unlink()
-            folder.rmdir()
-        raise
-
-
-class Kept(dict[str, dict[str, Any]]):
-    """Results by name that are in a file as soon as they are here, and are read from it where it exists."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(json.loads(path.read_text()) if path.exists() else {})
-        self._path = path
-
-    def __setitem__(self, name: str, results: dict[str, Any]) -> None:
-        super().__setitem__(name, results)
-        write_text_atomically(self._path, json.dumps(strict_json(dict(self))))
 
 
 def meta_training_results(

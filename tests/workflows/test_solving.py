@@ -15,11 +15,11 @@ from rich.console import Console
 
 from bygrad._core.files import join_arrays_atomically, locked
 from bygrad.cli import main
-from bygrad.experiments import Display, parts, solve_file, solving
 from bygrad.problems import LeastSquares, QuadraticProgram
 from bygrad.solvers import ADMM, STATUS, LearnedSolver, LevenbergMarquardt, solve
 from bygrad.solvers.card import Card
 from bygrad.solvers.drift import Usual
+from bygrad.workflows import Display, parts, solve_file, solving
 
 FILE = """
 import jax.numpy as jnp
@@ -254,7 +254,7 @@ def test_two_who_know_nothing_of_each_other_do_not_solve_the_same(tmp_path, data
 SHARED = """
 import json, sys
 from bygrad import cli
-from bygrad.experiments import parts
+from bygrad.workflows import parts
 
 parts.PAUSE, written, write = 0.05, [], parts.write_part
 def keep(path, found):
