@@ -8,19 +8,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .._core.types import Params, State
-from .base import Learned, Optimizer, drawing_key
+from .base import drawing_key
 from .features import (
     ADAFACTOR_FEATURES,
     MEAN_DECAYS,
+    ArrayRule,
     Dense,
     Moments,
-    RuleState,
     adafactor_features,
     dense_layers,
     mean_square,
     perceptron,
-    update_arrays,
     wire,
 )
 
@@ -30,7 +28,7 @@ SQUARE_DECAY = 0.95
 _ADAM = 7  # among the features: the mean with the shortest memory over the root of the square
 
 
-class Celo2(Optimizer, Learned):
+class Celo2(ArrayRule):
     r"""A perceptron chooses the direction of the step of a matrix; the size is left to the learning rate.
 
     $$u = -\eta \left(\frac{d}{\mathrm{rms}(d)} + \lambda p\right), \qquad d = \mathrm{MLP}(x / \mathrm{rms}(x))$$
@@ -82,21 +80,7 @@ class Celo2(Optimizer, Learned):
     def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "Celo2":
         return cls(drawing_key(key), **config)
 
-    def init(self, params: Params) -> RuleState:
-        return RuleState.zero(params)
-
-    def update(
-        self,
-        grads: Params,
-        state: State,
-        params: Params | None = None,
-        *,
-        value: Float[Array, ""] | None = None,
-        key: PRNGKeyArray | None = None,
-    ) -> tuple[Params, RuleState]:
-        return update_arrays(self._step, grads, state, params)
-
-    def _step(
+    def step_of(
         self, grad: Float[Array, "*c"], param: Float[Array, "*c"], moments: Moments, step: Int[Array, ""]
     ) -> tuple[Float[Array, "*c"], Moments]:
         moments = moments.take(grad, square_decay=SQUARE_DECAY)

@@ -5,6 +5,7 @@ the network is unrolled over its units, and everything from the features to the 
 Features that are constant along an axis stay at that size: their share of a unit is summed once a row or column.
 """
 
+import abc
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._core.trees import widened
-from .._core.types import Params
+from .._core.types import Params, State
+from .base import Learned, Optimizer
 
 MEAN_DECAYS = (0.9, 0.99, 0.999)
 """Of the running means of the gradient, and of the factored second moments."""
@@ -97,23 +99,40 @@ class RuleState(eqx.Module):
         return cls(jnp.zeros((), jnp.int32), tuple(Moments.zero(leaf) for leaf in jax.tree.leaves(params)))
 
 
-def update_arrays(step_of: Any, grads: Params, state: RuleState, params: Params | None) -> tuple[Params, RuleState]:
-    """Give every array to `step_of(grad, param, moments, step)`, in float32 or more; return `(updates, state)`.
+class ArrayRule(Optimizer, Learned):
+    """A rule that sees one array at a time: its gradient, its params, their moments and the time."""
 
-    **Raises:** `ValueError` without params, which these rules look at.
-    """
-    if params is None:
-        raise ValueError(
-            "update() got no params, but this rule has the values of the params among its inputs: without them it would"
-            " be another rule. Call update(grads, state, params)."
-        )
-    leaves, structure = jax.tree.flatten(grads)
-    updates, moments = [], []
-    for grad, param, before in zip(leaves, structure.flatten_up_to(params), state.moments, strict=True):
-        update, after = step_of(widened(grad), widened(param), before, state.step)
-        updates.append(update.astype(grad.dtype))
-        moments.append(after)
-    return jax.tree.unflatten(structure, updates), RuleState(state.step + 1, tuple(moments))
+    @abc.abstractmethod
+    def step_of(
+        self, grad: Float[Array, "*c"], param: Float[Array, "*c"], moments: Moments, step: Int[Array, ""]
+    ) -> tuple[Float[Array, "*c"], Moments]:
+        """Return the update of an array, in float32 or more, and its moments with this gradient."""
+
+    def init(self, params: Params) -> RuleState:
+        return RuleState.zero(params)
+
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None = None,
+        *,
+        value: Float[Array, ""] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, RuleState]:
+        """As `Optimizer.update`. **Raises:** `ValueError` without params, which these rules look at."""
+        if params is None:
+            raise ValueError(
+                "update() got no params, but this rule has the values of the params among its inputs: without them it"
+                " would be another rule. Call update(grads, state, params)."
+            )
+        leaves, structure = jax.tree.flatten(grads)
+        updates, moments = [], []
+        for grad, param, before in zip(leaves, structure.flatten_up_to(params), state.moments, strict=True):
+            update, after = self.step_of(widened(grad), widened(param), before, state.step)
+            updates.append(update.astype(grad.dtype))
+            moments.append(after)
+        return jax.tree.unflatten(structure, updates), RuleState(state.step + 1, tuple(moments))
 
 
 class Decays(eqx.Module):

@@ -7,27 +7,25 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .._core.types import Params, State
-from .base import Learned, Optimizer, drawing_key
+from .base import drawing_key
 from .features import (
     ADAFACTOR_FEATURES,
     TIMESCALES,
+    ArrayRule,
     Decays,
     Dense,
     Moments,
-    RuleState,
     adafactor_features,
     dense_layers,
     perceptron,
     time_features,
-    update_arrays,
     wire,
 )
 
 _ADAM = 6  # among the features: the mean with the shortest memory over the root of the square
 
 
-class MLPRule(Optimizer, Learned):
+class MLPRule(ArrayRule):
     r"""A perceptron that sees 28 statistics of a param and 11 of time, and answers with direction and magnitude.
 
     $$u = -s\, d\, e^{c\, a}, \qquad (d, a) = \mathrm{MLP}(x / \mathrm{rms}(x), \tanh(t / \tau - 1))$$
@@ -77,21 +75,7 @@ class MLPRule(Optimizer, Learned):
     def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "MLPRule":
         return cls(drawing_key(key), **config)
 
-    def init(self, params: Params) -> RuleState:
-        return RuleState.zero(params)
-
-    def update(
-        self,
-        grads: Params,
-        state: State,
-        params: Params | None = None,
-        *,
-        value: Float[Array, ""] | None = None,
-        key: PRNGKeyArray | None = None,
-    ) -> tuple[Params, RuleState]:
-        return update_arrays(self._step, grads, state, params)
-
-    def _step(
+    def step_of(
         self, grad: Float[Array, "*c"], param: Float[Array, "*c"], moments: Moments, step: Int[Array, ""]
     ) -> tuple[Float[Array, "*c"], Moments]:
         moments = self.decays.take(moments, grad)

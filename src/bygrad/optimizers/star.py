@@ -8,24 +8,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .._core.types import Params, State
-from .base import Learned, Optimizer, drawing_key
+from .base import drawing_key
 from .features import (
     ADAFACTOR_FEATURES,
     TIMESCALES,
+    ArrayRule,
     Decays,
     Dense,
     Moments,
-    RuleState,
     adafactor_features,
     dense_layers,
     perceptron,
     time_features,
-    update_arrays,
 )
 
 
-class STAR(Optimizer, Learned):
+class STAR(ArrayRule):
     r"""Adam with three memories at once, plus a preconditioned learned residual, plus weight decay.
 
     $$u = -\lambda\, e^{c\, a_r} p - \alpha\, e^{c\, a_n} \frac{1}{3} \sum_k \frac{m_k}{\sqrt{v + 10^{-6}}}
@@ -88,21 +86,7 @@ class STAR(Optimizer, Learned):
     def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "STAR":
         return cls(drawing_key(key), **config)
 
-    def init(self, params: Params) -> RuleState:
-        return RuleState.zero(params)
-
-    def update(
-        self,
-        grads: Params,
-        state: State,
-        params: Params | None = None,
-        *,
-        value: Float[Array, ""] | None = None,
-        key: PRNGKeyArray | None = None,
-    ) -> tuple[Params, RuleState]:
-        return update_arrays(self._step, grads, state, params)
-
-    def _step(
+    def step_of(
         self, grad: Float[Array, "*c"], param: Float[Array, "*c"], moments: Moments, step: Int[Array, ""]
     ) -> tuple[Float[Array, "*c"], Moments]:
         moments = self.decays.take(moments, grad)

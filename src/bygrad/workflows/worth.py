@@ -42,8 +42,9 @@ def worth_of(
     rival = with_learning_rate(BASELINES[area_label](), by_label[area_label]["area_learning_rate"])
     ours_step, rival_step = seconds_per_step([optimizer, rival], family, protocol)
 
-    # The same wall-clock as the rival's whole run: ours is told that its run is so much shorter, or longer.
-    same_time = max(1, math.floor(horizon * rival_step / ours_step))
+    # The same wall-clock as the rival's whole run: ours is told that its run is so much shorter. It is never longer, as
+    # no step of ours does less than one of the rivals, and what was timed otherwise is noise.
+    same_time = min(horizon, max(1, math.floor(horizon * rival_step / ours_step)))
     curves, _ = run_curves(
         optimizer, family, protocol.keys[1], horizon=same_time, runs=protocol.runs, chunk=protocol.chunk
     )
