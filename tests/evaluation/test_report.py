@@ -157,6 +157,16 @@ def test_levels_show_their_interval_or_say_that_there_is_none(results):
     assert [level_cells(level)[3] for level in results["levels"]] == ["0.250 [0.200, 0.300]", "2.00 (no interval)"]
 
 
+def test_a_level_is_written_as_finely_as_what_is_held_against_it():
+    def reach(level: float, ours: float, low: float, high: float) -> str:
+        return level_cells({"what": "", "reach": level, "ours": ours, "low": low, "high": high})[2]
+
+    assert reach(-14.234, -14.22, -14.23, -14.21) == "-14.234"
+    assert reach(0.9, 0.932, 0.925, 0.939) == "0.900"
+    assert reach(0.0001234, 1.0, 0.9, 1.1) == "0.000123"  # never with fewer digits than by itself
+    assert reach(1.2e-6, 3e-6, 2e-6, 4e-6) == "1.20e-06"
+
+
 def test_optional_parts_may_be_missing_and_old_figures_go(results, tmp_path):
     write_report(results, tmp_path)
     for key in ("paper", "levels", "machine", "versions", "seconds", "command", "configuration"):

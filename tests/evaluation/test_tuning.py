@@ -10,7 +10,7 @@ import pytest
 from bygrad.evaluation import Protocol, Tuning, strict_json, tune, tune_baselines, with_learning_rate
 from bygrad.evaluation.tuning import _CURVES, EXTENSIONS, POINTS, run_tuned
 from bygrad.optimizers import PAPER_BASELINES, SGD, Adam
-from bygrad.problems import ProblemFamily
+from bygrad.problems import ProblemFamily, Quadratic
 from bygrad.unroll import loss_curves
 
 
@@ -67,6 +67,16 @@ def test_a_rate_at_which_a_run_is_lost_is_infinitely_bad():
     assert np.any(lost)
     assert np.all(np.isinf(tuning.final[lost])) and np.all(np.isinf(tuning.area[lost]))
     assert np.isfinite(tuning.final.min()) and np.isfinite(tuning.area.min())
+
+
+def test_where_no_rate_makes_a_difference_the_middle_one_is_taken():
+    class Flat(Quadratic):
+        def loss(self, params, instance, key):
+            return 3.0 + 0.0 * jnp.sum(params)
+
+    tuning = tune(SGD(), Flat(2), jax.random.key(0), horizon=3, runs=2, points=5)
+    assert len(tuning.learning_rates) == 5
+    assert tuning.best_final == tuning.best_area == tuning.learning_rates[2]
 
 
 def test_nothing_that_works_is_not_an_endless_search():

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import equinox as eqx
@@ -28,6 +30,7 @@ from bygrad.metagrads import (
 from bygrad.optimizers import LSTM, SGD, AdamWCosine, Nesterov, Optimizer, to_portable
 from bygrad.problems import HeldOut, Mixture, ProblemFamily, Quadratic
 from bygrad.training import Event, MetaTrained, Recipe, RolledBack, Stepped, Validated, Warned, meta_train
+from bygrad.training.advice import of_what_was_learned
 from bygrad.training.devices import Devices
 from bygrad.training.loop import MAX_ROLLBACKS
 from bygrad.unroll import loss_curves
@@ -254,11 +257,67 @@ def test_hopeless_meta_training_stops_and_keeps_the_best(tmp_path: Path):
 
 def test_learning_nothing_is_said(tmp_path: Path):
     recipe = Recipe(**TINY, meta_steps=3, meta_learning_rate=1e-9, validate_every=2)
-    with pytest.warns(UserWarning, match="did not improve the area"):  # nobody watches
+    with pytest.warns(UserWarning, match=r"(did not|hardly) improved? the area"):  # nobody watches
         trained = meta_train(Nesterov(0.1), Bowl(), recipe)
     assert isinstance(trained.log.events[-1], Warned)
     assert "did not improve the area on held-out instances" in trained.log.events[-1].message
     assert "Try a meta-learning-rate 3 times larger or smaller" in trained.log.events[-1].message
+
+
+def test_what_has_nothing_to_learn_is_refused():
+    class Still(Optimizer):
+        """Takes no steps, and has no number by which it could."""
+
+        def init(self, params):
+            return ()
+
+        def update(self, grads, state, params=None, *, value=None, key=None):
+            return jax.tree.map(jnp.zeros_like, grads), state
+
+    with pytest.raises(ValueError, match="Still holds no array of floating-point numbers"):
+        meta_train(Still(), Bowl(), Recipe(**TINY))
+
+
+WRONG = """
+import jax, optax, bygrad
+from bygrad.metagrads import Clone, Imitate, Replay
+
+family, recipe = bygrad.Quadratic(2), bygrad.Recipe(horizon=2, truncation=2)
+for call in (
+    lambda: bygrad.meta_train(optax.adam(1e-2), family, recipe),
+    lambda: bygrad.meta_train(bygrad.LSTM, family, recipe),
+    lambda: bygrad.Recipe(estimator=bygrad.NRES),
+    lambda: bygrad.Recipe(instances=4.0),
+    lambda: bygrad.Recipe(meta_steps=True),
+    lambda: Clone(bygrad.Adam),
+    lambda: Imitate(Replay(), "adam"),
+    lambda: bygrad.NRES(sigma="0.1"),
+    lambda: bygrad.NRES(sigma=float("inf")),
+):
+    try:
+        call()
+    except (TypeError, ValueError) as error:
+        print(error)
+"""
+
+
+def test_what_is_of_the_wrong_kind_is_refused_by_name():
+    """In a process of its own, as annotations are not checked for a user."""
+    done = subprocess.run([sys.executable, "-c", WRONG], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = ["no optimizer of this package"] * 2 + ["no estimator of meta-gradients"] + ["no whole number"] * 2
+    said += ["no optimizer of this package"] * 2 + ["pairs must differ"] * 2
+    for line, expected in zip(done.stdout.splitlines(), said, strict=True):
+        assert expected in line
+
+
+def test_what_no_time_was_left_for_is_not_called_a_failure():
+    recipe = Recipe(seconds=1e-6)
+    assert "over before the first meta-step" in of_what_was_learned(SGD(), recipe, 0, 1.0, 1.0)
+    told = of_what_was_learned(SGD(), recipe, 5, 1.0, 0.99)
+    assert "hardly improved" in told and "more time" in told and "output_scale" not in told
+    assert "output_scale" in of_what_was_learned(LSTM(jax.random.key(0)), Recipe(), 5, 1.0, 1.5)
+    assert of_what_was_learned(SGD(), recipe, 5, 1.0, 0.9) is None
 
 
 def test_resuming_without_a_folder_is_refused():

@@ -255,7 +255,7 @@ def test_what_is_trained_has_a_name_and_an_estimator_that_fit_its_family(
     monkeypatch.setattr(module, "tune", lambda *_: ({}, None))
     monkeypatch.setattr(module, "tuned_levels", lambda *_: {})
     monkeypatch.setattr(module, "_start", lambda *_: (Controller(jax.random.key(0)), "nothing"))
-    monkeypatch.setattr(module, "_paced", lambda recipe, *_: recipe)
+    monkeypatch.setattr(module, "_paced", lambda recipe, *_: (recipe, 0.0))
     monkeypatch.setattr(module, "train", train)
     with pytest.raises(KeyboardInterrupt):
         specialize(family, "3s", horizon=HORIZON, folder=tmp_path / "run")
@@ -283,7 +283,7 @@ def test_where_few_meta_steps_fit_the_steps_of_what_is_pretrained_are_resized(
     monkeypatch.setattr(module, "tuned_levels", lambda *_: {})
     monkeypatch.setattr(module, "_start", lambda *_: (Controller(jax.random.key(0), learning_rate=1e-3), origin))
     every = meta_steps // VALIDATIONS
-    monkeypatch.setattr(module, "_paced", lambda recipe, *_: dataclasses.replace(recipe, validate_every=every))
+    monkeypatch.setattr(module, "_paced", lambda recipe, *_: (dataclasses.replace(recipe, validate_every=every), 0.0))
     monkeypatch.setattr(module, "train", train)
     with pytest.raises(KeyboardInterrupt):
         specialize(Bowl(), "3s", horizon=HORIZON, folder=tmp_path / "run")
@@ -313,6 +313,7 @@ def test_worth_in_words_says_when_no_time_is_saved():
         "mean_loss_at_equal_seconds": 1.5,
         "seconds_per_step": 2.0,
         "baseline_seconds_per_step": 1.0,
+        "seconds_of_meta_training": 90.0,
         "seconds_saved_per_run": None,
         "break_even_runs": None,
     }
@@ -323,6 +324,8 @@ def test_worth_in_words_says_when_no_time_is_saved():
     assert "1.50 x that of the best tuned baseline (Nesterov)" in final
     assert last.startswith("it saves no time")
     assert "repay" in sentences(worth | {"seconds_saved_per_run": 0.5, "break_even_runs": 180})[2]
+    start = worth | {"seconds_saved_per_run": 0.5, "seconds_of_meta_training": None}
+    assert sentences(start)[2].startswith("nothing that was learned is in it")
     negative = {"mean_loss": -2.5, "best_mean_loss": -2.0, "mean_loss_at_equal_seconds": -1.0, "final_loss": math.inf}
     mean, final, _ = sentences(worth | negative | {"best_final_loss": -3.0})
     assert "0.5 below that of the best tuned baseline (Adam) at equal steps, 1 above at equal seconds" in mean

@@ -38,11 +38,8 @@ def finish(results: dict[str, Any], folder: Path, file: Path | None) -> None:
     for level in results.get("levels", ()):
         verdict = {None: "reported", True: "reached", False: "NOT reached"}[level["reached"]]
         what, paper, reach, ours, *_ = level_cells(level)
-        console.print(
-            f"{what}: {ours}; paper {paper}, to reach {reach}: {verdict}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        theirs = f"paper {paper}, " * (level.get("paper") is not None)
+        console.print(f"{what}: {ours}; {theirs}to reach {reach}: {verdict}", highlight=False, soft_wrap=True)
     if line := time_line(results):
         console.print(f"time: {line}", highlight=False, soft_wrap=True)
     if file is not None:

@@ -314,8 +314,15 @@ def level_cells(level: Mapping[str, Any]) -> tuple[str, ...]:
     ours = {"mean": level["ours"], "low": level.get("low"), "high": level.get("high")}
     is_alone = ours["low"] is ours["high"] is None
     shown = f"{number(ours['mean'])} (no interval)" if is_alone else _interval(ours, 0)
-    numbers = (number(level.get("paper")), number(level.get("reach")), shown)
+    numbers = (number(level.get("paper")), _as_precise(level.get("reach"), shown), shown)
     return (level["what"], *numbers, words[level.get("reached")], than[level.get("beats_paper")])
+
+
+def _as_precise(value: Number, shown: str) -> str:
+    """Write a level with as many decimals as what is held against it, or they might seem to be the other way round."""
+    decimals = re.match(r"-?\d+\.(\d+)", shown)
+    fine, coarse = None if decimals is None or value is None else number(value, len(decimals[1])), number(value)
+    return coarse if fine is None or len(fine) < len(coarse) or not fine.strip("-0.") else fine
 
 
 def _provenance(results: Results) -> list[str]:

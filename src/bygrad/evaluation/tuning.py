@@ -43,11 +43,11 @@ class Tuning:
 
     @property
     def best_final(self) -> float:
-        return float(self.learning_rates[np.argmin(self.final)])
+        return float(self.learning_rates[_best(self.final)])
 
     @property
     def best_area(self) -> float:
-        return float(self.learning_rates[np.argmin(self.area)])
+        return float(self.learning_rates[_best(self.area)])
 
     def as_json(self) -> dict[str, list[float]]:
         """Return it as lists; `of_json` reads them."""
@@ -57,6 +57,12 @@ class Tuning:
     def of_json(cls, fields: Mapping[str, Sequence[float | None]]) -> "Tuning":
         """Read what `as_json` has given; strict JSON has no number for the loss of a run that diverged."""
         return cls(**{name: np.array([loss_of(it) for it in values]) for name, values in fields.items()})
+
+
+def _best(losses: np.ndarray) -> int:
+    """Return where the least loss is; where several are least, as on a loss that does not move, in their middle."""
+    least = np.flatnonzero(losses == np.min(losses))
+    return int(least[len(least) // 2])
 
 
 def with_learning_rate(optimizer: FromOptax, rate: Any) -> FromOptax:
@@ -98,7 +104,7 @@ def tune(
     rates = centre * 10.0 ** ((np.arange(points) - points // 2) / _A_DECADE)
     finals, areas = measure(rates)
     for _ in range(EXTENSIONS):
-        more = beyond(rates, {int(np.argmin(finals)), int(np.argmin(areas))}, points)
+        more = beyond(rates, {_best(finals), _best(areas)}, points)
         if more is None:
             break
         new = measure(more)

@@ -9,7 +9,7 @@ from .._core import trees
 from ..optimizers import Coordinatewise, Optimizer, Partition
 from ..unroll import Trajectory, Windows, begin, lift, replay, rollout
 from .base import Estimate, Estimator
-from .imitation import arrange, as_teacher, count_of, follow, mean_squares
+from .imitation import arrange, as_teacher, check_teacher, count_of, follow, mean_squares
 
 KEPT = 16
 """How many times the coordinates of a meta-step are kept on record, drawn once: all of a long run fill the memory."""
@@ -61,6 +61,7 @@ class Clone(Estimator):
     coordinates: int = eqx.field(static=True, default=128)
 
     def __check_init__(self) -> None:
+        check_teacher(self.teacher)
         if self.coordinates < 1:
             raise ValueError(
                 f"coordinates is {self.coordinates}: nothing would be imitated. Give the number of coordinates of an"

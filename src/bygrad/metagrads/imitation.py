@@ -47,6 +47,15 @@ class _Teacher(Optimizer, Scheduled):
         return self.optimizer.update(grads, state, params, value=value, key=key)
 
 
+def check_teacher(teacher: Optimizer) -> None:
+    """Refuse what cannot be imitated."""
+    if not isinstance(teacher, Optimizer):
+        raise TypeError(
+            f"The teacher is {teacher!r}, which is no optimizer of this package. Give an instance of one, such as"
+            " bygrad.Adam(1e-3)."
+        )
+
+
 def as_teacher(optimizer: Optimizer, horizon: int) -> Optimizer:
     """Return an optimizer for runs of a horizon, whose path any pupil can be shown."""
     return _Teacher(declare(optimizer, horizon))
@@ -78,6 +87,7 @@ class Imitate(Estimator):
     every: int = eqx.field(static=True, default=4)
 
     def __check_init__(self) -> None:
+        check_teacher(self.teacher)
         if self.every < 1 or not self.weight > 0:
             raise ValueError(
                 f"every={self.every}, weight={self.weight}: nothing would be imitated. Give a weight above 0 and every"

@@ -6,11 +6,13 @@ two share everything random: instance, start, minibatches, and the time when the
 most of the precision comes from.
 """
 
+import math
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from .._core import trees
@@ -36,8 +38,8 @@ class Pairs(eqx.Module):
 
 def check_sigma(sigma: float) -> None:
     """Refuse a distance of zero, or none, between the members of a pair."""
-    if not sigma > 0:
-        raise ValueError(f"sigma is {sigma}, but pairs must differ to tell anything: give a positive number.")
+    if not isinstance(sigma, int | float | np.number) or not 0 < sigma < math.inf:
+        raise ValueError(f"sigma is {sigma!r}, but pairs must differ to tell anything: give a positive number.")
 
 
 def axes(state: Pairs) -> Pairs:

@@ -89,8 +89,14 @@ def of_idle_devices(devices: Devices, instances: int) -> str | None:
     )
 
 
-def of_what_was_learned(measure: str, before: float, after: float) -> str | None:
-    """Return a warning where what counts on held-out instances is no better than at the start, or never was finite."""
+def of_what_was_learned(optimizer: Optimizer, recipe: Recipe, steps: int, before: float, after: float) -> str | None:
+    """Return a warning where what counts on held-out instances is no better than at the start, or never was finite.
+
+    `steps`: meta-steps that were taken. `before`, `after`: what counts, at the start and at its best.
+    """
+    measure = recipe.select
+    if not steps:
+        return f"The {recipe.seconds} s were over before the first meta-step, so nothing was learned. Give more time."
     if not np.isfinite(after):
         return (
             f"No {measure} on held-out instances was ever finite, so what comes back is the untrained optimizer, which"
@@ -98,10 +104,11 @@ def of_what_was_learned(measure: str, before: float, after: float) -> str | None
             " and roots."
         )
     if np.isfinite(before) and not before - after > 0.02 * abs(before):
+        improved = "hardly improved" if after < before else "did not improve"
+        sized = ", an output_scale nearer to the size of useful steps" if hasattr(optimizer, "output_scale") else ""
         return (
-            f"Meta-training did not improve the {measure} on held-out instances (from {before:.4g} to {after:.4g}), so"
-            " the optimizer is as good as at its start. Try a meta-learning-rate 3 times larger or smaller (1e-3 to"
-            " 3e-2 works for LSTMs), more meta-steps, an output_scale nearer to the size of useful steps, or a longer"
-            " truncation."
+            f"Meta-training {improved} the {measure} on held-out instances (from {before:.4g} to {after:.4g}). Try a"
+            " meta-learning-rate 3 times larger or smaller (1e-3 to 3e-2 works for LSTMs), more"
+            f" {'meta-steps' if recipe.seconds is None else 'time'}{sized}, or a longer truncation."
         )
     return None

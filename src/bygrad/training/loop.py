@@ -88,6 +88,16 @@ def meta_train(
     if resume and folder is None:
         raise ValueError("resume is on, but no folder is given, so there is nothing to go on with. Name the folder.")
     recipe = Recipe() if recipe is None else recipe
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"meta_train was given {optimizer!r:.80}, which is no optimizer of this package and has nothing to learn."
+            " Give an instance of one, bygrad.LSTM(jax.random.key(0)), say; docs/rules.md tells how to write a rule."
+        )
+    if not any(map(eqx.is_inexact_array, jax.tree.leaves(optimizer))):
+        raise ValueError(
+            f"{type(optimizer).__name__} holds no array of floating-point numbers, so that there is nothing to learn."
+            " Make what shall be learned an array, and not a static field."
+        )
     check_family(family, jax.random.key(recipe.seed))
     folder = None if folder is None else Path(folder)
     if recipe.before is not None and not (resume and _has(folder, CHECKPOINT)):
@@ -352,10 +362,15 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 f"Meta-training stopped at meta-step {step}: {what}, for the {rollbacks}th time, although the"
                 f" meta-learning-rate was halved each time.{kept} The problem itself probably leaves its domain under"
                 " small steps: check its loss for divisions, logarithms and roots, or lower the optimizer's"
-                " output_scale."
+                f" output_scale.{' Negative losses have no logarithm: leave out log (--log).' * self._takes_logarithms}"
             )
         self._tell(RolledBack(step, f"{what}: back to the last validated state with half the rate", rate, self.seconds))
         return restored
+
+    @property
+    def _takes_logarithms(self) -> bool:
+        estimator = self.recipe.estimator
+        return bool(getattr(getattr(estimator, "estimator", estimator), "log", False))
 
     def _validation(self, learner: Learner) -> tuple[Any, ...]:
         return learner.optimizer, self.windows.family, self.validation_keys, self.recipe.horizon, self.devices
@@ -444,7 +459,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
     def _of_what_was_learned(self, learner: Learner) -> str | None:
         at = MEASURES.index(self.recipe.select)
         before, after = float(learner.start_scores[at]), float(learner.best_scores[1 + at])
-        return advice.of_what_was_learned(self.recipe.select, before, after)
+        return advice.of_what_was_learned(self.optimizer, self.recipe, int(learner.step), before, after)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 import equinox as eqx
+import numpy as np
 
 from .._core.draws import check_seed
 from ..metagrads import Estimator, Replay
@@ -50,8 +51,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        positive = ("horizon", "truncation", "instances", "meta_steps", "meta_learning_rate", "clip")
-        for name in (*positive, "validate_every", "validation_runs", "final_window"):
+        if not isinstance(self.estimator, Estimator):
+            raise TypeError(
+                f"estimator is {self.estimator!r}, which is no estimator of meta-gradients. Give an instance of one:"
+                " Replay(), NRES(sigma=0.02, robust=True)."
+            )
+        counts = ("horizon", "truncation", "instances", "meta_steps", "validate_every", "validation_runs")
+        for name in (*counts, "final_window"):
+            if not isinstance(value := getattr(self, name), int | np.integer) or isinstance(value, bool):
+                raise TypeError(f"{name} is {value!r}, which is no whole number. Give how many.")
+        for name in (*counts, "final_window", "meta_learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: nothing would be learned. Give a positive number.")
         if not 0 < self.meta_b2 < 1 or self.warmup < 0 or (self.seconds is not None and not self.seconds > 0):

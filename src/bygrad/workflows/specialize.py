@@ -52,6 +52,8 @@ RESIZING_RUNS = 16
 SHORTEST_WINDOW, LONGEST_WINDOW = 10, 40
 PILOT_STEPS = 6
 VALIDATIONS = 12
+WORTH_TRYING = 20
+"""Meta-steps below which nothing can have been learned, and it is said why."""
 LATE = 3.0
 """By what power of time losses count where the end of a run decides: the last twentieth is then a fifth of them. Who
 learns from the mean over the run learns to be fast, and a network that is trained sooner overfits sooner."""
@@ -181,7 +183,7 @@ def _specialize(
     start, origin = _start(pretrained, tunings, objective, problems, protocol)
     if tuning_seconds is not None:
         tuning_seconds = time.perf_counter() - started  # the choice of a start is a part of it
-    recipe = _paced(recipe, start, origin == pretrained, problems, folder)
+    recipe, pilot = _paced(recipe, start, origin == pretrained, problems, folder)
     if origin == pretrained and recipe.validate_every * VALIDATIONS < FEW_META_STEPS:
         started = time.perf_counter()
         few = dataclasses.replace(protocol, runs=min(RESIZING_RUNS, protocol.runs))
@@ -193,8 +195,12 @@ def _specialize(
     resume = is_begun(folder / METATRAINING)
     name = own_name(type(family).__name__)
     trained = train(start, problems, recipe, folder, display, name=name, resume=resume, levels=levels)
-    pilot = seconds - (recipe.seconds or seconds)
     spent = trained.log.events[-1].seconds + pilot
+    if (steps := len(trained.log.of(Stepped))) < WORTH_TRYING:
+        display.warn(
+            f"{steps} meta-steps fitted into the {seconds:.0f} s, as compiling and measuring took {pilot:.0f} s of"
+            f" them: too few to learn from. Give a longer budget (--budget), {3 * pilot + 60:.0f}s or more here"
+        )
 
     started = time.perf_counter()
     results = evaluate(
@@ -217,7 +223,9 @@ def _specialize(
     if not better:
         display.warn("what was learned is no better than its start on held-out instances: the start is kept")
         rows["controller"]["note"] = "No better than its start on held-out instances: the start is what was kept."
-    worth = worth_of(optimizer, rows["controller" if better else "start"], rows, problems, protocol, spent)
+    worth = worth_of(
+        optimizer, rows["controller" if better else "start"], rows, problems, protocol, spent if better else None
+    )
     evaluation_seconds = time.perf_counter() - started
     results["seconds"] = {"tuning": tuning_seconds, "meta_training": spent, "evaluation": evaluation_seconds}
     results["specialization"] = worth | {"objective": objective, "kept": "learned" if better else "start"}
@@ -334,14 +342,20 @@ def choose_recipe(
     )
 
 
-def _paced(recipe: Recipe, start: Optimizer, is_pretrained: bool, family: ProblemFamily, folder: Path) -> Recipe:
-    """Compile, see how long a meta-step takes, and set validations at regular times; or read what was set before."""
+def _paced(
+    recipe: Recipe, start: Optimizer, is_pretrained: bool, family: ProblemFamily, folder: Path
+) -> tuple[Recipe, float]:
+    """Compile, see how long a meta-step takes, and set validations at regular times; or read what was set before.
+
+    **Returns:** the recipe, and the seconds that this took.
+    """
     path = folder / "pace.json"
     if path.exists():
-        return dataclasses.replace(recipe, **json.loads(path.read_text()))
+        pace = json.loads(path.read_text())
+        return dataclasses.replace(recipe, **pace["recipe"]), pace["pilot"]
     began = time.perf_counter()
-    pilot = dataclasses.replace(recipe, meta_steps=PILOT_STEPS, seconds=None)
-    times = [event.seconds for event in meta_train(start, family, pilot, watch=lambda _: None).log.of(Stepped)]
+    few = dataclasses.replace(recipe, meta_steps=PILOT_STEPS, seconds=None)
+    times = [event.seconds for event in meta_train(start, family, few, watch=lambda _: None).log.of(Stepped)]
     if len(times) < 3:
         raise FloatingPointError(
             f"Only {len(times)} of the first {PILOT_STEPS} meta-steps were finite: too little to learn from."
@@ -349,10 +363,11 @@ def _paced(recipe: Recipe, start: Optimizer, is_pretrained: bool, family: Proble
             " shorter horizon (--horizon)."
         )
     step = (times[-1] - times[1]) / (len(times) - 2)
-    left = recipe.seconds - (time.perf_counter() - began) if recipe.seconds is not None else math.inf
+    pilot = time.perf_counter() - began
+    left = math.inf if recipe.seconds is None else recipe.seconds - pilot
     pace = pace_of(recipe, left, step, is_pretrained)
-    write_text_atomically(path, json.dumps(pace))
-    return dataclasses.replace(recipe, **pace)
+    write_text_atomically(path, json.dumps({"recipe": pace, "pilot": pilot}))
+    return dataclasses.replace(recipe, **pace), pilot
 
 
 def pace_of(recipe: Recipe, left: float, step: float, is_pretrained: bool) -> dict[str, Any]:

@@ -33,9 +33,12 @@ def worth_of(
     rows: Mapping[str, Mapping[str, Any]],
     family: ProblemFamily,
     protocol: Protocol,
-    spent: float,
+    spent: float | None,
 ) -> dict[str, Any]:
-    """Hold the kept optimizer against the best tuned baselines: in steps, in seconds, and over many runs."""
+    """Hold the kept optimizer against the best tuned baselines: in steps, in seconds, and over many runs.
+
+    **Arguments:** `spent`: seconds of the meta-training that the optimizer came from, None for one that needed none.
+    """
     horizon = protocol.horizon
     (area_label, best_area), (final_label, best_final) = (best_baseline(rows, key) for key in ("area", "final"))
     by_label = {row["label"]: row for row in rows.values() if row["kind"] == "hand-designed"}
@@ -71,7 +74,7 @@ def worth_of(
         "baseline_seconds_per_step": rival_step,
         "seconds_of_meta_training": spent,
         "seconds_saved_per_run": saved,
-        "break_even_runs": None if saved is None or saved <= 0 else math.ceil(spent / saved),
+        "break_even_runs": None if spent is None or saved is None or saved <= 0 else math.ceil(spent / saved),
     }
 
 
@@ -109,7 +112,9 @@ def sentences(worth: Mapping[str, Any]) -> list[str]:
         f" steps, {same_time} at equal seconds; a step takes {slower:.2f} x as long",
         f"final loss: {final} that of the best tuned baseline ({worth['best_final_baseline']})",
     ]
-    if worth["break_even_runs"] is None:
+    if worth["seconds_of_meta_training"] is None:
+        lines.append("nothing that was learned is in it, so there is no meta-training to repay")
+    elif worth["break_even_runs"] is None:
         lines.append("it saves no time: it does not get sooner where the best tuned baseline ends")
     else:
         lines.append(
