@@ -23,7 +23,6 @@ from ...problems import (
 from ...problems.data.pictures import PAINTINGS, load_painting, load_photographs
 from ...solvers import ADMM, solve
 from ...solvers.starts import draws
-from .judge import Certificate
 
 Source: TypeAlias = Callable[[], ProblemFamily | np.ndarray]
 """Builds a family whose `sample` draws instances, or data: an instance a row."""
@@ -53,10 +52,9 @@ class Case:
     - `build`: the family that is solved, and whose `sample` draws what is learned from.
     - `shifted`, `shift`: instances from elsewhere, and how they differ, in words.
     - `fresh`: held-out instances, where other draws of `build` would not be held out.
-    - `tolerances`: loose, medium and tight. `certificate`: a proven bound to judge by instead of the best known cost.
+    - `tolerances`: loose, medium and tight.
     - `minimum`: the minimum of all instances, where it is known. `dtype`: precision of our own solvers.
     - `sequence`: draws sequences in which each instance follows from the one before.
-    - `rivals`: names of the rivals that serve this family alone, beside those that serve its structure.
     - `patience`: factor on the seconds of learning that a budget allows, where one minute is not enough for a family.
     """
 
@@ -67,11 +65,9 @@ class Case:
     shift: str
     tolerances: tuple[float, float, float]
     fresh: Source | None = None
-    certificate: Certificate | None = None
     minimum: float | None = None
     dtype: Literal["float32", "float64"] = "float64"
     sequence: Sequence | None = None
-    rivals: tuple[str, ...] = ()
     patience: float = 1.0
     goals: tuple[Goal, ...] = ()
 

@@ -1,8 +1,7 @@
 """One measure of success for every solver of a family, and what follows from times: profiles, gains, break-even."""
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +16,19 @@ from ...solvers.solve import precision
 from ...solvers.starts import in_blocks
 
 Kind = Literal["gap", "program", "cost"]
-Certificate = Callable[[Any, Array, Instance], Scalar]
-"""Maps family, params as a vector and instance to a proven bound on the excess cost, relative to the cost."""
-
 MARGIN = 0.01
 """A difference in the success rate that two solvers still count as equal with."""
 
 
 class Assessed(NamedTuple):
-    """What is true of answers, computed alike for all solvers: the cost, and what else must be small (`excess`)."""
+    """What is true of answers, computed alike for all solvers: the cost, and what else must be small (`error`)."""
 
     cost: Float[np.ndarray, " rows"]
     error: Float[np.ndarray, " rows"]
 
 
-def kind_of(flat: Flat, instance: Instance, certificate: Certificate | None = None) -> Kind:
+def kind_of(flat: Flat, instance: Instance) -> Kind:
     """Say how a family's answers are judged: by a proven gap, as a quadratic program, or by the best known cost."""
-    if certificate is not None:
-        return "gap"
     family, x = flat.family, jnp.zeros(flat.size)
     if isinstance(family, QuadraticProgram):
         return "program" if jax.eval_shape(lambda one: family.repair(x, one), instance) is None else "cost"
@@ -43,28 +37,23 @@ def kind_of(flat: Flat, instance: Instance, certificate: Certificate | None = No
     return "cost" if jax.eval_shape(lambda one: family.gap(x, x, one), instance) is None else "gap"
 
 
-def assess(
-    flat: Flat, instances: PyTree[np.ndarray], x: Float[np.ndarray, "rows p"], certificate: Certificate | None = None
-) -> Assessed:
+def assess(flat: Flat, instances: PyTree[np.ndarray], x: Float[np.ndarray, "rows p"]) -> Assessed:
     """Compute cost and error of answers in float64, with params moved to the nearest that are allowed first.
 
-    The error is the certificate's bound, or the duality gap of a `Composite` relative to its cost, or the largest
-    violation of a constraint of a `QuadraticProgram`, relative to 1 plus the largest row; 0 for all others. A program
-    that can repair answers (`repair`) repairs all of them, and only cost is left.
+    The error is the duality gap of a `Composite` relative to its cost, or the largest violation of a constraint of a
+    `QuadraticProgram`, relative to 1 plus the largest row; 0 for all others. A program that can repair answers
+    (`repair`) repairs all of them, and only cost is left.
     """
     with precision(np.float64):
-        program = lambda flat, instances, x: _assess(flat, certificate, instances, x)  # noqa: E731
-        both = in_blocks(program, flat, (instances, np.asarray(x, float)), len(x), 256, np.float64)
+        both = in_blocks(_assess, flat, (instances, np.asarray(x, float)), len(x), 256, np.float64)
     return Assessed(both[:, 0], both[:, 1])
 
 
-def _assess_(flat: Flat, certificate: Certificate | None, instances: PyTree, x: Array) -> Float[Array, "rows 2"]:
-    return jax.vmap(lambda one, x: jnp.stack(_assess_one(flat, certificate, one, x)))(instances, x)
+def _assess_(flat: Flat, instances: PyTree, x: Array) -> Float[Array, "rows 2"]:
+    return jax.vmap(lambda one, x: jnp.stack(_assess_one(flat, one, x)))(instances, x)
 
 
-def _assess_one(
-    flat: Flat, certificate: Certificate | None, instance: Instance, x: Array
-) -> tuple[Scalar, Scalar | float]:
+def _assess_one(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Scalar | float]:
     family = flat.family
     x = flat.allowed(x, instance)
     error = jnp.zeros((), x.dtype)
@@ -76,8 +65,6 @@ def _assess_one(
         cost, values = family.objective(x, instance), family.matrices[1].astype(x.dtype) @ x
         _, low, high = family.vectors(instance)
         error = jnp.max(jnp.abs(values - jnp.clip(values, low, high))) / (1 + jnp.max(jnp.abs(values)))
-    if certificate is not None:
-        return cost, certificate(family, x, instance)
     if isinstance(family, Composite):
         gap = family.gap(x, jax.grad(family.smooth)(x, instance), instance)
         error = error if gap is None else gap / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)

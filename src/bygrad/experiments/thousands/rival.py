@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from ...problems import ProblemFamily
+from ...problems import Composite, LeastSquares, ProblemFamily, QuadraticProgram
 from ...solvers import Flat
 from ...solvers.solve import precision
 
@@ -35,17 +35,23 @@ Build = Callable[[float], Run]
 class Rival:
     """A solver of others.
 
-    **Arguments:** `needs`: modules, and what to install where one is missing. `serves`: whether it suits a family.
-    `build`: from the flat family to solvers by tolerance. `loops`: it solves one instance after the
-    other on one core; a process on every other core would serve as well, so that is what it is credited with.
+    **Arguments:** `needs`: modules, and what to install where one is missing. `serves`: the families that it solves;
+    `ProblemFamily` stands for those without a structure. `build`: from the flat family to solvers by tolerance.
+    `loops`: it solves one instance after the other on one core; a process on every other core would serve as well, so
+    that is what it is credited with.
     """
 
     name: str
     group: str
     needs: dict[str, str]
-    serves: Callable[[ProblemFamily], bool]
+    serves: type[ProblemFamily]
     build: Callable[[Flat], Build]
     loops: bool = True
+
+    def suits(self, family: ProblemFamily) -> bool:
+        """Say whether it is for this family."""
+        structured = isinstance(family, LeastSquares | Composite | QuadraticProgram)
+        return isinstance(family, self.serves) and (self.serves is not ProblemFamily or not structured)
 
     @property
     def missing(self) -> str | None:

@@ -13,7 +13,6 @@ from jaxtyping import Array, PyTree
 
 from ...problems import (
     BallAndStick,
-    Composite,
     LeastSquares,
     MeanVariance,
     OralDose,
@@ -219,57 +218,31 @@ def coordinate_descent(flat: Flat) -> Build:
     return lambda tol: lambda instances: run(instances, tol)
 
 
-def _smooth(family: ProblemFamily) -> bool:
-    return not isinstance(family, LeastSquares | Composite | QuadraticProgram)
-
-
-def _least_squares(family: ProblemFamily) -> bool:
-    return isinstance(family, LeastSquares)
-
-
-def _program(family: ProblemFamily) -> bool:
-    return isinstance(family, QuadraticProgram)
-
-
-def _coding(family: ProblemFamily) -> bool:
-    return isinstance(family, SparseCoding)
-
-
-def _oral(family: ProblemFamily) -> bool:
-    return isinstance(family, OralDose)
-
-
-def _voxels(family: ProblemFamily) -> bool:
-    return isinstance(family, BallAndStick)
-
-
-def _portfolio(family: ProblemFamily) -> bool:
-    return isinstance(family, MeanVariance)
-
-
 _SCIPY = {"scipy": "scipy"}
 _OSQP, _CLARABEL = {"osqp": "osqp", **_SCIPY}, {"clarabel": "clarabel", **_SCIPY}
 _CVXPY, _OPTIMISTIX = {"cvxpy": "cvxpy", **_CLARABEL}, {"optimistix": "optimistix"}
 RIVALS: tuple[Rival, ...] = (
-    Rival("SciPy least_squares, loop", "users", _SCIPY, _least_squares, scipy_least_squares),
-    Rival("MINPACK on NumPy, loop", "users", _SCIPY, _voxels, minpack_voxels),
-    Rival("SciPy least_squares from curve stripping, loop", "users", _SCIPY, _oral, _scipy_from_stripping),
-    Rival("batched, from curve stripping", "warm", {}, _oral, _batched_from_stripping, loops=False),
-    Rival("SciPy L-BFGS-B, loop", "users", _SCIPY, _smooth, scipy_minimize),
-    Rival("scikit-learn coordinate descent", "users", {"sklearn": "scikit-learn"}, _coding, coordinate_descent),
-    Rival("OSQP, loop", "users", _OSQP, _program, osqp),
-    Rival("OSQP to a tenth of the tolerance, loop", "users", _OSQP, _program, functools.partial(osqp, factor=0.1)),
-    Rival("OSQP, covariances updated, loop", "users", _OSQP, _portfolio, osqp_portfolio),
-    Rival("Clarabel, loop", "users", _CLARABEL, _program, clarabel),
-    Rival("Clarabel, a program each", "users", _CLARABEL, _portfolio, clarabel_portfolio),
-    Rival("CVXPY with parameters and Clarabel, loop", "users", _CVXPY, _program, cvxpy_program),
-    Rival("CVXPY with a parameter and Clarabel, loop", "users", _CVXPY, _portfolio, cvxpy_portfolio),
-    Rival("HiGHS, loop", "compiled", {"highspy": "highspy", **_SCIPY}, _program, highs),
-    Rival("PIQP, loop", "compiled", {"piqp": "piqp"}, _program, piqp),
-    Rival("DAQP, last active set, loop", "compiled", {"daqp": "daqp"}, _program, daqp),
-    Rival("DAQP, a program each", "compiled", {"daqp": "daqp"}, _portfolio, daqp_portfolio),
-    Rival("vmap of Optimistix LM", "peer", _OPTIMISTIX, _least_squares, optimistix_least_squares, loops=False),
-    Rival("vmap of Optimistix BFGS", "peer", _OPTIMISTIX, _smooth, optimistix_minimise, loops=False),
+    Rival("SciPy least_squares, loop", "users", _SCIPY, LeastSquares, scipy_least_squares),
+    Rival("MINPACK on NumPy, loop", "users", _SCIPY, BallAndStick, minpack_voxels),
+    Rival("SciPy least_squares from curve stripping, loop", "users", _SCIPY, OralDose, _scipy_from_stripping),
+    Rival("batched, from curve stripping", "warm", {}, OralDose, _batched_from_stripping, loops=False),
+    Rival("SciPy L-BFGS-B, loop", "users", _SCIPY, ProblemFamily, scipy_minimize),
+    Rival("scikit-learn coordinate descent", "users", {"sklearn": "scikit-learn"}, SparseCoding, coordinate_descent),
+    Rival("OSQP, loop", "users", _OSQP, QuadraticProgram, osqp),
+    Rival(
+        "OSQP to a tenth of the tolerance, loop", "users", _OSQP, QuadraticProgram, functools.partial(osqp, factor=0.1)
+    ),
+    Rival("OSQP, covariances updated, loop", "users", _OSQP, MeanVariance, osqp_portfolio),
+    Rival("Clarabel, loop", "users", _CLARABEL, QuadraticProgram, clarabel),
+    Rival("Clarabel, a program each", "users", _CLARABEL, MeanVariance, clarabel_portfolio),
+    Rival("CVXPY with parameters and Clarabel, loop", "users", _CVXPY, QuadraticProgram, cvxpy_program),
+    Rival("CVXPY with a parameter and Clarabel, loop", "users", _CVXPY, MeanVariance, cvxpy_portfolio),
+    Rival("HiGHS, loop", "compiled", {"highspy": "highspy", **_SCIPY}, QuadraticProgram, highs),
+    Rival("PIQP, loop", "compiled", {"piqp": "piqp"}, QuadraticProgram, piqp),
+    Rival("DAQP, last active set, loop", "compiled", {"daqp": "daqp"}, QuadraticProgram, daqp),
+    Rival("DAQP, a program each", "compiled", {"daqp": "daqp"}, MeanVariance, daqp_portfolio),
+    Rival("vmap of Optimistix LM", "peer", _OPTIMISTIX, LeastSquares, optimistix_least_squares, loops=False),
+    Rival("vmap of Optimistix BFGS", "peer", _OPTIMISTIX, ProblemFamily, optimistix_minimise, loops=False),
 )
 """Solvers of others, and our core from a start that a field knows, each for the families that it serves.
 

@@ -133,8 +133,8 @@ class _Comparison:
             self.sets["sequence"] = case.sequence(family, effort.sequences, effort.steps, seed + 2)
         first = jax.tree.map(lambda leaf: leaf[0], self.sets["held out"])
         self.flat = Flat.of(family, first)
-        self.kind: Kind = kind_of(self.flat, first, case.certificate)
-        self.rivals = [it for it in RIVALS if it.name in case.rivals or it.serves(family)]
+        self.kind: Kind = kind_of(self.flat, first)
+        self.rivals = [it for it in RIVALS if it.suits(family)]
         self.built: dict[str, Build] = {}
         self.known = {name: self._known(name, instances) for name, instances in self.sets.items()}
         past = draw(family, effort.past, seed + 3)
@@ -243,7 +243,7 @@ class _Comparison:
         if not path.exists():
             if row.loops:
                 instances = self._for_loops(name, instances)
-            worth = lambda some, x: assess(self.flat, some, x, self.case.certificate)  # noqa: E731
+            worth = lambda some, x: assess(self.flat, some, x)  # noqa: E731
             keep(path, **measure(row, instances, worth, self.effort.singles)._asdict())
         return kept(path)
 
