@@ -1,6 +1,7 @@
 """Files that are whole or absent: nothing here leaves a half-written file behind."""
 
 import contextlib
+import json
 import os
 import secrets
 import sys
@@ -57,6 +58,18 @@ def join_arrays_atomically(
                 for at in parts:
                     with np.load(at, allow_pickle=False) as part:
                         member.write(part[name].astype(dtype, copy=False).tobytes())
+
+
+def read_json(path: Path, remedy: str = "Delete it and resume: what it held is done again.") -> Any:
+    """Read what an earlier run has kept as JSON.
+
+    **Raises:** `ValueError` if it is damaged (the file's own disk, an editor, an incomplete copy): here nothing is
+    written by halves. `remedy`: what to do then.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}), so what was kept there cannot be read. {remedy}") from error
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from .._core.files import write_text_atomically
+from .._core.files import read_json, write_text_atomically
 from .._core.times import parse_seconds
 from ..artifacts import load as load_artifact
 from ..artifacts import own_name
@@ -338,7 +338,8 @@ def _paced(recipe: Recipe, start: Optimizer, is_pretrained: bool, family: Proble
     """Compile, see how long a meta-step takes, and set validations at regular times; or read what was set before."""
     path = folder / "pace.json"
     if path.exists():
-        return dataclasses.replace(recipe, **json.loads(path.read_text()))
+        remedy = "Delete it and the folder metatraining beside it, and resume: learning begins anew."
+        return dataclasses.replace(recipe, **read_json(path, remedy))
     began = time.perf_counter()
     pilot = dataclasses.replace(recipe, meta_steps=PILOT_STEPS, seconds=None)
     times = [event.seconds for event in meta_train(start, family, pilot, watch=lambda _: None).log.of(Stepped)]
