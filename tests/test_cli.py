@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
 import dataclasses
+import gc
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ import bygrad
 from bygrad._core.hosts import usable_cores
 from bygrad.artifacts import SOLVER, Artifact, Manifest, find, load, save, shipped_names
 from bygrad.cli import main
+from bygrad.cli.job import hearing_ctrl_c
 from bygrad.experiments import EXPERIMENTS
 from bygrad.metagrads import ESTIMATORS, NRES, Backprop, Members, Replay
 from bygrad.optimizers import BASELINES, LEARNED, LSTM, PAPER_BASELINES, Controller, MemoryLSTM, Scaled, Window
@@ -411,6 +414,27 @@ def test_ctrl_c_promises_nothing_where_nothing_is_kept(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["learn", "oral-dose", "-o", "fit.safetensors"])
     assert ended.value.code == 130 and capsys.readouterr().err.strip() == "Interrupted."
+
+
+def test_ctrl_c_is_heard_where_the_garbage_collector_swallows_it():
+    swallowed = []
+
+    def _xla_gc_callback(phase: str, _: object) -> None:
+        if phase == "start" and not swallowed:
+            swallowed.append(phase)
+            signal.raise_signal(signal.SIGINT)
+
+    before, hook = signal.signal(signal.SIGINT, signal.default_int_handler), sys.unraisablehook
+    gc.callbacks.append(_xla_gc_callback)
+    try:
+        with pytest.raises(KeyboardInterrupt), hearing_ctrl_c():
+            gc.collect()
+            assert swallowed
+            threading.Event().wait(20)
+    finally:
+        gc.callbacks.remove(_xla_gc_callback)
+        signal.signal(signal.SIGINT, before)
+    assert sys.unraisablehook is hook
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
