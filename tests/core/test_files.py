@@ -68,6 +68,15 @@ def test_a_failure_leaves_the_previous_file_and_no_other(function, error, write,
     assert previous.read_bytes() == b"previous"
 
 
+def test_a_full_disk_says_which_file_did_not_fit(tmp_path: Path, monkeypatch):
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"File too large: '.*kept'"):
+        write_atomically(tmp_path / "kept", b"new")
+
+
 @pytest.mark.parametrize("write", [write_atomically, write_one_array])
 def test_the_bytes_are_on_the_disk_before_they_take_the_name(write, tmp_path: Path, monkeypatch):
     path, calls = tmp_path / "file", []

@@ -106,8 +106,10 @@ def _whole_or_absent(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk says nothing of what did not fit
+            error.filename = str(path)
         raise
     _synchronize_folder(path.parent)
 
