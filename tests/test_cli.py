@@ -241,13 +241,25 @@ def test_train_begins_anew_where_nothing_was_kept(trained, family, tmp_path):
     """In a folder where a process was killed before it wrote anything, and then one after it began its log."""
     command, kept = ["train", "--family", family, *TINY, "--out", str(tmp_path)], tmp_path / "metatraining"
     kept.mkdir()
-    for name, how in (("lock", []), ("log.jsonl", ["--resume"])):
+    for name, how in (("lock", []), ("lock", ["--resume"]), ("log.jsonl", ["--resume"])):
         (kept / name).touch()
         main([*command, *how])
         done = tmp_path / "optimizer.safetensors"
         assert done.read_bytes() == (trained / done.name).read_bytes()
         for path in (done, *kept.iterdir()):
             path.unlink()
+
+
+def test_train_resumes_where_nothing_was_begun_by_starting(trained, family, tmp_path, capsys):
+    out = tmp_path / "new"
+    command = ["train", "--family", family, *TINY, "--resume", "--out", str(out)]
+    main(command)
+    assert f"nothing was begun in {out}: meta-training starts" in capsys.readouterr().out.replace("\n", "")
+    assert (out / "optimizer.safetensors").read_bytes() == (trained / "optimizer.safetensors").read_bytes()
+    (other := tmp_path / "other").mkdir()
+    (other / "report.html").write_text("mine")
+    said = refusal([*command[:-1], str(other)], capsys)
+    assert "would be overwritten. Choose another folder" in said and len(list(other.iterdir())) == 1
 
 
 WITHOUT_MATPLOTLIB = """
