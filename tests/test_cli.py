@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
 import dataclasses
+import gc
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ import bygrad
 from bygrad._core.hosts import usable_cores
 from bygrad.artifacts import SOLVER, Artifact, Manifest, find, load, save, shipped_names
 from bygrad.cli import main
+from bygrad.cli.job import hearing_ctrl_c
 from bygrad.experiments import EXPERIMENTS
 from bygrad.metagrads import ESTIMATORS, NRES, Backprop, Members, Replay
 from bygrad.optimizers import BASELINES, LEARNED, LSTM, PAPER_BASELINES, Controller, MemoryLSTM, Scaled, Window
@@ -238,13 +241,25 @@ def test_train_begins_anew_where_nothing_was_kept(trained, family, tmp_path):
     """In a folder where a process was killed before it wrote anything, and then one after it began its log."""
     command, kept = ["train", "--family", family, *TINY, "--out", str(tmp_path)], tmp_path / "metatraining"
     kept.mkdir()
-    for name, how in (("lock", []), ("log.jsonl", ["--resume"])):
+    for name, how in (("lock", []), ("lock", ["--resume"]), ("log.jsonl", ["--resume"])):
         (kept / name).touch()
         main([*command, *how])
         done = tmp_path / "optimizer.safetensors"
         assert done.read_bytes() == (trained / done.name).read_bytes()
         for path in (done, *kept.iterdir()):
             path.unlink()
+
+
+def test_train_resumes_where_nothing_was_begun_by_starting(trained, family, tmp_path, capsys):
+    out = tmp_path / "new"
+    command = ["train", "--family", family, *TINY, "--resume", "--out", str(out)]
+    main(command)
+    assert f"nothing was begun in {out}: meta-training starts" in capsys.readouterr().out.replace("\n", "")
+    assert (out / "optimizer.safetensors").read_bytes() == (trained / "optimizer.safetensors").read_bytes()
+    (other := tmp_path / "other").mkdir()
+    (other / "report.html").write_text("mine")
+    said = refusal([*command[:-1], str(other)], capsys)
+    assert "would be overwritten. Choose another folder" in said and len(list(other.iterdir())) == 1
 
 
 WITHOUT_MATPLOTLIB = """
@@ -411,6 +426,27 @@ def test_ctrl_c_promises_nothing_where_nothing_is_kept(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["learn", "oral-dose", "-o", "fit.safetensors"])
     assert ended.value.code == 130 and capsys.readouterr().err.strip() == "Interrupted."
+
+
+def test_ctrl_c_is_heard_where_the_garbage_collector_swallows_it():
+    swallowed = []
+
+    def _xla_gc_callback(phase: str, _: object) -> None:
+        if phase == "start" and not swallowed:
+            swallowed.append(phase)
+            signal.raise_signal(signal.SIGINT)
+
+    before, hook = signal.signal(signal.SIGINT, signal.default_int_handler), sys.unraisablehook
+    gc.callbacks.append(_xla_gc_callback)
+    try:
+        with pytest.raises(KeyboardInterrupt), hearing_ctrl_c():
+            gc.collect()
+            assert swallowed
+            threading.Event().wait(20)
+    finally:
+        gc.callbacks.remove(_xla_gc_callback)
+        signal.signal(signal.SIGINT, before)
+    assert sys.unraisablehook is hook
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")

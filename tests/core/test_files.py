@@ -14,6 +14,7 @@ import pytest
 from bygrad._core.files import (
     join_arrays_atomically,
     locked,
+    read_json,
     write_arrays_atomically,
     write_atomically,
     write_text_atomically,
@@ -30,6 +31,18 @@ def test_bytes_and_text_arrive(tmp_path: Path):
     with np.load(path) as arrays:
         assert list(arrays["x/a"]) == [0, 1, 2] and arrays["cost"] == 2
     assert [it.name for it in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("data", [b'{"a": 1, "b": [2', b"", b"\xff\xfe{"])
+def test_what_is_damaged_is_named_with_a_remedy(data, tmp_path: Path):
+    path = tmp_path / "kept.json"
+    write_text_atomically(path, '{"a": "θ"}')
+    assert read_json(path) == {"a": "θ"}
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"kept\.json is damaged \(.*cannot be read\. Delete it and resume"):
+        read_json(path)
+    with pytest.raises(ValueError, match="Start again"):
+        read_json(path, "Start again.")
 
 
 def write_one_array(path: Path, data: bytes) -> None:
@@ -53,6 +66,15 @@ def test_a_failure_leaves_the_previous_file_and_no_other(function, error, write,
     monkeypatch.undo()
     assert [it.name for it in tmp_path.iterdir()] == ["previous"]
     assert previous.read_bytes() == b"previous"
+
+
+def test_a_full_disk_says_which_file_did_not_fit(tmp_path: Path, monkeypatch):
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"File too large: '.*kept'"):
+        write_atomically(tmp_path / "kept", b"new")
 
 
 @pytest.mark.parametrize("write", [write_atomically, write_one_array])

@@ -269,6 +269,22 @@ def test_an_interrupted_comparison_goes_on_where_it_was(done, experiment, monkey
     assert again["levels"][-1]["reached"] is False
 
 
+def test_what_is_damaged_is_named_and_done_again_once_deleted(done, experiment):
+    results, folder, _ = done
+    copy = shutil.copytree(folder, folder.with_name("damaged"))
+    carry_on = lambda: reproduce(experiment, "paper", copy, display()[0], resume=True)  # noqa: E731
+    for name in ("tuning.json", "levels.json", "comparison.json", "optimizers.json"):
+        (copy / name).write_bytes((copy / name).read_bytes()[:-5])
+    for name in ("tuning.json", "levels.json", "comparison.json", "optimizers.json"):
+        with pytest.raises(ValueError, match=f"{name} is damaged .*Delete it and resume"):
+            carry_on()
+        (copy / name).unlink()
+    assert carry_on()["optimizers"].keys() == results["optimizers"].keys()
+    (copy / "experiment.json").write_text("{")
+    with pytest.raises(ValueError, match=r"experiment\.json is damaged .*choose another"):
+        carry_on()
+
+
 def test_the_optimizer_is_the_one_that_was_compared(done, experiment):
     results, folder, _ = done
     optimizer = bygrad.load(folder / "optimizer.safetensors")

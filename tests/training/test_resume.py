@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -250,19 +251,27 @@ def test_a_full_disk_costs_what_came_after_the_last_checkpoint_and_no_more(unint
     assert_same(resumed, reference, tmp_path)
 
 
-def test_what_stopped_before_its_first_checkpoint_begins_anew(uninterrupted, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "remedy"), [(errno.EDQUOT, "Make room"), (errno.EFBIG, r"larger .*ulimit -f")])
+def test_what_stopped_before_its_first_checkpoint_begins_anew(number, remedy, uninterrupted, tmp_path, monkeypatch):
     make, recipe = SETTINGS["Nesterov"]
     reference, _ = uninterrupted("Nesterov")
 
     def full(descriptor: int) -> None:
-        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="Nothing was kept"):
+        with pytest.raises(OSError, match=f"{remedy}.*Nothing was kept in {re.escape(str(tmp_path))}, .*--resume"):
             meta_train(make(), FAMILY, recipe, folder=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
     assert_same(meta_train(make(), FAMILY, recipe, folder=tmp_path, resume=True), reference, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_with_a_remedy(tmp_path):
+    (tmp_path / "file").touch()
+    make, recipe = SETTINGS["Nesterov"]
+    with pytest.raises(OSError, match=r"Nothing can be written in .*file/run \(Not a dir.*choose another folder"):
+        meta_train(make(), FAMILY, recipe, folder=tmp_path / "file" / "run")
 
 
 def test_one_folder_is_for_one_process(uninterrupted, tmp_path):

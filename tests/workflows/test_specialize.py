@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -99,6 +100,17 @@ def test_what_is_done_is_not_done_again(done, folder):
     for budget, runs in (("20s", 8), ("3s", 9)):
         with pytest.raises(ValueError, match="holds another experiment"):
             specialize(Bowl(), budget, horizon=HORIZON, runs=runs, folder=folder, resume=True)
+
+
+def test_a_damaged_pace_is_named_and_learning_begins_anew_once_it_is_deleted(done, folder):
+    copy = shutil.copytree(folder, folder.with_name("damaged"))
+    (copy / "pace.json").write_text('{"seconds": 2')
+    carry_on = lambda: specialize(Bowl(), "3s", horizon=HORIZON, runs=8, folder=copy, resume=True)  # noqa: E731
+    with pytest.raises(ValueError, match=r"pace\.json is damaged .*Delete it and the folder metatraining"):
+        carry_on()
+    (copy / "pace.json").unlink()
+    shutil.rmtree(copy / "metatraining")
+    assert carry_on().report.exists()
 
 
 def test_what_is_no_better_than_its_start_is_not_returned(tmp_path, monkeypatch):

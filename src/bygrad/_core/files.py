@@ -1,6 +1,7 @@
 """Files that are whole or absent: nothing here leaves a half-written file behind."""
 
 import contextlib
+import json
 import os
 import secrets
 import sys
@@ -59,6 +60,18 @@ def join_arrays_atomically(
                         member.write(part[name].astype(dtype, copy=False).tobytes())
 
 
+def read_json(path: Path, remedy: str = "Delete it and resume: what it held is done again.") -> Any:
+    """Read what an earlier run has kept as JSON.
+
+    **Raises:** `ValueError` if it is damaged (the file's own disk, an editor, an incomplete copy): here nothing is
+    written by halves. `remedy`: what to do then.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}), so what was kept there cannot be read. {remedy}") from error
+
+
 @contextlib.contextmanager
 def locked(path: Path, shared: bool = False) -> Iterator[None]:
     """Hold a lock on a file, which is made for it, alone or with all who share it.
@@ -93,8 +106,10 @@ def _whole_or_absent(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk says nothing of what did not fit
+            error.filename = str(path)
         raise
     _synchronize_folder(path.parent)
 

@@ -16,7 +16,7 @@ from .._core.hosts import INCOMPLETE, LostProcessError, usable_cores
 from .._core.remarks import visible
 from .artifacts import inspect, pull, push, verify
 from .experiments import evaluate, list_names, reproduce, specialize, stylize, train
-from .job import in_job, interrupt, leave, withhold
+from .job import hearing_ctrl_c, in_job, interrupt, leave, withhold
 from .solvers import learn, report, solve
 
 
@@ -45,12 +45,13 @@ def main(arguments: list[str] | None = None) -> None:
     if name in ("train", "specialize") and "jax" not in sys.modules:
         _let_cores_share_instances()
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="bygrad",
-            description="Optimizers learned by gradient descent: learn one for the problems you solve again and again.",
-            args=arguments,
-        )
+        with hearing_ctrl_c():
+            tyro.extras.subcommand_cli_from_dict(
+                commands,
+                prog="bygrad",
+                description="Optimizers learned by gradient descent: learn one for problems you solve again and again.",
+                args=arguments,
+            )
     except KeyboardInterrupt:
         kept = name in commands and "resume" in signature(commands[name]).parameters
         saved = " Add --resume to the same command to go on from what was saved, if it came so far." if kept else ""

@@ -164,7 +164,7 @@ def train(
     from ..optimizers import PREPROCESSORS
     from ..problems import find_family
     from ..training import Recipe
-    from ..workflows import refuse_used
+    from ..workflows import may_resume, refuse_used
     from ..workflows import train as carry_out
 
     if preprocess is not None:
@@ -215,6 +215,7 @@ def train(
     if not resume:
         refuse_used(folder)
     with progress(quiet=jax.process_index() > 0) as display:
+        resume = resume and may_resume(folder, display)
         trained = carry_out(untrained, problems, recipe, folder, display, name=own_name(label), resume=resume)
         display.say(
             f"{keep} at meta-step {trained.best.step}: area {trained.best.area:.4g}, final {trained.best.final:.4g}"

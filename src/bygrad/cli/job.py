@@ -1,8 +1,13 @@
 """A process that belongs to a job of several: how it joins, and how it ends."""
 
+import _thread
+import contextlib
 import os
+import signal
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,6 +43,38 @@ def leave(status: int) -> NoReturn:
     if _last_words is None:
         sys.exit(status)
     _end_at_once(status)
+
+
+@contextlib.contextmanager
+def hearing_ctrl_c() -> Iterator[None]:
+    """Interrupt again, a little later, where a Ctrl-C has come to nothing.
+
+    Python ignores what is raised in callbacks of its garbage collector, such as JAX's, and in finalizers, and the
+    command would run on to its end. Who handles SIGINT, or ignores it, is left as it is.
+    """
+    before = sys.unraisablehook
+
+    def press_again() -> None:
+        time.sleep(0.05)  # at once, it would end in the same callback
+        if sys.unraisablehook is not hear:  # there is nothing left to interrupt
+            return
+        if sys.platform == "win32":
+            signal.raise_signal(signal.SIGINT)
+        else:  # only a signal to the main thread itself wakes it where it waits for others
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def hear(ignored: "sys.UnraisableHookArgs") -> None:
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            # Not by `threading`, whose locks may be held where the garbage collector began.
+            _thread.start_new_thread(press_again, ())
+        else:
+            before(ignored)
+
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def interrupt() -> NoReturn:

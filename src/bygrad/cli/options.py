@@ -20,7 +20,7 @@ Data = Annotated[
     ),
 ]
 Folder = Annotated[Path | None, arg(help="Folder for everything that is written.", metavar="DIR")]
-Resume = Annotated[bool, arg(help="Go on with what an interrupted run left in the folder.")]
+Resume = Annotated[bool, arg(help="Go on with what an interrupted run left in the folder, if any.")]
 Json = Annotated[Path | None, arg(help="Write the results to this file as well.", metavar="FILE")]
 Seed = Annotated[int, arg(help="Seed of everything random.")]
 Hosts = Annotated[

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from .._core.files import write_text_atomically
+from .._core.files import read_json, write_text_atomically
 from ..deploy.jax import load
 from ..evaluation import (
     LEVEL_HEADINGS,
@@ -61,7 +61,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     protocol = dataclasses.replace(PROTOCOLS[task.budget], seed=task.seed)
     task.claim(ARCHITECTURES, protocol=dataclasses.asdict(protocol))
     path = task.folder / "architectures.json"
-    done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    done: dict[str, Any] = read_json(path) if path.exists() else {}
     optimizer, images = load(TRAINED), mnist_images(task.data)
     for position, (layers, hidden) in enumerate(SIZES[task.budget]):
         if (name := f"{layers}/{hidden}") in done:

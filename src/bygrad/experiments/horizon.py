@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._core.files import write_text_atomically
+from .._core.files import read_json, write_text_atomically
 from ..deploy.jax import load
 from ..evaluation import Protocol, best_baseline, level_row, strict_json, write_report
 from ..metagrads import Clone
@@ -61,7 +61,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     task.claim(HORIZON, recipe=describe(recipe), protocol=dataclasses.asdict(protocol))
     kept = folder / "comparison.json"
     if kept.exists():
-        results = json.loads(kept.read_text())
+        results = read_json(kept)
         write_report(results, folder)
         return results
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._core.files import write_text_atomically
+from .._core.files import read_json, write_text_atomically
 from ..evaluation import (
     Protocol,
     Tuning,
@@ -122,7 +122,7 @@ def _results_of(
     """Compare in one setting, or read what an interrupted run has compared. Every setting tunes its own baselines."""
     path = folder / "comparison.json"
     if path.exists():
-        return json.loads(path.read_text())
+        return read_json(path)
     seconds = None
     if setting is not main:
         tunings, seconds = _tunings(folder, setting, protocol, data, display)

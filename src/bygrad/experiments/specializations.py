@@ -1,10 +1,10 @@
 """What 90 seconds of learning are worth: controllers specialized on small networks, for training and held-out loss."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from .._core.files import read_json
 from ..evaluation import LEVEL_HEADINGS, Sheet, best_baseline, level_cells, level_row, loss_of, strict_json
 from ..problems import find_family
 from ..workflows.specialize import Objective, specialize
@@ -42,7 +42,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
         for objective in OBJECTIVES:
             folder = task.folder / f"{case.family}-{case.horizon}-{objective}"
             if (kept := folder / "results.json").exists():
-                found[f"{case.name}, {objective}"] = json.loads(kept.read_text())
+                found[f"{case.name}, {objective}"] = read_json(kept)
                 continue
             task.display.say(f"{case.name}, {objective} loss", "bold")
             specialized = specialize(

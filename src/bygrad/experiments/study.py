@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._core.files import write_text_atomically
+from .._core.files import read_json, write_text_atomically
 from ..deploy.jax import versions
 from ..evaluation import Picture, Protocol, Sheet, strict_json, write_page, write_report
 from ..optimizers import PAPER_BASELINES, FromOptax, Optimizer
@@ -52,7 +52,7 @@ class Task:
         found there."""
         folder = self.folder / slug(setting)
         if (kept := folder / "results.json").exists():
-            return json.loads(kept.read_text())
+            return read_json(kept)
         options: dict[str, Any] = {"title": title, "command": self.command, "baselines": baselines}
         results = strict_json(evaluate(learned, family, tuning_family, protocol, self.display, **options))
         write_report(results, folder)

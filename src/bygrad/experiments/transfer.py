@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
-from .._core.files import write_text_atomically
+from .._core.files import read_json, write_text_atomically
 from .._core.types import PRNGKeyArray
 from ..artifacts import find
 from ..artifacts import load as load_artifact
@@ -149,7 +149,7 @@ class _Measured:
         path = self.task.folder / "rows" / f"{slug(self.row.name)}{ending}.json"
         if not path.exists():
             write_text_atomically(path, json.dumps(strict_json(measure())))
-        return json.loads(path.read_text())
+        return read_json(path)
 
     def baselines(self, baselines: Mapping[str, type[FromOptax]]) -> dict[str, Any]:
         optimizers: dict[str, Any] = {}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from .._core.files import read_json
 from .._core.types import PRNGKeyArray
 from ..artifacts import load as load_artifact
 from ..deploy.jax import export, from_artifact
@@ -141,7 +141,7 @@ def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
     """
     path = folder / "results.json"
     if path.exists():
-        return json.loads(path.read_text())
+        return read_json(path)
     recipe, protocol = contest.recipes[task.budget], dataclasses.replace(contest.protocols[task.budget], seed=task.seed)
     family = find_family(contest.family, data=task.data, split="train")
     trained, best, courses = {}, {}, {}

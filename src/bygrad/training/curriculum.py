@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import jax
 import numpy as np
 
-from .._core.files import write_text_atomically
+from .._core.files import read_json, write_text_atomically
 from ..optimizers import Optimizer
 from ..problems import ProblemFamily
 from ..unroll import compiled_loss_curves
@@ -170,7 +170,7 @@ class _Book:
                 f"{folder} already holds a curriculum, which a new one would overwrite. Go on with it (resume=True) or"
                 " choose another folder."
             )
-        found = json.loads(path.read_text())
+        found = read_json(path)
         if found["curriculum"] != identity:
             raise ValueError(
                 f"The curriculum in {folder} is another one, so resuming would give neither result. Resume with the"

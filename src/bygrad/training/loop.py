@@ -41,8 +41,12 @@ CHECKPOINT, LOG, BEFORE = "checkpoint.safetensors", "log.jsonl", "before"
 """In the folder of a meta-training: its checkpoint, its log, and the folder of what was carried out before it."""
 LOCK = "lock"
 """Beside them while a process is at work there; what a killed one leaves holds nobody up."""
-FULL = errno.ENOSPC, errno.EDQUOT
-"""What the system says where a disk is full, or the user's share of it."""
+FULL = {
+    errno.ENOSPC: "Make room first.",
+    errno.EDQUOT: "Make room first.",
+    errno.EFBIG: "Allow larger files first (ulimit -f).",
+}
+"""What the system says where a disk is full, or the user's share of it, or a file, and what to do then."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +84,10 @@ def meta_train(
 
     **Raises:** `TypeError`, `ValueError`: the family or the recipe cannot work (before anything is trained).
     `FileExistsError`: the folder holds a meta-training and `resume` is off, or another process is at work in it.
-    `OSError`: the disk is full; the folder holds the last checkpoint. `CheckpointError`: the checkpoint does not
-    fit. `KeyboardInterrupt`: after Ctrl-C, when everything is saved. `FloatingPointError`: meta-training is not finite
-    whatever the meta-learning-rate; the best optimizer so far is in the checkpoint. `LostProcessError`: another process
-    is gone; the folder holds the last checkpoint.
+    `OSError`: the folder cannot be written to, or no longer; it holds the last checkpoint then. `CheckpointError`: the
+    checkpoint does not fit. `KeyboardInterrupt`: after Ctrl-C, when everything is saved. `FloatingPointError`:
+    meta-training is not finite whatever the meta-learning-rate; the best optimizer so far is in the checkpoint.
+    `LostProcessError`: another process is gone; the folder holds the last checkpoint.
     """
     if resume and folder is None:
         raise ValueError("resume is on, but no folder is given, so there is nothing to go on with. Name the folder.")
@@ -211,14 +215,16 @@ class _MetaTraining(Generic[AnyOptimizer]):
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            text = f"Meta-training stopped, as what it keeps could not be written ({error.strerror}). Make room first."
-            raise OSError(error.errno, f"{text} {self._kept()}") from error
+            text = f"Meta-training stopped, as what it keeps could not be written ({error.strerror})."
+            raise OSError(error.errno, f"{text} {FULL[error.errno]} {self._kept()}") from error
 
     def _kept(self) -> str:
         if self.folder is None:
             return "Nothing was kept, as no folder was given: start again."
         if self.saved is None:
-            return "Nothing was kept, as no checkpoint had been written yet: start again (here with --resume)."
+            return (
+                f"Nothing was kept in {self.folder}, as no checkpoint had been written yet: start again, with --resume."
+            )
         where = " on the machine of process 0" if jax.process_count() > 1 else ""
         return (
             f"The last checkpoint, of meta-step {self.saved}, is whole and in {self.folder}{where}. Go on with it"
@@ -479,6 +485,14 @@ def _alone(folder: Path | None, resume: bool) -> Iterator[None]:
                 held.enter_context(locked(folder / LOCK))
             except BlockingIOError:
                 return True
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+                raise OSError(
+                    error.errno,
+                    f"Nothing can be written in {folder} ({error.strerror}), so no checkpoint could be kept there, and"
+                    " nothing was started. Make it writable, or choose another folder (--out).",
+                ) from error
             held.callback(leave, folder)
             return False
 

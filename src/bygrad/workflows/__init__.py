@@ -5,7 +5,7 @@ from .folder import Kept, claim, leaving_nothing, refuse_used
 from .solving import learn_to_file, solve_file
 from .specialize import Specialized, specialize
 from .stylize import paint, stylize
-from .work import evaluate, train, train_or_read, train_seeds, trained_on, tune
+from .work import evaluate, may_resume, train, train_or_read, train_seeds, trained_on, tune
 
 __all__ = [
     "Display",
@@ -15,6 +15,7 @@ __all__ = [
     "evaluate",
     "learn_to_file",
     "leaving_nothing",
+    "may_resume",
     "paint",
     "refuse_used",
     "solve_file",

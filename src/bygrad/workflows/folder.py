@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .._core.files import write_text_atomically
+from .._core.files import read_json, write_text_atomically
 from ..evaluation import strict_json
 from ..training import from_lead
 from ..training.loop import LOCK
 
 IDENTITIES = "experiment.json", "family.sha256"
 """Files that say what a folder is for, and hold nothing of it."""
+OF_NOBODY = "It says what the folder is for, so nothing there can be trusted to be of this run: choose another (--out)."
+"""What to do where the first of them is damaged."""
 
 
 def refuse_used(folder: Path, *, resumable: bool = True) -> None:
@@ -37,7 +39,7 @@ def claim(folder: Path, identity: dict[str, Any], resume: bool) -> None:
     if not resume or (folder.exists() and not folder.is_dir()):
         refuse_used(folder)
     elif folder.exists() and any(folder.iterdir()):
-        found = json.loads(path.read_text()) if path.exists() else {}
+        found = read_json(path, OF_NOBODY) if path.exists() else {}
         # More sources of data at the end change nothing for what has found its own among the first.
         if str(identity.get("data", "")).startswith(f"{found.get('data')},"):
             found["data"] = identity["data"]
@@ -69,7 +71,7 @@ class Kept(dict[str, dict[str, Any]]):
     """Results by name that are in a file as soon as they are here, and are read from it where it exists."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(json.loads(path.read_text()) if path.exists() else {})
+        super().__init__(read_json(path) if path.exists() else {})
         self._path = path
 
     def __setitem__(self, name: str, results: dict[str, Any]) -> None:

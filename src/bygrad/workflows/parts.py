@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._core import trees
-from .._core.files import join_arrays_atomically, locked, write_arrays_atomically, write_text_atomically
+from .._core.files import join_arrays_atomically, locked, read_json, write_arrays_atomically, write_text_atomically
 from ..solvers import Solution
 from ..solvers.solution import Tally
 from .display import Display
@@ -125,7 +125,7 @@ class Parts:
         """Say whether it is known how rows are divided. **Raises:** `ValueError` if the folder is of another run."""
         if not self._path.exists():
             return False
-        found = json.loads(self._path.read_text())
+        found = read_json(self._path, "Remove the folder that it is in and resume: that is solved again.")
         different = [key for key in self._identity if found.get(key) != self._identity[key]]
         if different or "first" not in found:
             raise ValueError(

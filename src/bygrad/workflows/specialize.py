@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from .._core.files import write_text_atomically
+from .._core.files import read_json, write_text_atomically
 from .._core.times import parse_seconds
 from ..artifacts import load as load_artifact
 from ..artifacts import own_name
@@ -351,7 +351,7 @@ def _paced(
     """
     path = folder / "pace.json"
     if path.exists():
-        pace = json.loads(path.read_text())
+        pace = read_json(path, "Delete it and the folder metatraining beside it, and resume: learning begins anew.")
         return dataclasses.replace(recipe, **pace["recipe"]), pace["pilot"]
     began = time.perf_counter()
     few = dataclasses.replace(recipe, meta_steps=PILOT_STEPS, seconds=None)

@@ -28,6 +28,7 @@ from ..training import (
     Stepped,
     Validated,
     describe,
+    from_lead,
     is_begun,
     meet,
     meta_train,
@@ -35,7 +36,7 @@ from ..training import (
 from ..training.loop import LOG
 from ..unroll import Inner, begin, rollout
 from .display import Display
-from .folder import Kept
+from .folder import Kept, refuse_used
 
 METATRAINING = "metatraining"
 """In the folder of a training, where its log and its checkpoint are."""
@@ -92,6 +93,19 @@ def train_or_read(
     return finished(folder) or train(
         optimizer, family, recipe, folder, display, name=name, resume=resume, levels=levels
     )
+
+
+def may_resume(folder: Path, display: Display) -> bool:
+    """Whether `train` left something to go on from; where nothing was begun, say so.
+
+    **Raises:** `FileExistsError`: the folder holds something else.
+    """
+    kept = folder / METATRAINING
+    if from_lead(lambda: str(is_begun(kept) or (kept / LOG).exists()).encode()) == b"True":
+        return True
+    refuse_used(folder, resumable=False)
+    display.say(f"nothing was begun in {folder}: meta-training starts")
+    return False
 
 
 def train_seeds(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..._core.files import write_text_atomically
+from ..._core.files import read_json, write_text_atomically
 from ...deploy.jax import load
 from ...deploy.solver import load_solver, save_solver
 from ...evaluation import strict_json
@@ -83,7 +83,7 @@ def compare(task: Task, effort: Effort, cases: Sequence[Case]) -> dict[str, Any]
     claim(task.folder, identity | {"effort": dataclasses.asdict(effort)}, task.resume)
     path = task.folder / "circumstances.json"
     now = circumstances()
-    around = json.loads(path.read_text()) if path.exists() else now
+    around = read_json(path) if path.exists() else now
     if different := [key for key in ("machine", "usable_cores") if around[key] != now[key]]:
         task.display.say(
             f"What is in {task.folder} was measured elsewhere ({', '.join(str(around[key]) for key in different)}), and"
