@@ -349,8 +349,8 @@ for wrong in (Adam, optax.adam(1e-3), lambda bare: None, 3):
     refused(TypeError, "is no optimizer that could be deployed", deployed, wrong)
     refused(TypeError, "nothing to fall back to", deployed, "paper/mnist", guard=wrong)
     refused(TypeError, "no optimizer of this package", Guard, Adam(jnp.asarray(0.1)), wrong)
-for horizon in (2.5, float("inf"), float("nan")):
-    refused(ValueError, f"The horizon is {horizon}", deployed, "general/controller", horizon=horizon)
+for horizon in (2.5, float("inf"), float("nan"), 10**12, "10", True):
+    refused(ValueError, f"The horizon is {horizon!r}, but it counts", deployed, "general/controller", horizon=horizon)
 """
 
 
