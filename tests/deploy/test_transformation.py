@@ -418,6 +418,31 @@ def test_gradients_of_other_params_are_refused_by_path(small, grads, message):
         transformation.update(grads, transformation.init(params), params)
 
 
+@pytest.mark.parametrize("guarded", [False, True], ids=["bare", "guarded"])
+@pytest.mark.parametrize("name", ["LSTM", "Controller"])
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"w": jnp.ones(2)}, r"\bb is missing there"),
+        (
+            {"w": jnp.ones(2), "b": jnp.ones(3), "a": jnp.ones(1)},
+            r"\ba is of shape \[.*1\] there, and missing for",
+        ),
+        ({"w": jnp.ones(2), "b": jnp.ones(1)}, r"\bb is of shape \[.*1\] there, and of shape \[.*3\] for"),
+        ({"w": jnp.ones(4), "b": jnp.ones(3)}, r"\bw is of shape \[.*4\] there, and of shape \[.*2\] for"),
+        ({"w": jnp.ones((2, 2)), "b": jnp.ones(3)}, r"\bw is of shape"),
+    ],
+    ids=["fewer", "more", "broadcast", "shape", "axes"],
+)
+def test_the_state_of_another_model_is_refused_by_path(others, message, name, guarded):
+    params = {"w": jnp.ones(2), "b": jnp.ones(3)}
+    transformation = deployed(make(name), guard=Adam() if guarded else None)
+    state = transformation.init(others)
+    for update in (transformation.update, jax.jit(transformation.update)):
+        with pytest.raises(ValueError, match=f"not that of these params: .*{message}.*start with init"):
+            update(params, state, params, value=1.0)
+
+
 def test_an_optimizer_with_other_leaves_is_refused(params):
     loose = eqx.tree_at(lambda it: it.learning_rate, Adam(), 0.1)
     with pytest.raises(TypeError, match="leaf learning_rate of Adam is a float"):
