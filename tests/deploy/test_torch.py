@@ -289,6 +289,60 @@ def test_a_run_cannot_be_made_longer_in_its_middle(artifacts):
             longer.load_state_dict(optimizer.state_dict())
 
 
+def test_a_part_of_a_network_takes_the_steps_of_the_whole_where_it_is_told_the_depth(small, artifacts):
+    start, grads = draw(11, 1)
+
+    def updates(count: int, **given: Any) -> list[np.ndarray]:
+        params = tensors(start[:count])
+        optimizer = LearnedOptimizer(params, artifacts["Controller"], horizon=9, **given)
+        return updates_of(optimizer, params, grads[:count])
+
+    # What is not trained does not count.
+    assert (depth := LearnedOptimizer.depth_of([*tensors(start), torch.ones(2, 2)])) == 4
+    whole = updates(len(start))[:5]
+    assert off(updates(5, depth=depth), whole) < 1e-6
+    assert off(updates(5), whole) > 0.05
+    assert LearnedOptimizer.depth_of([]) == 1
+    with pytest.raises(ValueError, match="The depth is 0, but it counts the tensors with two axes"):
+        updates(5, depth=0)
+    with pytest.raises(ValueError, match="depth=4 would change nothing"):
+        LearnedOptimizer(tensors(start), small, depth=4)
+    with pytest.raises(ValueError, match=r"group sets depth=3.*Give it to the optimizer"):
+        LearnedOptimizer([{"params": tensors(start), "depth": 3}], artifacts["Controller"], horizon=9, depth=4)
+
+
+def test_a_resumed_run_keeps_its_depth(artifacts):
+    start, *trees = draw(11, 1)
+    counted, told = (
+        LearnedOptimizer(tensors(start), artifacts["Controller"], horizon=9, depth=depth) for depth in (None, 7)
+    )
+    run(told, told.param_groups[0]["params"], trees)
+    with pytest.raises(ValueError, match=r"in a run of depth 7, and this optimizer counts it itself.*Give depth=7"):
+        counted.load_state_dict(told.state_dict())
+    told.load_state_dict(counted.state_dict())  # who finds out later that it has to be told
+    assert told.state_dict()["param_groups"][0]["depth"] == 7
+    assert copy.deepcopy(told)._rule.depth == 7
+
+
+def test_an_optimizer_whose_params_are_divided_needs_the_depth_and_has_no_guard(small, artifacts, tmp_path):
+    zero = pytest.importorskip("torch.distributed.optim").ZeroRedundancyOptimizer
+    params = tensors(next(draw(11)))
+
+    def divided(artifact: Artifact, **given: Any) -> Any:
+        return zero(params, optimizer_class=LearnedOptimizer, artifact=artifact, **given)
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        assert divided(artifacts["Controller"], horizon=9, depth=5).optim._rule.depth == 5
+        divided(small)  # goes by no depth
+        with pytest.raises(ValueError, match=r"each process sees a part of it: .*Give depth="):
+            divided(artifacts["Controller"], horizon=9)
+        with pytest.raises(ValueError, match=r"A guard in ZeroRedundancyOptimizer .*Leave out guard="):
+            divided(artifacts["Controller"], horizon=9, depth=5, guard=TorchAdam(1e-2))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_a_run_beyond_its_horizon_is_remarked_on_once_also_if_it_was_resumed(artifacts, recwarn):
     start, *trees = draw(11, 7)
     warnings.simplefilter("always")  # each of two optimizers tells it
@@ -745,8 +799,9 @@ def test_labels_of_groups_are_kept(small, artifacts):
     """Those of users, of schedulers, and of tools that give an optimizer its own arguments in every group."""
     group = {"params": [torch.ones(2, requires_grad=True)], "name": "head", "lr_scale": 0.5, "max_lr": 1.0}
     assert LearnedOptimizer([group], small).param_groups[0]["name"] == "head"
-    group |= {"artifact": "it", "horizon": 7}
-    assert LearnedOptimizer([group], artifacts["Controller"], horizon=7).param_groups[0]["horizon"] == 7
+    group |= {"artifact": "it", "horizon": 7, "depth": 3}
+    optimizer = LearnedOptimizer([group], artifacts["Controller"], horizon=7, depth=3)
+    assert optimizer.param_groups[0]["horizon"] == 7
 
 
 WRONG_KINDS = """
@@ -764,8 +819,8 @@ def refused(kind, message, **arguments):
 for guard in (torch.optim.Adam, Adam, "Adam", 3, lambda rule: None):
     remedy = "nothing to fall back to. Give bygrad.deploy.torch.Adam(1e-3)"
     refused(TypeError, remedy, artifact="paper/mnist", guard=guard)
-for horizon in (2.5, float("inf"), float("nan")):
-    refused(ValueError, f"The horizon is {horizon}", artifact="general/controller", horizon=horizon)
+for horizon in (2.5, float("inf"), float("nan"), 10**12, "10", True):
+    refused(ValueError, f"The horizon is {horizon!r}, but it counts", artifact="general/controller", horizon=horizon)
 LearnedOptimizer([torch.ones(2, requires_grad=True)], "general/controller", horizon=100.0)
 """
 

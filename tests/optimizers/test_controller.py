@@ -242,7 +242,7 @@ def test_another_horizon_is_another_run_and_the_same_program():
     assert len(traces) == 1
     assert int(state.horizon) == 200
     assert not np.allclose(short["weight"], long["weight"], rtol=1e-2)
-    with pytest.raises(ValueError, match=r"The horizon is 0, but a run has one step or more"):
+    with pytest.raises(ValueError, match=r"The horizon is 0, but it counts the steps of a run"):
         trained(horizon=0)
 
 

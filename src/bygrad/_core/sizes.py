@@ -1,6 +1,5 @@
 """Horizons, and the sizes that a manifest says an optimizer was trained on: what JAX and PyTorch share of them."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,6 +13,9 @@ HANDED_OVER = (
     " guard=lambda learned: Guard(learned, fallback) to let trials alone decide."
 )
 """What is said where an envelope hands over to the fallback."""
+
+LARGEST = 2**31 - 1
+"""Number that can be counted: states count in 32 bits, as JAX does."""
 
 NO_HORIZON = (
     "{} goes by how many steps a run will have, and was not told: its steps end as for a run of {:,}, and stay small"
@@ -38,13 +40,14 @@ def beyond(horizon: int, until: int, first: int) -> str:
     )
 
 
-def whole_number(horizon: Any) -> int:
-    """Return a horizon as an integer; `ValueError` for a number that is no horizon."""
-    if not (1 <= horizon < math.inf and horizon == int(horizon)):
+def whole_number(given: Any, name: str = "horizon", counted: str = "steps of a run") -> int:
+    """Return a horizon, or what else is counted, as an integer; `ValueError` for what is no such number."""
+    number = given.item() if getattr(given, "ndim", None) == 0 else given
+    if not isinstance(number, int | float) or isinstance(number, bool) or not 1 <= number <= LARGEST or number % 1:
         raise ValueError(
-            f"The horizon is {horizon}, but a run has one step or more. Give how many it will have, a whole number."
+            f"The {name} is {given!r}, but it counts the {counted}. Give a whole number from 1 to {LARGEST:,}."
         )
-    return int(horizon)
+    return int(number)
 
 
 def horizons(tensors: Mapping[str, Tensor]) -> list[Tensor]:

@@ -17,9 +17,10 @@ from .._core.remarks import remark
 from .._core.sizes import NO_HORIZON, horizons, whole_number
 from ..artifacts import Artifact, Step, find
 from ..artifacts import load as load_artifact
-from .torch_rules import RULES, Adam, Envelope, Guard, Rule, Scheduled, rule_of
+from .torch_rules import RULES, Adam, Controller, Envelope, Guard, Rule, Scheduled, rule_of
+from .torch_rules.controller import depth_of
 
-_THETA, _GUARD, _STEPS = "theta", "guard", "steps"
+_THETA, _GUARD, _STEPS, _DEPTH = "theta", "guard", "steps", "depth"
 
 __all__ = ["Adam", "Envelope", "Guard", "LearnedOptimizer", "Rule", "replay"]
 
@@ -44,11 +45,15 @@ class LearnedOptimizer(Optimizer):
     trained on (`Guard`, `Envelope`). Or a function from the bare rule to the guarded one, to choose how. A guard needs
     the loss of every step, from `step(closure)` or `step(value=loss)`; `lr` multiplies the fallback's steps as well.
     Call `settle()` when the run ends. The losses of processes that train one model together are averaged.
+    `depth`: of the whole network, `depth_of(model.parameters())`, for rules that go by it (`Controller`) where an
+    optimizer sees a part of the params, each process's in `ZeroRedundancyOptimizer`, say; without, it is counted from
+    those that have gradients.
 
     **Raises:** `ArtifactError` as `bygrad.artifacts.load` does, and by name for a rule that PyTorch does not have:
     there are `LSTM` and `Controller`; `TypeError` for params that are not floating-point, and for a `guard` that is
-    none; `ValueError` for `lr` below 0, a `horizon` without meaning, and settings of a param group that the rule does
-    not have, `weight_decay`, say.
+    none; `ValueError` for `lr` below 0, a `horizon` or a `depth` without meaning, settings of a param group that the
+    rule does not have, `weight_decay`, say, and in `ZeroRedundancyOptimizer` for a guard, and for a `Controller`
+    without `depth`.
 
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = LearnedOptimizer(model.parameters(), "general/controller", horizon=100)
@@ -68,9 +73,14 @@ class LearnedOptimizer(Optimizer):
         lr: float | Tensor = 1.0,
         horizon: int | None = None,
         guard: Rule | Callable[[Rule], Rule] | None = None,
+        depth: int | None = None,
     ) -> None:
         self._artifact = artifact if isinstance(artifact, Artifact) else load_artifact(find(artifact))
-        self._rule: Rule = _guarded(rule_of(self._artifact), self._artifact, guard)
+        rule = rule_of(self._artifact)
+        if depth is not None:
+            depth = whole_number(depth, "depth", "tensors with two axes or more of the whole network")
+            _deepen(rule, self._artifact, depth)
+        self._rule: Rule = _guarded(rule, self._artifact, guard)
         horizon = None if horizon is None else whole_number(horizon)
         if horizon is not None:
             _declare(self._rule, self._artifact, horizon)
@@ -78,11 +88,24 @@ class LearnedOptimizer(Optimizer):
         self._told_of_losses = False
         # In every param group, because tools that take state dicts apart keep these whole.
         known = {_THETA: self._artifact.manifest.digest, _STEPS: 0} | self._memory()
-        super().__init__(params, {"lr": lr, "horizon": horizon} | known)
+        super().__init__(params, {"lr": lr, "horizon": horizon, _DEPTH: depth} | known)
         if (own := self._own_horizon) is not None and any(group["horizon"] is None for group in self.param_groups):
             remark(NO_HORIZON.format(self._artifact.manifest.name, own))
 
+    @staticmethod
+    def depth_of(params: Iterable[Tensor]) -> int:
+        """Return what a `Controller` counts as the depth of a network with these params: how many that are trained have
+        two axes or more, at least 1."""
+        return depth_of(param for param in params if param.requires_grad)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if "artifact" in param_group:  # only ZeroRedundancyOptimizer writes all arguments into its groups
+            self._check_divided()
+        if (depth := param_group.get(_DEPTH, self.defaults[_DEPTH])) != self.defaults[_DEPTH]:
+            raise ValueError(
+                f"A param group sets depth={depth!r}, but depth is that of the whole network, for all groups: it would"
+                " be ignored. Give it to the optimizer, or call a label otherwise."
+            )
         ignored = sorted(param_group.keys() & _OF_OTHER_RULES)
         if (horizon := param_group.get("horizon")) not in (None, self.defaults["horizon"]):
             param_group["horizon"] = whole_number(horizon)
@@ -109,8 +132,8 @@ class LearnedOptimizer(Optimizer):
                 raise TypeError(
                     f"A param of shape {list(param.shape)} is a {type(param).__name__}, divided over processes, and the"
                     " rule looks at whole tensors: each process would take other steps. Train with"
-                    " DistributedDataParallel in place of fully_shard, or with ZeroRedundancyOptimizer, which divides"
-                    " the optimizer's state."
+                    " DistributedDataParallel in place of fully_shard, or with ZeroRedundancyOptimizer and depth=,"
+                    " which divides the optimizer's state."
                 )
             if not param.is_floating_point():
                 self.param_groups.pop()
@@ -123,6 +146,20 @@ class LearnedOptimizer(Optimizer):
                         else "Leave it out."
                     )
                 )
+
+    def _check_divided(self) -> None:
+        """Refuse what needs all params where `ZeroRedundancyOptimizer` gives every process a part of them."""
+        if isinstance(self._rule, Guard):
+            raise ValueError(
+                "A guard in ZeroRedundancyOptimizer sees a part of the params in each process, which would decide apart"
+                " and take other steps. Leave out guard=, or use LearnedOptimizer with DistributedDataParallel alone."
+            )
+        if isinstance(self._rule, Controller) and self._rule.depth is None:
+            raise ValueError(
+                f"{self._artifact.manifest.name} goes by the depth of the network, and in ZeroRedundancyOptimizer each"
+                " process sees a part of it: steps would be too large. Give"
+                " depth=LearnedOptimizer.depth_of(model.parameters())."
+            )
 
     @torch.no_grad()
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -241,6 +278,8 @@ class LearnedOptimizer(Optimizer):
                     if isinstance(value, Tensor):
                         dtype = fresh[name].dtype if name in fresh else value.dtype
                         self.state[param][name] = value.detach().to(param.device, dtype, copy=True)
+            for group in self.param_groups:
+                group[_DEPTH] = self.defaults[_DEPTH]
             if isinstance(self._rule, Guard):
                 self._rule.remember(read["param_groups"][0][_GUARD])
 
@@ -268,6 +307,12 @@ class LearnedOptimizer(Optimizer):
                     f"The state dict was saved with{'' if _GUARD in group else 'out'} a guard, and this optimizer was"
                     f" made with{'' if guarded else 'out'} one: the two remember different things. Give `guard` as in"
                     " that run, or start with a fresh state."
+                )
+            if (saved := group.get(_DEPTH)) not in (None, ours := self.defaults[_DEPTH]):
+                raise ValueError(
+                    f"The state dict was saved in a run of depth {saved}, and this optimizer"
+                    f" {'counts it itself' if ours is None else f'was made for {ours}'}: its steps would have another"
+                    f" size. Give depth={saved}, or start with a fresh state."
                 )
             if isinstance(self._rule, Guard):
                 self._check_guard(group[_GUARD].get("settings", {}), self._rule.settings)
@@ -378,6 +423,15 @@ def _declare(rule: Rule, artifact: Artifact, horizon: int) -> None:
             " scheduler."
         )
     rule.declare(horizon)
+
+
+def _deepen(rule: Rule, artifact: Artifact, depth: int) -> None:
+    if not isinstance(rule, Controller):
+        raise ValueError(
+            f"{artifact.manifest.name} has the rule {artifact.manifest.optimizer}, whose steps do not depend on the"
+            f" depth of the network: depth={depth} would change nothing. Leave it out."
+        )
+    rule.depth = depth
 
 
 def replay(artifact: Artifact, steps: Sequence[Step]) -> list[dict[str, np.ndarray]]:

@@ -61,7 +61,7 @@ def optax(
 
     **Raises:** `ArtifactError` as `load` does; `TypeError` for what is no optimizer or no guard. `init` and `update`
     raise `TypeError` naming the leaf for params that are not floating-point, and `update` `ValueError` for gradients
-    that do not fit the params, and for a `value` that is not a single number.
+    or a state that do not fit the params, and for a `value` that is not a single number.
 
         >>> import optax, bygrad.deploy
         >>> transformation = optax.chain(bygrad.deploy.optax("paper/quadratic"), optax.scale(0.5))
@@ -117,7 +117,15 @@ def _update(
             f"value has the shape {list(loss.shape)}, but losses are compared as numbers. Give the loss that was"
             " differentiated: the mean, say."
         )
-    new_updates, new = state.optimizer.update(updates, state.state, params, value=loss, key=key)
+    # The state that fits is computed where something went wrong, and not in every step that is not compiled.
+    try:
+        new_updates, new = state.optimizer.update(updates, state.state, params, value=loss, key=key)
+    except Exception:
+        _check_state(state, updates)
+        raise
+    # Shapes that differ may broadcast.
+    if _layout((new_updates, new)) != _layout((updates, state.state)):
+        _check_state(state, updates)
     return new_updates, DeployedState(state.optimizer, new)
 
 
@@ -202,6 +210,27 @@ def _arrays(what: str, tree: PyTree) -> PyTree:
     # NumPy's in the precision that JAX computes in.
     held = (jax.Array, jax.ShapeDtypeStruct)
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, held) else jnp.asarray(leaf), tree)
+
+
+def _layout(tree: PyTree) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [getattr(leaf, "shape", ()) for leaf in leaves]
+
+
+def _check_state(state: DeployedState, grads: Params) -> None:
+    """Refuse a state with other leaves than `init` gives it for such params."""
+    ours, theirs = (
+        {name: list(getattr(leaf, "shape", ())) for name, leaf in trees.named_leaves(tree).items()}
+        for tree in (state.state, jax.eval_shape(state.optimizer.init, grads))
+    )
+    for name in [*sorted(ours.keys() ^ theirs.keys()), *ours]:
+        held, wanted = (f"of shape {it[name]}" if name in it else "missing" for it in (ours, theirs))
+        if held != wanted:
+            raise ValueError(
+                f"The state is not that of these params: {name or 'its only leaf'} is {held} there, and {wanted} for"
+                " these params. What it remembers is another model's, from another checkpoint, say. Give the state of"
+                " this model, or start with init(params)."
+            )
 
 
 def _check_alike(grads: Params, params: Params) -> None:

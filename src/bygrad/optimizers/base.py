@@ -91,9 +91,9 @@ class Scheduled(eqx.Module):
 
 
 def whole_steps(horizon: int | Int[Array, ""]) -> Int[Array, ""]:
-    """Return a horizon as an array; `ValueError` for a number that is no horizon."""
-    number = isinstance(horizon, int | float | np.generic)
-    return jnp.asarray(whole_number(horizon) if number else horizon, jnp.int32)
+    """Return a horizon as an array; `ValueError` for what is neither that nor an array, which may be traced."""
+    array = isinstance(horizon, jax.Array | np.ndarray)
+    return jnp.asarray(horizon if array else whole_number(horizon), jnp.int32)
 
 
 def declare(optimizer: AnyOptimizer, horizon: int | Int[Array, ""]) -> AnyOptimizer:

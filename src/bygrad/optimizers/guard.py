@@ -133,10 +133,10 @@ class Guard(Optimizer, Scheduled):
         self.envelope = envelope
 
     def declare(self, horizon: int | Int[Array, ""]) -> "Guard":
+        parts = declare(self.learned, horizon), declare(self.fallback, horizon), whole_steps(horizon)
         until = self.trials.until
         if isinstance(horizon, int | np.integer) and until is not None and horizon > until:
             remark(beyond(horizon, until, self.trials.first(horizon)))
-        parts = declare(self.learned, horizon), declare(self.fallback, horizon), whole_steps(horizon)
         return eqx.tree_at(lambda it: (it.learned, it.fallback, it.trials.horizon), self, parts)
 
     def init(self, params: Params) -> GuardState:

@@ -41,4 +41,4 @@ def rule_of(artifact: Artifact) -> Rule:
         ) from error
 
 
-__all__ = ["RULES", "Adam", "Envelope", "Guard", "Rule", "Scheduled", "rule_of"]
+__all__ = ["RULES", "Adam", "Controller", "Envelope", "Guard", "Rule", "Scheduled", "rule_of"]

@@ -8,7 +8,7 @@ tensors, and few programs on an accelerator.
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -70,6 +70,8 @@ class Controller(Rule, Scheduled):
             for bias, product in ((tensors["bias"], weights), (tensors["head_bias"], heads))
         ]
         self._constants: dict[Any, _Constants] = {}
+        self.depth: int | None = None
+        """Of a network whose other tensors this rule does not see; None: counted from the gradients."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_constants": {}}  # they lie on devices that a reader may not have
@@ -122,7 +124,7 @@ class Controller(Rule, Scheduled):
         targets: Sequence[Tensor],
     ) -> None:
         """Take a step, and add the updates, times their rates, to `targets`."""
-        depth = log_depth(grads)
+        depth = math.log((self.depth or depth_of(grads)) / 2)
         for (device, dtype), indices in grouped(grads).items():
             wide = [grads[index].to(dtype) for index in indices]
             known = self._constants_for(device, dtype, wide, depth)
@@ -329,9 +331,9 @@ def _features(products: Tensor, peak: Tensor, known: _Constants) -> tuple[list[T
     return features, squares[:, 3], peak
 
 
-def log_depth(leaves: Sequence[Tensor]) -> float:
-    """Return the logarithm of the number of tensors with two axes or more, over 2."""
-    return math.log(max(1, sum(leaf.ndim >= 2 for leaf in leaves)) / 2)
+def depth_of(leaves: Iterable[Tensor]) -> int:
+    """Return the number of tensors with two axes or more, at least 1."""
+    return max(1, sum(leaf.ndim >= 2 for leaf in leaves))
 
 
 def log_sizes(leaves: Sequence[Tensor], depth: float) -> Tensor:
