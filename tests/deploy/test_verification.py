@@ -78,9 +78,9 @@ def test_an_artifact_of_before_there_were_trajectories_says_so(artifact, tmp_pat
 
 def test_a_rule_that_torch_does_not_have_is_a_remark(artifact, monkeypatch):
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    from bygrad.deploy import torch_rules
+    from bygrad.deploy import verification
 
-    monkeypatch.setattr(torch_rules, "RULES", {"Other": LSTM})
+    monkeypatch.setattr(verification, "IN_TORCH", ("Other",))
     in_jax, in_torch = verify(artifact)
     assert in_jax.deviation == 0.0
     assert in_torch.deviation is None and "LSTM cannot be run in PyTorch, which has Other" in in_torch.remark

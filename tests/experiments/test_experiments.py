@@ -242,7 +242,7 @@ def test_levels_may_be_shares():
     levels = importlib.import_module("bygrad.experiments.reproduce")._levels
     (judged,) = levels(setting, {"optimizers": {"lstm": row("learned", "LSTM", 2.0), **baselines}})
     assert (judged["ours"], judged["low"], judged["high"], judged["reached"]) == (0.5, 0.25, 1.0, True)
-    assert "SGD 4, which the interval takes as known" in judged["what"]
+    assert "best tuned baseline: SGD 4)" in judged["what"]
     (lost,) = levels(setting, {"optimizers": {"lstm": row("learned", "LSTM", None), **baselines}})
     assert lost["reached"] is False
 

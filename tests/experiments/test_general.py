@@ -4,7 +4,6 @@ import io
 import json
 import math
 import sys
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,7 +18,7 @@ from bygrad.experiments.general import GENERAL, RECIPE, held_out, mixture
 from bygrad.experiments.small_networks import perceptron
 from bygrad.optimizers import Adam, Controller, declare
 from bygrad.problems import ProblemFamily, describe_family, load_images
-from bygrad.training import describe
+from bygrad.training import Log, MetaTrained, Validated, describe
 from bygrad.workflows import Display
 
 
@@ -50,7 +49,7 @@ def test_the_shipped_controller_says_how_to_make_it_again():
 
 def test_a_controller_that_diverges_where_it_is_judged_is_kept_all_the_same(tmp_path, monkeypatch):
     module = sys.modules[mixture.__module__]
-    trained = SimpleNamespace(optimizer=Controller(jax.random.key(0)), best=SimpleNamespace(step=0))
+    trained = MetaTrained(Controller(jax.random.key(0)), Validated(0, 1.0, 1.0, True, 0.0), Log(None))
     monkeypatch.setattr("bygrad.workflows.work.train", lambda *_, **__: trained)
     monkeypatch.setattr(module, "judge", lambda *_: {"deep": {"area": math.inf, "final": 0.5}})
     GENERAL.carry_out(Task("quick", tmp_path, Display(Console(file=io.StringIO()))))

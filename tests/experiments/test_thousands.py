@@ -455,7 +455,7 @@ def test_it_runs_reports_goes_on_and_no_rival_can_stop_it(tmp_path, monkeypatch)
 
     monkeypatch.setattr(study, "measure", never)
     monkeypatch.setattr(study, "learn", never)
-    monkeypatch.setattr(study, "train", never)
+    monkeypatch.setattr(study, "train_or_read", never)
     monkeypatch.setattr(study, "RIVALS", rivals[:-2])
     with pytest.raises(FileExistsError, match="--resume"):
         compare(task, EFFORT, cases[:1])

@@ -60,9 +60,10 @@ class Tuning:
 
 
 def _best(losses: np.ndarray) -> int:
-    """Return where the least loss is; where several are least, as on a loss that does not move, in their middle."""
+    """Return where the least loss is; where several are, as on a loss that does not move, in their middle. Where every
+    rate loses runs it is at the lowest, so that lower ones are tried."""
     least = np.flatnonzero(losses == np.min(losses))
-    return int(least[len(least) // 2])
+    return int(least[len(least) // 2 if np.isfinite(np.min(losses)) else 0])
 
 
 def with_learning_rate(optimizer: FromOptax, rate: Any) -> FromOptax:
