@@ -127,6 +127,13 @@ def limits_of(values: Array, *, top: float = math.inf) -> tuple[tuple[float, flo
     return (low - margin, high + margin), False
 
 
+def _tick(value: float) -> str:
+    """Write a number in no more room than an axis has beside it: 1e-4, and not 0.0001."""
+    if 0 < abs(value) < 1e-3:
+        return np.format_float_scientific(value, precision=3, trim="-", exp_digits=1)
+    return f"{value:g}".replace("e+0", "e")
+
+
 def set_scale(axis: Any, limits: tuple[float, float], log: bool) -> None:
     """Limits and ticks that can be read: plain numbers, a few within each decade where the axis has few decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -139,7 +146,7 @@ def set_scale(axis: Any, limits: tuple[float, float], log: bool) -> None:
     within = next(subs for most, subs in choices.items() if decades < most)
     axis.set_major_locator(MaxNLocator(5) if decades < 0.5 else LogLocator(subs=within, numticks=12))
     axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=200))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-").replace("e+0", "e")))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
