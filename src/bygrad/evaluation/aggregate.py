@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int
 
-from .statistics import Interval
+from .statistics import Interval, ends_of
 
 Scores = Float[np.ndarray, "problems runs"]
 Draws = Float[np.ndarray, "resamples problems runs"]
@@ -93,10 +93,8 @@ def _ends(
     """Return the ends of the interval of a statistic of runs drawn within each problem, given by the indices of all."""
     problems, runs = shape
     draws = np.random.default_rng(seed).integers(runs, size=(resamples, problems, runs))
-    values = np.sort(of(draws))
-    tail = (1 - level) / 2 * (resamples - 1)
-    # Order statistics, rounded outwards: an infinite one stays infinite.
-    return float(values[int(np.floor(tail))]), float(values[int(np.ceil(resamples - 1 - tail))])
+    low, high = np.sort(of(draws))[ends_of(resamples, level)]
+    return float(low), float(high)
 
 
 def performance_profile(scores: Scores, levels: Float[np.ndarray, " levels"]) -> Float[np.ndarray, " levels"]:

@@ -214,8 +214,8 @@ def compare(
     for name, optimizer in learned.items():
         results[name.lower()] = summarize("learned", name, *run(optimizer, name), protocol)
     for name, optimizer in taught_by.items():
-        results[name.lower()] = summarize("teacher", name, *run(optimizer, name), protocol)
-        results[name.lower()]["note"] = _settings(optimizer)
+        summary = summarize("teacher", name, *run(optimizer, name), protocol)
+        results[name.lower()] = summary | {"note": _settings(optimizer)}  # whole, as it may be written at once
     for name, tuning in tunings.items():
         optimizer = rivals[name]
         curves, seconds = run(with_learning_rate(optimizer, tuning.best_final), name)

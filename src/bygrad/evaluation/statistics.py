@@ -86,7 +86,7 @@ def bootstrap_curves(
     curves = np.asarray(curves, np.float64)
     _check(curves, resamples, level)
     runs, steps = curves.shape
-    ends = _ends(resamples, level)
+    ends = ends_of(resamples, level)
     mean, low, high = np.empty(steps), np.empty(steps), np.empty(steps)
     block = max(1, _MEANS_AT_ONCE // resamples)
     for start in range(0, steps, block):
@@ -133,12 +133,12 @@ def bootstrap_ratio(
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = drawn[0] / drawn[1]
     ratios = np.where(np.isnan(ratios), np.inf, ratios)
-    low, high = np.sort(ratios[1:])[_ends(resamples, level)]
+    low, high = np.sort(ratios[1:])[ends_of(resamples, level)]
     return Interval(float(ratios[0]), float(low), float(high))
 
 
-def _ends(resamples: int, level: float) -> list[int]:
-    """Where the ends of an interval lie among sorted draws."""
+def ends_of(resamples: int, level: float) -> list[int]:
+    """Where the ends of an interval lie among sorted draws, rounded outwards: an infinite one stays infinite."""
     tail = (1 - level) / 2 * (resamples - 1)
     return [int(np.floor(tail)), int(np.ceil(resamples - 1 - tail))]
 
