@@ -1,6 +1,8 @@
-"""Threads for long calls, so that Ctrl-C is heard while they run."""
+"""Ctrl-C while long calls run: threads for them, and a request that waits for a good moment."""
 
-from collections.abc import Callable
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, TypeVar
@@ -46,3 +48,25 @@ def in_thread(call: Callable[..., Result], *arguments: Any, asked: Callable[[], 
             if asked():
                 raise KeyboardInterrupt
         return future.result()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a request, which the caller looks for where it can stop; a second one interrupts."""
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        previous = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not the main thread: there are no signals to catch
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -5,7 +5,8 @@ from .checkpoint import CheckpointError
 from .curriculum import Curriculum, Graduated, Round, learn_by_curriculum
 from .devices import from_lead, meet
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
-from .loop import MetaTrained, is_begun, meta_train, validation_keys
+from .folder import is_begun
+from .loop import MetaTrained, meta_train, validation_keys
 from .recipe import Recipe, describe
 
 __all__ = [

@@ -14,7 +14,8 @@ from ..optimizers import Optimizer
 from ..problems import ProblemFamily
 from ..unroll import compiled_loss_curves
 from .events import Watcher
-from .loop import is_begun, meta_train
+from .folder import is_begun
+from .loop import meta_train
 from .recipe import Recipe, describe
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)

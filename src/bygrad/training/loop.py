@@ -1,12 +1,9 @@
 """Meta-training: learn an optimizer for a problem family by gradient descent on what it achieves."""
 
-import contextlib
 import dataclasses
-import errno
 import functools
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -16,18 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, Shaped
 
-from .._core.files import locked
 from .._core.hosts import LostProcessError, first_line
 from .._core.memory import bytes_available
 from .._core.remarks import remark
-from .._core.threads import Threads, in_thread
+from .._core.threads import Threads, in_thread, interruptible
 from ..optimizers import Learned, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family, is_held_out
 from ..problems.base import FAMILY_CHANGED, digest_family
 from ..unroll import Windows
-from . import advice, checkpoint
-from .devices import Devices, from_lead, least, meet
+from . import advice
+from .devices import Devices, least
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
+from .folder import BEFORE, CHECKPOINT, LOG, Folder, has, refuse_another
 from .learner import Learner, Pace, Report, advance, begin, bytes_of_meta_step, curves
 from .recipe import Recipe, describe
 
@@ -37,16 +34,6 @@ MAX_ROLLBACKS = 10
 """After so many returns to a good state, going on is hopeless: the meta-learning-rate is then 1,000 times smaller."""
 MEASURES = ("area", "final")
 """What a validation gives, in the order in which a `Learner` keeps scores."""
-CHECKPOINT, LOG, BEFORE = "checkpoint.safetensors", "log.jsonl", "before"
-"""In the folder of a meta-training: its checkpoint, its log, and the folder of what was carried out before it."""
-LOCK = "lock"
-"""Beside them while a process is at work there; what a killed one leaves holds nobody up."""
-FULL = {
-    errno.ENOSPC: "Make room first.",
-    errno.EDQUOT: "Make room first.",
-    errno.EFBIG: "Allow larger files first (ulimit -f).",
-}
-"""What the system says where a disk is full, or the user's share of it, or a file, and what to do then."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,41 +91,22 @@ def meta_train(
         )
     check_family(family, jax.random.key(recipe.seed))
     folder = None if folder is None else Path(folder)
-    if recipe.before is not None and not (resume and _has(folder, CHECKPOINT)):
+    if recipe.before is not None and not (resume and has(folder, CHECKPOINT)):
         _MetaTraining(optimizer, family, recipe, None, None)  # refuses what cannot work before hours were spent on it
-        if _has(folder, CHECKPOINT):
-            raise _in_the_way(folder)
+        refuse_another(folder)
         first = dataclasses.replace(recipe.before, seed=recipe.seed)
         place = None if folder is None else folder / BEFORE
         optimizer = meta_train(optimizer, family, first, folder=place, resume=resume, watch=watch).optimizer
         resume = False
-    elif resume and _has(folder, LOG) and not _has(folder, CHECKPOINT):
+    elif resume and has(folder, LOG) and not has(folder, CHECKPOINT):
         resume = False
     return _MetaTraining(optimizer, family, recipe, folder, watch).run(resume)
-
-
-def is_begun(folder: Path) -> bool:
-    """Whether a folder holds a meta-training that can be resumed."""
-    return (folder / CHECKPOINT).exists() or ((folder / BEFORE).exists() and is_begun(folder / BEFORE))
 
 
 def validation_keys(recipe: Recipe) -> Shaped[PRNGKeyArray, " runs"]:
     """Return the keys of the runs that every validation is on."""
     _, key = jax.random.split(jax.random.key(recipe.seed))
     return jax.random.split(key, recipe.validation_runs)
-
-
-def _in_the_way(folder: Path | None) -> FileExistsError:
-    return FileExistsError(
-        f"{folder} already holds a meta-training, which a new one would overwrite. Go on with it (resume=True,"
-        " --resume) or choose another folder."
-    )
-
-
-def _has(folder: Path | None, name: str) -> bool:
-    """Whether there is a file of this name; the lead looks, for all."""
-    found = folder is not None and (folder / name).exists()
-    return from_lead(lambda: str(found).encode()) == b"True"
 
 
 def _warn(event: Event) -> None:
@@ -162,8 +130,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
         folder: Path | None,
         watch: Watcher | None,
     ):
-        self.recipe, self.folder = recipe, folder
-        self.devices = Devices.sharing(recipe.instances)
+        self.recipe, self.devices = recipe, Devices.sharing(recipe.instances)
+        self.folder = Folder(folder, self.devices)
         self.watch = (_warn if watch is None else watch) if self.devices.lead else None
         if recipe.seconds is not None and jax.process_count() > 1:
             raise ValueError(
@@ -184,8 +152,6 @@ class _MetaTraining(Generic[AnyOptimizer]):
             (windows, Pace.of(recipe), optimizer, train_key, validation_keys(recipe))
         )
         self.constant = (self.windows, recipe.estimator, pace, self.devices)
-        self.log = Log(folder / LOG if folder is not None and self.devices.lead else None)
-        self.saved: int | None = None
         self.seconds_before, self.started = 0.0, time.perf_counter()
 
     @property
@@ -197,45 +163,23 @@ class _MetaTraining(Generic[AnyOptimizer]):
         """The part of the time that is over; 0 where the time does not decide."""
         return 0.0 if self.recipe.seconds is None else self.seconds / self.recipe.seconds
 
-    @property
-    def checkpoint(self) -> Path | None:
-        return None if self.folder is None else self.folder / CHECKPOINT
-
     def run(self, resume: bool) -> MetaTrained[AnyOptimizer]:
         try:
-            with _alone(self.folder, resume):
+            with self.folder.held(resume):
                 return self._run(resume)
         except jax.errors.JaxRuntimeError as error:
             if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
                 raise
             raise LostProcessError(
                 f"Meta-training stopped: another of its {jax.process_count()} processes ended or cannot be reached"
-                f" ({first_line(error)}), and no meta-step can be taken without its instances. {self._kept()}"
+                f" ({first_line(error)}), and no meta-step can be taken without its instances. {self.folder.kept()}"
             ) from error
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            text = f"Meta-training stopped, as what it keeps could not be written ({error.strerror})."
-            raise OSError(error.errno, f"{text} {FULL[error.errno]} {self._kept()}") from error
-
-    def _kept(self) -> str:
-        if self.folder is None:
-            return "Nothing was kept, as no folder was given: start again."
-        if self.saved is None:
-            return (
-                f"Nothing was kept in {self.folder}, as no checkpoint had been written yet: start again, with --resume."
-            )
-        where = " on the machine of process 0" if jax.process_count() > 1 else ""
-        return (
-            f"The last checkpoint, of meta-step {self.saved}, is whole and in {self.folder}{where}. Go on with it"
-            " (resume=True, --resume), on any number of devices and processes."
-        )
 
     def _run(self, resume: bool) -> MetaTrained[AnyOptimizer]:
         learner = self._restore() if resume else self._fresh()
         self._plan(learner)
         self._warn(learner, advice.of_idle_devices(self.devices, self.recipe.instances))
-        with _interruptible() as interrupted:
+        with interruptible() as interrupted:
             if not resume:
                 self._save(learner)  # so that the folder can be resumed, whatever happens to the first validation
             while int(learner.step) < self.recipe.meta_steps and self._spent < 1:
@@ -251,22 +195,19 @@ class _MetaTraining(Generic[AnyOptimizer]):
         self._warn(learner, self._of_what_was_learned(learner))
         step, area, final = (float(score) for score in learner.best_scores)
         best = Validated(int(step), area, final, True, self.seconds)
-        return MetaTrained(self.devices.alone(learner.best), best, self.log)  # pyright: ignore[reportReturnType]
+        return MetaTrained(self.devices.alone(learner.best), best, self.folder.log)  # pyright: ignore[reportReturnType]
 
     def _tell(self, event: Event) -> None:
-        self.log.add(event)
+        self.folder.log.add(event)
         if self.watch is not None:
             self.watch(event)
 
     def _fresh(self) -> Learner:
-        if _has(self.folder, CHECKPOINT):
-            raise _in_the_way(self.folder)
+        refuse_another(self.folder.path)
         rest = self._rest
         self._afford({"the inner problems": begin.bytes_more(self.optimizer, *rest)})
         learner = Learner.fresh(self.optimizer, *rest)
-        if self.folder is not None and self.log.path is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.log.path.unlink(missing_ok=True)
+        self.folder.begin()
         return learner
 
     @property
@@ -275,37 +216,18 @@ class _MetaTraining(Generic[AnyOptimizer]):
         return self.windows, self.recipe.estimator, self.devices, self.train_key
 
     def _restore(self) -> Learner:
-        # The lead reads for all: only its machine needs the folder, and nobody decides on an older copy.
-        path = self.checkpoint
-        data = b"" if path is None else from_lead(lambda: path.read_bytes() if path.exists() else b"")
-        if path is None or not data:
-            raise FileNotFoundError(
-                f"There is no checkpoint in {self.folder}, so there is nothing to resume. Start without resume, or name"
-                " the folder of an earlier run."
-            )
-        info = checkpoint.read_info(path, data)
-        if info["recipe"] != (mine := self._identity()):
-            recorded = info["recipe"]
-            # What a file leaves out is what a recipe says where nothing was chosen.
-            default = {name: getattr(Recipe, name, None) for name in recorded | mine}
-            was, now = default | recorded, default | mine
-            pairs = ", ".join(f"{name} was {was[name]}, is {now[name]}" for name in was if was[name] != now[name])
-            raise checkpoint.CheckpointError(
-                f"The checkpoint in {self.folder} was made with another recipe ({pairs}), so resuming would give"
-                " neither result. Resume with the same settings, or start in another folder."
-            )
+        saved = self.folder.read(self._identity())
         example = Learner.example(self.optimizer, *self._rest)
         arrays = eqx.filter(example, lambda leaf: eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct))
-        read = checkpoint.restore(path, arrays, data)
+        read = saved.arrays(arrays)
         inner = self.devices.load(read.inner, self.recipe.estimator.axes(example.optimizer, example.inner))
         rest = self.devices.load(eqx.tree_at(lambda it: it.inner, read, None))
         learner = eqx.combine(rest.with_inner(inner), example)
-        self.seconds_before, self.started = info["seconds"], time.perf_counter()
-        self.log.rewind(int(learner.step), info["seconds"])
-        self.log.recall(from_lead(self.log.text.encode).decode(), int(learner.step), info["seconds"])
-        self.saved = int(learner.step)
-        if info.get("family_digest", self._digest) != self._digest:  # not an error: data may differ in a last digit
-            self._warn(learner, FAMILY_CHANGED.format(type(self.windows.family).__name__, self.folder))
+        self.seconds_before, self.started = saved.info["seconds"], time.perf_counter()
+        self.folder.go_on(int(learner.step), saved.info["seconds"])
+        # Not an error: data may differ in a last digit.
+        if saved.info.get("family_digest", self._digest) != self._digest:
+            self._warn(learner, FAMILY_CHANGED.format(type(self.windows.family).__name__, self.folder.path))
         return learner
 
     def _identity(self) -> dict[str, Any]:
@@ -320,13 +242,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
         return digest_family(self.windows.family)
 
     def _save(self, learner: Learner) -> None:
-        if self.checkpoint is not None:
-            whole = self.devices.fetch(eqx.filter(learner, eqx.is_array))
-            if self.devices.lead:
-                info = {"recipe": self._identity(), "seconds": self.seconds, "family_digest": self._digest}
-                checkpoint.save(self.checkpoint, whole, info)
-            meet("saved")  # what a process says of the checkpoint after this is true
-            self.saved = int(learner.step)
+        info = {"recipe": self._identity(), "seconds": self.seconds, "family_digest": self._digest}
+        self.folder.save(int(learner.step), eqx.filter(learner, eqx.is_array), info)
 
     def _advance(self, learner: Learner, interrupted: Callable[[], bool]) -> tuple[Learner, bool]:
         """Take a meta-step; say as well whether to stop after it, on which all processes agree."""
@@ -363,7 +280,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
         )
         if rollbacks > MAX_ROLLBACKS:
             self._save(restored)
-            kept = " The best optimizer so far is in the checkpoint." if self.saved is not None else ""
+            kept = " The best optimizer so far is in the checkpoint." if self.folder.saved is not None else ""
             raise FloatingPointError(
                 f"Meta-training stopped at meta-step {step}: {what}, for the {rollbacks}th time, although the"
                 f" meta-learning-rate was halved each time.{kept} The problem itself probably leaves its domain under"
@@ -466,61 +383,3 @@ class _MetaTraining(Generic[AnyOptimizer]):
         at = MEASURES.index(self.recipe.select)
         before, after = float(learner.start_scores[at]), float(learner.best_scores[1 + at])
         return advice.of_what_was_learned(self.optimizer, self.recipe, int(learner.step), before, after)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path | None, resume: bool) -> Iterator[None]:
-    """Keep the processes of other jobs out of a folder. **Raises:** `FileExistsError` if one is at work there."""
-    with contextlib.ExitStack() as held:
-
-        def leave(folder: Path) -> None:
-            (folder / LOCK).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # it is not empty, most often
-                folder.rmdir()
-
-        def taken(folder: Path) -> bool:
-            if resume and not folder.exists():  # there is nothing to resume, which is said later, nor to keep out of
-                return False
-            try:
-                held.enter_context(locked(folder / LOCK))
-            except BlockingIOError:
-                return True
-            except OSError as error:
-                if error.errno in FULL:
-                    raise
-                raise OSError(
-                    error.errno,
-                    f"Nothing can be written in {folder} ({error.strerror}), so no checkpoint could be kept there, and"
-                    " nothing was started. Make it writable, or choose another folder (--out).",
-                ) from error
-            held.callback(leave, folder)
-            return False
-
-        if folder is not None and from_lead(lambda: str(taken(folder)).encode()) == b"True":
-            raise FileExistsError(
-                f"Another process is at work in {folder}, so both would write its log and its checkpoint. Wait for it,"
-                " choose another folder, or let all processes of a job share one meta-training (--hosts auto)."
-            )
-        yield
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a request that is honoured between two meta-steps; a second one interrupts at once."""
-    asked = False
-
-    def ask(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    try:
-        previous = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not the main thread: there are no signals to catch
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, previous)

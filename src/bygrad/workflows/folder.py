@@ -9,7 +9,7 @@ from typing import Any
 from .._core.files import read_json, write_text_atomically
 from ..evaluation import strict_json
 from ..training import from_lead
-from ..training.loop import LOCK
+from ..training.folder import LOCK
 
 IDENTITIES = "experiment.json", "family.sha256"
 """Files that say what a folder is for, and hold nothing of it."""

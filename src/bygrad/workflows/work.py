@@ -33,7 +33,7 @@ from ..training import (
     meet,
     meta_train,
 )
-from ..training.loop import LOG
+from ..training.folder import LOG
 from ..unroll import Inner, begin, rollout
 from .display import Display
 from .folder import Kept, refuse_used
