@@ -14,8 +14,8 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 
+from bygrad._core.definitions import FORGET_BIAS
 from bygrad.optimizers import LSTM, LogSign, Scaled
-from bygrad.optimizers.lstm import FORGET_BIAS
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
 from bygrad.unroll import Inner, step_keys
 

@@ -11,18 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from bygrad._core.definitions import FEWEST, HORIZON_PARTS, SAMPLE, TIME_SCALES
 from bygrad.optimizers import Adam, AdamWCosine, Controller, Optimizer, declare, parameter_count
-from bygrad.optimizers.controller import (
-    FEWEST,
-    HORIZON_PARTS,
-    SAMPLE,
-    TIME_SCALES,
-    as_matrix,
-    log_reaches,
-    sample,
-    strides,
-    time_features,
-)
+from bygrad.optimizers.controller import as_matrix, log_reaches, sample, strides, time_features
 
 SHAPES = {"bias": (3,), "head": (3, 5), "kernel": (3, 2, 2, 2), "long": (1100,), "scalar": (), "weight": (70, 40)}
 MATRICES = {"bias": (3, 1), "head": (3, 5), "kernel": (3, 8), "long": (1100, 1), "scalar": (1, 1), "weight": (70, 40)}

@@ -8,11 +8,11 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from .._core.definitions import POWER_SCALE
 from ..deploy.jax import export
 from ..evaluation import Sheet, area, final, run_curves, strict_json
 from ..metagrads import NRES, Members
 from ..optimizers import Adam, Controller, Optimizer, declare
-from ..optimizers.controller import POWER_SCALE
 from ..problems import CharacterModel, Mixture, MLPClassifier, ProblemFamily, Quadratic, describe_family
 from ..problems.catalogue import digit_images
 from ..problems.data import ImageData

@@ -10,36 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .._core.definitions import (
+    EPSILON,
+    FEWEST,
+    HORIZON_PARTS,
+    LARGEST_EXPONENT,
+    POWER_SCALE,
+    REACH,
+    SAMPLE,
+    SMALLEST_PARAMS,
+    SMALLEST_RATIO,
+    TIME_SCALES,
+    UNDER_ROOT,
+)
 from .._core.trees import widened
 from .._core.types import Params
 from .base import Learned, Optimizer, Scheduled, drawing_key, whole_steps
 
-SAMPLE = 512
-"""Coordinates of a tensor that its features are computed from, at most: the rest of a large tensor is passed over once,
-by the update itself, as in Adam."""
-
-FEWEST = 16
-"""Columns of a wide matrix that a sample sees, at least."""
-
 TENSOR_FEATURES = 7
-
-TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0)
-"""Steps after which each feature of the time changes sign."""
-
-HORIZON_PARTS = tuple(part / 8 for part in range(9))
-"""Parts of the horizon at which each feature of the horizon changes sign."""
 
 TIME_FEATURES = len(TIME_SCALES) + len(HORIZON_PARTS)
 
 DEFAULT_HORIZON = 1_000
-
-_EPSILON = 1e-8
-_UNDER_ROOT = 1e-30  # as in `Adam`: far too small to change a step, and the root's derivative at zero is finite
-_SMALLEST_RATIO = 1e-12  # mean square of n or q; below it, they count as zero
-_SMALLEST_PARAMS = 1e-8  # mean square; below it, params count as zero
-_LARGEST_EXPONENT = 10.0
-REACH = 32.0  # of a layer about as large as `log_sizes` compares with
-POWER_SCALE = 4.0  # the powers are three numbers against hundreds of weights: so they need not go as far
 
 
 class ControllerState(eqx.Module):
@@ -211,7 +203,7 @@ class Controller(Optimizer, Learned, Scheduled):
             return b1 * mean + (1 - b1) * grad, b2 * square + (1 - b2) * jnp.square(grad)
 
         def root(square: Array) -> Array:
-            return jnp.sqrt(square * (1 / bias2).astype(square.dtype) + _UNDER_ROOT) + _EPSILON
+            return jnp.sqrt(square * (1 / bias2).astype(square.dtype) + UNDER_ROOT) + EPSILON
 
         leaves, structure = jax.tree.flatten(grads)
         if not leaves:
@@ -254,7 +246,7 @@ class Controller(Optimizer, Learned, Scheduled):
         outputs = hidden @ self.head.T + (self.head_times @ times + self.head_bias)
         exponents = outputs[:, 2] + POWER_SCALE * (sizes @ self.powers)
         # No meta-parameters make an update overflow, or vanish altogether.
-        return outputs.at[:, 2].set(jnp.clip(exponents, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
+        return outputs.at[:, 2].set(jnp.clip(exponents, -LARGEST_EXPONENT, LARGEST_EXPONENT))
 
 
 def log_sizes(leaves: Sequence[Array]) -> Float[np.ndarray, "tensors 2"]:
@@ -339,17 +331,17 @@ def _features(
     """Return the features of every tensor and the new peak of its gradient's root mean square."""
     # A gradient whose square overflows is a large one, and not the end of the run.
     nn, qq, nq, gg, pp, mm = jnp.minimum(products.T, jnp.finfo(products.dtype).max)
-    rms_n, rms_q = (jnp.sqrt(square + _SMALLEST_RATIO) for square in (nn, qq))
+    rms_n, rms_q = (jnp.sqrt(square + SMALLEST_RATIO) for square in (nn, qq))
     # A ratio of roots: of that of their squares, the derivative has a product of denominators that XLA would compute,
     # and which is 1e-60 where nothing moves.
-    rms_m, rms_g = (jnp.sqrt(square + _UNDER_ROOT) for square in (mm, gg))
+    rms_m, rms_g = (jnp.sqrt(square + UNDER_ROOT) for square in (mm, gg))
     peak = jnp.maximum(peak, rms_g)
     features = [
         rms_n,
         rms_q,
         nq / (rms_n * rms_q),
         jnp.log(rms_g / peak) / 4,
-        jnp.log10(pp + _SMALLEST_PARAMS) / 4,
+        jnp.log10(pp + SMALLEST_PARAMS) / 4,
         jnp.log(rms_m / rms_g),
         jnp.array(axes) / 2,
     ]

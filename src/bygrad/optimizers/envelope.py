@@ -7,15 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .._core.definitions import REMEMBER
 from .._core.remarks import remark
 from .._core.results import Result
 from .._core.sizes import trained_sizes
 from .._core.types import Params
 
 Action = Literal["warn", "fall back", "refuse"]
-
-_REMEMBER = 0.9
-"""Of the share of gradients outside, from step to step: one odd minibatch is no reason."""
 
 
 class Envelope(eqx.Module):
@@ -76,7 +74,7 @@ class Envelope(eqx.Module):
             sizes = [jnp.abs(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(grads)]
             strange = sum((jnp.sum((size > 0) & ((size < low) | (size > high))) for size in sizes), jnp.zeros((), int))
             nonzero = sum((jnp.sum(size > 0) for size in sizes), jnp.zeros((), int))
-            outside = _REMEMBER * outside + (1 - _REMEMBER) * strange / jnp.maximum(nonzero, 1)
+            outside = REMEMBER * outside + (1 - REMEMBER) * strange / jnp.maximum(nonzero, 1)
             code = jnp.where(outside > self.tolerance, Result.OUTSIDE_SCALE, code)
         if self.horizon is not None:
             code = jnp.where(step >= self.horizon, Result.OUTSIDE_HORIZON, code)

@@ -12,12 +12,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .._core.definitions import UNDER_ROOT
 from .._core.trees import widened
 from .._core.types import Params, State
 from .base import Optimizer, Scheduled, whole_steps
-
-_UNDER_ROOT = 1e-30
-"""Added to Adam's second moment: far too small to change a step, and the derivative of the root at zero is finite."""
 
 
 def _hyperparameter(default: float) -> Any:
@@ -100,7 +98,7 @@ class Adam(FromOptax):
     b2: Float[Array, "..."] = _hyperparameter(0.999)
 
     def transformation(self) -> optax.GradientTransformation:
-        return optax.adam(self.learning_rate, b1=self.b1, b2=self.b2, eps=1e-8, eps_root=_UNDER_ROOT)
+        return optax.adam(self.learning_rate, b1=self.b1, b2=self.b2, eps=1e-8, eps_root=UNDER_ROOT)
 
 
 class AdamW(FromOptax):
@@ -117,7 +115,7 @@ class AdamW(FromOptax):
             b1=self.b1,
             b2=self.b2,
             eps=1e-8,
-            eps_root=_UNDER_ROOT,
+            eps_root=UNDER_ROOT,
             weight_decay=self.weight_decay,
         )
 
@@ -145,7 +143,7 @@ class AdamWCosine(FromOptax, Scheduled):
             warm = jnp.minimum((count + 1) / jnp.maximum(self.warmup, 1), 1)
             return self.learning_rate * warm * _half_cosine(count, self.horizon)
 
-        return optax.adamw(rate, b1=self.b1, b2=self.b2, eps=1e-8, eps_root=_UNDER_ROOT, weight_decay=self.weight_decay)
+        return optax.adamw(rate, b1=self.b1, b2=self.b2, eps=1e-8, eps_root=UNDER_ROOT, weight_decay=self.weight_decay)
 
 
 class Cosine(FromOptax, Scheduled):

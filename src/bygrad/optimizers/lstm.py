@@ -10,12 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._core.definitions import FORGET_BIAS
 from .._core.types import State
 from .base import Coordinatewise, Learned, coordinates_at_a_time, drawing_key
 from .preprocess import LogSign, Preprocessor, build_preprocessor, describe_preprocessor
-
-FORGET_BIAS = 1.0
-"""Added to the forget gate, so that a new cell remembers: the "now-standard" practice that the paper follows."""
 
 STATE_DTYPES = (None, "bfloat16", "float32", "float64")
 """What the state can be kept in."""

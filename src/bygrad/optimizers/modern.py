@@ -6,9 +6,10 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
+from .._core.definitions import UNDER_ROOT
 from .._core.types import Params, State
 from .base import Optimizer
-from .hand_designed import _UNDER_ROOT, FromOptax, _hyperparameter
+from .hand_designed import FromOptax, _hyperparameter
 
 
 class Lion(FromOptax):
@@ -39,7 +40,7 @@ class Muon(FromOptax):
     momentum: Float[Array, "..."] = _hyperparameter(0.95)
 
     def transformation(self) -> optax.GradientTransformation:
-        return optax.contrib.muon(self.learning_rate, beta=self.momentum, adam_eps_root=_UNDER_ROOT)
+        return optax.contrib.muon(self.learning_rate, beta=self.momentum, adam_eps_root=UNDER_ROOT)
 
 
 class ScheduleFree(FromOptax):
@@ -57,7 +58,7 @@ class ScheduleFree(FromOptax):
     b2: Float[Array, "..."] = _hyperparameter(0.999)
 
     def transformation(self) -> optax.GradientTransformation:
-        base = optax.adamw(self.learning_rate, b1=0.0, b2=self.b2, eps_root=_UNDER_ROOT, weight_decay=0.0)
+        base = optax.adamw(self.learning_rate, b1=0.0, b2=self.b2, eps_root=UNDER_ROOT, weight_decay=0.0)
         return optax.contrib.schedule_free(base, self.learning_rate, b1=self.b1)  # pyright: ignore[reportArgumentType]
 
 

@@ -9,37 +9,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from .._core import trees
+from .._core.definitions import (
+    FIRST_PART,
+    HOPELESS,
+    HUGE,
+    PATIENCE,
+    REFERENCE,
+    RISE,
+    RUN,
+    SHORTEST,
+    STALE_PART,
+    STALE_WINDOWS,
+    TRIAL,
+)
 from .._core.results import Result
 from .._core.types import Params, State
 
-RISE = 3.0
-"""Standard errors by which a loss must be above the best for a rise."""
-
 RETURNS = 8
 """Calls that a return may take. One is enough unless the params are so large that the difference is rounded off."""
-
-RUN, REFERENCE, TRIAL = 0, 1, 2
-"""Phases: one optimizer moves on; the fallback's part of a trial; the learned optimizer's part."""
-
-PATIENCE = 3.0
-"""Factor on the wait for the next trial, for every defeat since two trials in a row were won."""
-
-STALE_WINDOWS, STALE_PART = 2, 1 / 2
-"""The fallback goes on from where the learned optimizer is once that has had no new lowest loss for so many windows
-and for this part of the time that it has moved: a loss that falls under its noise is not taken for one at rest."""
-
-SHORTEST = 4
-"""Calls that a trial needs at least."""
-
-FIRST_PART = 1 / 10
-"""Of the calls that may be discarded in a run of known length, for the first trial: in a long run, a few steps at the
-start say little about where it ends."""
-
-HOPELESS = 4
-"""Losses in a row, all above the highest one of the fallback's part, that end a trial early."""
-
-_HUGE = 1e30
-"""What larger losses count as, so that sums of them are finite."""
 
 
 class Level(eqx.Module):
@@ -75,7 +62,7 @@ class Losses(eqx.Module):
         $E|v_{i+1} - v_i| = 2 \sigma / \sqrt\pi$: so a trend is not taken for noise."""
         some = jnp.maximum(self.count, 1)
         deviation = 0.5 * jnp.pi**0.5 * self.jumps / jnp.maximum(self.count - 1, 1)
-        return Level(jnp.where(self.count > 0, self.total / some, _HUGE), deviation / jnp.sqrt(some))
+        return Level(jnp.where(self.count > 0, self.total / some, HUGE), deviation / jnp.sqrt(some))
 
 
 class Watch(eqx.Module):
@@ -186,7 +173,7 @@ class Trials(eqx.Module):
         running, in_reference, in_trial = (it.phase == phase for phase in (RUN, REFERENCE, TRIAL))
         leads = in_trial | (running & it.trusted)
         arriving = (it.returning > 0) & ~trees.near(now.params, it.point)
-        seen, value = it.seen + 1, jnp.clip(jnp.nan_to_num(now.value.astype(jnp.float32), nan=_HUGE), -_HUGE, _HUGE)
+        seen, value = it.seen + 1, jnp.clip(jnp.nan_to_num(now.value.astype(jnp.float32), nan=HUGE), -HUGE, HUGE)
         losses = it.losses.add(value, now.good & (2 * seen > it.length))
         level, ended = losses.level(), seen >= it.length
 

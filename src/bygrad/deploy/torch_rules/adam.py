@@ -6,10 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..._core.definitions import EPSILON, UNDER_ROOT
 from .base import Rule, TensorState, compute_dtype
-
-_EPSILON = 1e-8
-_UNDER_ROOT = 1e-30
 
 
 class Adam(Rule):
@@ -53,6 +51,6 @@ class Adam(Rule):
             step = state["step"].add_(1).to(grad.dtype)
             mean = state["mean"].mul_(self._b1).add_(grad, alpha=1 - self._b1)
             square = state["square"].mul_(self._b2).addcmul_(grad, grad, value=1 - self._b2)
-            root = (square / (1 - self._b2**step)).add_(_UNDER_ROOT).sqrt_().add_(_EPSILON)
+            root = (square / (1 - self._b2**step)).add_(UNDER_ROOT).sqrt_().add_(EPSILON)
             updates.append((mean * (-self._rate / (1 - self._b1**step))).div_(root))
         return updates

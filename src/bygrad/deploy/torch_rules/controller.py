@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..._core.definitions import (
+    EPSILON,
+    HORIZON_PARTS,
+    LARGEST_EXPONENT,
+    POWER_SCALE,
+    SMALLEST_PARAMS,
+    SMALLEST_RATIO,
+    TIME_SCALES,
+    UNDER_ROOT,
+)
 from .base import Piece, Rate, Rule, Scheduled, TensorState, blocks, check_shapes, compute_dtype, grouped
 from .samples import Grids, Samples
-
-# As in JAX, where they are explained.
-TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0)
-HORIZON_PARTS = tuple(part / 8 for part in range(9))
-_EPSILON = 1e-8
-_UNDER_ROOT = 1e-30
-_SMALLEST_RATIO = 1e-12
-_SMALLEST_PARAMS = 1e-8
-_LARGEST_EXPONENT = 10.0
-POWER_SCALE = 4.0
 
 BLOCK = 524_288
 """Coordinates that move together on a CPU, in memory that is there for all steps: to have it handed out by the system
@@ -138,7 +138,7 @@ class Controller(Rule, Scheduled):
             # The features come from a sample, before the moments change.
             samples = known.samples
             samples.see(wide, points, means, squares)
-            samples.move(known.kept, known.taken, unbias1[:, None], unbias2[:, None], _EPSILON)
+            samples.move(known.kept, known.taken, unbias1[:, None], unbias2[:, None], EPSILON)
             features, square_n, peak = _features(samples.products(), torch.stack(peaks), known)
             exponents = known.exponents
             if known.grids is not None:
@@ -153,9 +153,9 @@ class Controller(Rule, Scheduled):
             along_mean, along_grad, exponent = outputs.unbind(1)
             # The bias of the root goes into what is divided by it: one number in place of one for every coordinate.
             unbias = torch.rsqrt(unbias2)
-            size = torch.exp((exponent + exponents).clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)) * unbias
+            size = torch.exp((exponent + exponents).clamp_(-LARGEST_EXPONENT, LARGEST_EXPONENT)) * unbias
             size *= -self._learning_rate * _together([rates[index] for index in indices], size)
-            factors = size * (1 + along_mean) * unbias1, size * along_grad, _EPSILON * unbias
+            factors = size * (1 + along_mean) * unbias1, size * along_grad, EPSILON * unbias
             _move(wide, means, squares, [targets[index] for index in indices], known, *factors)
 
     def _constants_for(
@@ -171,7 +171,7 @@ class Controller(Rule, Scheduled):
                 return tensor.to(device, dtype)
 
             kept, samples = torch.sigmoid(self._decays.to(dtype)), Samples(shapes, dtype, device)
-            floors = _UNDER_ROOT, _SMALLEST_PARAMS, _UNDER_ROOT, _SMALLEST_RATIO, _SMALLEST_RATIO
+            floors = UNDER_ROOT, SMALLEST_PARAMS, UNDER_ROOT, SMALLEST_RATIO, SMALLEST_RATIO
             width = BLOCK if device.type == "cpu" else sys.maxsize
             cuts = blocks([math.prod(shape) for shape in shapes], width)
             self._constants[key] = _Constants(

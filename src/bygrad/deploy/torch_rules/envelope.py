@@ -7,11 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..._core.definitions import REMEMBER
 from ..._core.remarks import remark
 from ..._core.results import Result
 from ..._core.sizes import HANDED_OVER, trained_sizes
-
-REMEMBER = 0.9
 
 Action = Literal["warn", "fall back", "refuse"]
 

@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..._core.definitions import FORGET_BIAS
 from .base import Coordinatewise, check_shapes
-
-FORGET_BIAS = 1.0
-"""Added to the forget gate, as in JAX."""
 
 
 class Weights(NamedTuple):

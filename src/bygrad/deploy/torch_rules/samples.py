@@ -9,10 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# As in JAX, where they are explained.
-SAMPLE = 512
-FEWEST = 16
-REACH = 32.0
+from ..._core.definitions import FEWEST, REACH, SAMPLE
 
 
 class Samples:

@@ -4,17 +4,20 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from ..._core.definitions import (
+    FIRST_PART,
+    HOPELESS,
+    HUGE,
+    PATIENCE,
+    REFERENCE,
+    RISE,
+    RUN,
+    SHORTEST,
+    STALE_PART,
+    STALE_WINDOWS,
+    TRIAL,
+)
 from ..._core.results import Result
-
-# As in JAX, where they are explained.
-RISE = 3.0
-RUN, REFERENCE, TRIAL = 0, 1, 2
-PATIENCE = 3.0
-STALE_WINDOWS, STALE_PART = 2, 1 / 2
-SHORTEST = 4
-HOPELESS = 4
-FIRST_PART = 1 / 10
-_HUGE = 1e30
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Losses:
 
     def level(self) -> Level:
         if not self.count:
-            return Level(_HUGE)
+            return Level(HUGE)
         deviation = 0.5 * math.pi**0.5 * self.jumps / max(self.count - 1, 1)
         return Level(self.total / self.count, deviation / self.count**0.5)
 
@@ -94,7 +97,7 @@ class Trials(NamedTuple):
     def decide(self, it: Watch, step: int, value: float, good: bool, allowed: bool) -> Verdict:
         """Take one call into account: change `it` and say what happens. `good`: loss and gradient are finite."""
         it.seen += 1
-        value = min(max(value, -_HUGE), _HUGE) if value == value else _HUGE
+        value = min(max(value, -HUGE), HUGE) if value == value else HUGE
         if good and 2 * it.seen > it.length:
             it.losses.add(value)
         if it.phase == REFERENCE:
