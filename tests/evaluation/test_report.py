@@ -273,9 +273,13 @@ def test_figures_without_their_data_say_so(results):
 def test_all_curves_of_the_paper_are_drawn_up_to_the_horizon_and_named(results):
     curve = {"steps": [1, 2, 3, 4, 5], "losses": [2, 1, 0.6, 0.01, 1e-6]}
     results["paper"] = {name: curve for name in ("LSTM", "LSTM-sub", "Adam", "Unknown")}
-    for scale, said in ((None, "digitised"), (0.5, "digitised; without a unit, x 0.5: its best baseline ends")):
+    for scale, said in ((None, "digitised"), (8.0, "digitised;\nwithout a unit, x 8: its best baseline ends")):
         figure = figures.loss_curves(results | {"paper_scale": scale})
         (legend,) = figure.legends
+        figure.draw_without_rendering()
+        room, taken = figure.bbox, legend.get_window_extent()
+        assert room.x0 <= taken.x0 < taken.x1 <= room.x1 and room.y0 <= taken.y0
+        assert taken.y1 <= figure.axes[0].xaxis.label.get_window_extent().y0
         assert [text.get_text() for text in legend.get_texts()] == list(results["paper"])
         assert f"the paper's, {said}" in legend.get_title().get_text()
         lines = {line.get_label(): line for line in figure.axes[0].lines}

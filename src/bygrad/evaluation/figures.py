@@ -39,8 +39,8 @@ def loss_curves(results: Results) -> "matplotlib.figure.Figure":
     optimizers = results["optimizers"]
     keys = ["curve"] + ["area_curve"] * any(entry.get("area_curve") for entry in optimizers.values())
     width, height = (7.4, 3.5) if len(keys) == 2 else (5.6, 3.6)
-    paper = _paper(results)
-    below = _PAPER_ROOM * bool(paper)
+    paper, scale = _paper(results), results.get("paper_scale")
+    below = (_PAPER_ROOM + 0.16 * bool(scale)) * bool(paper)
     figure = Figure(figsize=(width, height + below))
     # Room for the longest name right of each panel, in inches.
     lines = [line for entry in optimizers.values() for line in entry["label"].replace(" (", "\n(").split("\n")]
@@ -60,8 +60,9 @@ def loss_curves(results: Results) -> "matplotlib.figure.Figure":
     if paper:
         _draw_paper(panels[0], paper)
         lines, names = panels[0].get_legend_handles_labels()
-        scale = results.get("paper_scale")
-        unit = f"; without a unit, x {scale:.3g}: its best baseline ends where ours does" if scale else ""
+        unit = (
+            f";\nwithout a unit, x {float(f'{scale:.3g}'):,g}: its best baseline ends where ours does" if scale else ""
+        )
         style = {"ncols": len(names), "alignment": "left", "handlelength": 2.2, "columnspacing": 1.4}
         place = {"loc": "lower left", "bbox_to_anchor": (0.3 / width, 0.0), "borderaxespad": 0.2}
         figure.legend(lines, names, title=f"the paper's, digitised{unit}", **style, **place)
