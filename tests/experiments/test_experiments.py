@@ -240,10 +240,10 @@ def test_levels_may_be_shares():
     setting = Setting("main", "Tiny", "quadratic", 2, 1, levels=(Level("end", "final", 0.9, 0.5, relative=True),))
     baselines = {"adam": row("hand-designed", "Adam", 8.0), "sgd": row("hand-designed", "SGD", 4.0)}
     levels = importlib.import_module("bygrad.experiments.reproduce")._levels
-    (judged,) = levels(setting, {"optimizers": {"lstm": row("learned", "LSTM", 2.0), **baselines}})
+    (judged,) = levels(setting, {"optimizers": {"lstm": row("learned", "LSTM", 2.0), **baselines}}, "LSTM")
     assert (judged["ours"], judged["low"], judged["high"], judged["reached"]) == (0.5, 0.25, 1.0, True)
     assert "best tuned baseline: SGD 4)" in judged["what"]
-    (lost,) = levels(setting, {"optimizers": {"lstm": row("learned", "LSTM", None), **baselines}})
+    (lost,) = levels(setting, {"optimizers": {"lstm+gac": row("learned", "LSTM+GAC", None), **baselines}}, "LSTM+GAC")
     assert lost["reached"] is False
 
 

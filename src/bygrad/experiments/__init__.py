@@ -9,7 +9,7 @@ from .general import GENERAL
 from .horizon import HORIZON
 from .mnist import MNIST, MNIST_ANY_START
 from .paper import paper_curves
-from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN
+from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN, QUADRATIC_GAUSSIAN_GAC
 from .repairs import REPAIRED
 from .reproduce import reproduce
 from .specializations import SPECIALIZATIONS
@@ -21,7 +21,7 @@ from .update_shapes import UPDATE_SHAPES
 from .variations import VARIATIONS
 
 EXPERIMENTS: dict[str, Experiment] = {
-    it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, MNIST, MNIST_ANY_START, *CIFAR, STYLE)
+    it.name: it for it in (QUADRATIC, QUADRATIC_GAUSSIAN, QUADRATIC_GAUSSIAN_GAC, MNIST, MNIST_ANY_START, *CIFAR, STYLE)
 }
 """The experiments, by name."""
 

@@ -53,7 +53,8 @@ class Experiment:
     `optimizer` builds the untrained one. `recipes`: how to train it, by budget. `protocols`: how to compare, by budget;
     horizon and final window come from the setting. `quick` tests in the first setting only. `illustrate` makes pictures
     of runs, for problems that have any. `estimator` builds that of the recipes where it holds a teacher, whose arrays
-    no declaration may hold: importing it would start JAX, before a user has told it of hosts or devices.
+    no declaration may hold: importing it would start JAX, before a user has told it of hosts or devices. `label`: of
+    the optimizer, in tables and figures.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Experiment:
     train_on: str | None = None
     illustrate: Illustrate | None = None
     estimator: Callable[[], Estimator] | None = None
+    label: str = "LSTM"
 
     def recipe(self, budget: Budget) -> Recipe:
         """How to train within a budget."""

@@ -5,7 +5,7 @@ import dataclasses
 from .._core.types import PRNGKeyArray
 from ..evaluation import Protocol
 from ..metagrads import Backprop
-from ..optimizers import LSTM, Scaled
+from ..optimizers import LSTM, GlobalLSTM, Scaled
 from ..training import Recipe
 from .declaration import Budget, Experiment, Level, Setting
 
@@ -26,9 +26,13 @@ _PROTOCOLS: dict[Budget, Protocol] = {
 }
 
 
+# Raw gradients in, as in the paper; updates are a tenth of the output, which learns faster than all of it.
 def _optimizer(key: PRNGKeyArray) -> LSTM:
-    """Raw gradients in, as in the paper; updates are a tenth of the output, which learns faster than all of it."""
     return LSTM(key, preprocess=Scaled(), output_scale=0.1, initial_step=0.3)
+
+
+def _averaging(key: PRNGKeyArray) -> GlobalLSTM:
+    return GlobalLSTM(key, preprocess=Scaled(), output_scale=0.1, initial_step=0.3)
 
 
 QUADRATIC = Experiment(
@@ -69,4 +73,14 @@ QUADRATIC_GAUSSIAN = Experiment(
             levels=(Level("sum over 100 steps, pre-update", "area", None, 49.0),),
         ),
     ),
+)
+
+# Where problems differ this much, what all coordinates know of one is worth more than training an LSTM for longer.
+QUADRATIC_GAUSSIAN_GAC = dataclasses.replace(
+    QUADRATIC_GAUSSIAN,
+    name="quadratic-gaussian-gac",
+    title="10-dimensional quadratics, W and y gaussian, by LSTM+GAC",
+    label="LSTM+GAC",
+    optimizer=_averaging,
+    recipes={"quick": _QUICK, "paper": dataclasses.replace(_PAPER, instances=64, meta_steps=6_000, select="area")},
 )

@@ -87,7 +87,7 @@ def reproduce(
             result["meta_training"] = course
             result["configuration"]["recipe"] = describe(recipe)
             result["seconds"] |= {"tuning": tuning_seconds, "meta_training": trained.best.seconds}
-        reached += _levels(setting, result)
+        reached += _levels(setting, result, experiment.label)
         if setting is not main:
             write_report(result, target)
         results["levels"] = reached
@@ -127,7 +127,7 @@ def _results_of(
     if setting is not main:
         tunings, seconds = _tunings(folder, setting, protocol, data, display)
     results = evaluate(
-        {"LSTM": optimizer},
+        {experiment.label: optimizer},
         find_family(setting.family, data=data, split="test"),
         find_family(setting.family, data=data, split="train"),
         _protocol_of(setting, protocol),
@@ -143,13 +143,13 @@ def _results_of(
     if experiment.illustrate is not None:
         results["pictures"] = experiment.illustrate(
             find_family(setting.family, data=data, split="test"),
-            {"LSTM": optimizer, **_best_two(results["optimizers"])},
+            {experiment.label: optimizer, **_best_two(results["optimizers"])},
             protocol.keys[1],
         )
     write_text_atomically(path, json.dumps(strict_json(results)))
     label, level = best_baseline(results["optimizers"], "final")
-    ours = loss_of(results["optimizers"]["lstm"]["final"]["mean"])
-    display.say(f"{setting.title}: LSTM {ours:.4g}, best tuned baseline {label} {level:.4g}")
+    ours = loss_of(results["optimizers"][experiment.label.lower()]["final"]["mean"])
+    display.say(f"{setting.title}: {experiment.label} {ours:.4g}, best tuned baseline {label} {level:.4g}")
     return results
 
 
@@ -160,13 +160,13 @@ def _best_two(optimizers: dict[str, Any]) -> dict[str, Optimizer]:
     return {row["label"]: with_learning_rate(BASELINES[row["label"]](), row["learning_rate"]) for row in best}
 
 
-def _levels(setting: Setting, results: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = []
+def _levels(setting: Setting, results: dict[str, Any], label: str) -> list[dict[str, Any]]:
+    rows, learned = [], label.lower()
     for level in setting.levels:
-        ours = results["optimizers"]["lstm"][level.measure]
-        label, best = best_baseline(results["optimizers"], level.measure)
+        ours = results["optimizers"][learned][level.measure]
+        rival, best = best_baseline(results["optimizers"], level.measure)
         if level.relative:
-            ours = ratio_to_best(results["optimizers"], "lstm", level.measure)[1]._asdict()
-        what = f"{setting.title}: {level.what} (best tuned baseline: {label} {best:.4g})"
+            ours = ratio_to_best(results["optimizers"], learned, level.measure)[1]._asdict()
+        what = f"{setting.title}: {level.what} (best tuned baseline: {rival} {best:.4g})"
         rows.append(level_row(what, level.reach, ours["mean"], ours["low"], ours["high"], paper=level.paper))
     return rows
