@@ -1,5 +1,6 @@
 """Names for the types that cross rooms."""
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -15,4 +16,7 @@ State: TypeAlias = PyTree[Any]
 
 Scalar: TypeAlias = Float[Array, ""]
 
-__all__ = ["Array", "Float", "Instance", "PRNGKeyArray", "Params", "PyTree", "Scalar", "State"]
+Tick: TypeAlias = Callable[[str, int, int], None]
+"""Is told how far long work is: `(what, done, total)`."""
+
+__all__ = ["Array", "Float", "Instance", "PRNGKeyArray", "Params", "PyTree", "Scalar", "State", "Tick"]

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from .._core.files import write_atomically
+from .canonical_json import parse_object
 from .errors import ArtifactError
 from .layout import MAX_HEADER, check_seal, join, manifest_text, read_tensors, split
 from .manifest import Manifest, check_schema
-from .strict_json import parse_object
 from .tensors import compare, describe, own
 
 

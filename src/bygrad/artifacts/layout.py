@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .canonical_json import dump, parse_object, shorten
 from .errors import ArtifactError
-from .strict_json import dump, parse_object, shorten
 from .tensors import check_dtype, check_shape, dtype_name, stored
 
 MAX_HEADER = 1 << 20

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from .canonical_json import dump, listing, parse_object, plain, shorten
 from .errors import ArtifactError
-from .strict_json import dump, listing, parse_object, plain, shorten
 from .tensors import TensorSpec, check_dtype, check_names, check_shape
 from .trajectory import Trajectory
 

@@ -7,8 +7,8 @@ import difflib
 import os
 from pathlib import Path
 
+from .canonical_json import shorten
 from .errors import ArtifactError
-from .strict_json import shorten
 
 _FOLDER = Path(__file__).parent / "shipped"
 _SUFFIX = ".safetensors"

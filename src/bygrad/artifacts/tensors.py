@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .canonical_json import listing, shorten
 from .errors import ArtifactError
-from .strict_json import listing, shorten
 
 # The names are safetensors' own. Little-endian whatever the machine: these are the bytes in the file.
 DTYPES: dict[str, np.dtype[Any]] = {

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from .canonical_json import shorten
 from .errors import ArtifactError
-from .strict_json import shorten
 
 Arrays = dict[str, np.ndarray]
 

@@ -13,7 +13,7 @@ from jaxtyping import Shaped
 from .._core.draws import check_seed
 from .._core.programs import Program
 from .._core.threads import Threads
-from .._core.types import PRNGKeyArray
+from .._core.types import PRNGKeyArray, Tick
 from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer, declare
 from ..problems import ProblemFamily
 from .report import loss_of
@@ -30,9 +30,6 @@ CONVENTION = (
 """What "loss at step t" means here, for every optimizer alike."""
 
 _LBFGS_CURVES, _BFGS_CURVES = Program(lbfgs_curves, sooner=True), Program(bfgs_curves, sooner=True)
-
-Watch = Callable[[str, int, int], None]
-"""Is told `(what, done, total)`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +90,7 @@ def tune_baselines(
     family: ProblemFamily,
     protocol: Protocol,
     baselines: Mapping[str, type[FromOptax]] = PAPER_BASELINES,
-    watch: Watch | None = None,
+    watch: Tick | None = None,
     results: MutableMapping[str, dict[str, Any]] | None = None,
 ) -> dict[str, Tuning]:
     """Tune every baseline on instances of its own; the same number of rates and of runs for each.
@@ -173,7 +170,7 @@ def compare(
     tunings: Mapping[str, Tuning],
     family: ProblemFamily,
     protocol: Protocol,
-    watch: Watch | None = None,
+    watch: Tick | None = None,
     results: MutableMapping[str, dict[str, Any]] | None = None,
     baselines: Mapping[str, type[FromOptax]] = BASELINES,
     teacher: Optimizer | None = None,
@@ -263,7 +260,7 @@ def _built(name: str, baselines: Mapping[str, type[FromOptax]]) -> FromOptax:
     return baselines[name]()
 
 
-def compare_bfgs(family: ProblemFamily, protocol: Protocol, watch: Watch | None = None) -> dict[str, Any]:
+def compare_bfgs(family: ProblemFamily, protocol: Protocol, watch: Tick | None = None) -> dict[str, Any]:
     """Run BFGS on the first of the fresh instances, as `compare` does L-BFGS: for problems of few params."""
     tick = None if watch is None else functools.partial(watch, "evaluating BFGS")
     return _second_order(family, protocol, tick, "BFGS (full batch)", _BFGS_CURVES)

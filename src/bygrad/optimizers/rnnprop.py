@@ -13,7 +13,7 @@ from .lstm import LSTM, descending_head, run_cells
 from .preprocess import Given
 
 
-class Memory(NamedTuple):
+class RNNpropState(NamedTuple):
     """State: the network's, and running means of the gradient, of its square, and of one (which corrects the start)."""
 
     network: Float[Array, "rows *c"]
@@ -98,18 +98,18 @@ class RNNprop(Coordinatewise, Learned):
     def block(self) -> int:
         return self.network.block
 
-    def start(self, shape: tuple[int, ...]) -> Memory:
+    def start(self, shape: tuple[int, ...]) -> RNNpropState:
         mean, square, weight = (jnp.zeros(shape, self.dtype) for _ in range(3))
-        return Memory(self.network.start(shape), mean, square, weight)
+        return RNNpropState(self.network.start(shape), mean, square, weight)
 
-    def step(self, grads: Float[Array, "*c"], state: Memory) -> tuple[Float[Array, "*c"], Memory]:
+    def step(self, grads: Float[Array, "*c"], state: RNNpropState) -> tuple[Float[Array, "*c"], RNNpropState]:
         flat = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[: leaf.ndim - grads.ndim], grads.size), state)
         top, new = self._run(grads.reshape(-1), flat)
         update = -self.output_scale * jnp.tanh(self.network.read(top))
         new = jax.tree.map(lambda leaf, old: leaf.reshape(old.shape), new, state)
         return update.reshape(grads.shape), new
 
-    def _run(self, grads: Float[Array, " c"], state: Memory) -> tuple[Float[Array, "units c"], Memory]:
+    def _run(self, grads: Float[Array, " c"], state: RNNpropState) -> tuple[Float[Array, "units c"], RNNpropState]:
         now = (grads, jnp.square(grads), jnp.ones_like(grads))
         moments = [self.decay * old + (1 - self.decay) * x for old, x in zip(state[1:], now, strict=True)]
         mean, square, weight = moments
@@ -119,4 +119,4 @@ class RNNprop(Coordinatewise, Learned):
         seen = jnp.stack([mean / weight, grads]) / root
         inputs = jax.nn.elu(self.weight @ seen + self.bias[:, None])
         top, network = run_cells(self.network.layers, inputs, state.network)
-        return top, Memory(network, *moments)
+        return top, RNNpropState(network, *moments)

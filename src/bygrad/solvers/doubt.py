@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .._core.programs import Program
-from .._core.types import Instance, Scalar
+from .._core.types import Instance, Scalar, Tick
 from ..problems import ProblemFamily
 from .base import Flat, Method
-from .engine import Rows, Watch, run
+from .engine import Rows, run
 from .learned import Whitening, cut
 from .solve import best_start, take
 from .starts import in_blocks
@@ -93,7 +93,7 @@ def until_believed(
     starts: Float[np.ndarray, "rows starts p"],
     *,
     batch: int,
-    watch: Watch | None = None,
+    watch: Tick | None = None,
 ) -> Rows:
     """Solve all instances from their first start, those that are doubted or not solved from the next, and so on."""
     dtype = starts.dtype

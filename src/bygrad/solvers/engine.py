@@ -10,7 +10,7 @@ With several devices, each solves a part of the rows by itself.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 from .._core import trees
 from .._core.programs import Program
 from .._core.threads import Threads
+from .._core.types import Tick
 from .base import Flat, Method, Progress
 from .solution import RUNNING, Status
 
@@ -38,7 +39,6 @@ LONGEST = 200
 """Steps of a chunk at most, for whoever watches."""
 
 Rows = dict[str, np.ndarray]
-Watch = Callable[[str, int, int], None]
 
 
 def run(
@@ -48,7 +48,7 @@ def run(
     x: np.ndarray,
     *,
     batch: int,
-    watch: Watch | None = None,
+    watch: Tick | None = None,
 ) -> Rows:
     """Solve every instance from its row of `x`.
 
@@ -111,7 +111,7 @@ def _on_devices(
     devices: Sequence[Any],
     *,
     batch: int,
-    watch: Watch | None,
+    watch: Tick | None,
 ) -> Rows:
     """Solve an equal part of the rows on every device, each with a working set of its own: none waits for another."""
     parts = np.array_split(np.arange(len(x)), len(devices))

@@ -16,13 +16,14 @@ from jaxtyping import Array, Float, PyTree
 
 from .._core import trees
 from .._core.programs import Program
+from .._core.types import Tick
 from ..problems import ProblemFamily, QuadraticProgram
 from .admm import ADMM, relative_gap
 from .base import Flat, Method
 from .card import Card, report
 from .doubt import Doubt, LearnedDoubt, merged, until_believed
 from .drift import Usual, alarm, tally
-from .engine import Rows, Watch, run
+from .engine import Rows, run
 from .learned import LearnedDamping, LearnedStart
 from .levenberg_marquardt import LevenbergMarquardt
 from .solution import Solution, Status, Tally
@@ -38,7 +39,7 @@ from .solve import (
 )
 from .starts import guesses, in_blocks, starting_points
 
-Guard = Literal["certificate", "best_of_two"]
+SolverGuard = Literal["certificate", "best_of_two"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +70,11 @@ class LearnedSolver:
         *,
         x0: PyTree[Any] | None = None,
         dual0: Any = None,
-        guard: Guard = "certificate",
+        guard: SolverGuard = "certificate",
         seed: int = 0,
         batch: int | None = None,
         dtype: Any = None,
-        watch: Watch | None = None,
+        watch: Tick | None = None,
     ) -> Solution:
         """Solve a batch like `bygrad.solve`.
 
@@ -100,9 +101,9 @@ class LearnedSolver:
 
         **Raises:** as `bygrad.solve`, and `ValueError` for instances of another size than its networks have learned.
         """
-        if guard not in get_args(Guard):
+        if guard not in get_args(SolverGuard):
             raise ValueError(
-                f"guard is {guard!r}, which is not a guard. Choose {' or '.join(map(repr, get_args(Guard)))}."
+                f"guard is {guard!r}, which is not a guard. Choose {' or '.join(map(repr, get_args(SolverGuard)))}."
             )
         dtype = np.dtype(dtype or self.dtype)
         with precision(dtype, self.family):
@@ -205,7 +206,7 @@ class LearnedSolver:
         seed: int,
         batch: int,
         dtype: Any,
-        watch: Watch | None,
+        watch: Tick | None,
     ) -> Rows:
         starts = self.starting(flat, instances, rows, given, seed, batch, dtype)
         method = with_arrays(self.method, dtype).prepare(flat, dtype)
@@ -232,7 +233,7 @@ class LearnedSolver:
         seed: int,
         batch: int,
         dtype: Any,
-        watch: Watch | None,
+        watch: Tick | None,
     ) -> tuple[Rows, np.ndarray]:
         starts = self.classical_starts
         classical = dataclasses.replace(self, method=self.classical, start=None, doubt=None, starts=starts)
@@ -246,7 +247,7 @@ class LearnedSolver:
 
 
 def _proven_first(
-    method: ADMM, flat: Flat, instances: Any, own: np.ndarray, batch: int, dtype: Any, watch: Watch | None
+    method: ADMM, flat: Flat, instances: Any, own: np.ndarray, batch: int, dtype: Any, watch: Tick | None
 ) -> Rows:
     """Keep the proposals that the family's own bounds prove to be good enough, and run ADMM on the others.
 

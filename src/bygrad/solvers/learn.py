@@ -13,13 +13,13 @@ from jaxtyping import Array, Float, PyTree
 from .._core.draws import check_seed
 from .._core.programs import Program
 from .._core.times import parse_seconds
+from .._core.types import Tick
 from ..problems import Composite, LeastSquares, ProblemFamily, QuadraticProgram
 from ..problems.base import blame, check_is_family
 from .admm import ADMM
 from .base import Flat, Method, certified
 from .candidates import REFERENCE, BestKnown, is_solved, keep_best, work_clock
 from .drift import Usual
-from .engine import Watch
 from .fit import LearnedSolver, proposals
 from .lbfgs import LBFGS
 from .learn_doubt import doubting
@@ -60,7 +60,7 @@ def learn(
     heldout: int = 1000,
     seed: int = 0,
     dtype: Any = np.float64,
-    watch: Watch | None = None,
+    watch: Tick | None = None,
 ) -> LearnedSolver:
     r"""Learn a solver for a family: tuned, with a learned start, with learned damping, whatever is cheapest and wins.
 
@@ -261,7 +261,7 @@ def _learned(
     tol: float,
     left: Callable[[], float],
     seed: int,
-    watch: Watch | None,
+    watch: Tick | None,
     sample: Any,
 ) -> dict[str, LearnedSolver]:
     """Solve instances by the classical solver `base`, and learn where to start, what to doubt, and how to damp."""
@@ -304,7 +304,7 @@ def _learned(
 
 
 def _solved(
-    base: LearnedSolver, train: Any, left: Callable[[], float], seed: int, watch: Watch | None
+    base: LearnedSolver, train: Any, left: Callable[[], float], seed: int, watch: Tick | None
 ) -> tuple[Examples, float]:
     """Solve instances for a quarter of the time that is left; return them, and the seconds that a start takes."""
     parts, rows, seconds, began = [], len(jax.tree.leaves(train)[0]), left(), time.perf_counter()

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, PyTree
 
+from .._core.types import Tick
 from .doubt import CostLimit, Doubt, LearnedDoubt
-from .engine import Watch
 from .fit import LearnedSolver
 from .learn_programs import single
 from .learned import LearnedStart, Whitening, vector_of
@@ -31,7 +31,7 @@ def doubting(
     nothing: float,
     seconds: float,
     seed: int,
-    watch: Watch | None = None,
+    watch: Tick | None = None,
 ) -> dict[str, LearnedSolver]:
     """Return solvers that take another start only where it is worth it: of the classical starts, by a limit of the cost
     and by a network, and of a learned start with classical ones after it.
@@ -71,7 +71,7 @@ def every_start(
     tol: float,
     nothing: float,
     seed: int,
-    watch: Watch | None = None,
+    watch: Tick | None = None,
 ) -> Tried:
     """Solve instances from all starts that the solver has for each.
 
@@ -102,7 +102,7 @@ def learned_doubt(
     classical: Bool[np.ndarray, " rows"],
     seconds: float,
     seed: int,
-    watch: Watch | None = None,
+    watch: Tick | None = None,
     steps: int | None = None,
 ) -> LearnedDoubt:
     """Learn from most of the instances which solutions are not the lowest, and choose the limit on the others.

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._core.types import Tick
 from ..problems import Composite, QuadraticProgram
 from .admm import ADMM
 from .base import Flat
-from .engine import Watch
 from .fit import LearnedSolver
 from .proximal import ProximalGradient
 from .schedule import LearnedSchedule
@@ -25,7 +25,7 @@ BLOCK = 1024
 
 
 def learned_programs(
-    base: LearnedSolver, train: Any, left: Callable[[], float], seed: int, watch: Watch | None, sample: Any
+    base: LearnedSolver, train: Any, left: Callable[[], float], seed: int, watch: Tick | None, sample: Any
 ) -> dict[str, LearnedSolver]:
     """Return what was learned for a family with certificates: a schedule, or a warm start."""
     flat = Flat.of(base.family, jax.tree.map(lambda leaf: leaf[0], train))
@@ -43,7 +43,7 @@ def learned_programs(
     return {"learned warm start": dataclasses.replace(base, method=dataclasses.replace(base.method, warm=warm))}
 
 
-def _examples(base: LearnedSolver, train: Any, seconds: float, watch: Watch | None) -> Examples:
+def _examples(base: LearnedSolver, train: Any, seconds: float, watch: Tick | None) -> Examples:
     """Solve instances more exactly than asked, for as long as there is time; params are $(p, y)$."""
     assert isinstance(base.method, ADMM)
     exact = dataclasses.replace(base.method, tol=0.1 * base.method.tol)

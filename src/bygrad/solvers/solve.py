@@ -10,11 +10,12 @@ from jaxtyping import PyTree
 
 from .._core import trees
 from .._core.draws import check_seed
+from .._core.types import Tick
 from ..problems import Bounded, Composite, LeastSquares, Oracle, ProblemFamily, QuadraticProgram
 from ..problems.base import check_is_family
 from .admm import ADMM
 from .base import Flat, Method, instance_like, parts_in_words
-from .engine import Rows, Watch, run
+from .engine import Rows, run
 from .lbfgs import LBFGS
 from .levenberg_marquardt import LevenbergMarquardt
 from .proximal import ProximalGradient
@@ -35,7 +36,7 @@ def solve(
     seed: int = 0,
     batch: int | None = None,
     dtype: Any = np.float64,
-    watch: Watch | None = None,
+    watch: Tick | None = None,
 ) -> Solution:
     r"""Minimize $f_i$ for every instance of a batch, and never fail as a whole.
 
@@ -271,7 +272,7 @@ def from_every_start(
     starts: np.ndarray,
     *,
     batch: int,
-    watch: Watch | None = None,
+    watch: Tick | None = None,
 ) -> Rows:
     """Solve every instance from each of its starts, `[rows, starts, p]`; those of one instance stay together."""
     every = jax.tree.map(lambda leaf: np.repeat(leaf, starts.shape[1], axis=0), instances)

@@ -13,12 +13,11 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from .._core import trees
-from .._core.types import Scalar
+from .._core.types import Scalar, Tick
 from ..problems import LeastSquares, QuadraticProgram
 from .admm import ADMM
 from .base import Flat
 from .doubt import LearnedDoubt
-from .engine import Watch
 from .learned import LearnedDamping, LearnedStart
 from .levenberg_marquardt import LevenbergMarquardt
 from .proximal import ProximalGradient
@@ -43,7 +42,7 @@ def train_start(
     examples: Examples,
     seconds: float,
     seed: int,
-    watch: Watch | None = None,
+    watch: Tick | None = None,
     steps: int | None = None,
     sample: Callable[[Array], Any] | None = None,
     negligible: float = 0.0,
@@ -90,7 +89,7 @@ def train_damping(
     tol: float,
     seconds: float,
     seed: int,
-    watch: Watch | None = None,
+    watch: Tick | None = None,
 ) -> LearnedDamping:
     r"""Train the damping through unrolled, guarded steps from `starts`.
 
@@ -130,7 +129,7 @@ def train_doubt(
     examples: Doubted,
     seconds: float,
     seed: int,
-    watch: Watch | None = None,
+    watch: Tick | None = None,
     steps: int | None = None,
 ) -> LearnedDoubt:
     """Fit the probability that another start ends lower, by its logarithm."""
@@ -149,7 +148,7 @@ def train_schedule(
     instances: PyTree,
     seconds: float,
     seed: int,
-    watch: Watch | None = None,
+    watch: Tick | None = None,
     steps: int | None = None,
 ) -> LearnedSchedule:
     r"""Train a schedule through the unrolled, guarded steps, and a few classical ones after them.
@@ -184,7 +183,7 @@ def train_warm_start(
     examples: Examples,
     seconds: float,
     seed: int,
-    watch: Watch | None = None,
+    watch: Tick | None = None,
     sample: Callable[[Array], Any] | None = None,
     steps: int | None = None,
 ) -> LearnedWarmStart:
@@ -241,7 +240,7 @@ def _descend(
     rate: float,
     seed: int,
     what: str,
-    watch: Watch | None,
+    watch: Tick | None,
     steps: int | None = None,
 ) -> Model:
     """Minimize by Adam for so many seconds, compilation included, or for so many steps; the rate falls along a cosine.

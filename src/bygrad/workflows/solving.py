@@ -22,7 +22,7 @@ from ..problems import ProblemFamily, describe_family, find_family
 from ..problems.base import digest_family
 from ..solvers import STATUS, Flat, LearnedSolver, Method, Solution, learn, solve
 from ..solvers.base import instance_like, parts_in_words
-from ..solvers.fit import Guard
+from ..solvers.fit import SolverGuard
 from ..solvers.solve import count_rows, default_method, precision, rows_at_once
 from .display import Display
 from .parts import Parts
@@ -207,7 +207,7 @@ def solve_file(
     starts: int | None = None,
     dtype: str | None = None,
     x0: Path | None = None,
-    guard: Guard | None = None,
+    guard: SolverGuard | None = None,
     seed: int = 0,
     batch: int | None = None,
     block: int | None = None,
