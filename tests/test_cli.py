@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
 import dataclasses
+import errno
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 
 import equinox as eqx
 import jax
+import numpy as np
 import pytest
 
 import bygrad
@@ -281,6 +283,28 @@ def test_what_ends_in_a_report_does_not_begin_without_matplotlib(tmp_path):
     assert done.stdout.split() == ["reproduce", "2", "evaluate", "2", "specialize", "2"], done.stderr
     assert done.stderr.count("pip install 'bygrad[report]'") == 3
     assert not list(tmp_path.iterdir())
+
+
+def test_what_could_not_be_kept_is_not_begun(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("data.npy", np.zeros((1, 41)))
+    evaluate = ["evaluate", "paper/quadratic", "--family", "quadratic"]
+    for command in (["reproduce", "quadratic"], evaluate, ["specialize", "quadratic"]):
+        assert f"{tmp_path} is a folder" in refusal([*command, "--json", str(tmp_path)], capsys)
+
+    def touch(self):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", touch)
+    learn, solve = (
+        ["learn", "oscillation", "--tol", "1e-3", "-o", "fit"],
+        ["solve", "oscillation", "data.npy", "-o", "x"],
+    )
+    train = ["train", "--family", "quadratic"]
+    for command in (["reproduce", "quadratic"], evaluate, ["specialize", "quadratic"], train, learn, solve):
+        said = refusal(command, capsys)
+        assert f"Nothing can be written in {tmp_path} (Read-only file system)" in said and "nothing was started" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["data.npy"]
 
 
 def test_what_a_strangers_file_says_does_not_steer_the_terminal(tmp_path, capsys):

@@ -15,6 +15,8 @@ from bygrad._core.files import (
     join_arrays_atomically,
     locked,
     read_json,
+    refuse_unwritable,
+    unwritable,
     write_arrays_atomically,
     write_atomically,
     write_text_atomically,
@@ -31,6 +33,19 @@ def test_bytes_and_text_arrive(tmp_path: Path):
     with np.load(path) as arrays:
         assert list(arrays["x/a"]) == [0, 1, 2] and arrays["cost"] == 2
     assert [it.name for it in path.parent.iterdir()] == ["file"]
+
+
+def test_whether_a_file_can_be_written_is_known_before(tmp_path: Path):
+    refuse_unwritable(None)
+    for file in (tmp_path / "file", tmp_path / "not" / "yet" / "file"):
+        refuse_unwritable(file)
+        assert unwritable(file.parent) == ""
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        refuse_unwritable(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(PermissionError, match=r"Nothing can be written in .*file .*nothing was started"):
+        refuse_unwritable(tmp_path / "file" / "in" / "it")
 
 
 @pytest.mark.parametrize("data", [b'{"a": 1, "b": [2', b"", b"\xff\xfe{"])

@@ -72,6 +72,36 @@ def read_json(path: Path, remedy: str = "Delete it and resume: what it held is d
         raise ValueError(f"{path} is damaged ({error}), so what was kept there cannot be read. {remedy}") from error
 
 
+def unwritable(folder: Path) -> str:
+    """Say why no file can be written in a folder, or where it would be made, and what to do; nothing where one can be.
+
+    To be asked before hours go into what is to be written. Leaves nothing, nor is the folder made.
+    """
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    trial = there / f".{secrets.token_hex(8)}.tmp"
+    try:
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        return (
+            f"Nothing can be written in {there} ({error.strerror}), so what comes out could not be kept, and nothing"
+            " was started. Make it writable, or choose another place (--out)."
+        )
+    return ""
+
+
+def refuse_unwritable(file: Path | None) -> None:
+    """**Raises:** `OSError` if this file, should one be given, could not be written when all is done."""
+    if file is None:
+        return
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder, so no file can be written by that name. Choose another name.")
+    if why := unwritable(file.parent):
+        raise PermissionError(why)
+
+
 @contextlib.contextmanager
 def locked(path: Path, shared: bool = False) -> Iterator[None]:
     """Hold a lock on a file, which is made for it, alone or with all who share it.

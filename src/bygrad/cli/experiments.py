@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from .job import join_job
 from .options import Artifact, Data, Families, Folder, Hosts, Json, Resume, Seed, label_of
-from .terminal import command_line, finish, known, progress, require_figures
+from .terminal import command_line, finish, known, progress, require_results
 
 TESTED = ("general/controller",)
 """The trained optimizers that `transfer` tests unless it is told others."""
@@ -66,7 +66,7 @@ def reproduce(
         raise ValueError(f"--families chooses among those of `thousands`, but this is {name!r}. Leave it out.")
     if artifacts != TESTED and name not in ("transfer", "all"):
         raise ValueError(f"--artifacts names what `transfer` tests, but this is {name!r}. Leave it out.")
-    require_figures()
+    require_results(json)
     folder = out or Path("runs") / f"{name}-{budget}"
     with progress() as display:
         task = Task(budget, folder, display, resume, seed, data, command_line(), artifacts, families)
@@ -295,7 +295,7 @@ def specialize(
     from ..problems import find_family
     from ..workflows import specialize as carry_out
 
-    require_figures()
+    require_results(json)
     label = label_of(family)
     folder = out or Path("runs") / f"specialize-{label}"
     problems = find_family(family, data=data, split="train")
@@ -335,7 +335,7 @@ def evaluate(
     from ..workflows import evaluate as carry_out
     from ..workflows import refuse_used
 
-    require_figures()
+    require_results(json)
     optimizer = load(artifact)
     name = type(optimizer).__name__
     label = label_of(family)

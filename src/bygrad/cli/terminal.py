@@ -16,8 +16,12 @@ def progress(quiet: bool = False) -> Any:
     return Display(Console(quiet=quiet))
 
 
-def require_figures() -> None:
-    """Refuse what would come to a report that cannot be drawn before anything is computed for it."""
+def require_results(file: Path | None) -> None:
+    """Refuse what would come to a report that cannot be drawn, or a file that cannot be written, before anything is
+    computed for it."""
+    from .._core.files import refuse_unwritable
+
+    refuse_unwritable(file)
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
             "matplotlib is not installed, so the report at the end could not be drawn, and nothing was started. Install"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .._core.files import read_json, write_text_atomically
+from .._core.files import read_json, unwritable, write_text_atomically
 from ..evaluation import strict_json
 from ..training import from_lead
 from ..training.folder import LOCK
@@ -19,7 +19,7 @@ OF_NOBODY = "It says what the folder is for, so nothing there can be trusted to 
 
 def refuse_used(folder: Path, *, resumable: bool = True) -> None:
     """Raise `FileExistsError` if there is a file in the folder, but for the lock of a process that was killed before it
-    wrote any. In a job of several processes, process 0 looks.
+    wrote any, and `OSError` if nothing can be written there. In a job of several processes, process 0 looks.
 
     **Arguments:** `resumable`: whether the command that is refused can go on with what is there.
     """
@@ -31,6 +31,8 @@ def refuse_used(folder: Path, *, resumable: bool = True) -> None:
         raise FileExistsError(
             f"{folder} already exists, and what is in it would be overwritten. {remedy} another folder (--out)."
         )
+    if why := from_lead(lambda: unwritable(folder).encode()).decode():
+        raise PermissionError(why)
 
 
 def claim(folder: Path, identity: dict[str, Any], resume: bool) -> None:

@@ -17,6 +17,7 @@ from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_
 from numpy.lib.npyio import NpzFile
 
 from .._core import trees
+from .._core.files import refuse_unwritable
 from ..deploy.solver import save_solver
 from ..problems import ProblemFamily, describe_family, find_family
 from ..problems.base import digest_family
@@ -48,12 +49,14 @@ def learn_to_file(
 ) -> LearnedSolver:
     """Learn a solver for a family by name and keep it in `out`.
 
-    **Raises:** before anything is learned, `FileExistsError` if `out` exists, `FileNotFoundError` without its folder.
+    **Raises:** before anything is learned, `FileExistsError` if `out` exists, `FileNotFoundError` without its folder,
+    `PermissionError` if nothing can be written there.
     """
     if out.exists():
         raise FileExistsError(f"{out} already exists and would be overwritten. Choose another --out.")
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"There is no folder {out.absolute().parent} to write {out.name} to. Make it first.")
+    refuse_unwritable(out)
     built = find_family(family)
     solver = learn(
         built,
@@ -246,6 +249,7 @@ def solve_file(
             raise FileNotFoundError(f"There is no file {file}, so there is nothing to solve. Check the path.")
     if not out.name or out.is_dir():
         raise FileExistsError(f"{out} is a folder, so no results can be written there. Give a file (--out).")
+    refuse_unwritable(out)
     if block is not None and block < 1:
         raise ValueError(f"block is {block}, so no row would ever be solved. Give 1 or more, or None.")
     settings = {"tol": tol, "max_steps": max_steps, "starts": starts, "dtype": dtype, "x0": x0, "guard": guard}

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -10,15 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
+from .._core.files import refuse_unwritable
 from .._core.programs import Program
 from .._core.types import Params, PRNGKeyArray, Scalar, State
 from ..optimizers import Optimizer, declare
 from ..problems import ProblemFamily, StyleTransfer
 from ..problems.data.files import kind_of, read_picture, write_picture
 from ..problems.vgg import STRIDE
-
-Tick = Callable[[int, float], None]
-"""Is told the number of updates made and the loss before the last one."""
 
 
 class Painting(eqx.Module):
@@ -39,18 +38,21 @@ def stylize(
     size: int = 128,
     steps: int = 128,
     seed: int = 0,
-    tick: Tick | None = None,
+    tick: Callable[[int, float], None] | None = None,
 ) -> float:
     """Paint the picture `content` in the style of the picture `style`; write it to `out` and return its loss.
 
     The image kept is that of the lowest loss on the way, so an optimizer that runs away does no harm.
 
     **Arguments:** `size`: pixels of the longer side of both. `steps`: updates. `out`: ends in .png or .jpg.
+    `tick`: is told the number of updates made and the loss before the last one.
 
-    **Raises:** `FileNotFoundError` and `ValueError` for pictures that cannot be read, before anything is computed;
+    **Raises:** `FileNotFoundError` and `ValueError` for pictures that cannot be read and `OSError` for one that could
+    not be written, before anything is computed;
     `FloatingPointError` if no image had a finite loss.
     """
     kind_of(out)
+    refuse_unwritable(Path(out))
     if steps < 1:
         raise ValueError(f"steps is {steps}: the picture would stay noise. Give 1 or more.")
     photograph, painting = read_picture(content, size, STRIDE), read_picture(style, size, STRIDE)
@@ -66,7 +68,7 @@ def paint(
     *,
     steps: int,
     seed: int = 0,
-    tick: Tick | None = None,
+    tick: Callable[[int, float], None] | None = None,
 ) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
     """Return the image of the lowest loss after 0 to `steps` updates, as bytes, with that loss."""
     family, optimizer = StyleTransfer.of(photograph[None], painting), declare(optimizer, steps)
