@@ -9,6 +9,8 @@ RECORDS ?= runs/bench
 BIN := .venv/bin
 # Not compiled: most of what is installed is never imported.
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+# Set in many containers: every process would compile again all that it imports, which takes longer than most tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint types unit docs newest bench clean .venv
 .NOTPARALLEL:

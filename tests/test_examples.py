@@ -17,7 +17,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 DRAWN = ("diffusion_map", "dispatch_week", "fit_curves", "quadrotor_flight", "rolling_portfolios", "sparse_picture")
 NEEDS = {"torch_module": "torch", "scipy_problem": "scipy", **dict.fromkeys(DRAWN, "matplotlib")}
-SIZES = {"diffusion_map": "1", "dispatch_week": "1", "guard": "25", "rolling_portfolios": "500"}  # the others: 2
+ONE = ("diffusion_map", "dispatch_week", "scipy_problem", "torch_module")
+SIZES = dict.fromkeys(ONE, "1") | {"guard": "25", "rolling_portfolios": "500"}  # the others: 2
 
 RUN = """
 import contextlib, io, json, runpy, sys

@@ -793,33 +793,6 @@ def test_labels_of_groups_are_kept(small, artifacts):
     assert optimizer.param_groups[0]["horizon"] == 7
 
 
-WRONG_KINDS = """
-import torch
-from bygrad.deploy.torch import Adam, LearnedOptimizer
-
-def refused(kind, message, **arguments):
-    try:
-        LearnedOptimizer([torch.ones(2, requires_grad=True)], **arguments)
-    except kind as error:
-        assert message in str(error), error
-    else:
-        raise AssertionError(arguments)
-
-for guard in (torch.optim.Adam, Adam, "Adam", 3, lambda rule: None):
-    remedy = "nothing to fall back to. Give bygrad.deploy.torch.Adam(1e-3)"
-    refused(TypeError, remedy, artifact="paper/mnist", guard=guard)
-for horizon in (2.5, float("inf"), float("nan"), 10**12, "10", True):
-    refused(ValueError, f"The horizon is {horizon!r}, but it counts", artifact="general/controller", horizon=horizon)
-LearnedOptimizer([torch.ones(2, requires_grad=True)], "general/controller", horizon=100.0)
-"""
-
-
-def test_arguments_of_the_wrong_kind_are_refused():
-    """In a process of its own: the tests' check of annotations would refuse them first."""
-    done = subprocess.run([sys.executable, "-c", WRONG_KINDS], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def changed(artifact: Artifact, **fields: Any) -> Artifact:
     kinds = type(artifact.manifest).__dataclass_fields__
     kept = {name: getattr(artifact.manifest, name) for name in kinds}
@@ -845,16 +818,40 @@ def test_an_artifact_that_torch_cannot_run_is_refused_by_name(fields, message, s
         LearnedOptimizer([torch.ones(2, requires_grad=True)], changed(small, **fields))
 
 
-def test_never_imports_jax():
-    code = (
-        "import sys, torch, bygrad.deploy.torch as deploy\n"
-        "weight = torch.nn.Parameter(torch.ones(3)); weight.grad = torch.ones(3)\n"
-        "for guard in (None, deploy.Adam()):\n"
-        "    optimizer = deploy.LearnedOptimizer([weight], 'paper/mnist', guard=guard)\n"
-        "    optimizer.step(value=1.0); optimizer.load_state_dict(optimizer.state_dict()); optimizer.settle()\n"
-        "assert not {'jax', 'jaxlib', 'equinox', 'optax'} & sys.modules.keys()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+ALONE = """
+import sys
+import torch
+from bygrad.deploy.torch import Adam, LearnedOptimizer
+
+weight = torch.nn.Parameter(torch.ones(3))
+weight.grad = torch.ones(3)
+for guard in (None, Adam()):
+    optimizer = LearnedOptimizer([weight], "paper/mnist", guard=guard)
+    optimizer.step(value=1.0)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.settle()
+
+def refused(kind, message, **arguments):
+    try:
+        LearnedOptimizer([torch.ones(2, requires_grad=True)], **arguments)
+    except kind as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError(arguments)
+
+for guard in (torch.optim.Adam, Adam, "Adam", 3, lambda rule: None):
+    remedy = "nothing to fall back to. Give bygrad.deploy.torch.Adam(1e-3)"
+    refused(TypeError, remedy, artifact="paper/mnist", guard=guard)
+for horizon in (2.5, float("inf"), float("nan"), 10**12, "10", True):
+    refused(ValueError, f"The horizon is {horizon!r}, but it counts", artifact="general/controller", horizon=horizon)
+LearnedOptimizer([torch.ones(2, requires_grad=True)], "general/controller", horizon=100.0)
+assert not {"jax", "jaxlib", "equinox", "optax"} & sys.modules.keys()
+"""
+
+
+def test_never_imports_jax_and_refuses_arguments_of_the_wrong_kind():
+    """In one process of its own: here JAX is imported, and the tests' check of annotations would refuse them first."""
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -32,8 +32,6 @@ from bygrad.optimizers import (
     Scaled,
 )
 
-pytestmark = pytest.mark.core
-
 KINDS = LEARNED | HAND_DESIGNED
 
 
@@ -78,6 +76,7 @@ def test_a_name_a_file_an_artifact_and_the_optimizer_are_the_same(params):
         close(deployed(it).init(params).optimizer, given[-1], rtol=0)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", KINDS)
 def test_the_state_is_stable_and_so_nothing_compiles_twice(name, params):
     transformation = deployed(make(name))
@@ -89,6 +88,7 @@ def test_the_state_is_stable_and_so_nothing_compiles_twice(name, params):
     assert describe(updates) == describe(jax.eval_shape(lambda: params))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", ["LSTM", "Controller", "Partition"])  # the others are as LSTM
 def test_donating_twice_from_one_artifact(name):
     transformation = deployed(make(name))
@@ -108,6 +108,7 @@ def test_donating_twice_from_one_artifact(name):
         donating(result, state)
 
 
+@pytest.mark.core
 def test_one_trace_for_all_artifacts_and_no_constant_in_it(params):
     one, other = (deployed(LSTM(jax.random.key(seed), (20,))) for seed in range(2))
     traces = []
@@ -130,6 +131,7 @@ def test_one_trace_for_all_artifacts_and_no_constant_in_it(params):
     assert sizes[1] < 1.1 * sizes[0]
 
 
+@pytest.mark.core
 def test_buffers_do_not_pile_up(small, params):
     transformation = deployed(small, guard=Adam(0.01))
     step = jax.jit(lambda grads, state: transformation.update(grads, state, grads, value=1.0))
@@ -141,6 +143,7 @@ def test_buffers_do_not_pile_up(small, params):
     assert counts[1] <= counts[0]  # fewer, if something else was collected
 
 
+@pytest.mark.core
 def test_arrays_of_numpy_are_taken_in_the_precision_of_jax(small):
     point = {"weight": np.ones((3, 2)), "bias": np.zeros(2)}
     transformation = deployed(small)
@@ -182,6 +185,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_composes(name, small, params):
     wrap, factor = WRAPPERS[name]
@@ -203,6 +207,7 @@ def test_takes_a_step_for_several_gradients(small, params):
     close(second, small.update(jax.tree.map(lambda leaf: 2 * leaf, params), small.init(params), params)[0], rtol=1e-5)
 
 
+@pytest.mark.core
 def test_scan_and_vmap_are_loops(small):
     transformation = deployed(small)
     starts = jnp.linspace(-1, 1, 6).reshape(2, 3)
@@ -226,6 +231,7 @@ def test_scan_and_vmap_are_loops(small):
     close(jax.jit(jax.vmap(run))(starts), jnp.stack(looped), rtol=1e-5)
 
 
+@pytest.mark.core
 def test_a_batch_of_optimizers_is_one_more_axis(params):
     transformation = deployed(SGD())
     state = transformation.init(params)
@@ -236,6 +242,7 @@ def test_a_batch_of_optimizers_is_one_more_axis(params):
         np.testing.assert_allclose(scalar, -rate * params["scalar"], rtol=1e-6)
 
 
+@pytest.mark.core
 def test_low_precision_params(small):
     for dtype in (jnp.bfloat16, jnp.float16):
         params = {"w": jnp.linspace(-1, 1, 4).astype(dtype)}
@@ -360,6 +367,7 @@ def test_arguments_of_the_wrong_kind_are_refused():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.core
 def test_abstract_params(small, params):
     abstract = jax.eval_shape(lambda: params)
     state = deployed(small).init(abstract)
@@ -368,6 +376,7 @@ def test_abstract_params(small, params):
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.core
 def test_complex_params_are_refused_by_name_and_the_remedy_works(small):
     params = {"layers": [{"w": jnp.ones(2, jnp.complex64) * (1 + 2j)}]}
     with pytest.raises(
@@ -382,6 +391,7 @@ def test_complex_params_are_refused_by_name_and_the_remedy_works(small):
     assert updates["layers"][0]["w"].dtype == jnp.complex64
 
 
+@pytest.mark.core
 def test_numbers_are_params_too(small):
     transformation = deployed(small)
     state = transformation.init({"a": 1.0})

@@ -28,8 +28,6 @@ from bygrad.optimizers import Adam, Optimizer
 from bygrad.problems import Mixture, ProblemFamily
 from bygrad.unroll import Windows
 
-pytestmark = pytest.mark.core
-
 HORIZON, TARGET, THETA = 4, np.array([1.0, -2.0]), np.array([0.3, 0.1])
 
 
@@ -89,6 +87,7 @@ def standard_errors(draws: np.ndarray, exact: np.ndarray = EXACT) -> np.ndarray:
     return (draws.mean(0) - exact) / (draws.std(0, ddof=1) / np.sqrt(len(draws)))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("estimator", "truncation"),
     [(FullES(0.1), 4), (NRES(0.1), 2), (NRES(0.1), 1), (PES(0.1), 2), (PES(0.1), 1), (Forward(), 2)],
@@ -170,6 +169,7 @@ def one_step(estimator: Estimator, family: ProblemFamily, particles: int = 64) -
     return estimator.estimate(optimizer, windows, state)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("estimator", [NRES(), PES(), TruncatedES(), Forward()], ids=lambda it: type(it).__name__)
 def test_lost_particles_are_counted_left_out_and_replaced(estimator):
     whole, _ = one_step(estimator, Bowl())
@@ -263,6 +263,7 @@ def test_the_signal_to_noise_ratio_is_that_of_the_particles():
     assert float(ours) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.core
 def test_members_of_a_pair_share_everything_random():
     class Noisy(Bowl):
         def loss(self, params, instance, key):
@@ -273,6 +274,7 @@ def test_members_of_a_pair_share_everything_random():
         np.testing.assert_allclose(leaf[0], leaf[1], atol=1e-6)
 
 
+@pytest.mark.core
 def test_the_meta_gradient_of_a_mixture_is_the_mean_over_its_members():
     mixture = Mixture((Bowl(), Bowl(scale=3.0)), (1.0, 2.0))
     estimate, state = one_step(Members(NRES()), mixture)

@@ -85,7 +85,6 @@ def finite(tree: Any) -> bool:
     return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("name", BAD)
 def test_without_noise_the_path_is_the_fallbacks_own_with_fewer_steps(name):
     keys, steps = jax.random.split(jax.random.key(1), RUNS), STEPS
@@ -183,7 +182,6 @@ def test_a_learned_optimizer_that_is_better_keeps_its_own_path():
     np.testing.assert_allclose(losses[:, -1], alone[:, steps - 10], rtol=1e-3)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(("horizon", "trials"), [(70, 0), (100, 1), (400, 2)])
 @pytest.mark.parametrize("name", ["climbs", "stands still"])
 def test_with_a_horizon_all_trials_together_keep_to_the_share_of_it(name, horizon, trials):

@@ -10,8 +10,6 @@ from bygrad.optimizers import LEARNED, Matrix, MemoryLSTM, Scaled, Window, from_
 
 from .test_global_lstm import cells_in_numpy
 
-pytestmark = pytest.mark.core
-
 
 @pytest.fixture(scope="module")
 def optimizer() -> MemoryLSTM:
@@ -21,6 +19,7 @@ def optimizer() -> MemoryLSTM:
     return eqx.tree_at(lambda it: (it.heads, it.heads_bias), untrained, (heads, 0.1 * heads[:, 0]))
 
 
+@pytest.mark.core
 def test_steps_are_those_of_numpy(optimizer):
     grads = jnp.array([0.5, -1.0, 2.0, -0.1])
     state = optimizer.init(grads)
@@ -50,6 +49,7 @@ def test_a_window_that_forgets_nothing_is_the_matrix(optimizer):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.core
 def test_a_window_forgets_the_oldest_products():
     window, rng = Window(2), np.random.default_rng(0)
     memory = window.start(3, 1, jnp.float32)

@@ -24,14 +24,15 @@ def test_a_configuration_and_a_key_make_the_same_optimizer(kind):
 
 
 @pytest.mark.parametrize(
-    "optimizer",
+    "build",
     [
-        LSTM(jax.random.key(1), (3,), Scaled(0.25), output_scale=2.0),
-        LSTM(jax.random.key(2), (2, 3, 4), LogSign(7.0), output_scale=1e-3),
+        lambda: LSTM(jax.random.key(1), (3,), Scaled(0.25), output_scale=2.0),
+        lambda: LSTM(jax.random.key(2), (2, 3, 4), LogSign(7.0), output_scale=1e-3),
     ],
     ids=["Scaled", "LogSign"],
 )
-def test_the_configuration_is_json_and_decides_what_it_does(optimizer):
+def test_the_configuration_is_json_and_decides_what_it_does(build):
+    optimizer = build()
     taken = to_portable(optimizer)
     assert taken.name == "LSTM"
     assert taken.features == LSTM.feature_version

@@ -381,7 +381,6 @@ class Programs(QuadraticProgram):
         return instance, jnp.asarray(self.low, instance.dtype), jnp.asarray(self.high, instance.dtype)
 
 
-@pytest.mark.core
 def test_a_program_that_is_not_convex_or_half_given_is_refused():
     box = np.full(2, -10.0), np.full(2, 10.0)
     triangle, symmetric = np.array([[2, 1.8], [0, 2]]), np.array([[2, 1.8], [1.8, 2]])
@@ -394,7 +393,6 @@ def test_a_program_that_is_not_convex_or_half_given_is_refused():
     np.testing.assert_allclose(exact.x[0], np.linalg.solve(symmetric, -linear[0]), atol=1e-6)
 
 
-@pytest.mark.core
 def test_programs_without_a_solution_say_why():
     box = np.full(2, -1.0), np.full(2, 1.0)
     flat = Programs(np.diag([1.0, 0.0]), *(limit[:1] for limit in box), rows=((1.0, 0.0),), equal=(False,))

@@ -14,8 +14,6 @@ import pytest
 
 from bygrad.training import CheckpointError, checkpoint
 
-pytestmark = pytest.mark.core
-
 INFO = {"recipe": {"seed": 0, "rate": 0.1}, "seconds": 12.5}
 
 
@@ -51,6 +49,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "new" / "state.safetensors"
 
 
+@pytest.mark.core
 def test_everything_comes_back(path):
     restored = checkpoint.restore(path, state(1))
     assert same(restored, state())
@@ -95,6 +94,7 @@ def test_damaged_arrays_are_refused_as_such(path):
         checkpoint.restore(path, state())
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("change", "message"),
     [

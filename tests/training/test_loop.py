@@ -140,7 +140,6 @@ def test_the_last_is_kept_where_the_recipe_says_so():
     assert last.best.area == pytest.approx(curves[:, :-1].sum(axis=1).mean(), rel=1e-5)
 
 
-@pytest.mark.core
 def test_watcher_log_and_file_tell_the_same(tmp_path: Path):
     told = []
     recipe = Recipe(**TINY, meta_steps=7, validate_every=3, estimator=Faulty(4))

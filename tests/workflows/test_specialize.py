@@ -125,7 +125,7 @@ def test_what_is_no_better_than_its_start_is_not_returned(tmp_path, monkeypatch)
     # threads that do so at once one restores what the other has set.
     told = []
     monkeypatch.setattr(sys.modules[Display.__module__], "remark", told.append)
-    done = specialize(Bowl(), "2s", horizon=HORIZON, runs=4, folder=tmp_path / "bowl", pretrained=None)
+    done = specialize(Bowl(), "2s", horizon=HORIZON, runs=8, folder=tmp_path / "bowl", pretrained=None)
     assert "what was learned is no better than its start on held-out instances: the start is kept" in told
     assert done.kept == done.results["specialization"]["kept"] == "start"
     assert "No better than its start" in done.results["optimizers"]["controller"]["note"]
@@ -134,7 +134,7 @@ def test_what_is_no_better_than_its_start_is_not_returned(tmp_path, monkeypatch)
         name: Tuning.of_json(found)
         for name, found in json.loads((tmp_path / "bowl" / "tuning.json").read_text()).items()
     }
-    start, expected = _start(None, tunings, "training", Bowl(), protocol_of(HORIZON, 4, 0))
+    start, expected = _start(None, tunings, "training", Bowl(), protocol_of(HORIZON, 8, 0))
     assert origin == expected
     for ours, theirs in zip(jax.tree.leaves(done.optimizer), jax.tree.leaves(start), strict=True):
         np.testing.assert_array_equal(ours, theirs)
