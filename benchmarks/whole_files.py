@@ -1,0 +1,191 @@
+"""`bygrad solve` on whole files, from the command line: a million fits with a kill on the way, and a year of dispatch.
+
+    python benchmarks/whole_files.py [--rows 1000000] [--budget 5min] [--quick] [--json FILE]
+
+A million damped oscillations (41 samples each) are written to a file and solved classically, to 1e-3, in one go; then
+once more by a process that is killed (SIGKILL) when half of the time is over, and by another that goes on with what it
+left. The results of the two must be the same to the last bit. Said are seconds with starting and compiling, fits a
+second, and the largest resident memory of a process, beside the size of the file.
+
+A year of quarter-hours of the IEEE RTS-96, demands that nothing was learned from, is dispatched to a certified gap of
+1e-2: by a solver that is learned here within the budget, and by the classical one; each by the command, the first time
+and once more, when what was compiled is in its cache, and in this process, without starting and compiling. Where DAQP
+is installed (pip install daqp), it dispatches the same year in this process one by one, as its documentation advises;
+it is exact, so that its costs say how far above the cheapest ours really are, beside what their certificates allow.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _common import Times, console, parser, show, write_record
+
+from bygrad import load_solver, solve
+from bygrad.experiments.thousands.program_rivals import daqp
+from bygrad.problems import DampedOscillation, EconomicDispatch
+from bygrad.solvers import Flat
+from bygrad.solvers.solve import precision
+
+BYGRAD = [sys.executable, "-m", "bygrad.cli"]
+TOL = 0.01
+
+
+def draw(path: Path, rows: int) -> None:
+    """Write so many instances, a part at a time."""
+    family = DampedOscillation()
+    sample = jax.jit(jax.vmap(family.sample))
+    keys = jax.random.split(jax.random.key(1), rows)
+    samples = jax.eval_shape(family.sample, keys[0]).shape
+    file = np.lib.format.open_memmap(path, "w+", np.float32, (rows, *samples))
+    for at in range(0, rows, 65_536):
+        file[at : at + 65_536] = sample(keys[at : at + 65_536])
+    file.flush()
+
+
+def command(*arguments: object, kill_after: float | None = None) -> dict[str, float]:
+    """Run a command; return its seconds, by the clock and on all cores, and the most memory that it took, in bytes."""
+    began = time.perf_counter()
+    process = subprocess.Popen([*BYGRAD, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(process.pid, signal.SIGKILL)  # `send_signal` may wait for it, and what it used would be lost
+    assert process.stderr is not None
+    said = process.stderr.read().decode()
+    _, status, used = os.wait4(process.pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code != (0 if kill_after is None else -signal.SIGKILL):
+        sys.exit(f"bygrad {arguments[0]} ended with {code}: {said}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "wall_seconds": time.perf_counter() - began,
+        "cpu_seconds": used.ru_utime + used.ru_stime,
+        "peak_bytes": unit * used.ru_maxrss,
+    }
+
+
+def fits(folder: Path, rows: int) -> list[dict[str, Any]]:
+    """Solve a file in one go, and again with a kill; refuse to go on where the results differ."""
+    data, whole, parts = (folder / name for name in ("data.npy", "whole.npz", "parts.npz"))
+    draw(data, rows)
+    # Blocks of one size: where a row is solved is then the same in both runs.
+    options = ("--tol", 1e-3, "--block", min(65_536, -(-rows // 4)))
+    once = command("solve", "oscillation", data, "-o", whole, *options)
+    killed = command("solve", "oscillation", data, "-o", parts, *options, kill_after=once["wall_seconds"] / 2)
+    left = len(list((folder / f".{parts.name}.parts").glob("*.npz")))
+    resumed = command("solve", "oscillation", data, "-o", parts, *options, "--resume")
+    with np.load(whole) as first, np.load(parts) as second:
+        assert first.files == second.files
+        differing = [name for name in first.files if first[name].tobytes() != second[name].tobytes()]
+        success = float(np.mean(first["success"]))
+    if differing:
+        sys.exit(f"{', '.join(differing)} differ between a run in one go and one that was killed and gone on with.")
+    common = {"instances": rows, "success": success, "file_bytes": data.stat().st_size}
+    return [
+        {"what": "fits, in one go", **common, **once, "per_second": rows / once["wall_seconds"]},
+        {
+            "what": "fits, killed and gone on with",
+            **common,
+            "wall_seconds": killed["wall_seconds"] + resumed["wall_seconds"],
+            "cpu_seconds": killed["cpu_seconds"] + resumed["cpu_seconds"],
+            "peak_bytes": max(killed["peak_bytes"], resumed["peak_bytes"]),
+            "per_second": rows / (killed["wall_seconds"] + resumed["wall_seconds"]),
+            "blocks_kept": left,
+            "same_results": True,
+        },
+    ]
+
+
+def dispatch(folder: Path, rows: int, budget: str) -> list[dict[str, Any]]:
+    """Dispatch a year by a learned solver, the classical one, and DAQP where it is installed."""
+    family = EconomicDispatch.embedded()
+    year, learned = family.year(1)[:rows], folder / "year.safetensors"
+    np.save(folder / "year.npy", year)
+    learning = command("learn", "dispatch", "--tol", TOL, "--budget", budget, "--dtype", "float32", "-o", learned)
+    found, exact = [], None
+    try:
+        with precision("float64", family):
+            run = daqp(Flat.of(family, year[0]))(TOL)
+            times, answers = timed(run, year)
+            exact = costs(family, answers.x, year)
+        success = float(np.mean(np.isfinite(exact)))
+        found.append({"what": "dispatch, DAQP", "instances": rows, "success": success, **times})
+    except ImportError:
+        console.print("DAQP is not installed, so nothing stands beside ours: pip install daqp")
+    solver, plain = load_solver(learned), ("--tol", TOL, "--dtype", "float32")
+    for what, name, options, run in (
+        ("learned", learned, (), lambda some: solver.solve(some)),
+        ("classical", "dispatch", plain, lambda some: solve(family, some, tol=TOL, dtype=np.float32)),
+    ):
+        for time_of_it in ("the first time", "again"):
+            out = folder / f"{what}, {time_of_it}.npz"
+            took = command("solve", name, folder / "year.npy", "-o", out, *options)
+            with np.load(out) as results:
+                gap, success, x = results["certificate"], results["success"], results["x"]
+            row = {"what": f"dispatch, {what}, {time_of_it}", "instances": rows, "success": float(np.mean(success))}
+            row |= {"largest_certified_gap": float(np.max(gap)), **took, "per_second": rows / took["wall_seconds"]}
+            if exact is not None:
+                with precision("float64", family):
+                    above = costs(family, x, year) / exact - 1
+                # Costs and bounds are rounded to float32; DAQP's costs are exact up to the curvature that it needs.
+                row |= {"largest_true_gap": float(np.max(above)), "beyond_certificate": float(np.max(above - gap))}
+            found.append(row)
+        times, answers = timed(run, year)
+        success = float(np.mean(answers.success))
+        found.append({"what": f"dispatch, {what}, in one process", "instances": rows, "success": success, **times})
+    return [row | ({"learning_seconds": learning["wall_seconds"]} if "learned" in row["what"] else {}) for row in found]
+
+
+def timed(run: Callable[[np.ndarray], Any], instances: np.ndarray) -> tuple[dict[str, float], Any]:
+    """Run twice; return the times of the second run, and what it found."""
+    run(instances)
+    times, found = Times.of(lambda: run(instances))
+    return {"wall_seconds": times.wall, "cpu_seconds": times.cpu, "per_second": len(instances) / times.wall}, found
+
+
+def costs(family: EconomicDispatch, x: np.ndarray, instances: np.ndarray) -> np.ndarray:
+    """What dispatches cost, with what overloads of lines cost."""
+    cost = jax.jit(jax.vmap(lambda x, instance: family.loss(x, instance, jax.random.key(0))))
+    return np.asarray(cost(jnp.asarray(x, float), jnp.asarray(instances, float)))
+
+
+def main() -> None:
+    made = parser(__doc__)
+    made.add_argument("--rows", type=int, default=1_000_000, help="how many fits (default: %(default)s)")
+    made.add_argument("--budget", default="5min", help="of learning to dispatch (default: %(default)s)")
+    options = made.parse_args()
+    count, quarters, budget = (2_000, 64, "2s") if options.quick else (options.rows, 35_136, options.budget)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="bygrad-whole-files-") as name:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(name) / "compiled")  # of the commands: empty at first
+        for part in (lambda: fits(Path(name), count), lambda: dispatch(Path(name), quarters, budget)):
+            rows += part()
+            write_record(options.json, {"rows": rows})
+    show(
+        "Whole files",
+        [
+            {
+                "what": row["what"],
+                "instances": f"{row['instances']:,}",
+                "solved": f"{row['success']:.2%}",
+                "seconds": f"{row['wall_seconds']:.1f}",
+                "a second": f"{row['per_second']:,.0f}",
+                "memory, MiB": f"{row['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in row else "",
+                "gap certified": f"{row['largest_certified_gap']:.4f}" if "largest_certified_gap" in row else "",
+                "gap in truth": f"{row['largest_true_gap']:.4f}" if "largest_true_gap" in row else "",
+            }
+            for row in rows
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
