@@ -99,7 +99,6 @@ def fits(folder: Path, rows: int) -> list[dict[str, Any]]:
             "peak_bytes": max(killed["peak_bytes"], resumed["peak_bytes"]),
             "per_second": rows / (killed["wall_seconds"] + resumed["wall_seconds"]),
             "blocks_kept": left,
-            "same_results": True,
         },
     ]
 
