@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from _common import Times, console, lower, parser, show, write_record
 
-from bygrad._core.programs import SOONER
+from bygrad._core.programs import OPTIONS
 from bygrad.experiments import EXPERIMENTS
 from bygrad.problems import find_family
 from bygrad.unroll import Windows, loss_curves
@@ -42,7 +42,7 @@ def compile_all(runs: int | None) -> dict[str, dict[str, Times]]:
 
     programs: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any] | None]] = {
         "meta-step": (meta_step, (optimizer, windows, inner), None),
-        "validation": (loss_curves, (optimizer, family, keys, recipe.horizon), SOONER),
+        "validation": (loss_curves, (optimizer, family, keys, recipe.horizon), OPTIONS["seldom"]),
     }
     times = {}
     for name, (function, arguments, settings) in programs.items():

@@ -52,19 +52,43 @@ def test_values_compile_nothing_and_structures_do(compilations):
     assert len(compilations) > before
 
 
-@pytest.mark.core
-def test_a_program_that_compiles_sooner_computes_the_same_and_leaves_the_choice_to_the_environment(monkeypatch):
-    def wave(x: jax.Array) -> jax.Array:
-        return jax.lax.scan(lambda at, _: (jnp.sin(at @ at.T), jnp.sum(at)), x, length=5)[1]
+def wave(x: jax.Array) -> jax.Array:
+    return jax.lax.scan(lambda at, _: (jnp.sin(at @ at.T), jnp.sum(at)), x, length=5)[1]
 
+
+@pytest.mark.core
+@pytest.mark.parametrize("runs", programs.OPTIONS)
+def test_a_program_that_runs_seldom_computes_the_same_and_leaves_the_choice_to_the_environment(runs, monkeypatch):
     x = jax.random.normal(jax.random.key(0), (6, 6))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
-    assert programs._options() is None
-    chosen = Program(wave, sooner=True)(x)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true")
+    assert programs._options(runs) is None
+    chosen = Program(wave, runs=runs)(x)
     monkeypatch.setenv("XLA_FLAGS", "")
     if jax.default_backend() == "cpu":
-        assert programs._options() == programs.SOONER
-    np.testing.assert_allclose(Program(wave, sooner=True)(x), chosen, rtol=1e-5, atol=1e-5)
+        assert (programs._options(runs) or {}) == programs.OPTIONS[runs]
+    np.testing.assert_allclose(Program(wave, runs=runs)(x), chosen, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.core
+def test_an_option_that_this_version_of_xla_lacks_is_left_out(monkeypatch):
+    monkeypatch.setitem(programs.OPTIONS, "seldom", {"xla_no_such_option": 1})
+    x = jnp.eye(3)
+    np.testing.assert_allclose(Program(wave, runs="seldom")(x), wave(x), rtol=1e-5)
+
+
+@pytest.mark.core
+def test_a_program_within_another_is_a_part_of_it(compilations):
+    doubled = Program(lambda tree, name: {name: 2 * tree["x"]}, runs="once")
+
+    def squares(x: jax.Array) -> jax.Array:
+        return jnp.sum(doubled({"x": x}, "y")["y"] ** 2)
+
+    x = jax.block_until_ready(jnp.arange(3.0))
+    np.testing.assert_allclose(jax.jit(jax.grad(squares))(x), 8 * x)
+    assert jax.vmap(lambda x: doubled({"x": x}, "z")["z"])(x).tolist() == [0.0, 2.0, 4.0]
+    before = len(compilations)
+    assert jax.eval_shape(squares, x).shape == ()
+    assert len(compilations) == before
 
 
 @pytest.mark.core
@@ -197,6 +221,8 @@ def test_a_second_meta_training_compiles_nothing(monkeypatch):
         horizon=4, truncation=2, instances=2, meta_steps=2, validation_runs=2, estimator=Replay(0.5), validate_every=2
     )
     optimizer, other, more = LSTM(jax.random.key(0), (2,)), LSTM(jax.random.key(1), (2,)), images(1)
+    assert len(compiled) == 1  # the head that both begin with
+    compiled.clear()
     meta_train(optimizer, images(0), recipe)
     before = len(compiled)
     assert before == 6  # three to check the family; the first inner problems, a meta-step, a validation

@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, TypeVar
 import equinox as eqx
 import jax
 import numpy as np
+from jax.core import Tracer
 
 Result = TypeVar("Result")
 
@@ -24,9 +25,16 @@ LOOK = 8
 """With every so many programs it is seen how many maps are in use, which takes some ten milliseconds."""
 
 
-SOONER = {"xla_backend_optimization_level": 2}
-"""Options for CPUs under which a program compiles in much less time (`benchmarks/compile_times.py`), and most run as
-fast."""
+Runs = Literal["often", "seldom", "once"]
+"""How often a program will run: the more seldom, the less time is spent on compiling it."""
+
+OPTIONS: dict[Runs, dict[str, Any]] = {
+    "often": {},
+    "seldom": {"xla_backend_optimization_level": 2},
+    "once": {"xla_backend_optimization_level": 2, "xla_cpu_use_fusion_emitters": False},
+}
+"""Options for CPUs. With those of `seldom` a program compiles in much less time (`benchmarks/compile_times.py`), and
+most run as fast. With those of `once` it compiles sooner still, and may take twice as long to run."""
 
 _ARRAY = object()
 
@@ -85,19 +93,24 @@ class Program(Generic[Result]):
     finds it compiled.
 
     **Arguments:** `function`: pure. `donate`: the arguments whose memory may be reused, as in `equinox.filter_jit`.
-    `sooner`: compile it in less time, as it may not run for much longer than that.
+    `runs`: how often it will, which decides how long to compile it.
+
+    While JAX traces another function, a call becomes a part of that one.
     """
 
     def __init__(
         self,
         function: Callable[..., Result],
         donate: Literal["all", "all-except-first", "none"] = "none",
-        sooner: bool = False,
+        runs: Runs = "often",
     ) -> None:
-        self._function, self._donate, self._sooner = function, donate, sooner
+        self._function, self._donate = function, donate
+        self._runs: Runs = runs
 
     def __call__(self, *arguments: Any) -> Result:
         leaves, structure = jax.tree.flatten(arguments)
+        if any(isinstance(leaf, Tracer) for leaf in leaves):
+            return eqx.filter_jit(self._function)(*arguments)
         return self._compiled(leaves, structure)(*self._arrays(leaves, structure))
 
     def bytes_needed(self, *arguments: Any) -> int:
@@ -132,7 +145,7 @@ class Program(Generic[Result]):
 
         traced.__name__ = getattr(self._function, "__name__", type(self._function).__name__)
         lowered = jax.jit(traced, donate_argnums=0).lower(*self._arrays(leaves, structure))
-        return _Compiled(lowered.compile(_options() if self._sooner else None), told[0])
+        return _Compiled(_compile(lowered, self._runs), told[0])
 
     def _arrays(self, leaves: list[Any], structure: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Return the arrays of a call: those whose memory may be reused, and the others."""
@@ -154,10 +167,20 @@ class _Compiled:
         return result if self._rest is None else eqx.combine(result, self._rest)
 
 
-def _options() -> dict[str, Any] | None:
-    """Return the options to compile sooner, if the environment does not say otherwise."""
-    chosen = any(name in os.environ.get("XLA_FLAGS", "") for name in SOONER)
-    return None if chosen or jax.default_backend() != "cpu" else SOONER
+def _compile(lowered: Any, runs: Runs) -> Any:
+    try:
+        return lowered.compile(_options(runs))
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return lowered.compile()  # another version of XLA: the options change nothing but the time
+
+
+def _options(runs: Runs) -> dict[str, Any] | None:
+    """Return the options to compile with, but for those that the environment chooses."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    options = {name: value for name, value in OPTIONS[runs].items() if name not in flags}
+    return options if options and jax.default_backend() == "cpu" else None
 
 
 def is_array(leaf: Any) -> bool:

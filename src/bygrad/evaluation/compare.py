@@ -29,7 +29,7 @@ CONVENTION = (
 )
 """What "loss at step t" means here, for every optimizer alike."""
 
-_LBFGS_CURVES, _BFGS_CURVES = Program(lbfgs_curves, sooner=True), Program(bfgs_curves, sooner=True)
+_LBFGS_CURVES, _BFGS_CURVES = Program(lbfgs_curves, runs="seldom"), Program(bfgs_curves, runs="seldom")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -157,4 +157,4 @@ def _curves(optimizers: FromOptax, family: ProblemFamily, keys: Any, horizon: in
     return jax.vmap(one)(rates) if at_once is None else jax.lax.map(one, rates, batch_size=at_once)
 
 
-_CURVES = Program(_curves, sooner=True)
+_CURVES = Program(_curves, runs="seldom")

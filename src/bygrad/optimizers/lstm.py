@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._core.definitions import FORGET_BIAS
+from .._core.programs import Program
 from .._core.types import State
 from .base import Coordinatewise, Learned, coordinates_at_a_time, drawing_key
 from .preprocess import LogSign, Preprocessor, build_preprocessor, describe_preprocessor
@@ -238,8 +239,7 @@ class LSTM(Coordinatewise, Learned):
         return run_cells(self.layers, self.preprocess(grads), state)
 
 
-@eqx.filter_jit
-def descending_head(
+def _descending_head(
     hidden: Callable[[Float[Array, " c"], State], tuple[Float[Array, "units c"], State]],
     start: Callable[[tuple[int, ...]], State],
     key: PRNGKeyArray,
@@ -274,3 +274,6 @@ def descending_head(
     ridge = 1e-2 * inputs.shape[1] * jnp.eye(inputs.shape[0])
     weights = -step * jnp.linalg.solve(inputs @ inputs.T + ridge, inputs @ direction.reshape(-1))
     return weights[:-1].astype(like.dtype), weights[-1].astype(like.dtype)
+
+
+descending_head = Program(_descending_head, runs="once")

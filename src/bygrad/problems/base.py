@@ -146,7 +146,7 @@ def _value_and_grad(
 
 # Of the module, so that a family that is checked again compiles nothing. Each runs once.
 _draw_instance, _draw_params, _differentiate = (
-    Program(function, sooner=True) for function in (_sample, _init, _value_and_grad)
+    Program(function, runs="once") for function in (_sample, _init, _value_and_grad)
 )
 
 

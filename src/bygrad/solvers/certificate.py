@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy import special
 
 CONFIDENCE = 0.999
 """With which bounds hold: one certificate in a thousand may be wrong."""
@@ -23,6 +22,8 @@ def failure_bound(failures: int, trials: int, confidence: float = CONFIDENCE) ->
 
     **Raises:** `ValueError` for counts that cannot be.
     """
+    from scipy import special  # here and below: a fifth of a second that other commands need not wait for
+
     _check(failures, trials, confidence)
     return 1.0 if failures == trials else float(special.betaincinv(failures + 1, trials - failures, confidence))
 
@@ -36,6 +37,8 @@ def percentile_bound(values: np.ndarray, quantile: float = 0.99, confidence: flo
     >>> percentile_bound(np.arange(2000.0))
     1992.0
     """
+    from scipy import special
+
     count = len(values)
     _check(0, count, confidence)
     enough = np.flatnonzero(special.bdtr(np.arange(count), count, quantile) >= confidence)  # at most 0, 1, ... below
@@ -47,6 +50,8 @@ def is_excess(count: int, trials: int, rate: float, level: float) -> bool:
 
     The smaller the true rate is, the less probable they are: `rate` may be an upper bound.
     """
+    from scipy import special
+
     # `bdtrc`: the probability of more than so many.
     return count > 0 and rate < 1 and float(special.bdtrc(count - 1, trials, rate)) <= level
 

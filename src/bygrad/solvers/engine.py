@@ -40,6 +40,9 @@ LONGEST = 200
 
 Rows = dict[str, np.ndarray]
 
+Working = tuple[Any, Progress]
+"""Instances, and how far each is."""
+
 
 def run(
     method: Method,
@@ -65,28 +68,25 @@ def run(
         return _empty(x)
     size = capacity(rows, batch)
     slots = np.full(size, -1)
-    working: tuple[Any, Progress] | None = None
-    given: Any = None
+    working: Working | None = None
     while waiting < rows or np.any(slots >= 0):
         if working is not None and waiting == rows and (smaller := _smaller(slots)) < size:
             size, kept = smaller, np.flatnonzero(slots >= 0)
             pick = np.resize(kept, size)
             slots = np.where(np.arange(size) < len(kept), slots[pick], -1)
             working = _take(working, pick, slots >= 0)
-            given = working[0], working[1].x  # of the right shape; nothing is refilled any more
         free = np.flatnonzero(slots < 0)[: rows - waiting]
-        fresh = np.zeros(size, bool)
-        fresh[free] = True
         slots[free] = np.arange(waiting, waiting + len(free))
         waiting += len(free)
         if len(free):
+            fresh = np.zeros(size, bool)
+            fresh[free] = True
             source = np.maximum(slots, 0)
             given = jax.tree.map(lambda leaf: leaf[source], (instances, x))  # noqa: B023
-        if working is None:
-            working = _begin(method, flat, *given, fresh)
-            fresh = np.zeros(size, bool)
+            begun = _begin(method, flat, *given, fresh)
+            working = begun if working is None else _refill(fresh, begun, working)
         enough = size - max(1, size // REFILL) if waiting < rows else size // SHRINK if size > SMALLEST else 0
-        working = _advance(method, flat, working, *given, fresh, np.asarray(enough, np.int32))
+        working = _advance(method, flat, working, np.asarray(enough, np.int32))
         _harvest(results, rows, slots, working[1])
         if watch is not None:
             watch("solving", waiting - int(np.sum(slots >= 0)), rows)
@@ -176,9 +176,7 @@ def _empty(x: np.ndarray) -> Rows:
     return {"x": x, "cost": real, "certificate": real, "finished": np.empty(0), **counts}
 
 
-def _begin_(
-    method: Method, flat: Flat, instances: PyTree, x: Array, real: Bool[Array, " rows"]
-) -> tuple[PyTree, Progress]:
+def _begin_(method: Method, flat: Flat, instances: PyTree, x: Array, real: Bool[Array, " rows"]) -> Working:
     def start(one: PyTree, x: Array) -> Progress:
         at, (low, high) = method.start(flat, one, x), flat.bounds(x, one)
         return at._replace(status=jnp.where(jnp.any(low > high), jnp.int32(Status.CONTRADICTION), at.status))
@@ -187,28 +185,18 @@ def _begin_(
     return instances, at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
 
 
-def _take_(
-    working: tuple[PyTree, Progress], pick: Int[Array, " rows"], real: Bool[Array, " rows"]
-) -> tuple[PyTree, Progress]:
+def _take_(working: Working, pick: Int[Array, " rows"], real: Bool[Array, " rows"]) -> Working:
     instances, at = jax.tree.map(lambda leaf: leaf[pick], working)
     return instances, at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
 
 
-def _advance_(
-    method: Method,
-    flat: Flat,
-    working: tuple[PyTree, Progress],
-    instances: PyTree,
-    x: Array,
-    fresh: Bool[Array, " rows"],
-    enough: Int[Array, ""],
-) -> tuple[PyTree, Progress]:
-    """Begin with the instances of `fresh` rows, then take steps until no more than `enough` rows run.
+def _refill_(fresh: Bool[Array, " rows"], begun: Working, working: Working) -> Working:
+    return trees.select_rows(fresh, begun, working)
 
-    What has finished stays as it is.
-    """
-    refill = lambda: trees.select_rows(fresh, _begin_(method, flat, instances, x, fresh), working)  # noqa: E731
-    ours, at = jax.lax.cond(jnp.any(fresh), refill, lambda: working)
+
+def _advance_(method: Method, flat: Flat, working: Working, enough: Int[Array, ""]) -> Working:
+    """Take steps until no more than `enough` rows run. What has finished stays as it is."""
+    ours, at = working
 
     def go_on(carry: tuple[Any, Progress]) -> Array:
         count, at = carry
@@ -226,4 +214,5 @@ def _advance_(
 
 _begin = Program(_begin_)
 _take = Program(_take_)
+_refill = Program(_refill_)
 _advance = Program(_advance_)

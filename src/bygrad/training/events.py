@@ -28,8 +28,9 @@ class Planned:
 class Stepped:
     """A meta-step: meta-loss of its windows, norm of the meta-gradient, meta-learning-rate, seconds since the start.
 
-    Of the particles, where the estimator has any: the signal-to-noise ratio of their mean (squared; about 1 is noise),
-    and the shares of those whose part was clipped and that were lost.
+    The signal-to-noise ratio of the meta-gradient (squared; about 1 is noise): from how the particles differ, where the
+    estimator has any, else from how the last meta-gradients do; none where that cannot be told yet. Of the particles,
+    the shares of those whose part was clipped and that were lost.
     """
 
     step: int

@@ -6,7 +6,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from .._core import trees
@@ -17,6 +16,7 @@ from ..optimizers import Optimizer
 from ..problems import ProblemFamily
 from ..unroll import Windows, loss_curves
 from .devices import Devices
+from .meta_optimizer import meta_optimizer, running_signal_to_noise
 from .recipe import Recipe
 
 
@@ -60,7 +60,7 @@ class Learner(eqx.Module):
     @classmethod
     def _without_inner(cls, optimizer: Optimizer) -> "Learner":
         theta = eqx.filter(optimizer, eqx.is_inexact_array)
-        meta_state = _meta_optimizer(jnp.inf, 0.999).init(theta)
+        meta_state = meta_optimizer(jnp.inf, 0.999).init(theta)
         return cls(
             optimizer=optimizer,
             meta_state=meta_state,
@@ -103,15 +103,15 @@ class Pace(eqx.Module):
 
 class Report(eqx.Module):
     """What a meta-step says of itself: meta-loss, norm of the meta-gradient, meta-learning-rate, whether the loss, the
-    gradient and the new meta-parameters are finite, and the share of the devices that asked to stop. Of the particles,
-    where the estimator has any: signal-to-noise ratio, shares of those clipped and lost."""
+    gradient and the new meta-parameters are finite, and the share of the devices that asked to stop. Signal-to-noise
+    ratio of the meta-gradient. Of the particles, where the estimator has any: shares of those clipped and lost."""
 
     loss: Scalar
     norm: Scalar
     rate: Scalar
     finite: Bool[Array, ""]
     asked: Scalar | None
-    signal_to_noise: Scalar | None
+    signal_to_noise: Scalar
     clipped: Scalar | None
     lost: Scalar | None
 
@@ -143,7 +143,7 @@ def _meta_step_of_part(
     gradient, loss, asked, square, clipped, lost = devices.mean(
         (estimate.gradient, estimate.loss, asked, estimate.square, estimate.clipped, estimate.lost)
     )
-    directions, meta_state = _meta_optimizer(pace.clip, pace.b2).update(gradient, learner.meta_state)
+    directions, meta_state = meta_optimizer(pace.clip, pace.b2).update(gradient, learner.meta_state)
     rate = learner.rate * pace.rate(learner.step, spent)
     optimizer = eqx.apply_updates(learner.optimizer, jax.tree.map(lambda d: (-rate * d).astype(d.dtype), directions))
     norm = trees.global_norm(gradient)
@@ -152,25 +152,20 @@ def _meta_step_of_part(
     moved = eqx.tree_at(
         lambda it: (it.optimizer, it.meta_state, it.step), learner, (optimizer, meta_state, learner.step + 1)
     )
-    ratio = None
-    if square is not None and lost is not None:
+    ratio = running_signal_to_noise(meta_state)
+    if square is not None and lost is not None:  # the particles of this very step tell
         ratio = signal_to_noise(norm, square, windows.instances * devices.count * (1 - lost))
     asked = None if asked is None else asked[0]
     return moved, inner, Report(loss, norm, rate, finite, asked, ratio, clipped, lost)
 
 
-def _meta_optimizer(clip: Scalar | float, b2: Scalar | float) -> optax.GradientTransformation:
-    adam = optax.scale_by_adam(b2=b2)  # pyright: ignore[reportArgumentType]
-    return optax.chain(optax.clip_by_global_norm(clip), adam)  # pyright: ignore[reportArgumentType]
-
-
-begin = Program(_begin, sooner=True)
+begin = Program(_begin, runs="seldom")
 """Draw the first inner problems: `(optimizer, windows, estimator, devices, key)` to the estimator's state."""
 
 # The inner problems are by far the largest part, and nobody needs them as they were: their memory is used again. A
-# meta-step that differentiates an LSTM runs slower if it is compiled sooner, and its trainings are long; others do not.
+# meta-step that differentiates an LSTM runs slower if less time is spent on compiling it, and trainings are long.
 _programs = {
-    differentiates: Program(_meta_step, donate="all-except-first", sooner=not differentiates)
+    differentiates: Program(_meta_step, donate="all-except-first", runs="often" if differentiates else "seldom")
     for differentiates in (False, True)
 }
 
@@ -189,7 +184,7 @@ def _curves(
     return devices.divide(part, (None, None, 0), None)(optimizer, family, padded)
 
 
-curves = Program(_curves, sooner=True)
+curves = Program(_curves, runs="seldom")
 """Losses of fresh runs, as `bygrad.unroll.loss_curves`: `(optimizer, family, keys, horizon, devices)`."""
 
 

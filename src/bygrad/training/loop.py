@@ -259,8 +259,10 @@ class _MetaTraining(Generic[AnyOptimizer]):
             if report.lost is not None and float(report.lost) == 1:
                 what = "no window counted: its losses are not finite, or negative where their logarithm counts"
             return self._roll_back(moved, step, what)
-        particles = (None if it is None else float(it) for it in (report.signal_to_noise, report.clipped, report.lost))
-        self._tell(Stepped(step, loss, norm, float(report.rate), self.seconds, *particles))
+        # What nothing can be said of, such as the noise of a single meta-gradient, is not a number.
+        told = (report.signal_to_noise, report.clipped, report.lost)
+        more = (None if it is None or np.isnan(it) else float(it) for it in told)
+        self._tell(Stepped(step, loss, norm, float(report.rate), self.seconds, *more))
         return moved
 
     def _roll_back(self, learner: Learner, step: int, what: str) -> Learner:

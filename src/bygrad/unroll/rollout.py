@@ -170,5 +170,5 @@ def _loss_curves(
     return jnp.concatenate([values, observe(lifted, family, end)[0][None]]).T
 
 
-compiled_loss_curves = Program(loss_curves, sooner=True)
+compiled_loss_curves = Program(loss_curves, runs="seldom")
 """`loss_curves`, compiled once for every structure, whoever runs it."""

@@ -14,6 +14,9 @@ from .._core.memory import in_words
 from .._core.remarks import remark
 from ..training import Event, Planned, RolledBack, Stepped, Validated, Warned
 
+CLEAR = 1e6
+"""The largest signal-to-noise ratio that is told."""
+
 
 class Display:
     """Progress on the terminal. Use it as a context; give its methods as `watch` to what runs.
@@ -97,7 +100,7 @@ class Display:
         (first, begun), (last, now) = self._rates[0], self._rates[-1]
         speed = (last - first) / (now - begun) if now > begun else 0.0
         steps = f"{event.step}/{self.meta_steps}" if self.seconds is None else f"{event.step} meta-steps"
-        note = f"{steps}  meta-loss {smooth:.4g}{self._particles(event)}"
+        note = f"{steps}  meta-loss {smooth:.4g}{self._clarity(event)}"
         note += f"  {speed:.1f} meta-steps/s" if speed >= 1 or not speed else f"  {1 / speed:.1f} s a meta-step"
         left = (self.meta_steps - event.step) / speed if speed else math.nan
         if self.seconds is None:
@@ -107,11 +110,11 @@ class Display:
             self._show("meta-training", round(event.seconds), round(self.seconds), note)
         self._line_now_and_then(f"meta-training {note}, {left:.0f} s left")
 
-    def _particles(self, event: Stepped) -> str:
+    def _clarity(self, event: Stepped) -> str:
         """Say how clear the meta-gradient is, and whether particles were lost, where there are any."""
         if event.signal_to_noise is None:
             return ""
-        ratio = event.signal_to_noise if math.isfinite(event.signal_to_noise) else 0.0
+        ratio = min(event.signal_to_noise, CLEAR)
         self._ratio = ratio if self._ratio is None else 0.9 * self._ratio + 0.1 * ratio
         return f"  SNR {self._ratio:.2g}" + (f"  {event.lost:.0%} lost" if event.lost else "")
 
