@@ -431,6 +431,22 @@ def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+def test_ctrl_c_is_answered_while_the_command_loads():
+    script = """
+import builtins, sys
+from bygrad.cli import main
+load = builtins.__import__
+def interrupted(name, *more):
+    if name == "tyro":
+        raise KeyboardInterrupt
+    return load(name, *more)
+builtins.__import__ = interrupted
+main(["list"])
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "Interrupted.\n")
+
+
 def test_ctrl_c_promises_nothing_where_nothing_is_kept(monkeypatch, capsys):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

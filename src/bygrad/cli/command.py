@@ -1,0 +1,96 @@
+"""All subcommands of `bygrad`. What is heavy is imported where it is used, so that help and mistakes answer at once."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
+
+import platformdirs
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from .._core.hosts import INCOMPLETE, LostProcessError, usable_cores
+from .._core.remarks import visible
+from .artifacts import inspect, pull, push, verify
+from .experiments import evaluate, list_names, reproduce, specialize, stylize, train
+from .job import hearing_ctrl_c, in_job, interrupt, leave, withhold
+from .solvers import learn, report, solve
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run the command; exits with 0, with 2 after an error of the user's, with 130 after Ctrl-C.
+
+    A job of several processes that lost one exits with 75: try again, with --resume.
+    """
+    commands: dict[str, Callable[..., Any]] = {
+        "list": list_names,
+        "reproduce": reproduce,
+        "train": train,
+        "specialize": specialize,
+        "evaluate": evaluate,
+        "inspect": inspect,
+        "verify": verify,
+        "push": push,
+        "pull": pull,
+        "stylize": stylize,
+        "learn": learn,
+        "solve": solve,
+        "report": report,
+    }
+    name = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+    _keep_compiled_programs()
+    if name in ("train", "specialize") and "jax" not in sys.modules:
+        _let_cores_share_instances()
+    try:
+        with hearing_ctrl_c():
+            tyro.extras.subcommand_cli_from_dict(
+                commands,
+                prog="bygrad",
+                description="Optimizers learned by gradient descent: learn one for problems you solve again and again.",
+                args=arguments,
+            )
+    except KeyboardInterrupt:
+        kept = name in commands and "resume" in signature(commands[name]).parameters
+        saved = " Add --resume to the same command to go on from what was saved, if it came so far." if kept else ""
+        Console(stderr=True).print(f"Interrupted.{saved}")
+        interrupt()
+    except LostProcessError as error:
+        _refuse(error)
+        leave(INCOMPLETE)
+    except (ValueError, TypeError, ImportError, OSError, MemoryError, FloatingPointError) as error:
+        if os.environ.get("BYGRAD_TRACEBACK"):
+            raise
+        _refuse(error)
+        leave(2)
+    except Exception:
+        if not in_job():
+            raise
+        traceback.print_exc()
+        leave(1)
+    finally:
+        withhold()
+
+
+def _refuse(error: Exception) -> None:
+    Console(stderr=True).print(f"[red]bygrad:[/red] {escape(visible(str(error)))}", soft_wrap=True, highlight=False)
+
+
+def _keep_compiled_programs() -> None:
+    """Keep what JAX compiles in the user's cache folder, unless the user has chosen another: read when JAX loads."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(platformdirs.user_cache_path("bygrad") / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def _let_cores_share_instances() -> None:
+    """Make a device of every core, unless the user has said how many: read when JAX loads.
+
+    The instances of a meta-step divide among devices. Inside of one, cores share what single operations do, and those
+    of small problems are too small for that. An accelerator is used before all of them. Not where solvers are all that
+    runs: those compile for every device, which small batches do not repay. Nor where a record is to be made again: the
+    sums of two devices are rounded otherwise.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(usable_cores()))
