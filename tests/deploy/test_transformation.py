@@ -30,6 +30,7 @@ from bygrad.optimizers import (
     Optimizer,
     Partition,
     Scaled,
+    depth_of,
 )
 
 KINDS = LEARNED | HAND_DESIGNED
@@ -499,3 +500,30 @@ def test_params_on_eight_devices_take_the_same_steps():
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_part_of_a_network_takes_the_steps_of_the_whole_where_it_is_told_the_depth(small, tmp_path):
+    keys = iter(jax.random.split(jax.random.key(3), 8))
+    params = {name: jax.random.normal(next(keys), (4, 5)) for name in "abcd"}
+    grads = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), params)
+    part = {"a": True, "b": False, "c": False, "d": False}
+
+    def updates(transformation: optax.GradientTransformation) -> jax.Array:
+        return transformation.update(grads, transformation.init(params), params)[0]["a"]
+
+    assert depth_of(params) == 4 and depth_of({"scale": jnp.ones(3)}) == 1
+    controller = bygrad.load("general/controller")
+    whole = updates(deployed(controller, horizon=9))
+    close(updates(optax.masked(deployed(controller, horizon=9, depth=4), part)), whole)
+    guarded = deployed("general/controller", horizon=9, depth=depth_of(params), guard=Adam(1e-2))
+    assert guarded.init({"a": params["a"]}).optimizer.learned.depth == 4
+    assert float(jnp.max(jnp.abs(updates(optax.masked(deployed(controller, horizon=9), part)) / whole))) > 1.05
+    # A file does not keep it.
+    told = controller.with_depth(4)
+    export(told, tmp_path / "it.safetensors", name="mine/it", training={}, validation={})
+    assert bygrad.load(tmp_path / "it.safetensors").depth is None
+    for wrong in (0, True):
+        with pytest.raises(ValueError, match=r"depth is .*, but it counts the tensors with two axes"):
+            deployed(controller, horizon=9, depth=wrong)
+    with pytest.raises(ValueError, match=r"steps of LSTM do not depend on the depth.* depth=4 would change nothing"):
+        deployed(small, depth=4)

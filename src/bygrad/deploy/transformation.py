@@ -20,7 +20,7 @@ from .._core.sizes import NO_HORIZON, horizons
 from .._core.types import Params, State
 from ..artifacts import Artifact, find
 from ..artifacts import load as load_artifact
-from ..optimizers import Envelope, Guard, Optimizer, Scheduled, declare
+from ..optimizers import Controller, Envelope, Guard, Optimizer, Scheduled, declare
 from .jax import from_artifact
 
 
@@ -36,6 +36,7 @@ def optax(
     *,
     guard: Optimizer | Callable[[Optimizer], Optimizer] | None = None,
     horizon: int | None = None,
+    depth: int | None = None,
 ) -> GradientTransformationExtraArgs:
     r"""Return an optimizer as an optax transformation: its updates are *added* to the params, as Adam's are.
 
@@ -53,7 +54,9 @@ def optax(
     shows that it is better, inside what its artifact says that it was trained on (`Guard`, `Envelope`; give `value`).
     Or a function from the bare optimizer to the guarded one, to choose how. `horizon`: how many steps a run will have,
     for rules that go by it (`Controller`), whose steps end there, and for guards; without, as in the artifact, which
-    warns.
+    warns. `depth`: of the whole network, `bygrad.optimizers.depth_of(params)`, for rules that go by it (`Controller`)
+    where an optimizer is given a part of its params (`optax.masked`, `optax.partition`) or layers that are stacked in
+    one array; without, it is counted.
 
     **Returns:** A transformation for trees of floating-point arrays of any shapes. Its `update` takes `value`, the loss
     where the gradient was taken, for rules that look at it, and `key`, for rules that draw; other extra arguments
@@ -82,6 +85,8 @@ def optax(
         optimizer, envelope = from_artifact(artifact), Envelope.from_training(artifact.manifest.training)
         if horizon is None and (own := horizons(artifact.tensors)):
             remark(NO_HORIZON.format(artifact.manifest.name, int(min(own))))
+    if depth is not None:
+        optimizer = _deepened(optimizer, depth)
     deployed = _guarded(optimizer, guard, envelope)
     if horizon is not None:
         deployed = _declared(deployed, horizon)
@@ -153,6 +158,15 @@ def _declared(optimizer: Optimizer, horizon: int) -> Optimizer:
             " would change nothing. Leave it out, and chain with optax.scale_by_schedule."
         )
     return declare(optimizer, horizon)
+
+
+def _deepened(optimizer: Optimizer, depth: int) -> Optimizer:
+    if not isinstance(optimizer, Controller):
+        raise ValueError(
+            f"The steps of {type(optimizer).__name__} do not depend on the depth of the network: depth={depth} would"
+            " change nothing. Leave it out."
+        )
+    return optimizer.with_depth(depth)
 
 
 def _copied(optimizer: Optimizer, params: Params) -> Optimizer:

@@ -3,7 +3,7 @@
 from .base import Coordinatewise, Learned, Optimizer, Scheduled, declare, parameter_count
 from .best_of import BestOf, BestOfState
 from .celo2 import Celo2
-from .controller import Controller
+from .controller import Controller, depth_of
 from .envelope import Envelope
 from .global_lstm import GlobalLSTM
 from .guard import Guard, GuardState
@@ -103,6 +103,7 @@ __all__ = [
     "Scheduled",
     "Window",
     "declare",
+    "depth_of",
     "evaluation_point",
     "from_portable",
     "parameter_count",

@@ -23,7 +23,7 @@ from .._core.definitions import (
     TIME_SCALES,
     UNDER_ROOT,
 )
-from .._core.trees import widened
+from .._core.trees import replaced, widened
 from .._core.types import Params
 from .base import Learned, Optimizer, Scheduled, drawing_key, whole_steps
 
@@ -110,6 +110,7 @@ class Controller(Optimizer, Learned, Scheduled):
     horizon: Int[Array, ""]
     learning_rate: float = eqx.field(static=True)
     reach: bool = eqx.field(static=True)
+    depth: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class Controller(Optimizer, Learned, Scheduled):
         self.powers = jnp.zeros(2 + reach)
         self.decays = jnp.array([math.log(b / (1 - b)) for b in (b1, b2)])
         self.horizon = whole_steps(horizon)
-        self.learning_rate, self.reach = float(learning_rate), bool(reach)
+        self.learning_rate, self.reach, self.depth = float(learning_rate), bool(reach), None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -171,6 +172,16 @@ class Controller(Optimizer, Learned, Scheduled):
                 f"factor is {factor}, which leaves no step to take. Give a number above 0: 2 for steps twice as large."
             )
         return eqx.tree_at(lambda it: it.head_bias, self, self.head_bias.at[2].add(math.log(factor)))
+
+    def with_depth(self, depth: int) -> "Controller":
+        """Return the controller for a part of the params of a network of this depth, `depth_of` all of them, or for
+        layers that are stacked in one array. Files do not keep it: it belongs to the network, as a horizon to a run."""
+        if not isinstance(depth, int | np.integer) or isinstance(depth, bool) or depth < 1:
+            raise ValueError(
+                f"depth is {depth!r}, but it counts the tensors with two axes or more of the whole network. Give a"
+                " whole number of at least 1: bygrad.optimizers.depth_of(params)."
+            )
+        return replaced(self, depth=int(depth))
 
     def init(self, params: Params) -> ControllerState:
         def zeros(leaf: Any) -> Array:
@@ -219,7 +230,7 @@ class Controller(Optimizer, Learned, Scheduled):
         n, q = m / bias1 / root(v), g / root(v)
         products = _means(jnp.stack([n * n, q * q, n * q, g * g, p * p, jnp.square(m / bias1)]), wide)
         features, peak = _features(products, state.peak, [leaf.ndim for leaf in leaves])
-        sizes = jnp.array(log_sizes(leaves))
+        sizes = jnp.array(log_sizes(leaves, self.depth))
         if self.reach:
             reaches = log_reaches(n, products[:, 0], wide)[:, None]
             features, sizes = jnp.append(features, reaches / 4, axis=1), jnp.append(sizes, reaches, axis=1)
@@ -249,12 +260,18 @@ class Controller(Optimizer, Learned, Scheduled):
         return outputs.at[:, 2].set(jnp.clip(exponents, -LARGEST_EXPONENT, LARGEST_EXPONENT))
 
 
-def log_sizes(leaves: Sequence[Array]) -> Float[np.ndarray, "tensors 2"]:
+def depth_of(params: Params) -> int:
+    """Return what a `Controller` counts as the depth of a network with these params: how many of the arrays have two
+    axes or more; at least 1."""
+    return max(1, sum(jnp.ndim(leaf) >= 2 for leaf in jax.tree.leaves(params)))
+
+
+def log_sizes(leaves: Sequence[Array], depth: int | None = None) -> Float[np.ndarray, "tensors 2"]:
     """Return for every tensor the logarithms of the depth of the network, over the 2 of one layer of hidden units, and
     of its own size over that of 32 x 32; the sizes of tensors with less than two axes do not count."""
-    depth = math.log(max(1, sum(leaf.ndim >= 2 for leaf in leaves)) / 2)
+    log_depth = math.log((depth or depth_of(leaves)) / 2)
     sizes = [math.log(max(1, leaf.size) / 1024) if leaf.ndim >= 2 else 0.0 for leaf in leaves]
-    return np.array([(depth, size) for size in sizes], np.float32).reshape(-1, 2)
+    return np.array([(log_depth, size) for size in sizes], np.float32).reshape(-1, 2)
 
 
 def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
