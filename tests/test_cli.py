@@ -447,6 +447,19 @@ main(["list"])
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "Interrupted.\n")
 
 
+@pytest.mark.parametrize("arguments", [["inspect", "general/controller"], ["train", "--family", "quadratic", *TINY]])
+def test_who_reads_no_further_ends_the_command_without_a_word(arguments, tmp_path):
+    folder = ["--out", str(tmp_path / "run")] if arguments[0] == "train" else []
+    command = [sys.executable, "-m", "bygrad.cli", *arguments, *folder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        words = process.stderr.read()
+    assert (process.returncode, words) == (1, "")
+    if folder:
+        done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+
 def test_ctrl_c_promises_nothing_where_nothing_is_kept(monkeypatch, capsys):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -21,7 +21,8 @@ from .solvers import learn, report, solve
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run the command; exits with 0, with 2 after an error of the user's, with 130 after Ctrl-C.
+    """Run the command; exits with 0, with 2 after an error of the user's, with 130 after Ctrl-C, with 1 where nobody
+    reads its output any more.
 
     A job of several processes that lost one exits with 75: try again, with --resume.
     """
@@ -57,6 +58,9 @@ def run(arguments: list[str] | None = None) -> None:
         saved = " Add --resume to the same command to go on from what was saved, if it came so far." if kept else ""
         Console(stderr=True).print(f"Interrupted.{saved}")
         interrupt()
+    except BrokenPipeError:  # the reader of a pipe has gone, `head`, say; where Rich prints, it ends in this way itself
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would write what is left of it
+        leave(1)
     except LostProcessError as error:
         _refuse(error)
         leave(INCOMPLETE)
