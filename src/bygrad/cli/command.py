@@ -85,7 +85,8 @@ def _refuse(error: Exception) -> None:
 def _keep_compiled_programs() -> None:
     """Keep what JAX compiles in the user's cache folder, unless the user has chosen another: read when JAX loads."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(platformdirs.user_cache_path("bygrad") / "compiled"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    # A command has a dozen programs of a tenth of a second each, together a second that every start would wait for.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 
 def _let_cores_share_instances() -> None:
