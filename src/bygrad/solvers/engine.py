@@ -69,24 +69,27 @@ def run(
     size = capacity(rows, batch)
     slots = np.full(size, -1)
     working: Working | None = None
+    given: Any = None
     while waiting < rows or np.any(slots >= 0):
         if working is not None and waiting == rows and (smaller := _smaller(slots)) < size:
             size, kept = smaller, np.flatnonzero(slots >= 0)
             pick = np.resize(kept, size)
             slots = np.where(np.arange(size) < len(kept), slots[pick], -1)
-            working = _take(working, pick, slots >= 0)
+            working, given = _take(working, pick, slots >= 0), None
         free = np.flatnonzero(slots < 0)[: rows - waiting]
+        fresh = np.zeros(size, bool)
+        fresh[free] = True
         slots[free] = np.arange(waiting, waiting + len(free))
         waiting += len(free)
         if len(free):
-            fresh = np.zeros(size, bool)
-            fresh[free] = True
             source = np.maximum(slots, 0)
             given = jax.tree.map(lambda leaf: leaf[source], (instances, x))  # noqa: B023
-            begun = _begin(method, flat, *given, fresh)
-            working = begun if working is None else _refill(fresh, begun, working)
+        if working is None:
+            working = _begin(method, flat, *given, fresh)
+            fresh = np.zeros(size, bool)
         enough = size - max(1, size // REFILL) if waiting < rows else size // SHRINK if size > SMALLEST else 0
-        working = _advance(method, flat, working, np.asarray(enough, np.int32))
+        refill = None if given is None else (*given, fresh)
+        working = _advance(method, flat, working, refill, np.asarray(enough, np.int32))
         _harvest(results, rows, slots, working[1])
         if watch is not None:
             watch("solving", waiting - int(np.sum(slots >= 0)), rows)
@@ -190,12 +193,22 @@ def _take_(working: Working, pick: Int[Array, " rows"], real: Bool[Array, " rows
     return instances, at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
 
 
-def _refill_(fresh: Bool[Array, " rows"], begun: Working, working: Working) -> Working:
-    return trees.select_rows(fresh, begun, working)
+def _advance_(
+    method: Method,
+    flat: Flat,
+    working: Working,
+    refill: tuple[PyTree, Array, Bool[Array, " rows"]] | None,
+    enough: Int[Array, ""],
+) -> Working:
+    """Take steps until no more than `enough` rows run. What has finished stays as it is.
 
-
-def _advance_(method: Method, flat: Flat, working: Working, enough: Int[Array, ""]) -> Working:
-    """Take steps until no more than `enough` rows run. What has finished stays as it is."""
+    `refill`: instances and where they start, of which `fresh` rows begin before that. None in smaller working sets,
+    which are never refilled: they compile in less time for it.
+    """
+    if refill is not None:
+        instances, x, fresh = refill
+        begin = lambda: trees.select_rows(fresh, _begin_(method, flat, instances, x, fresh), working)  # noqa: E731
+        working = jax.lax.cond(jnp.any(fresh), begin, lambda: working)
     ours, at = working
 
     def go_on(carry: tuple[Any, Progress]) -> Array:
@@ -214,5 +227,4 @@ def _advance_(method: Method, flat: Flat, working: Working, enough: Int[Array, "
 
 _begin = Program(_begin_)
 _take = Program(_take_)
-_refill = Program(_refill_)
 _advance = Program(_advance_)
