@@ -523,7 +523,7 @@ def test_a_part_of_a_network_takes_the_steps_of_the_whole_where_it_is_told_the_d
     export(told, tmp_path / "it.safetensors", name="mine/it", training={}, validation={})
     assert bygrad.load(tmp_path / "it.safetensors").depth is None
     for wrong in (0, True):
-        with pytest.raises(ValueError, match=r"depth is .*, but it counts the tensors with two axes"):
+        with pytest.raises(ValueError, match=r"The depth is .*, but it counts the tensors with two axes"):
             deployed(controller, horizon=9, depth=wrong)
     with pytest.raises(ValueError, match=r"steps of LSTM do not depend on the depth.* depth=4 would change nothing"):
         deployed(small, depth=4)

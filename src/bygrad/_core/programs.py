@@ -34,7 +34,7 @@ OPTIONS: dict[Runs, dict[str, Any]] = {
     "once": {"xla_backend_optimization_level": 2, "xla_cpu_use_fusion_emitters": False},
 }
 """Options for CPUs. With those of `seldom` a program compiles in much less time (`benchmarks/compile_times.py`), and
-most run as fast. With those of `once` it compiles sooner still, and may take twice as long to run."""
+most run as fast. With those of `once` it compiles sooner still, and may run more slowly."""
 
 _ARRAY = object()
 

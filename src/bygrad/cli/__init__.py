@@ -6,7 +6,7 @@ import sys
 def main(arguments: list[str] | None = None) -> None:
     """Run the command (`bygrad.cli.command.run`)."""
     try:
-        from .command import run  # what reads options loads for a quarter of a second, and Ctrl-C may come in it
+        from .command import run  # what reads options takes its time to load, and Ctrl-C may come in it
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)

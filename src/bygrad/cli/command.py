@@ -85,7 +85,7 @@ def _refuse(error: Exception) -> None:
 def _keep_compiled_programs() -> None:
     """Keep what JAX compiles in the user's cache folder, unless the user has chosen another: read when JAX loads."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(platformdirs.user_cache_path("bygrad") / "compiled"))
-    # A command has a dozen programs of a tenth of a second each, together a second that every start would wait for.
+    # A command has many small programs, and every start would wait for all of them.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 

@@ -23,6 +23,7 @@ from .._core.definitions import (
     TIME_SCALES,
     UNDER_ROOT,
 )
+from .._core.sizes import whole_number
 from .._core.trees import replaced, widened
 from .._core.types import Params
 from .base import Learned, Optimizer, Scheduled, drawing_key, whole_steps
@@ -176,12 +177,8 @@ class Controller(Optimizer, Learned, Scheduled):
     def with_depth(self, depth: int) -> "Controller":
         """Return the controller for a part of the params of a network of this depth, `depth_of` all of them, or for
         layers that are stacked in one array. Files do not keep it: it belongs to the network, as a horizon to a run."""
-        if not isinstance(depth, int | np.integer) or isinstance(depth, bool) or depth < 1:
-            raise ValueError(
-                f"depth is {depth!r}, but it counts the tensors with two axes or more of the whole network. Give a"
-                " whole number of at least 1: bygrad.optimizers.depth_of(params)."
-            )
-        return replaced(self, depth=int(depth))
+        counted = "tensors with two axes or more of the whole network"
+        return replaced(self, depth=whole_number(depth, "depth", counted))
 
     def init(self, params: Params) -> ControllerState:
         def zeros(leaf: Any) -> Array:

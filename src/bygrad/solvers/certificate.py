@@ -22,7 +22,7 @@ def failure_bound(failures: int, trials: int, confidence: float = CONFIDENCE) ->
 
     **Raises:** `ValueError` for counts that cannot be.
     """
-    from scipy import special  # here and below: a fifth of a second that other commands need not wait for
+    from scipy import special  # here and below: slow to load, and other commands need not wait for it
 
     _check(failures, trials, confidence)
     return 1.0 if failures == trials else float(special.betaincinv(failures + 1, trials - failures, confidence))
