@@ -764,7 +764,7 @@ def test_a_scheduler_with_rates_of_adam_is_remarked_on_once(schedule, told, smal
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("shape", [(6, 4), (9, 4), (4,)])
+@pytest.mark.parametrize("shape", [(6, 4), (9, 4), (4,), (4, 8), (32,), (8, 2, 2)])
 def test_the_state_of_another_model_is_refused_with_its_shape(name, shape, artifacts):
     param, other = tensors([np.ones((8, 4)), np.ones(shape)], torch.float32)
     optimizer, resumed = LearnedOptimizer([param], artifacts[name]), LearnedOptimizer([other], artifacts[name])
@@ -776,6 +776,81 @@ def test_the_state_of_another_model_is_refused_with_its_shape(name, shape, artif
         resumed.load_state_dict(optimizer.state_dict())
     for key, entry in before["state"][0].items():
         assert torch.equal(entry, resumed.state_dict()["state"][0][key])
+
+
+def test_a_state_that_lies_flat_is_read_as_before(small):
+    """State dicts were written so: the numbers of each tensor in a row, in the same order."""
+    start, first, second = draw(7, 2)
+    params, others = tensors(start), tensors(start)
+    optimizer, other = LearnedOptimizer(params, small), LearnedOptimizer(others, small)
+    run(optimizer, params, [first])
+    run(other, others, [first])
+    flat = optimizer.state_dict()
+    flat["state"] = {index: {"state": entries["state"].flatten()} for index, entries in flat["state"].items()}
+    other.load_state_dict(flat)
+    for ours, theirs in zip(run(other, others, [second]), run(optimizer, params, [second]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_state_that_is_put_in_past_load_state_dict_is_checked_at_the_next_step(name, artifacts, tmp_path):
+    """As ZeroRedundancyOptimizer does it, which also moves numbers to the CPU, wherever the params are."""
+    zero = pytest.importorskip("torch.distributed.optim").ZeroRedundancyOptimizer
+
+    def divided(params: list[Any], name: str = name, depth: int = 5) -> Any:
+        given = {"horizon": 9, "depth": depth} if name == "Controller" else {}
+        return zero(params, optimizer_class=LearnedOptimizer, artifact=artifacts[name], **given)
+
+    start, first, second = draw(9, 2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        params = tensors(start, torch.float32)
+        optimizer = divided(params)
+        run(optimizer, params, [first])
+
+        def saved() -> Any:
+            optimizer.consolidate_state_dict(0)
+            return copy.deepcopy(optimizer.state_dict())
+
+        def refused(other: Any, its: list[Any], state: Any, message: str) -> None:
+            other.load_state_dict(state)
+            before = [param.detach().clone() for param in its]
+            set_grads(its, [np.ones(param.shape) for param in its])
+            with pytest.raises(ValueError, match=message):
+                other.step()
+            assert all(map(torch.equal, its, before))
+
+        others = [torch.nn.Parameter(param.detach().clone()) for param in params]
+        resumed, state = divided(others), saved()
+        resumed.load_state_dict(state)
+        kept = copy.deepcopy(state["state"])
+        ours, theirs = run(resumed, others, [second]), run(optimizer, params, [second])
+        assert all(map(np.array_equal, ours, theirs))
+        assert all(torch.equal(state["state"][k][key], entry) for k in kept for key, entry in kept[k].items())
+        transposed = [torch.nn.Parameter(param.detach().t().clone() if param.ndim == 2 else param) for param in params]
+        refused(divided(transposed), transposed, saved(), r"for a param of shape \[33, 40\]")
+        foreign = next(it for it in RULES if it != name)
+        refused(divided(others, foreign), others, saved(), "saved with an optimizer of digest")
+        if name == "Controller":
+            refused(divided(others, depth=6), others, saved(), "in a run of depth 5.*was made for 6")
+        adam = torch.optim.Adam(others)
+        adam.step()
+        refused(divided(others), others, adam.state_dict(), f"holds no {'mean' if name == 'Controller' else 'state'}")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_state_from_another_device_follows_the_params(name, artifacts):
+    """Tensors without data stand for an accelerator."""
+    param, other = (torch.nn.Parameter(torch.ones(7, 3, device=device)) for device in ("cpu", "meta"))
+    optimizer, resumed = (LearnedOptimizer([it], artifacts[name]) for it in (param, other))
+    param.grad, other.grad = torch.ones_like(param), torch.ones_like(other)
+    optimizer.step()
+    resumed.state[other] = optimizer.state[param]
+    resumed.step()
+    assert {entry.device.type for entry in resumed.state[other].values()} == {"meta"}
+    assert {entry.device.type for entry in optimizer.state[param].values()} == {"cpu"}
 
 
 @pytest.mark.parametrize("setting", [{"weight_decay": 0.5}, {"maximize": True}, {"horizon": 10}])

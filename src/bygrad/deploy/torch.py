@@ -18,6 +18,7 @@ from .._core.sizes import NO_HORIZON, horizons, whole_number
 from ..artifacts import Artifact, Step, find
 from ..artifacts import load as load_artifact
 from .torch_rules import RULES, Adam, Controller, Envelope, Guard, Rule, Scheduled, rule_of
+from .torch_rules.base import TensorState
 from .torch_rules.controller import depth_of
 
 _THETA, _GUARD, _STEPS, _DEPTH = "theta", "guard", "steps", "depth"
@@ -86,6 +87,7 @@ class LearnedOptimizer(Optimizer):
             _declare(self._rule, self._artifact, horizon)
         self._largest_lr = 0.0  # so far
         self._told_of_losses = False
+        self._known: dict[Tensor, TensorState] = {}  # states that it began or has checked: any other is foreign
         # In every param group, because tools that take state dicts apart keep these whole.
         known = {_THETA: self._artifact.manifest.digest, _STEPS: 0} | self._memory()
         super().__init__(params, {"lr": lr, "horizon": horizon, _DEPTH: depth} | known)
@@ -202,9 +204,11 @@ class LearnedOptimizer(Optimizer):
                     " give dense gradients, nn.Embedding(..., sparse=False), and choose a Controller: an LSTM also"
                     " moves the rows whose gradient is zero."
                 )
+        if others := [it for it in params if self.state[it] and self.state[it] is not self._known.get(it)]:
+            self._take(others)
         for param, group in moving:
             if not self.state[param]:
-                self.state[param] = self._rule.start(param)
+                self.state[param] = self._known[param] = self._rule.start(param)
                 if (horizon := group.get("horizon")) is not None:
                     for entry in horizons(self.state[param]):
                         entry.fill_(horizon)
@@ -257,29 +261,22 @@ class LearnedOptimizer(Optimizer):
         return {_GUARD: self._rule.memory()} if isinstance(self._rule, Guard) else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave. **Raises:** `ValueError` for that of another artifact, or of another rule."""
+        """Restore what `state_dict` gave. **Raises:** `ValueError` for that of another artifact, rule or model."""
         # torch casts the state to the dtype of the params, which loses what float32 state of bfloat16 params is for. So
-        # it is taken from what torch reads, after the user's own hooks have seen it, and put in before they see more,
-        # in the dtype that the rule would begin with: the saved run may have had params of another one.
+        # it is taken from what torch reads, after the user's own hooks have seen it, and put in before they see more.
         read: dict[str, Any] = {}
 
         def before(_: Optimizer, given: dict[str, Any]) -> None:
             self._check(given)
-            self._check_shapes(given)
             read.update(given)
 
         def after(_: Optimizer) -> None:
             saved = [index for group in read["param_groups"] for index in group["params"]]
             ours = [param for group in self.param_groups for param in group["params"]]
             for index, param in zip(saved, ours, strict=True):
-                entries = read["state"].get(index, {})
-                fresh = self._rule.start(param) if entries else {}
-                for name, value in entries.items():
-                    if isinstance(value, Tensor):
-                        dtype = fresh[name].dtype if name in fresh else value.dtype
-                        self.state[param][name] = value.detach().to(param.device, dtype, copy=True)
-            for group in self.param_groups:
-                group[_DEPTH] = self.defaults[_DEPTH]
+                if entries := read["state"].get(index):
+                    self.state[param] = entries
+            self._take([param for param in ours if self.state.get(param)])
             if isinstance(self._rule, Guard):
                 self._rule.remember(read["param_groups"][0][_GUARD])
 
@@ -293,9 +290,37 @@ class LearnedOptimizer(Optimizer):
             for hook in hooks:
                 hook.remove()
 
+    def _take(self, params: Sequence[Tensor]) -> None:
+        """Check and copy the states of params that came from outside, by `load_state_dict` or, as
+        `ZeroRedundancyOptimizer` does it, past that: in the dtype and on the device that the rule begins with."""
+        self._check_groups(self.param_groups)
+        for group in self.param_groups:
+            group[_DEPTH] = self.defaults[_DEPTH]
+        for param in params:
+            entries, fresh = self.state[param], self._checked(self.state[param], param)
+            self.state[param] = self._known[param] = entries | {
+                name: entries[name].detach().to(entry.device, entry.dtype, copy=True).reshape(entry.shape)
+                for name, entry in fresh.items()
+            }
+
     def _check(self, state_dict: dict[str, Any]) -> None:
+        self._check_groups(state_dict["param_groups"])
+        for group, ours in zip(state_dict["param_groups"], self.param_groups, strict=False):  # torch counts them
+            states = [state_dict["state"].get(index, {}) for index in group["params"]]
+            saved = next((int(it) for it in [group.get("horizon"), *map(_horizon, states)] if it is not None), None)
+            if None not in (saved, made_for := ours.get("horizon")) and saved != made_for:
+                raise ValueError(
+                    f"The state dict was saved in a run of {saved} steps, and this optimizer was made for"
+                    f" {made_for}: the rule goes by the length that its run began with. Give horizon={saved}, or"
+                    " start with a fresh state."
+                )
+            for entries, param in zip(states, ours["params"], strict=False):
+                if entries:
+                    self._checked(entries, param)
+
+    def _check_groups(self, groups: Sequence[Mapping[str, Any]]) -> None:
         manifest, guarded = self._artifact.manifest, isinstance(self._rule, Guard)
-        for group in state_dict["param_groups"]:
+        for group in groups:
             if (found := group.get(_THETA)) != manifest.digest:
                 raise ValueError(
                     f"The state dict was saved with an optimizer of digest {found}, and {manifest.name} has"
@@ -316,32 +341,23 @@ class LearnedOptimizer(Optimizer):
                 )
             if isinstance(self._rule, Guard):
                 self._check_guard(group[_GUARD].get("settings", {}), self._rule.settings)
-        for group, ours in zip(state_dict["param_groups"], self.param_groups, strict=False):  # torch counts them
-            states = [state_dict["state"].get(index, {}) for index in group["params"]]
-            saved = next((int(it) for it in [group.get("horizon"), *map(_horizon, states)] if it is not None), None)
-            if None not in (saved, made_for := ours.get("horizon")) and saved != made_for:
-                raise ValueError(
-                    f"The state dict was saved in a run of {saved} steps, and this optimizer was made for"
-                    f" {made_for}: the rule goes by the length that its run began with. Give horizon={saved}, or"
-                    " start with a fresh state."
-                )
 
-    def _check_shapes(self, state_dict: dict[str, Any]) -> None:
-        """Refuse the state of params of other shapes; where it has as many numbers, as that of an LSTM has for a matrix
-        and its transpose, it cannot be told."""
-        for group, ours in zip(state_dict["param_groups"], self.param_groups, strict=False):  # torch counts them
-            for index, param in zip(group["params"], ours["params"], strict=False):
-                entries = state_dict["state"].get(index, {})
-                fresh = self._rule.start(param) if entries else {}
-                for name, entry in fresh.items():
-                    saved = entries.get(name, entry)
-                    if isinstance(saved, Tensor) and saved.shape != entry.shape:
-                        raise ValueError(
-                            f"The state dict holds {name} of shape {list(saved.shape)} for a param of shape"
-                            f" {list(param.shape)}, whose state has {list(entry.shape)}: it is that of another model."
-                            " Load the state of this one, with its params in the same order, or start with a fresh"
-                            " state."
-                        )
+    def _checked(self, entries: Mapping[str, Any], param: Tensor) -> TensorState:
+        """Return the state that the rule begins with for `param`. **Raises:** `ValueError` unless `entries` are such
+        a state."""
+        fresh = self._rule.start(param)
+        for name, entry in fresh.items():
+            found = entries[name].shape if isinstance(entries.get(name), Tensor) else None
+            # As the state of a coordinatewise rule was kept before it had the shape of its param.
+            flat = name.split("/")[-1] == "state" and found == (entry.numel(),)
+            if found != entry.shape and not flat:
+                held = f"no {name}" if found is None else f"{name} of shape {list(found)}"
+                raise ValueError(
+                    f"The state dict holds {held} for a param of shape {list(param.shape)}, whose state has"
+                    f" {list(entry.shape)}: it is that of another model, and means nothing to these coordinates. Load"
+                    " the state of this one, with its params in the same order, or start with a fresh state."
+                )
+        return fresh
 
     def _check_guard(self, saved: dict[str, Any], mine: dict[str, Any]) -> None:
         different = [name for name in mine if saved.get(name, mine[name]) != mine[name]]
@@ -354,7 +370,7 @@ class LearnedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         ours = {name: getattr(self, name) for name in ("_artifact", "_rule", "_largest_lr", "_told_of_losses")}
-        return {**super().__getstate__(), **ours}
+        return {**super().__getstate__(), **ours, "_known": {}}
 
 
 _NO_LOSS = (

@@ -115,8 +115,9 @@ class Coordinatewise(Rule):
     r"""A rule that treats every coordinate alike and alone.
 
     Coordinates take their steps in blocks: large tensors are cut, small ones joined, so that Python's work does not
-    grow with the number of tensors, nor the working set with their size. The state of a tensor is one vector: for each
-    of its blocks in turn a matrix `[rows, c]`, row by row. So a whole block takes its step where it lies.
+    grow with the number of tensors, nor the working set with their size. The state of a tensor lies in memory block by
+    block, each a matrix `[rows, c]`, row by row: so a whole block takes its step where it lies. The shape of the state,
+    `[rows, *shape]`, says of which tensor it is, and nothing else.
     """
 
     @property
@@ -145,7 +146,7 @@ class Coordinatewise(Rule):
 
     def start(self, param: Tensor) -> TensorState:
         dtype = self.state_dtype or compute_dtype(param)
-        return {"state": torch.zeros(self.rows * param.numel(), dtype=dtype, device=param.device)}
+        return {"state": torch.zeros(self.rows, *param.shape, dtype=dtype, device=param.device)}
 
     def step(
         self,
@@ -158,7 +159,7 @@ class Coordinatewise(Rule):
         for (device, dtype), indices in grouped(grads).items():
             flat_grads = [grads[index].reshape(-1) for index in indices]
             flat_updates = [updates[index].view(-1) for index in indices]
-            flat_states = [states[index]["state"] for index in indices]
+            flat_states = [states[index]["state"].view(-1) for index in indices]
             cuts = blocks([grad.numel() for grad in flat_grads], BLOCK)
             width = max((sum(stop - start for _, start, stop in pieces) for pieces in cuts), default=0)
             scratch = torch.empty(self.scratch * width, dtype=dtype, device=device)
