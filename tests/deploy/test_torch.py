@@ -536,6 +536,41 @@ def test_a_run_goes_on_in_another_precision(before, after, name, guarded, artifa
         assert np.isfinite(ours).all() and (not ours.size or not np.array_equal(ours, theirs.numpy()))
 
 
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("name", RULES)
+def test_a_run_goes_on_bit_for_bit_from_a_state_dict_that_was_taken_apart(name, flat, artifacts, recwarn):
+    """`torch.distributed.checkpoint` begins the states of an optimizer by a step without a loss, which is no mistake of
+    the user's."""
+    tools = pytest.importorskip("torch.distributed.checkpoint.state_dict")
+    options = tools.StateDictOptions(flatten_optimizer_state_dict=flat)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 3)))
+
+    def started() -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
+        guard = lambda rule: TorchGuard(rule, TorchAdam(0.01), window=4, share=0.5, growth=0.0)  # noqa: E731
+        return model, LearnedOptimizer(model.parameters(), artifacts[name], guard=guard)
+
+    def train(model: Any, optimizer: Any) -> None:
+        for _ in range(9):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            optimizer.step(value=loss)
+
+    model, optimizer = started()
+    train(model, optimizer)
+    saved = tools.get_optimizer_state_dict(model, optimizer, options=options)
+    other, resumed = started()
+    other.load_state_dict(model.state_dict())
+    tools.set_optimizer_state_dict(other, resumed, saved, options=options)
+    for its in ((model, optimizer), (other, resumed)):
+        train(*its)
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+    assert optimizer.report() == resumed.report() and optimizer.report()["trials"]
+    assert not any("was given no loss" in str(it.message) for it in recwarn)
+
+
 def test_a_loaded_state_is_a_copy_and_hooks_see_it(small):
     start, grads = draw(7, 1)
     params, others = tensors(start), tensors(start)
@@ -863,7 +898,7 @@ def test_labels_of_groups_are_kept(small, artifacts):
     """Those of users, of schedulers, and of tools that give an optimizer its own arguments in every group."""
     group = {"params": [torch.ones(2, requires_grad=True)], "name": "head", "lr_scale": 0.5, "max_lr": 1.0}
     assert LearnedOptimizer([group], small).param_groups[0]["name"] == "head"
-    group |= {"artifact": "it", "horizon": 7, "depth": 3}
+    group |= {"artifact": "it", "horizon": 7, "depth": 3, "weight_decay": 0.0, "maximize": False}
     optimizer = LearnedOptimizer([group], artifacts["Controller"], horizon=7, depth=3)
     assert optimizer.param_groups[0]["horizon"] == 7
 
@@ -919,7 +954,17 @@ for guard in (torch.optim.Adam, Adam, "Adam", 3, lambda rule: None):
     refused(TypeError, remedy, artifact="paper/mnist", guard=guard)
 for horizon in (2.5, float("inf"), float("nan"), 10**12, "10", True):
     refused(ValueError, f"The horizon is {horizon!r}, but it counts", artifact="general/controller", horizon=horizon)
-LearnedOptimizer([torch.ones(2, requires_grad=True)], "general/controller", horizon=100.0)
+optimizer = LearnedOptimizer([torch.ones(2, requires_grad=True)], "general/controller", horizon=100.0)
+for call, given, message in (
+    (optimizer.add_param_group, [torch.ones(2)], "A param group is a list, which says"),
+    (optimizer.step, torch.ones(()), "step() was given a Tensor, but its first argument is a closure"),
+):
+    try:
+        call(given)
+    except TypeError as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError(message)
 assert not {"jax", "jaxlib", "equinox", "optax"} & sys.modules.keys()
 """
 

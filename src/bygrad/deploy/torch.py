@@ -101,6 +101,11 @@ class LearnedOptimizer(Optimizer):
         return depth_of(param for param in params if param.requires_grad)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if not isinstance(param_group, dict):
+            raise TypeError(
+                f"A param group is a {type(param_group).__name__}, which says nothing of what its tensors are for. Give"
+                ' a dict: {"params": layer.parameters()}, with an lr or a horizon if they have their own.'
+            )
         if "artifact" in param_group:  # only ZeroRedundancyOptimizer writes all arguments into its groups
             self._check_divided()
         if (depth := param_group.get(_DEPTH, self.defaults[_DEPTH])) != self.defaults[_DEPTH]:
@@ -108,7 +113,8 @@ class LearnedOptimizer(Optimizer):
                 f"A param group sets depth={depth!r}, but depth is that of the whole network, for all groups: it would"
                 " be ignored. Give it to the optimizer, or call a label otherwise."
             )
-        ignored = sorted(param_group.keys() & _OF_OTHER_RULES)
+        # Tools that make the groups write a weight_decay of 0 into them: to ignore it is to do as it says.
+        ignored = sorted(name for name in param_group.keys() & _OF_OTHER_RULES if param_group[name])
         if (horizon := param_group.get("horizon")) not in (None, self.defaults["horizon"]):
             param_group["horizon"] = whole_number(horizon)
             ignored += ["horizon"] if self._own_horizon is None else []
@@ -173,6 +179,11 @@ class LearnedOptimizer(Optimizer):
         """
         loss = None
         if closure is not None:
+            if not callable(closure):
+                raise TypeError(
+                    f"step() was given a {type(closure).__name__}, but its first argument is a closure, which computes"
+                    " the loss and the gradients. Give a loss that was computed before by its name: step(value=loss)."
+                )
             with torch.enable_grad():
                 loss = closure()
         self._take_step(value if loss is None else loss)  # pyright: ignore[reportAttributeAccessIssue]
@@ -214,7 +225,9 @@ class LearnedOptimizer(Optimizer):
                         entry.fill_(horizon)
         self._count()
         states, rates = [self.state[param] for param in params], [group["lr"] for _, group in moving]
-        if isinstance(self._rule, Guard) and self._rule.judges and value is None and not self._told_of_losses:
+        asks = isinstance(self._rule, Guard) and self._rule.judges and value is None
+        # Tools that take state dicts apart begin the states by a step at rates of 0, without a loss.
+        if asks and not self._told_of_losses and any(rates):
             self._told_of_losses = True
             remark(_NO_LOSS)
         self._rule.move(grads, states, params, rates, value)
