@@ -832,8 +832,8 @@ def test_a_state_that_is_put_in_past_load_state_dict_is_checked_at_the_next_step
     """As ZeroRedundancyOptimizer does it, which also moves numbers to the CPU, wherever the params are."""
     zero = pytest.importorskip("torch.distributed.optim").ZeroRedundancyOptimizer
 
-    def divided(params: list[Any], name: str = name, depth: int = 5) -> Any:
-        given = {"horizon": 9, "depth": depth} if name == "Controller" else {}
+    def divided(params: list[Any], name: str = name, depth: int = 5, horizon: int = 9) -> Any:
+        given = {"horizon": horizon, "depth": depth} if name == "Controller" else {}
         return zero(params, optimizer_class=LearnedOptimizer, artifact=artifacts[name], **given)
 
     start, first, second = draw(9, 2)
@@ -868,6 +868,7 @@ def test_a_state_that_is_put_in_past_load_state_dict_is_checked_at_the_next_step
         refused(divided(others, foreign), others, saved(), "saved with an optimizer of digest")
         if name == "Controller":
             refused(divided(others, depth=6), others, saved(), "in a run of depth 5.*was made for 6")
+            refused(divided(others, horizon=8), others, saved(), "in a run of 9 steps.*was made for 8")
         adam = torch.optim.Adam(others)
         adam.step()
         refused(divided(others), others, adam.state_dict(), f"holds no {'mean' if name == 'Controller' else 'state'}")

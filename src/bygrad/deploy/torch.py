@@ -88,6 +88,7 @@ class LearnedOptimizer(Optimizer):
         self._largest_lr = 0.0  # so far
         self._told_of_losses = False
         self._known: dict[Tensor, TensorState] = {}  # states that it began or has checked: any other is foreign
+        self._horizons: list[int | None] = []  # that the groups were made for, whatever is loaded into them
         # In every param group, because tools that take state dicts apart keep these whole.
         known = {_THETA: self._artifact.manifest.digest, _STEPS: 0} | self._memory()
         super().__init__(params, {"lr": lr, "horizon": horizon, _DEPTH: depth} | known)
@@ -154,6 +155,7 @@ class LearnedOptimizer(Optimizer):
                         else "Leave it out."
                     )
                 )
+        self._horizons.append(self.param_groups[-1]["horizon"])
 
     def _check_divided(self) -> None:
         """Refuse what needs all params where `ZeroRedundancyOptimizer` gives every process a part of them."""
@@ -215,7 +217,8 @@ class LearnedOptimizer(Optimizer):
                     " give dense gradients, nn.Embedding(..., sparse=False), and choose a Controller: an LSTM also"
                     " moves the rows whose gradient is zero."
                 )
-        if others := [it for it in params if self.state[it] and self.state[it] is not self._known.get(it)]:
+        if others := [it for it in params if (held := self.state[it]) and held is not self._known.get(it)]:
+            self._check({"state": self.state, "param_groups": self.param_groups})
             self._take(others)
         for param, group in moving:
             if not self.state[param]:
@@ -304,9 +307,8 @@ class LearnedOptimizer(Optimizer):
                 hook.remove()
 
     def _take(self, params: Sequence[Tensor]) -> None:
-        """Check and copy the states of params that came from outside, by `load_state_dict` or, as
-        `ZeroRedundancyOptimizer` does it, past that: in the dtype and on the device that the rule begins with."""
-        self._check_groups(self.param_groups)
+        """Copy states that came from outside, by `load_state_dict` or, as `ZeroRedundancyOptimizer` does it, past that,
+        to the dtype and the device that the rule begins with."""
         for group in self.param_groups:
             group[_DEPTH] = self.defaults[_DEPTH]
         for param in params:
@@ -317,23 +319,8 @@ class LearnedOptimizer(Optimizer):
             }
 
     def _check(self, state_dict: dict[str, Any]) -> None:
-        self._check_groups(state_dict["param_groups"])
-        for group, ours in zip(state_dict["param_groups"], self.param_groups, strict=False):  # torch counts them
-            states = [state_dict["state"].get(index, {}) for index in group["params"]]
-            saved = next((int(it) for it in [group.get("horizon"), *map(_horizon, states)] if it is not None), None)
-            if None not in (saved, made_for := ours.get("horizon")) and saved != made_for:
-                raise ValueError(
-                    f"The state dict was saved in a run of {saved} steps, and this optimizer was made for"
-                    f" {made_for}: the rule goes by the length that its run began with. Give horizon={saved}, or"
-                    " start with a fresh state."
-                )
-            for entries, param in zip(states, ours["params"], strict=False):
-                if entries:
-                    self._checked(entries, param)
-
-    def _check_groups(self, groups: Sequence[Mapping[str, Any]]) -> None:
         manifest, guarded = self._artifact.manifest, isinstance(self._rule, Guard)
-        for group in groups:
+        for group in state_dict["param_groups"]:
             if (found := group.get(_THETA)) != manifest.digest:
                 raise ValueError(
                     f"The state dict was saved with an optimizer of digest {found}, and {manifest.name} has"
@@ -354,6 +341,19 @@ class LearnedOptimizer(Optimizer):
                 )
             if isinstance(self._rule, Guard):
                 self._check_guard(group[_GUARD].get("settings", {}), self._rule.settings)
+        alike = zip(state_dict["param_groups"], self.param_groups, self._horizons, strict=False)  # torch counts them
+        for group, ours, horizon in alike:
+            states = [state_dict["state"].get(index, {}) for index in group["params"]]
+            saved = next((int(it) for it in [group.get("horizon"), *map(_horizon, states)] if it is not None), None)
+            if None not in (saved, horizon) and saved != horizon:
+                raise ValueError(
+                    f"The state dict was saved in a run of {saved} steps, and this optimizer was made for"
+                    f" {horizon}: the rule goes by the length that its run began with. Give horizon={saved}, or"
+                    " start with a fresh state."
+                )
+            for entries, param in zip(states, ours["params"], strict=False):
+                if entries:
+                    self._checked(entries, param)
 
     def _checked(self, entries: Mapping[str, Any], param: Tensor) -> TensorState:
         """Return the state that the rule begins with for `param`. **Raises:** `ValueError` unless `entries` are such
@@ -382,7 +382,9 @@ class LearnedOptimizer(Optimizer):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = {name: getattr(self, name) for name in ("_artifact", "_rule", "_largest_lr", "_told_of_losses")}
+        ours = {
+            name: getattr(self, name) for name in ("_artifact", "_rule", "_largest_lr", "_told_of_losses", "_horizons")
+        }
         return {**super().__getstate__(), **ours, "_known": {}}
 
 
