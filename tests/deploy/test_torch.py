@@ -895,11 +895,34 @@ def test_settings_of_a_group_that_would_be_ignored_are_refused(setting, small):
         LearnedOptimizer([{"params": [torch.ones(2, requires_grad=True)], **setting}], small)
 
 
+def test_the_horizon_of_a_guard_comes_with_its_state(small):
+    """Also where the rule has none."""
+    params = tensors([np.ones(3)])
+    saved = LearnedOptimizer(params, small, guard=TorchAdam(0.01), horizon=100)
+    optimizer = LearnedOptimizer(params, small, guard=TorchAdam(0.01))
+    optimizer.load_state_dict(saved.state_dict())
+    set_grads(params, [np.ones(3)])
+    optimizer.step(value=1.0)
+    assert optimizer.state_dict()["param_groups"][0]["guard"]["horizon"] == 100
+
+
+def test_a_schedule_of_what_would_be_ignored_is_refused(small):
+    param = torch.ones(2, requires_grad=True)
+    optimizer = LearnedOptimizer([{"params": [param], "weight_decay": 0.0}], small)
+    param.grad = torch.ones(2)
+    optimizer.step()
+    moved = param.detach().clone()
+    optimizer.param_groups[0]["weight_decay"] = 0.1
+    with pytest.raises(ValueError, match="sets weight_decay, which test/one does not have"):
+        optimizer.step()
+    assert torch.equal(param, moved)
+
+
 def test_labels_of_groups_are_kept(small, artifacts):
     """Those of users, of schedulers, and of tools that give an optimizer its own arguments in every group."""
     group = {"params": [torch.ones(2, requires_grad=True)], "name": "head", "lr_scale": 0.5, "max_lr": 1.0}
     assert LearnedOptimizer([group], small).param_groups[0]["name"] == "head"
-    group |= {"artifact": "it", "horizon": 7, "depth": 3, "weight_decay": 0.0, "maximize": False}
+    group |= {"artifact": "it", "horizon": 7, "depth": 3, "weight_decay": 0.0, "maximize": False, "rho": 0.05}
     optimizer = LearnedOptimizer([group], artifacts["Controller"], horizon=7, depth=3)
     assert optimizer.param_groups[0]["horizon"] == 7
 
@@ -953,6 +976,8 @@ def refused(kind, message, **arguments):
 for guard in (torch.optim.Adam, Adam, "Adam", 3, lambda rule: None):
     remedy = "nothing to fall back to. Give bygrad.deploy.torch.Adam(1e-3)"
     refused(TypeError, remedy, artifact="paper/mnist", guard=guard)
+for rate in ("1", None):
+    refused(ValueError, f"lr is {rate!r}, but it is a number", artifact="paper/mnist", lr=rate)
 for horizon in (2.5, float("inf"), float("nan"), 10**12, "10", True):
     refused(ValueError, f"The horizon is {horizon!r}, but it counts", artifact="general/controller", horizon=horizon)
 optimizer = LearnedOptimizer([torch.ones(2, requires_grad=True)], "general/controller", horizon=100.0)

@@ -114,22 +114,16 @@ class LearnedOptimizer(Optimizer):
                 f"A param group sets depth={depth!r}, but depth is that of the whole network, for all groups: it would"
                 " be ignored. Give it to the optimizer, or call a label otherwise."
             )
-        # Tools that make the groups write a weight_decay of 0 into them: to ignore it is to do as it says.
-        ignored = sorted(name for name in param_group.keys() & _OF_OTHER_RULES if param_group[name])
         if (horizon := param_group.get("horizon")) not in (None, self.defaults["horizon"]):
             param_group["horizon"] = whole_number(horizon)
-            ignored += ["horizon"] if self._own_horizon is None else []
-        if ignored:
-            raise ValueError(
-                f"A param group sets {ignored[0]}, which {self._artifact.manifest.name} does not have: it would be"
-                " ignored. Leave it out. Decay of weights goes into the loss"
-                + ("." if isinstance(self._rule, Guard) else ", or is taken off after step().")
-            )
+            if self._own_horizon is None:
+                self._refuse("horizon")
+        self._check_settings(param_group)
         rate = param_group.get("lr", self.defaults["lr"])
-        if not 0 <= float(rate) < math.inf:
+        if not isinstance(rate, int | float | np.number | Tensor) or not 0 <= float(rate) < math.inf:
             raise ValueError(
-                f"lr is {float(rate)}, but it multiplies the steps that the optimizer was trained to take: below 0 they"
-                " would go uphill, and infinite ones lead nowhere. Give 1, or less for smaller steps."
+                f"lr is {rate!r}, but it is a number that multiplies the steps that the optimizer was trained to take:"
+                " below 0 they would go uphill, and infinite ones lead nowhere. Give 1, or less for smaller steps."
             )
         if not isinstance(rate, Tensor) and 0 < rate < _SMALL:
             remark(_SMALL_RATE.format(f"is {rate}"))
@@ -156,6 +150,18 @@ class LearnedOptimizer(Optimizer):
                     )
                 )
         self._horizons.append(self.param_groups[-1]["horizon"])
+
+    def _check_settings(self, group: Mapping[str, Any]) -> None:
+        for name in sorted(group.keys() & _OF_OTHER_RULES):
+            if group[name]:  # tools that make the groups write a weight_decay of 0 into them, which is what they get
+                self._refuse(name)
+
+    def _refuse(self, setting: str) -> None:
+        raise ValueError(
+            f"A param group sets {setting}, which {self._artifact.manifest.name} does not have: it would be ignored."
+            " Leave it out. Decay of weights goes into the loss"
+            + ("." if isinstance(self._rule, Guard) else ", or is taken off after step().")
+        )
 
     def _check_divided(self) -> None:
         """Refuse what needs all params where `ZeroRedundancyOptimizer` gives every process a part of them."""
@@ -238,12 +244,14 @@ class LearnedOptimizer(Optimizer):
             group.update(self._memory())
 
     def _count(self) -> None:
-        """Count the step, and say once what would go unseen: rates for another optimizer, and a horizon that is past.
-        In Python alone: the steps that tensors count lie on devices."""
+        """Count the step, and say what would go unseen: what a scheduler sets of another optimizer, and, once, rates of
+        one, and a horizon that is past. In Python alone: the steps that tensors count lie on devices."""
         steps = self.param_groups[0].get(_STEPS, 0) + 1
         for group in self.param_groups:
             group[_STEPS] = steps
         if steps <= _FIRST:
+            for group in self.param_groups:
+                self._check_settings(group)
             rates = [group["lr"] for group in self.param_groups]
             self._largest_lr = max(self._largest_lr, *(math.inf if isinstance(it, Tensor) else it for it in rates))
             if steps == _FIRST and 0 < self._largest_lr < _SMALL:
@@ -395,9 +403,9 @@ _NO_LOSS = (
 
 
 _OF_OTHER_RULES = {"weight_decay", "momentum", "dampening", "nesterov", "betas", "eps", "amsgrad", "maximize", "alpha"}
-_OF_OTHER_RULES |= {"centered", "rho", "lr_decay", "etas", "step_sizes", "lambd", "momentum_decay"}
-"""Settings of torch's optimizers that would change a step, did the rule have them; other keys are labels of users and
-schedulers."""
+_OF_OTHER_RULES |= {"centered", "lr_decay", "etas", "step_sizes", "lambd", "momentum_decay"}
+"""Settings of torch's optimizers that would change a step, did the rule have them; other keys are labels of users,
+schedulers, and optimizers around this one: `rho` is a number of SAM's more often than of Adadelta's."""
 
 _SMALL, _FIRST = 0.02, 100
 """Of a rate that is taken for Adam's, and how many steps a scheduler may keep it so small, in a warm-up."""
