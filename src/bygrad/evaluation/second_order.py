@@ -198,14 +198,14 @@ def second_order_curve(
 
 
 def lbfgs_curves(
-    family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int, memory: int = 10
+    family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int
 ) -> Float[Array, "runs horizon_plus_1"]:
     """Run optax's L-BFGS with its zoom line search; column `t` is the loss after `t` updates.
 
     Directions and line searches use the objective without noise (all data), several evaluations a step. What is
     recorded is the loss that the other optimizers meet: the same instances, starts and minibatches.
     """
-    return _curves(LBFGS(memory=memory), family, keys, horizon)
+    return _curves(LBFGS(), family, keys, horizon)
 
 
 def bfgs_curves(

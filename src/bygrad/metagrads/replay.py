@@ -124,26 +124,29 @@ class Replay(Estimator):
         return replay_coordinates(optimizer, gather(trajectory.grads), jax.tree.map(gather, trajectory.start), cots)
 
 
+UNIFORM = 0.3
+"""Of the probability by which coordinates are drawn, the part that is the same for all."""
+
 UNITS = 2.0**31
 """Into how many parts a sum over coordinates is divided: half of the whole numbers of 32 bits, as lengths are rounded
 up."""
 
 
 def choose_coordinates(
-    size: Float[Array, " n"], count: int, key: PRNGKeyArray, uniform: float = 0.3
+    size: Float[Array, " n"], count: int, key: PRNGKeyArray
 ) -> tuple[Int[Array, " count"], Float[Array, " count"]]:
     r"""Draw `count` coordinates, with weights that make sums over them unbiased: $E \sum_j w_j x_{i_j} = \sum_i x_i$
     over the coordinates of nonzero `size`.
 
-    Probabilities are $(1 - \text{uniform})$ times the share of the size, plus `uniform` spread evenly over nonzero
-    sizes: the constant part bounds the weights, since a large gradient of the optimizer can go with a small cotangent.
+    Probabilities are $1 - $ `UNIFORM` times the share of the size, plus `UNIFORM` spread evenly over nonzero sizes: the
+    constant part bounds the weights, since a large gradient of the optimizer can go with a small cotangent.
     Systematic sampling: equally spaced points with one random shift, whose number in an interval varies by less than
     one. Weights are zero if all sizes are, and NaN if their sum is not finite, so that the estimate shows it.
     """
     size = size.astype(jnp.promote_types(size.dtype, jnp.float32))
     alive = size > 0
     total, living = jnp.sum(size), jnp.sum(alive)
-    share = (1 - uniform) * size / jnp.where(total > 0, total, 1) + uniform * alive / jnp.maximum(living, 1)
+    share = (1 - UNIFORM) * size / jnp.where(total > 0, total, 1) + UNIFORM * alive / jnp.maximum(living, 1)
     # Intervals are whole numbers, and weights go by what these are: a running sum of floats is rounded by as much as a
     # coordinate's share where there are millions of them, whereas these are added without any rounding. The shift has
     # 23 bits, so that a probability is still off by 4e-7 of itself, divided by the part that is taken, at most.

@@ -49,6 +49,9 @@ PIECE = 100
 ENTRIES = 10_000_000
 """Gradient entries at most that are looked at in all."""
 
+RUNS = 4
+"""On how many instances."""
+
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 
@@ -177,13 +180,13 @@ def trained_on(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) -> d
     )
 
 
-def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe, runs: int = 4) -> dict[str, float]:
+def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) -> dict[str, float]:
     """Quantiles of the sizes of the nonzero gradient entries that a trained optimizer meets over its horizon.
 
     A run is looked at in pieces, and of large ones at some entries, so that a long one does not fill the memory.
     """
     optimizer, rng = declare(optimizer, recipe.horizon), np.random.default_rng(recipe.seed)
-    inner = begin(optimizer, family, jax.random.split(jax.random.key(recipe.seed + 1), runs))
+    inner = begin(optimizer, family, jax.random.split(jax.random.key(recipe.seed + 1), RUNS))
     pieces = [PIECE] * (recipe.horizon // PIECE) + [recipe.horizon % PIECE] * (recipe.horizon % PIECE > 0)
     sizes = []
     for steps in pieces:
