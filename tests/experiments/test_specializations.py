@@ -11,8 +11,8 @@ from bygrad.evaluation import Protocol, strict_json
 from bygrad.experiments import STUDIES
 from bygrad.experiments.specializations import CASES, OBJECTIVES, levels_of
 from bygrad.optimizers import SGD
-from bygrad.problems import HeldOut, Quadratic, check_family, find_family, hold_out
-from bygrad.workflows.worth import rows_of, worth_of
+from bygrad.problems import HeldOut, ProblemFamily, Quadratic, check_family, find_family, hold_out
+from bygrad.workflows.worth import LBFGS_RUNS, LBFGS_SAMPLE, lbfgs_in_time, rows_of, worth_of
 
 
 def results(ours: float, adam: float = 0.25, schedule: float = 0.5) -> dict[str, object]:
@@ -54,6 +54,43 @@ def test_what_is_worth_has_intervals_over_runs_in_steps_and_in_seconds():
     low, high = worth["intervals"]["mean_loss_at_equal_seconds"]
     assert 0 < low < worth["mean_loss_at_equal_seconds"] < high
     assert [(level["low"], level["high"]) for level in rows_of(worth)[:3]] == [(0.5, 2.0), (low, high), (0.25, 1.0)]
+
+
+class Split(ProblemFamily):
+    """A quadratic, with a minimum elsewhere on what is held out, and noise in its slope where `noise` is positive."""
+
+    noise: float
+
+    def sample(self, key):
+        return jnp.arange(1.0, 4.0)
+
+    def init(self, instance, key):
+        return jax.random.normal(key, (3,))
+
+    def loss(self, params, instance, key):
+        slope = jnp.zeros(3) if key is None else self.noise * jax.random.normal(key, (3,))
+        return 0.5 * jnp.sum((instance * (params - 1)) ** 2) + slope @ params
+
+    def held_out_loss(self, params, instance, key):
+        return 0.5 * jnp.sum(params**2)
+
+
+def test_lbfgs_solves_in_the_same_time_what_has_no_noise_and_knows_a_sample_of_the_rest():
+    protocol = Protocol(30, runs=12, tuning_runs=1, second_order_runs=0)
+    exact = lbfgs_in_time(Split(0.0), protocol, 60.0)
+    assert (exact["minibatches"], exact["steps"], exact["runs"]) == (1, 30, LBFGS_RUNS)
+    assert 0 <= exact["low"] <= exact["final_loss"] <= exact["high"] < 1e-9
+    noisy = lbfgs_in_time(Split(0.4), protocol, 60.0)
+    # The minimum of the sample is off by its mean slope over the curvature, so that the loss is off by the sum of
+    # squares of noise / sqrt(minibatches) / curvature, halved.
+    expected = 0.5 * 0.4**2 / LBFGS_SAMPLE * sum(1 / curvature**2 for curvature in (1, 2, 3))
+    assert noisy["minibatches"] == LBFGS_SAMPLE and 0.2 * expected < noisy["final_loss"] < 5 * expected
+
+
+def test_lbfgs_descends_the_training_loss_where_it_is_judged_by_the_held_out_one():
+    protocol = Protocol(30, runs=4, tuning_runs=1, second_order_runs=0)
+    found = lbfgs_in_time(HeldOut(Split(0.0)), protocol, 60.0)
+    assert found["final_loss"] == pytest.approx(1.5, rel=1e-4)  # that of ones, the minimum of the training loss
 
 
 def test_held_out_loss_is_held_against_the_schedule_and_against_the_best():

@@ -323,23 +323,28 @@ def test_worth_in_words_says_when_no_time_is_saved():
         "best_final_loss": 2.0,
         "best_final_baseline": "Nesterov",
         "mean_loss_at_equal_seconds": 1.5,
+        "final_loss_at_equal_seconds": 4.0,
+        "second_order_at_equal_seconds": {"final_loss": None, "steps": 7, "minibatches": 16},
         "seconds_per_step": 2.0,
         "baseline_seconds_per_step": 1.0,
         "seconds_of_meta_training": 90.0,
         "seconds_saved_per_run": None,
         "break_even_runs": None,
     }
-    mean, final, last = sentences(worth)
+    mean, final, beside, last = sentences(worth)
     assert mean.startswith(
         "mean loss over the run: 0.50 x that of the best tuned baseline (Adam) at equal steps, 0.75 x"
     )
     assert "1.50 x that of the best tuned baseline (Nesterov)" in final
+    assert "run of Adam (7 steps of 16 minibatches): inf x that of this optimizer in as many" in beside
     assert last.startswith("it saves no time")
-    assert "repay" in sentences(worth | {"seconds_saved_per_run": 0.5, "break_even_runs": 180})[2]
+    assert "repay" in sentences(worth | {"seconds_saved_per_run": 0.5, "break_even_runs": 180})[-1]
     start = worth | {"seconds_saved_per_run": 0.5, "seconds_of_meta_training": None}
-    assert sentences(start)[2].startswith("nothing that was learned is in it")
+    assert sentences(start)[-1].startswith("nothing that was learned is in it")
+    ahead = worth | {"second_order_at_equal_seconds": {"final_loss": 1.0, "steps": 7, "minibatches": 1}}
+    assert "0.25 x that of this optimizer in as many. Use L-BFGS instead" in sentences(ahead)[2]
     negative = {"mean_loss": -2.5, "best_mean_loss": -2.0, "mean_loss_at_equal_seconds": -1.0, "final_loss": math.inf}
-    mean, final, _ = sentences(worth | negative | {"best_final_loss": -3.0})
+    mean, final, *_ = sentences(worth | negative | {"best_final_loss": -3.0})
     assert "0.5 below that of the best tuned baseline (Adam) at equal steps, 1 above at equal seconds" in mean
     assert "final loss: inf above that of" in final
 

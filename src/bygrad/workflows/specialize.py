@@ -101,9 +101,9 @@ def specialize(
     Tunes the hand-designed baselines on held-out instances; starts from the best of three controllers, the tuned Adam,
     the tuned AdamW with a cosine (but for its weight decay), and the pretrained one, with the size of its steps tuned
     where few meta-steps fit; meta-trains it with noise-reuse evolution strategies until the budget is spent, keeping
-    what is best on held-out instances; and compares on fresh ones, in steps and in seconds. If what was learned is no
-    better there than where it started, the start is what is returned, and said to be (`Specialized.kept`; a Python
-    warning where there is no `display`). All settings are chosen here.
+    what is best on held-out instances; and compares on fresh ones, in steps and in seconds, in these with L-BFGS too.
+    If what was learned is no better there than where it started, the start is what is returned, and said to be
+    (`Specialized.kept`; a Python warning where there is no `display`). All settings are chosen here.
 
     What learns is a `Controller` in any case: a small network for every tensor steers Adam's arithmetic, with Adam's
     memory and at 1.1 to 1.4 times the time of its training step. Rules with a network for every param (`MLPRule`,
@@ -223,9 +223,11 @@ def _specialize(
     if not better:
         display.warn("what was learned is no better than its start on held-out instances: the start is kept")
         rows["controller"]["note"] = "No better than its start on held-out instances: the start is what was kept."
+    display.phase("comparing in seconds", 0, 1)
     worth = worth_of(
         optimizer, rows["controller" if better else "start"], rows, problems, protocol, spent if better else None
     )
+    display.phase("comparing in seconds", 1, 1)
     evaluation_seconds = time.perf_counter() - started
     results["seconds"] = {"tuning": tuning_seconds, "meta_training": spent, "evaluation": evaluation_seconds}
     results["specialization"] = worth | {"objective": objective, "kept": "learned" if better else "start"}
