@@ -52,7 +52,9 @@ def draw(path: Path, rows: int) -> None:
 
 
 def command(*arguments: object, kill_after: float | None = None) -> dict[str, float]:
-    """Run a command; return its seconds, by the clock and on all cores, and the most memory that it took, in bytes."""
+    """Run a command, and say so; return its seconds, by the clock and on all cores, and the most memory that it took,
+    in bytes."""
+    console.print(f"bygrad {' '.join(it.name if isinstance(it, Path) else str(it) for it in arguments)} ...", end=" ")
     began = time.perf_counter()
     process = subprocess.Popen([*BYGRAD, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if kill_after is not None:
@@ -64,6 +66,7 @@ def command(*arguments: object, kill_after: float | None = None) -> dict[str, fl
     code = os.waitstatus_to_exitcode(status)
     if code != (0 if kill_after is None else -signal.SIGKILL):
         sys.exit(f"bygrad {arguments[0]} ended with {code}: {said}")
+    console.print("killed" if code else f"{time.perf_counter() - began:.1f} s")
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "wall_seconds": time.perf_counter() - began,
