@@ -109,6 +109,26 @@ def test_a_variable_in_another_unit_is_the_same_variable(unit):
     assert other.cost[0] == pytest.approx(one.cost[0], rel=1e-6)
 
 
+@pytest.mark.parametrize("curved", [0.0, 1e-9, 1.0])  # of 1e-9 a penalty must go as far as without
+@pytest.mark.parametrize(("money", "length"), [(1.0, 1.0), (1e-6, 1e4), (1.0, 1e5), (1e8, 1e-3), (1.0, 1e-6)])
+def test_no_unit_of_objective_or_params_makes_a_program_impossible_or_too_hard(money, length, curved):
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(8, 4))
+    rows[7] = rows[0] + rows[1]
+    inside, linear = rng.normal(size=(20, 4)) @ rows.T, rng.normal(size=(20, 4))
+    low, high = (inside + side * rng.exponential(size=inside.shape) for side in (-1, 1))
+    low[10:, 7] = high[10:, 0] + high[10:, 1] + 0.1  # which the sum of two limits contradicts
+    high[10:, 7] = low[10:, 7] + 1
+    free, prices = np.zeros(8, bool), np.full(8, np.inf)
+    family = Program(curved * np.eye(4), rows, free, prices)  # pyright: ignore[reportArgumentType]
+    exact = solve(family, (linear, low, high), method=ADMM(tol=1e-7, max_steps=20_000), batch=64)
+    family = Program(curved * money / length**2 * np.eye(4), rows, free, prices)  # pyright: ignore[reportArgumentType]
+    found = solve(family, (linear * money / length, low * length, high * length), batch=64)
+    for solution in exact, found:
+        assert list(solution.status) == 10 * [Status.CERTIFIED] + 10 * [Status.CONTRADICTION]
+    np.testing.assert_allclose(found.cost[:10] / money, exact.cost[:10], rtol=0.01, atol=0.01)
+
+
 def test_little_curvature_is_not_none():
     found = solved(np.diag([1e11, 1]), [[1, 0]], [0, -1], [-np.inf], [np.inf])
     assert found.success.all()

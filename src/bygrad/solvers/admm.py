@@ -17,7 +17,7 @@ from .solution import Status
 from .warm import LearnedWarmStart
 
 LOWEST, HIGHEST = 1e-6, 1e6
-"""Limits of the penalty."""
+"""Limits of the penalty, relative to what balances an instance."""
 
 CONTRADICTING = 1e-4
 """Equations that are further apart than this have no solution, whatever the tolerance."""
@@ -30,6 +30,7 @@ class Memory(NamedTuple):
     equations; `constant`: the objective there; `missed`: what no iteration can mend: how far the equations contradict
     each other, and the slope in directions that nothing sees. `limit_size`, `slope_size`: what residuals are relative
     to where their terms are smaller: 1, or less where limits, or objective, come in small units (`_units`).
+    `lowest`, `highest`: limits of the penalty.
     """
 
     z: Float[Array, " m"]
@@ -43,6 +44,8 @@ class Memory(NamedTuple):
     missed: Scalar
     limit_size: Scalar
     slope_size: Scalar
+    lowest: Scalar
+    highest: Scalar
 
 
 class ADMM(Method):
@@ -142,13 +145,18 @@ class ADMM(Method):
         low, high = (to.scale * it[to.limits] - shift for it in (low, high))
         x, dual, rho = self.first(flat, instance, x)
         rows, y = to.scale * (constraints.astype(x.dtype)[to.limits] @ x) - shift, dual / to.scale
+        reduced = to.basis.T @ linear + to.pull @ given
+        # A penalty of 1 balances limits with curvature; where there is little or none, this one does with the slope.
+        pull, width = _largest(reduced), _widest(low, high)
+        known = (pull > 0) & (width > 0)
+        straight = jnp.where(known, pull / jnp.where(known, width, 1.0), 1.0)
         # Soft rows whose price is paid stay outside of their limits.
         paid = jnp.abs(y) >= (1 - 1e-5) * to.ceiling
         memory = Memory(
             z=jnp.where(paid, rows, jnp.clip(rows, low, high)),
             y=y,
             rho=rho,
-            linear=to.basis.T @ linear + to.pull @ given,
+            linear=reduced,
             low=low,
             high=high,
             origin=origin,
@@ -156,9 +164,10 @@ class ADMM(Method):
             missed=jnp.maximum(apart, slope / (slope_size + size)),
             limit_size=limit_size,
             slope_size=slope_size,
+            lowest=LOWEST * jnp.minimum(straight, 1.0),
+            highest=HIGHEST * jnp.maximum(straight, 1.0),
         )
-        exact = jnp.clip(self.tol, 100 * jnp.finfo(x.dtype).eps, CONTRADICTING)
-        wrong, downhill = jnp.any(low > high) | (apart > exact), slope > ROUNDING * size
+        wrong, downhill = jnp.any(low > high) | (apart > self._exact(x)), slope > ROUNDING * size
         at = Progress.begin(x, memory, dual)
         return at._replace(status=status_of((wrong, Status.CONTRADICTION), (downhill, Status.UNBOUNDED)))
 
@@ -206,14 +215,8 @@ class ADMM(Method):
         ratio = jnp.sqrt(jnp.maximum(primal, 1e-10) / jnp.maximum(dual, 1e-10))
         nit = at.nit + self.inner
         far = ((ratio > self.adapt) | (ratio < 1 / self.adapt)) & (2 * nit < self.max_steps)
-        rho = jnp.where(far, jnp.clip(rho * ratio, LOWEST, HIGHEST), rho)
-        # A direction along which y grows forever and A^T does not see it proves that no point is feasible (OSQP, 3.4).
-        size, tight = _largest(grown), jnp.maximum(1e-6, 100 * jnp.finfo(x.dtype).eps)
-        support = jnp.sum(jnp.where(grown > 0, _times(memory.high, grown), _times(memory.low, grown)))
-        unseen = _largest(to.inverse.T @ (to.rows.T @ grown)) <= tight * size
-        # Soft rows prove nothing: they may be left.
-        unseen &= _largest(jnp.where(soft, grown, 0.0)) <= tight * size
-        impossible = (size > 1e-6) & unseen & (support < -tight * size)
+        rho = jnp.where(far, jnp.clip(rho * ratio, memory.lowest, memory.highest), rho)
+        impossible = (primal > self._exact(x)) & self._is_impossible(memory, grown)
         endless = self._is_endless(memory, moved, rows_moved)
         status = status_of(
             (~finite, Status.NOT_FINITE),
@@ -223,6 +226,26 @@ class ADMM(Method):
         )
         memory = memory._replace(z=z, y=y, rho=rho)
         return Progress(x, cost, certificate, status, nit, at.nfev + self.inner, memory, to.scale * y)
+
+    def _exact(self, x: Float[Array, " n"]) -> Scalar:
+        """Return by how much constraints may contradict each other, as a residual, and still count as fulfilled."""
+        return jnp.clip(self.tol, 100 * jnp.finfo(x.dtype).eps, CONTRADICTING)
+
+    def _is_impossible(self, memory: Memory, grown: Float[Array, " m"]) -> Bool[Array, ""]:
+        r"""Say whether what multipliers grew by, $d$, proves that no point satisfies the hard rows (OSQP, 3.4).
+
+        For a point with coordinates $c$ that does, $d^\top R c$ is at most the support $s$ of the limits along $d$. So
+        where $s < 0$, no such $c$ is shorter than $\lvert s \rvert / \lVert R^\top d \rVert$. If any existed, the
+        shortest would be as long as what the origin violates the limits by, times a condition of the rows (Hoffman):
+        a program is called impossible only if that is above 1 / `tight`.
+        """
+        to = self.reduced
+        assert to is not None
+        hard, tight = jnp.isinf(to.ceiling), jnp.maximum(1e-6, 1e4 * jnp.finfo(grown.dtype).eps)
+        grown = jnp.where(hard, grown, 0.0)  # soft rows may be left, so that they prove nothing
+        support = jnp.sum(jnp.where(grown > 0, _times(memory.high, grown), _times(memory.low, grown)))
+        violated = jnp.linalg.norm(jnp.where(hard, jnp.clip(0.0, memory.low, memory.high), 0.0))
+        return (support < 0) & (jnp.linalg.norm(to.rows.T @ grown) * violated <= -tight * support)
 
     def _is_endless(self, memory: Memory, moved: Float[Array, " k"], rows_moved: Float[Array, " m"]) -> Bool[Array, ""]:
         r"""Say whether what the last iteration moved by is a direction $d$ along which the objective falls forever:
@@ -268,12 +291,17 @@ def relative_gap(cost: Scalar, lowest: Scalar) -> Scalar:
 def _units(curvature: Scalar, slope: Scalar, low: Array, high: Array) -> tuple[Scalar, Scalar]:
     """Return ten times the sizes of limits and of slopes, but 1 where that is more or nothing tells. Where all limits
     are zero, the size of params is where curvature and slope are in balance."""
-    limits = _largest(jnp.where(jnp.isfinite(low), low, 0.0))
-    limits = jnp.maximum(limits, _largest(jnp.where(jnp.isfinite(high), high, 0.0)))
+    limits = _widest(low, high)
     params = jnp.where(limits > 0, limits, jnp.where(curvature > 0, slope / curvature, 0.0))
     slopes = jnp.maximum(slope, curvature * params)
     limits, slopes = (jnp.where(size > 0, jnp.minimum(10 * size, 1.0), 1.0) for size in (params, slopes))
     return limits, slopes
+
+
+def _widest(low: Array, high: Array) -> Scalar:
+    """Return the size of the largest limit."""
+    finite = lambda limit: _largest(jnp.where(jnp.isfinite(limit), limit, 0.0))  # noqa: E731
+    return jnp.maximum(finite(low), finite(high))
 
 
 def _largest(vector: Array) -> Scalar:
