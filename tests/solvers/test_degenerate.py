@@ -90,6 +90,22 @@ def test_limits_with_a_price_contradict_nothing(price):
     assert hard.status[0] == Status.CONTRADICTION
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"quadratic": [[np.nan]]}, "P of the quadratic program is not finite"),
+        ({"rows": [[np.inf]]}, "A of the quadratic program is not finite"),
+        ({"prices": [-1.0]}, "price of the quadratic program is -1, so that"),
+        ({"prices": [np.nan]}, "price of the quadratic program is nan, so that"),
+        ({"prices": [1.0], "equations": [0]}, "Row 0 .* is an equation and has a price"),
+    ],
+)
+def test_numbers_that_make_no_program_are_refused(given, says):
+    program = {"quadratic": [[1.0]], "rows": [[1.0]], "linear": [0.0], "low": [1.0], "high": [1.0]}
+    with pytest.raises(ValueError, match=says):
+        solved(**(program | given))
+
+
 def test_the_cost_has_what_violations_cost():
     found = solved([[1.0]], [[1.0]], [0.0], [1.0], [np.inf], prices=[0.5], tol=1e-8)
     assert (found.x[0, 0], found.cost[0]) == pytest.approx((0.5, 0.125 + 0.25))

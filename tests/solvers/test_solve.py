@@ -125,7 +125,7 @@ def test_a_start_that_is_not_finite_is_that_of_the_family(method, decays):
 def test_several_starts_are_never_worse():
     family = OralDose()
     data = np.asarray(jax.vmap(family.sample)(jax.random.split(jax.random.key(0), 10)), float)
-    one, three = solve(family, data, batch=16), solve(family, data, starts=3, batch=16)
+    one, three = solve(family, data, batch=16), solve(family, data, starts=np.int64(3), batch=16)
     assert (three.cost <= one.cost * (1 + 1e-9)).all()
     assert (three.nfev > one.nfev).all()
 
@@ -474,7 +474,7 @@ def test_the_written_out_cholesky_solves(size):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"starts": 0}, "starts is 0"),
+        ({"starts": 0}, "starts is 0, but it counts the tries"),
         ({"x0": {"height": np.ones(3), "rate": np.ones((3, 1))}}, "x0 has shapes"),
         ({"instances": (np.ones((4, 9)), np.ones(3))}, "first axes differ"),
         (
@@ -486,7 +486,7 @@ def test_the_written_out_cholesky_solves(size):
         ({"instances": (np.ones((4, 9)), np.ones(4))}, "are a tree of arrays 0, 1, but .* is one array"),
         ({"instances": np.ones((4, 9), complex)}, r"Decay\.residuals returned complex128\[9\]"),
         ({"instances": np.ones(9)}, r"Rows .* have shapes \[\], but an instance of Decay has \[9\]"),
-        ({"batch": 0}, "batch is 0"),
+        ({"batch": 0}, "batch is 0, but it counts the rows"),
         ({"dtype": np.int32}, "dtype is int32"),
         ({"method": ADMM()}, "ADMM solves QuadraticProgram families, and Decay is none"),
     ],

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._core.programs import Program
+from .._core.sizes import whole_number
 from .._core.types import Instance, Params, Scalar
 from ..problems import Composite, ProblemFamily, QuadraticProgram
 from .base import Flat, certified
@@ -224,7 +225,8 @@ def jacobian(
                 f"There are {rows} solutions and {given} instances, so it is not known which belong together."
                 " Give the instances that were solved."
             )
-        batch = (32 if certified(family) else 256) if batch is None else batch
+        usual = 32 if certified(family) else 256
+        batch = usual if batch is None else whole_number(batch, "batch", "rows that are worked on at once")
         x, dual = jax.tree.map(lambda leaf: np.asarray(leaf, float), (solution.x, solution.dual))
         blocks = []
         for at in range(0, max(rows, 1), batch):

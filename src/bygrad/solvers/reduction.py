@@ -67,8 +67,10 @@ def reduce_program(
 
     **Arguments:** `dtype`: of the result. Matrices in float32 are taken to be as exact as that.
 
-    **Raises:** `ValueError` where $P$ is not symmetric, or the program not convex.
+    **Raises:** `ValueError` where matrices are not finite, $P$ is not symmetric, the program is not convex, or prices
+    are none.
     """
+    _check_numbers(quadratic, constraints, equations, ceiling)
     rank = max(RANK, *(100 * float(np.finfo(it.dtype).eps) for it in (quadratic, constraints)))
     quadratic, constraints = quadratic.astype(float), constraints.astype(float)
     _check_convex(quadratic)
@@ -126,6 +128,27 @@ def _units(quadratic: np.ndarray, constraints: np.ndarray) -> np.ndarray:
     shares = shared / shared.max(axis=1, keepdims=True)
     matters = np.maximum(curvature / max(curvature.max(initial=0.0), np.finfo(float).tiny), shares.max(0, initial=0.0))
     return 1 / np.where((matters > 0) & (matters < UNEVEN), matters, 1.0)
+
+
+def _check_numbers(quadratic: np.ndarray, constraints: np.ndarray, equations: np.ndarray, ceiling: np.ndarray) -> None:
+    for name, matrix in {"P": quadratic, "A": constraints}.items():
+        if not np.isfinite(matrix).all():
+            raise ValueError(
+                f"{name} of the quadratic program is not finite, and all instances share it, so none could be solved."
+                " Mend `matrices`; a limit that is none belongs into `vectors`, as an infinite one."
+            )
+    if not (ceiling >= 0).all():
+        raise ValueError(
+            f"A price of the quadratic program is {ceiling[~(ceiling >= 0)][0]:g}, so that to violate the limits of its"
+            " row would not cost anything. Give prices of 0 or more (`ceiling`), and infinite ones to rows that must"
+            " hold."
+        )
+    if (priced := equations & np.isfinite(ceiling)).any():
+        raise ValueError(
+            f"Row {np.flatnonzero(priced)[0]} of the quadratic program is an equation and has a price, but equations"
+            " are eliminated: it would hold at any price. Make the price infinite (`ceiling`), or do not call the row"
+            " an equation (`equations`): equal limits are enough."
+        )
 
 
 def _check_convex(quadratic: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from .._core import trees
 from .._core.draws import check_seed
+from .._core.sizes import whole_number
 from .._core.types import Tick
 from ..problems import Bounded, Composite, LeastSquares, Oracle, ProblemFamily, QuadraticProgram
 from ..problems.base import check_is_family
@@ -32,7 +33,7 @@ def solve(
     max_steps: int | None = None,
     x0: PyTree[Any] | None = None,
     dual0: Any = None,
-    starts: int = 1,
+    starts: int | np.integer = 1,
     seed: int = 0,
     batch: int | None = None,
     dtype: Any = np.float64,
@@ -77,8 +78,7 @@ def solve(
     >>> found.success.tolist(), found.x.shape
     ([True, True, True], (3, 5))
     """
-    if starts < 1:
-        raise ValueError(f"starts is {starts}, so nothing would be solved. Give 1 or more.")
+    starts = whole_number(starts, "number of starts", "tries for each instance")
     check_is_family(family)
     check_seed(seed)
     for name, setting in {"tol": tol, "max_steps": max_steps}.items():
@@ -153,9 +153,7 @@ def precision(dtype: Any, family: ProblemFamily | None = None) -> Any:
 
 def rows_at_once(method: Method, batch: int | None) -> int:
     """Return how many rows are worked on at once: what was asked for, or what the method does best with."""
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch is {batch}, so no row would ever be worked on. Give 1 or more, or None.")
-    return method.batch if batch is None else batch
+    return method.batch if batch is None else whole_number(batch, "batch", "rows that are worked on at once")
 
 
 def flat_of_rows(
