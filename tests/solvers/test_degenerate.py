@@ -7,6 +7,7 @@ from jaxtyping import Array
 
 from bygrad.problems import LeastSquares, QuadraticProgram
 from bygrad.solvers import ADMM, Solution, solve
+from bygrad.solvers.reduction import reduce_program
 from bygrad.solvers.solution import Status
 
 
@@ -143,6 +144,18 @@ def test_no_unit_of_objective_or_params_makes_a_program_impossible_or_too_hard(m
     for solution in exact, found:
         assert list(solution.status) == 10 * [Status.CERTIFIED] + 10 * [Status.CONTRADICTION]
     np.testing.assert_allclose(found.cost[:10] / money, exact.cost[:10], rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("curved", [0, 2])
+def test_rounding_is_no_curvature_whatever_the_penalty(curved):
+    """Low penalties would weigh little beside it, and a program that falls without end would have a solution."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        root, rows = rng.normal(size=(6, curved)), rng.normal(size=(8, 6))
+        to = reduce_program(root @ root.T, rows, np.zeros(8, bool), np.full(8, np.inf), np.float32)
+        assert np.count_nonzero(to.curvature) == curved
+        to = reduce_program(np.eye(6), rows[:curved], np.zeros(curved, bool), np.full(curved, np.inf), np.float32)
+        assert np.count_nonzero(to.weight) == curved
 
 
 def test_little_curvature_is_not_none():

@@ -16,6 +16,9 @@ ROUNDING = 1e-5
 FLAT = 1e-3
 """Curvature, relative to the mean, that stands in for none where rows are scaled."""
 
+NOTHING = 1e-12
+"""Shares of curvature, or of rows, in a direction of the reduced problem below which there are none."""
+
 UNEVEN = 1e-3
 """Variables that matter less than this share of others are taken to be in another unit."""
 
@@ -96,7 +99,9 @@ def reduce_program(
     real = values > rank * max(values.max(initial=0.0), np.finfo(float).tiny)
     root = vectors[:, real] / np.sqrt(values[real])
     weight, turn = np.linalg.eigh(root.T @ (seen.T @ seen) @ root)
-    weight = np.clip(weight, 0.0, 1.0)
+    # A penalty may be so low, or so high, that rounding instead of zero would be a curvature, or a row.
+    weight = np.where(weight > 1 - NOTHING, 1.0, np.where(weight < NOTHING, 0.0, weight))
+    weight = weight if inner.any() else np.ones_like(weight)
     turned = root @ turn
     basis, solve = units[:, None] * (free @ turned), units[:, None] * solve
     given, rows = constraints[which], constraints[limits]
