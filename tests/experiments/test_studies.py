@@ -19,7 +19,7 @@ from bygrad.artifacts import load, shipped_names
 from bygrad.evaluation import Protocol, Sheet, bfgs_curves, lbfgs_curves, run_curves
 from bygrad.experiments import EXPERIMENTS, STUDIES, Study, Task, horizon, update_shapes
 from bygrad.experiments.everything import everything
-from bygrad.experiments.horizon import PROTOCOLS, RECIPES
+from bygrad.experiments.horizon import CLONING, LEARNING, PROTOCOLS
 from bygrad.experiments.update_shapes import CASES, choose, history, path_of, sweep
 from bygrad.experiments.variations import (
     MNIST,
@@ -30,8 +30,8 @@ from bygrad.experiments.variations import (
     hold,
     mean_over_trainings,
 )
-from bygrad.metagrads import NRES, Replay
-from bygrad.optimizers import LSTM, SGD, Adam, GlobalLSTM, Scaled
+from bygrad.metagrads import NRES, Clone, Imitate, Replay
+from bygrad.optimizers import LSTM, SGD, Adam, GlobalLSTM, Optimizer, Scaled
 from bygrad.problems import ProblemFamily, Quadratic
 from bygrad.training import Recipe, describe
 from bygrad.workflows import Display
@@ -117,9 +117,10 @@ def test_the_contenders_are_trained_alike_and_the_recipes_are_json():
             json.dumps(describe(recipe))
             assert recipe.horizon == contest.protocols[budget].horizon
             assert recipe.final_window == contest.protocols[budget].final_window
-    for budget, recipe in RECIPES.items():
-        json.dumps(describe(recipe))
-        assert PROTOCOLS[budget].horizon > 2 * recipe.horizon  # what it does beyond is what is asked
+    for recipes in (CLONING, LEARNING):
+        for budget, recipe in recipes.items():
+            json.dumps(describe(recipe))
+            assert PROTOCOLS[budget].horizon > 2 * recipe.horizon  # what it does beyond is what is asked
 
 
 def test_differences_of_single_trainings_are_taken_run_by_run():
@@ -204,7 +205,7 @@ def test_a_contest_is_held_once(tmp_path):
 def test_the_lstms_of_long_runs_are_judged_by_the_baselines_and_shown_beside_their_teacher(tmp_path, monkeypatch):
     def evaluate(learned, *_, teacher, **__):
         assert teacher.learning_rate == pytest.approx(5.6e-3)
-        losses = dict(zip(learned, (3.0, 0.5), strict=True))
+        losses = dict(zip(learned, (3.0, 0.5, 1.5), strict=True))
         rows = {"adam": {"kind": "hand-designed", "label": "Adam", "final": {"mean": 1.0}}}
         rows["adam (its teacher)"] = {"kind": "teacher", "label": "Adam (its teacher)", "final": {"mean": 0.25}}
         for name, loss in losses.items():
@@ -212,16 +213,24 @@ def test_the_lstms_of_long_runs_are_judged_by_the_baselines_and_shown_beside_the
             rows[name.lower()] = {"kind": "learned", "label": name, "final": final}
         return {"optimizers": rows, "configuration": {}, "seconds": {}}
 
-    trained = SimpleNamespace(optimizer=SGD(), best=SimpleNamespace(seconds=1.0))
+    def learn(optimizer, family, recipe, *_, **__):
+        trainings.append((optimizer, type(recipe.estimator)))
+        return SimpleNamespace(optimizer=SGD(), best=SimpleNamespace(seconds=1.0))
+
+    trainings: list[tuple[Optimizer, type]] = []
     monkeypatch.setattr(horizon, "evaluate", evaluate)
-    monkeypatch.setattr(horizon, "train_or_read", lambda *_, **__: trained)
+    monkeypatch.setattr(horizon, "train_or_read", learn)
     monkeypatch.setattr(horizon, "tune", lambda *_: ({}, 1.0))
     monkeypatch.setattr(horizon, "meta_training_results", lambda *_: None)
     monkeypatch.setattr(horizon, "write_report", lambda *_: None)
     results = horizon.HORIZON.carry_out(task_in(tmp_path))
-    lstm, cloned = results["levels"]
+    assert [estimator for _, estimator in trainings] == [Clone, Imitate]
+    assert [type(begun_with) for begun_with, _ in trainings] == [LSTM, SGD]  # the second begins as the clone
+    assert results["seconds"]["meta_training"] == 2.0
+    lstm, cloned, learned = results["levels"]
     assert (lstm["what"].split(",")[0], lstm["reach"], lstm["reached"]) == ("LSTM", None, None)
     assert "best tuned baseline: Adam 1)" in cloned["what"] and (cloned["reach"], cloned["reached"]) == (1.0, True)
+    assert learned["what"].startswith("LSTM, cloned, then learned") and not learned["reached"]
 
 
 def test_what_is_found_of_a_case_is_kept_and_drawn_alike(tmp_path, monkeypatch):
