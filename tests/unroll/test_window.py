@@ -26,7 +26,7 @@ def equal(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
 
 @pytest.mark.parametrize(
     ("horizon", "truncation", "instances", "steps"),
-    [(6, 2, 5, [0, 2, 4, 0, 2]), (6, 6, 3, [0, 0, 0]), (3, 1, 2, [0, 1])],
+    [(6, 2, 5, [0, 0, 2, 2, 4]), (6, 6, 3, [0, 0, 0]), (3, 1, 2, [0, 1]), (400, 20, 4, [0, 100, 200, 300])],
     ids=str,
 )
 def test_instances_start_as_if_of_different_ages(horizon, truncation, instances, steps):

@@ -227,9 +227,9 @@ def _draw_meta_loss(axes: "matplotlib.axes.Axes", training: Mapping[str, Any]) -
     axes.plot(steps, losses, color="#BBBBBB", linewidth=0.7, zorder=2)
     window = max(1, len(losses) // 25)
     if window > 2:  # the median over a window shows the trend, and one diverged instance does not bend it
-        padded = np.pad(losses, (window // 2, window - 1 - window // 2), mode="edge")
-        windows = np.lib.stride_tricks.sliding_window_view(padded, window)
-        trend = np.median(np.where(np.isfinite(windows), windows, np.inf), axis=1)
+        bounded = np.where(np.isfinite(losses), losses, np.inf)
+        padded = np.pad(bounded, (window // 2, window - 1 - window // 2), constant_values=np.nan)  # shorter at the ends
+        trend = np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
         axes.plot(steps, np.where(np.isfinite(trend), trend, np.nan), color="#333333", linewidth=1.3, zorder=3)
     finite = losses[np.isfinite(losses)]
     set_scale(axes.yaxis, *limits_of(losses, top=10 * float(np.max(finite[len(finite) // 4 :], initial=-math.inf))))

@@ -21,8 +21,8 @@ HORIZON_BRANCH, RENEWAL_BRANCH = 2**31 + 0x4071, 2**31 + 0x4072
 class Windows(eqx.Module):
     """Inner problems cut into windows: a meta-step advances every instance by one window.
 
-    Instances are staggered: instance `i` starts as if it were `i` windows old, so that one meta-step sees early and
-    late training together. An instance that has reached its horizon is replaced by a fresh one at the border of a
+    Instances are staggered: their ages are spread evenly over the horizon at the start, so that one meta-step sees
+    early and late training together, and all of them alike. An instance that has reached its horizon is replaced by a fresh one at the border of a
     window; nothing is reset inside.
 
     **Arguments:** `family`: the problems. `horizon`: steps of a run. `truncation`: steps of a window, a divisor of the
@@ -59,7 +59,8 @@ class Windows(eqx.Module):
     def begin(self, optimizer: Optimizer, key: PRNGKeyArray, how: Callable[[Optimizer], Lifted] = lift) -> Inner:
         """Draw the first batch of instances, staggered. `how`: the optimizer is applied to them."""
         inner = self._fresh(optimizer, jax.random.split(key, self.instances), how)
-        ages = jnp.arange(self.instances, dtype=jnp.int32) % (self.horizons(inner.key) // self.truncation)
+        windows = self.horizons(inner.key) // self.truncation
+        ages = jnp.arange(self.instances, dtype=jnp.int32) * windows // self.instances
         return eqx.tree_at(lambda it: it.step, inner, ages * self.truncation)
 
     def renew(self, optimizer: Optimizer, inner: Inner, how: Callable[[Optimizer], Lifted] = lift) -> Inner:
