@@ -22,8 +22,8 @@ class Windows(eqx.Module):
     """Inner problems cut into windows: a meta-step advances every instance by one window.
 
     Instances are staggered: their ages are spread evenly over the horizon at the start, so that one meta-step sees
-    early and late training together, and all of them alike. An instance that has reached its horizon is replaced by a fresh one at the border of a
-    window; nothing is reset inside.
+    early and late training together, and all of them alike. An instance that has reached its horizon is replaced by a
+    fresh one at the border of a window; nothing is reset inside.
 
     **Arguments:** `family`: the problems. `horizon`: steps of a run. `truncation`: steps of a window, a divisor of the
     horizon. `instances`: how many run side by side. `shortest`: where it is given, every run has a horizon of its own,
