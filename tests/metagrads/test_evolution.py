@@ -120,9 +120,9 @@ def test_a_window_that_is_the_whole_run_counts_as_ever():
 def test_the_robust_form_keeps_what_late_losses_count_for():
     plain, late = (one_step(NRES(robust=True, late=late), Bowl())[0] for late in (None, 1.0))
     np.testing.assert_allclose(late.losses, plain.losses)
-    # By NumPy. Every other pair begins as if in the middle of its run: of t^2, a quarter lies before it.
+    # By NumPy. The second half of the pairs begins as if in the middle of a run: of t^2, a quarter lies before it.
     differences, directions = pairs_of(NRES())
-    cut = np.clip(differences / np.median(np.abs(differences)), -3, 3) * np.tile([0.5, 1.5], 32)
+    cut = np.clip(differences / np.median(np.abs(differences)), -3, 3) * np.repeat([0.5, 1.5], 32)
     np.testing.assert_allclose(late.gradient.step, np.mean(cut[:, None] / NRES().sigma * directions, axis=0), rtol=1e-3)
 
 
