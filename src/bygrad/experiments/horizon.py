@@ -23,6 +23,7 @@ from .study import Study, Task
 PLAIN = "paper/mnist"
 """The LSTM of the paper's experiment, learned from what it achieves in runs of 100 steps."""
 CLONED, LEARNED = "LSTM, cloned", "LSTM, cloned, then learned"
+"""What the others are called in the results."""
 
 
 def teacher() -> Adam:
@@ -64,8 +65,6 @@ LEARNING: dict[Budget, Recipe] = {
     "quick": dataclasses.replace(_LEARNING, horizon=200, instances=1, meta_steps=40, validate_every=20),
     "paper": _LEARNING,
 }
-
-
 PROTOCOLS: dict[Budget, Protocol] = {
     "quick": Protocol(500, runs=2, tuning_runs=1, second_order_runs=0, final_window=100, chunk=2, rates=5),
     # 10,000 steps of L-BFGS on all data would take an hour: over 100 and 200 steps it is in `mnist`.
