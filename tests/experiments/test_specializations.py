@@ -34,6 +34,16 @@ def test_training_is_held_against_the_best_baseline_in_steps_in_seconds_and_at_t
     assert not levels_of("mnist, training", results(0.85))[1]["reached"]
 
 
+def test_both_objectives_are_held_against_lbfgs_at_equal_seconds():
+    found = results(0.8)
+    second = {"second_order_at_equal_seconds": {"final_loss": 0.5}, "final_loss_at_equal_seconds": 0.4}
+    found["specialization"] |= second  # pyright: ignore[reportOperatorIssue]
+    for what, others in (("digits, training", 3), ("mnist, validation", 2)):
+        *rest, lbfgs = levels_of(what, found)
+        assert len(rest) == others and "L-BFGS" in lbfgs["what"]
+        assert lbfgs["ours"] == pytest.approx(0.8) and lbfgs["reached"]
+
+
 def test_ratios_have_the_intervals_of_the_losses_where_these_are_kept():
     found = results(0.8)
     assert {level["low"] for level in levels_of("digits, training", found)} == {None}

@@ -94,13 +94,23 @@ def levels_of(what: str, results: dict[str, Any]) -> list[dict[str, Any]]:
         return [
             _level(f"{what}: final held-out loss, to tuned AdamW with a cosine", worth, "final_loss", rival, 1.0),
             _level(f"{what}: final held-out loss, to the best tuned baseline", worth, "final_loss", best, None),
+            *_beside_lbfgs(what, worth),
         ]
     mean, final = worth["best_mean_loss"], worth["best_final_loss"]
     return [
         _level(f"{what}: mean loss at equal steps", worth, "mean_loss", mean, 0.75),
         _level(f"{what}: mean loss at equal seconds", worth, "mean_loss_at_equal_seconds", mean, 0.9),
         _level(f"{what}: final loss", worth, "final_loss", final, 0.5 if what.startswith("digits,") else None),
+        *_beside_lbfgs(what, worth),
     ]
+
+
+def _beside_lbfgs(what: str, worth: Mapping[str, Any]) -> list[dict[str, Any]]:
+    second = worth.get("second_order_at_equal_seconds")
+    if second is None:  # results of earlier versions
+        return []
+    beside = f"{what}: final loss at equal seconds, to that of L-BFGS in the seconds of the best baseline"
+    return [_level(beside, worth, "final_loss_at_equal_seconds", second["final_loss"], 1.0)]
 
 
 def _level(
