@@ -9,7 +9,8 @@ from; the decay b2 is 0.99 for all.
 
 With --across, controllers learn as `general/controller` does, from its mixture of networks, but for 400 meta-steps, and
 are used on networks that are not in it. What they see of the tensors, of size and depth, and of the reach is left out
-in turn; the numbers are mean losses over runs.
+in turn; then rules with a network for every param learn in their place, with their published settings, from steps of
+the same size. The numbers are mean losses over runs; "before learning" is the Adam that controllers begin as.
 """
 
 import dataclasses
@@ -28,14 +29,17 @@ from bygrad.evaluation import area, final, run_curves, strict_json, tune_baselin
 from bygrad.experiments.general import RECIPE, held_out, mixture
 from bygrad.experiments.general import start as untrained
 from bygrad.experiments.transfer_rows import ROWS, images_of
-from bygrad.optimizers import HAND_DESIGNED, Controller, Optimizer, declare
+from bygrad.optimizers import HAND_DESIGNED, STAR, Controller, MLPRule, Optimizer, declare
 from bygrad.optimizers.base import Scheduled
 from bygrad.optimizers.controller import TENSOR_FEATURES
-from bygrad.problems import find_family
+from bygrad.problems import ProblemFamily, find_family
 from bygrad.training import meta_train
 from bygrad.workflows.specialize import choose_recipe, protocol_of
 
 HORIZON = 400
+RATE = 3e-3
+"""Size of the steps that learning across families begins with: the controller's own."""
+
 FAMILIES = {"ReLU": "digits", "tanh": "digits-tanh", "GELU": "digits-gelu"}
 
 Change = Callable[[Controller], Controller]
@@ -121,13 +125,20 @@ class Blinded(Optimizer, Scheduled):
         return Blinded(self.controller.declare(horizon), self.sees)
 
 
-SIGHTS = {
-    "all of it": (1, 1, 1),
-    "without what it sees of a tensor": (0, 1, 1),
-    "without size and depth": (1, 0, 1),
-    "without the reach": (1, 1, 0),
-    "without all three: a schedule": (0, 0, 0),
+def _seeing(tensor: int, sizes: int, reach: int) -> Callable[[int], Optimizer]:
+    return lambda seed: Blinded(untrained(seed), jnp.array((tensor, sizes, reach)))
+
+
+ACROSS: dict[str, Callable[[int], Optimizer]] = {
+    "controller": _seeing(1, 1, 1),
+    "without what it sees of a tensor": _seeing(0, 1, 1),
+    "without size and depth": _seeing(1, 0, 1),
+    "without the reach": _seeing(1, 1, 0),
+    "without all three: a schedule": _seeing(0, 0, 0),
+    "MLPRule": lambda seed: MLPRule(jax.random.key(seed), step_size=RATE),
+    "STAR": lambda seed: STAR(jax.random.key(seed), nominal_rate=RATE),
 }
+"""What learns from the mixture, by the seed."""
 
 
 def across(options: Any) -> None:
@@ -138,37 +149,27 @@ def across(options: Any) -> None:
     steps = 2 if options.quick else 400
     recipe = dataclasses.replace(RECIPE, meta_steps=steps, validate_every=steps)
     rows = []
-    for name, sees in list(SIGHTS.items())[: 1 if options.quick else None]:
-        found = []
-        for seed in range(options.seeds):
-            start = Blinded(untrained(seed), jnp.array(sees))
-            learned = meta_train(start, mixture(), dataclasses.replace(recipe, seed=seed)).optimizer
-            found.append(
-                {
-                    label: float(
-                        np.mean(
-                            area(
-                                run_curves(
-                                    declare(learned, HORIZON),
-                                    family,
-                                    jax.random.key(0xAB1),
-                                    horizon=HORIZON,
-                                    runs=options.runs,
-                                    chunk=options.runs,
-                                )[0]
-                            )
-                        )
-                    )
-                    / HORIZON
-                    for label, family in families.items()
-                }
-            )
+
+    def keep(name: str, *tested: Optimizer) -> None:
+        found = [{label: mean_loss(it, family, options.runs) for label, family in families.items()} for it in tested]
         means = {label: statistics.fmean(one[label] for one in found) for label in families}
         console.print(f"{name}: " + "  ".join(f"{label} {mean:.3f}" for label, mean in means.items()))
         rows.append({"variant": name, "means": means, "seeds": found})
         write_record(options.json, strict_json({"meta_steps": steps, "horizon": HORIZON, "rows": rows}))
+
+    keep("before learning", Controller(jax.random.key(0), learning_rate=RATE))
+    for name, begin in list(ACROSS.items())[: 1 if options.quick else None]:
+        recipes = [dataclasses.replace(recipe, seed=seed) for seed in range(options.seeds)]
+        keep(name, *(meta_train(begin(it.seed), mixture(), it).optimizer for it in recipes))
     cells = [{"variant": row["variant"]} | {name: f"{it:.3f}" for name, it in row["means"].items()} for row in rows]
     show(f"mean losses over {HORIZON} steps, {options.runs} runs, mean of {options.seeds} seeds", cells)
+
+
+def mean_loss(optimizer: Optimizer, family: ProblemFamily, runs: int) -> float:
+    """Return the mean loss over fresh runs of a family, not finite if a run is lost."""
+    key = jax.random.key(0xAB1)
+    curves, _ = run_curves(declare(optimizer, HORIZON), family, key, horizon=HORIZON, runs=runs, chunk=runs)
+    return float(np.mean(area(curves))) / HORIZON
 
 
 def losses(optimizer: Optimizer, runs: int) -> dict[str, dict[str, float]]:
