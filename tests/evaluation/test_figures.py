@@ -1,7 +1,9 @@
 """Figures show what they are given: where it changes, in each optimizer's colour."""
 
+import pytest
+
 from bygrad.evaluation.drawing import COLOURS
-from bygrad.evaluation.figures import losses_in_time, profiles
+from bygrad.evaluation.figures import loss_curves, losses_in_time, profiles
 
 
 def test_profiles_show_where_shares_change():
@@ -32,3 +34,13 @@ def test_losses_against_seconds_end_where_their_steps_do():
     assert drawn == adam + lstm
     assert axes.get_xlim() == (0.5, 6.0)
     assert {text.get_text() for text in axes.texts} == {"Adam", "LSTM"}
+
+
+@pytest.mark.parametrize("draw", [loss_curves, losses_in_time])
+def test_long_names_leave_the_curves_their_room(draw):
+    entry = {"kind": "hand-designed", "curve": [4.0, 2.0, 1.0], "area_curve": [4.0, 3.0, 2.0], "seconds_per_step": 0.5}
+    labels = ("Adam", "the start (general/controller, its steps times 1.4)", f"the start ({'folder/' * 9}file)")
+    figure = draw({"optimizers": {label: entry | {"label": label} for label in labels}, "horizon": 2})
+    for axes in figure.axes:
+        assert axes.get_position().width * len(figure.axes) > 0.4
+        assert {"".join(text.get_text().split()) for text in axes.texts} == {"".join(it.split()) for it in labels}

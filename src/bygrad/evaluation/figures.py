@@ -5,6 +5,7 @@ Losses that are missing or not finite are drawn as gaps.
 
 import base64
 import math
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # the annotations below name matplotlib in full, so that they
     import matplotlib.figure
 
 _INCH = 72.0  # points
+_LINE = 20  # characters of a name's line
 _PAPER_ROOM = 0.42
 """Inches below the panels for the names of the paper's curves."""
 
@@ -42,9 +44,7 @@ def loss_curves(results: Results) -> "matplotlib.figure.Figure":
     paper, scale = _paper(results), results.get("paper_scale")
     below = (_PAPER_ROOM + 0.16 * bool(scale)) * bool(paper)
     figure = Figure(figsize=(width, height + below))
-    # Room for the longest name right of each panel, in inches.
-    lines = [line for entry in optimizers.values() for line in entry["label"].replace(" (", "\n(").split("\n")]
-    room = 0.3 + 0.068 * max(10, *map(len, lines))
+    room = _room(optimizers)
     panel = (width - 0.64) / len(keys) - room
     bottom, top = ((share * height + below) / (height + below) for share in (0.13, 0.91))
     grid = {"left": 0.64 / width, "right": 1 - room / width, "bottom": bottom, "top": top, "wspace": room / panel}
@@ -81,8 +81,7 @@ def losses_in_time(results: Results) -> "matplotlib.figure.Figure":
 
     optimizers = {name: it for name, it in results["optimizers"].items() if it.get("seconds_per_step")}
     width, height = 5.6, 3.6
-    lines = [line for entry in optimizers.values() for line in entry["label"].replace(" (", "\n(").split("\n")]
-    room = 0.3 + 0.068 * max(10, *map(len, lines))
+    room = _room(optimizers)
     figure = Figure(figsize=(width, height))
     grid = {"left": 0.64 / width, "right": 1 - room / width, "bottom": 0.13, "top": 0.91}
     axes = figure.subplots(gridspec_kw=grid)
@@ -104,9 +103,21 @@ def losses_in_time(results: Results) -> "matplotlib.figure.Figure":
         if len(finite):
             end = float(np.clip(curve[finite[-1]], low, high))
             axes.plot([seconds[finite[-1]], last], [end, end], color=colour, linewidth=0.7, linestyle=":", zorder=4)
-            labels.append((end, entry["label"].replace(" (", "\n("), colour))
+            labels.append((end, _broken(entry["label"]), colour))
     label_ends(axes, labels, height * 0.78 * _INCH)
     return figure
+
+
+def _broken(label: str) -> str:
+    """Break a name into lines that leave the panel its room."""
+    parts = label.replace(" (", "\n(").split("\n")
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, _LINE, break_on_hyphens=False))
+
+
+def _room(optimizers: Mapping[str, Any]) -> float:
+    """Return the room for the longest name right of a panel, in inches."""
+    lines = [line for entry in optimizers.values() for line in _broken(entry["label"]).split("\n")]
+    return 0.3 + 0.068 * max(10, *map(len, lines))
 
 
 def _draw_losses(axes: "matplotlib.axes.Axes", optimizers: Mapping[str, Any], key: str, height: float) -> None:
@@ -129,7 +140,7 @@ def _draw_losses(axes: "matplotlib.axes.Axes", optimizers: Mapping[str, Any], ke
         if len(finite):
             end = float(curve[finite[-1]])
             arrow = "↓ " if end < low_limit else "↑ " if end > high_limit else ""
-            text = arrow + entry["label"].replace(" (", "\n(") + "\n(diverged)" * bool(finite[-1] < len(curve) - 1)
+            text = arrow + _broken(entry["label"]) + "\n(diverged)" * bool(finite[-1] < len(curve) - 1)
             labels.append((float(np.clip(end, low_limit, high_limit)), text, palette[name]))
     label_ends(axes, labels, height)
 
