@@ -25,6 +25,7 @@ from bygrad._core.hosts import usable_cores
 from bygrad.artifacts import SOLVER, Artifact, Manifest, find, load, save, shipped_names
 from bygrad.cli import main
 from bygrad.cli.job import hearing_ctrl_c
+from bygrad.cli.terminal import finish
 from bygrad.experiments import EXPERIMENTS
 from bygrad.metagrads import ESTIMATORS, NRES, Backprop, Members, Replay
 from bygrad.optimizers import BASELINES, LEARNED, LSTM, PAPER_BASELINES, Controller, MemoryLSTM, Scaled, Window
@@ -553,3 +554,11 @@ def test_ctrl_c_does_not_wait_for_what_takes_minutes(command, trained, tmp_path,
     if command == "train":
         assert is_begun(out / "metatraining")
         assert '"Validated"' not in (out / "metatraining" / "log.jsonl").read_text()
+
+
+def test_levels_are_held_against_what_there_is(tmp_path, capsys):
+    level = {"what": "area", "ours": 2.0, "low": 1.5, "high": 2.5, "paper": None, "reach": None, "reached": None}
+    against = [{}, {"paper": 3.0}, {"reach": 1.0, "reached": False}, {"paper": 3.0, "reach": 4.0, "reached": True}]
+    finish({"levels": [level | it for it in against]}, tmp_path, None)
+    said = [line.partition("]")[2] for line in capsys.readouterr().out.splitlines()[:4]]
+    assert said == ["", "; paper 3.00", "; to reach 1.00: NOT reached", "; paper 3.00, to reach 4.00: reached"]

@@ -312,3 +312,10 @@ def test_labels_keep_their_order_their_distance_and_the_axes(count):
     assert drawing.spread([0.2, 0.8], [0.1, 0.1]) == pytest.approx([0.2, 0.8])
     assert drawing.spread([0.5, 0.5], [0.1, 0.1]) == pytest.approx([0.45, 0.55])
     assert drawing.spread([0.5, 0.5], [1.0, 1.0]) == pytest.approx([0.0, 1.0])
+
+
+@pytest.mark.parametrize("paper", [0.2, None])
+def test_levels_speak_of_the_paper_only_where_it_has_one(paper, results, tmp_path):
+    levels = [level | {"paper": paper} for level in results["levels"]]
+    page = write_report(results | {"levels": levels, "title": "tiny"}, tmp_path).read_text(encoding="utf-8")
+    assert ("than the paper" in page) == (paper is not None)

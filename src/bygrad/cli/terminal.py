@@ -40,10 +40,12 @@ def finish(results: dict[str, Any], folder: Path, file: Path | None) -> None:
     if results.get("optimizers"):
         console.print(results_table(results))
     for level in results.get("levels", ()):
-        verdict = {None: "reported", True: "reached", False: "NOT reached"}[level["reached"]]
         what, paper, reach, ours, *_ = level_cells(level)
-        theirs = f"paper {paper}, " * (level.get("paper") is not None)
-        console.print(f"{what}: {ours}; {theirs}to reach {reach}: {verdict}", highlight=False, soft_wrap=True)
+        beside = [f"paper {paper}"] * (level.get("paper") is not None)
+        if level["reached"] is not None:
+            beside.append(f"to reach {reach}: {'reached' if level['reached'] else 'NOT reached'}")
+        line = f"{what}: {ours}" + "; " * bool(beside) + ", ".join(beside)
+        console.print(line, highlight=False, soft_wrap=True)
     if line := time_line(results):
         console.print(f"time: {line}", highlight=False, soft_wrap=True)
     if file is not None:

@@ -302,8 +302,13 @@ def _statement(results: Results) -> str:
 def _levels(levels: Sequence[Mapping[str, Any]]) -> list[str]:
     if not levels:
         return []
-    rows = [("", [_cell(text, False) for text in level_cells(level)]) for level in levels]
-    return ["<h2>Levels to reach</h2>", html_table(LEVEL_HEADINGS, rows, text_columns=1)]
+    in_paper = any(level.get("paper") is not None for level in levels)
+    shown = [heading for heading in LEVEL_HEADINGS if in_paper or "paper" not in heading]
+    rows = []
+    for level in levels:
+        cells = dict(zip(LEVEL_HEADINGS, level_cells(level), strict=True))
+        rows.append(("", [_cell(cells[heading], False) for heading in shown]))
+    return ["<h2>Levels to reach</h2>", html_table(shown, rows, text_columns=1)]
 
 
 def level_cells(level: Mapping[str, Any]) -> tuple[str, ...]:
