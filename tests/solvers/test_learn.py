@@ -74,6 +74,18 @@ def test_the_card_says_what_was_measured(learned):
     assert card.kept in said and ("Learning does not pay here" in said) == (not card.pays)
 
 
+def test_the_columns_of_the_report_stand_below_their_heads(learned):
+    lines = report(learned.card, Decay()).splitlines()
+    head = next(at for at, line in enumerate(lines) if line.startswith("candidate"))
+    ends = {len(line) for line in lines[head : head + 1 + len(learned.card.candidates)]}
+    assert len(ends) == 1, lines
+
+
+@pytest.mark.parametrize(("bound", "said"), [(12.0, "99 in 100 take at most 12 steps"), (None, "too few instances")])
+def test_the_report_bounds_the_steps_or_says_why_not(bound, said, learned):
+    assert said in report(dataclasses.replace(learned.card, steps_bound=bound), Decay())
+
+
 @pytest.mark.parametrize(
     ("left", "fit", "kept_back"),
     # 256 rows take 15.12 s with compilation and 5.12 s without: of the rest, half is 10 s and 0.14 s an instance.

@@ -40,28 +40,34 @@ def report(card: Card | None, family: ProblemFamily) -> str:
     """Write the card of a family's solver out: what each candidate reached, what is kept, and what is proven."""
     if card is None:
         return f"{type(family).__name__}: nothing was measured for this solver."
+    width = max(map(len, ("candidate", *card.candidates)))
     lines = [
         f"{type(family).__name__}: {card.kept} is kept."
         + ("" if card.pays else " Learning does not pay here: a classical solver is as fast at the same success."),
         "",
         f"On {card.heldout} held-out instances, solved: {_meaning(family).format(card.tol)}",
-        f"{'candidate':<38}{'success':>9}{'fits/s':>10}{'evals':>8}{'worst':>7}{'fallback':>10}{'break-even':>12}",
+        f"{'candidate':<{width}}{'success':>9}{'fits/s':>10}{'evals':>8}{'worst':>7}{'fallback':>10}{'break-even':>12}",
     ]
     for name, it in sorted(card.candidates.items(), key=_simplest_first):
         even = card.break_even.get(name)
         lines.append(
-            f"{name:<38}{it['success']:>9.1%}{it['throughput']:>10.0f}{it['evaluations']:>8.1f}{it['worst_steps']:>7.0f}"
+            f"{name:<{width}}{it['success']:>9.1%}{it['throughput']:>10.0f}{it['evaluations']:>8.1f}{it['worst_steps']:>7.0f}"
             f"{it['fallbacks']:>10.1%}{'' if even is None or not card.pays else f'{even:,.0f}':>12}"
         )
-    steps = "no bound: too few instances" if card.steps_bound is None else f"at most {card.steps_bound:.0f}"
+    steps = "a number of steps without a bound: too few instances"
+    if card.steps_bound is not None:
+        steps = f"at most {card.steps_bound:.0f} steps"
     lines += [
         "",
         f"With confidence {card.confidence:.1%}, for new instances of the same distribution, all of this holds:",
         *_bounds(card),
-        f"  99 in 100 take, in steps, {steps}",
+        f"  99 in 100 take {steps}",
         "  " + ", ".join(f"{what} {seconds:.0f} s" for what, seconds in sorted(card.seconds.items())),
     ]
-    lines.append("  fits/s: for a second of the processor, whatever else it has to do")
+    lines += [
+        "  fits/s: for a second of the processor, whatever else it has to do; evals: evaluations for one instance",
+        "  worst: steps of the slowest instance; fallback: instances that the classical solver had to solve after all",
+    ]
     if card.pays:
         lines.append("  break-even: instances after which tuning and training are repaid, against that candidate")
     return "\n".join(lines)
