@@ -38,7 +38,7 @@ def list_names() -> None:
     for title, entries in groups.items():
         console.print(f"[bold]{title}[/bold]")
         for entry in entries:
-            console.print(f"  {escape(entry)}", highlight=False)
+            console.print(f"  {escape(entry)}", highlight=False, soft_wrap=True)
 
 
 def reproduce(

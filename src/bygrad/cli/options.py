@@ -19,7 +19,9 @@ Data = Annotated[
         " several with commas between them, each family takes the first that fits."
     ),
 ]
-Folder = Annotated[Path | None, arg(help="Folder for everything that is written.", metavar="DIR")]
+Folder = Annotated[
+    Path | None, arg(help="Folder for everything that is written; if not given, one in runs.", metavar="DIR")
+]
 Resume = Annotated[bool, arg(help="Go on with what an interrupted run left in the folder, if any.")]
 Json = Annotated[Path | None, arg(help="Write the results to this file as well.", metavar="FILE")]
 Seed = Annotated[int, arg(help="Seed of everything random.")]

@@ -14,10 +14,13 @@ from .terminal import progress
 def learn(
     family: Positional[Families],
     out: Annotated[Path, arg(help="File for the solver.", metavar="FILE", aliases=["-o"])],
-    budget: Annotated[str, arg(help="Time for all of it: 60s, 5min, 1h.")] = "60s",
-    tol: Annotated[float, arg(help="Solved: the cost is within this factor of the best known.")] = 1e-3,
+    budget: Annotated[str, arg(help="Time for all of it: seconds, or as 60s, 10m, 1h.", metavar="TIME")] = "60s",
+    tol: Annotated[
+        float, arg(help="Solved: at most this share above the best known cost; if convex, certified to be so.")
+    ] = 1e-3,
     instances: Annotated[
-        Path | None, arg(help="npy or npz file of past instances; default: the family's own draws.")
+        Path | None,
+        arg(help="npy or npz file of past instances to learn from; default: the family's own draws.", metavar="FILE"),
     ] = None,
     heldout: Annotated[int, arg(help="Instances to compare on; 1,000 bound the share of failures well.")] = 1000,
     dtype: Annotated[
@@ -38,13 +41,16 @@ def learn(
 
 
 def solve(
-    solver: Positional[Annotated[str, arg(help="A file of `bygrad learn`, or a family to solve classically.")]],
+    solver: Positional[
+        Annotated[str, arg(help="A file of `bygrad learn`, or a family to solve classically.", metavar="SOLVER")]
+    ],
     instances: Positional[
         Annotated[
             Path,
             arg(
                 help="npy file, one instance a row; or npz, where an instance has several arrays, each under its path."
-                " Both may be larger than memory, unless the npz is compressed."
+                " Both may be larger than memory, unless the npz is compressed.",
+                metavar="INSTANCES",
             ),
         ]
     ],
@@ -126,7 +132,7 @@ def solve(
 
 
 def report(
-    solver: Positional[Annotated[Path, arg(help="A file of `bygrad learn`.")]],
+    solver: Positional[Annotated[Path, arg(help="A file of `bygrad learn`.", metavar="SOLVER")]],
     family: Annotated[str | None, arg(help="The solver's family, where it has moved.", metavar="NAME")] = None,
 ) -> None:
     """Say what a learned solver is worth and what is proven about it."""
