@@ -17,7 +17,7 @@ demand = family.year()[: 96 * days]
 solution = bygrad.solve(family, demand, method=ADMM(tol=1e-3))
 outputs = 100 * solution.x  # MW
 print(f"{len(demand)} quarter-hours, {solution.success.mean():.1%} solved, in {solution.nit.mean():.0f} steps")
-print(f"proven: no dispatch costs more than {solution.certificate.max():.1e} above the cheapest there is")
+print(f"proven: no dispatch costs over {solution.certificate.max():.2%} more than the cheapest there is")
 
 # $/MWh in the middle of a unit's range tells what it burns; the cheapest lie at the bottom.
 slope = np.asarray(family.cost[:, 1] + family.cost[:, 0] * family.capacity)
