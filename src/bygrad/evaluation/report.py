@@ -54,7 +54,7 @@ _HEADINGS = (
     "runs",
     "diverged",
 )
-LEVEL_HEADINGS = ("level", "paper", "to reach", "ours [95 %]", "reached", "than the paper")
+LEVEL_HEADINGS: tuple[str, ...] = ("level", "paper", "to reach", "ours [95 %]", "reached", "than the paper")
 """Of the columns of `level_cells`."""
 _TERMINAL_HEADINGS = ("optimizer", "rate", "final", "area", "ms/step", "runs", "lost")
 _STYLE = """
