@@ -301,6 +301,21 @@ def test_a_state_in_half_precision_has_derivatives_where_large_arrays_are_update
     assert np.count_nonzero(found[0]) > 50
 
 
+@pytest.mark.parametrize("estimator", [Replay(), Forward(), Blend(), NRES()], ids=lambda it: type(it).__name__)
+def test_meta_parameters_in_half_precision_have_gradients_in_it(estimator):
+    """Those in another dtype would make other meta-parameters of them, and another program of the second meta-step."""
+
+    def gradient(dtype):
+        optimizer = eqx.tree_at(lambda it: it.learning_rate, Nesterov(), jnp.asarray(0.125, dtype))
+        windows = Windows(Quadratic(10), 3, 3, 4)
+        state = estimator.init(optimizer, windows, jax.random.key(1))
+        return eqx.filter_jit(estimator.estimate)(optimizer, windows, state)[0].gradient.learning_rate
+
+    half, whole = gradient(jnp.bfloat16), gradient(jnp.float32)
+    assert half.dtype == jnp.bfloat16
+    assert float(half) == pytest.approx(float(whole), rel=0.05) != 0
+
+
 def test_a_part_of_the_losses_cannot_be_kept_in_segments():
     with pytest.raises(ValueError, match="segment=2, last=1"):
         Replay(segment=2, last=1)

@@ -61,7 +61,7 @@ class Blend(Estimator):
 
         def blended(slopes: Array, direction: Array) -> Array:
             by_backprop = jnp.mean(slopes, axis=0)
-            by_evolution = trees.along_rows(differences, direction) * direction
+            by_evolution = particles.scaled(differences, direction)
             one, other = (_precision(windows, gradients, live) for gradients in (by_backprop, by_evolution))
             total = one + other
             # Equal where neither varies at all.

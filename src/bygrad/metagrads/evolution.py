@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .._core import trees
 from ..optimizers import Optimizer
 from ..unroll import Inner, Windows
 from . import particles
@@ -102,7 +101,7 @@ class Evolution(Estimator):
         inner = self.settle(particles.give_up(windows, inner, live))
         differences, clipped = self._differences(windows, losses, live)
         differences *= self._weights(windows, state.inner)
-        gradients = jax.tree.map(lambda leaf: _scale(differences / self.sigma, leaf), total)
+        gradients = jax.tree.map(lambda leaf: particles.scaled(differences / self.sigma, leaf), total)
         estimate = particles.combine(windows, gradients, jnp.mean(losses, axis=0), live, clipped)
         return estimate, Pairs(inner, total if self.keeps_past else None)
 
@@ -127,7 +126,3 @@ class Evolution(Estimator):
 
 SMALLEST_LOSS = 1e-6
 """Losses below count as this much where their logarithm is taken."""
-
-
-def _scale(factors: Float[Array, " instances"], leaf: Float[Array, "instances ..."]) -> Float[Array, "instances ..."]:
-    return trees.along_rows(factors, leaf).astype(leaf.dtype) * leaf

@@ -62,7 +62,7 @@ class Forward(Estimator):
         end, tangent, losses, slopes = jax.vmap(particle)(direction, inner, tangent)
         live = jnp.isfinite(losses) & jnp.isfinite(slopes)
         slopes = jnp.where(live, slopes, 0)
-        gradients = jax.tree.map(lambda leaf: trees.along_rows(slopes, leaf) * leaf, direction)
+        gradients = jax.tree.map(lambda leaf: particles.scaled(slopes, leaf), direction)
         estimate = particles.combine(windows, gradients, losses, live)
         return estimate, Tangents(particles.give_up(windows, end, live), tangent)
 

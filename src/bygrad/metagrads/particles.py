@@ -90,6 +90,11 @@ def shifted(optimizer: Optimizer, direction: PyTree, size: Any) -> Optimizer:
     return eqx.apply_updates(optimizer, jax.tree.map(lambda leaf: (size * leaf).astype(leaf.dtype), direction))
 
 
+def scaled(factors: Float[Array, " instances"], leaf: Float[Array, "instances ..."]) -> Float[Array, "instances ..."]:
+    """Return a part of every particle's direction times a factor of its own, in the dtype of the meta-parameters."""
+    return trees.along_rows(factors, leaf).astype(leaf.dtype) * leaf
+
+
 def run_pairs(
     optimizer: Optimizer, windows: Windows, inner: Inner, direction: PyTree, sigma: float
 ) -> tuple[Inner, Float[Array, "2 instances"]]:
