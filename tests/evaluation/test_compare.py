@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from bygrad.evaluation import (
     tuned_levels,
 )
 from bygrad.evaluation.compare import summarize
-from bygrad.optimizers import LSTM, SGD, AdamWCosine
+from bygrad.optimizers import LSTM, SGD, AdamWCosine, Controller, Cosine, Guard
 from bygrad.problems import ProblemFamily, Quadratic
 
 FIELDS = {
@@ -216,6 +217,23 @@ def test_a_teacher_runs_over_the_horizon_as_it_is_and_is_no_baseline(results):
     assert (row["kind"], row["tuning"], row["learning_rate"]) == ("teacher", None, None)
     assert "learning_rate 0.3" in row["note"]
     assert best_baseline(rows, "final")[0] == "SGD"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "told"),
+    [
+        (Controller(jax.random.key(0), hidden=2, learning_rate=0.02), r" \(horizon 5, learning_rate 0\.02\)\."),
+        (Cosine(SGD(0.3)), r" \(horizon 5\)\."),
+        (Guard(SGD(0.3), SGD(0.1)), r"\."),
+    ],
+    ids=lambda it: type(it).__name__,
+)
+def test_a_teacher_of_any_kind_is_told_by_its_numbers(teacher, told):
+    protocol = dataclasses.replace(PROTOCOL, second_order_runs=0)
+    row = compare({}, {}, Quadratic(3), protocol, teacher=teacher)[f"{type(teacher).__name__} (its teacher)".lower()]
+    assert re.match(f"Imitated in meta-training{told}", row["note"])
+    expected, _ = run_curves(teacher, Quadratic(3), protocol.keys[1], horizon=5, runs=6, chunk=4)
+    assert row["curve"] == pytest.approx(expected.mean(axis=0), rel=1e-5)
 
 
 @pytest.mark.parametrize(

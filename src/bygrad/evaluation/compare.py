@@ -246,9 +246,11 @@ def refuse_one_name(names: Iterable[str]) -> None:
 
 
 def _settings(teacher: Optimizer) -> str:
-    """Say what a teacher is."""
-    values = (f"{name} {float(value):.3g}" for name, value in vars(teacher).items() if np.ndim(value) == 0)
-    return f"Imitated in meta-training ({', '.join(values)}). Chosen by hand, so it is not among the tuned baselines."
+    """Say what a teacher is: its numbers, and not what else it is made of."""
+    numbers = {name: it for name, it in vars(teacher).items() if isinstance(it, float | jax.Array) and np.ndim(it) == 0}
+    told = ", ".join(f"{name} {float(value):.3g}" for name, value in numbers.items())
+    settings = f" ({told})" if told else ""
+    return f"Imitated in meta-training{settings}. Chosen by hand, so it is not among the tuned baselines."
 
 
 def _built(name: str, baselines: Mapping[str, type[FromOptax]]) -> FromOptax:
