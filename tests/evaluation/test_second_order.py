@@ -71,6 +71,27 @@ def test_gauss_newton_solves_linear_least_squares_at_once_and_stays_there():
     assert np.isnan(curve[4:]).all()
 
 
+class ByHand(Line):
+    """The gradient is written down; the derivative of the loss would be zero."""
+
+    def loss(self, params, instance, key):
+        return jax.lax.stop_gradient(super().loss(params, instance, key))
+
+    def value_and_grad(self, params, instance, key):
+        return jax.value_and_grad(super().loss)(params, instance, key)
+
+
+@pytest.mark.parametrize("minibatches", [None, 2])
+def test_lbfgs_descends_by_the_gradient_that_is_written_by_hand(minibatches):
+    method, start = LBFGS(minibatches), jnp.array([3.0, -2.0])
+    curves = [
+        second_order_curve(method, family, (), start, jax.random.key(0), steps=5, size=5)[1]
+        for family in (ByHand(), Line())
+    ]
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5, atol=1e-9)
+    assert curves[0][-1] < 1e-3 * curves[0][0]
+
+
 def test_gauss_newton_does_not_care_for_the_scale_of_the_loss():
     family = MLPClassifier.from_data(DIGITS, hidden=4, scale=0.3)
     method, keys = GaussNewton(damping=jnp.ones(()), batches=2, products=4), jax.random.split(jax.random.key(0), 2)

@@ -12,6 +12,7 @@ from bygrad.problems import (
     HeldOut,
     Mixture,
     MLPClassifier,
+    ProblemFamily,
     Quadratic,
     RandomScale,
     RandomStart,
@@ -178,3 +179,49 @@ def test_runs_on_a_mixture_are_runs_on_each_member_by_itself(judged):
         its = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
         each.append(loss_curves(optimizer, HeldOut(one) if judged else one, its, 5))
     np.testing.assert_allclose(curves, (each[0] + 3 * each[1]) / 2, rtol=1e-5)
+
+
+class StraightThrough(ProblemFamily):
+    """Rounds its params, and gives a gradient as if it did not: that of the derivative is zero."""
+
+    def sample(self, key):
+        return jax.random.uniform(key, (), minval=1.0, maxval=2.0)
+
+    def init(self, instance, key):
+        return {"first": jax.random.normal(key, (3,)), "second": jnp.ones((1, 2))}
+
+    def loss(self, params, instance, key):
+        return self.value_and_grad(params, instance, key)[0]
+
+    def value_and_grad(self, params, instance, key):
+        rounded = jax.tree.map(jnp.round, params)
+        return instance * sum(jnp.sum(leaf**2) for leaf in rounded.values()), scaled(2 * instance, rounded)
+
+    def held_out_loss(self, params, instance, key):
+        return jnp.sum(params["first"])
+
+
+def scaled(factor, tree):
+    return jax.tree.map(lambda leaf: factor * leaf, tree)
+
+
+def test_families_of_families_give_the_gradient_that_is_written_by_hand():
+    family = StraightThrough()
+    instance, params = family.sample(KEY), {"first": jnp.array([0.2, 1.3, -2.6]), "second": jnp.ones((1, 2))}
+    _, grads = family.value_and_grad(params, instance, None)
+    units = {"first": jnp.array([0.5, 2.0, 1.0]), "second": jnp.full((1, 2), 4.0)}
+    found = {
+        "held out": HeldOut(family).value_and_grad(params, instance, None)[1],
+        "random start": RandomStart(family).value_and_grad(params, (instance, None), None)[1],
+        "mixture": Mixture((family, Quadratic(2)), (3.0, 1.0)).value_and_grad(
+            (params, jnp.ones(2)), (instance, Quadratic(2).sample(KEY)), None
+        )[1][0],
+        "random scale": RandomScale(family).value_and_grad(
+            jax.tree.map(jnp.divide, params, units), (instance, units), None
+        )[1],
+    }
+    expected = {"mixture": scaled(1.5, grads), "random scale": jax.tree.map(jnp.multiply, units, grads)}
+    assert float(jnp.abs(grads["first"]).max()) > 0
+    for name, gradient in found.items():
+        for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected.get(name, grads)), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6, err_msg=name)

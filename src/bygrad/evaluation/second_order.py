@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from .._core.types import Instance, Params, Scalar
 from ..problems import Modelled, ProblemFamily
+from ..problems.base import differentiable_loss
 from ..unroll import draw, step_keys
 
 
@@ -75,11 +76,13 @@ class LBFGS(SecondOrder):
     def step(
         self, family: Any, params: Params, state: Any, instance: Instance, run_key: PRNGKeyArray, step: Int[Array, ""]
     ) -> tuple[Params, Any]:
+        loss = differentiable_loss(family)
+
         def objective(params: Params) -> Scalar:
             if self.batches is None:
-                return family.loss(params, instance, None)
+                return loss(params, instance, None)
             keys = jax.random.split(run_key, self.batches)
-            return jnp.mean(jax.vmap(lambda key: family.loss(params, instance, key))(keys))
+            return jnp.mean(jax.vmap(lambda key: loss(params, instance, key))(keys))
 
         value, grads = optax.value_and_grad_from_state(objective)(params, state=state)
         updates, state = self._solver.update(grads, state, params, value=value, grad=grads, value_fn=objective)

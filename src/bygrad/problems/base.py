@@ -83,6 +83,28 @@ class ProblemFamily(eqx.Module):
         return ((self, 1.0),)
 
 
+def differentiable_loss(family: ProblemFamily) -> Callable[[Params, Instance, PRNGKeyArray | None], Scalar]:
+    """Return the loss of a family for others to differentiate: what they get is the gradient that the family gives,
+    also where it writes a `value_and_grad` of its own. Then it is once differentiable."""
+    if type(family).value_and_grad is ProblemFamily.value_and_grad:
+        return family.loss
+
+    def loss(params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
+        @jax.custom_jvp
+        def value(params: Params) -> Scalar:
+            return family.value_and_grad(params, instance, key)[0]
+
+        @value.defjvp
+        def _(primals: tuple[Params], tangents: tuple[Params]) -> tuple[Scalar, Scalar]:
+            at, grads = family.value_and_grad(*primals, instance, key)
+            products = jax.tree.map(lambda grad, tangent: jnp.sum(grad * tangent), grads, *tangents)
+            return at, sum(jax.tree.leaves(products), jnp.zeros(())).astype(at.dtype)
+
+        return value(params)
+
+    return loss
+
+
 def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
     """Refuse a family that cannot be optimized, before anything is trained on it.
 

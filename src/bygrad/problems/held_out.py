@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Float
 
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
-from .base import ProblemFamily
+from .base import ProblemFamily, differentiable_loss
 
 AnyFamily = TypeVar("AnyFamily", bound=ProblemFamily)
 
@@ -98,7 +98,7 @@ class HeldOut(ProblemFamily):
         return self.family.init(instance, key)
 
     def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
-        training = self.family.loss(params, instance, key)
+        training = differentiable_loss(self.family)(params, instance, key)
         fixed = jax.lax.stop_gradient(params)
         # Another branch of the key: the same one would draw minibatches that are paired with those trained on.
         other = None if key is None else jax.random.fold_in(key, 1)

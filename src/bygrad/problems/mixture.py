@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
-from .base import ProblemFamily
+from .base import ProblemFamily, differentiable_loss
 
 
 class Mixture(ProblemFamily):
@@ -44,7 +44,7 @@ class Mixture(ProblemFamily):
         )
 
     def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
-        return self._mean([member.loss for member in self.members], params, instance, key)
+        return self._mean(list(map(differentiable_loss, self.members)), params, instance, key)
 
     def parts(self) -> tuple[tuple[ProblemFamily, float], ...]:
         count = len(self.members)

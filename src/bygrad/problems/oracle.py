@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core.types import Instance, Params, PRNGKeyArray, PyTree, Scalar
-from .base import ProblemFamily
+from .base import ProblemFamily, differentiable_loss
 
 _ONE_AT_A_TIME = threading.Lock()
 """Programs run side by side, and a generator that `torch.manual_seed` sets is one for all of them."""
@@ -76,18 +76,7 @@ class Oracle(ProblemFamily):
         return _on_host(self.start, self.params_like, key, *self._third(instance))
 
     def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
-        # Once differentiable, for those who know losses only: the gradient is known.
-        @jax.custom_jvp
-        def value(params: Params) -> Scalar:
-            return self.value_and_grad(params, instance, key)[0]
-
-        @value.defjvp
-        def _(primals: tuple[Params], tangents: tuple[Params]) -> tuple[Scalar, Scalar]:
-            at, grads = self.value_and_grad(*primals, instance, key)
-            products = jax.tree.map(lambda grad, tangent: jnp.sum(grad * tangent), grads, *tangents)
-            return at, sum(jax.tree.leaves(products), jnp.zeros(())).astype(at.dtype)
-
-        return value(params)
+        return differentiable_loss(self)(params, instance, key)
 
     def value_and_grad(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> tuple[Scalar, Params]:
         call = jax.custom_jvp(lambda params: _on_host(self._evaluate, self._result_like, key, instance, params))

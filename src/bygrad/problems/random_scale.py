@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
-from .base import ProblemFamily
+from .base import ProblemFamily, differentiable_loss
 
 
 class RandomScale(ProblemFamily):
@@ -49,7 +49,7 @@ class RandomScale(ProblemFamily):
         return jax.tree.map(jnp.divide, self.family.init(inner, key), scales)
 
     def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
-        return self.family.loss(self._restored(params, instance), instance[0], key)
+        return differentiable_loss(self.family)(self._restored(params, instance), instance[0], key)
 
     def held_out_loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
         return self.family.held_out_loss(self._restored(params, instance), instance[0], key)

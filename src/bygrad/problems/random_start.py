@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
-from .base import ProblemFamily
+from .base import ProblemFamily, differentiable_loss
 
 
 class RandomStart(ProblemFamily):
@@ -45,7 +45,7 @@ class RandomStart(ProblemFamily):
         )
 
     def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
-        return self.family.loss(params, instance[0], key)
+        return differentiable_loss(self.family)(params, instance[0], key)
 
     def held_out_loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
         return self.family.held_out_loss(params, instance[0], key)
