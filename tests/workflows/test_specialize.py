@@ -5,6 +5,7 @@ import io
 import json
 import math
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -361,8 +362,23 @@ def test_windows_of_every_horizon_are_neither_short_nor_long(horizons):
 
 def test_late_losses_count_for_more_where_the_end_of_a_run_decides():
     for objective, measure, late in (("training", "area", None), ("validation", "final", 3.0)):
-        recipe = choose_recipe(400, 90.0, 0, objective, Mixture((Bowl(), Bowl()), (1.0, 1.0)))
-        assert recipe.select == measure and recipe.estimator.estimator.late == late
+        family = Mixture((Bowl(), Bowl()), (1.0, 1.0))
+        problems = HeldOut(family) if objective == "validation" else family
+        recipe = choose_recipe(400, 90.0, 0, objective, problems)
+        assert recipe.select == measure and recipe.estimator == Members(NRES(0.02, robust=True, late=late))
+        windows = Windows(problems, recipe.horizon, recipe.truncation, recipe.instances)
+        members = recipe.estimator.init(Controller(jax.random.key(0)), windows, jax.random.key(1))
+        assert [it.inner.params.shape for it in members] == 2 * [(2, 8, 2)]  # pairs, instances, params of a member
+
+
+def test_an_objective_that_there_is_not_is_refused(tmp_path):
+    script = f"""
+import bygrad
+bygrad.specialize(bygrad.Quadratic(2), objective="held-out", folder={str(tmp_path / "run")!r})
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert "ValueError: objective is 'held-out'" in ended.stderr and "'validation'" in ended.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_where_few_meta_steps_fit_what_is_not_pretrained_moves_further():

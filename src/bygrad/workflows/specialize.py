@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -30,7 +30,7 @@ from ..evaluation import (
 )
 from ..metagrads import NRES, Members
 from ..optimizers import HAND_DESIGNED, Controller, Optimizer, declare
-from ..problems import HeldOut, Mixture, ProblemFamily, check_family, describe_family, hold_out
+from ..problems import HeldOut, ProblemFamily, check_family, describe_family, hold_out
 from ..problems.base import FAMILY_CHANGED, digest_family
 from ..training import Recipe, Stepped, is_begun, meta_train, validation_keys
 from .display import Display
@@ -119,10 +119,14 @@ def specialize(
     `optimizer.safetensors`, `report.html`, `results.json` and `metatraining/`. `resume`: go on with what an interrupted
     call left there. `runs`: fresh instances to compare on.
 
-    **Raises:** `ValueError`: the budget, the family or `pretrained` cannot work, or the folder holds something else.
-    `FileExistsError`: the folder is in use and `resume` is off.
+    **Raises:** `ValueError`: the budget, the objective, the family or `pretrained` cannot work, or the folder holds
+    something else. `FileExistsError`: the folder is in use and `resume` is off.
     """
     seconds = parse_seconds(budget)
+    if objective not in get_args(Objective):
+        raise ValueError(
+            f"objective is {objective!r}, by which nothing can be judged. Choose 'training' or 'validation'."
+        )
     if pretrained is not None:
         _pretrained(pretrained)  # refused before anything is written
     folder = Path(folder)
@@ -332,7 +336,7 @@ def choose_recipe(
         meta_steps=1_000_000,
         meta_learning_rate=1e-3,
         clip=1.0,
-        estimator=Members(estimator) if isinstance(family, Mixture) else estimator,
+        estimator=Members(estimator) if family is not None and len(family.parts()) > 1 else estimator,
         validate_every=1_000_000,
         validation_runs=16,
         final_window=max(1, horizon // 20),
