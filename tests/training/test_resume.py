@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -380,6 +382,34 @@ def test_another_optimizer_or_family_is_refused(optimizer, family, uninterrupted
     _, folder = uninterrupted("LSTM")
     with pytest.raises(CheckpointError, match=r"resume with the settings it was started with|Resume with the same"):
         meta_train(optimizer(), family, SETTINGS["LSTM"][1], folder=folder, resume=True)
+
+
+class Momentum(Optimizer):
+    """A rule from outside of the package, which writes no configuration, inside of which is another."""
+
+    decay: jax.Array
+    steps: SGD
+    inner: "Momentum | None" = None
+    nesterov: bool = eqx.field(static=True, default=False)
+
+    def init(self, params):
+        return jnp.zeros_like(params)
+
+    def update(self, grads, state, params=None, *, value=None, key=None):
+        state = self.decay * state + grads
+        ahead = self.decay * state + grads if self.nesterov else state
+        return self.steps.update(ahead, self.steps.init(grads))[0], state
+
+
+def test_another_setting_of_a_rule_from_outside_is_refused(tmp_path):
+    rule, short = Momentum(jnp.asarray(0.5), SGD(0.1)), dataclasses.replace(RECIPE, meta_steps=1)
+    first = meta_train(rule, FAMILY, short, folder=tmp_path)
+    for other in (dataclasses.replace(rule, nesterov=True), dataclasses.replace(rule, inner=rule)):
+        with pytest.raises(CheckpointError, match="Resume with the same settings"):
+            meta_train(other, FAMILY, short, folder=tmp_path, resume=True)
+    # Arrays are those of the checkpoint.
+    again = meta_train(Momentum(jnp.asarray(0.9), SGD(1.0)), FAMILY, short, folder=tmp_path, resume=True)
+    assert digest(again.optimizer) == digest(first.optimizer)
 
 
 FAMILY_FILE = """

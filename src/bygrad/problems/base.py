@@ -283,10 +283,15 @@ def _kind(leaf: Any) -> Any:
 
 def describe_family(family: ProblemFamily) -> dict[str, Any]:
     """Write a family as JSON values: its class, its static fields, and dtype and shape of its arrays."""
-    described: dict[str, Any] = {"name": type(family).__name__}
-    for field in dataclasses.fields(family):
+    return describe_module(family)
+
+
+def describe_module(module: eqx.Module) -> dict[str, Any]:
+    """Do so for any module: an optimizer that has no `config`, say."""
+    described: dict[str, Any] = {"name": type(module).__name__}
+    for field in dataclasses.fields(module):
         # Of arrays the kind alone: their entries may differ in the last digit from one machine to another.
-        value = jax.tree.map(_kind, getattr(family, field.name))
+        value = jax.tree.map(_kind, getattr(module, field.name))
         plain = isinstance(value, int | float | str | bool | None)
         described[field.name] = value if plain else re.sub(r" at 0x[0-9a-f]+", "", str(value))
     return described

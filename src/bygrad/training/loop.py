@@ -19,7 +19,7 @@ from .._core.remarks import remark
 from .._core.threads import Threads, in_thread, interruptible
 from ..optimizers import Learned, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family, is_held_out
-from ..problems.base import FAMILY_CHANGED, digest_family
+from ..problems.base import FAMILY_CHANGED, describe_module, digest_family
 from ..unroll import Windows
 from . import advice
 from .devices import Devices, least
@@ -233,8 +233,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on: the recipe, the family and the optimizer's configuration."""
         optimizer = {"name": type(self.optimizer).__name__}
-        if isinstance(self.optimizer, Learned):
-            optimizer |= self.optimizer.config
+        optimizer |= self.optimizer.config if isinstance(self.optimizer, Learned) else describe_module(self.optimizer)
         return describe(self.recipe) | {"family": describe_family(self.windows.family), "optimizer": optimizer}
 
     @functools.cached_property
