@@ -1,5 +1,6 @@
 """A family that cannot be optimized is refused before anything is trained on it: with the cause and the remedy."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -200,6 +201,18 @@ class SeededLoss(Bowl):
         return jnp.sum((params["p"] - np.random.standard_normal(3)) ** 2)
 
 
+@dataclasses.dataclass
+class Settings:
+    power: int = 2
+
+
+class Unfrozen(Bowl):
+    settings: Any = eqx.field(default_factory=lambda: {"of": Settings()})
+
+    def loss(self, params, instance, key):
+        return jnp.sum(params["p"] ** self.settings["of"].power)
+
+
 REFUSED = [
     (VectorLoss, TypeError, r"float32\[3\]", "jnp.mean or jnp.sum"),
     (TwoLosses, TypeError, r"float32\[\], float32\[\]", "return nothing else"),
@@ -224,6 +237,7 @@ REFUSED = [
     (BranchingInit, ValueError, "BranchingInit.init raised TracerBoolConversionError", "no Python branches on values"),
     (CountingInit, ValueError, "CountingInit.init raised TypeError: Shapes must be 1D", "mend this one"),
     (NamedInstance, TypeError, r"NamedInstance.sample returned str at instance\['name'\]", "a field of the family"),
+    (Unfrozen, TypeError, "Unfrozen.settings/of is a Settings, which has no hash", "frozen=True"),
     (DrawingSample, ValueError, "DrawingSample.sample draws from numpy.random", "Draw from the key"),
     (DrawingInit, ValueError, "DrawingInit.init draws from numpy.random", "Draw from the key"),
     (DrawingLoss, ValueError, "DrawingLoss.loss draws from numpy.random", "Draw from the key"),

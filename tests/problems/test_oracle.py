@@ -147,6 +147,28 @@ def test_a_function_with_another_result_is_refused_at_once():
         Oracle(lambda params, seed: 1 / 0, np.ones(3))
 
 
+@pytest.mark.parametrize(
+    ("oracle", "says"),
+    [
+        (lambda: Oracle(lambda params, seed: (1 / (seed == 0), params), np.ones(3)), "ZeroDivisionError: division by"),
+        (
+            lambda: Oracle(bowl_of, lambda seed, instance: np.ones(3), lambda seed: np.zeros(1 + (seed > 0))),
+            r"Oracle\.sample raised ValueError: A function of an Oracle returned float32\[2\], but float32\[1\]",
+        ),
+    ],
+    ids=["error", "shape"],
+)
+def test_what_a_function_raises_later_is_told_with_its_cause(oracle, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        check_family(oracle(), jax.random.key(0))
+    assert "mend that one first" in str(caught.value)
+    assert "must be JAX functions" not in str(caught.value)
+
+
+def bowl_of(params, seed, instance):
+    return np.sum(params**2), 2 * params
+
+
 def test_a_description_tells_the_functions(family):
     assert describe_family(family)["function"].endswith("test_oracle.noisy_bowl")
     assert check_family(family, jax.random.key(0))["p"].shape == (2,)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core import trees
-from .._core.programs import Program
+from .._core.programs import Program, is_array
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
 
 
@@ -118,6 +118,7 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
     """
     check_is_family(family)
     name = type(family).__name__
+    _check_fields(name, family)
     instance_like = _traced(f"{name}.sample", family.sample, key)
     _check_instance(name, instance_like)
     params_like = _traced(f"{name}.init", family.init, instance_like, key)
@@ -194,7 +195,14 @@ def blame(what: str) -> Iterator[None]:
     except NoHeldOutDataError:  # the family is right, but not for what is asked of it
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
+        said, of_host, traceback = str(error).strip().partition("Traceback (most recent call last):")
+        if of_host:  # what a function outside of JAX raised comes as text, behind the lines of code that led there
+            reason = next((line for line in traceback.splitlines() if line[:1].strip()), said).rstrip(".")
+            raise ValueError(
+                f"{what} raised {reason}. It happened in a function outside of JAX, without which there is nothing to"
+                " optimize; mend that one first."
+            ) from error
+        reason = said.split("\n")[0].rstrip(".")
         raise ValueError(
             f"{what} raised {type(error).__name__}: {reason}. A family's methods must be JAX functions of their"
             " arguments (jax.numpy, no Python branches on values); mend this one first."
@@ -227,6 +235,18 @@ def _traced(what: str, function: Callable[..., Any], *inputs: Any) -> Any:
             " make it an Oracle."
         )
     return shape
+
+
+def _check_fields(name: str, family: ProblemFamily) -> None:
+    for path, leaf in trees.named_leaves(family).items():
+        try:
+            _ = None if is_array(leaf) else hash(leaf)
+        except TypeError as error:
+            raise TypeError(
+                f"{name}.{path} is a {type(leaf).__name__}, which has no hash, so that a program with it compiled in"
+                " could not be found again. Freeze it, @dataclasses.dataclass(frozen=True), say, or make it an"
+                " equinox.Module where it holds arrays."
+            ) from error
 
 
 def _check_instance(name: str, instance: Instance) -> None:
