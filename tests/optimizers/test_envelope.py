@@ -1,5 +1,7 @@
 """The envelope: what an artifact says of its training, held against a problem, a gradient and a run."""
 
+import subprocess
+import sys
 import warnings
 
 import equinox as eqx
@@ -77,3 +79,13 @@ def test_in_a_compiled_update_it_warns_once_or_raises():
     steps(Envelope(horizon=2, action="refuse"), 2)
     with pytest.raises(Exception, match="told to refuse that"):
         steps(Envelope(horizon=2, action="refuse"), 3)
+
+
+@pytest.mark.parametrize("where", ["optimizers", "deploy.torch_rules.envelope"])
+@pytest.mark.parametrize("given", ["action='fallback'", "factor=0.5", "factor=float('nan')"])
+def test_what_nothing_would_come_of_is_refused(where, given):
+    pytest.importorskip("torch" if "torch" in where else "jax")
+    # In a process of its own, since here the types are checked first.
+    script = f"from bygrad.{where} import Envelope; Envelope(horizon=2, {given})"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert "ValueError: action='fall" in ended.stderr and "'warn', 'fall back', 'refuse'" in ended.stderr

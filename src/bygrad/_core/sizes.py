@@ -24,6 +24,15 @@ NO_HORIZON = (
 """What is said where an artifact that goes by the horizon is deployed without one."""
 
 
+def check_envelope(action: str, factor: float) -> None:
+    """Refuse an envelope that nothing would come of, or that nothing would fit into."""
+    if action not in (actions := ("warn", "fall back", "refuse")) or not factor >= 1:
+        raise ValueError(
+            f"action={action!r}, factor={factor}: an envelope would watch, and nothing would be done outside of it, or"
+            f" no size would be inside. Give one of {', '.join(map(repr, actions))}, and a factor of at least 1."
+        )
+
+
 def beyond(horizon: int, until: int, first: int) -> str:
     """Return what a guard says of a run that its envelope will end at `until`. `first`: steps of each part of the first
     trial, the shortest."""

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._core.definitions import REMEMBER
 from .._core.remarks import remark
 from .._core.results import Result
-from .._core.sizes import trained_sizes
+from .._core.sizes import check_envelope, trained_sizes
 from .._core.types import Params
 
 Action = Literal["warn", "fall back", "refuse"]
@@ -39,6 +39,9 @@ class Envelope(eqx.Module):
     action: Action = eqx.field(static=True, default="fall back")
     factor: float = eqx.field(static=True, default=10.0)
     tolerance: float = eqx.field(static=True, default=0.5)
+
+    def __check_init__(self) -> None:
+        check_envelope(self.action, self.factor)
 
     @classmethod
     def from_training(

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..._core.definitions import REMEMBER
 from ..._core.remarks import remark
 from ..._core.results import Result
-from ..._core.sizes import HANDED_OVER, trained_sizes
+from ..._core.sizes import HANDED_OVER, check_envelope, trained_sizes
 
 Action = Literal["warn", "fall back", "refuse"]
 
@@ -25,6 +25,9 @@ class Envelope:
     action: Action = "fall back"
     factor: float = 10.0
     tolerance: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_envelope(self.action, self.factor)
 
     @classmethod
     def from_training(
