@@ -100,6 +100,43 @@ assert not base._may_be_divided((grads, state))
 assert base._may_be_divided((put(grads, P("model")), put(state, P(None, "model"))))
 """
 
+EXPLICIT = """
+import optax
+from bygrad.deploy import optax as as_optax
+from bygrad.optimizers import LSTM, SGD, Adam, Controller, Guard
+
+rules = Controller(jax.random.key(0), 4, reach=True), LSTM(jax.random.key(0), (2,)), Guard(SGD(), Adam())
+mesh = jax.make_mesh((8,), ("model",))  # whose shardings are types
+assert mesh.axis_types == (jax.sharding.AxisType.Explicit,)
+specs = {"b": P(), "w": P(None, "model")}
+here = {"b": jnp.linspace(0.1, 1, 4), "w": jnp.linspace(-1, 1, 64 * 24).reshape(64, 24)}
+
+def train(transformation, params):
+    state = transformation.init(params)
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(lambda params: sum(jnp.sum(leaf**2) for leaf in params.values()))(params)
+        updates, state = transformation.update(grads, state, params, value=value)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(2):
+        params, state = step(params, state)
+    return params, state
+
+for rule in rules:
+    transformation = as_optax(rule)
+    one, _ = train(transformation, here)
+    with jax.set_mesh(mesh):
+        eight, state = train(transformation, jax.tree.map(jax.device_put, here, specs))
+        begun = transformation.init(eight)
+    for name, leaf in one.items():
+        np.testing.assert_allclose(eight[name], leaf, rtol=1e-5, atol=1e-6)
+        assert eight[name].sharding.is_equivalent_to(NamedSharding(mesh, specs[name]), leaf.ndim)
+    for after, before in zip(jax.tree.leaves(state), jax.tree.leaves(begun), strict=True):
+        assert after.sharding.is_equivalent_to(before.sharding, after.ndim)
+"""
+
 
 FEW = ["LSTM", "Controller", "Adam", "Guard"]  # enough to see whether another version of JAX divides arrays alike
 # Muon treats a matrix as a whole; the other baselines treat entries one by one, as Adam does.
@@ -118,6 +155,10 @@ def test_params_divided_over_eight_devices_take_the_same_step_and_stay_there(scr
 
 def test_large_arrays_are_updated_in_blocks_where_they_are_certainly_on_one_device():
     run(SHARDED.partition("mesh =")[0] + LOCAL)
+
+
+def test_a_deployed_optimizer_takes_the_same_step_where_shardings_are_types():
+    run(SHARDED.partition("mesh =")[0] + EXPLICIT)
 
 
 def run(script, *names):

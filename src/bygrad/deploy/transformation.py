@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 from optax import GradientTransformationExtraArgs
 
 from .._core import trees
@@ -124,7 +124,7 @@ def _update(
         )
     # The state that fits is computed where something went wrong, and not in every step that is not compiled.
     try:
-        new_updates, new = state.optimizer.update(updates, state.state, params, value=loss, key=key)
+        new_updates, new = _stepped(updates, state, params, loss, key)
     except Exception:
         _check_state(state, updates)
         raise
@@ -132,6 +132,21 @@ def _update(
     if _layout((new_updates, new)) != _layout((updates, state.state)):
         _check_state(state, updates)
     return new_updates, DeployedState(state.optimizer, new)
+
+
+def _stepped(
+    updates: Params, state: DeployedState, params: Params | None, loss: Array | None, key: PRNGKeyArray | None
+) -> tuple[Params, State]:
+    def step(updates: Params, state: DeployedState, params: Params | None, loss: Any, key: Any) -> tuple[Params, State]:
+        return state.optimizer.update(updates, state.state, params, value=loss, key=key)
+
+    if not jax.sharding.get_abstract_mesh().explicit_axes:
+        return step(updates, state, params, loss, key)
+    # Where shardings are types (`jax.make_mesh`), no tensor may be looked at in another shape. So inside it is left to
+    # the compiler how arrays are divided; what comes out lies where it lay.
+    places = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, (updates, state.state))
+    divided: Any = jax.sharding.auto_axes(step, out_sharding=places)
+    return divided(updates, state, params, loss, key)
 
 
 def _guarded(
