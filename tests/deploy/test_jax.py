@@ -97,6 +97,13 @@ def test_a_whole_file_that_this_version_cannot_rebuild_is_refused(path, change, 
     assert str(caught.value).startswith(str(path))
 
 
+def test_what_takes_no_finite_step_is_not_written(tmp_path):
+    broken = eqx.tree_at(lambda it: it.head_bias, LSTM(jax.random.key(0), (2,)), jnp.nan)
+    with pytest.raises(ValueError, match=r"The updates of this LSTM are not finite.*Nothing was written"):
+        bygrad.export(broken, tmp_path / "broken.safetensors", name="mine/broken", training={}, validation={})
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_could_not_be_read_again_is_not_written(tmp_path):
     class Raw(Preprocessor):
         features = 1

@@ -115,7 +115,14 @@ def refuse_solver(given: Any) -> None:
 def with_trajectory(artifact: Artifact, optimizer: Optimizer) -> Artifact:
     """Return the artifact with the golden trajectory of `optimizer`, which is the one in it."""
     steps = _steps_for(optimizer)
-    golden = Trajectory(steps, replay(optimizer, steps), TOLERANCE)
+    updates = replay(optimizer, steps)
+    if not all(np.isfinite(array).all() for step in updates for array in step.values()):
+        raise ValueError(
+            f"The updates of this {type(optimizer).__name__} are not finite, though gradients are, so that all params"
+            " would be lost, and `verify` could replay nothing. Nothing was written. Look for arrays in it that are not"
+            " finite, and export what was there before: `meta_train` returns the optimizer that validated best."
+        )
+    golden = Trajectory(steps, updates, TOLERANCE)
     return Artifact(
         dataclasses.replace(artifact.manifest, schema=SCHEMA, trajectory=golden.to_fields()), artifact.tensors
     )
