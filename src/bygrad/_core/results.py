@@ -18,7 +18,7 @@ class Code(enum.IntEnum):
 class Result(Code):
     """What a guard decided last, and why, or which border of an envelope was crossed last."""
 
-    UNDECIDED = 0, "Nothing was decided: no trial is over yet, or no losses were given."
+    UNDECIDED = 0, "Nothing was decided: no trial is over yet, no losses were given, or an envelope left none to try."
     LEARNED_WON = 1, "From one point the learned optimizer reached a lower loss than the fallback: it moves the params."
     LEARNED_LOST = 2, "From one point the learned optimizer did not clearly beat the fallback: that moves the params."
     LOSS_ROSE = 3, "The loss rose under the learned optimizer: the fallback went on from the last good point."
