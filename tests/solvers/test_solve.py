@@ -228,6 +228,65 @@ def test_lbfgs_finds_minima_free_and_bounded():
     assert (bounded.certificate <= LBFGS().tol).any()
 
 
+class Curved(Bounded):
+    """Minimized at ones, by a sum over params with these weights."""
+
+    weights: tuple[float, ...] = (1e8, 1.0, 1e-2, 1e-3)
+    kind: str = "quadratic"
+
+    def sample(self, key):
+        return 2 * jax.random.normal(key, (len(self.weights),))
+
+    def init(self, instance, key):
+        return instance
+
+    def loss(self, params, instance, key):
+        squares = (params - 1) ** 2
+        return 1 + jnp.array(self.weights) @ (squares if self.kind == "quadratic" else jnp.log1p(squares))
+
+
+def test_a_step_too_short_to_gain_is_no_minimum():
+    family = Curved()
+    starts = np.asarray(jax.vmap(family.sample)(jax.random.split(jax.random.key(0), 50)), float)
+    found = solve(family, starts)  # what the steepest param allows is next to nothing for the flattest
+    assert found.success.all()
+    np.testing.assert_allclose(found.cost, 1.0, rtol=1e-5)
+
+
+def test_where_the_cost_does_not_curve_steps_grow():
+    class Sloped(Bounded):
+        def sample(self, key):
+            return jax.random.normal(key, (3,))
+
+        def init(self, instance, key):
+            return jnp.zeros(4)
+
+        def loss(self, params, instance, key):
+            return 1e4 * params[0] ** 2 + instance @ params[1:]
+
+        def bounds(self, instance):
+            return jnp.full(4, -5.0), jnp.full(4, 7.0)
+
+    slopes = np.random.default_rng(0).normal(size=(20, 3)) * [1.0, 1e-2, 1e-3]
+    found = solve(Sloped(), slopes)
+    assert found.success.all()
+    np.testing.assert_allclose(found.x, np.pad(np.where(slopes > 0, -5.0, 7.0), ((0, 0), (1, 0))), atol=1e-6)
+
+    far = Curved(weights=(1.0, 1.0, 1.0, 1.0), kind="cauchy")  # concave but near the minimum
+    starts = 1e3 * np.random.default_rng(1).normal(size=(20, 4))
+    found = solve(far, starts)
+    assert found.success.all()
+    np.testing.assert_allclose(found.x, 1.0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_certificate_is_the_gradient_however_large_the_params(dtype):
+    starts = np.geomspace(1e3, 1e15, 4)[:, None] * np.ones(4)
+    weights = (1e-10, 1e-11, 1e-12, 1e-13)
+    found = solve(Curved(weights=weights), starts.astype(dtype), dtype=dtype, method=LBFGS(tol=1e-30, max_steps=1))
+    np.testing.assert_allclose(found.certificate, 2e-10 * (starts[:, 0] - 1), rtol=1e-5)
+
+
 def test_bounds_that_cross_are_told():
     found = solve(Crossed(), np.full(2, 9.0), batch=16)
     assert list(found.status) == [-3, -3] and "contradict" in found.message[0]

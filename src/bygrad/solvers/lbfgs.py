@@ -20,6 +20,12 @@ SHORTEST = 1e-10
 FLATTEST = 1e-10
 """The smallest cosine between a move and the change of the gradient on it that tells a curvature."""
 
+STEEP = 0.9
+"""A move at whose end the cost still falls along it, by this share of the slope at its start, was too short (Wolfe)."""
+
+LONGER = 4.0
+"""The factor on a step that was too short and told no curvature."""
+
 
 class Memory(NamedTuple):
     """What is remembered: the last moves and how the gradient changed on them, newest last; and the trial."""
@@ -37,10 +43,12 @@ class LBFGS(Method):
     A trial $\operatorname{clip}(x + t d)$ that does not lower the cost enough (Armijo) is not taken, and the next one
     is on the same direction with $t$ from quadratic interpolation. So the line search is not a loop inside the step,
     and instances that search do not hold up others. A direction that fails altogether is replaced by steepest descent.
+    Along one on which the cost falls and does not curve upwards, the next step is longer.
 
     The certificate is that of L-BFGS-B: $\lVert x - \operatorname{clip}(x - \nabla f) \rVert_\infty$. Success means
-    that it is below `tol`, or that a step gained less than `gain`, relative to the cost. So `tol` is in the units of
-    the gradient: where costs are tiny, say in joules, give a smaller one.
+    that it is below `tol`, or that a step gained less than `gain`, relative to the cost, though it was long enough for
+    the slope along it to change (Wolfe's condition). So `tol` is in the units of the gradient: where costs are tiny,
+    say in joules, give a smaller one.
 
     **Guarantee:** the cost never rises. *Assume* that the gradient is Lipschitz on the level set of the start. *Then*
     the certificate gets arbitrarily small, unless `gain` ends the run. *Sketch:* pairs with too little curvature are
@@ -77,6 +85,8 @@ class LBFGS(Method):
         change = gradient - memory.gradient
         sizes = jnp.linalg.norm(moved) * jnp.linalg.norm(change)
         useful = taken & ~first & (moved @ change > FLATTEST * sizes)
+        short = taken & ~first & (gradient @ moved < STEEP * slope)
+        onward = short & ~useful
         moves, changes = (
             jnp.where(useful, jnp.roll(old, -1, axis=0).at[-1].set(new), old)
             for old, new in ((memory.moves, moved), (memory.changes, change))
@@ -92,21 +102,23 @@ class LBFGS(Method):
         direction = jnp.where(held, 0.0, direction)
         downhill = direction @ gradient < 0
         direction = jnp.where(downhill, direction, jnp.where(held, 0.0, -gradient))
-        fresh = taken | given_up
+        fresh = (taken & ~onward) | given_up
         # Without pairs the gradient has no scale of its own: the first step has length 1 at most.
         scaled = jnp.any(moves) & downhill
         direction = jnp.where(scaled, direction, direction / jnp.maximum(jnp.linalg.norm(direction), 1.0))
         curve = cost - at.cost - slope
         fit = jnp.where(curve > 0, -0.5 * slope / jnp.where(curve > 0, curve, 1.0), 0.1)
         shorter = memory.factor * jnp.clip(jnp.nan_to_num(fit, nan=0.1), 0.1, 0.5)
-        factor = jnp.where(fresh, 1.0, shorter)
+        factor = jnp.where(fresh, 1.0, jnp.where(onward, LONGER * memory.factor, shorter))
         direction = jnp.where(fresh, direction, memory.direction)
 
-        certificate = jnp.max(jnp.abs(x - jnp.clip(x - gradient, low, high)), initial=0.0)
+        # As written above, it would round the gradient to what is left of it beside a large x.
+        certificate = jnp.max(jnp.abs(jnp.clip(gradient, x - high, x - low)), initial=0.0)
         certificate = jnp.where(jnp.isfinite(best), certificate, jnp.inf)
         gained = at.cost - cost
-        # Along a gradient without a scale, to gain little says nothing of the minimum.
-        small = taken & jnp.any(memory.moves) & (gained <= self.gain * jnp.maximum(jnp.abs(cost), jnp.abs(at.cost)))
+        # Along a gradient without a scale, or on a short step, to gain little says nothing of the minimum.
+        small = taken & ~short & jnp.any(memory.moves)
+        small &= gained <= self.gain * jnp.maximum(jnp.abs(cost), jnp.abs(at.cost))
         status = status_of(
             (first & ~finite, Status.NOT_FINITE),
             (certificate <= self.tol, Status.CERTIFIED),
