@@ -728,6 +728,24 @@ def test_residuals_may_have_any_shape(decays):
     np.testing.assert_allclose(solve(Folded(), decays, batch=16).cost, solve(Decay(), decays, batch=16).cost)
 
 
+@pytest.mark.parametrize("stored", ["<f2", ">f4", ">i2", "<i8", "bfloat16", "bool"])
+def test_numbers_are_instances_however_they_are_stored(stored):
+    class Third(LeastSquares):
+        def sample(self, key):
+            return jnp.zeros(2)
+
+        def init(self, instance, key):
+            return jnp.zeros(2)
+
+        def residuals(self, params, instance):
+            return params - instance / 3  # in the precision of the solver, not of the file
+
+    stored_rows = np.array([[0, 1], [1, 1], [1, 0]]).astype(jnp.dtype(stored))
+    found = solve(Third(), stored_rows)
+    assert found.success.all()
+    np.testing.assert_allclose(found.x, stored_rows.astype(float) / 3, atol=1e-9)
+
+
 def test_the_precision_of_the_caller_is_left_alone(decays):
     found = solve(Decay(), decays, batch=16)
     assert found.cost.dtype == np.float64 and jnp.zeros(1).dtype == jnp.float32

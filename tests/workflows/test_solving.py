@@ -329,6 +329,14 @@ def test_a_file_of_params_is_where_the_classical_method_starts(tmp_path, data, d
         solve_file(Line(), data, tmp_path / "other-start.npz", display, x0=data)
 
 
+def test_a_file_of_foreign_bytes_is_solved_from_a_file_of_params(tmp_path, display):
+    counts = np.random.default_rng(0).integers(-9, 9, (20, 3))
+    np.save(tmp_path / "counts.npy", counts.astype(">i2"))
+    np.savez(tmp_path / "one.npz", **{"x/slope": 2.0, "x/end": np.ones(1)})
+    solve_file(Line(), tmp_path / "counts.npy", tmp_path / "out.npz", display, x0=tmp_path / "one.npz")
+    is_solved(tmp_path / "out.npz", tmp_path / "counts.npy")
+
+
 def test_the_command_says_why_rows_are_not_solved(tmp_path, capsys):
     rows = np.random.default_rng(0).normal(size=(30, 3))
     rows[[3, 17]] = np.nan

@@ -233,7 +233,9 @@ def as_rows(instances: PyTree[Any], dtype: Any) -> tuple[PyTree[np.ndarray], int
 
     def convert(leaf: Any) -> np.ndarray:
         array = np.asarray(leaf)
-        return array.astype(dtype, copy=False) if np.issubdtype(array.dtype, np.floating) else array
+        # JAX knows floats that NumPy does not (bfloat16), and no integers whose bytes are the other way round (FITS).
+        floating = jnp.issubdtype(array.dtype, jnp.floating)
+        return array.astype(dtype if floating else array.dtype.newbyteorder("="), copy=False)
 
     arrays = jax.tree.map(convert, instances)
     return arrays, count_rows(arrays)

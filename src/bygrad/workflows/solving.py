@@ -24,7 +24,7 @@ from ..problems.base import digest_family
 from ..solvers import STATUS, Flat, LearnedSolver, Method, Solution, learn, solve
 from ..solvers.base import instance_like, parts_in_words
 from ..solvers.fit import SolverGuard
-from ..solvers.solve import count_rows, default_method, precision, rows_at_once
+from ..solvers.solve import as_rows, count_rows, default_method, precision, rows_at_once
 from .display import Display
 from .parts import Parts
 
@@ -111,8 +111,8 @@ def read_start(
     dual = arrays.pop("dual", None)
     arrays = {name.removeprefix("x").removeprefix("/"): leaf for name, leaf in arrays.items()}
     with precision(dtype, family):
-        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), instances)
-        flat = Flat.of(family, one)
+        first, _ = as_rows(jax.tree.map(lambda leaf: leaf[:1], instances), dtype)
+        flat = Flat.of(family, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), first))
         multipliers = method.multipliers(flat)
     like = jax.tree.unflatten(flat.structure, [jax.ShapeDtypeStruct(shape, np.float64) for shape in flat.shapes])
     wanted = trees.named_leaves(like)
