@@ -169,6 +169,15 @@ def test_distances_are_in_spreads_from_the_mean():
     assert np.isinf(usual.distance({"a": np.ones((2, 3)), "b": np.zeros(2)})).all()
 
 
+def test_the_imaginary_part_of_an_instance_is_a_number_as_well():
+    signal = np.array([1 + 5j, 2 + 5j, 3 + 5j, 2 + 9j])
+    usual = Usual.of({"signal": signal[:, None]})
+    apart = Usual.of({"signal": np.stack([signal.real, signal.imag], axis=1)})
+    np.testing.assert_allclose([usual.mean, usual.spread], [apart.mean, apart.spread])
+    (far,) = usual.distance({"signal": np.array([[2 - 14j]])})
+    assert far == pytest.approx((6 + 14) / np.std([5, 5, 5, 9]))
+
+
 @pytest.mark.parametrize("counts", [(1, 0), (-1, 3), (4, 3)])
 def test_impossible_counts_are_refused(counts):
     with pytest.raises(ValueError, match="bound nothing"):

@@ -35,6 +35,7 @@ from bygrad.solvers import (
 )
 from bygrad.solvers.candidates import BestKnown, is_solved
 from bygrad.solvers.card import report
+from bygrad.solvers.learned import vector_of
 from bygrad.solvers.starts import starting_points
 from bygrad.solvers.training import Examples, train_start
 from bygrad.workflows import Display, learn_to_file, solve_file, solving
@@ -166,6 +167,30 @@ def test_a_learned_start_is_nearer_than_the_middle():
         return float(jnp.median(jnp.sum((best - examples.params) ** 2, axis=1)))
 
     assert distance(trained) < 0.3 * distance(untrained)
+
+
+def test_a_network_sees_the_imaginary_part_of_an_instance():
+    class Phase(LeastSquares):
+        def sample(self, key):
+            return jnp.exp(1j * jax.random.uniform(key, (1,), minval=-1.0, maxval=1.0))
+
+        def init(self, instance, key):
+            return jnp.zeros(1)
+
+        def residuals(self, params, instance):
+            off = jnp.exp(1j * params) - instance
+            return jnp.concatenate([off.real, off.imag])
+
+    family, angles = Phase(), np.linspace(-1.0, 1.0, 300, dtype=np.float32)[:, None]
+    signals = np.exp(1j * angles)
+    whitening = Whitening.of(jax.vmap(vector_of)(signals), jnp.asarray(angles))
+    start = LearnedStart.untrained(whitening, 1, jax.random.key(0))
+    examples = Examples(jnp.asarray(signals), jnp.asarray(angles), jnp.full(300, 1e-6))
+    start = train_start(start, Flat.of(family, signals[0]), examples, 1.0, 0, steps=150)
+    # Of an angle and its opposite the real parts are the same.
+    assert np.mean(np.abs(jax.vmap(start.propose)(signals)[:, 0] - angles)) < 0.1
+    solver = LearnedSolver(family, LevenbergMarquardt(), LevenbergMarquardt(), start, 1, 1)
+    np.testing.assert_allclose(solver.solve(signals).x, angles, atol=1e-5)
 
 
 def broken_start(solver: LearnedSolver) -> LearnedSolver:

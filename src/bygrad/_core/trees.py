@@ -99,6 +99,11 @@ def from_vector(vector: Num[Array, " entries"], like: PyTree[Shaped[Array, "..."
     return jax.tree.map(lambda leaf: leaf[0], from_matrix(vector[None], jax.tree.map(lambda leaf: leaf[None], like)))
 
 
+def real_leaves(tree: PyTree) -> list[Any]:
+    """Return the arrays of a tree; of a complex one, its real and its imaginary part."""
+    return jax.tree.leaves(jax.tree.map(lambda it: (it.real, it.imag) if jnp.iscomplexobj(it) else it, tree))
+
+
 def named_leaves(tree: PyTree) -> dict[str, Any]:
     """Map the path of every leaf, such as `layers/0/weight`, to the leaf.
 

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from .._core import trees
 from .card import Card
 from .certificate import failure_bound, is_excess
 from .solution import Tally, side_by_side
@@ -82,4 +82,4 @@ def alarm(card: Card, tallies: Sequence[Tally]) -> tuple[str, ...]:
 
 
 def _vectors(instances: PyTree[np.ndarray]) -> Float[np.ndarray, "rows d"]:
-    return side_by_side(jax.tree.leaves(instances))
+    return side_by_side(trees.real_leaves(instances))

@@ -161,7 +161,7 @@ class LearnedSolver:
             damping if isinstance(damping, LearnedDamping) else None,
             self.method.warm if isinstance(self.method, ADMM) else None,
         )
-        size = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(instances))
+        size = sum(math.prod(leaf.shape[1:]) for leaf in trees.real_leaves(instances))
         for network in networks:
             if network is not None and (learned := network.whitening.instance_mean.size) != size:
                 single = all(leaf.ndim == 1 for leaf in jax.tree.leaves(instances))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from .._core import trees
 from .._core.types import Instance, Scalar
 from .base import Flat
 from .levenberg_marquardt import Damping, GainRatio, Seen
@@ -156,7 +157,7 @@ class LearnedDamping(Damping):
 
 def vector_of(instance: PyTree[Any]) -> Float[Array, " d"]:
     """Return an instance as one vector in float32."""
-    return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(instance)])
+    return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in trees.real_leaves(instance)])
 
 
 @jax.custom_vjp
