@@ -279,6 +279,37 @@ def test_where_the_cost_does_not_curve_steps_grow():
     np.testing.assert_allclose(found.x, 1.0, atol=1e-4)
 
 
+def test_held_params_teach_the_free_ones_no_curvature():
+    optimize = pytest.importorskip("scipy.optimize")
+    rng = np.random.default_rng(0)
+    matrix, targets = rng.random((30, 10)), 3 * rng.normal(size=(30, 30))
+
+    class Box(Bounded):
+        def sample(self, key):
+            return jax.random.normal(key, (30,))
+
+        def init(self, instance, key):
+            return jnp.full(10, 0.5)
+
+        def loss(self, params, instance, key):
+            return 0.5 * jnp.sum((matrix @ params - instance) ** 2)
+
+        def bounds(self, instance):
+            return jnp.full(10, -0.5), jnp.full(10, 0.5)
+
+    found = solve(Box(), targets)
+    assert found.success.all() and (np.abs(found.x) == 0.5).mean() > 0.3
+    exact = [optimize.lsq_linear(matrix, it, (-0.5, 0.5), method="bvls").cost for it in targets]
+    np.testing.assert_allclose(found.cost, exact, rtol=1e-7)
+
+    def evaluations(target: np.ndarray) -> int:
+        loss = lambda p: (0.5 * np.sum((matrix @ p - target) ** 2), matrix.T @ (matrix @ p - target))  # noqa: E731
+        limits = 10 * [(-0.5, 0.5)]
+        return optimize.minimize(loss, np.full(10, 0.5), jac=True, method="L-BFGS-B", bounds=limits).nfev
+
+    assert found.nfev.mean() < 1.25 * np.mean([evaluations(it) for it in targets])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_certificate_is_the_gradient_however_large_the_params(dtype):
     starts = np.geomspace(1e3, 1e15, 4)[:, None] * np.ones(4)

@@ -98,13 +98,13 @@ class LBFGS(Method):
         x, best = jnp.where(taken, trial, at.x), jnp.where(taken, cost, at.cost)
         gradient = jnp.where(taken, gradient, memory.gradient)
         held = ((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0))
-        direction = _direction(jnp.where(held, 0.0, gradient), moves, changes)
-        direction = jnp.where(held, 0.0, direction)
+        # Of the pairs too, what the free params see: of curvature along those that are held, they would learn nothing.
+        direction, known = _direction(*(jnp.where(held, 0.0, it) for it in (gradient, moves, changes)))
         downhill = direction @ gradient < 0
         direction = jnp.where(downhill, direction, jnp.where(held, 0.0, -gradient))
         fresh = (taken & ~onward) | given_up
         # Without pairs the gradient has no scale of its own: the first step has length 1 at most.
-        scaled = jnp.any(moves) & downhill
+        scaled = known & downhill
         direction = jnp.where(scaled, direction, direction / jnp.maximum(jnp.linalg.norm(direction), 1.0))
         curve = cost - at.cost - slope
         fit = jnp.where(curve > 0, -0.5 * slope / jnp.where(curve > 0, curve, 1.0), 0.1)
@@ -129,10 +129,12 @@ class LBFGS(Method):
         return Progress(x, best, certificate, status, at.nit + 1, at.nfev + 1, after)
 
 
-def _direction(gradient: Array, moves: Array, changes: Array) -> Array:
-    """Return minus the inverse Hessian of the pairs times the gradient (two-loop recursion); empty pairs are zero."""
+def _direction(gradient: Array, moves: Array, changes: Array) -> tuple[Array, Bool[Array, ""]]:
+    """Return minus the inverse Hessian of the pairs times the gradient (two-loop recursion), and whether any pair tells
+    a curvature; empty pairs are zero."""
     products = jnp.sum(moves * changes, axis=1)
-    real: Bool[Array, " m"] = products > 0
+    sizes = jnp.linalg.norm(moves, axis=1) * jnp.linalg.norm(changes, axis=1)
+    real: Bool[Array, " m"] = products > FLATTEST * sizes
     inverse = jnp.where(real, 1 / jnp.where(real, products, 1.0), 0.0)
 
     def forward(gradient: Array, pair: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -145,6 +147,7 @@ def _direction(gradient: Array, moves: Array, changes: Array) -> Array:
         return step + (weight - scale * (change @ step)) * move, None
 
     gradient, weights = jax.lax.scan(forward, gradient, (moves, changes, inverse), reverse=True)
-    newest = changes[-1] @ changes[-1]
-    scaled = gradient * jnp.where(newest > 0, products[-1] / jnp.where(newest > 0, newest, 1.0), 1.0)
-    return -jax.lax.scan(backward, scaled, (moves, changes, inverse, weights))[0]
+    known, newest = jnp.any(real), len(real) - 1 - jnp.argmax(real[::-1])
+    scale = products[newest] / jnp.where(known, changes[newest] @ changes[newest], 1.0)
+    scaled = gradient * jnp.where(known, scale, 1.0)
+    return -jax.lax.scan(backward, scaled, (moves, changes, inverse, weights))[0], known
