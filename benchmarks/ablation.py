@@ -147,7 +147,7 @@ def across(options: Any) -> None:
     images = images_of(far.values(), "mnist")
     families = held_out() | {name: row.build(images[row.source], "train") for name, row in far.items()}
     steps = 2 if options.quick else 400
-    recipe = dataclasses.replace(RECIPE, meta_steps=steps, validate_every=steps)
+    recipe = dataclasses.replace(RECIPE, meta_steps=steps, validate_every=min(steps, RECIPE.validate_every))
     rows = []
 
     def keep(name: str, *tested: Optimizer) -> None:
