@@ -9,7 +9,7 @@ from; the decay b2 is 0.99 for all.
 
 With --across, controllers learn as `general/controller` does, from its mixture of networks, but for 400 meta-steps, and
 are used on networks that are not in it. What they see of the tensors, of size and depth, and of the reach is left out
-in turn; then rules with a network for every param learn in their place, with their published settings, from steps of
+in turn; then a rule with a network for every param learns in their place, with its published settings, from steps of
 the same size. The numbers are mean losses over runs; "before learning" is the Adam that controllers begin as.
 """
 
@@ -29,7 +29,7 @@ from bygrad.evaluation import area, final, run_curves, strict_json, tune_baselin
 from bygrad.experiments.general import RECIPE, held_out, mixture
 from bygrad.experiments.general import start as untrained
 from bygrad.experiments.transfer_rows import ROWS, images_of
-from bygrad.optimizers import HAND_DESIGNED, STAR, Controller, MLPRule, Optimizer, declare
+from bygrad.optimizers import HAND_DESIGNED, Controller, MLPRule, Optimizer, declare
 from bygrad.optimizers.base import Scheduled
 from bygrad.optimizers.controller import TENSOR_FEATURES
 from bygrad.problems import ProblemFamily, find_family
@@ -136,7 +136,6 @@ ACROSS: dict[str, Callable[[int], Optimizer]] = {
     "without the reach": _seeing(1, 1, 0),
     "without all three: a schedule": _seeing(0, 0, 0),
     "MLPRule": lambda seed: MLPRule(jax.random.key(seed), step_size=RATE),
-    "STAR": lambda seed: STAR(jax.random.key(seed), nominal_rate=RATE),
 }
 """What learns from the mixture, by the seed."""
 
