@@ -1,9 +1,12 @@
 """Horizons, and the sizes that a manifest says an optimizer was trained on: what JAX and PyTorch share of them."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 Tensor = TypeVar("Tensor")
+
+Action = Literal["warn", "fall back", "refuse"]
+"""What an envelope does outside of it."""
 
 IN_TORCH = "LSTM", "Controller"
 """Optimizers that have a rule for PyTorch too."""
@@ -26,7 +29,7 @@ NO_HORIZON = (
 
 def check_envelope(action: str, factor: float) -> None:
     """Refuse an envelope that nothing would come of, or that nothing would fit into."""
-    if action not in (actions := ("warn", "fall back", "refuse")) or not factor >= 1:
+    if action not in (actions := get_args(Action)) or not factor >= 1:
         raise ValueError(
             f"action={action!r}, factor={factor}: an envelope would watch, and nothing would be done outside of it, or"
             f" no size would be inside. Give one of {', '.join(map(repr, actions))}, and a factor of at least 1."

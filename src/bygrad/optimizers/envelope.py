@@ -1,6 +1,6 @@
 """What a learned optimizer was trained on, as limits: used outside them, it warns, hands over, or refuses."""
 
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,10 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 from .._core.definitions import REMEMBER
 from .._core.remarks import remark
 from .._core.results import Result
-from .._core.sizes import check_envelope, trained_sizes
+from .._core.sizes import Action, check_envelope, trained_sizes
 from .._core.types import Params
-
-Action = Literal["warn", "fall back", "refuse"]
 
 
 class Envelope(eqx.Module):

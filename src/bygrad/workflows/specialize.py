@@ -202,8 +202,8 @@ def _specialize(
     spent = trained.log.events[-1].seconds + pilot
     if (steps := len(trained.log.of(Stepped))) < WORTH_TRYING:
         display.warn(
-            f"{steps} meta-steps fitted into the {seconds:.0f} s, as compiling and measuring took {pilot:.0f} s"
-            f": too few to learn from. Give a longer budget (--budget), {3 * pilot + 60:.0f}s or more here"
+            f"{steps} meta-steps fitted into the {seconds:.0f} s, as compiling and measuring took {pilot:.0f} s:"
+            f" too few to learn from. Give a longer budget (--budget), {3 * pilot + 60:.0f}s or more here"
         )
 
     started = time.perf_counter()

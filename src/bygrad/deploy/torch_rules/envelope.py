@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +10,7 @@ from torch import Tensor
 from ..._core.definitions import REMEMBER
 from ..._core.remarks import remark
 from ..._core.results import Result
-from ..._core.sizes import HANDED_OVER, check_envelope, trained_sizes
-
-Action = Literal["warn", "fall back", "refuse"]
+from ..._core.sizes import HANDED_OVER, Action, check_envelope, trained_sizes
 
 
 @dataclass(frozen=True)
