@@ -2,7 +2,8 @@
 
     python benchmarks/execution.py [--params 1e6 10e6] [--repeats 10] [--quick] [--json FILE]
 
-Each row is one compiled `update` of a network's params, gradients given: what a training step adds to the gradient.
+Each row is one compiled `update` of an optax transformation (`bygrad.deploy.optax`, of the LSTM) on a network's params,
+gradients given: what a training step adds to the gradient.
 Gradients and state are donated, as in a training loop, so that updates and the new state take their memory. Times are
 the least of several repeats; CPU-seconds are over all threads. The limit is the arithmetic of the LSTM at the rate of a
 large float32 matrix product measured in the same process. State is what stays between steps; temporary is what the
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from _common import Times, lower, matmul_rate, parser, show, write_record
 
+from bygrad.deploy import optax as as_optax
 from bygrad.optimizers import LSTM
 
 ADAM = "optax.adam"
@@ -49,13 +51,11 @@ def measure_update(optimizer: Any, count: float, repeats: int) -> dict[str, Any]
     size = sum(leaf.size for leaf in params)
     keys = jax.random.split(jax.random.key(1), len(params))
     grads = [0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, params, strict=True)]
-    state = optimizer.init(params)
+    transformation = as_optax(optimizer) if isinstance(optimizer, LSTM) else optimizer
+    state = transformation.init(params)
     del params
 
-    def update(optimizer: Any, grads: Any, state: Any) -> tuple[Any, Any]:
-        return optimizer.update(grads, state)
-
-    compiling, compiled = Times.of(lambda: lower(update, optimizer, grads, state, donate="all-except-first").compile())
+    compiling, compiled = Times.of(lambda: lower(transformation.update, grads, state, donate="all").compile())
     record = {
         "params": size,
         "state_bytes_per_param": bytes_of(state) / size,
@@ -66,7 +66,7 @@ def measure_update(optimizer: Any, count: float, repeats: int) -> dict[str, Any]
     def step() -> None:
         # Updates are as good as gradients to time the next step with, and nothing else is left of what was donated.
         nonlocal grads, state
-        grads, state = jax.block_until_ready(compiled(optimizer, grads, state))
+        grads, state = jax.block_until_ready(compiled(grads, state))
 
     step()
     times = Times.least(step, repeats)

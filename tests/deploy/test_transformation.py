@@ -30,6 +30,7 @@ from bygrad.optimizers import (
     Optimizer,
     Partition,
     Scaled,
+    base,
     depth_of,
 )
 
@@ -251,6 +252,42 @@ def test_low_precision_params(small):
         updates, state = transformation.update(params, transformation.init(params), params)
         assert updates["w"].dtype == dtype
         assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.core
+def test_a_state_in_bfloat16_is_kept_as_its_bits_and_written_where_it_lies(monkeypatch):
+    """The same numbers as with the state as it is, for arrays below a block and above; donated, it needs no copy."""
+    monkeypatch.setattr(base, "STEP_BLOCK", 64)
+    optimizer = LSTM(jax.random.key(0), (5, 4), state_dtype="bfloat16")
+    params = {"large": jnp.ones((40, 100)), "small": jnp.ones(7)}
+    grads = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+    transformation = deployed(optimizer)
+    state, plain = transformation.init(params), optimizer.init(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.state)} == {jnp.dtype(jnp.uint16)}
+    step, stepped = jax.jit(transformation.update, donate_argnums=(0, 1)), eqx.filter_jit(optimizer.update)
+    for _ in range(3):
+        expected, plain = stepped(grads, plain)
+        updates, state = step(jax.tree.map(jnp.copy, grads), state)
+        close(updates, expected)
+        for bits, values in zip(jax.tree.leaves(state.state), jax.tree.leaves(plain), strict=True):
+            np.testing.assert_array_equal(bits, jax.lax.bitcast_convert_type(values, jnp.uint16))
+    needed = step.lower(grads, state).compile().memory_analysis()
+    if needed is not None:
+        assert needed.temp_size_in_bytes < 0.5 * sum(leaf.nbytes for leaf in jax.tree.leaves(state.state))
+
+
+def test_a_gradient_through_steps_with_a_state_of_bits_is_refused():
+    transformation = deployed(LSTM(jax.random.key(0), (3,), state_dtype="bfloat16"))
+
+    def after_two_steps(params):
+        state = transformation.init(params)
+        for _ in range(2):
+            updates, state = transformation.update(2 * params, state, params)
+            params = params + updates
+        return jnp.sum(params)
+
+    with pytest.raises(TypeError, match="A state that is kept as bits has no derivative"):
+        jax.grad(after_two_steps)(jnp.ones(3))
 
 
 def test_value_and_guard_arrive(params):

@@ -20,7 +20,8 @@ from .._core.sizes import NO_HORIZON, horizons
 from .._core.types import Params, State
 from ..artifacts import Artifact, find
 from ..artifacts import load as load_artifact
-from ..optimizers import Controller, Envelope, Guard, Optimizer, Scheduled, declare
+from ..optimizers import Controller, Coordinatewise, Envelope, Guard, Optimizer, Scheduled, declare
+from ..optimizers.base import bits_of
 from .jax import from_artifact
 
 
@@ -96,8 +97,10 @@ def optax(
         params = _arrays("params", params)
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
             return jax.eval_shape(init, params)
-        theta = _copied(deployed, params)
-        return DeployedState(theta, _own_buffers(deployed.init(params), (deployed, params)))
+        state = deployed.init(params)
+        if isinstance(deployed, Coordinatewise):
+            state = bits_of(state)  # so that a donated state is written where it lies
+        return DeployedState(_copied(deployed, params), _own_buffers(state, (deployed, params)))
 
     # All deployed optimizers share one function for their updates, and so its traces.
     return GradientTransformationExtraArgs(init, _update)

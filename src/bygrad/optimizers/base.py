@@ -172,14 +172,21 @@ class Coordinatewise(Optimizer):
         """Take a `step` block by block for large arrays: what happens inside stays in cache, and each block of the
         state is written where it was read, so that a donated state needs no second copy.
 
-        Its derivatives are those of `step` for the whole array.
+        Its derivatives are those of `step` for the whole array. A state that is given as its bits (`bits_of`) comes out
+        so.
         """
         size, width = grads.size, coordinates_at_a_time(STEP_BLOCK, accelerator=2**18)
         # Blocks would lie across the borders of arrays that are divided over devices: each device would have to gather
         # all of the state.
         if size <= width or _may_be_divided((grads, state)):
-            return self.step(grads, state)
+            return _step_as_given(self, grads, state)
         return _step_in_blocks(self, grads, state, width)
+
+
+def _step_as_given(rule: Coordinatewise, grads: Float[Array, "*c"], state: State) -> tuple[Float[Array, "*c"], State]:
+    """Take a step; the new state is of bits where the old one was."""
+    update, new = rule.step(grads, _values_of(state, rule))
+    return update, jax.tree.map(lambda leaf, old: leaf if leaf.dtype == old.dtype else bits_of(leaf), new, state)
 
 
 @eqx.filter_custom_jvp
@@ -195,14 +202,12 @@ def _step_in_blocks(
         )
 
     def advance(start: Any, width: int, carry: tuple[Array, State]) -> tuple[Array, State]:
-        grads, state = columns(start, width, carry)
-        update, state = rule.step(grads, _values(state, like))
-        return replace(start, carry, (update, _bits(state)))
+        return replace(start, carry, _step_as_given(rule, *columns(start, width, carry)))
 
     # The updates take the place of the gradients, block by block.
     size = grads.size
-    like = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[: -grads.ndim], size), state)
-    carry = grads.reshape(-1), _bits(like)
+    rows = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[: -grads.ndim], size), state)
+    carry = grads.reshape(-1), bits_of(rows)
     whole, first = size // width, 0
     if jax.device_count() > 1:
         # Inside `shard_map`, what is the same on all devices meets what is not: after one block, all of it varies.
@@ -210,15 +215,18 @@ def _step_in_blocks(
     carry = jax.lax.fori_loop(first, whole, lambda i, carry: advance(i * width, width, carry), carry)
     if rest := size % width:
         carry = advance(whole * width, rest, carry)
-    updates, states = carry[0], _values(carry[1], like)
-    return updates.reshape(grads.shape), jax.tree.map(lambda new, old: new.reshape(old.shape), states, state)
+    updates, new = carry
+    as_given = jax.tree.map(
+        lambda leaf, old: leaf if leaf.dtype == old.dtype else jax.lax.bitcast_convert_type(leaf, old.dtype), new, state
+    )
+    return updates.reshape(grads.shape), jax.tree.map(lambda leaf, old: leaf.reshape(old.shape), as_given, state)
 
 
 @_step_in_blocks.def_jvp
 def _step_in_blocks_jvp(primals: tuple, tangents: tuple) -> tuple:
     """Differentiate the step on the whole: through blocks, reverse mode would keep the whole state once for every one
     of them, and the bits of bfloat16 have no derivative."""
-    return eqx.filter_jvp(lambda rule, grads, state, _: rule.step(grads, state), primals, tangents)
+    return eqx.filter_jvp(lambda rule, grads, state, _: _step_as_given(rule, grads, state), primals, tangents)
 
 
 def _may_be_divided(arrays: PyTree) -> bool:
@@ -229,22 +237,36 @@ def _may_be_divided(arrays: PyTree) -> bool:
     return any(isinstance(leaf, Tracer) or (isinstance(leaf, jax.Array) and len(leaf.devices()) > 1) for leaf in leaves)
 
 
-def _bits(tree: PyTree) -> PyTree:
-    """Take bfloat16 arrays as integers: XLA for CPUs would convert a whole array to float32 to replace a part of it."""
-
-    def bits(leaf: Array) -> Array:
-        return jax.lax.bitcast_convert_type(leaf, jnp.uint16) if leaf.dtype == jnp.bfloat16 else leaf
-
-    return jax.tree.map(bits, tree)
+def bits_of(state: State) -> State:
+    """Take what is bfloat16 in a state as integers of 16 bits: XLA for CPUs would convert a whole array to float32 to
+    replace a part of it, and copies it to take it as integers."""
+    return jax.tree.map(lambda leaf: _bits(leaf) if leaf.dtype == jnp.bfloat16 else leaf, state)
 
 
-def _values(bits: PyTree, like: PyTree) -> PyTree:
-    """Undo `_bits`, to the dtypes of `like`."""
+@jax.custom_jvp
+def _bits(leaf: Array) -> Array:
+    return jax.lax.bitcast_convert_type(leaf, jnp.uint16)
 
-    def values(leaf: Array, like: Array) -> Array:
-        return leaf if leaf.dtype == like.dtype else jax.lax.bitcast_convert_type(leaf, like.dtype)
 
-    return jax.tree.map(values, bits, like)
+@_bits.defjvp
+def _bits_jvp(primals: tuple, tangents: tuple) -> tuple:
+    raise TypeError(
+        "A state that is kept as bits has no derivative, so that the gradient through more than one step would be"
+        " wrong. Differentiate the optimizer itself, whose state is bfloat16, and not what bygrad.deploy.optax makes of"
+        " it, or keep its state in float32 (state_dtype)."
+    )
+
+
+def _values_of(state: State, rule: Coordinatewise) -> State:
+    """Undo `bits_of`, where the rule begins with bfloat16."""
+    if all(leaf.dtype != jnp.uint16 for leaf in jax.tree.leaves(state)):
+        return state
+
+    def value(leaf: Array, like: jax.ShapeDtypeStruct) -> Array:
+        bits = like.dtype == jnp.bfloat16 and leaf.dtype == jnp.uint16
+        return jax.lax.bitcast_convert_type(leaf, jnp.bfloat16) if bits else leaf
+
+    return jax.tree.map(value, state, jax.eval_shape(lambda: rule.start((1,))))
 
 
 def _divided_like(param: Any, state: State) -> State:
