@@ -181,6 +181,23 @@ def test_runs_on_a_mixture_are_runs_on_each_member_by_itself(judged):
     np.testing.assert_allclose(curves, (each[0] + 3 * each[1]) / 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("wrap", [RandomStart, RandomScale, HeldOut, None])
+def test_the_members_of_a_mixture_inside_of_another_family_run_by_themselves_too(wrap):
+    members = perceptron(10), RandomStart(perceptron(10), 0.5, 2.0)
+    mixture = Mixture(members, (1.0, 3.0))
+    family = Mixture((mixture,), (2.0,)) if wrap is None else wrap(mixture)
+    parts, weights = zip(*family.parts(), strict=True)
+    assert list(map(type, parts)) == [wrap or type(member) for member in members]
+    assert list(weights) == ([1.0, 3.0] if wrap is None else [0.5, 1.5])
+    optimizer = eqx.tree_at(lambda it: it.powers, Controller(KEY, learning_rate=0.1), jnp.array([-0.5, 0.1]))
+    keys = jax.random.split(KEY, 3)
+    each = [
+        weights[i] * loss_curves(optimizer, part, jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i), 5)
+        for i, part in enumerate(members if wrap is None else map(wrap, members))
+    ]
+    np.testing.assert_allclose(loss_curves(optimizer, family, keys, 5), each[0] + each[1], rtol=1e-5)
+
+
 class StraightThrough(ProblemFamily):
     """Rounds its params, and gives a gradient as if it did not: that of the derivative is zero."""
 

@@ -16,7 +16,8 @@ class Mixture(ProblemFamily):
     tensors separately, a mixture is all of its members, and to everything that knows families it is a family. Losses of
     runs (`bygrad.unroll.loss_curves`: validation, tuning, comparing) are those of runs on each member by itself, since
     an optimizer that sees more than a tensor would meet another problem in all of them together. Estimators run them
-    together, unless they are inside of `bygrad.metagrads.Members`.
+    together, unless they are inside of `bygrad.metagrads.Members`. The members of a mixture inside of it, also of one
+    that other families wrap, are its own.
 
     **Arguments:** `members`: the families, of any kinds. `weights`: of their losses, 1 by default; they should make the
     losses of the members alike in size. The held-out loss is the same mean, of members that all have one.
@@ -48,7 +49,11 @@ class Mixture(ProblemFamily):
 
     def parts(self) -> tuple[tuple[ProblemFamily, float], ...]:
         count = len(self.members)
-        return tuple((member, weight / count) for member, weight in zip(self.members, self.weights, strict=True))
+        return tuple(
+            (part, weight / count * share)
+            for member, weight in zip(self.members, self.weights, strict=True)
+            for part, share in member.parts()
+        )
 
     def held_out_loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
         return self._mean([member.held_out_loss for member in self.members], params, instance, key)

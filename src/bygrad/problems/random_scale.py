@@ -1,5 +1,6 @@
 """A family whose coordinates are measured in random units: Lv et al. (2017), section 3.1."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -50,6 +51,9 @@ class RandomScale(ProblemFamily):
 
     def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
         return differentiable_loss(self.family)(self._restored(params, instance), instance[0], key)
+
+    def parts(self) -> tuple[tuple[ProblemFamily, float], ...]:
+        return tuple((dataclasses.replace(self, family=part), weight) for part, weight in self.family.parts())
 
     def held_out_loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
         return self.family.held_out_loss(self._restored(params, instance), instance[0], key)

@@ -1,5 +1,6 @@
 """A family whose problems start nearer to zero, or further from it."""
 
+import dataclasses
 import math
 
 import equinox as eqx
@@ -46,6 +47,9 @@ class RandomStart(ProblemFamily):
 
     def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
         return differentiable_loss(self.family)(params, instance[0], key)
+
+    def parts(self) -> tuple[tuple[ProblemFamily, float], ...]:
+        return tuple((dataclasses.replace(self, family=part), weight) for part, weight in self.family.parts())
 
     def held_out_loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
         return self.family.held_out_loss(params, instance[0], key)
