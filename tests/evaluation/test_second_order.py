@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from bygrad.evaluation import LBFGS, GaussNewton, run_in_time
-from bygrad.evaluation.second_order import second_order_curve
+from bygrad.evaluation.second_order import lbfgs_curves, second_order_curve
 from bygrad.experiments.transfer_rows import LossTimes
-from bygrad.problems import ConvClassifier, ImageData, LeastSquares, MLPClassifier, load_images
-from bygrad.unroll import draw
+from bygrad.optimizers import Adam
+from bygrad.problems import ConvClassifier, ImageData, LeastSquares, Mixture, MLPClassifier, Quadratic, load_images
+from bygrad.unroll import draw, loss_curves
 
 DIGITS = load_images("mnist").shrunk(8)
 
@@ -121,6 +122,22 @@ def test_side_by_side_in_turn_and_alone_are_the_same(method, one_by_one):
     end, curve = alone(method, family, *first, run_keys[0], steps=4, size=4)
     np.testing.assert_allclose(ran.curves[0, 0], curve, rtol=1e-3)
     np.testing.assert_allclose(ran.test[0, 0], family.loss(end, (), None), rtol=1e-3)
+
+
+def test_on_a_mixture_second_order_methods_run_on_what_the_others_run_on():
+    members = Quadratic(2), Quadratic(3)
+    family = Mixture(members, (1.0, 3.0))
+    keys = jax.random.split(jax.random.key(0), 3)
+    each = [
+        lbfgs_curves(one, jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys), 4)
+        for i, one in enumerate(members)
+    ]
+    curves = lbfgs_curves(family, keys, 4)
+    np.testing.assert_allclose(curves[:, 0], loss_curves(Adam(1e-2), family, keys, 1)[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(curves, (each[0] + 3 * each[1]) / 2, rtol=1e-5)
+    ran = run_in_time(LBFGS(), np.ones(1), family, family, keys, 1e9, 4)
+    np.testing.assert_allclose(ran.curves[0], curves, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(ran.test[0], curves[:, -1], rtol=1e-5, atol=1e-7)
 
 
 def test_one_step_is_taken_even_if_it_does_not_fit():

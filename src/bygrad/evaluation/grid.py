@@ -17,7 +17,7 @@ from .._core.threads import in_thread
 from .._core.types import Instance, Params, Scalar
 from ..optimizers import FromOptax, Optimizer, declare, evaluation_point
 from ..problems import ProblemFamily
-from ..unroll import begin, draw, lift, rollout
+from ..unroll import apart, begin, draw, lift, rollout
 from .second_order import LBFGS, GaussNewton, SecondOrder, has_objective, second_order_curve
 from .tuning import with_learning_rate
 
@@ -142,10 +142,14 @@ def _in_time(
 ) -> tuple[Float[Array, "rates runs steps"], Float[Array, "rates runs"]]:
     def run(rate: Float[Array, ""], keys: Shaped[PRNGKeyArray, " runs"]) -> tuple[Array, Array]:
         tuned = eqx.tree_at(lambda it: it.damping, method, rate) if isinstance(method, GaussNewton) else method
-        instances, params, run_keys = draw(family, keys)
-        solve = functools.partial(second_order_curve, tuned, family, steps=steps, size=most)
-        params, curves = jax.vmap(solve)(instances, params, run_keys)
-        return curves, _judged(held_out, params, instances)
+        parts, found = apart(family, keys), []
+        judges = [None] * len(parts) if held_out is None else [judge for judge, _ in held_out.parts()]
+        for (part, weight, its), judge in zip(parts, judges, strict=True):
+            instances, params, run_keys = draw(part, its)
+            solve = functools.partial(second_order_curve, tuned, part, steps=steps, size=most)
+            params, curves = jax.vmap(solve)(instances, params, run_keys)
+            found.append((weight * curves, weight * _judged(judge, params, instances)))
+        return jax.tree.map(lambda *each: sum(each[1:], start=each[0]), *found)
 
     return _all(one_by_one, run, rates, keys)
 

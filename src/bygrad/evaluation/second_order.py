@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 from .._core.types import Instance, Params, Scalar
 from ..problems import Modelled, ProblemFamily
 from ..problems.base import differentiable_loss
-from ..unroll import draw, step_keys
+from ..unroll import apart, draw, step_keys
 
 
 def has_objective(family: ProblemFamily) -> bool:
@@ -221,5 +221,8 @@ def bfgs_curves(
 def _curves(
     method: SecondOrder, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int
 ) -> Float[Array, "runs horizon_plus_1"]:
-    solve = functools.partial(second_order_curve, method, family, steps=horizon, size=horizon)
-    return jax.vmap(solve)(*draw(family, keys))[1]
+    curves = []
+    for part, weight, its in apart(family, keys):
+        solve = functools.partial(second_order_curve, method, part, steps=horizon, size=horizon)
+        curves.append(weight * jax.vmap(solve)(*draw(part, its))[1])
+    return sum(curves[1:], start=curves[0])

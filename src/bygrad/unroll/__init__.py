@@ -5,6 +5,7 @@ from .replay import cotangents, replay, replay_coordinates, replay_parts
 from .rollout import (
     Inner,
     Trajectory,
+    apart,
     begin,
     compiled_loss_curves,
     draw,
@@ -23,6 +24,7 @@ __all__ = [
     "Lifted",
     "Trajectory",
     "Windows",
+    "apart",
     "begin",
     "best_segment",
     "compiled_loss_curves",

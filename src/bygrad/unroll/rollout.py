@@ -141,18 +141,25 @@ def run(
     return end, jnp.append(values, last)
 
 
+def apart(
+    family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"]
+) -> list[tuple[ProblemFamily, float, Shaped[PRNGKeyArray, " runs"]]]:
+    """Return what runs by itself: each member of a mixture, with its weight and the keys of its runs; any other family
+    as it is."""
+    parts = family.parts()
+    if len(parts) == 1:
+        return [(family, 1.0, keys)]
+    each = [jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i) for i in range(len(parts))]
+    return [(part, weight, its) for (part, weight), its in zip(parts, each, strict=True)]
+
+
 def loss_curves(
     optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int
 ) -> Float[Array, "runs horizon_plus_1"]:
     """Run the optimizer on fresh instances: column `t` is the loss after `t` updates, `t = 0..horizon`. Of a mixture,
     the mean of runs on each of its members."""
-    optimizer, parts = declare(optimizer, horizon), family.parts()
-    if len(parts) == 1:
-        return _loss_curves(optimizer, family, keys, horizon)
-    each = [jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i) for i in range(len(parts))]
-    curves = [
-        weight * _loss_curves(optimizer, part, its, horizon) for (part, weight), its in zip(parts, each, strict=True)
-    ]
+    optimizer = declare(optimizer, horizon)
+    curves = [weight * _loss_curves(optimizer, part, its, horizon) for part, weight, its in apart(family, keys)]
     return sum(curves[1:], start=curves[0])
 
 
