@@ -142,6 +142,33 @@ def test_the_display_shows_what_stays():
     assert "nothing was learned [really]" in lines
 
 
+@pytest.mark.parametrize(
+    ("level", "reached", "told"),
+    [
+        (0.0, 0.0, "(final level with the best tuned baseline, Adam 0)"),
+        (0.0, 0.5, "(final above the best tuned baseline, Adam 0)"),
+        (math.inf, 0.5, "(final below the best tuned baseline, Adam inf)"),
+        (math.inf, math.inf, "(final level with the best tuned baseline, Adam inf)"),
+    ],
+)
+def test_the_display_knows_baselines_that_solve_a_problem_or_are_lost_on_it(level, reached, told):
+    shown, text = display()
+    shown.levels, shown.measure = {"Adam": level}, "final"
+    shown.event(Validated(0, 3.0, reached, True, 1.0))
+    assert told in text.getvalue()
+
+
+def test_the_display_shows_meta_losses_after_one_that_was_infinite():
+    shown, text = display()
+    shown.meta_steps = 2
+    for step, loss in enumerate((math.inf, 2.0), start=1):
+        shown._quiet_since = -math.inf  # tells every line
+        shown.event(Stepped(step, loss, 0.1, 1e-2, float(step)))
+    first, second = text.getvalue().splitlines()
+    assert first == "meta-training 1/2  meta-loss inf"  # from one step no speed is known
+    assert second == "meta-training 2/2  meta-loss 2  1.0 meta-steps/s, 0 s left"
+
+
 def one_pixel(family: ProblemFamily, optimizers: Mapping[str, Optimizer], key: PRNGKeyArray) -> dict:
     image = {"shape": [1, 1, 3], "data": base64.b64encode(bytes(3)).decode()}
     rows = [{"label": label, "images": [image]} for label in optimizers]

@@ -94,21 +94,23 @@ class Display:
             self.warn(event.message)
 
     def _stepped(self, event: Stepped) -> None:
-        smooth = event.meta_loss if math.isnan(self._loss) else 0.9 * self._loss + 0.1 * event.meta_loss
+        smooth = 0.9 * self._loss + 0.1 * event.meta_loss if math.isfinite(self._loss) else event.meta_loss
         self._loss = smooth
         self._rates = [*self._rates[-20:], (event.step, event.seconds)]
         (first, begun), (last, now) = self._rates[0], self._rates[-1]
         speed = (last - first) / (now - begun) if now > begun else 0.0
         steps = f"{event.step}/{self.meta_steps}" if self.seconds is None else f"{event.step} meta-steps"
         note = f"{steps}  meta-loss {smooth:.4g}{self._clarity(event)}"
-        note += f"  {speed:.1f} meta-steps/s" if speed >= 1 or not speed else f"  {1 / speed:.1f} s a meta-step"
-        left = (self.meta_steps - event.step) / speed if speed else math.nan
+        left = math.nan
+        if speed:  # of the first one nobody knows
+            note += f"  {speed:.1f} meta-steps/s" if speed >= 1 else f"  {1 / speed:.1f} s a meta-step"
+            left = (self.meta_steps - event.step) / speed
         if self.seconds is None:
             self._show("meta-training", event.step, self.meta_steps, note)
         else:
             left = max(0.0, self.seconds - event.seconds)
             self._show("meta-training", round(event.seconds), round(self.seconds), note)
-        self._line_now_and_then(f"meta-training {note}, {left:.0f} s left")
+        self._line_now_and_then(f"meta-training {note}" + ("" if math.isnan(left) else f", {left:.0f} s left"))
 
     def _clarity(self, event: Stepped) -> str:
         """Say how clear the meta-gradient is, and whether particles were lost, where there are any."""
@@ -127,9 +129,10 @@ class Display:
         if self.levels:
             name, level = min(self.levels.items(), key=lambda item: item[1])
             reached = getattr(event, self.measure)
-            share = abs(1 - reached / level)
-            side = "below" if reached < level else "above"
-            line += f"  ({self.measure} {share:.0%} {side} the best tuned baseline, {name} {level:.4g})"
+            side = "below" if reached < level else "above" if reached > level else "level with"
+            if side != "level with" and level and math.isfinite(level):
+                side = f"{abs(1 - reached / level):.0%} {side}"
+            line += f"  ({self.measure} {side} the best tuned baseline, {name} {level:.4g})"
         return f"{line}  [{event.seconds:.0f} s]"
 
     def _line_now_and_then(self, line: str) -> None:
