@@ -176,6 +176,17 @@ def test_every_measure_is_at_the_setting_that_tuned_best_for_it():
     assert (cell["mean"], cell["final"], cell["schedule"]) == (5.0, 7.0, "constant")
 
 
+def test_each_run_of_the_report_of_the_base_row_is_of_the_setting_of_its_mean(tmp_path):
+    table = rows(ours=1.0, adam=1.0, cosine=[1.0, 1.0])
+    adam = table["easy"]["optimizers"]["Adam"]
+    adam |= {"mean": [[1.0, 5.0, 6.0], [2.0, 0.0, 0.0]], "final": [[2.0, 0.0, 0.0], [1.0, 7.0, 8.0]]}
+    task = Task("quick", tmp_path, Display(Console(file=io.StringIO())))
+    found = aggregate(table, ["Ours"])
+    row = transfer._base_results(table, found, Effort(4, 1, 2, ROWS[:1]), {}, task)["optimizers"]["adam"]
+    assert row["final"]["mean"] == 7.5
+    assert row["each_run"]["final"] == [7.0, 8.0]
+
+
 def test_who_takes_longer_takes_fewer_steps_in_the_time_of_adam():
     table = rows(ours=0.5, adam=1.0, cosine=[0.4, 0.8])
     for row in table.values():

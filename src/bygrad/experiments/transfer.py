@@ -318,7 +318,8 @@ def _base_results(
         if entry["rates"] is not None:  # curves are at the rate that is best for the mean loss, and so for the area
             losses = {measure: np.asarray(entry[measure], float) for measure in ("mean", "final")}
             best = {measure: choose(it[:, : entry["tuning_runs"]]) for measure, it in losses.items()}
-            summary["final"] = interval_of(losses["final"][best["final"], entry["tuning_runs"] :])
+            final = losses["final"][best["final"], entry["tuning_runs"] :]
+            summary["final"], summary["each_run"]["final"] = interval_of(final), final.tolist()
             summary["learning_rate"] = entry["rates"][best["final"]]
             summary["area_learning_rate"] = entry["rates"][best["mean"]]
         optimizers[name.lower()] = summary
