@@ -36,7 +36,7 @@ from bygrad.workflows.specialize import (
     resize,
     specialize,
 )
-from bygrad.workflows.worth import sentences
+from bygrad.workflows.worth import _seconds_saved, sentences
 
 HORIZON = 12
 TUNING = Tuning(np.array([0.01, 0.03]), final=np.array([1.0, 2.0]), area=np.array([2.0, 1.0]))
@@ -348,6 +348,15 @@ def test_worth_in_words_says_when_no_time_is_saved():
     mean, final, *_ = sentences(worth | negative | {"best_final_loss": -3.0})
     assert "0.5 below that of the best tuned baseline (Adam) at equal steps, 1 above at equal seconds" in mean
     assert "final loss: inf above that of" in final
+    lost = {"final_loss": math.inf, "best_final_loss": math.inf, "final_loss_at_equal_seconds": math.inf}
+    _, final, beside, _ = sentences(worth | lost)
+    assert "final loss: as infinite as that of the best tuned baseline (Nesterov)" in final
+    assert "as infinite as that of this optimizer in as many" in beside
+
+
+def test_time_is_saved_by_no_run_that_diverges_where_all_baselines_do():
+    assert _seconds_saved([math.inf] * 5, math.inf, 2, 1.0, 4.0) is None
+    assert _seconds_saved([math.inf, math.inf, 3.0, 2.0, 1.0], math.inf, 2, 1.0, 4.0) == 4.0 - 3.0
 
 
 @pytest.mark.parametrize("horizons", [range(1, 10), range(10, 20), range(20, 2001)], ids=str)

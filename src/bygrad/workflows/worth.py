@@ -136,7 +136,7 @@ def _seconds_saved(
 ) -> float | None:
     """Return what a run saves that may stop when it is where the best baseline ends; `None` if it never is."""
     smooth = np.convolve(curve, np.ones(window) / window, "valid")
-    reached = np.flatnonzero(smooth <= level)
+    reached = np.flatnonzero(np.isfinite(smooth) & (smooth <= level))
     return float(rival_seconds - (reached[0] + window - 1) * ours_step) if reached.size else None
 
 
@@ -175,6 +175,8 @@ def _beside_lbfgs(worth: Mapping[str, Any]) -> str:
 
 def _against(ours: float, theirs: float) -> str:
     """Say how much larger a loss is: as a factor, or where there is none as a difference."""
+    if math.isinf(ours) and math.isinf(theirs):
+        return "as infinite as"
     factor, more = ratio(ours, theirs), ours - theirs
     if not math.isnan(factor):
         return f"{factor:.2f} x"
