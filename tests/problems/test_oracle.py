@@ -147,6 +147,17 @@ def test_a_function_with_another_result_is_refused_at_once():
         Oracle(lambda params, seed: 1 / 0, np.ones(3))
 
 
+def test_numbers_that_would_become_others_are_refused():
+    with pytest.raises(ValueError, match=r"complex128 numbers that float32 cannot hold \(\(3\+1j\)\)"):
+        Oracle(lambda params, seed: (3 + 1j, params), np.ones(2))
+    draws = {"halves": lambda seed: 1 if seed == 0 else 2.5, "seeds": lambda seed: 2**31 * (seed > 0)}
+    for draw in draws.values():
+        with pytest.raises(ValueError, match=r"Oracle.sample raised ValueError: A function of an Oracle returned"):
+            check_family(Oracle(bowl_of, lambda seed, instance: np.ones(2), draw), jax.random.key(0))
+    whole = Oracle(bowl_of, lambda seed, instance: np.ones(2), lambda seed: np.uint32(2**31) * np.uint32(seed > 0))
+    assert int(whole.sample(jax.random.key(0))) == 2**31
+
+
 @pytest.mark.parametrize(
     ("oracle", "says"),
     [

@@ -115,7 +115,8 @@ class Structure:
         return jax.tree.unflatten(self.tree, [np.zeros(leaf.shape, leaf.dtype) for leaf in self.leaves])
 
     def fit(self, tree: PyTree) -> list[np.ndarray]:
-        """Return the leaves of a tree of this structure as arrays. Raises `ValueError` for another structure."""
+        """Return the leaves of a tree of this structure as arrays. Raises `ValueError` for another structure, and for
+        numbers that are not real, or not whole where whole ones are kept, or too large for those."""
         found = Structure.of(tree)
         if found.tree != self.tree or [leaf.shape for leaf in found.leaves] != [leaf.shape for leaf in self.leaves]:
             raise ValueError(
@@ -124,11 +125,24 @@ class Structure:
                 " built like the first one."
             )
         pairs = zip(jax.tree.leaves(tree), self.leaves, strict=True)
-        return [np.asarray(leaf).astype(like.dtype) for leaf, like in pairs]
+        return [_as_kind(np.asarray(leaf), like.dtype) for leaf, like in pairs]
 
     def in_words(self) -> str:
         leaves = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves]
         return str(jax.tree.unflatten(self.tree, leaves)).replace("'", "")
+
+
+def _as_kind(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    if jnp.issubdtype(array.dtype, jnp.complexfloating) <= jnp.issubdtype(dtype, jnp.complexfloating):
+        with np.errstate(invalid="ignore"):
+            cast = array.astype(dtype)
+        if jnp.issubdtype(dtype, jnp.inexact) or np.array_equal(cast, array):
+            return cast
+    raise ValueError(
+        f"A function of an Oracle returned {array.dtype} numbers that {dtype} cannot hold ({array!s:.60}), so others"
+        " would be used in their place. Return real values and gradients, draws of the kind of the first one, and whole"
+        " numbers of 32 bits: np.uint32(seed), if a seed is an instance."
+    )
 
 
 def _on_host(function: Callable[..., Any], like: Structure, key: PRNGKeyArray | None, *arguments: PyTree) -> PyTree:
