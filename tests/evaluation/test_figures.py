@@ -3,7 +3,7 @@
 import pytest
 
 from bygrad.evaluation.drawing import COLOURS
-from bygrad.evaluation.figures import loss_curves, losses_in_time, profiles
+from bygrad.evaluation.figures import loss_curves, losses_in_time, meta_training_curve, profiles, tuning_curves
 
 
 def test_profiles_show_where_shares_change():
@@ -34,6 +34,28 @@ def test_losses_against_seconds_end_where_their_steps_do():
     assert drawn == adam + lstm
     assert axes.get_xlim() == (0.5, 6.0)
     assert {text.get_text() for text in axes.texts} == {"Adam", "LSTM"}
+
+
+def test_axes_end_above_negative_losses_too():
+    tuning = {"learning_rates": [0.1, 1.0, 10.0], "final": [-6.0, -10.0, 1e9], "area": [-11.0, -20.0, 1e9]}
+    adam = {"kind": "hand-designed", "label": "Adam", "curve": [-5.0, -8.0, -10.0], "tuning": tuning}
+    for axes, still in zip(
+        tuning_curves({"optimizers": {"adam": adam}, "horizon": 2}).axes, (-5.0, -10.0), strict=True
+    ):
+        low, high = axes.get_ylim()
+        assert low < 2 * still < still < high < 0
+    training = {"steps": list(range(8)), "meta_loss": [50.0, -1.0, -1.5, -4.0, -8.0, -16.0, -20.0, -20.0]}
+    (axes,) = meta_training_curve({"optimizers": {}, "meta_training": training}).axes
+    assert axes.get_ylim()[1] > -1.5
+
+
+@pytest.mark.filterwarnings("error")
+def test_rates_are_drawn_where_every_start_is_infinite():
+    tuning = {"learning_rates": [0.1, 1.0], "final": [2.0, 1.0], "area": [5.0, 4.0]}
+    adam = {"kind": "hand-designed", "label": "Adam", "curve": [None, 2.0, 1.0], "tuning": tuning}
+    for axes in tuning_curves({"optimizers": {"adam": adam}, "horizon": 2}).axes:
+        low, high = axes.get_ylim()
+        assert low < min(axes.lines[0].get_ydata()) < max(axes.lines[0].get_ydata()) < high
 
 
 @pytest.mark.parametrize("draw", [loss_curves, losses_in_time])

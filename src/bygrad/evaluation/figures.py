@@ -217,7 +217,7 @@ def _draw_validation(axes: "matplotlib.axes.Axes", results: Results, height: flo
     baselines = {key: float(level) for key, level in (training.get("baselines") or {}).items() if level is not None}
     known = {entry["label"]: colours([key])[key] for key, entry in results["optimizers"].items()}
     levels = np.array(list(baselines.values()))
-    limits, log = limits_of(np.concatenate([validation, levels]), top=20 * float(np.max(levels, initial=-math.inf)))
+    limits, log = limits_of(np.concatenate([validation, levels]), top=_above(levels, 20.0))
     set_scale(axes.yaxis, limits, log)
     colour = colours([name])[name]
     axes.plot(steps, validation, color=colour, linewidth=1.6, marker="o", markersize=2.6, zorder=3, clip_on=False)
@@ -243,8 +243,14 @@ def _draw_meta_loss(axes: "matplotlib.axes.Axes", training: Mapping[str, Any]) -
         trend = np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
         axes.plot(steps, np.where(np.isfinite(trend), trend, np.nan), color="#333333", linewidth=1.3, zorder=3)
     finite = losses[np.isfinite(losses)]
-    set_scale(axes.yaxis, *limits_of(losses, top=10 * float(np.max(finite[len(finite) // 4 :], initial=-math.inf))))
+    set_scale(axes.yaxis, *limits_of(losses, top=_above(finite[len(finite) // 4 :], 10.0)))
     axes.set_ylabel("meta-loss")
+
+
+def _above(values: Array, times: float) -> float:
+    """Return `times` the largest, or where that is negative as far above it; infinite where there is none."""
+    largest = float(np.max(values, initial=-math.inf))
+    return largest + (times - 1) * abs(largest) if math.isfinite(largest) else math.inf
 
 
 def _learned(results: Results) -> tuple[str, str]:
@@ -276,11 +282,12 @@ def tuning_curves(results: Results) -> "matplotlib.figure.Figure":
     palette = colours(list(results["optimizers"]))
     rates = np.concatenate([floats(entry["tuning"]["learning_rates"]) for entry in tuned.values()])
     chosen = {"final": "learning_rate", "area": "area_learning_rate"}
-    initial = float(np.nanmax([floats(entry["curve"])[0] for entry in tuned.values()]))
-    still = {"final": initial, "area": initial * results["horizon"]}
+    starts = floats([entry["curve"][0] for entry in tuned.values()])
+    top = _above(starts[np.isfinite(starts)], 1.4)
+    tops = {"final": top, "area": top * results["horizon"]}
     for axes, (measure, title) in zip(panels, {"final": "final loss", "area": "area"}.items(), strict=True):
         losses = {name: floats(entry["tuning"][measure]) for name, entry in tuned.items()}
-        set_scale(axes.yaxis, *limits_of(np.concatenate(list(losses.values())), top=1.4 * still[measure]))
+        set_scale(axes.yaxis, *limits_of(np.concatenate(list(losses.values())), top=tops[measure]))
         set_scale(axes.xaxis, *limits_of(rates))
         for name, entry in tuned.items():
             tested = floats(entry["tuning"]["learning_rates"])
