@@ -99,6 +99,11 @@ def test_a_comparison_of_a_setting_is_made_once(tmp_path):
     task, protocol = task_in(tmp_path), Protocol(3, runs=2, tuning_runs=1, second_order_runs=0, rates=3)
     arguments = ({"Mine": SGD()}, Quadratic(2), Quadratic(2), protocol, "Title", {"Adam": Adam})
     results = task.compare("Two layers", *arguments)
+    report = task.folder / "two-layers" / "report.html"
+    drawn = report.read_text()
+    report.unlink()  # as if it had been killed before
+    assert task.compare("Two layers", *arguments) == results
+    assert report.read_text() == drawn
     assert set(results["optimizers"]) == {"mine", "adam"}
     kept = tmp_path / "two-layers" / "results.json"
     assert json.loads(kept.read_text()) == results and kept.with_name("report.html").exists()

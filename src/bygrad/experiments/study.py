@@ -52,10 +52,12 @@ class Task:
         found there."""
         folder = self.folder / slug(setting)
         if (kept := folder / "results.json").exists():
-            return read_json(kept)
-        options: dict[str, Any] = {"title": title, "command": self.command, "baselines": baselines}
-        results = strict_json(evaluate(learned, family, tuning_family, protocol, self.display, **options))
-        write_report(results, folder)
+            results = read_json(kept)
+        else:
+            options: dict[str, Any] = {"title": title, "command": self.command, "baselines": baselines}
+            results = strict_json(evaluate(learned, family, tuning_family, protocol, self.display, **options))
+        if not (folder / "report.html").exists():  # comes last: it may be what an interrupted run has not drawn
+            write_report(results, folder)
         return results
 
     def finish(
