@@ -26,6 +26,7 @@ from bygrad.solvers import (
     LevenbergMarquardt,
     ProximalGradient,
     Safeguarded,
+    Status,
     Whitening,
     solve,
 )
@@ -307,6 +308,8 @@ def test_safe_l2o_converges_for_any_proposal(kind, coding, coded):
 class Bowl(Composite):
     """A quadratic of two curvatures around a point, without a penalty; L is 4."""
 
+    bound: float = 4.0
+
     def sample(self, key):
         return jax.random.normal(key, (2,))
 
@@ -323,7 +326,31 @@ class Bowl(Composite):
         return params
 
     def curvature(self):
-        return jnp.float32(4.0)
+        return jnp.asarray(self.bound)
+
+
+@pytest.mark.parametrize("method", [ProximalGradient(), Safeguarded(PROPOSALS["stay"])])
+def test_a_curvature_that_is_too_small_is_named_as_the_cause(method):
+    data = np.array([[1.0, 1.0], [-2.0, 0.5]])
+    assert solve(Bowl(2.5), data, method=method).success.all()  # steps below 2 / L still converge
+    for bound in (1.0, 1e-3):
+        found = solve(Bowl(bound), data, method=method)
+        assert (found.status == Status.TOO_CURVED).all() and "curvature()" in found.message[0]
+        assert np.isfinite(found.x).all() and np.isfinite(found.cost).all()
+
+
+@pytest.mark.parametrize("method", [ProximalGradient(tol=1e-30), ProximalGradient(tol=1e-30, step_size=1.9)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounding_is_not_taken_for_curvature(method, dtype, coding):
+    found = solve(coding, coding.patches, method=method, dtype=dtype, batch=16)
+    assert not (found.status == Status.TOO_CURVED).any()
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, np.nan, np.inf])
+@pytest.mark.parametrize("method", [ProximalGradient(), Safeguarded(PROPOSALS["stay"])])
+def test_a_curvature_that_is_none_is_refused(bound, method):
+    with pytest.raises(ValueError, match=r"Bowl.curvature returned .*, but it must be one positive number L"):
+        solve(Bowl(bound), np.ones((1, 2)), method=method)
 
 
 def test_safe_l2o_is_algorithm_1_with_one_evaluation_a_step(monkeypatch):

@@ -6,10 +6,12 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from .._core.types import Instance, Scalar
 from ..problems import Composite, ProblemFamily
+from ..problems.base import blame
 from .base import Flat, Method, OncePerFamily, Progress, status_of
 from .schedule import LearnedSchedule
 from .solution import Status
@@ -42,16 +44,17 @@ class ProximalGradient(Method):
     $x$ stays, momentum is forgotten, and the next trial is the plain proximal gradient step with $1/L$ from $x$. No
     evaluation is spent on the test itself: cost and gradient at the trial are needed anyway.
 
-    **Guarantee (any schedule, any step size).** The cost is never above that at the start, and never rises after the
-    schedule, beyond rounding. *Assume* that $g$ has an $L$-Lipschitz gradient, $h$ is convex, and $f$ is bounded below.
-    *Then* after the schedule's end the gradient mapping $G$ goes to zero, and if $f$ is convex with bounded level sets,
-    the cost converges to the minimum; with $s \le 1/L$ at FISTA's rate between restarts. *Sketch:* over the trials
-    taken, the sum of $\lVert x_+ - x \rVert^2$ is at most $(f(x_0) - \inf f) / cL$, so that $x_+ - x$ goes to zero,
-    with it $y - x$, and so $G(y) = (y - x_+) / s$. A step with $1/L$ from $x$ lowers the cost by
-    $L \lVert x_+ - x \rVert^2 / 2$ at least and is taken: a rejected trial costs one evaluation, and a schedule can
-    waste its own length in steps, no more.
+    **Guarantee (any schedule, any step size above 0).** The cost is never above that at the start, and never rises
+    after the schedule, beyond rounding. *Assume* that $g$ has an $L$-Lipschitz gradient, $h$ is convex, and $f$ is
+    bounded below. *Then* after the schedule's end the gradient mapping $G$ goes to zero, and if $f$ is convex with
+    bounded level sets, the cost converges to the minimum; with $s \le 1/L$ at FISTA's rate between restarts. *Sketch:*
+    over the trials taken, the sum of $\lVert x_+ - x \rVert^2$ is at most $(f(x_0) - \inf f) / cL$, so that $x_+ - x$
+    goes to zero, with it $y - x$, and so $G(y) = (y - x_+) / s$. A step with $1/L$ from $x$ lowers the cost by $L
+    \lVert x_+ - x \rVert^2 / 2$ at least and is taken: a rejected trial costs one evaluation, and a schedule can waste
+    its own length in steps, no more.
 
-    It begins at the nearest point where $h$ is finite, so that every trial is one.
+    It begins at the nearest point where $h$ is finite, so that every trial is one. An instance whose gradient
+    changes by more than $L$ allows, so that even a step with $1/L$ raises its cost, ends with `Status.TOO_CURVED`.
 
     The certificate is the duality gap relative to the cost, where the family has one (`Composite.gap`): an instance
     below `tol` is *proven* to be within a factor of the minimum. Otherwise it is the gradient mapping's largest entry.
@@ -120,8 +123,15 @@ class ProximalGradient(Method):
         certificate = jnp.where(taken, certificate, at.certificate)
         # Twice in a row rejected, the second time a safe step: what is left is rounding.
         stuck = ~taken & (memory.safe > 0)
+        # Or L is too small: a step of 1/L raises the cost only where the gradient changes by 2 L on the way.
+        moved, turned = jnp.linalg.norm(memory.trial - at.x), jnp.linalg.norm(gradient - memory.gradient)
+        rounding = 1e3 * jnp.finfo(x.dtype).eps * jnp.linalg.norm(at.x)
+        curved = stuck & (~finite | ((moved > rounding) & (turned > 1.1 * bound * moved)))
         status = status_of(
-            (first & ~finite, Status.NOT_FINITE), (certificate <= self.tol, Status.CERTIFIED), (stuck, Status.STUCK)
+            (first & ~finite, Status.NOT_FINITE),
+            (certificate <= self.tol, Status.CERTIFIED),
+            (curved, Status.TOO_CURVED),
+            (stuck, Status.STUCK),
         )
         safe = jnp.where(taken, 0.0, 1.0).astype(x.dtype)
         highest = jnp.where(first, best, memory.highest)
@@ -139,6 +149,18 @@ class ProximalGradient(Method):
 
 @OncePerFamily
 def curvature(family: ProblemFamily, dtype: Any) -> Scalar:
-    """Return the Lipschitz constant of the smooth part's gradient."""
+    """Return the Lipschitz constant of the smooth part's gradient.
+
+    **Raises:** `ValueError` for what is none: a step of 1/L would go nowhere, or uphill to what looks like a minimum.
+    """
     assert isinstance(family, Composite)
-    return jnp.asarray(family.curvature(), dtype)
+    with blame(f"{type(family).__name__}.curvature"):
+        bound = jnp.asarray(family.curvature(), dtype)
+    if bound.shape or (not isinstance(bound, Tracer) and not 0 < bound < jnp.inf):
+        said = f"an array of shape {list(bound.shape)}" if bound.shape else f"{bound:g}"
+        raise ValueError(
+            f"{type(family).__name__}.curvature returned {said}, but it must be one positive number L, for steps of"
+            " 1/L. Return a Lipschitz constant of the gradient of `smooth`, for all instances; where that is linear,"
+            " any positive number is one."
+        )
+    return bound

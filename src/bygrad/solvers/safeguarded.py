@@ -90,8 +90,12 @@ class Safeguarded(Method):
         else:
             certificate = gap / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
         certificate = jnp.where(finite, certificate, jnp.inf)
-        status = status_of((~finite, Status.NOT_FINITE), (certificate <= self.tol, Status.CERTIFIED))
-        new = (x, cost, certificate, status, Memory(safe, level, ~taken))
-        old = (at.x, at.cost, at.certificate, at.status, Memory(memory.safe, memory.level, ~taken))
-        x, cost, certificate, status, memory = trees.where(taken, new, old)
+        status = status_of(
+            (first & ~finite, Status.NOT_FINITE),
+            (forced & ~finite, Status.TOO_CURVED),  # where L is right, T leads to no such point
+            (taken & (certificate <= self.tol), Status.CERTIFIED),
+        )
+        new, old = (x, cost, certificate, safe, level), (at.x, at.cost, at.certificate, memory.safe, memory.level)
+        x, cost, certificate, safe, level = trees.where(taken & (first | finite), new, old)
+        memory = Memory(safe, level, ~taken)
         return Progress(x, cost, certificate, status, at.nit + 1, at.nfev + 1, memory)

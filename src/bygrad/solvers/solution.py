@@ -36,6 +36,11 @@ class Status(Code):
         "The objective falls without end along a direction that no constraint and no curvature holds. Add limits, or"
         " check the linear term of this instance.",
     )
+    TOO_CURVED = (
+        -5,
+        "The gradient of the smooth part changes by more than curvature() allows, so that steps of its length are too"
+        " long. Return a larger one.",
+    )
 
 
 STATUS: dict[int, str] = {int(code): code.sentence for code in Status}
