@@ -222,6 +222,23 @@ def test_the_bytes_of_instances_bound_a_block(tmp_path, data, display, monkeypat
     assert spy.sizes == [40, 40, 20]
 
 
+@pytest.mark.parametrize("damage", [lambda it: it[:300], lambda it: it.replace(b"NUMPY", b"NUMPX"), lambda _: b""])
+def test_a_damaged_block_is_told_and_may_be_solved_again(tmp_path, data, display, monkeypatch, damage):
+    spy, out = Spy(monkeypatch), tmp_path / "out.npz"
+    spy.stop = 3
+    with pytest.raises(KeyboardInterrupt):
+        solve_file(Line(), data, out, display, block=40)
+    part = tmp_path / ".out.npz.parts" / "000000000040.npz"
+    part.write_bytes(damage(part.read_bytes()))
+    with pytest.raises(ValueError, match=r"000000000040.npz is damaged .* Delete it and resume"):
+        solve_file(Line(), data, out, display, block=40, resume=True)
+    assert not out.exists()
+    part.unlink()
+    solve_file(Line(), data, out, display, block=40, resume=True)
+    assert spy.sizes == [40, 40, 20, 20, 40]  # the third was killed, and is kept since
+    is_solved(out, data)
+
+
 def test_warnings_of_blocks_before_a_kill_are_told_too(tmp_path, data, display, monkeypatch):
     spy, out = Spy(monkeypatch, warn=True), tmp_path / "out.npz"
     spy.stop = 3

@@ -50,17 +50,33 @@ def join_arrays_atomically(
     with _whole_or_absent(Path(path)) as file, zipfile.ZipFile(file, "w") as whole:
         whole.comment = comment
         for name in names:
-            with np.load(parts[0], allow_pickle=False) as part:
+            with reading_arrays(parts[0]) as part:
                 shape, dtype = (rows, *part[name].shape[1:]), part[name].dtype
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
             with whole.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)
                 for at in parts:
-                    with np.load(at, allow_pickle=False) as part:
+                    with reading_arrays(at) as part:
                         member.write(part[name].astype(dtype, copy=False).tobytes())
 
 
-def read_json(path: Path, remedy: str = "Delete it and resume: what it held is done again.") -> Any:
+AGAIN = "Delete it and resume: what it held is done again."
+
+
+@contextlib.contextmanager
+def reading_arrays(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """Give the arrays of an npz that an earlier run has kept.
+
+    **Raises:** `ValueError` if it is damaged, as `read_json`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}), so what was kept there cannot be read. {AGAIN}") from error
+
+
+def read_json(path: Path, remedy: str = AGAIN) -> Any:
     """Read what an earlier run has kept as JSON.
 
     **Raises:** `ValueError` if it is damaged (the file's own disk, an editor, an incomplete copy): here nothing is

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from .._core import trees
-from .._core.files import join_arrays_atomically, locked, read_json, write_arrays_atomically, write_text_atomically
+from .._core.files import (
+    join_arrays_atomically,
+    locked,
+    read_json,
+    reading_arrays,
+    write_arrays_atomically,
+    write_text_atomically,
+)
 from ..solvers import Solution
 from ..solvers.solution import Tally
 from .display import Display
@@ -162,8 +169,8 @@ class Parts:
             self._await(parts, display)
             for unfinished in self.out.parent.glob(f".{glob.escape(self.out.name)}.*.tmp"):
                 unfinished.unlink(missing_ok=True)  # by a run that was killed while it wrote
-            with np.load(parts[0], allow_pickle=False) as part:
-                names = [name for name in part.files if name not in (WARNINGS, TALLY)]
+            with reading_arrays(parts[0]) as part:
+                names = [name for name in part if name not in (WARNINGS, TALLY)]
             join_arrays_atomically(self.out, parts, names, self.rows, self._seal())
         left = [block for block in blocks if block[2].exists()]
         warnings, tallies = _warnings(left), _tallies(left)
@@ -218,8 +225,8 @@ def write_part(path: Path, found: Solution) -> None:
 def _tallies(parts: list[tuple[int, int, Path]]) -> list[Tally]:
     found = []
     for *_, path in parts:
-        with np.load(path, allow_pickle=False) as part:
-            if TALLY in part.files:
+        with reading_arrays(path) as part:
+            if TALLY in part:
                 rows, *beyond = part[TALLY].tolist()
                 found.append(Tally(rows, tuple(beyond)))
     return found
@@ -229,7 +236,7 @@ def _warnings(parts: list[tuple[int, int, Path]]) -> list[str]:
     """Return what the parts warn of, each once; what does not concern all of them with the first rows that it does."""
     found: dict[str, list[tuple[int, int]]] = {}
     for at, stop, path in parts:
-        with np.load(path, allow_pickle=False) as part:
+        with reading_arrays(path) as part:
             for warning in part[WARNINGS].tolist():
                 found.setdefault(warning, []).append((at, stop))
     told = [
