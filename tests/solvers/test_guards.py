@@ -1,6 +1,8 @@
 """Guarantees under adversaries: proposals that are random, NaN, ascending or huge change no outcome."""
 
 import dataclasses
+import subprocess
+import sys
 from typing import Any
 
 import equinox as eqx
@@ -409,6 +411,44 @@ def test_a_method_that_holds_code_is_not_written_to_a_file(coding, tmp_path):
     with pytest.raises(TypeError, match=r"Safeguarded holds more than numbers .* ADMM, LBFGS, LevenbergMarquardt"):
         save_solver(solver, tmp_path / "solver.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+WRONG = """
+import numpy as np
+from bygrad.deploy.solver import load_solver, save_solver
+from bygrad.problems import DampedOscillation
+from bygrad.solvers import *
+
+family, method = DampedOscillation(), LevenbergMarquardt()
+calls = [
+    ("damping is the class GainRatio", lambda: LevenbergMarquardt(damping=GainRatio)),
+    ("damping is of type float", lambda: LevenbergMarquardt(damping=0.1)),
+    ("schedule is the class LearnedSchedule", lambda: ProximalGradient(schedule=LearnedSchedule)),
+    ("warm is the class LearnedWarmStart", lambda: ADMM(warm=LearnedWarmStart)),
+    ("propose is the class LearnedSchedule", lambda: Safeguarded(LearnedSchedule)),
+    ("propose is of type NoneType", lambda: Safeguarded(None)),
+    ("method is of type str", lambda: solve(family, np.ones((1, 41)), method="lm")),
+    ("method is the class LevenbergMarquardt", lambda: LearnedSolver(family, method, LevenbergMarquardt, None, 1, 1)),
+    ("ADMM solves QuadraticProgram families", lambda: LearnedSolver(family, ADMM(), method, None, 1, 1)),
+    ("the class DampedOscillation", lambda: LearnedSolver(DampedOscillation, method, method, None, 1, 1)),
+    ("the class DampedOscillation", lambda: implicit(DampedOscillation, np.ones(5), np.ones(41))),
+    ("the class DampedOscillation", lambda: jacobian(DampedOscillation, None, np.ones((1, 41)))),
+    ("solution is of type ndarray", lambda: jacobian(family, np.ones((1, 5)), np.ones((1, 41)))),
+    ("the class DampedOscillation", lambda: classical_method(DampedOscillation, 1e-3)),
+    ("the class DampedOscillation", lambda: load_solver("none", DampedOscillation)),
+    ("solver is of type LevenbergMarquardt", lambda: save_solver(method, "none")),
+]
+for says, call in calls:
+    try:
+        call()
+        raise SystemExit(f"accepted: {says}")
+    except TypeError as error:
+        assert says in str(error), (says, error)
+"""
+
+
+def test_a_class_or_another_kind_of_thing_is_refused_before_anything_is_solved():
+    subprocess.run([sys.executable, "-c", WRONG], check=True)
 
 
 def test_any_penalty_converges_in_the_end():

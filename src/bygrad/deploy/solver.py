@@ -18,6 +18,7 @@ from ..artifacts import SOLVER, Artifact, ArtifactError, Manifest, describe, own
 from ..artifacts import load as load_artifact
 from ..artifacts import save as save_artifact
 from ..problems import ProblemFamily, describe_family, file_of_family, find_family
+from ..problems.base import check_is_family
 from ..solvers import (
     ADMM,
     LBFGS,
@@ -37,6 +38,7 @@ from ..solvers import (
     Usual,
     Whitening,
 )
+from ..solvers.base import check_part
 from .jax import versions
 
 FEATURES = 1
@@ -56,6 +58,7 @@ def save_solver(solver: LearnedSolver, path: str | os.PathLike[str], *, family: 
     **Arguments:** `family`: how `find_family` finds the family: a name, or path/to/file.py:Class. It is written down
     with the SHA-256 of the file, since a solver belongs to one family. `name`: what the artifact calls itself.
     """
+    check_part("solver", solver, LearnedSolver)
     card = solver.card
     networks = {"start": solver.start, "doubt": solver.doubt, "damping": _damping(solver.method)}
     networks |= _learned_parts(solver.method)
@@ -108,6 +111,8 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
     **Raises:** `ArtifactError` for a file that is damaged, holds something else, or whose family has changed: it is
     another class, or has arrays of other shapes. Other fields that differ, a level of noise say, are a `UserWarning`.
     """
+    if family is not None and not isinstance(family, str):
+        check_is_family(family)
     if not os.path.exists(path):
         raise ArtifactError(
             f"there is no file {path}", "No solver was loaded", "Check the path; `bygrad learn` writes such files"

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._core.types import Instance, Scalar
 from ..problems import ProblemFamily, QuadraticProgram
-from .base import Flat, Method, OncePerFamily, Progress, status_of
+from .base import Flat, Method, OncePerFamily, Progress, check_part, status_of
 from .reduction import ROUNDING, Reduced, reduce_program
 from .solution import Status
 from .warm import LearnedWarmStart
@@ -88,6 +88,10 @@ class ADMM(Method):
     inner: int = eqx.field(static=True, default=10)
     warm: LearnedWarmStart | None = None
     reduced: Reduced | None = None
+
+    def __check_init__(self) -> None:
+        if self.warm is not None:
+            check_part("warm", self.warm, LearnedWarmStart)
 
     def prepare(self, flat: Flat, dtype: Any) -> "ADMM":
         return dataclasses.replace(self, reduced=_reduced(flat.family, dtype))

@@ -48,6 +48,15 @@ def status_of(*ends: tuple[Bool[Array, ""], Status]) -> Int[Array, ""]:
     return jnp.select([when for when, _ in ends], [jnp.int32(code) for _, code in ends], jnp.int32(RUNNING))
 
 
+def check_part(what: str, part: Any, kind: Any) -> None:
+    """**Raises:** `TypeError` for what is of another kind; a class instead of an object of it is told by its name."""
+    if isinstance(part, type):
+        raise TypeError(f"{what} is the class {part.__name__}, not an object of it. Give {part.__name__}(...).")
+    if not isinstance(part, kind):
+        wanted = "a function" if kind is Callable else f"a {kind.__name__}"
+        raise TypeError(f"{what} is of type {type(part).__name__}, so nothing could be done with it. Give {wanted}.")
+
+
 def certified(family: ProblemFamily) -> bool:
     """Say whether certificates prove what is solved: the family is convex, so that one start is enough as well."""
     return isinstance(family, Composite | QuadraticProgram)

@@ -18,6 +18,7 @@ from .._core import trees
 from .._core.programs import Program
 from .._core.types import Tick
 from ..problems import ProblemFamily, QuadraticProgram
+from ..problems.base import check_is_family
 from .admm import ADMM, relative_gap
 from .base import Flat, Method
 from .card import Card, report
@@ -31,6 +32,7 @@ from .solve import (
     as_rows,
     as_solution,
     best_of,
+    fitting_method,
     flat_of_rows,
     from_every_start,
     precision,
@@ -63,6 +65,11 @@ class LearnedSolver:
     dtype: str = "float64"
     usual: Usual | None = None
     doubt: Doubt | None = None
+
+    def __post_init__(self) -> None:
+        check_is_family(self.family)
+        for method in (self.method, self.classical):
+            fitting_method(self.family, method)
 
     def solve(
         self,

@@ -13,7 +13,8 @@ from .._core.programs import Program
 from .._core.sizes import whole_number
 from .._core.types import Instance, Params, Scalar
 from ..problems import Composite, ProblemFamily, QuadraticProgram
-from .base import Flat, certified
+from ..problems.base import check_is_family
+from .base import Flat, certified, check_part
 from .proximal import curvature
 from .solution import Solution
 from .solve import as_rows, precision
@@ -73,6 +74,7 @@ def implicit(
     >>> float(jax.grad(lambda square: implicit(Root(), jnp.array([2.0]), square)[0])(4.0))
     0.25
     """
+    check_is_family(family)
     given = jax.tree.leaves((params, instance, dual))
     double = any(getattr(leaf, "dtype", None) == np.float64 for leaf in given)
     if double and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
@@ -218,6 +220,8 @@ def jacobian(
     >>> jacobian(family, solve(family, data), data).shape  # of 5 params by 41 samples
     (3, 5, 41)
     """
+    check_is_family(family)
+    check_part("solution", solution, Solution)
     with precision(np.float64, family):
         (arrays, given), rows = as_rows(instances, np.float64), len(solution)
         if given != rows:

@@ -191,6 +191,7 @@ def _grid(family: ProblemFamily, tol: float, slope: float = 1.0) -> list[Method]
 
 def classical_method(family: ProblemFamily, tol: float) -> Method:
     """Return the classical method for a family, with the settings for a tolerance that tuning starts from."""
+    check_is_family(family)
     return _grid(family, tol)[0]
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._core.types import Instance, Params, Scalar
 from ..problems import LeastSquares
-from .base import Flat, Method, Progress, status_of
+from .base import Flat, Method, Progress, check_part, status_of
 from .solution import Status
 
 ACCEPT = 1e-4
@@ -128,6 +128,9 @@ class LevenbergMarquardt(Method):
     damping: Damping = GainRatio()
     tol: float | Array = 1e-8
     max_steps: int | Array = 100
+
+    def __check_init__(self) -> None:
+        check_part("damping", self.damping, Damping)
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         low, high = flat.bounds(x, instance)

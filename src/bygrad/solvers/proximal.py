@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from .._core.types import Instance, Scalar
 from ..problems import Composite, ProblemFamily
 from ..problems.base import blame
-from .base import Flat, Method, OncePerFamily, Progress, status_of
+from .base import Flat, Method, OncePerFamily, Progress, check_part, status_of
 from .schedule import LearnedSchedule
 from .solution import Status
 
@@ -76,6 +76,10 @@ class ProximalGradient(Method):
     tol: float | Array = 1e-4
     max_steps: int | Array = 2000
     bound: Scalar | None = None
+
+    def __check_init__(self) -> None:
+        if self.schedule is not None:
+            check_part("schedule", self.schedule, LearnedSchedule)
 
     def prepare(self, flat: Flat, dtype: Any) -> "ProximalGradient":
         return dataclasses.replace(self, bound=curvature(flat.family, dtype))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._core import trees
 from .._core.types import Instance, Scalar
 from ..problems import Composite
-from .base import Flat, Method, Progress, status_of
+from .base import Flat, Method, Progress, check_part, status_of
 from .proximal import curvature
 from .solution import Status
 
@@ -57,6 +57,9 @@ class Safeguarded(Method):
     tol: float | Array = 1e-4
     max_steps: int | Array = 5000
     bound: Scalar | None = None
+
+    def __check_init__(self) -> None:
+        check_part("propose", self.propose, Callable)
 
     def prepare(self, flat: Flat, dtype: Any) -> "Safeguarded":
         return dataclasses.replace(self, bound=curvature(flat.family, dtype))

@@ -15,7 +15,7 @@ from .._core.types import Tick
 from ..problems import Bounded, Composite, LeastSquares, Oracle, ProblemFamily, QuadraticProgram
 from ..problems.base import check_is_family
 from .admm import ADMM
-from .base import Flat, Method, instance_like, parts_in_words
+from .base import Flat, Method, check_part, instance_like, parts_in_words
 from .engine import Rows, run
 from .lbfgs import LBFGS
 from .levenberg_marquardt import LevenbergMarquardt
@@ -105,6 +105,7 @@ def fitting_method(family: ProblemFamily, method: Any) -> Method:
     """Return the method. **Raises:** `TypeError` for one that does not solve such a family."""
     if isinstance(method, type):
         raise TypeError(f"method is the class {method.__name__}, which has no settings. Give {method.__name__}().")
+    check_part("method", method, Method)
     if not isinstance(family, method.solves):
         raise TypeError(
             f"{type(method).__name__} solves {method.solves.__name__} families, and {type(family).__name__} is none."
