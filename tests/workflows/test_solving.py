@@ -368,6 +368,13 @@ def test_the_command_says_why_rows_are_not_solved(tmp_path, capsys):
     assert f"28 not solved: {STATUS[0]}" in short and f"2 not solved: {STATUS[-1]}" in short
 
 
+def test_a_family_beside_a_family_is_refused(tmp_path, data, capsys):
+    with pytest.raises(SystemExit):
+        main(["solve", "quadrotor", str(data), "-o", str(tmp_path / "out.npz"), "--family", "dispatch"])
+    assert "not known which family is meant" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "out.npz").exists()
+
+
 @pytest.mark.parametrize("learned", [False, True])
 def test_the_multipliers_in_a_file_of_params_are_half_of_a_warm_start(tmp_path, data, display, monkeypatch, learned):
     out, again, method = tmp_path / "out.npz", tmp_path / "again.npz", ADMM(inner=1)

@@ -99,6 +99,11 @@ def solve(
     from ..workflows import solve_file
 
     is_solver = Path(solver).is_file() and file_of_family(solver) is None
+    if family is not None and not is_solver:
+        raise ValueError(
+            f"--family {family} says where the family of a learned solver is, and {solver} is no file of one, so it is"
+            " not known which family is meant. Leave one of them out."
+        )
     loaded = load_solver(solver, family) if is_solver else find_family(solver)
     with progress() as display:
         done = solve_file(
