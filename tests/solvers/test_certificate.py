@@ -1,5 +1,6 @@
 """Bounds hold at their stated level: by simulation, and against published values."""
 
+import inspect
 import math
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bygrad.cli.solvers import learn as command
 from bygrad.problems import QuadraticProgram
 from bygrad.solvers import (
     ADMM,
@@ -16,10 +18,12 @@ from bygrad.solvers import (
     Usual,
     candidates,
     failure_bound,
+    learn,
     percentile_bound,
 )
-from bygrad.solvers.certificate import is_excess
+from bygrad.solvers.certificate import CONFIDENCE, is_excess
 from bygrad.solvers.drift import alarm, tally
+from bygrad.workflows import learn_to_file
 
 
 @pytest.mark.parametrize(
@@ -53,6 +57,13 @@ def test_the_percentile_bound_is_wrong_as_seldom_as_it_says():
 
 def test_too_few_draws_bound_no_percentile():
     assert percentile_bound(np.arange(100.0)) == math.inf
+
+
+@pytest.mark.parametrize("function", [learn, learn_to_file, command])
+def test_as_many_are_held_out_as_bound_the_steps_of_99_in_100(function):
+    count = inspect.signature(function).parameters["heldout"].default
+    wrong = (1 - CONFIDENCE) / 12  # candidates of least squares with several starts, the most that there are
+    assert percentile_bound(np.arange(float(count)), confidence=1 - wrong / 2) < count
 
 
 def test_an_excess_is_what_chance_gives_less_often():

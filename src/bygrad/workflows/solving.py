@@ -24,6 +24,7 @@ from ..problems.base import digest_family
 from ..solvers import STATUS, Flat, LearnedSolver, Method, Solution, learn, solve
 from ..solvers.base import instance_like, parts_in_words
 from ..solvers.fit import SolverGuard
+from ..solvers.learn import HELDOUT
 from ..solvers.solve import as_rows, count_rows, default_method, precision, rows_at_once
 from .display import Display
 from .parts import Parts
@@ -43,7 +44,7 @@ def learn_to_file(
     display: Display,
     *,
     data: Path | None = None,
-    heldout: int = 1000,
+    heldout: int = HELDOUT,
     seed: int = 0,
     dtype: str = "float64",
 ) -> LearnedSolver:
