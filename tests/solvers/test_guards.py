@@ -355,6 +355,34 @@ def test_a_curvature_that_is_none_is_refused(bound, method):
         solve(Bowl(bound), np.ones((1, 2)), method=method)
 
 
+class Column(Bowl):
+    def init(self, instance, key):
+        return jnp.zeros((2, 1), instance.dtype)
+
+
+class Repeated(Bowl):
+    def prox(self, params, step, instance):
+        return params[0]
+
+
+class GapOfEach(Bowl):
+    def gap(self, params, gradient, instance):
+        return gradient**2
+
+
+@pytest.mark.parametrize(
+    ("family", "says"),
+    [
+        (Column(), r"Column.init returned one array of shape \[2, 1\], but params of a Composite are one vector"),
+        (Repeated(), r"Repeated.prox returned \[\], but it must be of shape \[2\]"),
+        (GapOfEach(), r"GapOfEach.gap returned \[2\], but it must be of shape \[\]"),
+    ],
+)
+def test_shapes_that_would_be_repeated_to_fit_are_refused(family, says):
+    with pytest.raises(TypeError, match=says):
+        solve(family, np.ones((3, 2)))
+
+
 def test_safe_l2o_is_algorithm_1_with_one_evaluation_a_step(monkeypatch):
     def propose(x, nit):  # now far too bold, now near the minimum
         return jnp.where(nit % 3 == 0, 0.2, -3.0) * x

@@ -221,6 +221,8 @@ def _check_functions(params: Params, family: ProblemFamily, instance: Instance) 
                 " and imaginary parts, jnp.stack([r.real, r.imag])."
             )
     else:
+        if isinstance(family, Composite):
+            _check_composite(name, params, family, instance)
         check_value(name, _value_without_noise(params, family, instance))
     if isinstance(family, Bounded):
         with blame(f"{name}.bounds"):
@@ -240,6 +242,29 @@ def _check_functions(params: Params, family: ProblemFamily, instance: Instance) 
                         f"{f' at {path}' if path else ''}, so it is not known what holds each of them. Give one for"
                         " each, or a single number for all."
                     )
+
+
+def _check_composite(name: str, params: Params, family: Composite, instance: Instance) -> None:
+    """Refuse params that are no vector, of which the parts would be given another shape than the loss is, and maps that
+    return another shape than they should, which would be repeated to fit."""
+    if not isinstance(params, jax.ShapeDtypeStruct) or len(params.shape) != 1:
+        shapes = trees.in_words(list(leaf.shape) for leaf in jax.tree.leaves(params))
+        raise TypeError(
+            f"{name}.init returned {parts_in_words(trees.named_leaves(params))} of shape {shapes}, but params of a"
+            " Composite are one vector, as `smooth` and `prox` are given them. Return a vector, and reshape it there."
+        )
+    step = jax.ShapeDtypeStruct((), params.dtype)
+    with blame(f"{name}.prox"):
+        moved = _shapes(lambda family, *inputs: family.prox(*inputs), family, params, step, instance)
+    with blame(f"{name}.gap"):
+        gap = _shapes(lambda family, *inputs: family.gap(*inputs), family, params, params, instance)
+    for part, value, shape in (("prox", moved, params.shape), ("gap", gap, ())):
+        if getattr(value, "shape", None) != shape and (part, value) != ("gap", None):
+            found = getattr(value, "shape", type(value).__name__)
+            raise TypeError(
+                f"{name}.{part} returned {list(found) if isinstance(found, tuple) else found}, but it must be of shape"
+                f" {list(shape)}: its numbers would be repeated to fit, or do not. Return an array of that shape."
+            )
 
 
 def _shapes(function: Callable[..., Any], *inputs: Any) -> Any:
