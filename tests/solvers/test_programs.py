@@ -259,6 +259,14 @@ def test_multipliers_that_do_not_fit_are_refused(data):
         solve(Plan(), data, method=LBFGS(), x0=np.zeros(4), dual0=np.zeros((40, 5)))
 
 
+@pytest.mark.parametrize("name", ["x0", "dual0"])
+def test_what_is_no_guess_is_refused(name, data):
+    found = solve(Plan(), data[:2])
+    for wrong, says in ((found, "a Solution"), (getattr(found, name[:-1]) + 1j, "of dtype complex128"), ("x", "a str")):
+        with pytest.raises(TypeError, match=rf"{name} is {says}, but it must hold real numbers\. Of a solution"):
+            solve(Plan(), data[:2], **({"x0": found.x} | {name: wrong}))
+
+
 @pytest.mark.parametrize("proves", [False, True], ids=["residuals", "bounds"])
 def test_of_a_guess_and_a_learned_warm_start_the_better_one_is_taken(proves, data):
     family, base = Plan(proves=proves), ADMM(tol=1e-4, max_steps=20_000, inner=1)

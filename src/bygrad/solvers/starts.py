@@ -70,7 +70,7 @@ def guesses(
             raise ValueError("dual0 are the multipliers of a solution, and x0 is None. Give that solution as x0 too.")
         return None
     x = _given(flat, x0, rows, dtype)
-    dual = np.zeros((len(x), 0), dtype) if dual0 is None else np.asarray(dual0, dtype)
+    dual = np.zeros((len(x), 0), dtype) if dual0 is None else _real("dual0", dual0, dtype)
     if dual.ndim == 1:
         dual = np.broadcast_to(dual, (len(x), dual.size))
     if dual.shape not in ((len(x), 0), (len(x), multipliers)):
@@ -84,6 +84,16 @@ def guesses(
     return np.concatenate([x, np.where(np.isfinite(dual).all(axis=1, keepdims=True), dual, 0.0)], axis=1)
 
 
+def _real(what: str, leaf: Any, dtype: Any) -> np.ndarray:
+    array = np.asarray(leaf)
+    if array.dtype.kind in "cOSU":
+        found = f"of dtype {array.dtype}" if isinstance(leaf, np.ndarray | jax.Array) else f"a {type(leaf).__name__}"
+        raise TypeError(
+            f"{what} is {found}, but it must hold real numbers. Of a solution give its `{what.removesuffix('0')}`."
+        )
+    return array.astype(dtype, copy=False)
+
+
 def _given(flat: Flat, x0: PyTree[Any], rows: int | None, dtype: Any) -> np.ndarray:
     if jax.tree.structure(x0) != flat.structure:
         wanted = jax.tree.unflatten(flat.structure, range(len(flat.shapes)))
@@ -92,7 +102,7 @@ def _given(flat: Flat, x0: PyTree[Any], rows: int | None, dtype: Any) -> np.ndar
             f" {parts_in_words(trees.named_leaves(wanted))}, so its parts cannot be told apart. Build it as the"
             " family's `init` builds params (a list is many arrays: numpy.asarray makes it one)."
         )
-    leaves = [np.asarray(leaf, dtype) for leaf in jax.tree.leaves(x0)]
+    leaves = [_real("x0", leaf, dtype) for leaf in jax.tree.leaves(x0)]
     if [leaf.shape for leaf in leaves] == list(flat.shapes) and rows is not None:
         leaves = [np.broadcast_to(leaf, (rows, *leaf.shape)) for leaf in leaves]
     if any(leaf.shape[1:] != shape for leaf, shape in zip(leaves, flat.shapes, strict=True)) or (
