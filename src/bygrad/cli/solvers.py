@@ -23,8 +23,8 @@ def learn(
         arg(help="npy or npz file of past instances to learn from; default: the family's own draws.", metavar="FILE"),
     ] = None,
     heldout: Annotated[
-        int, arg(help="Instances to compare on; 1,100 bound the share of failures, and the steps of 99 in 100.")
-    ] = 1100,
+        int, arg(help="Instances to compare on; 1,150 bound the share of failures, and the steps of 99 in 100.")
+    ] = 1150,
     dtype: Annotated[
         Literal["float32", "float64"],
         arg(help="Precision of the solver; float32 takes half the time and serves convex problems down to --tol 1e-4."),

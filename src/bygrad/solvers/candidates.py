@@ -63,9 +63,10 @@ def keep_best(
     solution, each = measured[kept]
     solved = is_solved(family, solution, best, tol)
     failed, held_out = int(np.sum(~solved)), len(solution)
-    # The kept one was chosen on the same instances: each candidate gets an equal part of what may go wrong. Half of it
-    # goes to the bound on steps, a quarter to the one on failures, the rest to those within a number of steps.
-    wrong = (1 - CONFIDENCE) / len(candidates)
+    # The kept one was chosen on the same instances, and so was what learned ones fall back on: each of the solvers that
+    # could have come out gets an equal part of what may go wrong. Half of it goes to the bound on steps, a quarter to
+    # the one on failures, the rest to those within a number of steps.
+    wrong = (1 - CONFIDENCE) / (len(classical) * (1 + len(candidates) - len(classical)))
     bound = percentile_bound(solution.nit.astype(float), confidence=1 - wrong / 2)
     late = {steps: int(np.sum(~solved | (solution.nit > steps))) for steps in WITHIN}
     level = 1 - wrong / (4 * len(WITHIN))
