@@ -93,6 +93,36 @@ def test_a_picture_survives_a_png(folder):
     np.testing.assert_array_equal(read_picture(folder / "exact.png", 7), picture)
 
 
+def test_what_lies_under_transparency_is_not_seen(tmp_path):
+    shown = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    shown[..., 3] = np.where(np.arange(7) < 3, 0, 255)
+    Image.fromarray(shown).save(tmp_path / "clear.png")
+    expected = np.where(shown[..., 3:] == 0, 255, shown[..., :3])
+    np.testing.assert_array_equal(read_picture(tmp_path / "clear.png", 7), expected)
+    palette = Image.fromarray(np.arange(35, dtype=np.uint8).reshape(5, 7) % 2)
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.save(tmp_path / "palette.png", transparency=1)
+    colours = np.array([[10, 20, 30], [255, 255, 255]])
+    np.testing.assert_array_equal(read_picture(tmp_path / "palette.png", 7), colours[np.arange(35).reshape(5, 7) % 2])
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("deep.png", np.uint16), ("deep.tif", np.float32)])
+def test_deep_greys_are_refused_rather_than_cut_to_white_or_black(name, dtype, tmp_path):
+    greys = np.linspace(0, 65535 if dtype is np.uint16 else 1, 35).reshape(5, 7).astype(dtype)
+    Image.fromarray(greys).save(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} has grey values of 16 or 32 bits.*Save it with 8 bits"):
+        read_picture(tmp_path / name, 7)
+
+
+def test_what_a_reader_of_pictures_stumbles_over_is_explained(folder, monkeypatch):
+    def stumble(*_):
+        raise RuntimeError("Failed to decode image: Missing or empty image item")  # as for a damaged AVIF
+
+    monkeypatch.setattr(Image, "open", stumble)
+    with pytest.raises(ValueError, match=r"cannot be read as a picture \(Failed to decode"):
+        read_picture(folder / "content.png", 7)
+
+
 class Copying(ProblemFamily):
     """An image is to become grey."""
 

@@ -13,6 +13,8 @@ from ..._core.files import write_atomically
 def read_picture(path: str | os.PathLike[str], size: int, multiple: int = 1) -> np.ndarray:
     """Read a picture, resized so that its longer side has `size` pixels: RGB bytes `[height, width, 3]`.
 
+    What is transparent is shown on white: the colours that lie under it are not part of the picture.
+
     **Arguments:** `path`: a file of any kind that Pillow reads; the first frame of several. `size`: in pixels.
     `multiple`: both sides become multiples of it, which changes the proportions a little.
 
@@ -26,12 +28,19 @@ def read_picture(path: str | os.PathLike[str], size: int, multiple: int = 1) -> 
         raise FileNotFoundError(f"There is no file {path}, so there is no picture to read. Check the path.")
     try:
         with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB")  # as its camera was held
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+            held = ImageOps.exif_transpose(file)  # as its camera was held
+        whole = held.convert("RGBA" if held.mode in ("LA", "PA", "RGBA") or "transparency" in held.info else "RGB")
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError, RuntimeError) as error:
         raise ValueError(
             f"{path} cannot be read as a picture ({error}): it is of another kind, cut short or damaged. Give a JPEG,"
             " PNG or another format that Pillow reads."
         ) from error
+    if held.mode[0] in "IF":  # Pillow would cut them at 255: white, or black
+        raise ValueError(
+            f"{path} has grey values of 16 or 32 bits, whose white is not known here. Save it with 8 bits a channel."
+        )
+    picture = Image.new("RGB", whole.size, "white")
+    picture.paste(whole, mask=whole if whole.mode == "RGBA" else None)
     scale = size / max(picture.size)
     sides = [max(multiple, round(side * scale / multiple) * multiple) for side in picture.size]
     return np.asarray(picture.resize((sides[0], sides[1]), Image.Resampling.LANCZOS))
