@@ -106,6 +106,10 @@ def test_list_shows_every_name(capsys):
         ),
         (["train", "--family", "quadratic", "--per-member"], ["needs a Mixture", "no --per-member"]),
         (["train", "--family", "quadratic", "--seed", "-1"], ["seed is -1", "0 or more"]),
+        (
+            ["train", "--family", "quadratic", "--seed", str(2**64)],
+            ["A number is too large to compute with", "below 2^31"],
+        ),
         (["train", "--family", "quadratic", "--out", __file__], ["is a file", "another folder (--out)"]),
         (["solve", "oscillation", "nowhere.npy", "-o", "out.npz"], ["no file nowhere.npy"]),
         (["report", "nowhere.bygrad"], ["no file nowhere.bygrad", "bygrad learn"]),

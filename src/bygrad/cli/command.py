@@ -64,7 +64,7 @@ def run(arguments: list[str] | None = None) -> None:
     except LostProcessError as error:
         _refuse(error)
         leave(INCOMPLETE)
-    except (ValueError, TypeError, ImportError, OSError, MemoryError, FloatingPointError) as error:
+    except (ValueError, TypeError, ImportError, OSError, MemoryError, FloatingPointError, OverflowError) as error:
         if os.environ.get("BYGRAD_TRACEBACK"):
             raise
         _refuse(error)
@@ -79,7 +79,10 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def _refuse(error: Exception) -> None:
-    Console(stderr=True).print(f"[red]bygrad:[/red] {escape(visible(str(error)))}", soft_wrap=True, highlight=False)
+    text = visible(str(error))
+    if isinstance(error, OverflowError):  # of a conversion, which does not say of what
+        text = f"A number is too large to compute with ({text}). Give seeds and counts below 2^31."
+    Console(stderr=True).print(f"[red]bygrad:[/red] {escape(text)}", soft_wrap=True, highlight=False)
 
 
 def _keep_compiled_programs() -> None:
