@@ -285,6 +285,10 @@ def test_what_could_not_be_kept_is_not_begun(tmp_path, capsys, monkeypatch):
     evaluate = ["evaluate", "paper/quadratic", "--family", "quadratic"]
     for command in (["reproduce", "quadratic"], evaluate, ["specialize", "quadratic"]):
         assert f"{tmp_path} is a folder" in refusal([*command, "--json", str(tmp_path)], capsys)
+        for file in ("new", "new/report"):  # what will be one when all is done
+            said = refusal([*command, "--out", "new/report", "--json", file], capsys)
+            assert f"--json {file} would be a folder, that of the report" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["data.npy"]
 
     def touch(self):
         raise OSError(errno.EROFS, "Read-only file system")

@@ -66,8 +66,8 @@ def reproduce(
         raise ValueError(f"--families chooses among those of `thousands`, but this is {name!r}. Leave it out.")
     if artifacts != TESTED and name not in ("transfer", "all"):
         raise ValueError(f"--artifacts names what `transfer` tests, but this is {name!r}. Leave it out.")
-    require_results(json)
     folder = out or Path("runs") / f"{name}-{budget}"
+    require_results(json, folder)
     with progress() as display:
         task = Task(budget, folder, display, resume, seed, data, command_line(), artifacts, families)
         results = carry_out(experiment, task)
@@ -295,9 +295,9 @@ def specialize(
     from ..problems import find_family
     from ..workflows import specialize as carry_out
 
-    require_results(json)
     label = label_of(family)
     folder = out or Path("runs") / f"specialize-{label}"
+    require_results(json, folder)
     problems = find_family(family, data=data, split="train")
     with progress() as display:
         done = carry_out(
@@ -335,11 +335,11 @@ def evaluate(
     from ..workflows import evaluate as carry_out
     from ..workflows import refuse_used
 
-    require_results(json)
-    optimizer = load(artifact)
-    name = type(optimizer).__name__
     label = label_of(family)
     folder = out or Path("runs") / f"evaluate-{label}"
+    require_results(json, folder)
+    optimizer = load(artifact)
+    name = type(optimizer).__name__
     refuse_used(folder, resumable=False)
     protocol = Protocol(horizon, runs=runs, final_window=max(1, horizon // 20), seed=seed, chunk=4)
     with progress() as display:

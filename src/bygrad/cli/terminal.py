@@ -16,12 +16,14 @@ def progress(quiet: bool = False) -> Any:
     return Display(Console(quiet=quiet))
 
 
-def require_results(file: Path | None) -> None:
+def require_results(file: Path | None, folder: Path) -> None:
     """Refuse what would come to a report that cannot be drawn, or a file that cannot be written, before anything is
-    computed for it."""
+    computed for it. `folder`: where the report will be, which may not be there yet."""
     from .._core.files import refuse_unwritable
 
     refuse_unwritable(file)
+    if file is not None and file.absolute() in (folder.absolute(), *folder.absolute().parents):
+        raise IsADirectoryError(f"--json {file} would be a folder, that of the report. Choose another name.")
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
             "matplotlib is not installed, so the report at the end could not be drawn, and nothing was started. Install"
