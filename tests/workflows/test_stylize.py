@@ -77,6 +77,14 @@ def test_pictures_that_are_none_are_refused_at_once(folder, content, style, out,
     assert not (folder / out).exists()
 
 
+def test_the_pictures_painted_from_are_not_lost(folder):
+    for name in ("content.png", "style.jpg"):
+        before = (folder / name).read_bytes()
+        with pytest.raises(ValueError, match=f"{name} is one of the two pictures, and would be lost"):
+            stylize(folder / "content.png", folder / "style.jpg", folder / "." / name, SGD(1.0), steps=1)
+        assert (folder / name).read_bytes() == before
+
+
 def test_sizes(folder):
     assert read_picture(folder / "content.png", 32).shape == (16, 32, 3)
     assert read_picture(folder / "content.png", 100, 8).shape == (48, 96, 3)

@@ -47,8 +47,8 @@ def stylize(
     **Arguments:** `size`: pixels of the longer side of both. `steps`: updates. `out`: ends in .png or .jpg.
     `tick`: is told the number of updates made and the loss before the last one.
 
-    **Raises:** `FileNotFoundError` and `ValueError` for pictures that cannot be read and `OSError` for one that could
-    not be written, before anything is computed;
+    **Raises:** `FileNotFoundError` and `ValueError` for pictures that cannot be read, `ValueError` for a result in the
+    place of one of them, and `OSError` for one that could not be written, before anything is computed;
     `FloatingPointError` if no image had a finite loss.
     """
     kind_of(out)
@@ -56,6 +56,10 @@ def stylize(
     if steps < 1:
         raise ValueError(f"steps is {steps}: the picture would stay noise. Give 1 or more.")
     photograph, painting = read_picture(content, size, STRIDE), read_picture(style, size, STRIDE)
+    if os.path.exists(out) and any(os.path.samefile(out, picture) for picture in (content, style)):
+        raise ValueError(
+            f"{os.fspath(out)} is one of the two pictures, and would be lost. Choose another name for the result."
+        )
     image, loss = paint(photograph, painting, optimizer, steps=steps, seed=seed, tick=tick)
     write_picture(out, image)
     return loss
