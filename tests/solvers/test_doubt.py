@@ -139,11 +139,14 @@ def test_time_that_tuning_has_spent_ends_the_training_too():
     learned_doubt(tried, lowest[:, -1], -5.0, 0, watch)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_what_has_no_solution_teaches_nothing(tried):
     broken = tried._replace(cost=tried.cost.copy(), x=tried.x.copy())
+    broken.cost[600:610, 0], broken.x[600:610, 0] = 1e60, -1e60  # beyond float32
     broken.cost[:300], broken.x[:300] = np.inf, np.nan  # in every start
     broken.cost[300:600, 0], broken.x[300:600, 0] = np.inf, np.nan  # in the first
     doubt = learned_doubt(broken, broken.solved[:, -1], 0.0, 0, steps=20)
+    assert np.isfinite(cost_limit(broken).limit)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(eqx.filter(doubt, eqx.is_inexact_array)))
 
 

@@ -93,7 +93,7 @@ def every_start(
 
 def cost_limit(tried: Tried, least: float = 1 - LOST) -> CostLimit:
     """Return the cost above which other starts pay, if `least` is the share to solve."""
-    asked = tried.cost[:, :-1].astype(np.float32)
+    asked = np.asarray(single(tried.cost[:, :-1]))
     return CostLimit(jnp.asarray(cheapest_limit(asked, tried.solved, least), jnp.float32))
 
 

@@ -68,5 +68,6 @@ def _examples(base: LearnedSolver, train: Any, seconds: float, watch: Tick | Non
 
 
 def single(leaf: np.ndarray) -> jax.Array:
-    """Return a float array in float32, and another as it is."""
-    return jnp.asarray(leaf, jnp.float32 if np.issubdtype(leaf.dtype, np.floating) else leaf.dtype)
+    """Return a float array in float32, where what is too large is infinite, and another as it is."""
+    with np.errstate(over="ignore"):
+        return jnp.asarray(leaf, jnp.float32 if np.issubdtype(leaf.dtype, np.floating) else leaf.dtype)
