@@ -61,7 +61,8 @@ def optax(
 
     **Returns:** A transformation for trees of floating-point arrays of any shapes. Its `update` takes `value`, the loss
     where the gradient was taken, for rules that look at it, and `key`, for rules that draw; other extra arguments
-    belong to other parts of a chain and are ignored.
+    belong to other parts of a chain and are ignored. An LSTM's state in bfloat16 lies there as its bits, integers
+    that are written in place, through which no gradient goes.
 
     **Raises:** `ArtifactError` as `load` does; `TypeError` for what is no optimizer or no guard. `init` and `update`
     raise `TypeError` naming the leaf for params that are not floating-point, and `update` `ValueError` for gradients
