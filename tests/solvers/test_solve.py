@@ -667,7 +667,7 @@ def test_families_that_cannot_be_solved_are_refused(family, says):
 
 
 def test_a_class_is_not_taken_for_a_method():
-    with pytest.raises(TypeError, match=r"method is the class LevenbergMarquardt.* Give LevenbergMarquardt\(\)"):
+    with pytest.raises(TypeError, match=r"method is the class LevenbergMarquardt.* Give LevenbergMarquardt\(\.\.\.\)"):
         fitting_method(Decay(), LevenbergMarquardt)  # not by `solve`, whose annotation the tests check first
 
 

@@ -215,11 +215,13 @@ def _step_in_blocks(
     carry = jax.lax.fori_loop(first, whole, lambda i, carry: advance(i * width, width, carry), carry)
     if rest := size % width:
         carry = advance(whole * width, rest, carry)
+
+    def as_given(leaf: Array, old: Array) -> Array:
+        values = leaf if leaf.dtype == old.dtype else jax.lax.bitcast_convert_type(leaf, old.dtype)
+        return values.reshape(old.shape)
+
     updates, new = carry
-    as_given = jax.tree.map(
-        lambda leaf, old: leaf if leaf.dtype == old.dtype else jax.lax.bitcast_convert_type(leaf, old.dtype), new, state
-    )
-    return updates.reshape(grads.shape), jax.tree.map(lambda leaf, old: leaf.reshape(old.shape), as_given, state)
+    return updates.reshape(grads.shape), jax.tree.map(as_given, new, state)
 
 
 @_step_in_blocks.def_jvp

@@ -103,8 +103,6 @@ def solve(
 
 def fitting_method(family: ProblemFamily, method: Any) -> Method:
     """Return the method. **Raises:** `TypeError` for one that does not solve such a family."""
-    if isinstance(method, type):
-        raise TypeError(f"method is the class {method.__name__}, which has no settings. Give {method.__name__}().")
     check_part("method", method, Method)
     if not isinstance(family, method.solves):
         raise TypeError(
