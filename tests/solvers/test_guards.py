@@ -479,6 +479,13 @@ def test_a_class_or_another_kind_of_thing_is_refused_before_anything_is_solved()
     subprocess.run([sys.executable, "-c", WRONG], check=True)
 
 
+@pytest.mark.parametrize("setting", ["delta", "theta"])
+@pytest.mark.parametrize("value", [-0.1, 0.0, 1.0, np.nan])
+def test_a_setting_without_a_guarantee_is_refused(setting, value):
+    with pytest.raises(ValueError, match=f"{setting} is {value}, where nothing is guaranteed"):
+        Safeguarded(lambda x, nit: x, **{setting: value})
+
+
 def test_any_penalty_converges_in_the_end():
     from .test_solve import Projection
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from bygrad.metagrads import FullES
 from bygrad.optimizers import SGD
 from bygrad.problems import Quadratic
 from bygrad.training import Curriculum, Recipe, Stepped, learn_by_curriculum
@@ -87,3 +88,10 @@ def test_an_optimizer_that_diverges_goes_in_and_a_better_one_comes_out(tmp_path)
     assert not graduated.rounds[0].best
     again = learn_by_curriculum(SGD(80.0), FAMILY, curriculum, folder=tmp_path, resume=True)
     assert again.rounds == graduated.rounds
+
+
+def test_what_only_a_later_stage_cannot_do_is_told_before_the_first(tmp_path):
+    curriculum = dataclasses.replace(CURRICULUM, recipe=dataclasses.replace(RECIPE, estimator=FullES()))
+    with pytest.raises(ValueError, match="FullES looks at whole runs, but the truncation is 2 and the horizon 4"):
+        learn_by_curriculum(SGD(0.02), FAMILY, curriculum, folder=tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -292,6 +292,8 @@ for call in (
     lambda: Imitate(Replay(), "adam"),
     lambda: bygrad.NRES(sigma="0.1"),
     lambda: bygrad.NRES(sigma=float("inf")),
+    lambda: Replay(segment=2.5),
+    lambda: Imitate(Replay(), bygrad.Adam(), every=1.5),
 ):
     try:
         call()
@@ -306,6 +308,7 @@ def test_what_is_of_the_wrong_kind_is_refused_by_name():
     assert done.returncode == 0, done.stderr
     said = ["no optimizer of this package"] * 2 + ["no estimator of meta-gradients"] + ["no whole number"] * 2
     said += ["no optimizer of this package"] * 2 + ["pairs must differ"] * 2
+    said += ["segment is 2.5, but counts steps", "a whole number of at least 1 for every"]
     for line, expected in zip(done.stdout.splitlines(), said, strict=True):
         assert expected in line
 

@@ -88,10 +88,10 @@ class Imitate(Estimator):
 
     def __check_init__(self) -> None:
         check_teacher(self.teacher)
-        if self.every < 1 or not self.weight > 0:
+        if not isinstance(self.every, int) or self.every < 1 or not self.weight > 0:
             raise ValueError(
-                f"every={self.every}, weight={self.weight}: nothing would be imitated. Give a weight above 0 and every"
-                " of at least 1, or use the estimator without imitation."
+                f"every={self.every}, weight={self.weight}: nothing would be imitated. Give a weight above 0 and a"
+                " whole number of at least 1 for every, or use the estimator without imitation."
             )
 
     @property

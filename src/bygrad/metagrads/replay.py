@@ -51,6 +51,9 @@ class Replay(Estimator):
                 f"coordinates is {self.coordinates}, but it is the part of the coordinates to replay: give a number"
                 " above 0 and at most 1 (1 for the exact meta-gradient)."
             )
+        for name in ("segment", "last"):
+            if not isinstance(value := getattr(self, name), int):
+                raise TypeError(f"{name} is {value!r}, but counts steps of a window. Give a whole number.")
         if self.last < 0 or (self.segment and self.last):
             raise ValueError(
                 f"segment={self.segment}, last={self.last}: the meta-loss cannot be the mean of so many losses, or of"

@@ -60,6 +60,10 @@ class Safeguarded(Method):
 
     def __check_init__(self) -> None:
         check_part("propose", self.propose, Callable)
+        for name in ("delta", "theta"):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not 0 < value < 1:
+                raise ValueError(f"{name} is {value}, where nothing is guaranteed. Give a number between 0 and 1.")
 
     def prepare(self, flat: Flat, dtype: Any) -> "Safeguarded":
         return dataclasses.replace(self, bound=curvature(flat.family, dtype))

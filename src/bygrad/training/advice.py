@@ -96,7 +96,9 @@ def of_what_was_learned(optimizer: Optimizer, recipe: Recipe, steps: int, before
     """
     measure = recipe.select
     if not steps:
-        return f"The {recipe.seconds} s were over before the first meta-step, so nothing was learned. Give more time."
+        return (
+            f"The {recipe.seconds:.3g} s were over before the first meta-step, so nothing was learned. Give more time."
+        )
     if not np.isfinite(after):
         return (
             f"No {measure} on held-out instances was ever finite, so what comes back is the untrained optimizer, which"

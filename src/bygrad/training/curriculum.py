@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import equinox as eqx
 import jax
 import numpy as np
 
@@ -106,7 +107,8 @@ def learn_by_curriculum(
     a resumed curriculum repeats nothing that was done. `tell`: is called with every round.
 
     **Raises:** as `meta_train`; `FileExistsError` if the folder holds a curriculum and `resume` is off; `ValueError` if
-    it holds another one; `NotImplementedError` where the program runs as several processes.
+    it holds another one, or before anything is learned if the estimator cannot do with one of the horizons;
+    `NotImplementedError` where the program runs as several processes.
     """
     if jax.process_count() > 1:
         raise NotImplementedError(
@@ -114,6 +116,9 @@ def learn_by_curriculum(
             " each for itself and wait for each other for ever. Run it as one process, on all of its devices, or call"
             " meta_train stage by stage."
         )
+    for stage in range(len(curriculum.horizons) - 1):  # a later stage may ask for what the estimator does not do
+        recipe = curriculum.recipe_of(stage, 1)
+        eqx.filter_eval_shape(recipe.estimator.init, optimizer, recipe.windows(family), jax.random.key(0))
     book = _Book.open(None if folder is None else Path(folder), curriculum, resume)
     keys = jax.random.split(jax.random.key(curriculum.recipe.seed), curriculum.runs)
     course: list[Round] = []

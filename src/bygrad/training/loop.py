@@ -20,7 +20,6 @@ from .._core.threads import Threads, in_thread, interruptible
 from ..optimizers import Learned, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family, is_held_out
 from ..problems.base import FAMILY_CHANGED, describe_module, digest_family
-from ..unroll import Windows
 from . import advice
 from .devices import Devices, least
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
@@ -135,7 +134,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
         self.watch = (_warn if watch is None else watch) if self.devices.lead else None
         if recipe.seconds is not None and jax.process_count() > 1:
             raise ValueError(
-                f"The recipe ends after {recipe.seconds} s, but {jax.process_count()} processes have as many clocks,"
+                f"The recipe ends after {recipe.seconds:g} s, but {jax.process_count()} processes have as many clocks,"
                 " and would not take the same steps. Give meta_steps alone."
             )
         if is_held_out(family) and recipe.estimator.differentiates:
@@ -144,12 +143,11 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 " the training loss and not of the held-out loss that counts, so the meta-gradients would be wrong. Use"
                 " an estimator that needs losses alone, such as NRES(robust=True), or train on the family inside."
             )
-        windows = Windows(family, recipe.horizon, recipe.truncation, recipe.instances, recipe.shortest)
         # For those that keep their horizon in themselves; those that keep it in their state get every run's own.
         optimizer = declare(optimizer, recipe.horizon)
         train_key, _ = jax.random.split(jax.random.key(recipe.seed))
         self.windows, pace, self.optimizer, self.train_key, self.validation_keys = self.devices.place(
-            (windows, Pace.of(recipe), optimizer, train_key, validation_keys(recipe))
+            (recipe.windows(family), Pace.of(recipe), optimizer, train_key, validation_keys(recipe))
         )
         self.constant = (self.windows, recipe.estimator, pace, self.devices)
         self.seconds_before, self.started = 0.0, time.perf_counter()

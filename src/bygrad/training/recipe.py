@@ -8,6 +8,8 @@ import numpy as np
 
 from .._core.draws import check_seed
 from ..metagrads import Estimator, Replay
+from ..problems import ProblemFamily
+from ..unroll import Windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,10 @@ class Recipe:
                 f"final_window is {self.final_window}, longer than the horizon of {self.horizon} steps, so the final"
                 " loss is not defined. Choose at most the horizon."
             )
+
+    def windows(self, family: ProblemFamily) -> Windows:
+        """Return where meta-training stands on its inner problems."""
+        return Windows(family, self.horizon, self.truncation, self.instances, self.shortest)
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
