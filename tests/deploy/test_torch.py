@@ -939,13 +939,14 @@ def changed(artifact: Artifact, **fields: Any) -> Artifact:
         ({"optimizer": "Unheard"}, "test/one is a Unheard, which this bygrad cannot run in PyTorch.*deploy.optax"),
         ({"features": 99}, "trained with version 99 of LSTM's features"),
         ({"config": {"layers": [4]}}, "not those of LSTM .KeyError"),
+        ({"config": {"layers": [4], "peepholes": True}}, "not those of LSTM .ValueError: it has no peepholes"),
         ({"config": {"layers": [], "preprocess": {"name": "Scaled"}, "output_scale": 1.0}}, "not those.*IndexError"),
         (
             {"config": {"layers": [3], "preprocess": {"name": "Scaled", "scale": 1.0}, "output_scale": 1.0}},
             r"tensor head has the shape \(4,\), not \(3,\)",
         ),
     ],
-    ids=["class", "features", "config", "no layer", "shapes"],
+    ids=["class", "features", "config", "settings", "no layer", "shapes"],
 )
 def test_an_artifact_that_torch_cannot_run_is_refused_by_name(fields, message, small):
     with pytest.raises(ArtifactError, match=message):

@@ -89,6 +89,7 @@ def test_other_tensors_are_refused_by_name(portable, change, named):
         {"layers": [0]},
         {"layers": 4},
         {"output_scale": "large"},
+        {"peepholes": True},
     ],
     ids=str,
 )

@@ -76,6 +76,14 @@ class Learned(eqx.Module):
         `key`: draws its weights, `drawing_key` if there is none.
         """
 
+    @classmethod
+    def of_file(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "Learned":
+        """As `from_config`, but refuse what this class does not have: a later version's may compute something else."""
+        optimizer = cls.from_config(config, key)
+        if unknown := sorted(set(config) - set(optimizer.config)):
+            raise ValueError(f"it has no {', '.join(unknown)}")
+        return optimizer
+
 
 def drawing_key(key: PRNGKeyArray | None) -> PRNGKeyArray:
     """Return a key to draw weights with: any will do where others take their place."""

@@ -182,7 +182,7 @@ def _build(name: str, described: Mapping[str, Any], key: PRNGKeyArray) -> Optimi
             f" computes version {LEARNED[kind].feature_version}: its meta-parameters would mean something else. Use the"
             " bygrad it was written with, or train it again."
         )
-    part = LEARNED[kind].from_config(described["config"], key)
+    part = LEARNED[kind].of_file(described["config"], key)
     if not isinstance(part, Optimizer):
         raise ValueError(
             f"Part {name!r} is a {kind}, which is no optimizer, so nothing would update its params. Build the"

@@ -45,7 +45,7 @@ def from_portable(portable: Portable, classes: dict[str, type[Learned]]) -> Opti
             " was written with, or train it again."
         )
     try:
-        skeleton = eqx.filter_eval_shape(cls.from_config, portable.config)
+        skeleton = eqx.filter_eval_shape(cls.of_file, portable.config)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
             f"The configuration {portable.config} is not one of {portable.name} ({type(error).__name__}: {error}), so"

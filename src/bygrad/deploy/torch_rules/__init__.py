@@ -31,6 +31,8 @@ def rule_of(artifact: Artifact) -> Rule:
             "Use the bygrad that it was written with, or train it again",
         )
     try:
+        if unknown := sorted(set(manifest.config) - rule.settings):
+            raise ValueError(f"it has no {', '.join(unknown)}")
         return rule(manifest.config, artifact.tensors)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ArtifactError(

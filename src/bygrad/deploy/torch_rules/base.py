@@ -29,6 +29,8 @@ class Rule(abc.ABC):
     """
 
     feature_version: ClassVar[int]
+    settings: ClassVar[frozenset[str]]
+    """What a configuration may have."""
 
     @abc.abstractmethod
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None: ...

@@ -41,6 +41,7 @@ class Controller(Rule, Scheduled):
     """
 
     feature_version: ClassVar[int] = 3
+    settings: ClassVar[frozenset[str]] = frozenset({"hidden", "learning_rate", "reach"})
 
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
         self._reach = bool(config["reach"])

@@ -36,6 +36,7 @@ class LSTM(Coordinatewise):
     """
 
     feature_version: ClassVar[int] = 1
+    settings: ClassVar[frozenset[str]] = frozenset({"layers", "preprocess", "output_scale", "state_dtype"})
 
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
         self._units = [int(units) for units in config["layers"]]
