@@ -154,3 +154,44 @@ def test_rates_one_after_the_other_give_what_all_at_once_give():
     one_by_one = tune(Adam(), Isotropic(), jax.random.key(0), **options, at_once=1)
     np.testing.assert_allclose(one_by_one.learning_rates, together.learning_rates)
     np.testing.assert_allclose(one_by_one.final, together.final, rtol=1e-5)
+
+
+class Mixed(Isotropic):
+    """Bowls of two curvatures: which rate is best on a single one says little."""
+
+    def sample(self, key):
+        return 10.0 ** (2 * jax.random.bernoulli(key))
+
+    def loss(self, params, instance, key):
+        return 0.5 * instance * jnp.sum(params**2)
+
+
+@pytest.mark.parametrize("at_once", [None, 1])
+@pytest.mark.parametrize(("seed", "alone_best", "best"), [(1, 0.01, 0.01), (2, 1.0, 0.01)])
+def test_the_best_rate_has_run_on_the_instances_that_confirm_it(at_once, seed, alone_best, best):
+    """A single bowl of curvature 1 has its best rate where those of curvature 100 are lost."""
+    key, family, more = jax.random.key(seed), Mixed(), 7
+    options = {"horizon": 4, "runs": 1, "at_once": at_once}
+    alone, found = tune(SGD(), family, key, **options), tune(SGD(), family, key, **options, confirming_runs=more)
+    assert (alone.best_final, found.best_final) == pytest.approx((alone_best, best))
+    keys = jnp.stack([*jax.random.split(key, 1), *jax.random.split(jax.random.fold_in(key, 0xC0F), more)])
+    curves = jax.vmap(lambda rate: loss_curves(SGD(rate), family, keys, 4))(jnp.asarray(alone.learning_rates))
+    finals, areas = np.asarray(curves[..., -1].mean(axis=1)), np.asarray(curves[..., :-1].sum(axis=-1).mean(axis=1))
+    for expected, before, after in ((finals, alone.final, found.final), (areas, alone.area, found.area)):
+        ran = after != before
+        np.testing.assert_allclose(after[ran], expected[ran], rtol=1e-4)
+        place = int(np.argmin(after))
+        assert np.all(ran[place - 1 : place + 2])  # it, and its neighbours
+
+
+def test_what_a_rate_is_not_chosen_by_is_not_confirmed():
+    class Stretched(Isotropic):  # best at the end at a higher rate than that of the least area
+        def loss(self, params, instance, key):
+            return 0.5 * jnp.sum(jnp.array([1.0, 10.0, 100.0]) * params**2)
+
+    options = {"horizon": 20, "runs": 1}
+    alone = tune(SGD(), Stretched(), jax.random.key(0), **options)
+    for measures, ran in ((("final", "area"), 4), (("final",), 3)):
+        found = tune(SGD(), Stretched(), jax.random.key(0), **options, confirming_runs=2, measures=measures)
+        assert np.sum(found.final != alone.final) == ran
+        assert found.best_final == pytest.approx(10**-1.75)

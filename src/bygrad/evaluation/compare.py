@@ -43,6 +43,7 @@ class Protocol:
     learning rates (`tune`), for problems whose useful steps are not those of networks. `rates_at_once`: how many run
     side by side, all by default; 1 for problems that gain nothing from a batch. `area_rates`: whether a baseline runs
     once more, at the rate tuned for the area, where that is another one; without, its area is at the final loss's rate.
+    `confirming_runs`: instances more for the best rates (`confirmed`), where a whole grid runs on few.
     """
 
     horizon: int
@@ -56,14 +57,18 @@ class Protocol:
     rate_scale: float = 1.0
     rates_at_once: int | None = None
     area_rates: bool = True
+    confirming_runs: int = 0
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         for name in ("horizon", "runs", "tuning_runs", "final_window", "chunk", "rates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: there would be nothing to compare. Give 1 or more.")
-        if self.second_order_runs < 0:
-            raise ValueError(f"second_order_runs is {self.second_order_runs}. Give 0 to leave L-BFGS out, or more.")
+        if self.second_order_runs < 0 or self.confirming_runs < 0:
+            raise ValueError(
+                f"second_order_runs={self.second_order_runs}, confirming_runs={self.confirming_runs}: give 0 to leave"
+                " L-BFGS, or confirming, out, or more."
+            )
         if not 0 < self.rate_scale < float("inf"):
             raise ValueError(
                 f"rate_scale is {self.rate_scale}, but the grid of learning rates is multiplied by it. Give a positive"
@@ -111,6 +116,8 @@ def tune_baselines(
             points=protocol.rates,
             scale=protocol.rate_scale,
             at_once=protocol.rates_at_once,
+            confirming_runs=protocol.confirming_runs,
+            measures=("final", "area") if protocol.area_rates else ("final",),
         )
 
     def tell() -> None:

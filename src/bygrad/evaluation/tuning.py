@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -22,6 +22,9 @@ POINTS = 17
 """Learning rates of a grid: four a decade over four decades."""
 
 _A_DECADE = 4
+
+Measure = Literal["final", "area"]
+"""What a learning rate is chosen by."""
 
 EXTENSIONS = 3
 """How many times a grid may be continued when the best rate stands at its edge."""
@@ -82,6 +85,8 @@ def tune(
     points: int = POINTS,
     scale: float = 1.0,
     at_once: int | None = None,
+    confirming_runs: int = 0,
+    measures: Sequence[Measure] = ("final", "area"),
 ) -> Tuning:
     """Run a hand-designed optimizer at every learning rate of a log grid, on the same instances.
 
@@ -90,7 +95,8 @@ def tune(
 
     **Arguments:** `runs`: instances to average over. `final_window`: how many last losses make the final loss.
     `points`: rates of a grid. `scale`: times 0.1 for gradient descent, and times 0.01 for the others, it is the middle
-    of the first grid. `at_once`: rates that run side by side, all of them by default.
+    of the first grid. `at_once`: rates that run side by side, all of them by default. `confirming_runs`: instances
+    more for the rates that count, `confirmed`. `measures`: what a rate will be chosen by.
     """
     keys = jax.random.split(key, runs)
 
@@ -113,7 +119,50 @@ def tune(
         rates, finals, areas = (
             np.concatenate(pair)[order] for pair in ((rates, more), (finals, new[0]), (areas, new[1]))
         )
-    return Tuning(rates, finals, areas)
+    tuning = Tuning(rates, finals, areas)
+    if not confirming_runs:
+        return tuning
+    options = {"horizon": horizon, "final_window": final_window, "points": points, "at_once": at_once}
+    return confirmed(tuning, optimizer, family, key, runs=runs, more=confirming_runs, measures=measures, **options)
+
+
+def confirmed(
+    tuning: Tuning,
+    optimizer: FromOptax,
+    family: ProblemFamily,
+    key: PRNGKeyArray,
+    *,
+    horizon: int,
+    runs: int,
+    more: int,
+    final_window: int = 1,
+    points: int = POINTS,
+    at_once: int | None = None,
+    measures: Sequence[Measure] = ("final", "area"),
+) -> Tuning:
+    """Run the best rate and its neighbours on `more` instances, until the best of all has run on them.
+
+    Where a whole grid can only be run on one or two instances, these decide between neighbours; here a few rates get as
+    many as that takes.
+
+    **Arguments:** `tuning`: the means over `runs` instances, drawn with `key`; the others are drawn apart from these.
+    `measures`: what the best is best in. The others as for `tune`.
+    """
+    keys, options = jax.random.split(jax.random.fold_in(key, 0xC0F), more), {"points": points, "at_once": at_once}
+    losses, done = {"final": tuning.final.copy(), "area": tuning.area.copy()}, set[int]()
+    while True:
+        best = [_best(losses[measure]) for measure in measures]
+        near = {place for it in best for place in (it - 1, it, it + 1)} & set(range(len(tuning.learning_rates))) - done
+        if not near:
+            return dataclasses.replace(tuning, **losses)
+        for place in sorted(near):
+            rate = tuning.learning_rates[place]
+            curves = run_tuned(optimizer, rate, family, keys, horizon=horizon, runs=runs, **options)
+            with np.errstate(over="ignore", invalid="ignore"):
+                for name, its in (("final", final(curves, final_window)), ("area", area(curves))):
+                    mean = (runs * losses[name][place] + np.sum(its)) / (runs + more)
+                    losses[name][place] = mean if np.isfinite(mean) else np.inf
+        done |= near
 
 
 def beyond(rates: np.ndarray, best: Collection[int], points: int) -> np.ndarray | None:
