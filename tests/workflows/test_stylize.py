@@ -1,6 +1,7 @@
 """Painting one's own pictures: what is written, what is kept, and how pictures that are none are refused."""
 
 import base64
+import importlib
 from pathlib import Path
 
 import jax
@@ -18,6 +19,8 @@ from bygrad.problems import ProblemFamily, StyleTransfer
 from bygrad.problems.data.files import read_picture, write_picture
 from bygrad.problems.data.pictures import load_painting, load_photographs
 from bygrad.workflows import paint, stylize
+
+stylizing = importlib.import_module("bygrad.workflows.stylize")  # where the package has the function
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,22 @@ def test_the_best_image_is_kept():
     assert best == min(losses) == losses[0]
     # Grey with noise, as it started: an image that ran away would be black and white.
     assert 100 < image.mean() < 150 and 20 < image.std() < 45
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_computed(folder, monkeypatch):
+    monkeypatch.setattr(stylizing, "bytes_available", lambda: 16 * 8 * stylizing.BYTES_A_PIXEL - 1)
+    with pytest.raises(MemoryError, match="16 x 8 pixels need 775 KiB of memory, but 775 KiB are free"):
+        stylize(folder / "content.png", folder / "style.jpg", folder / "large.png", SGD(1.0), size=16)
+    assert not (folder / "large.png").exists()
+
+
+def test_a_step_takes_as_much_memory_as_is_expected():
+    photograph = load_photographs("test")[0]
+    family, optimizer = StyleTransfer.of(photograph[None], photograph), LSTM(jax.random.key(0))
+    content, image = family.content(family.photographs[0]), jnp.zeros(photograph.shape)
+    now = stylizing.Painting(image, optimizer.init(image), image, jnp.asarray(jnp.inf))
+    needs = stylizing._STEP.bytes_more(now, optimizer, family, content, jax.random.key(0))
+    assert needs == pytest.approx(stylizing.BYTES_A_PIXEL * image.shape[0] * image.shape[1], rel=0.3)
 
 
 def test_the_steps_are_declared():

@@ -12,12 +12,16 @@ import numpy as np
 from jaxtyping import UInt8
 
 from .._core.files import refuse_unwritable
+from .._core.memory import bytes_available, in_words
 from .._core.programs import Program
 from .._core.types import Params, PRNGKeyArray, Scalar, State
 from ..optimizers import Optimizer, declare
 from ..problems import ProblemFamily, StyleTransfer
 from ..problems.data.files import kind_of, read_picture, write_picture
 from ..problems.vgg import STRIDE
+
+BYTES_A_PIXEL = 6200
+"""Memory of a step with an LSTM, most of it for the features: the same for every size."""
 
 
 class Painting(eqx.Module):
@@ -48,7 +52,8 @@ def stylize(
     `tick`: is told the number of updates made and the loss before the last one.
 
     **Raises:** `FileNotFoundError` and `ValueError` for pictures that cannot be read, `ValueError` for a result in the
-    place of one of them, and `OSError` for one that could not be written, before anything is computed;
+    place of one of them, `OSError` for one that could not be written, and `MemoryError` for a size that does not fit,
+    before anything is computed;
     `FloatingPointError` if no image had a finite loss.
     """
     kind_of(out)
@@ -75,6 +80,12 @@ def paint(
     tick: Callable[[int, float], None] | None = None,
 ) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
     """Return the image of the lowest loss after 0 to `steps` updates, as bytes, with that loss."""
+    for height, width, _ in (photograph.shape, painting.shape):
+        if (needs := BYTES_A_PIXEL * height * width) > (free := bytes_available()):
+            raise MemoryError(
+                f"{width} x {height} pixels need {in_words(needs)} of memory, but {in_words(free)} are free, so that"
+                " painting would be killed. Choose a smaller size."
+            )
     family, optimizer = StyleTransfer.of(photograph[None], painting), declare(optimizer, steps)
     content = eqx.filter_jit(family.content)(family.photographs[0])
     start = family.init(content, jax.random.key(seed))
