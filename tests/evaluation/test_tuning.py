@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bygrad.evaluation import Protocol, Tuning, strict_json, tune, tune_baselines, with_learning_rate
+from bygrad.evaluation import tuning as tuning_module
 from bygrad.evaluation.tuning import _CURVES, EXTENSIONS, POINTS, run_tuned
 from bygrad.optimizers import PAPER_BASELINES, SGD, Adam
 from bygrad.problems import ProblemFamily, Quadratic
@@ -84,7 +85,7 @@ def test_nothing_that_works_is_not_an_endless_search():
         def loss(self, params, instance, key):
             return jnp.sum(params) * jnp.nan
 
-    tuning = tune(SGD(), Lost(), jax.random.key(0), horizon=2, runs=1)
+    tuning = tune(SGD(), Lost(), jax.random.key(0), horizon=2, runs=1, confirming_runs=1)
     assert len(tuning.learning_rates) == POINTS * (1 + EXTENSIONS)
     assert np.all(np.isinf(tuning.final))
 
@@ -178,20 +179,25 @@ def test_the_best_rate_has_run_on_the_instances_that_confirm_it(at_once, seed, a
     curves = jax.vmap(lambda rate: loss_curves(SGD(rate), family, keys, 4))(jnp.asarray(alone.learning_rates))
     finals, areas = np.asarray(curves[..., -1].mean(axis=1)), np.asarray(curves[..., :-1].sum(axis=-1).mean(axis=1))
     for expected, before, after in ((finals, alone.final, found.final), (areas, alone.area, found.area)):
-        ran = after != before
-        np.testing.assert_allclose(after[ran], expected[ran], rtol=1e-4)
         place = int(np.argmin(after))
-        assert np.all(ran[place - 1 : place + 2])  # it, and its neighbours
+        np.testing.assert_allclose(after[place - 1 : place + 2], expected[place - 1 : place + 2], rtol=1e-4)
+        ran = np.isclose(after, expected, rtol=1e-4)
+        assert not np.all(ran)
+        np.testing.assert_allclose(after[~ran], before[~ran] + (expected - before)[place], rtol=1e-4)
 
 
-def test_what_a_rate_is_not_chosen_by_is_not_confirmed():
+def test_what_a_rate_is_not_chosen_by_is_not_confirmed(monkeypatch):
     class Stretched(Isotropic):  # best at the end at a higher rate than that of the least area
         def loss(self, params, instance, key):
             return 0.5 * jnp.sum(jnp.array([1.0, 10.0, 100.0]) * params**2)
 
-    options = {"horizon": 20, "runs": 1}
-    alone = tune(SGD(), Stretched(), jax.random.key(0), **options)
-    for measures, ran in ((("final", "area"), 4), (("final",), 3)):
-        found = tune(SGD(), Stretched(), jax.random.key(0), **options, confirming_runs=2, measures=measures)
-        assert np.sum(found.final != alone.final) == ran
+    ran = []
+    monkeypatch.setattr(
+        tuning_module, "run_tuned", lambda *its, **options: ran.append(its[1]) or run_tuned(*its, **options)
+    )
+    options = {"horizon": 20, "runs": 1, "confirming_runs": 2}
+    for measures, exponents in ((("final", "area"), [-2.25, -2, -1.75, -1.5]), (("final",), [-2, -1.75, -1.5])):
+        found = tune(SGD(), Stretched(), jax.random.key(0), **options, measures=measures)
+        np.testing.assert_allclose(sorted(ran), 10.0 ** np.array(exponents))
         assert found.best_final == pytest.approx(10**-1.75)
+        ran.clear()

@@ -143,26 +143,33 @@ def confirmed(
     """Run the best rate and its neighbours on `more` instances, until the best of all has run on them.
 
     Where a whole grid can only be run on one or two instances, these decide between neighbours; here a few rates get as
-    many as that takes.
+    many as that takes. To the losses of the others is added by how much that of the best of these rates has risen: the
+    first instances may have been easy ones.
 
     **Arguments:** `tuning`: the means over `runs` instances, drawn with `key`; the others are drawn apart from these.
     `measures`: what the best is best in. The others as for `tune`.
     """
     keys, options = jax.random.split(jax.random.fold_in(key, 0xC0F), more), {"points": points, "at_once": at_once}
-    losses, done = {"final": tuning.final.copy(), "area": tuning.area.copy()}, set[int]()
+    before = np.stack([tuning.final, tuning.area])
+    after, done = np.full_like(before, np.nan), set[int]()
+    losses = before
     while True:
-        best = [_best(losses[measure]) for measure in measures]
-        near = {place for it in best for place in (it - 1, it, it + 1)} & set(range(len(tuning.learning_rates))) - done
+        best = [_best(losses[("final", "area").index(measure)]) for measure in measures]
+        near = {place for it in best for place in (it - 1, it, it + 1)} & set(range(before.shape[1])) - done
         if not near:
-            return dataclasses.replace(tuning, **losses)
+            return Tuning(tuning.learning_rates, *losses)
         for place in sorted(near):
             rate = tuning.learning_rates[place]
             curves = run_tuned(optimizer, rate, family, keys, horizon=horizon, runs=runs, **options)
             with np.errstate(over="ignore", invalid="ignore"):
-                for name, its in (("final", final(curves, final_window)), ("area", area(curves))):
-                    mean = (runs * losses[name][place] + np.sum(its)) / (runs + more)
-                    losses[name][place] = mean if np.isfinite(mean) else np.inf
+                sums = np.stack([final(curves, final_window), area(curves)]).sum(axis=1)
+                mean = (runs * before[:, place] + sums) / (runs + more)
+            after[:, place] = np.where(np.isfinite(mean), mean, np.inf)
         done |= near
+        least = np.nanargmin(after, axis=1)[:, None]
+        with np.errstate(invalid="ignore"):
+            rise = np.take_along_axis(after, least, 1) - np.take_along_axis(before, least, 1)
+        losses = np.where(np.isnan(after), before + np.where(np.isfinite(rise), rise, 0.0), after)
 
 
 def beyond(rates: np.ndarray, best: Collection[int], points: int) -> np.ndarray | None:
