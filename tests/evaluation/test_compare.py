@@ -19,6 +19,7 @@ from bygrad.evaluation import (
     ratio_to_best,
     run_curves,
     strict_json,
+    tune_baselines,
     tuned_levels,
 )
 from bygrad.evaluation.compare import summarize
@@ -241,6 +242,7 @@ def test_a_teacher_of_any_kind_is_told_by_its_numbers(teacher, told):
     [
         ({"horizon": 0}, "horizon is 0"),
         ({"runs": 0}, "runs is 0"),
+        ({"runs": 10**20}, "runs is 100000000000000000000, which nothing counts to. Give at most 2,147,483,647."),
         ({"tuning_runs": 0}, "tuning_runs is 0"),
         ({"chunk": 0}, "chunk is 0"),
         ({"final_window": 0}, "final_window is 0"),
@@ -256,3 +258,10 @@ def test_a_teacher_of_any_kind_is_told_by_its_numbers(teacher, told):
 def test_a_protocol_that_cannot_work_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Protocol(**{"horizon": 5} | settings)
+
+
+def test_curves_that_do_not_fit_into_memory_are_refused_before_anything_is_tuned():
+    protocol = Protocol(100_000, runs=2_000_000_000)
+    for call in (tune_baselines, lambda *given: compare({}, {}, *given)):
+        with pytest.raises(MemoryError, match="2,000,000,000 runs of 100,000 steps take"):
+            call(Quadratic(2), protocol)

@@ -525,6 +525,7 @@ def test_a_family_that_cannot_work_is_refused_before_anything_is_written(tmp_pat
     ("settings", "message"),
     [
         ({"horizon": 0}, "horizon is 0"),
+        ({"horizon": 2**31}, "horizon is 2147483648, which nothing counts to"),
         ({"truncation": -1}, "truncation is -1"),
         ({"instances": 0}, "instances is 0"),
         ({"meta_steps": 0}, "meta_steps is 0"),

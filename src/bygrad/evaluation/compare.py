@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Shaped
 
 from .._core.draws import check_seed
+from .._core.memory import bytes_available, in_words
 from .._core.programs import Program
+from .._core.sizes import LARGEST
 from .._core.threads import Threads
 from .._core.types import PRNGKeyArray, Tick
 from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer, declare
@@ -64,6 +66,8 @@ class Protocol:
         for name in ("horizon", "runs", "tuning_runs", "final_window", "chunk", "rates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: there would be nothing to compare. Give 1 or more.")
+            if getattr(self, name) > LARGEST:
+                raise ValueError(f"{name} is {getattr(self, name)}, which nothing counts to. Give at most {LARGEST:,}.")
         if self.second_order_runs < 0 or self.confirming_runs < 0:
             raise ValueError(
                 f"second_order_runs={self.second_order_runs}, confirming_runs={self.confirming_runs}: give 0 to leave"
@@ -82,6 +86,15 @@ class Protocol:
             raise ValueError(
                 f"final_window is {self.final_window}, longer than the horizon of {self.horizon} steps, so the final"
                 " loss is not defined. Choose at most the horizon."
+            )
+
+    def refuse_what_cannot_fit(self) -> None:
+        """**Raises:** `MemoryError` where the losses of all steps of all runs do not fit into memory."""
+        needs = 2 * 8 * self.runs * (self.horizon + 1)  # in parts, and joined
+        if needs > (free := bytes_available()):
+            raise MemoryError(
+                f"The losses of {self.runs:,} runs of {self.horizon:,} steps take {in_words(needs)} of memory, but"
+                f" {in_words(free)} are free. Nothing was started. Lower the runs or the horizon."
             )
 
     @property
@@ -103,6 +116,7 @@ def tune_baselines(
     **Arguments:** `results`: what an interrupted tuning has, by name; what is there is not run again, and what is new
     is put there as it comes.
     """
+    protocol.refuse_what_cannot_fit()
     results = {} if results is None else results
 
     def tuned(kind: type[FromOptax]) -> Tuning:
@@ -191,6 +205,7 @@ def compare(
     new is put there as it comes. `baselines`: the classes of those that are tuned, where one is not of this package.
     `teacher`: what the learned one imitated in meta-training, if anything; it runs as it is, and is no baseline.
     """
+    protocol.refuse_what_cannot_fit()
     results = {} if results is None else results
     refuse_one_name([*learned, *tunings])
     taught_by = {} if teacher is None else {f"{type(teacher).__name__} (its teacher)": teacher}

@@ -7,6 +7,7 @@ import equinox as eqx
 import numpy as np
 
 from .._core.draws import check_seed
+from .._core.sizes import LARGEST
 from ..metagrads import Estimator, Replay
 from ..problems import ProblemFamily
 from ..unroll import Windows
@@ -65,6 +66,9 @@ class Recipe:
         for name in (*counts, "final_window", "meta_learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: nothing would be learned. Give a positive number.")
+        for name in (*counts, "final_window"):
+            if getattr(self, name) > LARGEST:
+                raise ValueError(f"{name} is {getattr(self, name)}, which nothing counts to. Give at most {LARGEST:,}.")
         if not 0 < self.meta_b2 < 1 or self.warmup < 0 or (self.seconds is not None and not self.seconds > 0):
             raise ValueError(
                 f"meta_b2={self.meta_b2}, warmup={self.warmup}, seconds={self.seconds}: the decay must lie between 0"
