@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -21,7 +22,7 @@ from rich.console import Console
 import bygrad
 from bygrad import experiments
 from bygrad.evaluation import Protocol, loss_of
-from bygrad.experiments import EXPERIMENTS, Experiment, Level, Setting, Task, carry_out, paper_curves, reproduce
+from bygrad.experiments import EXPERIMENTS, Budget, Experiment, Level, Setting, Task, carry_out, paper_curves
 from bygrad.optimizers import LSTM, PAPER_BASELINES, Learned, Optimizer
 from bygrad.problems import FAMILIES, ProblemFamily, find_family
 from bygrad.training import RolledBack, Stepped, Validated, Warned
@@ -123,6 +124,10 @@ def test_levels_of_cifar_have_the_papers_value_at_the_end_of_the_run(name):
 def display() -> tuple[Display, io.StringIO]:
     text = io.StringIO()
     return Display(Console(file=text, width=200)), text
+
+
+def reproduce(experiment: Experiment, budget: Budget, folder: Path, shown: Display, **options: Any) -> dict[str, Any]:
+    return experiments.reproduce(experiment, Task(budget, folder, shown, **options))
 
 
 def test_the_display_shows_what_stays():

@@ -11,9 +11,9 @@ from .mnist import MNIST, MNIST_ANY_START
 from .paper import paper_curves
 from .quadratic import QUADRATIC, QUADRATIC_GAUSSIAN, QUADRATIC_GAUSSIAN_GAC
 from .repairs import REPAIRED
-from .reproduce import reproduce
+from .reproduce import carry_out, reproduce
 from .specializations import SPECIALIZATIONS
-from .study import Study, Task, carry_out
+from .study import Study, Task
 from .style import STYLE
 from .thousands import THOUSANDS
 from .transfer import TRANSFER

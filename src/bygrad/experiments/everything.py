@@ -9,7 +9,8 @@ from .._core.files import write_text_atomically
 from ..evaluation import LEVEL_HEADINGS, Picture, Sheet, level_cells, strict_json, write_page
 from ..workflows.folder import refuse_used
 from .declaration import Experiment
-from .study import Study, Task, carry_out
+from .reproduce import carry_out
+from .study import Study, Task
 
 
 def everything(experiments: Mapping[str, Experiment | Study]) -> Study:

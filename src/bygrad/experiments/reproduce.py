@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,41 +22,36 @@ from ..evaluation import (
 )
 from ..optimizers import BASELINES, Optimizer
 from ..problems import find_family
-from ..training import Recipe, describe, validation_keys
-from ..workflows.display import Display
-from ..workflows.folder import Kept, claim
+from ..training import describe, validation_keys
+from ..workflows.folder import Kept, leaving_nothing
 from ..workflows.work import MEASURES, evaluate, meta_training_results, train_or_read, tune
-from .declaration import Budget, Experiment, Setting
+from .declaration import Experiment, Setting
 from .paper import paper_curves, paper_scale
+from .study import Study, Task
 
 
-def reproduce(
-    experiment: Experiment,
-    budget: Budget,
-    folder: Path,
-    display: Display,
-    *,
-    resume: bool = False,
-    seed: int = 0,
-    data: str = "mnist",
-    command: str = "",
-) -> dict[str, Any]:
-    """Carry out an experiment in `folder` and return the results of its first setting.
+def carry_out(experiment: Experiment | Study, task: Task) -> dict[str, Any]:
+    """Carry out an experiment or a study and return the results of its report."""
+    with leaving_nothing(task.folder):
+        return experiment.carry_out(task) if isinstance(experiment, Study) else reproduce(experiment, task)
+
+
+def reproduce(experiment: Experiment, task: Task) -> dict[str, Any]:
+    """Carry out an experiment in the task's folder and return the results of its first setting.
 
     Leaves there: `report.html`, `results.json` and figures; `optimizer.safetensors`; `metatraining/` with the log and
     the checkpoint; and for every further setting a folder with a report of its own.
 
     **Raises:** `FileExistsError` if the folder exists and `resume` is off; `ValueError` if it holds something else.
     """
-    recipe = dataclasses.replace(experiment.recipe(budget), seed=seed)
-    protocol = dataclasses.replace(experiment.protocols[budget], seed=seed)
-    identity = {"experiment": experiment.name, "budget": budget, "seed": seed, "data": data}
-    identity |= {"recipe": describe(recipe), "protocol": dataclasses.asdict(protocol)}
-    claim(folder, identity, resume)
-    main, *others = experiment.settings_of(budget)
+    folder, display = task.folder, task.display
+    recipe = dataclasses.replace(experiment.recipe(task.budget), seed=task.seed)
+    protocol = dataclasses.replace(experiment.protocols[task.budget], seed=task.seed)
+    task.claim(experiment, recipe=describe(recipe), protocol=dataclasses.asdict(protocol))
+    main, *others = experiment.settings_of(task.budget)
 
-    tunings, tuning_seconds = _tunings(folder, main, protocol, data, display)
-    family = find_family(experiment.training_family, data=data, split="train")
+    tunings, tuning_seconds = _tuned(task, main, protocol)
+    family = find_family(experiment.training_family, data=task.data, split="train")
     if (experiment.training_family, recipe.horizon) == (main.family, main.horizon):
         alike = dataclasses.replace(protocol, horizon=recipe.horizon, final_window=recipe.final_window)
         kept = Kept(folder / "levels.json")
@@ -68,88 +62,87 @@ def reproduce(
         lowest = {name: float(np.min(getattr(tuning, recipe.select))) for name, tuning in tunings.items()}
         display.tuned(MEASURES[recipe.select], lowest)
 
-    untrained, name = experiment.optimizer(jax.random.key(seed)), f"paper/{experiment.name}"
+    untrained, name = experiment.optimizer(jax.random.key(task.seed)), f"paper/{experiment.name}"
     trained = train_or_read(untrained, family, recipe, folder, display, name=name, levels=levels)
-    course = meta_training_results(trained, recipe, levels)
 
-    results, reached = {}, []
-    for setting in (main, *others):
-        target = folder if setting is main else folder / setting.name
-        result = _results_of(
-            target, setting, trained.optimizer, protocol, tunings, main, data, display, command, experiment, recipe
-        )
-        if setting.figure is not None:
-            result["paper"] = paper_curves(setting.figure)
-            result["paper_scale"] = paper_scale(setting.figure, best_baseline(result["optimizers"], "final")[1])
-        if setting is main:
-            result["experiment"] = experiment.name
-            results = result
-            result["meta_training"] = course
-            result["configuration"]["recipe"] = describe(recipe)
-            result["seconds"] |= {"tuning": tuning_seconds, "meta_training": trained.best.seconds}
-        reached += _levels(setting, result, experiment.label)
-        if setting is not main:
-            write_report(result, target)
-        results["levels"] = reached
+    results = _compared(task, experiment, main, trained.optimizer, protocol, tunings)
+    results["experiment"] = experiment.name
+    results["meta_training"] = meta_training_results(trained, recipe, levels)
+    results["configuration"]["recipe"] = describe(recipe)
+    results["seconds"] |= {"tuning": tuning_seconds, "meta_training": trained.best.seconds}
+    results["levels"] = _levels(main, results, experiment.label)
+    write_report(results, folder)
+    for setting in others:
+        part = dataclasses.replace(task, folder=folder / setting.name)
+        result = _compared(part, experiment, setting, trained.optimizer, protocol)
+        results["levels"] += _levels(setting, result, experiment.label)
+        write_report(result, part.folder)
         write_report(results, folder)  # after every setting: the next may take hours
     return results
 
 
-def _tunings(
-    folder: Path, setting: Setting, protocol: Protocol, data: str, display: Display
-) -> tuple[dict[str, Tuning], float | None]:
-    family = find_family(setting.family, data=data, split="train")
-    return tune(family, _protocol_of(setting, protocol), folder, display)
+def _tuned(task: Task, setting: Setting, protocol: Protocol) -> tuple[dict[str, Tuning], float | None]:
+    family = find_family(setting.family, data=task.data, split="train")
+    return tune(family, _protocol_of(setting, protocol), task.folder, task.display)
 
 
 def _protocol_of(setting: Setting, protocol: Protocol) -> Protocol:
     return dataclasses.replace(protocol, horizon=setting.horizon, final_window=setting.final_window)
 
 
-def _results_of(
-    folder: Path,
+def _compared(
+    task: Task,
+    experiment: Experiment,
     setting: Setting,
     optimizer: Optimizer,
     protocol: Protocol,
-    tunings: dict[str, Tuning],
-    main: Setting,
-    data: str,
-    display: Display,
-    command: str,
-    experiment: Experiment,
-    recipe: Recipe,
+    tunings: dict[str, Tuning] | None = None,
 ) -> dict[str, Any]:
-    """Compare in one setting, or read what an interrupted run has compared. Every setting tunes its own baselines."""
-    path = folder / "comparison.json"
-    if path.exists():
-        return read_json(path)
-    seconds = None
-    if setting is not main:
-        tunings, seconds = _tunings(folder, setting, protocol, data, display)
+    """Compare in one setting, or read what an interrupted run has compared in the task's folder, and add the paper's
+    curves."""
+    kept = task.folder / "comparison.json"
+    results = read_json(kept) if kept.exists() else _compare(task, experiment, setting, optimizer, protocol, tunings)
+    if setting.figure is not None:
+        results["paper"] = paper_curves(setting.figure)
+        results["paper_scale"] = paper_scale(setting.figure, best_baseline(results["optimizers"], "final")[1])
+    return results
+
+
+def _compare(
+    task: Task,
+    experiment: Experiment,
+    setting: Setting,
+    optimizer: Optimizer,
+    protocol: Protocol,
+    tunings: dict[str, Tuning] | None,
+) -> dict[str, Any]:
+    """Compare, and keep what came out. Without `tunings`, those of the first setting, a setting tunes baselines of its
+    own."""
+    name, seconds = None, None
+    if tunings is None:
+        name, (tunings, seconds) = setting.name, _tuned(task, setting, protocol)
+    test = find_family(setting.family, data=task.data, split="test")
     results = evaluate(
         {experiment.label: optimizer},
-        find_family(setting.family, data=data, split="test"),
-        find_family(setting.family, data=data, split="train"),
+        test,
+        find_family(setting.family, data=task.data, split="train"),
         _protocol_of(setting, protocol),
-        display,
+        task.display,
         title=setting.title,
-        command=command,
+        command=task.command,
         tunings=tunings,
-        experiment=setting.name if setting is not main else None,
-        kept=Kept(folder / "optimizers.json"),
-        teacher=getattr(recipe.estimator, "teacher", None),
+        experiment=name,
+        kept=Kept(task.folder / "optimizers.json"),
+        teacher=getattr(experiment.recipe(task.budget).estimator, "teacher", None),
     )
-    results["configuration"]["data"], results["seconds"]["tuning"] = data, seconds
+    results["configuration"]["data"], results["seconds"]["tuning"] = task.data, seconds
     if experiment.illustrate is not None:
-        results["pictures"] = experiment.illustrate(
-            find_family(setting.family, data=data, split="test"),
-            {experiment.label: optimizer, **_best_two(results["optimizers"])},
-            protocol.keys[1],
-        )
-    write_text_atomically(path, json.dumps(strict_json(results)))
+        shown = {experiment.label: optimizer, **_best_two(results["optimizers"])}
+        results["pictures"] = experiment.illustrate(test, shown, protocol.keys[1])
+    write_text_atomically(task.folder / "comparison.json", json.dumps(strict_json(results)))
     label, level = best_baseline(results["optimizers"], "final")
     ours = loss_of(results["optimizers"][experiment.label.lower()]["final"]["mean"])
-    display.say(f"{setting.title}: {experiment.label} {ours:.4g}, best tuned baseline {label} {level:.4g}")
+    task.display.say(f"{setting.title}: {experiment.label} {ours:.4g}, best tuned baseline {label} {level:.4g}")
     return results
 
 

@@ -12,16 +12,16 @@ from ..evaluation import Picture, Protocol, Sheet, strict_json, write_page, writ
 from ..optimizers import PAPER_BASELINES, FromOptax, Optimizer
 from ..problems import ProblemFamily
 from ..workflows.display import Display
-from ..workflows.folder import claim, leaving_nothing
+from ..workflows.folder import claim
 from ..workflows.work import evaluate, machine, slug
 from .declaration import Budget, Experiment
-from .reproduce import reproduce
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """How to carry a study out: the arguments of `bygrad reproduce`. `artifacts`: of studies that test trained ones.
-    `families`: to compare on, of studies that have several; none stands for all. `data`: as in `find_family`."""
+    """How to carry an experiment or a study out: the arguments of `bygrad reproduce`. `artifacts`: of studies that test
+    trained ones. `families`: to compare on, of studies that have several; none stands for all. `data`: as in
+    `find_family`."""
 
     budget: Budget
     folder: Path
@@ -33,7 +33,7 @@ class Task:
     artifacts: tuple[str, ...] = ("general/controller",)
     families: tuple[str, ...] = ()
 
-    def claim(self, study: "Study", **more: Any) -> None:
+    def claim(self, study: "Experiment | Study", **more: Any) -> None:
         """Write down what the folder is for, or check that it is for this; `more`: what decides besides the task."""
         identity = {"experiment": study.name, "budget": self.budget, "seed": self.seed, "data": self.data}
         claim(self.folder, identity | more, self.resume)
@@ -79,20 +79,3 @@ class Study:
     name: str
     title: str
     carry_out: Callable[[Task], dict[str, Any]]
-
-
-def carry_out(experiment: Experiment | Study, task: Task) -> dict[str, Any]:
-    """Carry out an experiment or a study and return the results of its report."""
-    with leaving_nothing(task.folder):
-        if isinstance(experiment, Study):
-            return experiment.carry_out(task)
-        return reproduce(
-            experiment,
-            task.budget,
-            task.folder,
-            task.display,
-            resume=task.resume,
-            seed=task.seed,
-            data=task.data,
-            command=task.command,
-        )
