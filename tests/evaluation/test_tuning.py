@@ -9,7 +9,7 @@ import pytest
 
 from bygrad.evaluation import Protocol, Tuning, strict_json, tune, tune_baselines, with_learning_rate
 from bygrad.evaluation import tuning as tuning_module
-from bygrad.evaluation.tuning import _CURVES, EXTENSIONS, POINTS, run_tuned
+from bygrad.evaluation.tuning import EXTENSIONS, POINTS, _curves, run_tuned
 from bygrad.optimizers import PAPER_BASELINES, SGD, Adam
 from bygrad.problems import ProblemFamily, Quadratic
 from bygrad.unroll import loss_curves
@@ -137,7 +137,7 @@ def test_what_is_tuned_runs_elsewhere_at_its_rate(at_once, monkeypatch):
     rate = tune(optimizer, family, jax.random.key(0), **options).best_final
     keys = jax.random.split(jax.random.key(1), 5)  # two at a time, and one is left
     if at_once is None:
-        monkeypatch.setattr(_CURVES, "_compile", None)  # nothing is compiled again
+        monkeypatch.setattr(_curves, "_compile", None)  # nothing is compiled again
     found = run_tuned(optimizer, rate, family, keys, **options)
     expected = loss_curves(with_learning_rate(optimizer, rate), family, keys, 3)
     np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -68,7 +68,7 @@ def test_a_step_takes_as_much_memory_as_is_expected():
     family, optimizer = StyleTransfer.of(photograph[None], photograph), LSTM(jax.random.key(0))
     content, image = family.content(family.photographs[0]), jnp.zeros(photograph.shape)
     now = stylizing.Painting(image, optimizer.init(image), image, jnp.asarray(jnp.inf))
-    needs = stylizing._STEP.bytes_more(now, optimizer, family, content, jax.random.key(0))
+    needs = stylizing._step.bytes_more(now, optimizer, family, content, jax.random.key(0))
     assert needs == pytest.approx(stylizing.BYTES_A_PIXEL * image.shape[0] * image.shape[1], rel=0.3)
 
 

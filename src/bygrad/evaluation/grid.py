@@ -60,8 +60,8 @@ def run_grid(
     turn, for convolutions, which have no fast form with other weights for every run.
     """
     many = jnp.broadcast_to(keys, (len(rates), *keys.shape))
-    arguments = (optimizer, jnp.asarray(rates, jnp.float32), family, held_out, many, horizon)
-    return _timed(_GRID[one_by_one], arguments, horizon)
+    arguments = (one_by_one, optimizer, jnp.asarray(rates, jnp.float32), family, held_out, many, horizon)
+    return _timed(_grid, arguments, horizon)
 
 
 def run_in_time(
@@ -82,12 +82,13 @@ def run_in_time(
 
     **Arguments:** `seconds`: compilation left out. `most`: steps that are taken at most.
     """
-    program = _IN_TIME[one_by_one or isinstance(method, LBFGS)]
+    one_by_one = one_by_one or isinstance(method, LBFGS)
     many = jnp.broadcast_to(keys, (len(dampings), *keys.shape))
 
     def run(steps: int, aside: float) -> GridRuns:
-        arguments = (method, jnp.asarray(dampings, jnp.float32), family, held_out, many, jnp.asarray(steps), most)
-        return _timed(program, arguments, steps, aside)
+        grid = jnp.asarray(dampings, jnp.float32)
+        arguments = (one_by_one, method, grid, family, held_out, many, jnp.asarray(steps), most)
+        return _timed(_in_time, arguments, steps, aside)
 
     aside = run(0, 0.0).seconds  # starts and held-out losses, which would be most of the time of a few steps
     steps = min(TRIED, most)
@@ -109,6 +110,7 @@ def _timed(program: Program[Any], arguments: tuple[Any, ...], steps: int, aside:
     return GridRuns(curves[..., : steps + 1], test, max(each - aside, 0.1 * each) / max(1, steps))
 
 
+@functools.partial(Program, runs="seldom")
 def _grid(
     one_by_one: bool,
     optimizer: Optimizer,
@@ -130,6 +132,7 @@ def _grid(
     return _all(one_by_one, run, rates, keys)
 
 
+@functools.partial(Program, runs="seldom")
 def _in_time(
     one_by_one: bool,
     method: SecondOrder,
@@ -184,7 +187,3 @@ def objective(family: ProblemFamily, params: Params, instance: Instance) -> Scal
         return family.loss(params, instance, None)
     keys = jax.random.split(jax.random.key(0), JUDGED_ON)
     return jnp.mean(jax.lax.map(lambda key: family.loss(params, instance, key), keys))
-
-
-_GRID = {one_by_one: Program(functools.partial(_grid, one_by_one), runs="seldom") for one_by_one in (False, True)}
-_IN_TIME = {one_by_one: Program(functools.partial(_in_time, one_by_one), runs="seldom") for one_by_one in (False, True)}

@@ -1,6 +1,7 @@
 """Tuning of hand-designed optimizers: one program for a whole grid of learning rates."""
 
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -101,7 +102,7 @@ def tune(
     keys = jax.random.split(key, runs)
 
     def measure(rates: np.ndarray) -> tuple[Curves, Curves]:
-        curves = np.asarray(_CURVES(with_learning_rate(optimizer, rates), family, keys, horizon, at_once), np.float64)
+        curves = np.asarray(_curves(with_learning_rate(optimizer, rates), family, keys, horizon, at_once), np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             measures = np.stack([final(curves, final_window), area(curves)]).mean(axis=-1)
         finals, areas = np.where(np.isfinite(measures), measures, np.inf)
@@ -199,10 +200,11 @@ def run_tuned(
     """
     optimizer = with_learning_rate(optimizer, np.full(points if at_once is None else 1, rate))
     pieces = keys[np.arange(-(-len(keys) // runs) * runs) % len(keys)].reshape(-1, runs)
-    curves = [np.asarray(_CURVES(optimizer, family, piece, horizon, at_once)[0], np.float64) for piece in pieces]
+    curves = [np.asarray(_curves(optimizer, family, piece, horizon, at_once)[0], np.float64) for piece in pieces]
     return np.concatenate(curves)[: len(keys)]
 
 
+@functools.partial(Program, runs="seldom")
 def _curves(optimizers: FromOptax, family: ProblemFamily, keys: Any, horizon: int, at_once: int | None) -> Any:
     """`loss_curves` for a batch of learning rates: `[rates, runs, horizon + 1]`."""
     rates = optimizers.learning_rate  # pyright: ignore[reportAttributeAccessIssue]
@@ -211,6 +213,3 @@ def _curves(optimizers: FromOptax, family: ProblemFamily, keys: Any, horizon: in
         return loss_curves(with_learning_rate(optimizers, rate), family, keys, horizon)
 
     return jax.vmap(one)(rates) if at_once is None else jax.lax.map(one, rates, batch_size=at_once)
-
-
-_CURVES = Program(_curves, runs="seldom")

@@ -239,7 +239,8 @@ class LSTM(Coordinatewise, Learned):
         return run_cells(self.layers, self.preprocess(grads), state)
 
 
-def _descending_head(
+@functools.partial(Program, runs="once")
+def descending_head(
     hidden: Callable[[Float[Array, " c"], State], tuple[Float[Array, "units c"], State]],
     start: Callable[[tuple[int, ...]], State],
     key: PRNGKeyArray,
@@ -274,6 +275,3 @@ def _descending_head(
     ridge = 1e-2 * inputs.shape[1] * jnp.eye(inputs.shape[0])
     weights = -step * jnp.linalg.solve(inputs @ inputs.T + ridge, inputs @ direction.reshape(-1))
     return weights[:-1].astype(like.dtype), weights[-1].astype(like.dtype)
-
-
-descending_head = Program(_descending_head, runs="once")

@@ -153,24 +153,22 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
     return params
 
 
-def _sample(family: ProblemFamily, key: PRNGKeyArray) -> Instance:
+# Of the module, so that a family that is checked again compiles nothing. Each runs once.
+@functools.partial(Program, runs="once")
+def _draw_instance(family: ProblemFamily, key: PRNGKeyArray) -> Instance:
     return family.sample(key)
 
 
-def _init(family: ProblemFamily, instance: Instance, key: PRNGKeyArray) -> Params:
+@functools.partial(Program, runs="once")
+def _draw_params(family: ProblemFamily, instance: Instance, key: PRNGKeyArray) -> Params:
     return family.init(instance, key)
 
 
-def _value_and_grad(
+@functools.partial(Program, runs="once")
+def _differentiate(
     family: ProblemFamily, params: Params, instance: Instance, key: PRNGKeyArray
 ) -> tuple[Scalar, Params]:
     return family.value_and_grad(params, instance, key)
-
-
-# Of the module, so that a family that is checked again compiles nothing. Each runs once.
-_draw_instance, _draw_params, _differentiate = (
-    Program(function, runs="once") for function in (_sample, _init, _value_and_grad)
-)
 
 
 def check_is_family(family: Any) -> None:

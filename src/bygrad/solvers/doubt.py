@@ -129,12 +129,10 @@ def merged(
     return after, better == 1
 
 
-def _doubts_(
+@Program
+def _doubts(
     flat: Flat, instances: PyTree, x: Float[Array, "rows p"], cost: Float[Array, " rows"], doubt: Doubt
 ) -> Float[Array, " rows"]:
     """Return how far each doubt is above the limit; what is no number is doubted."""
     above = jax.vmap(doubt)(instances, x, cost) - doubt.limit
     return jnp.where(jnp.isnan(above), jnp.inf, above)
-
-
-_doubts = Program(_doubts_)

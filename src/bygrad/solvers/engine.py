@@ -179,7 +179,7 @@ def _empty(x: np.ndarray) -> Rows:
     return {"x": x, "cost": real, "certificate": real, "finished": np.empty(0), **counts}
 
 
-def _begin_(method: Method, flat: Flat, instances: PyTree, x: Array, real: Bool[Array, " rows"]) -> Working:
+def _begun(method: Method, flat: Flat, instances: PyTree, x: Array, real: Bool[Array, " rows"]) -> Working:
     def start(one: PyTree, x: Array) -> Progress:
         at, (low, high) = method.start(flat, one, x), flat.bounds(x, one)
         return at._replace(status=jnp.where(jnp.any(low > high), jnp.int32(Status.CONTRADICTION), at.status))
@@ -188,12 +188,17 @@ def _begin_(method: Method, flat: Flat, instances: PyTree, x: Array, real: Bool[
     return instances, at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
 
 
-def _take_(working: Working, pick: Int[Array, " rows"], real: Bool[Array, " rows"]) -> Working:
+_begin = Program(_begun)
+
+
+@Program
+def _take(working: Working, pick: Int[Array, " rows"], real: Bool[Array, " rows"]) -> Working:
     instances, at = jax.tree.map(lambda leaf: leaf[pick], working)
     return instances, at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
 
 
-def _advance_(
+@Program
+def _advance(
     method: Method,
     flat: Flat,
     working: Working,
@@ -207,7 +212,7 @@ def _advance_(
     """
     if refill is not None:
         instances, x, fresh = refill
-        begin = lambda: trees.select_rows(fresh, _begin_(method, flat, instances, x, fresh), working)  # noqa: E731
+        begin = lambda: trees.select_rows(fresh, _begun(method, flat, instances, x, fresh), working)  # noqa: E731
         working = jax.lax.cond(jnp.any(fresh), begin, lambda: working)
     ours, at = working
 
@@ -223,8 +228,3 @@ def _advance_(
         return count + 1, trees.select_rows(at.status == RUNNING, after, at)
 
     return ours, jax.lax.while_loop(go_on, body, (jnp.int32(0), at))[1]
-
-
-_begin = Program(_begin_)
-_take = Program(_take_)
-_advance = Program(_advance_)

@@ -282,7 +282,8 @@ def _proven_first(
     return results
 
 
-def _proven_(flat: Flat, instances: PyTree, own: Float[Array, "rows p"], method: ADMM) -> Float[Array, "rows numbers"]:
+@Program
+def _proven(flat: Flat, instances: PyTree, own: Float[Array, "rows p"], method: ADMM) -> Float[Array, "rows numbers"]:
     """Return each proposal with its multipliers, cost and certificate, in one row."""
 
     def one(instance: Any, own: Array) -> Array:
@@ -297,13 +298,9 @@ def _proven_(flat: Flat, instances: PyTree, own: Float[Array, "rows p"], method:
     return jax.vmap(one)(instances, own)
 
 
-_proven = Program(_proven_)
-
-
-def _proposals_(
+@Program
+def proposals(
     start: LearnedStart, count: int, flat: Flat, instances: PyTree, own: Float[Array, "rows *classical p"]
 ) -> Float[Array, "rows count p"]:
+    """Return the `count` best starts of each instance, of a network's proposals and those that are its `own`."""
     return jax.vmap(lambda one, x: start.best(flat, one, x, count))(instances, own)
-
-
-proposals = Program(_proposals_)

@@ -240,7 +240,8 @@ def jacobian(
         return jax.tree.map(lambda *leaves: _joined(leaves, unsolved), *blocks)
 
 
-def _jacobians_(family: ProblemFamily, x: Params, dual: Array, instances: PyTree[Array]) -> PyTree[Array]:
+@Program
+def _jacobians(family: ProblemFamily, x: Params, dual: Array, instances: PyTree[Array]) -> PyTree[Array]:
     def one(x: Params, dual: Array, instance: Instance) -> PyTree[Array]:
         real, rest = eqx.partition(instance, eqx.is_inexact_array)
         if not jax.tree.leaves(real):
@@ -248,9 +249,6 @@ def _jacobians_(family: ProblemFamily, x: Params, dual: Array, instances: PyTree
         return jax.jacrev(lambda real: implicit(family, x, eqx.combine(real, rest), dual))(real)
 
     return jax.vmap(one)(x, dual, instances)
-
-
-_jacobians = Program(_jacobians_)
 
 
 def _joined(blocks: tuple[Array, ...], unsolved: np.ndarray) -> np.ndarray:

@@ -355,13 +355,11 @@ def _with_starts(solver: LearnedSolver, starts: int, start: LearnedStart | None 
     return dataclasses.replace(solver, start=start, starts=starts)
 
 
-def _costs_(flat: Flat, x: Float[Array, "rows p"], instances: PyTree) -> Array:
+@Program
+def _costs(flat: Flat, x: Float[Array, "rows p"], instances: PyTree) -> Array:
     return jax.vmap(flat.loss)(x, instances)
 
 
-def _costs_and_slopes_(flat: Flat, x: Float[Array, "rows p"], instances: PyTree) -> tuple[Array, Array]:
+@Program
+def _costs_and_slopes(flat: Flat, x: Float[Array, "rows p"], instances: PyTree) -> tuple[Array, Array]:
     return jax.vmap(jax.value_and_grad(flat.loss))(x, instances)
-
-
-_costs = Program(_costs_)
-_costs_and_slopes = Program(_costs_and_slopes_)

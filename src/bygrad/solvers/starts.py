@@ -131,23 +131,20 @@ def in_blocks(
     return np.concatenate(blocks)
 
 
-def _inits_(flat: Flat, instances: PyTree[Array], keys: Array) -> Array:
+@Program
+def _inits(flat: Flat, instances: PyTree[Array], keys: Array) -> Array:
     init = lambda one, key: flat.vector(flat.family.init(one, jax.random.wrap_key_data(key)))  # noqa: E731
     return jax.vmap(init)(instances, keys)
 
 
-def _restarts_(flat: Flat, instances: PyTree[Array], keys: Array) -> Array:
+@Program
+def _restarts(flat: Flat, instances: PyTree[Array], keys: Array) -> Array:
     family = flat.family
     draw = family.restart if isinstance(family, Bounded) else family.init
     return jax.vmap(lambda one, key: flat.vector(draw(one, jax.random.wrap_key_data(key))))(instances, keys)
 
 
-def _draws_(family: ProblemFamily, keys: Key[Array, " rows"]) -> PyTree[Array]:
+@Program
+def draws(family: ProblemFamily, keys: Key[Array, " rows"]) -> PyTree[Array]:
+    """Draw instances of a family, one a row, from as many keys."""
     return jax.vmap(family.sample)(keys)
-
-
-draws = Program(_draws_)
-"""Instances of a family, one a row, from as many keys."""
-
-_inits = Program(_inits_)
-_restarts = Program(_restarts_)

@@ -1,6 +1,7 @@
 """What meta-training carries from meta-step to meta-step, and the two programs that it runs."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -170,9 +171,11 @@ _programs = {
 }
 
 
-def _curves(
+@functools.partial(Program, runs="seldom")
+def curves(
     optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int, devices: Devices
 ) -> Float[Array, "runs horizon_plus_1"]:
+    """Return the losses of fresh runs, as `bygrad.unroll.loss_curves` does."""
     if devices.mesh is None:
         return loss_curves(optimizer, family, keys, horizon)
     # Where the runs cannot be divided evenly, a few are done twice: nobody would be done earlier without them.
@@ -182,10 +185,6 @@ def _curves(
         return devices.join(loss_curves(optimizer, family, padded, horizon))[: keys.size]
 
     return devices.divide(part, (None, None, 0), None)(optimizer, family, padded)
-
-
-curves = Program(_curves, runs="seldom")
-"""Losses of fresh runs, as `bygrad.unroll.loss_curves`: `(optimizer, family, keys, horizon, devices)`."""
 
 
 def advance(

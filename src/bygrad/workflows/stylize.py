@@ -92,10 +92,10 @@ def paint(
     now = Painting(start, optimizer.init(start), start, jnp.asarray(jnp.inf))
     for step in range(1, steps + 1):
         key = jax.random.fold_in(jax.random.key(seed), step)
-        now, loss = _STEP(now, optimizer, family, content, key)
+        now, loss = _step(now, optimizer, family, content, key)
         if tick is not None:
             tick(step, float(loss))
-    now, _ = _STEP(now, optimizer, family, content, jax.random.key(seed))  # looks at the last image
+    now, _ = _step(now, optimizer, family, content, jax.random.key(seed))  # looks at the last image
     if not np.isfinite(now.best_loss):
         raise FloatingPointError(
             "No image had a finite loss, so there is nothing to show. This optimizer was not made for style transfer:"
@@ -104,6 +104,7 @@ def paint(
     return to_bytes(now.best), float(now.best_loss)
 
 
+@Program
 def _step(
     now: Painting, optimizer: Optimizer, family: ProblemFamily, content: Params, key: PRNGKeyArray
 ) -> tuple[Painting, Scalar]:
@@ -112,9 +113,6 @@ def _step(
     better = value < now.best_loss
     best = jnp.where(better, now.image, now.best)
     return Painting(now.image + updates, state, best, jnp.where(better, value, now.best_loss)), value
-
-
-_STEP = Program(_step)
 
 
 def to_bytes(image: Any) -> UInt8[np.ndarray, "..."]:

@@ -190,7 +190,7 @@ def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) 
     pieces = [PIECE] * (recipe.horizon // PIECE) + [recipe.horizon % PIECE] * (recipe.horizon % PIECE > 0)
     sizes = []
     for steps in pieces:
-        inner, seen = _GRADS(optimizer, family, inner, steps)
+        inner, seen = _grads(optimizer, family, inner, steps)
         entries = np.concatenate([np.abs(np.ravel(leaf)) for leaf in jax.tree.leaves(seen)])
         most = ENTRIES * steps // recipe.horizon
         sizes.append(entries if len(entries) <= most else rng.choice(entries, most))
@@ -200,12 +200,10 @@ def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) 
     return {f"{q:g}": float(np.quantile(sizes, q)) for q in quantiles} if sizes.size else {}
 
 
+@Program
 def _grads(optimizer: Optimizer, family: ProblemFamily, inner: Inner, steps: int) -> tuple[Inner, PyTree]:
     inner, seen = rollout(optimizer, family, inner, steps)
     return inner, seen.grads
-
-
-_GRADS = Program(_grads)
 
 
 def tune(

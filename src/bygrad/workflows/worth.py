@@ -1,5 +1,6 @@
 """What a specialized optimizer is worth against the best tuned baselines: in steps, in seconds, and over many runs."""
 
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -100,20 +101,18 @@ def lbfgs_in_time(family: ProblemFamily, protocol: Protocol, seconds: float) -> 
     runs = min(LBFGS_RUNS, protocol.runs)
     keys = jax.random.split(protocol.keys[1], protocol.runs)[:runs]
     descended = family.family if isinstance(family, HeldOut) else family  # a line search wants values of its gradients
-    minibatches = LBFGS_SAMPLE if _NOISY(family, keys[0]) else 1
+    minibatches = LBFGS_SAMPLE if _noisy(family, keys[0]) else 1
     ran = run_in_time(LBFGS(minibatches), np.ones(1), descended, family, keys, seconds, protocol.horizon)
     end = bootstrap_mean(ran.test[0])
     taken = {"runs": runs, "steps": ran.curves.shape[-1] - 1, "minibatches": minibatches}
     return {"final_loss": end.mean, "low": end.low, "high": end.high} | taken
 
 
+@functools.partial(Program, runs="once")
 def _noisy(family: ProblemFamily, key: PRNGKeyArray) -> Bool[Array, ""]:
     instance, params, run_key = jax.tree.map(lambda leaf: leaf[0], draw(family, key[None]))
     first, second = (family.loss(params, instance, step_keys(run_key, step)[0]) for step in jnp.arange(2))
     return first != second
-
-
-_NOISY = Program(_noisy, runs="once")
 
 
 def seconds_per_step(optimizers: list[Optimizer], family: ProblemFamily, protocol: Protocol) -> list[float]:

@@ -49,7 +49,8 @@ def assess(flat: Flat, instances: PyTree[np.ndarray], x: Float[np.ndarray, "rows
     return Assessed(both[:, 0], both[:, 1])
 
 
-def _assess_(flat: Flat, instances: PyTree, x: Array) -> Float[Array, "rows 2"]:
+@Program
+def _assess(flat: Flat, instances: PyTree, x: Array) -> Float[Array, "rows 2"]:
     return jax.vmap(lambda one, x: jnp.stack(_assess_one(flat, one, x)))(instances, x)
 
 
@@ -69,9 +70,6 @@ def _assess_one(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Scala
         gap = family.gap(x, jax.grad(family.smooth)(x, instance), instance)
         error = error if gap is None else gap / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
     return cost, error
-
-
-_assess = Program(_assess_)
 
 
 def excess(kind: Kind, found: Assessed, best: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:

@@ -170,7 +170,8 @@ def paper(
     return run
 
 
-def _start_(optimizer: Optimizer, flat: Flat, instances: PyTree) -> tuple[Inner, Array, Array]:
+@Program
+def _start(optimizer: Optimizer, flat: Flat, instances: PyTree) -> tuple[Inner, Array, Array]:
     rows = len(jax.tree.leaves(instances)[0])
     keys = jax.random.split(jax.random.key(0), rows)
     params = jax.vmap(flat.family.init)(instances, keys)
@@ -178,7 +179,8 @@ def _start_(optimizer: Optimizer, flat: Flat, instances: PyTree) -> tuple[Inner,
     return inner, jax.vmap(flat.vector)(params), jnp.full(rows, jnp.inf)
 
 
-def _go_on_(
+@Program
+def _go_on(
     optimizer: Optimizer, flat: Flat, inner: Inner, best: Float[Array, "rows p"], least: Float[Array, " rows"]
 ) -> tuple[Inner, Array, Array]:
     lifted = lift(optimizer)
@@ -193,9 +195,6 @@ def _go_on_(
         return (moved, best, jnp.where(better, value, least)), None
 
     return jax.lax.scan(body, (inner, best, least), None, length=LOOK)[0]
-
-
-_start, _go_on = Program(_start_), Program(_go_on_)
 
 
 def reference(flat: Flat, instances: PyTree, seed: int) -> Assessed:
