@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,7 @@ from bygrad.workflows.specialize import (
     PRETRAINED,
     VALIDATIONS,
     Specialized,
-    _paced,
-    _start,
+    _Specialization,
     choose_recipe,
     pace_of,
     protocol_of,
@@ -54,6 +54,13 @@ class Bowl(ProblemFamily):
 
     def loss(self, params, instance, key):
         return 0.5 * jnp.sum((params - 0.1 * jax.random.normal(key, (2,))) ** 2)
+
+
+def under_way(pretrained: str | None, **changes: Any) -> _Specialization:
+    """A specialization to Bowl of which nothing is done."""
+    parts = {"family": Bowl(), "problems": Bowl(), "seconds": 3.0, "objective": "training", "folder": Path(), **changes}
+    protocol, display = protocol_of(HORIZON, 8, 0), Display(Console(quiet=True))
+    return _Specialization(**parts, pretrained=pretrained, protocol=protocol, display=display, command="")
 
 
 @pytest.fixture(scope="module")
@@ -115,13 +122,12 @@ def test_a_damaged_pace_is_named_and_learning_begins_anew_once_it_is_deleted(don
 
 
 def test_what_is_no_better_than_its_start_is_not_returned(tmp_path, monkeypatch):
-    module = sys.modules[specialize.__module__]
-    judge = module._judge
+    judge = _Specialization._judge
 
     def as_good(*arguments, branch):
         return judge(*arguments, branch=branch) if branch == 2 else 1.0
 
-    monkeypatch.setattr(module, "_judge", as_good)
+    monkeypatch.setattr(_Specialization, "_judge", as_good)
     # Not by `pytest.warns`: the type checker of these tests catches warnings while it reads an annotation, and of two
     # threads that do so at once one restores what the other has set.
     told = []
@@ -135,7 +141,7 @@ def test_what_is_no_better_than_its_start_is_not_returned(tmp_path, monkeypatch)
         name: Tuning.of_json(found)
         for name, found in json.loads((tmp_path / "bowl" / "tuning.json").read_text()).items()
     }
-    start, expected = _start(None, tunings, "training", Bowl(), protocol_of(HORIZON, 8, 0))
+    start, expected = under_way(None)._start(tunings)
     assert origin == expected
     for ours, theirs in zip(jax.tree.leaves(done.optimizer), jax.tree.leaves(start), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -150,18 +156,17 @@ def test_levels_are_those_of_the_runs_that_validate(done, folder):
 
 
 def test_it_starts_from_the_best_of_three_controllers(tmp_path):
-    protocol = protocol_of(HORIZON, 8, 0)
     tunings = {"Adam": TUNING, "AdamWCosine": TOO_SMALL}
     for rate, chosen in ((0.1, "pretrained"), (1e-6, "tuned Adam")):
         file = str(tmp_path / f"{rate}.safetensors")
         export(Controller(jax.random.key(1), learning_rate=rate), file, name="mine/known", training={}, validation={})
-        start, origin = _start(file, tunings, "training", Bowl(), protocol)
+        start, origin = under_way(file)._start(tunings)
         better = chosen == "pretrained"
         assert (start.learning_rate, int(start.horizon)) == (rate if better else 0.03, HORIZON)
         assert origin == (file if better else "tuned Adam, 0.03")
-    assert _start(None, tunings, "training", Bowl(), protocol)[1] == "tuned Adam, 0.03"
-    assert _start(None, tunings, "validation", Bowl(), protocol)[1] == "tuned Adam, 0.01"
-    start, origin = _start(None, {"Adam": TOO_SMALL, "AdamWCosine": TUNING}, "training", Bowl(), protocol)
+    assert under_way(None)._start(tunings)[1] == "tuned Adam, 0.03"
+    assert under_way(None, objective="validation")._start(tunings)[1] == "tuned Adam, 0.01"
+    start, origin = under_way(None)._start({"Adam": TOO_SMALL, "AdamWCosine": TUNING})
     assert origin == "tuned Adam with a cosine, 0.03"
     assert float(jnp.abs(start.head_times).sum()) > 0
 
@@ -267,8 +272,8 @@ def test_what_is_trained_has_a_name_and_an_estimator_that_fit_its_family(
     module = sys.modules[specialize.__module__]
     monkeypatch.setattr(module, "tune", lambda *_: ({}, None))
     monkeypatch.setattr(module, "tuned_levels", lambda *_: {})
-    monkeypatch.setattr(module, "_start", lambda *_: (Controller(jax.random.key(0)), "nothing"))
-    monkeypatch.setattr(module, "_paced", lambda recipe, *_: (recipe, 0.0))
+    monkeypatch.setattr(_Specialization, "_start", lambda *_: (Controller(jax.random.key(0)), "nothing"))
+    monkeypatch.setattr(_Specialization, "_paced", lambda self, recipe, *_: (recipe, 0.0))
     monkeypatch.setattr(module, "train", train)
     with pytest.raises(KeyboardInterrupt):
         specialize(family, "3s", horizon=HORIZON, folder=tmp_path / "run")
@@ -294,9 +299,12 @@ def test_where_few_meta_steps_fit_the_steps_of_what_is_pretrained_are_resized(
     module = sys.modules[specialize.__module__]
     monkeypatch.setattr(module, "tune", lambda *_: ({}, None))
     monkeypatch.setattr(module, "tuned_levels", lambda *_: {})
-    monkeypatch.setattr(module, "_start", lambda *_: (Controller(jax.random.key(0), learning_rate=1e-3), origin))
+    monkeypatch.setattr(
+        _Specialization, "_start", lambda *_: (Controller(jax.random.key(0), learning_rate=1e-3), origin)
+    )
     every = meta_steps // VALIDATIONS
-    monkeypatch.setattr(module, "_paced", lambda recipe, *_: (dataclasses.replace(recipe, validate_every=every), 0.0))
+    paced = lambda self, recipe, *_: (dataclasses.replace(recipe, validate_every=every), 0.0)  # noqa: E731
+    monkeypatch.setattr(_Specialization, "_paced", paced)
     monkeypatch.setattr(module, "train", train)
     with pytest.raises(KeyboardInterrupt):
         specialize(Bowl(), "3s", horizon=HORIZON, folder=tmp_path / "run")
@@ -311,7 +319,7 @@ def test_a_loss_that_leaves_its_domain_at_once_is_told(tmp_path):
 
     recipe = choose_recipe(2, 3.0, 0)
     with pytest.raises(FloatingPointError, match=r"^Only 0 of the first 6 meta-steps .* check it for divisions"):
-        _paced(recipe, Controller(jax.random.key(0)), True, Point(), tmp_path)
+        under_way(None, problems=Point(), folder=tmp_path)._paced(recipe, Controller(jax.random.key(0)), "tuned Adam")
     assert not list(tmp_path.iterdir())
 
 

@@ -32,7 +32,7 @@ from ..metagrads import NRES, Members
 from ..optimizers import HAND_DESIGNED, Controller, Optimizer, declare
 from ..problems import HeldOut, ProblemFamily, check_family, describe_family, hold_out
 from ..problems.base import FAMILY_CHANGED, digest_family
-from ..training import Recipe, Stepped, is_begun, meta_train, validation_keys
+from ..training import MetaTrained, Recipe, Stepped, is_begun, meta_train, validation_keys
 from .display import Display
 from .folder import Kept, claim, leaving_nothing
 from .work import METATRAINING, evaluate, meta_training_results, train, tune
@@ -145,7 +145,9 @@ def specialize(
     with leaving_nothing(folder), contextlib.ExitStack() as shown:
         claim(folder, {"experiment": "specialize", **identity}, resume)
         display = shown.enter_context(Display(Console(quiet=True))) if display is None else display
-        return _specialize(problems, family, seconds, objective, pretrained, folder, protocol, display, command)
+        return _Specialization(
+            family, problems, seconds, objective, pretrained, folder, protocol, display, command
+        ).run()
 
 
 def _pretrained(name: str) -> Controller:
@@ -159,119 +161,179 @@ def _pretrained(name: str) -> Controller:
     return optimizer
 
 
-def _specialize(
-    problems: ProblemFamily,
-    family: ProblemFamily,
-    seconds: float,
-    objective: Objective,
-    pretrained: str | None,
-    folder: Path,
-    protocol: Protocol,
-    display: Display,
-    command: str,
-) -> Specialized:
-    horizon, seed = protocol.horizon, protocol.seed
-    begun_with, digest = folder / "family.sha256", digest_family(family)
-    if begun_with.exists() and begun_with.read_text() != digest:
-        display.warn(FAMILY_CHANGED.format(type(family).__name__, folder))
-    write_text_atomically(begun_with, digest)
-    started = time.perf_counter()
-    tunings, tuning_seconds = tune(problems, protocol, folder, display, RIVALS)
-    judged_by = measure_of(objective)
-    recipe = choose_recipe(horizon, seconds, seed, objective, problems)
-    alike = dataclasses.replace(protocol, horizon=recipe.horizon, final_window=recipe.final_window)
-    kept = Kept(folder / "levels.json")
-    levels = tuned_levels(tunings, problems, validation_keys(recipe), judged_by, alike, kept)
-    display.tuned(judged_by, levels)
+@dataclasses.dataclass(frozen=True)
+class _Specialization:
+    """One that is under way. `problems`: the family, by the loss that counts; the rest as `specialize` was given it."""
 
-    start, origin = _start(pretrained, tunings, objective, problems, protocol)
-    if tuning_seconds is not None:
-        tuning_seconds = time.perf_counter() - started  # the choice of a start is a part of it
-    recipe, pilot = _paced(recipe, start, origin == pretrained, problems, folder)
-    if origin == pretrained and recipe.validate_every * VALIDATIONS < FEW_META_STEPS:
+    family: ProblemFamily
+    problems: ProblemFamily
+    seconds: float
+    objective: Objective
+    pretrained: str | None
+    folder: Path
+    protocol: Protocol
+    display: Display
+    command: str
+
+    @property
+    def name(self) -> str:
+        return type(self.family).__name__
+
+    def run(self) -> Specialized:
+        """Tune the baselines, choose a start, learn, compare; keep the better of what was learned and the start."""
+        protocol, folder, display = self.protocol, self.folder, self.display
+        self._tell_if_changed()
         started = time.perf_counter()
-        few = dataclasses.replace(protocol, runs=min(RESIZING_RUNS, protocol.runs))
-        start, factor = resize(start, lambda it: _judge(it, objective, problems, few, branch=3))
-        origin += f", its steps times {factor:.2g}"
-        display.say(f"begins as {origin}")
-        if tuning_seconds is not None:
-            tuning_seconds += time.perf_counter() - started
-    resume = is_begun(folder / METATRAINING)
-    name = own_name(type(family).__name__)
-    trained = train(start, problems, recipe, folder, display, name=name, resume=resume, levels=levels)
-    spent = trained.log.events[-1].seconds + pilot
-    if (steps := len(trained.log.of(Stepped))) < WORTH_TRYING:
-        display.warn(
-            f"{steps} meta-steps fitted into the {seconds:.0f} s, as compiling and measuring took {pilot:.0f} s:"
-            f" too few to learn from. Give a longer budget (--budget), {3 * pilot + 60:.0f}s or more here"
+        tunings, tuning_seconds = tune(self.problems, protocol, folder, display, RIVALS)
+        recipe = choose_recipe(protocol.horizon, self.seconds, protocol.seed, self.objective, self.problems)
+        levels = self._levels(tunings, recipe)
+        start, origin = self._start(tunings)
+        recipe, pilot = self._paced(recipe, start, origin)
+        if origin == self.pretrained and recipe.validate_every * VALIDATIONS < FEW_META_STEPS:
+            start, origin = self._resized(start, origin)
+        if tuning_seconds is not None:  # the choice of a start is a part of it
+            tuning_seconds = time.perf_counter() - started - pilot
+        trained = self._trained(start, recipe, levels, pilot)
+        spent = trained.log.events[-1].seconds + pilot
+
+        started = time.perf_counter()
+        results = evaluate(
+            {"Controller": trained.optimizer, "Start": start},
+            self.problems,
+            self.problems,
+            protocol,
+            display,
+            title=f"{self.name}, {protocol.horizon} steps, specialized in {self.seconds:.0f} s",
+            command=self.command,
+            tunings=tunings,
         )
+        rows = results["optimizers"]
+        rows["start"] |= {"label": f"the start ({origin})", "note": "What the controller is before it learns."}
+        learned, unlearned = (self._judge(it, branch=1) for it in (trained.optimizer, start))
+        better = learned < unlearned
+        if not better:
+            display.warn("what was learned is no better than its start on held-out instances: the start is kept")
+            rows["controller"]["note"] = "No better than its start on held-out instances: the start is what was kept."
+        kept, row = (trained.optimizer, rows["controller"]) if better else (start, rows["start"])
+        kept = declare(kept, protocol.horizon)  # see `choose_recipe`
+        display.phase("comparing in seconds", 0, 1)
+        worth = worth_of(kept, row, rows, self.problems, protocol, spent if better else None)
+        display.phase("comparing in seconds", 1, 1)
+        evaluation_seconds = time.perf_counter() - started
+        results["meta_training"] = meta_training_results(trained, recipe, levels)
+        results["seconds"] = {"tuning": tuning_seconds, "meta_training": spent, "evaluation": evaluation_seconds}
+        results["specialization"] = worth | {"objective": self.objective, "kept": "learned" if better else "start"}
+        results["levels"] = rows_of(worth)
+        path = self._keep(kept, {"start": origin, "objective": self.objective, "seconds": spent}, results)
+        for line in sentences(worth):
+            display.say(line, "bold")
+        return Specialized(declare(load(path), protocol.horizon), path, results)
 
-    started = time.perf_counter()
-    results = evaluate(
-        {"Controller": trained.optimizer, "Start": start},
-        problems,
-        problems,
-        protocol,
-        display,
-        title=f"{type(family).__name__}, {horizon} steps, specialized in {seconds:.0f} s",
-        command=command,
-        tunings=tunings,
-    )
-    results["meta_training"] = meta_training_results(trained, recipe, levels)
-    rows = results["optimizers"]
-    rows["start"] |= {"label": f"the start ({origin})", "note": "What the controller is before it learns."}
-    learned, unlearned = (_judge(it, objective, problems, protocol, branch=1) for it in (trained.optimizer, start))
-    better = learned < unlearned
-    optimizer = declare(trained.optimizer if better else start, horizon)  # see `choose_recipe`
-    path = folder / "optimizer.safetensors"
-    if not better:
-        display.warn("what was learned is no better than its start on held-out instances: the start is kept")
-        rows["controller"]["note"] = "No better than its start on held-out instances: the start is what was kept."
-    display.phase("comparing in seconds", 0, 1)
-    worth = worth_of(
-        optimizer, rows["controller" if better else "start"], rows, problems, protocol, spent if better else None
-    )
-    display.phase("comparing in seconds", 1, 1)
-    evaluation_seconds = time.perf_counter() - started
-    results["seconds"] = {"tuning": tuning_seconds, "meta_training": spent, "evaluation": evaluation_seconds}
-    results["specialization"] = worth | {"objective": objective, "kept": "learned" if better else "start"}
-    results["levels"] = rows_of(worth)
-    export(
-        optimizer,
-        path,
-        name=own_name(type(family).__name__),
-        training=load_artifact(path).manifest.training | {"start": origin, "objective": objective, "seconds": spent},
-        validation=strict_json(results["specialization"]),
-    )
-    write_report(results, folder)
-    for line in sentences(worth):
-        display.say(line, "bold")
-    return Specialized(declare(load(path), horizon), path, results)
+    def _tell_if_changed(self) -> None:
+        """Warn where the family is no longer the one that an interrupted run has begun with."""
+        begun_with, digest = self.folder / "family.sha256", digest_family(self.family)
+        if begun_with.exists() and begun_with.read_text() != digest:
+            self.display.warn(FAMILY_CHANGED.format(self.name, self.folder))
+        write_text_atomically(begun_with, digest)
 
+    def _levels(self, tunings: dict[str, Tuning], recipe: Recipe) -> dict[str, float]:
+        """Return what the tuned baselines reach in the runs of the validations, and say it."""
+        alike = dataclasses.replace(self.protocol, horizon=recipe.horizon, final_window=recipe.final_window)
+        kept = Kept(self.folder / "levels.json")
+        levels = tuned_levels(tunings, self.problems, validation_keys(recipe), recipe.select, alike, kept)
+        self.display.tuned(recipe.select, levels)
+        return levels
 
-def _start(
-    pretrained: str | None,
-    tunings: dict[str, Tuning],
-    objective: Objective,
-    problems: ProblemFamily,
-    protocol: Protocol,
-) -> tuple[Controller, str]:
-    """Return the best of the tuned Adam and the tuned AdamW with a cosine, as controllers, and the pretrained one; and
-    which it is."""
-    key = jax.random.key(protocol.seed)
-    rates = {name: getattr(tunings[name], f"best_{measure_of(objective)}") for name in ("Adam", "AdamWCosine")}
-    given = {} if pretrained is None else {pretrained: _pretrained(pretrained)}
-    reach = any(it.reach for it in given.values())  # what there is to learn is the same for all
-    candidates = {
-        f"tuned Adam, {rates['Adam']:.2g}": Controller(key, learning_rate=rates["Adam"], reach=reach),
-        f"tuned Adam with a cosine, {rates['AdamWCosine']:.2g}": Controller(
-            key, learning_rate=rates["AdamWCosine"], b2=0.999, reach=reach
-        ).fall(),
-        **given,
-    }
-    candidates = {name: declare(it, protocol.horizon) for name, it in candidates.items()}
-    best = min(candidates, key=lambda name: _judge(candidates[name], objective, problems, protocol, branch=2))
-    return candidates[best], best
+    def _start(self, tunings: dict[str, Tuning]) -> tuple[Controller, str]:
+        """Return the best of the tuned Adam and the tuned AdamW with a cosine, as controllers, and the pretrained one;
+        and which it is."""
+        key = jax.random.key(self.protocol.seed)
+        rates = {name: getattr(tunings[name], f"best_{measure_of(self.objective)}") for name in ("Adam", "AdamWCosine")}
+        given = {} if self.pretrained is None else {self.pretrained: _pretrained(self.pretrained)}
+        reach = any(it.reach for it in given.values())  # what there is to learn is the same for all
+        candidates = {
+            f"tuned Adam, {rates['Adam']:.2g}": Controller(key, learning_rate=rates["Adam"], reach=reach),
+            f"tuned Adam with a cosine, {rates['AdamWCosine']:.2g}": Controller(
+                key, learning_rate=rates["AdamWCosine"], b2=0.999, reach=reach
+            ).fall(),
+            **given,
+        }
+        candidates = {name: declare(it, self.protocol.horizon) for name, it in candidates.items()}
+        best = min(candidates, key=lambda name: self._judge(candidates[name], branch=2))
+        return candidates[best], best
+
+    def _judge(self, optimizer: Optimizer, branch: int) -> float:
+        """Measure what decides, on instances that are used for nothing else (a `branch` of the key for every question):
+        those of the report would flatter the one that is chosen on them."""
+        protocol, key = self.protocol, jax.random.fold_in(self.protocol.keys[1], branch)
+        curves, _ = run_curves(
+            optimizer, self.problems, key, horizon=protocol.horizon, runs=protocol.runs, chunk=protocol.chunk
+        )
+        value = area(curves) if measure_of(self.objective) == "area" else final(curves, protocol.final_window)
+        mean = float(np.mean(value))
+        return mean if math.isfinite(mean) else math.inf
+
+    def _paced(self, recipe: Recipe, start: Controller, origin: str) -> tuple[Recipe, float]:
+        """Compile, see how long a meta-step takes, and set validations at regular times; or read what was set before.
+
+        **Returns:** the recipe, and the seconds that this took.
+        """
+        path = self.folder / "pace.json"
+        if path.exists():
+            pace = read_json(path, "Delete it and the folder metatraining beside it, and resume: learning begins anew.")
+            return dataclasses.replace(recipe, **pace["recipe"]), pace["pilot"]
+        began = time.perf_counter()
+        few = dataclasses.replace(recipe, meta_steps=PILOT_STEPS, seconds=None)
+        times = [event.seconds for event in meta_train(start, self.problems, few, watch=lambda _: None).log.of(Stepped)]
+        if len(times) < 3:
+            raise FloatingPointError(
+                f"Only {len(times)} of the first {PILOT_STEPS} meta-steps were finite: too little to learn from."
+                " The loss probably leaves its domain on the way: check it for divisions, logarithms and roots, or"
+                " choose a shorter horizon (--horizon)."
+            )
+        step = (times[-1] - times[1]) / (len(times) - 2)
+        pilot = time.perf_counter() - began
+        pace = pace_of(recipe, self.seconds - pilot, step, origin == self.pretrained)
+        write_text_atomically(path, json.dumps({"recipe": pace, "pilot": pilot}))
+        return dataclasses.replace(recipe, **pace), pilot
+
+    def _resized(self, start: Controller, origin: str) -> tuple[Controller, str]:
+        """Tune the size of the steps of what is pretrained, and say with what it begins."""
+        few = dataclasses.replace(self.protocol, runs=min(RESIZING_RUNS, self.protocol.runs))
+        on_few = dataclasses.replace(self, protocol=few)
+        start, factor = resize(start, lambda it: on_few._judge(it, branch=3))
+        origin += f", its steps times {factor:.2g}"
+        self.display.say(f"begins as {origin}")
+        return start, origin
+
+    def _trained(
+        self, start: Controller, recipe: Recipe, levels: dict[str, float], pilot: float
+    ) -> MetaTrained[Controller]:
+        """Meta-train for the rest of the budget, or go on with what is begun; warn where few meta-steps fitted."""
+        name, resume = own_name(self.name), is_begun(self.folder / METATRAINING)
+        trained = train(
+            start, self.problems, recipe, self.folder, self.display, name=name, resume=resume, levels=levels
+        )
+        if (steps := len(trained.log.of(Stepped))) < WORTH_TRYING:
+            self.display.warn(
+                f"{steps} meta-steps fitted into the {self.seconds:.0f} s, as compiling and measuring took"
+                f" {pilot:.0f} s: too few to learn from. Give a longer budget (--budget), {3 * pilot + 60:.0f}s or more"
+                " here"
+            )
+        return trained
+
+    def _keep(self, optimizer: Optimizer, training: dict[str, Any], results: dict[str, Any]) -> Path:
+        """Write the report, and the optimizer, with what its artifact says of `training` besides; return its path."""
+        path = self.folder / "optimizer.safetensors"
+        export(
+            optimizer,
+            path,
+            name=own_name(self.name),
+            training=load_artifact(path).manifest.training | training,
+            validation=strict_json(results["specialization"]),
+        )
+        write_report(results, self.folder)
+        return path
 
 
 def resize(controller: Controller, judge: Callable[[Controller], float]) -> tuple[Controller, float]:
@@ -300,16 +362,6 @@ def protocol_of(horizon: int, runs: int, seed: int) -> Protocol:
     return Protocol(
         horizon, runs=runs, tuning_runs=8, second_order_runs=0, final_window=max(1, horizon // 20), seed=seed, chunk=8
     )
-
-
-def _judge(optimizer: Optimizer, objective: Objective, family: ProblemFamily, protocol: Protocol, branch: int) -> float:
-    """Measure what decides, on instances that are used for nothing else (a `branch` of the key for every question):
-    those of the report would flatter the one that is chosen on them."""
-    key = jax.random.fold_in(protocol.keys[1], branch)
-    curves = run_curves(optimizer, family, key, horizon=protocol.horizon, runs=protocol.runs, chunk=protocol.chunk)[0]
-    value = area(curves) if measure_of(objective) == "area" else final(curves, protocol.final_window)
-    mean = float(np.mean(value))
-    return mean if math.isfinite(mean) else math.inf
 
 
 def choose_recipe(
@@ -346,34 +398,6 @@ def choose_recipe(
         warmup=20,
         seconds=seconds,
     )
-
-
-def _paced(
-    recipe: Recipe, start: Optimizer, is_pretrained: bool, family: ProblemFamily, folder: Path
-) -> tuple[Recipe, float]:
-    """Compile, see how long a meta-step takes, and set validations at regular times; or read what was set before.
-
-    **Returns:** the recipe, and the seconds that this took.
-    """
-    path = folder / "pace.json"
-    if path.exists():
-        pace = read_json(path, "Delete it and the folder metatraining beside it, and resume: learning begins anew.")
-        return dataclasses.replace(recipe, **pace["recipe"]), pace["pilot"]
-    began = time.perf_counter()
-    few = dataclasses.replace(recipe, meta_steps=PILOT_STEPS, seconds=None)
-    times = [event.seconds for event in meta_train(start, family, few, watch=lambda _: None).log.of(Stepped)]
-    if len(times) < 3:
-        raise FloatingPointError(
-            f"Only {len(times)} of the first {PILOT_STEPS} meta-steps were finite: too little to learn from."
-            " The loss probably leaves its domain on the way: check it for divisions, logarithms and roots, or choose a"
-            " shorter horizon (--horizon)."
-        )
-    step = (times[-1] - times[1]) / (len(times) - 2)
-    pilot = time.perf_counter() - began
-    left = math.inf if recipe.seconds is None else recipe.seconds - pilot
-    pace = pace_of(recipe, left, step, is_pretrained)
-    write_text_atomically(path, json.dumps({"recipe": pace, "pilot": pilot}))
-    return dataclasses.replace(recipe, **pace), pilot
 
 
 def pace_of(recipe: Recipe, left: float, step: float, is_pretrained: bool) -> dict[str, Any]:
