@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -24,7 +23,6 @@ from ..solvers import (
     LBFGS,
     Card,
     CostLimit,
-    Doubt,
     GainRatio,
     LearnedDamping,
     LearnedDoubt,
@@ -39,6 +37,7 @@ from ..solvers import (
     Whitening,
 )
 from ..solvers.base import check_part
+from ..solvers.fit import Reader, learned_parts
 from .jax import versions
 
 FEATURES = 1
@@ -60,8 +59,7 @@ def save_solver(solver: LearnedSolver, path: str | os.PathLike[str], *, family: 
     """
     check_part("solver", solver, LearnedSolver)
     card = solver.card
-    networks = {"start": solver.start, "doubt": solver.doubt, "damping": _damping(solver.method)}
-    networks |= _learned_parts(solver.method)
+    networks = learned_parts(solver)
     tensors = {
         f"{part}/{leaf}": np.array(value)
         for part, network in networks.items()
@@ -78,13 +76,7 @@ def save_solver(solver: LearnedSolver, path: str | os.PathLike[str], *, family: 
         "dtype": solver.dtype,
         "starts": solver.starts,
         "classical_starts": solver.classical_starts,
-        "start": None if solver.start is None else {"proposals": solver.start.proposals} | _sizes(solver.start),
-        "doubt": None if (it := solver.doubt) is None else _sizes(it) if isinstance(it, LearnedDoubt) else {},
-        "damping": None if (it := _damping(solver.method)) is None else {"steps": it.steps} | _sizes(it),
-        "warm": None if (it := _learned_parts(solver.method)["warm"]) is None else {"size": it.size} | _sizes(it),
-        "schedule": None
-        if (it := _learned_parts(solver.method)["schedule"]) is None
-        else {"steps": len(it.rows), "metric": list(it.metric.shape)},
+        **{part: _sizes(network) for part, network in networks.items()},
     }
     manifest = Manifest(
         name=name or own_name(type(solver.family).__name__),
@@ -118,7 +110,8 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
             f"there is no file {path}", "No solver was loaded", "Check the path; `bygrad learn` writes such files"
         )
     artifact = load_artifact(path)
-    manifest, config = artifact.manifest, artifact.manifest.config
+    manifest = artifact.manifest
+    config: dict[str, Any] = {"doubt": None} | manifest.config  # files that are older know none
     if manifest.optimizer != SOLVER or manifest.features != FEATURES:
         raise ArtifactError(
             f"{path}: it holds {manifest.optimizer}, features {manifest.features}, not {SOLVER}, features {FEATURES}",
@@ -129,18 +122,17 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
     learned = manifest.training.get("family")
     _compare(path, learned if isinstance(learned, dict) else {}, found)
     try:
-        start = _start(config["start"], artifact.tensors)
-        damping = _learned_damping(config["damping"], config["method"], artifact.tensors)
+        start, doubt, damping, warm, schedule = (
+            _read(part, config, artifact.tensors) for part in ("start", "doubt", "damping", "warm", "schedule")
+        )
         method, classical = _method(config["method"]), _method(config["classical"])
         if damping is not None:
             assert isinstance(method, LevenbergMarquardt)
-            method = LevenbergMarquardt(damping=damping, tol=method.tol, max_steps=method.max_steps)
-        elif isinstance(method, ADMM) and (shape := config["warm"]) is not None:
-            make = lambda: LearnedWarmStart.blank(_whitening(shape), shape["size"], jax.random.key(0))  # noqa: E731
-            method = dataclasses.replace(method, warm=_filled(make, "warm", artifact.tensors))
-        elif isinstance(method, ProximalGradient) and (shape := config["schedule"]) is not None:
-            make = lambda: LearnedSchedule(jnp.zeros((shape["steps"], 3)), jnp.zeros(shape["metric"]))  # noqa: E731
-            method = dataclasses.replace(method, schedule=_filled(make, "schedule", artifact.tensors))
+            method = dataclasses.replace(method, damping=damping)
+        elif isinstance(method, ADMM) and warm is not None:
+            method = dataclasses.replace(method, warm=warm)
+        elif isinstance(method, ProximalGradient) and schedule is not None:
+            method = dataclasses.replace(method, schedule=schedule)
         elif config["method"] == config["classical"]:
             method = classical
         card = Card(**manifest.validation) if manifest.validation else None
@@ -148,7 +140,6 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
         usual = None
         if "usual/mean" in artifact.tensors:
             usual = Usual(*(artifact.tensors[f"usual/{name}"] for name in ("mean", "spread")))
-        doubt = _doubt(config.get("doubt"), artifact.tensors)  # files that are older know none
         return LearnedSolver(found, method, classical, start, *counts, card, config["dtype"], usual, doubt)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, AssertionError) as error:
         raise ArtifactError(
@@ -156,19 +147,6 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
             "The solver cannot be rebuilt",
             "Learn again, or load it with the bygrad that wrote it",
         ) from error
-
-
-def _damping(method: Method) -> LearnedDamping | None:
-    rule = method.damping if isinstance(method, LevenbergMarquardt) else None
-    return rule if isinstance(rule, LearnedDamping) else None
-
-
-def _learned_parts(method: Method) -> dict[str, Any]:
-    """Return the warm start and the schedule of a method, None where it has none."""
-    return {
-        "warm": method.warm if isinstance(method, ADMM) else None,
-        "schedule": method.schedule if isinstance(method, ProximalGradient) else None,
-    }
 
 
 def _describe(method: Method) -> dict[str, Any]:
@@ -200,54 +178,51 @@ def _method(described: dict[str, Any]) -> Method:
     return _METHODS[described["name"]](**numbers)
 
 
-def _sizes(network: LearnedStart | LearnedDoubt | LearnedDamping | LearnedWarmStart) -> dict[str, int]:
-    whitening = network.whitening
-    return {"inputs": whitening.instance_mean.size, "params": whitening.params_mean.size}
-
-
-def _whitening(described: dict[str, Any]) -> Whitening:
-    inputs, params = jnp.zeros(described["inputs"]), jnp.zeros(described["params"])
-    return Whitening(inputs, inputs, params, params)
-
-
-def _start(described: dict[str, Any] | None, tensors: dict[str, np.ndarray]) -> LearnedStart | None:
-    if described is None:
+def _sizes(network: Any) -> dict[str, Any] | None:
+    """Say what sizes a part has, for `_blank`; a limit of the cost has none."""
+    if network is None:
         return None
-    proposals = described["proposals"]
-    return _filled(
-        lambda: LearnedStart.untrained(_whitening(described), proposals, jax.random.key(0)), "start", tensors
-    )
+    if isinstance(network, LearnedSchedule):
+        return {"steps": len(network.rows), "metric": list(network.metric.shape)}
+    if not isinstance(network, Reader):
+        return {}
+    sizes = {"inputs": network.whitening.instance_mean.size, "params": network.whitening.params_mean.size}
+    if isinstance(network, LearnedStart):
+        sizes["proposals"] = network.proposals
+    elif isinstance(network, LearnedDamping):
+        sizes["steps"] = network.steps
+    elif isinstance(network, LearnedWarmStart):
+        sizes["size"] = network.size
+    return sizes
 
 
-def _doubt(described: dict[str, Any] | None, tensors: dict[str, np.ndarray]) -> Doubt | None:
-    """Build a doubt: a network where it has sizes, else a limit of the cost."""
-    if described is None:
-        return None
-    if not described:
-        return _filled(lambda: CostLimit(jnp.zeros(())), "doubt", tensors)
-    return _filled(
-        lambda: LearnedDoubt.blank(_whitening(described), jnp.zeros((2, 2)), jax.random.key(0)), "doubt", tensors
-    )
-
-
-def _learned_damping(
-    described: dict[str, Any] | None, method: dict[str, Any], tensors: dict[str, np.ndarray]
-) -> LearnedDamping | None:
-    if described is None:
-        return None
+def _blank(part: str, sizes: dict[str, Any], method: dict[str, Any]) -> Any:
+    """Make a part of these sizes that has learned nothing."""
+    if part == "schedule":
+        return LearnedSchedule(jnp.zeros((sizes["steps"], 3)), jnp.zeros(sizes["metric"]))
+    if part == "doubt" and not sizes:
+        return CostLimit(jnp.zeros(()))
+    inputs, params, key = jnp.zeros(sizes["inputs"]), jnp.zeros(sizes["params"]), jax.random.key(0)
+    whitening = Whitening(inputs, inputs, params, params)
+    if part == "start":
+        return LearnedStart.untrained(whitening, sizes["proposals"], key)
+    if part == "doubt":
+        return LearnedDoubt.blank(whitening, jnp.zeros((2, 2)), key)
+    if part == "warm":
+        return LearnedWarmStart.blank(whitening, sizes["size"], key)
     rule = GainRatio(method["initial"], method["shrink"])
-    steps = described["steps"]
-    return _filled(
-        lambda: LearnedDamping.untrained(_whitening(described), rule, jax.random.key(0), steps), "damping", tensors
-    )
+    return LearnedDamping.untrained(whitening, rule, key, sizes["steps"])
 
 
-def _filled(make: Callable[[], Any], part: str, tensors: dict[str, np.ndarray]) -> Any:
-    """Put tensors into the network that `make` describes, by name; a name or a shape that does not fit is an error.
+def _read(part: str, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Any:
+    """Return a part with its tensors, or None where it was not learned; a name or a shape that does not fit is an
+    error.
 
     Nothing is made before its tensors are there: no size that a file speaks of is taken on its word.
     """
-    blank = eqx.filter_eval_shape(make)
+    if (sizes := config[part]) is None:
+        return None
+    blank = eqx.filter_eval_shape(lambda: _blank(part, sizes, config["method"]))
     arrays, static = eqx.partition(blank, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
     def tensor(name: str, leaf: Any) -> Any:

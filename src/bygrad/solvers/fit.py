@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -27,6 +27,7 @@ from .drift import Usual, alarm, tally
 from .engine import Rows, run
 from .learned import LearnedDamping, LearnedStart
 from .levenberg_marquardt import LevenbergMarquardt
+from .proximal import ProximalGradient
 from .solution import Solution, Status, Tally
 from .solve import (
     as_rows,
@@ -40,8 +41,32 @@ from .solve import (
     with_arrays,
 )
 from .starts import guesses, in_blocks, starting_points
+from .warm import LearnedWarmStart
 
 SolverGuard = Literal["certificate", "best_of_two"]
+
+Reader = LearnedStart | LearnedDoubt | LearnedDamping | LearnedWarmStart
+"""A network that reads instances, and was whitened for instances of one size."""
+
+
+class Batch(NamedTuple):
+    """Instances to solve, `rows` of them, and how. `given`: what the caller guesses, `[rows, p]`, or None. `at_once`:
+    rows that are worked on at a time."""
+
+    flat: Flat
+    instances: PyTree[np.ndarray]
+    rows: int
+    given: np.ndarray | None
+    seed: int
+    at_once: int
+    dtype: Any
+    watch: Tick | None
+
+    def those(self, which: np.ndarray) -> "Batch":
+        """Return the instances where `which` is true."""
+        instances = jax.tree.map(lambda leaf: leaf[which], self.instances)
+        given = None if self.given is None else self.given[which]
+        return self._replace(instances=instances, given=given, rows=int(np.sum(which)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,18 +146,17 @@ class LearnedSolver:
             flat, warnings = flat_of_rows(self.family, arrays, rows)
             batch = rows_at_once(self.method, batch)
             given = guesses(flat, x0, dual0, rows, self.method.multipliers(flat), dtype)
-            results = self._attempt(flat, arrays, rows, given, seed, batch, dtype, watch)
-            failed = results["status"] <= 0
-            counted = self._tally(arrays, results, rows, given is not None)
-            again = np.ones(rows, bool) if guard == "best_of_two" else failed
-            fallback = np.zeros(rows, bool)
-            both = guard == "best_of_two"
+            asked = Batch(flat, arrays, rows, given, seed, batch, dtype, watch)
+            results = self._attempt(asked)
+            counted = self._tally(asked, results)
+            failed, fallback, both = results["status"] <= 0, np.zeros(rows, bool), guard == "best_of_two"
+            again = np.ones(rows, bool) if both else failed
             # With doubt alone, what is not solved has been tried from every classical start.
             others = self.start is not None or self.method is not self.classical or (both and self.doubt is not None)
             if others and again.any():
-                some = flat, arrays, results, again, given
-                results, better = self._fall_back(*some, not both, seed, batch, dtype, watch)
-                fallback = better if both else failed
+                second = self._classically(asked.those(again))
+                results, better = merged(self.family, results, np.flatnonzero(again), second, solved_first=not both)
+                fallback[again] = better if both else True
             warnings += self.alarm([counted])
             return as_solution(flat, results, fallback, warnings, counted)
 
@@ -161,16 +185,9 @@ class LearnedSolver:
         return report(self.card, self.family)
 
     def _check_size(self, instances: Any) -> None:
-        damping = self.method.damping if isinstance(self.method, LevenbergMarquardt) else None
-        networks = (
-            self.start,
-            self.doubt if isinstance(self.doubt, LearnedDoubt) else None,
-            damping if isinstance(damping, LearnedDamping) else None,
-            self.method.warm if isinstance(self.method, ADMM) else None,
-        )
         size = sum(math.prod(leaf.shape[1:]) for leaf in trees.real_leaves(instances))
-        for network in networks:
-            if network is not None and (learned := network.whitening.instance_mean.size) != size:
+        for network in learned_parts(self).values():
+            if isinstance(network, Reader) and (learned := network.whitening.instance_mean.size) != size:
                 single = all(leaf.ndim == 1 for leaf in jax.tree.leaves(instances))
                 raise ValueError(
                     f"An instance here has {size} numbers, but those that the solver was learned from had {learned}, so"
@@ -179,19 +196,18 @@ class LearnedSolver:
                     + "Solve these instances by bygrad.solve, or learn a solver for them."
                 )
 
-    def _tally(self, instances: Any, first: Rows, rows: int, guessed: bool) -> Tally | None:
+    def _tally(self, asked: Batch, first: Rows) -> Tally | None:
         if self.card is None:
             return None
-        seen = {} if self.usual is None else {"distance": self.usual.distance(instances)}
-        if not guessed:
+        seen = {} if self.usual is None else {"distance": self.usual.distance(asked.instances)}
+        if asked.given is None:
             seen |= {"unsolved": first["status"] <= 0, "steps": first["nit"]}
-        return tally(self.card, seen, rows)
+        return tally(self.card, seen, asked.rows)
 
-    def starting(
-        self, flat: Flat, instances: Any, rows: int, given: np.ndarray | None, seed: int, batch: int, dtype: Any
-    ) -> np.ndarray:
+    def starting(self, asked: Batch) -> np.ndarray:
         """Return where each instance starts, `[rows, starts, p]`: at the best proposals of a network, or classically;
         with doubt, at the best proposal first and classically then, as proposals are too much alike."""
+        flat, instances, rows, given, seed, batch, dtype, _ = asked
         classical = self.starts if self.start is None or self.doubt is not None else 1
         settings: Any = {"starts": classical, "seed": seed, "batch": batch, "dtype": dtype}
         own = starting_points(flat, instances, rows, given if self.start is None else None, **settings)
@@ -204,74 +220,57 @@ class LearnedSolver:
         proposed = in_blocks(propose, flat, (instances, first), rows, batch, dtype)
         return np.concatenate([proposed.reshape(rows, count, own.shape[-1]), own[:, 1:]], axis=1)
 
-    def _attempt(
-        self,
-        flat: Flat,
-        instances: Any,
-        rows: int,
-        given: np.ndarray | None,
-        seed: int,
-        batch: int,
-        dtype: Any,
-        watch: Tick | None,
-    ) -> Rows:
-        starts = self.starting(flat, instances, rows, given, seed, batch, dtype)
-        method = with_arrays(self.method, dtype).prepare(flat, dtype)
+    def _attempt(self, asked: Batch) -> Rows:
+        starts = self.starting(asked)
+        method = with_arrays(self.method, asked.dtype).prepare(asked.flat, asked.dtype)
         if isinstance(method, ADMM) and method.warm is not None:
-            return _proven_first(method, flat, instances, starts[:, 0], batch, dtype, watch)
+            return _proven_first(method, asked, starts[:, 0])
+        how: Any = {"batch": asked.at_once, "watch": asked.watch}
         if self.doubt is not None:
-            results = until_believed(self.doubt, method, flat, instances, starts, batch=batch, watch=watch)
+            results = until_believed(self.doubt, method, asked.flat, asked.instances, starts, **how)
         else:
-            each = from_every_start(method, flat, instances, starts, batch=batch, watch=watch)
+            each = from_every_start(method, asked.flat, asked.instances, starts, **how)
             results = best_of(self.family, each, self.starts)
         # Costs of proposals are looked at before the first step.
         compared = self.starts if self.doubt is None else 1
-        tried = 0 if self.start is None else self.start.proposals + compared + (1 if given is None else 2)
+        tried = 0 if self.start is None else self.start.proposals + compared + (1 if asked.given is None else 2)
         return results | {"nfev": results["nfev"] + tried}
 
-    def _fall_back(
-        self,
-        flat: Flat,
-        instances: Any,
-        results: Rows,
-        again: np.ndarray,
-        given: np.ndarray | None,
-        solved_first: bool,
-        seed: int,
-        batch: int,
-        dtype: Any,
-        watch: Tick | None,
-    ) -> tuple[Rows, np.ndarray]:
+    def _classically(self, asked: Batch) -> Rows:
         starts = self.classical_starts
-        classical = dataclasses.replace(self, method=self.classical, start=None, doubt=None, starts=starts)
-        some, where = jax.tree.map(lambda leaf: leaf[again], instances), np.flatnonzero(again)
-        given = None if given is None else given[again]
-        second = classical._attempt(flat, some, len(where), given, seed, batch, dtype, watch)
-        results, better = merged(self.family, results, where, second, solved_first)
-        replaced = np.zeros(len(again), bool)
-        replaced[where] = better
-        return results, replaced
+        return dataclasses.replace(self, method=self.classical, start=None, doubt=None, starts=starts)._attempt(asked)
 
 
-def _proven_first(
-    method: ADMM, flat: Flat, instances: Any, own: np.ndarray, batch: int, dtype: Any, watch: Tick | None
-) -> Rows:
+def learned_parts(solver: LearnedSolver) -> dict[str, Any]:
+    """Return what of a solver may have been learned, by name; None for what was not."""
+    method = solver.method
+    damping = method.damping if isinstance(method, LevenbergMarquardt) else None
+    return {
+        "start": solver.start,
+        "doubt": solver.doubt,
+        "damping": damping if isinstance(damping, LearnedDamping) else None,
+        "warm": method.warm if isinstance(method, ADMM) else None,
+        "schedule": method.schedule if isinstance(method, ProximalGradient) else None,
+    }
+
+
+def _proven_first(method: ADMM, asked: Batch, own: np.ndarray) -> Rows:
     """Keep the proposals that the family's own bounds prove to be good enough, and run ADMM on the others.
 
     Nothing is iterated for an instance that is kept, so that it costs one evaluation of the network and the bounds.
     """
+    flat, instances, rows, _, _, batch, dtype, watch = asked
     family = flat.family
     assert isinstance(family, QuadraticProgram) and method.warm is not None
-    if type(family).certify is QuadraticProgram.certify or not len(own):  # the default proves nothing
+    if type(family).certify is QuadraticProgram.certify or not rows:  # the default proves nothing
         return run(method, flat, instances, own, batch=batch, watch=watch)
-    found = in_blocks(_proven, flat, (instances, own), len(own), batch, dtype, method)
+    found = in_blocks(_proven, flat, (instances, own), rows, batch, dtype, method)
     x, dual, (cost, certificate) = found[:, : flat.size], found[:, flat.size : -2], found[:, -2:].T
-    good = certificate <= np.asarray(method.tol)
-    whole = np.zeros(len(good), np.int32)
+    good, whole = certificate <= np.asarray(method.tol), np.zeros(rows, np.int32)
     results: Rows = {
         "x": x, "cost": cost, "certificate": certificate, "nit": whole, "nfev": whole + 1,
-        "status": np.full(len(good), Status.CERTIFIED, np.int32), "dual": dual,
-        "finished": np.full(len(good), time.perf_counter()),
+        "status": np.full(rows, Status.CERTIFIED, np.int32), "dual": dual,
+        "finished": np.full(rows, time.perf_counter()),
     }  # fmt: skip
     if not good.all():
         some = jax.tree.map(lambda leaf: leaf[~good], instances)

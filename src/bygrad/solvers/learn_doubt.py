@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, PyTree
 
 from .._core.types import Tick
 from .doubt import CostLimit, Doubt, LearnedDoubt
-from .fit import LearnedSolver
+from .fit import Batch, LearnedSolver
 from .learn_programs import single
 from .learned import LearnedStart, Whitening, vector_of
 from .solve import as_rows, flat_of_rows, from_every_start, precision, rows_at_once, with_arrays
@@ -83,7 +83,7 @@ def every_start(
         assert rows is not None
         flat, _ = flat_of_rows(solver.family, some, rows)
         method, batch = with_arrays(solver.method, dtype).prepare(flat, dtype), rows_at_once(solver.method, None)
-        starts = solver.starting(flat, some, rows, None, seed, batch, dtype)
+        starts = solver.starting(Batch(flat, some, rows, None, seed, batch, dtype, watch))
         found = from_every_start(method, flat, some, starts, batch=batch, watch=watch)
     cost, x = (found[name].reshape(rows, solver.starts, *found[name].shape[1:]) for name in ("cost", "x"))
     cost, x = so_far(cost, x[..., : flat.size])
