@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -245,47 +245,38 @@ def solve_file(
     `ValueError` if that folder belongs to other data or a row of them has changed, or for settings that a learned
     solver has of its own, or a classical one has not.
     """
-    for file in (data, x0):
-        if file is not None and not file.is_file():
-            raise FileNotFoundError(f"There is no file {file}, so there is nothing to solve. Check the path.")
-    if not out.name or out.is_dir():
-        raise FileExistsError(f"{out} is a folder, so no results can be written there. Give a file (--out).")
-    refuse_unwritable(out)
+    _refuse_files(data, x0, out)
     if block is not None and block < 1:
         raise ValueError(f"block is {block}, so no row would ever be solved. Give 1 or more, or None.")
     settings = {"tol": tol, "max_steps": max_steps, "starts": starts, "dtype": dtype, "x0": x0, "guard": guard}
     chosen: dict[str, Any] = {name: it for name, it in settings.items() if it is not None}
     _refuse_settings(solver, chosen)
-    learned = isinstance(solver, LearnedSolver)
-    family = solver.family if learned else solver
-    method = solver.method if learned else default_method(solver, tol, max_steps)
-    tries = solver.starts if learned else 1 if starts is None else starts
+    if not isinstance(solver, LearnedSolver):
+        method = default_method(solver, tol, max_steps)
+        solver = _Classical(solver, method, 1 if starts is None else starts, dtype or "float64")
+    family, method = solver.family, solver.method
     instances = read_instances(data, family)
     rows = count_rows(instances)
     if rows is None:
         raise ValueError(f"The instances of {type(family).__name__} hold no arrays, so no file can hold them.")
     begin: Any = (None, None)
     if x0 is not None:
-        own = solver.dtype if learned else dtype or np.float64
-        begin = read_start(x0, method, family, instances, rows, own)
+        begin = read_start(x0, method, family, instances, rows, solver.dtype)
         chosen["x0"] = _ends(begin)
-    identity = _identity(data, instances, family, f"{solver.digest if learned else 'classical'}, {chosen}, {seed}")
+    identity = _identity(data, instances, family, f"{solver.digest}, {chosen}, {seed}")
     if place[0] == 0:  # who writes the identity reads all of the files; the others, who compare with it, their ends
         identity["contents"] = [_contents(file) for file in (data, x0) if file is not None]
+    options: dict[str, Any] = {"seed": seed, "batch": batch} | ({} if guard is None else {"guard": guard})
 
     def solve_rows(at: int, stop: int) -> Solution:
         some, (start, dual) = jax.tree.map(lambda leaf: np.asarray(leaf[at:stop]), (instances, begin))
-        common: dict[str, Any] = {"x0": start, "dual0": dual, "seed": seed, "batch": batch}
-        common["watch"] = _phase(display, at, stop - at, rows)
-        if learned:
-            found = solver.solve(some, guard=guard or "certificate", **common)
-            # The alarm is for the whole file: each block would see less, and more alarms would be false.
-            alarm = solver.alarm([found.tally])
-            return dataclasses.replace(found, warnings=tuple(it for it in found.warnings if it not in alarm))
-        return solve(family, some, method=method, starts=tries, dtype=dtype or np.float64, **common)
+        found = solver.solve(some, x0=start, dual0=dual, watch=_phase(display, at, stop - at, rows), **options)
+        # The alarm is for the whole file: each block would see less, and more alarms would be false.
+        alarm = solver.alarm([found.tally])
+        return dataclasses.replace(found, warnings=tuple(it for it in found.warnings if it not in alarm))
 
     numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(instances))
-    limit = max(1, min(BLOCK, BYTES // (8 * max(1, numbers * tries))))
+    limit = max(1, min(BLOCK, BYTES // (8 * max(1, numbers * solver.starts))))
     first = block or min(rows_at_once(method, batch) * jax.local_device_count(), limit)
     parts = Parts(out, rows, place, first, block, limit)
     began, warnings = time.perf_counter(), []
@@ -300,7 +291,7 @@ def solve_file(
         rate = sum(map(len, status)) / max(time.perf_counter() - began, 1e-9)
         if parts.index == 0:
             warnings, tallies = parts.join(display)
-            warnings += solver.alarm(tallies) if learned else ()
+            warnings += solver.alarm(tallies)
             with np.load(out, allow_pickle=False) as results:
                 status = [results["status"]]
     codes = np.concatenate(status)
@@ -312,6 +303,33 @@ def solve_file(
         "rate": rate,
         "warnings": warnings,
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Classical:
+    """The classical method of a family, with its settings, in the words of a `LearnedSolver`."""
+
+    family: ProblemFamily
+    method: Method
+    starts: int
+    dtype: str
+    digest: ClassVar[str] = "classical"
+
+    def solve(self, instances: Any, **options: Any) -> Solution:
+        return solve(self.family, instances, method=self.method, starts=self.starts, dtype=self.dtype, **options)
+
+    def alarm(self, tallies: Any) -> tuple[str, ...]:
+        return ()  # it has learned from no instances that others could differ from
+
+
+def _refuse_files(data: Path, x0: Path | None, out: Path) -> None:
+    """Refuse what cannot be read or written, before anything is computed."""
+    for file in (data, x0):
+        if file is not None and not file.is_file():
+            raise FileNotFoundError(f"There is no file {file}, so there is nothing to solve. Check the path.")
+    if not out.name or out.is_dir():
+        raise FileExistsError(f"{out} is a folder, so no results can be written there. Give a file (--out).")
+    refuse_unwritable(out)
 
 
 def _refuse_settings(solver: Any, chosen: Collection[str]) -> None:
