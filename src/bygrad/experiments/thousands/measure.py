@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..._core.files import write_arrays_atomically
 from ..._core.hosts import usable_cores
 from ...deploy.jax import versions
 from ...workflows.work import machine
@@ -95,11 +94,6 @@ def _timed(run: Run, instances: PyTree) -> tuple[tuple[float, float], tuple[floa
 
 def _rows(instances: PyTree, start: int, stop: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[start:stop], instances)
-
-
-def keep(path: Path, **arrays: Any) -> None:
-    """Write arrays as an npz, whole or not at all."""
-    write_arrays_atomically(path, arrays)
 
 
 def kept(path: Path) -> Cell:

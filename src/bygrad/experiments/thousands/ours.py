@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ..._core.programs import Program
 from ...optimizers import Optimizer, declare
-from ...problems import Composite, QuadraticProgram
+from ...problems import Composite, LeastSquares, QuadraticProgram
 from ...solvers import ADMM, LBFGS, Flat, LearnedSolver, LevenbergMarquardt, Method, Solution, classical_method, solve
 from ...solvers.learn_doubt import cost_limit, every_start
+from ...solvers.solution import side_by_side
 from ...solvers.solve import precision
 from ...unroll import Inner, lift, observe
 from .judge import MARGIN, Assessed, Kind, assess, excess
@@ -89,7 +90,7 @@ class Past(NamedTuple):
     def of(cls, flat: Flat, instances: PyTree) -> "Past":
         """Solve instances, to start others from their solutions."""
         found = solve(flat.family, instances, method=classical_method(flat.family, 1e-6))
-        return cls(rows_of(instances), rows_of(found.x), found.dual)
+        return cls(rows_of(instances), found.rows, found.dual)
 
     def nearest(self, instances: PyTree) -> Int[np.ndarray, " rows"]:
         """Return for each instance which past one is nearest, each coordinate in units of its spread."""
@@ -207,19 +208,15 @@ def reference(flat: Flat, instances: PyTree, seed: int) -> Assessed:
         found = solve(family, instances, method=accurate, batch=REFERENCE_BATCH)
     else:
         accurate = LBFGS(tol=1e-9, gain=1e-14, max_steps=2_000)
-        method = LevenbergMarquardt(tol=1e-10, max_steps=200) if _is_least_squares(flat) else accurate
+        method = LevenbergMarquardt(tol=1e-10, max_steps=200) if isinstance(family, LeastSquares) else accurate
         found = solve(family, instances, method=method, starts=REFERENCE_STARTS, seed=seed, batch=REFERENCE_BATCH)
-    return assess(flat, instances, rows_of(found.x))
+    return assess(flat, instances, found.rows)
 
 
-def _is_least_squares(flat: Flat) -> bool:
-    return isinstance(classical_method(flat.family, 1e-3), LevenbergMarquardt)
-
-
-def rows_of(tree: PyTree) -> Float[np.ndarray, "rows p"]:
-    """Return params or instances, a pytree of rows, as one array."""
-    return np.concatenate([np.asarray(leaf, float).reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)], axis=1)
+def rows_of(instances: PyTree) -> Float[np.ndarray, "rows d"]:
+    """Return instances as one array."""
+    return side_by_side([np.asarray(leaf, float) for leaf in jax.tree.leaves(instances)])
 
 
 def _outcome(found: Solution) -> Outcome:
-    return Outcome(rows_of(found.x), found.finished, found.nfev.astype(float), found.used_fallback)
+    return Outcome(found.rows, found.finished, found.nfev.astype(float), found.used_fallback)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..._core.files import read_json, write_text_atomically
+from ..._core.files import read_json, write_arrays_atomically, write_text_atomically
 from ...deploy.jax import load
 from ...deploy.solver import load_solver, save_solver
 from ...evaluation import strict_json
@@ -26,7 +26,7 @@ from ..study import Study, Task
 from . import ours
 from .families import CASES, Case, draw
 from .judge import Kind, assess, kind_of
-from .measure import Cell, Row, circumstances, keep, kept, measure
+from .measure import Cell, Row, circumstances, kept, measure
 from .report import write
 from .results import Block, learned_label, results_of
 from .rival import Build, Outcome, Rival, Run
@@ -166,7 +166,7 @@ class _Comparison:
                 found = ours.reference(self.flat, instances, self.task.seed)
                 # Where even the reference violates constraints, perhaps no point is feasible, and nothing is known.
                 cost = np.where(found.error <= self.case.tolerances[2], found.cost, np.nan)
-            keep(path, cost=cost if best is None else np.minimum(cost, best))
+            write_arrays_atomically(path, {"cost": cost if best is None else np.minimum(cost, best)})
         with np.load(path, allow_pickle=False) as file:
             return file["cost"]
 
@@ -242,17 +242,14 @@ class _Comparison:
     def _cell(self, path: Path, row: Row, name: str, instances: PyTree) -> Cell:
         if not path.exists():
             if row.loops:
-                instances = self._for_loops(name, instances)
+                instances = jax.tree.map(lambda leaf: leaf[self.picked(name)], instances)
             worth = lambda some, x: assess(self.flat, some, x)  # noqa: E731
-            keep(path, **measure(row, instances, worth, self.effort.singles)._asdict())
+            write_arrays_atomically(path, measure(row, instances, worth, self.effort.singles)._asdict())
         return kept(path)
 
-    def _for_loops(self, name: str, instances: PyTree) -> PyTree:
-        """Take as many instances as solvers get that loop: of sequences the first ones, each from beginning to end."""
-        return jax.tree.map(lambda leaf: leaf[self.picked(name)], instances)
-
     def picked(self, name: str) -> np.ndarray:
-        """Return which instances of a set these are."""
+        """Return which instances of a set solvers get that loop: of sequences the first ones, each from beginning to
+        end."""
         if name != "sequence":
             return np.arange(min(self.effort.loops, len(self.known[name])))
         steps, sequences = self.effort.steps, self.effort.sequences
