@@ -160,7 +160,7 @@ def train(
 
     from .._core.times import parse_seconds
     from ..artifacts import own_name
-    from ..metagrads import ESTIMATORS, Members
+    from ..metagrads import Members
     from ..optimizers import PREPROCESSORS
     from ..problems import find_family
     from ..training import Recipe
@@ -174,7 +174,7 @@ def train(
         "output_scale": output_scale,
         "state_dtype": state_dtype,
     }
-    untrained = _build(optimizer, options, config, seed)
+    untrained = _build_optimizer(optimizer, options, config, seed)
     settings = {
         "coordinates": coordinates,
         "segment": segment,
@@ -185,9 +185,7 @@ def train(
         "largest": largest,
         "late": late,
     }
-    estimates = known(ESTIMATORS, estimator, "estimator")
-    fields = [field.name for field in dataclasses.fields(estimates)]
-    estimates = estimates(**_fitting(settings, estimator, fields, "--estimator, such as Replay or NRES"))
+    estimates = _build_estimator(estimator, settings)
     if coordinates is not None and coordinates < 1 and not _is_coordinatewise(untrained):
         raise ValueError(
             f"{optimizer} does not treat coordinates one by one, so all of them would be replayed in spite of"
@@ -227,7 +225,7 @@ def train(
         display.say(f"compare it: {shlex.join(compare)}")
 
 
-def _build(name: str, options: dict[str, Any], config: str | None, seed: int) -> Any:
+def _build_optimizer(name: str, options: dict[str, Any], config: str | None, seed: int) -> Any:
     """Build an untrained optimizer from what differs from its own configuration, given as options and as JSON."""
     import json
 
@@ -249,6 +247,15 @@ def _build(name: str, options: dict[str, Any], config: str | None, seed: int) ->
             f"{name} cannot have the configuration {config or given} ({error}), so there is nothing to train. Give JSON"
             f" with names and values like its own: {json.dumps(own)}."
         ) from error
+
+
+def _build_estimator(name: str, options: dict[str, Any]) -> Any:
+    """Build an estimator of meta-gradients with the options that were given."""
+    from ..metagrads import ESTIMATORS
+
+    kind = known(ESTIMATORS, name, "estimator")
+    fields = [field.name for field in dataclasses.fields(kind)]
+    return kind(**_fitting(options, name, fields, "--estimator, such as Replay or NRES"))
 
 
 def _is_coordinatewise(optimizer: Any) -> bool:

@@ -252,7 +252,7 @@ def _page(results: Results, drawn: Mapping[str, str]) -> str:
     parts = [
         f"<h1>{escape(results['title'])}</h1>",
         f"<p>{escape(_statement(results))}</p>",
-        _figure(drawn, "loss", "Mean loss over runs with its 95 % interval. An arrow: goes on beyond the axis."),
+        html_figure(drawn["loss"], "Mean loss over runs with its 95 % interval. An arrow: goes on beyond the axis."),
         "<h2>Results</h2>",
         html_table(_HEADINGS, rows, text_columns=2),
         *(f'<p class="notes">{escape(note)}</p>' for note in _notes(results)),
@@ -263,18 +263,18 @@ def _page(results: Results, drawn: Mapping[str, str]) -> str:
             "Mean loss against time: that of a step, problem and optimizer together, without compilation, as in"
             " the table. Dotted: the end of a run."
         )
-        parts += ["<h2>In seconds</h2>", _figure(drawn, "seconds", caption)]
+        parts += ["<h2>In seconds</h2>", html_figure(drawn["seconds"], caption)]
     if "pictures" in drawn:
-        parts += ["<h2>Pictures</h2>", _figure(drawn, "pictures", results["pictures"]["caption"])]
+        parts += ["<h2>Pictures</h2>", html_figure(drawn["pictures"], results["pictures"]["caption"])]
     if "metatraining" in drawn:
         rollbacks = (results.get("meta_training") or {}).get("rollbacks") or []
         returned = "; ".join(f"meta-step {rollback['step']}: {rollback['reason']}" for rollback in rollbacks)
         caption = "Validation with the baselines' levels (horizontal lines), and the meta-loss with its running median."
         caption += f" Rollbacks: {returned}." if returned else ""
-        parts += ["<h2>Meta-training</h2>", _figure(drawn, "metatraining", caption)]
+        parts += ["<h2>Meta-training</h2>", html_figure(drawn["metatraining"], caption)]
     if "tuning" in drawn:
         caption = "Each baseline over its learning rates. A line that leaves the top does harm or diverges."
-        parts += ["<h2>Tuning of the baselines</h2>", _figure(drawn, "tuning", caption)]
+        parts += ["<h2>Tuning of the baselines</h2>", html_figure(drawn["tuning"], caption)]
     parts += _provenance(results)
     return html_page(results["title"], parts)
 
@@ -351,10 +351,6 @@ def time_line(results: Results) -> str:
     if len(seconds) > 1 and None not in seconds.values():
         parts.append(f"in all {_duration(sum(seconds.values()))}")
     return ", ".join(parts)
-
-
-def _figure(drawn: Mapping[str, str], name: str, caption: str) -> str:
-    return html_figure(drawn[name], caption)
 
 
 def html_figure(svg: str, caption: str) -> str:
