@@ -53,6 +53,16 @@ def near(tree: PyTree, wanted: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack([jnp.asarray(True), *jax.tree.leaves(jax.tree.map(near, tree, wanted))]))
 
 
+def rows(tree: PyTree, which: Any) -> PyTree:
+    """Take rows (the first axis) of every leaf: the one of a number, or those of a slice, of indices or of a mask."""
+    return jax.tree.map(lambda leaf: leaf[which], tree)
+
+
+def length(tree: PyTree) -> int:
+    """Return how many rows the leaves have, each as many."""
+    return len(jax.tree.leaves(tree)[0])
+
+
 def along_rows(values: Shaped[Array, " rows"], leaf: Shaped[Array, "rows ..."]) -> Shaped[Array, "rows ..."]:
     """Give one value a row as many axes of size 1 as it takes to meet a leaf."""
     return values.reshape((-1,) + (1,) * (leaf.ndim - 1))

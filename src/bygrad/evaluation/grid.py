@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
+from .._core import trees
 from .._core.programs import Program
 from .._core.threads import in_thread
 from .._core.types import Instance, Params, Scalar
@@ -160,7 +161,7 @@ def _in_time(
 def _judged(held_out: ProblemFamily | None, params: Params, instances: Instance) -> Float[Array, " runs"]:
     """Return the loss on held-out data for every run, NaN where there are none."""
     if held_out is None:
-        return jnp.full(len(jax.tree.leaves(params)[0]), jnp.nan)
+        return jnp.full(trees.length(params), jnp.nan)
     return jax.vmap(functools.partial(objective, held_out))(params, instances)
 
 
@@ -176,7 +177,7 @@ def _all(
 
     def in_turn(lane: tuple[Array, Shaped[PRNGKeyArray, " runs"]]) -> tuple[Array, Array]:
         rate, keys = lane
-        return jax.lax.map(lambda key: jax.tree.map(lambda it: it[0], run(rate, key[None])), keys)
+        return jax.lax.map(lambda key: trees.rows(run(rate, key[None]), 0), keys)
 
     return jax.lax.map(in_turn, (rates, keys))
 

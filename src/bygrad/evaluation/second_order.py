@@ -12,6 +12,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
+from .._core import trees
 from .._core.types import Instance, Params, Scalar
 from ..problems import Modelled, ProblemFamily
 from ..problems.base import differentiable_loss
@@ -23,8 +24,7 @@ def has_objective(family: ProblemFamily) -> bool:
 
     def objective(key: PRNGKeyArray) -> Scalar:
         instance, params, _ = draw(family, key[None])
-        first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)  # noqa: E731
-        return family.loss(first(params), first(instance), None)
+        return family.loss(trees.rows(params, 0), trees.rows(instance, 0), None)
 
     try:
         jax.eval_shape(objective, jax.random.key(0))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
+from .._core import trees
 from .._core.programs import Program
 from .._core.types import Instance, Scalar, Tick
 from ..problems import ProblemFamily
@@ -100,14 +101,14 @@ def until_believed(
     results = run(method, flat, instances, starts[:, 0], batch=batch, watch=watch)
     open_ = np.arange(len(starts))
     for number in range(1, starts.shape[1]):
-        some = jax.tree.map(lambda leaf: leaf[open_], instances)  # noqa: B023
+        some = trees.rows(instances, open_)
         found = some, results["x"][open_], results["cost"][open_]
         again = in_blocks(_doubts, flat, found, len(open_), batch, dtype, doubt) > 0
         again |= results["status"][open_] <= 0
         open_ = open_[again]
         if not len(open_):
             break
-        some = jax.tree.map(lambda leaf: leaf[open_], instances)  # noqa: B023
+        some = trees.rows(instances, open_)
         second = run(method, flat, some, starts[open_, number], batch=batch, watch=watch)
         results, _ = merged(flat.family, results, open_, second)
     return results

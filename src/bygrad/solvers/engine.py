@@ -83,7 +83,7 @@ def run(
         waiting += len(free)
         if len(free):
             source = np.maximum(slots, 0)
-            given = jax.tree.map(lambda leaf: leaf[source], (instances, x))  # noqa: B023
+            given = trees.rows((instances, x), source)
         if working is None:
             working = _begin(method, flat, *given, fresh)
             fresh = np.zeros(size, bool)
@@ -133,7 +133,7 @@ def _on_devices(
         with jax.default_device(device):
             arrays, rest = eqx.partition((method, flat), eqx.is_array)
             method_here, flat_here = eqx.combine(jax.device_put(arrays, device), rest)
-            some = jax.tree.map(lambda leaf: leaf[part], instances)
+            some = trees.rows(instances, part)
             return run(method_here, flat_here, some, x[part], batch=batch, watch=told)
 
     try:
@@ -193,7 +193,7 @@ _begin = Program(_begun)
 
 @Program
 def _take(working: Working, pick: Int[Array, " rows"], real: Bool[Array, " rows"]) -> Working:
-    instances, at = jax.tree.map(lambda leaf: leaf[pick], working)
+    instances, at = trees.rows(working, pick)
     return instances, at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
 
 

@@ -64,7 +64,7 @@ class Batch(NamedTuple):
 
     def those(self, which: np.ndarray) -> "Batch":
         """Return the instances where `which` is true."""
-        instances = jax.tree.map(lambda leaf: leaf[which], self.instances)
+        instances = trees.rows(self.instances, which)
         given = None if self.given is None else self.given[which]
         return self._replace(instances=instances, given=given, rows=int(np.sum(which)))
 
@@ -273,7 +273,7 @@ def _proven_first(method: ADMM, asked: Batch, own: np.ndarray) -> Rows:
         "finished": np.full(rows, time.perf_counter()),
     }  # fmt: skip
     if not good.all():
-        some = jax.tree.map(lambda leaf: leaf[~good], instances)
+        some = trees.rows(instances, ~good)
         rest = run(method, flat, some, own[~good], batch=batch, watch=watch)
         for name, values in rest.items():
             results[name][~good] = values

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from .._core import trees
 from .._core.programs import Program
 from .._core.sizes import whole_number
 from .._core.types import Instance, Params, Scalar
@@ -235,7 +236,7 @@ def jacobian(
         blocks = []
         for at in range(0, max(rows, 1), batch):
             pick = np.arange(at, at + batch) % rows if rows else np.arange(0)  # blocks of one size compile once
-            blocks.append(_jacobians(family, *jax.tree.map(lambda leaf: leaf[pick], (x, dual, arrays))))  # noqa: B023
+            blocks.append(_jacobians(family, *trees.rows((x, dual, arrays), pick)))
         unsolved = ~solution.success
         return jax.tree.map(lambda *leaves: _joined(leaves, unsolved), *blocks)
 

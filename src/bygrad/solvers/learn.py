@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from .._core import trees
 from .._core.draws import check_seed
 from .._core.programs import Program
 from .._core.times import parse_seconds
@@ -152,8 +153,7 @@ def _instances(family: ProblemFamily, given: Any, heldout: int, seed: int) -> tu
             " 2,300 is a good number."
         )
     order = np.random.default_rng(seed).permutation(rows)
-    pick = lambda rows: jax.tree.map(lambda leaf: leaf[rows], arrays)  # noqa: E731
-    return pick(order[heldout:]), pick(order[:heldout])
+    return trees.rows(arrays, order[heldout:]), trees.rows(arrays, order[:heldout])
 
 
 def _at_starts(family: ProblemFamily, train: Any, seed: int, dtype: np.dtype[Any]) -> tuple[float, float]:
@@ -203,7 +203,7 @@ def _first_starts(
     family: ProblemFamily, train: Any, starts: int, seed: int, dtype: np.dtype[Any]
 ) -> tuple[Flat, Any, int, np.ndarray]:
     """Return the tuning instances, how many they are, and their starts."""
-    some, rows = as_rows(jax.tree.map(lambda leaf: leaf[:TUNING], train), dtype)
+    some, rows = as_rows(trees.rows(train, slice(TUNING)), dtype)
     assert rows is not None
     flat, _ = flat_of_rows(family, some, rows)
     return flat, some, rows, starting_points(flat, some, rows, None, starts=starts, seed=seed, batch=rows, dtype=dtype)
@@ -222,7 +222,7 @@ def _tuned(
     base: LearnedSolver, grid: Sequence[Method], train: Any, tol: float, scale: float, seed: int
 ) -> LearnedSolver:
     """Choose the settings with the fewest evaluations among those that solve no fewer of the tuning instances."""
-    some = jax.tree.map(lambda leaf: leaf[:TUNING], train)
+    some = trees.rows(train, slice(TUNING))
     tried = [_with_method(base, method) for method in grid]
     found = [solver.solve(some, seed=seed, batch=64) for solver in tried]
     best = BestKnown.of(found, scale)
@@ -248,16 +248,16 @@ def _reserved(base: LearnedSolver, train: Any, held: Any, passes: int, left: flo
     It is estimated from a full working set of other instances, solved twice: first with compilation, as new candidates
     will be. At most half of what is `left` is kept back; what does not fit is left out, down to `FEWEST` instances.
     """
-    rows = len(jax.tree.leaves(held)[0])
+    rows = trees.length(held)
     count = min(rows, base.method.batch)
-    some, times = jax.tree.map(lambda leaf: leaf[:count], train), []
+    some, times = trees.rows(train, slice(count)), []
     for _ in range(2):
         began = time.perf_counter()
         base.solve(some, seed=seed)
         times.append(time.perf_counter() - began)
     compiling, each = max(times[0] - times[1], 0.0), passes * times[1] / count
     fit = int(min(rows, max(FEWEST, (0.5 * (left - sum(times)) - compiling) / each)))
-    return jax.tree.map(lambda leaf: leaf[:fit], held), compiling + fit * each
+    return trees.rows(held, slice(fit)), compiling + fit * each
 
 
 def _learned(
@@ -272,7 +272,7 @@ def _learned(
     """Solve instances by the classical solver `base`, and learn where to start, what to doubt, and how to damp."""
     seconds, several = left(), base.starts > 1
     examples, each = _solved(base, train, left, seed, watch)
-    flat = Flat.of(base.family, jax.tree.map(lambda leaf: leaf[0], train))
+    flat = Flat.of(base.family, trees.rows(train, 0))
     settings: Any = {"starts": 1, "seed": seed, "batch": 1024, "dtype": np.float32}
     own = starting_points(flat, jax.tree.map(np.asarray, examples.instances), len(examples.cost), None, **settings)
     negligible = _negligible(examples, flat, own)
@@ -289,7 +289,7 @@ def _learned(
     started = {f"learned start, best {n}": _with_starts(base, n, start) for n in FEW}
     if several:
         some = int(np.clip(0.08 * seconds / (each * max(STARTS)), FEWEST, DOUBTED))
-        apart = jax.tree.map(lambda leaf: leaf[-some:], train)  # the last that a start is learned from, if at all
+        apart = trees.rows(train, slice(-some, None))  # the last that a start is learned from, if at all
         judged = tol, 1e-6 * negligible  # 1e-12 of what costs are at the starts, as in `BestKnown`
         most = _with_starts(base, max(STARTS))
         started |= doubting(most, start, apart, *judged, max(0.1 * seconds, 1.0), seed, watch)
@@ -312,11 +312,11 @@ def _solved(
     base: LearnedSolver, train: Any, left: Callable[[], float], seed: int, watch: Tick | None
 ) -> tuple[Examples, float]:
     """Solve instances for a quarter of the time that is left; return them, and the seconds that a start takes."""
-    parts, rows, seconds, began = [], len(jax.tree.leaves(train)[0]), left(), time.perf_counter()
+    parts, rows, seconds, began = [], trees.length(train), left(), time.perf_counter()
     for at in range(TUNING, rows, 512):
         if parts and left() < 0.75 * seconds:
             break
-        part = jax.tree.map(lambda leaf: leaf[at : at + 512], train)  # noqa: B023
+        part = trees.rows(train, slice(at, at + 512))
         parts.append((part, base.solve(part, seed=seed + at)))
         if watch is not None:
             watch("solving examples", min(at + 512, rows), rows)

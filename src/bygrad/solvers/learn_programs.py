@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._core import trees
 from .._core.types import Tick
 from ..problems import Composite, QuadraticProgram
 from .admm import ADMM
@@ -28,7 +29,7 @@ def learned_programs(
     base: LearnedSolver, train: Any, left: Callable[[], float], seed: int, watch: Tick | None, sample: Any
 ) -> dict[str, LearnedSolver]:
     """Return what was learned for a family with certificates: a schedule, or a warm start."""
-    flat = Flat.of(base.family, jax.tree.map(lambda leaf: leaf[0], train))
+    flat = Flat.of(base.family, trees.rows(train, 0))
     if isinstance(base.family, Composite):
         assert isinstance(base.method, ProximalGradient)
         instances = jax.tree.map(single, train)
@@ -47,11 +48,11 @@ def _examples(base: LearnedSolver, train: Any, seconds: float, watch: Tick | Non
     """Solve instances more exactly than asked, for as long as there is time; params are $(p, y)$."""
     assert isinstance(base.method, ADMM)
     exact = dataclasses.replace(base.method, tol=0.1 * base.method.tol)
-    began, rows, parts = time.perf_counter(), len(jax.tree.leaves(train)[0]), []
+    began, rows, parts = time.perf_counter(), trees.length(train), []
     for at in range(0, rows, BLOCK):
         if parts and time.perf_counter() - began > seconds:
             break
-        part = jax.tree.map(lambda leaf: leaf[at : at + BLOCK], train)  # noqa: B023
+        part = trees.rows(train, slice(at, at + BLOCK))
         found = solve(base.family, part, method=exact, dtype=base.dtype)
         parts.append((part, np.concatenate([found.x, found.dual], axis=1), found.cost, found.success))
         if watch is not None:

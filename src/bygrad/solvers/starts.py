@@ -126,7 +126,7 @@ def in_blocks(
     blocks = []
     for at in range(0, rows, batch):
         pick = np.minimum(np.arange(at, at + batch), rows - 1)
-        block = program(flat, *jax.tree.map(lambda leaf: leaf[pick], inputs), *further)  # noqa: B023
+        block = program(flat, *trees.rows(inputs, pick), *further)
         blocks.append(np.asarray(block, dtype)[: rows - at])
     return np.concatenate(blocks)
 

@@ -215,7 +215,7 @@ def train_warm_start(
     count = len(examples.cost)
 
     def proven(warm: LearnedWarmStart, batch: Array) -> Scalar:
-        known = jax.tree.map(lambda leaf: leaf[batch % count], examples)
+        known = trees.rows(examples, batch % count)
 
         def one(it: Array, instance: Any) -> Scalar:
             value = certificate(warm, instance if sample is None else sample(jax.random.key(it)))
@@ -256,7 +256,7 @@ def _descend(
     def update(
         arrays: Any, state: Any, average: Any, examples: Any, rows: Array, rate: Array, weight: Array
     ) -> tuple[Any, ...]:
-        batch = jax.tree.map(lambda leaf: leaf[rows], examples)
+        batch = trees.rows(examples, rows)
         grads = jax.grad(lambda arrays: loss(eqx.combine(arrays, static), batch))(arrays)
         finite = trees.all_finite(grads)
         updates, after = optimizer.update(grads, state)
@@ -267,7 +267,7 @@ def _descend(
     examples = jax.tree.map(jnp.asarray, examples)
     state, average = optimizer.init(arrays), arrays
     averaged, told = 0, began
-    for count, rows in enumerate(_batches(len(jax.tree.leaves(examples)[0]), seed)):
+    for count, rows in enumerate(_batches(trees.length(examples), seed)):
         spent = (time.perf_counter() - began) / max(seconds, 1e-3) if steps is None else count / steps
         if spent >= 1 and count > 0:
             break

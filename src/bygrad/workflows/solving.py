@@ -112,7 +112,7 @@ def read_start(
     dual = arrays.pop("dual", None)
     arrays = {name.removeprefix("x").removeprefix("/"): leaf for name, leaf in arrays.items()}
     with precision(dtype, family):
-        first, _ = as_rows(jax.tree.map(lambda leaf: leaf[:1], instances), dtype)
+        first, _ = as_rows(trees.rows(instances, slice(1)), dtype)
         flat = Flat.of(family, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), first))
         multipliers = method.multipliers(flat)
     like = jax.tree.unflatten(flat.structure, [jax.ShapeDtypeStruct(shape, np.float64) for shape in flat.shapes])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PRNGKeyArray
 
+from .._core import trees
 from .._core.programs import Program
 from ..evaluation import (
     LBFGS,
@@ -110,7 +111,7 @@ def lbfgs_in_time(family: ProblemFamily, protocol: Protocol, seconds: float) -> 
 
 @functools.partial(Program, runs="once")
 def _noisy(family: ProblemFamily, key: PRNGKeyArray) -> Bool[Array, ""]:
-    instance, params, run_key = jax.tree.map(lambda leaf: leaf[0], draw(family, key[None]))
+    instance, params, run_key = trees.rows(draw(family, key[None]), 0)
     first, second = (family.loss(params, instance, step_keys(run_key, step)[0]) for step in jnp.arange(2))
     return first != second
 

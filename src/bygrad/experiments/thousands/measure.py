@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ..._core import trees
 from ..._core.hosts import usable_cores
 from ...deploy.jax import versions
 from ...workflows.work import machine
@@ -66,12 +66,12 @@ def measure(row: Row, instances: PyTree, assess: Any, singles: int) -> Cell:
 
     A solver that loops is first given two instances only: what it compiles does not depend on their number.
     """
-    run, rows = row.run, len(jax.tree.leaves(instances)[0])
+    run, rows = row.run, trees.length(instances)
     assert run is not None
     first_rows = min(2, rows) if row.loops else rows
-    first, _ = _timed(run, _rows(instances, 0, first_rows))
+    first, _ = _timed(run, trees.rows(instances, slice(first_rows)))
     (wall, cpu), (began, found) = _timed(run, instances)
-    alone = [_timed(run, _rows(instances, i % rows, i % rows + 1))[0][0] for i in range(singles + 1)]
+    alone = [_timed(run, trees.rows(instances, slice(i % rows, i % rows + 1)))[0][0] for i in range(singles + 1)]
     assessed = assess(instances, found.x)
     return Cell(
         assessed.cost,
@@ -90,10 +90,6 @@ def _timed(run: Run, instances: PyTree) -> tuple[tuple[float, float], tuple[floa
     cpu, began = time.process_time(), time.perf_counter()
     found = run(instances)
     return (time.perf_counter() - began, time.process_time() - cpu), (began, found)
-
-
-def _rows(instances: PyTree, start: int, stop: int) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[start:stop], instances)
 
 
 def kept(path: Path) -> Cell:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from ..._core import trees
 from ..._core.programs import Program
 from ...optimizers import Optimizer, declare
 from ...problems import Composite, LeastSquares, QuadraticProgram
@@ -123,10 +124,10 @@ def previous(flat: Flat, solver: LearnedSolver, sequences: int, factor: float) -
     def run(instances: PyTree) -> Outcome:
         parts: list[Outcome] = []
         x0 = dual0 = None
-        for at in range(0, len(jax.tree.leaves(instances)[0]), sequences):
-            some = jax.tree.map(lambda leaf: leaf[at : at + sequences], instances)  # noqa: B023
+        for at in range(0, trees.length(instances), sequences):
+            some = trees.rows(instances, slice(at, at + sequences))
             if x0 is not None:
-                x0, dual0 = jax.tree.map(lambda leaf: leaf[: len(jax.tree.leaves(some)[0])], (x0, dual0))  # noqa: B023
+                x0, dual0 = trees.rows((x0, dual0), slice(trees.length(some)))
             found = solve(flat.family, some, method=method, x0=x0, dual0=dual0, dtype=solver.dtype)
             x0, dual0 = found.x, found.dual
             parts.append(_outcome(found))
@@ -173,7 +174,7 @@ def paper(
 
 @Program
 def _start(optimizer: Optimizer, flat: Flat, instances: PyTree) -> tuple[Inner, Array, Array]:
-    rows = len(jax.tree.leaves(instances)[0])
+    rows = trees.length(instances)
     keys = jax.random.split(jax.random.key(0), rows)
     params = jax.vmap(flat.family.init)(instances, keys)
     inner = Inner(params, lift(optimizer).init(params), instances, keys, jnp.zeros(rows, jnp.int32))

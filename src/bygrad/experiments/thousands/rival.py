@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from ..._core import trees
 from ...problems import Composite, LeastSquares, ProblemFamily, QuadraticProgram
 from ...solvers import Flat
 from ...solvers.solve import precision
@@ -77,8 +77,8 @@ def looped(solve_one: Callable[[Any, float], tuple[np.ndarray, float]]) -> Build
 
 def each(instances: PyTree) -> Iterator[Any]:
     """Yield the rows of a batch."""
-    for row in range(len(jax.tree.leaves(instances)[0])):
-        yield jax.tree.map(lambda leaf: leaf[row], instances)  # noqa: B023
+    for row in range(trees.length(instances)):
+        yield trees.rows(instances, row)
 
 
 def in_double(run: Run) -> Run:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ..._core import trees
 from ...problems import (
     BallAndStick,
     LeastSquares,
@@ -172,12 +173,12 @@ def _vmapped(one: Callable[[Any, Array], tuple[Array, Array]], batch: int = 1024
     compiled = jax.jit(jax.vmap(one, in_axes=(0, None)))
 
     def run(instances: PyTree, tol: float) -> Outcome:
-        rows = len(jax.tree.leaves(instances)[0])
+        rows = trees.length(instances)
         parts, finished = [], np.empty(rows)
         for at in range(0, rows, batch):
             # The last batch is filled up, as another shape would compile again.
             pick = np.minimum(np.arange(at, at + min(batch, rows)), rows - 1)
-            x, steps = compiled(jax.tree.map(lambda leaf: leaf[pick], instances), min(0.1 * tol, 1e-4))  # noqa: B023
+            x, steps = compiled(trees.rows(instances, pick), min(0.1 * tol, 1e-4))
             parts.append((np.asarray(x)[: rows - at], np.asarray(steps, float)[: rows - at]))
             finished[at : at + batch] = time.perf_counter()
         x, steps = (np.concatenate(it) for it in zip(*parts, strict=True))

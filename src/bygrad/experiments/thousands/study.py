@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ..._core import trees
 from ..._core.files import read_json, write_arrays_atomically, write_text_atomically
 from ...deploy.jax import load
 from ...deploy.solver import load_solver, save_solver
@@ -131,7 +132,7 @@ class _Comparison:
         }
         if case.sequence is not None:
             self.sets["sequence"] = case.sequence(family, effort.sequences, effort.steps, seed + 2)
-        first = jax.tree.map(lambda leaf: leaf[0], self.sets["held out"])
+        first = trees.rows(self.sets["held out"], 0)
         self.flat = Flat.of(family, first)
         self.kind: Kind = kind_of(self.flat, first)
         self.rivals = [it for it in RIVALS if it.suits(family)]
@@ -159,7 +160,7 @@ class _Comparison:
         path = self._place("references", f"{name.replace(' ', '-')}.npz")
         if not path.exists():
             self.task.display.phase(f"{self.case.name}: best known costs", 0, 1, name)
-            rows = len(jax.tree.leaves(instances)[0])
+            rows = trees.length(instances)
             # What proves how far it is from the minimum needs nothing to be compared with.
             best, cost = self.case.minimum, np.zeros(rows)
             if self.kind != "gap":
@@ -242,7 +243,7 @@ class _Comparison:
     def _cell(self, path: Path, row: Row, name: str, instances: PyTree) -> Cell:
         if not path.exists():
             if row.loops:
-                instances = jax.tree.map(lambda leaf: leaf[self.picked(name)], instances)
+                instances = trees.rows(instances, self.picked(name))
             worth = lambda some, x: assess(self.flat, some, x)  # noqa: E731
             write_arrays_atomically(path, measure(row, instances, worth, self.effort.singles)._asdict())
         return kept(path)
