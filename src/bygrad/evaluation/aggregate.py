@@ -20,12 +20,13 @@ def interquartile_mean(scores: Scores) -> float:
 
     A quarter of the runs may be lost before it is infinite.
 
-    !!! example
+    **Example:**
 
         >>> interquartile_mean(np.array([[0.0, 1.0], [2.0, np.inf]]))
         1.5
 
-    Source: Agarwal et al., *Deep reinforcement learning at the edge of the statistical precipice* (2021), section 4.3.
+    **Source:** Agarwal et al., *Deep reinforcement learning at the edge of the statistical precipice* (2021), section
+    4.3.
     """
     return float(_middle_mean(scores[None])[0])
 
@@ -43,7 +44,7 @@ def bootstrap_iqm(scores: Scores, *, resamples: int = 2_000, level: float = 0.95
 
     **Raises:** `ValueError` for scores that are not `[problems, runs]` or that are empty.
 
-    Source: as above, section 4.2.
+    **Source:** as above, section 4.2.
     """
     if scores.ndim != 2 or scores.size == 0:
         raise ValueError(
@@ -65,7 +66,7 @@ def bootstrap_share(
 
     A problem in which `ours` lost a run is not won.
 
-    !!! example
+    **Example:**
 
         >>> bootstrap_share(np.array([[1.0, 1.0], [5.0, 5.0]]), np.array([[2.0, 3.0], [2.0, 3.0]]))
         Interval(mean=0.5, low=0.5, high=0.5)
@@ -100,6 +101,6 @@ def _ends(
 def performance_profile(scores: Scores, levels: Float[np.ndarray, " levels"]) -> Float[np.ndarray, " levels"]:
     """Return the share of runs, every problem counting alike, whose score is at most each level.
 
-    Source: Dolan and Moré, *Benchmarking optimization software with performance profiles* (2002).
+    **Source:** Dolan and Moré, *Benchmarking optimization software with performance profiles* (2002).
     """
     return np.mean(scores[..., None] <= levels, axis=(0, 1))

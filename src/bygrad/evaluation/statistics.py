@@ -44,12 +44,12 @@ def bootstrap_mean(values: ArrayLike, *, resamples: int = 10_000, level: float =
     **Raises:** `ValueError` for values that are not one-dimensional, for no runs, for a level outside (0, 1) and for
     too few resamples to reach the ends of the interval.
 
-    !!! example
+    **Example:**
 
         >>> bootstrap_mean([1.0, 2.0, 3.0, 4.0])
         Interval(mean=2.5, low=1.5, high=3.5)
 
-    Source: Efron and Tibshirani, *An Introduction to the Bootstrap* (1993), section 13.3.
+    **Source:** Efron and Tibshirani, *An Introduction to the Bootstrap* (1993), section 13.3.
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 1:
@@ -77,7 +77,7 @@ def bootstrap_curves(
 
     **Raises:** `ValueError` as `bootstrap_mean` does, here for curves that are not two-dimensional.
 
-    !!! example
+    **Example:**
 
         >>> mean, low, high = bootstrap_curves([[1.0, 0.5], [3.0, 0.5]])
         >>> mean.tolist(), low.tolist(), high.tolist()
@@ -114,7 +114,7 @@ def bootstrap_ratio(
 
     **Raises:** `ValueError` as `bootstrap_mean` does, and for two lists of runs of different lengths.
 
-    !!! example
+    **Example:**
 
         >>> bootstrap_ratio([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
         Interval(mean=0.5, low=0.5, high=0.5)

@@ -54,7 +54,7 @@ class Clone(Estimator):
     three numbers for each param, instance and step, and in checkpoints; where coordinates are drawn, of `KEPT` times as
     many params.
 
-    Source: behavioural cloning (Pomerleau, 1989), with the optimizer as the policy.
+    **Source:** behavioural cloning (Pomerleau, 1989), with the optimizer as the policy.
     """
 
     teacher: Optimizer

@@ -77,8 +77,8 @@ class Imitate(Estimator):
     one with a schedule has that of the longest runs. `weight`: of the imitation's gradient. `every`: windows from one
     imitation to the next; 4 adds about a quarter to the cost.
 
-    Source: Chen, Zhang, Jingyang, Chang, Liu, Amini and Wang, *Training Stronger Baselines for Learning to Optimize*
-    (NeurIPS 2020); there the two losses take turns at random.
+    **Source:** Chen, Zhang, Jingyang, Chang, Liu, Amini and Wang, *Training Stronger Baselines for Learning to
+    Optimize* (NeurIPS 2020); there the two losses take turns at random.
     """
 
     estimator: Estimator

@@ -45,14 +45,14 @@ class Celo2(ArrayRule):
     **Arguments:** `key`: draws the weights. `hidden`: units of each hidden layer, at least two. `learning_rate`:
     $\eta$, the root mean square of a step; a meta-parameter, and what to tune. `weight_decay`: $\lambda$.
 
-    !!! example
+    **Example:**
 
         >>> import jax
         >>> from bygrad.optimizers import Celo2, parameter_count
         >>> parameter_count(Celo2(jax.random.key(0)))
         348
 
-    Source: Moudgil et al., *Celo2* (ICLR 2026), the rule `celo2-base`.
+    **Source:** Moudgil et al., *Celo2* (ICLR 2026), the rule `celo2-base`.
     """
 
     feature_version: ClassVar[int] = 1

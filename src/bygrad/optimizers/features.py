@@ -177,8 +177,8 @@ def adafactor_features(
     gradient, param, 3 means, square, 3 means / root of the square, 1 / root of the square, 3 gradients / factored root,
     3 rows, 3 columns, 3 + 3 of their inverse roots, 3 means / factored root.
 
-    Source: Metz et al., *Practical tradeoffs between memory, compute, and performance in learned optimizers* (2022),
-    and the class `AdafacMLPLOpt` of google/learned_optimization.
+    **Source:** Metz et al., *Practical tradeoffs between memory, compute, and performance in learned optimizers*
+    (2022), and the class `AdafacMLPLOpt` of google/learned_optimization.
     """
     inverse = jax.lax.rsqrt(moments.square + 1e-6)
     axes = factored_axes(grad.shape)

@@ -67,7 +67,7 @@ class GlobalLSTM(AveragingLSTM):
 
     **Raises:** `ValueError` for layers without units, and for more averaged units than the smallest layer has.
 
-    !!! example
+    **Example:**
 
         >>> optimizer = GlobalLSTM(jax.random.key(0))
         >>> updates, state = optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)))

@@ -107,7 +107,7 @@ class MemoryLSTM(AveragingLSTM):
 
     **Raises:** `ValueError` as `GlobalLSTM` does, and without heads.
 
-    !!! example
+    **Example:**
 
         >>> optimizer = MemoryLSTM(jax.random.key(0), memory=Window(5))
         >>> updates, state = optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)))

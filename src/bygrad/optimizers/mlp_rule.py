@@ -37,15 +37,15 @@ class MLPRule(ArrayRule):
     **Arguments:** `key`: draws the weights. `hidden`: units of each hidden layer, at least two; 4 and 4, or 32 and 32,
     in publications. `step_size`, `magnitude_scale`: $s$ and $c$, by default the published ones.
 
-    !!! example
+    **Example:**
 
         >>> import jax
         >>> from bygrad.optimizers import MLPRule, parameter_count
         >>> parameter_count(MLPRule(jax.random.key(0)))
         197
 
-    Source: Metz et al., *Practical tradeoffs between memory, compute, and performance in learned optimizers* (2022),
-    where it is called `small_fc_lopt`.
+    **Source:** Metz et al., *Practical tradeoffs between memory, compute, and performance in learned optimizers*
+    (2022), where it is called `small_fc_lopt`.
     """
 
     feature_version: ClassVar[int] = 1

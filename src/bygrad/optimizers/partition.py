@@ -34,7 +34,7 @@ class Partition(Optimizer, Learned, Scheduled):
 
     **Raises:** `ValueError` for a rule that names no part; at `init` and `update` for a path that no pattern fits.
 
-    !!! example
+    **Example:**
 
         >>> from bygrad.optimizers import Adam, SGD
         >>> parts = {"matrices": Adam(1e-2), "rest": SGD(1e-1)}

@@ -36,7 +36,7 @@ class RNNprop(Coordinatewise, Learned):
     as the first. `output_scale`: $s$. `initial_step`: size, before $s$, of the steps that the untrained optimizer takes
     down the gradient. `decay`: $\beta$.
 
-    !!! example
+    **Example:**
 
         >>> import jax, jax.numpy as jnp
         >>> from bygrad.optimizers import RNNprop
@@ -45,7 +45,7 @@ class RNNprop(Coordinatewise, Learned):
         >>> bool(-0.1 < updates[0] < 0)
         True
 
-    Source: Lv, Jiang and Li, *Learning gradient descent: better generalization and longer horizons* (ICML 2017),
+    **Source:** Lv, Jiang and Li, *Learning gradient descent: better generalization and longer horizons* (ICML 2017),
     section 4.
     """
 

@@ -38,14 +38,14 @@ class STAR(ArrayRule):
     $\alpha$, by default a rate at which Adam trains most small networks. `weight_decay`: $\lambda$, a step.
     `step_size`, `magnitude_scale`: $s$ and $c$, by default the published ones.
 
-    !!! example
+    **Example:**
 
         >>> import jax
         >>> from bygrad.optimizers import STAR, parameter_count
         >>> parameter_count(STAR(jax.random.key(0)))
         207
 
-    Source: Harrison, Metz and Sohl-Dickstein, *A closer look at learned optimization: stability, robustness, and
+    **Source:** Harrison, Metz and Sohl-Dickstein, *A closer look at learned optimization: stability, robustness, and
     inductive biases* (NeurIPS 2022), and the class `MLPNomLOpt` of google/learned_optimization ("AdamAggMo").
     """
 

@@ -21,7 +21,7 @@ class RandomScale(ProblemFamily):
 
     **Arguments:** `family`: whose problems. `spread`: $\ell$, at least 0; 3 lets units differ by $e^6 = 400$ times.
 
-    Source: Lv, Jiang and Li, *Learning gradient descent: better generalization and longer horizons* (ICML 2017).
+    **Source:** Lv, Jiang and Li, *Learning gradient descent: better generalization and longer horizons* (ICML 2017).
     """
 
     family: ProblemFamily

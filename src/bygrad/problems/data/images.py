@@ -51,7 +51,7 @@ class ImageData:
 
     **Raises:** `ValueError` when a shape, a dtype, a count or a label does not fit.
 
-    !!! example
+    **Example:**
 
         >>> import numpy as np
         >>> pixels, labels = np.zeros((3, 8, 8), np.uint8), np.array([0, 2, 1], np.int32)
@@ -132,7 +132,7 @@ def load_images(source: str | os.PathLike[str] = "mnist") -> ImageData:
     **Raises:** `FileNotFoundError` when a path does not exist; `ValueError` when a name is unknown or a file does
     not hold what it should; `ImportError` and `ConnectionError` when a download is not possible.
 
-    !!! example
+    **Example:**
 
         >>> load_images("mnist").x_train.shape
         (10000, 28, 28)

@@ -26,7 +26,7 @@ def load_photographs(split: Literal["train", "test"] = "train", size: int = TILE
 
     **Raises:** `ValueError` for another size.
 
-    !!! example
+    **Example:**
 
         >>> load_photographs("train").shape, load_photographs("test", 128).shape
         ((114, 64, 64, 3), (16, 128, 128, 3))
@@ -63,7 +63,7 @@ def _joined(tiles: np.ndarray, rows: int) -> list[np.ndarray]:
 def load_painting(name: str, size: int = 256) -> np.ndarray:
     """Return a painting as bytes `[size, size, 3]`; `size` divides 256, and pixels are averaged over squares.
 
-    !!! example
+    **Example:**
 
         >>> load_painting("great_wave", 64).shape
         (64, 64, 3)
