@@ -48,39 +48,23 @@ def aggregate(rows: Rows, learned: Sequence[str], outside: Collection[str] = ())
     `profiles`, `levels`, `summary`: for the figure, the report and the terminal.
     """
     rate = calibrate(rows)
-    columns: dict[str, dict[str, Any]] = {name: {} for name in (*_names(rows), CALIBRATED)}
-    for row, entry in rows.items():
-        seconds = entry["horizon"] * entry["optimizers"][REFERENCE]["seconds"]
-        for name, optimizer in entry["optimizers"].items():
-            beside = optimizer.get("adam_seconds")
-            columns[name][row] = _at_best(optimizer, seconds if beside is None else entry["horizon"] * beside)
-        columns[CALIBRATED][row] = _at_rate(entry["optimizers"][CALIBRATED_FROM], rate, seconds)
+    columns = _columns(rows, rate)
     kinds = {name: entry["kind"] for name, entry in next(iter(rows.values()))["optimizers"].items()}
     kinds[CALIBRATED] = kinds[CALIBRATED_FROM]
     table, aggregates, drawn = {}, {}, {}
     for name, cells in columns.items():
-        table[name] = {
-            row: {key: cell[key] for key in (*MEASURES, "rate", "schedule", "seconds")} for row, cell in cells.items()
-        }
+        shown = (*MEASURES, "rate", "schedule", "seconds")
+        table[name] = {row: {key: cell[key] for key in shown} for row, cell in cells.items()}
+        scores = {measure: _runs(cells, measure) / _means(columns[REFERENCE], measure) for measure in MEASURES}
         aggregates[name] = {"kind": kinds[name], "diverged": float(np.mean([cell["lost"] for cell in cells.values()]))}
-        for measure in MEASURES:
-            means = np.array([[columns[REFERENCE][row][measure]] for row in rows])
-            scores = _runs(cells, measure) / means
-            aggregates[name][measure] = bootstrap_iqm(scores)._asdict()
-            if measure == "mean":
-                shares = performance_profile(scores, LEVELS).tolist()
-                drawn[name] = {"label": name, "kind": kinds[name], "levels": LEVELS.tolist(), "shares": shares}
-    won: dict[str, Any] = {}
+        aggregates[name] |= {measure: bootstrap_iqm(its)._asdict() for measure, its in scores.items()}
+        shares = performance_profile(scores["mean"], LEVELS).tolist()
+        drawn[name] = {"label": name, "kind": kinds[name], "levels": LEVELS.tolist(), "shares": shares}
+    won: dict[str, Any] = {name: {} for name in learned}
     levels, summary = [], []
     for name in learned:
-        won[name] = {}
         for rival, together in _rivals(kinds).items():
-            below = {
-                measure: [
-                    row for row in rows if table[name][row][measure] < min(table[it][row][measure] for it in together)
-                ]
-                for measure in MEASURES
-            }
+            below = _below(table, name, together)
             won[name][rival] = {
                 measure: {"rows": len(those), "outside": sum(row in outside for row in those)}
                 for measure, those in below.items()
@@ -88,14 +72,9 @@ def aggregate(rows: Rows, learned: Sequence[str], outside: Collection[str] = ())
             told = ", ".join(f"{measure} {len(those)}" for measure, those in below.items())
             summary.append(f"{name}, not tuned, is below {TOLD.get(rival) or rival}, of {len(rows)} rows in: {told}")
         for rival, reach in REACH.items():
-            levels.append(
-                level_row(
-                    f"share of rows in which {name}, not tuned, has a lower mean training loss than {TOLD[rival]}",
-                    reach,
-                    *bootstrap_share(*(_runs(columns[it], "mean") for it in (name, rival))),
-                    at_least=True,
-                )
-            )
+            what = f"share of rows in which {name}, not tuned, has a lower mean training loss than {TOLD[rival]}"
+            share = bootstrap_share(*(_runs(columns[it], "mean") for it in (name, rival)))
+            levels.append(level_row(what, reach, *share, at_least=True))
     return {
         "table": table,
         "aggregates": aggregates,
@@ -106,6 +85,28 @@ def aggregate(rows: Rows, learned: Sequence[str], outside: Collection[str] = ())
         "levels": levels,
         "summary": summary,
         "axes": {row: entry["axis"] for row, entry in rows.items()},
+    }
+
+
+def _columns(rows: Rows, rate: float) -> dict[str, dict[str, Any]]:
+    """Return what every optimizer reaches in every row; the last column is calibrated to one rate for all."""
+    columns: dict[str, dict[str, Any]] = {name: {} for name in (*_names(rows), CALIBRATED)}
+    for row, entry in rows.items():
+        seconds = entry["horizon"] * entry["optimizers"][REFERENCE]["seconds"]
+        for name, optimizer in entry["optimizers"].items():
+            beside = optimizer.get("adam_seconds")
+            columns[name][row] = _at_best(optimizer, seconds if beside is None else entry["horizon"] * beside)
+        columns[CALIBRATED][row] = _at_rate(entry["optimizers"][CALIBRATED_FROM], rate, seconds)
+    return columns
+
+
+def _below(table: Rows, name: str, together: Sequence[str]) -> dict[str, list[str]]:
+    """Return for every measure the rows in which one column is below each of some others."""
+    return {
+        measure: [
+            row for row, cell in table[name].items() if cell[measure] < min(table[it][row][measure] for it in together)
+        ]
+        for measure in MEASURES
     }
 
 
@@ -137,6 +138,11 @@ def _losses(runs: Sequence[float | None]) -> np.ndarray:
 def _runs(cells: Mapping[str, Mapping[str, Any]], measure: str) -> np.ndarray:
     """Return a column's losses, `[rows, runs]`."""
     return np.stack([cell["runs"][measure] for cell in cells.values()])
+
+
+def _means(cells: Mapping[str, Mapping[str, Any]], measure: str) -> np.ndarray:
+    """Return the means of a column over the runs of each row, `[rows, 1]`."""
+    return np.array([[cell[measure]] for cell in cells.values()])
 
 
 def _names(rows: Rows) -> list[str]:

@@ -272,45 +272,20 @@ class _Comparison:
 
     def _rows(self, name: str, tol: float, cells: dict[tuple[str, float, str], Cell]) -> Iterator[Row]:
         """Yield the rows of a set at a tolerance. The multistart comes last: its starts depend on cells before."""
-        flat, factor = self.flat, tol / self.case.tolerances[1]
+        factor = tol / self.case.tolerances[1]
         for rival in self.rivals:
             yield Row(rival.name, rival.group, self._lazily(rival, tol), rival.loops, rival.missing)
-        yield Row("batched", "batched", ours.batched(flat, tol, self.case.dtype))
-        first = self.solvers[0]
-        if isinstance(first, LearnedSolver):
-            single, classical = ours.with_starts(first, 1), ours.tuned(first)
-            yield Row("tuned", "tuned", ours.learned(single, factor), note="on 20 instances")
-            if classical.starts > 1:
-                note = f"{classical.starts} starts, as tuned"
-                yield Row("multistart", "multistart", ours.learned(classical, factor), note=note)
-                where, note = "multistart where costs are high", f"up to {ours.MOST} starts"
-                if isinstance(self.costly, LearnedSolver):
-                    yield Row(where, "multistart", ours.learned(self.costly, factor), note=note)
-                else:
-                    yield Row(where, "multistart", None, problem=str(self.costly))
-            if isinstance(self.past, ours.Past):
-                note = f"of {len(self.past.x)} solved ones"
-                yield Row(
-                    "nearest neighbour's solution", "warm", ours.nearest(flat, first, self.past, factor), note=note
-                )
-            if name == "sequence":
-                yield Row("previous solution", "warm", ours.previous(flat, first, self.effort.sequences, factor))
-        else:
-            yield Row("tuned", "tuned", None, problem=str(first))
+        yield Row("batched", "batched", ours.batched(self.flat, tol, self.case.dtype))
+        yield from self._tuned_rows(name, factor)
         for number, solver in enumerate(self.solvers):
             label = learned_label(number)
             if isinstance(solver, LearnedSolver) and solver.card is not None:
                 yield Row(label, "learned", ours.learned(solver, factor), note=solver.card.kept)
             else:
                 yield Row(label, "learned", None, problem=str(solver))
-        if isinstance(self.lstm, Optimizer):
-            known = self.sets[name], self.known[name]
-            run = ours.paper(self.lstm, flat, self.kind, known, tol, self.effort.horizon)
-            note = "stops at the best known cost" + ("" if self.effort.meta_steps else f"; {SHIPPED}, as shipped")
-            yield Row("the paper's LSTM", "paper", run, note=note)
-        else:
-            yield Row("the paper's LSTM", "paper", None, problem=str(self.lstm))
-        if not certified(flat.family) and isinstance(first, LearnedSolver):
+        yield self._paper_row(name, tol)
+        first = self.solvers[0]
+        if not certified(self.flat.family) and isinstance(first, LearnedSolver):
             here = {row: cell.wall for (at, close, row), cell in cells.items() if (at, close) == (name, tol)}
             times = [wall for row, wall in here.items() if row.startswith("learned")]
             starts = round(np.median(times) / here["tuned"]) if times and "tuned" in here else 1
@@ -318,6 +293,36 @@ class _Comparison:
             if starts not in (1, ours.tuned(first).starts):
                 run = ours.learned(ours.with_starts(first, starts), factor)
                 yield Row("multistart, equal time", "multistart", run, note=f"{starts} starts, as long as learned")
+
+    def _tuned_rows(self, name: str, factor: float) -> Iterator[Row]:
+        """Yield the rows of the tuned classical solver: from one start, from several, and from known solutions."""
+        first = self.solvers[0]
+        if not isinstance(first, LearnedSolver):
+            yield Row("tuned", "tuned", None, problem=str(first))
+            return
+        yield Row("tuned", "tuned", ours.learned(ours.with_starts(first, 1), factor), note="on 20 instances")
+        classical = ours.tuned(first)
+        if classical.starts > 1:
+            note = f"{classical.starts} starts, as tuned"
+            yield Row("multistart", "multistart", ours.learned(classical, factor), note=note)
+            where, note = "multistart where costs are high", f"up to {ours.MOST} starts"
+            if isinstance(self.costly, LearnedSolver):
+                yield Row(where, "multistart", ours.learned(self.costly, factor), note=note)
+            else:
+                yield Row(where, "multistart", None, problem=str(self.costly))
+        if isinstance(self.past, ours.Past):
+            run, note = ours.nearest(self.flat, first, self.past, factor), f"of {len(self.past.x)} solved ones"
+            yield Row("nearest neighbour's solution", "warm", run, note=note)
+        if name == "sequence":
+            yield Row("previous solution", "warm", ours.previous(self.flat, first, self.effort.sequences, factor))
+
+    def _paper_row(self, name: str, tol: float) -> Row:
+        if not isinstance(self.lstm, Optimizer):
+            return Row("the paper's LSTM", "paper", None, problem=str(self.lstm))
+        known = self.sets[name], self.known[name]
+        run = ours.paper(self.lstm, self.flat, self.kind, known, tol, self.effort.horizon)
+        note = "stops at the best known cost" + ("" if self.effort.meta_steps else f"; {SHIPPED}, as shipped")
+        return Row("the paper's LSTM", "paper", run, note=note)
 
 
 THOUSANDS = Study(
