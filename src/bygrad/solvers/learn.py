@@ -24,14 +24,14 @@ from .drift import Usual
 from .fit import LearnedSolver, proposals
 from .lbfgs import LBFGS
 from .learn_doubt import doubting
-from .learn_programs import learned_programs, single
+from .learn_programs import learned_programs
 from .learned import LearnedDamping, LearnedStart, Whitening, vector_of
 from .levenberg_marquardt import GainRatio, LevenbergMarquardt
 from .proximal import ProximalGradient
 from .solution import Solution
 from .solve import as_rows, check_tolerance, flat_of_rows, precision, told_if_alike
 from .starts import draws, in_blocks, starting_points
-from .training import Examples, train_damping, train_start
+from .training import Examples, single, train_damping, train_start
 
 TUNING = 20
 """Instances that hyperparameters are tuned on: few, so that a classical solver is tuned in seconds."""

@@ -11,10 +11,9 @@ from jaxtyping import Bool, Float, PyTree
 from .._core.types import Tick
 from .doubt import CostLimit, Doubt, LearnedDoubt
 from .fit import Batch, LearnedSolver
-from .learn_programs import single
 from .learned import LearnedStart, Whitening, vector_of
 from .solve import as_rows, flat_of_rows, from_every_start, precision, rows_at_once, with_arrays
-from .training import Doubted, train_doubt
+from .training import Doubted, single, train_doubt
 
 JUDGED = 0.25
 """Share of the instances that the limit is chosen on, and nothing trained."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .._core import trees
@@ -18,7 +17,7 @@ from .fit import LearnedSolver
 from .proximal import ProximalGradient
 from .schedule import LearnedSchedule
 from .solve import solve
-from .training import Examples, train_schedule, train_warm_start
+from .training import Examples, single, train_schedule, train_warm_start
 from .warm import LearnedWarmStart
 
 BLOCK = 1024
@@ -66,9 +65,3 @@ def _examples(base: LearnedSolver, train: Any, seconds: float, watch: Tick | Non
     instances = jax.tree.map(lambda *leaves: single(np.concatenate(leaves)[good]), *[part[0] for part in parts])
     params, cost = (single(np.concatenate([part[i] for part in parts])[good]) for i in (1, 2))
     return Examples(instances, params, cost)
-
-
-def single(leaf: np.ndarray) -> jax.Array:
-    """Return a float array in float32, where what is too large is infinite, and another as it is."""
-    with np.errstate(over="ignore"):
-        return jnp.asarray(leaf, jnp.float32 if np.issubdtype(leaf.dtype, np.floating) else leaf.dtype)

@@ -36,6 +36,12 @@ class Examples(NamedTuple):
     cost: Float[Array, " rows"]
 
 
+def single(leaf: np.ndarray) -> jax.Array:
+    """Return a float array in float32, where what is too large is infinite, and another as it is."""
+    with np.errstate(over="ignore"):
+        return jnp.asarray(leaf, jnp.float32 if np.issubdtype(leaf.dtype, np.floating) else leaf.dtype)
+
+
 def train_start(
     start: LearnedStart,
     flat: Flat,
