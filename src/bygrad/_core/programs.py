@@ -89,8 +89,8 @@ class Program(Generic[Result]):
 
     Arrays are arguments: other values compile nothing. NumPy's are as good as JAX's: to bring them to the device before
     would take longer. They must not change until the results are there. Everything else in the arguments (sizes,
-    activation functions, an estimator's settings) is compiled in. Made at module level, so that a second meta-training
-    finds it compiled.
+    activation functions, an estimator's settings) is compiled in. Made at module level, as a decorator, so that a
+    second meta-training finds it compiled.
 
     **Arguments:** `function`: pure. `donate`: the arguments whose memory may be reused, as in `equinox.filter_jit`.
     `runs`: how often it will, which decides how long to compile it.

@@ -106,7 +106,7 @@ def to_vector(tree: PyTree[Shaped[Array, "..."]], dtype: Any) -> Num[Array, " en
 
 def from_vector(vector: Num[Array, " entries"], like: PyTree[Shaped[Array, "..."]]) -> PyTree:
     """Invert `to_vector`: shapes and dtypes come from `like`."""
-    return jax.tree.map(lambda leaf: leaf[0], from_matrix(vector[None], jax.tree.map(lambda leaf: leaf[None], like)))
+    return rows(from_matrix(vector[None], jax.tree.map(lambda leaf: leaf[None], like)), 0)
 
 
 def real_leaves(tree: PyTree) -> list[Any]:

@@ -70,7 +70,7 @@ class Blend(Estimator):
 
         gradients = jax.tree.map(blended, slopes, direction)
         estimate = particles.combine(windows, gradients, jnp.mean(losses, axis=0), live)
-        plus = jax.tree.map(lambda leaf: leaf[0], end)
+        plus = trees.rows(end, 0)
         return estimate, Pairs(particles.twice(particles.give_up(windows, plus, live)), None)
 
 

@@ -172,7 +172,7 @@ def _theta(optimizer: Optimizer) -> PyTree:
 
 def member(inner: Inner) -> Inner:
     """Return the plus member of every pair, as a batch of inner problems."""
-    return _with_state(inner, jax.tree.map(lambda leaf: leaf[0], _members(inner)))
+    return _with_state(inner, trees.rows(_members(inner), 0))
 
 
 def twice(inner: Inner) -> Inner:

@@ -166,8 +166,7 @@ class _Book:
 
     @classmethod
     def open(cls, folder: Path | None, curriculum: Curriculum, resume: bool) -> "_Book":
-        identity = dataclasses.asdict(dataclasses.replace(curriculum)) | {"recipe": describe(curriculum.recipe)}
-        identity = json.loads(json.dumps(identity))
+        identity = json.loads(json.dumps(vars(curriculum) | {"recipe": describe(curriculum.recipe)}))
         path = None if folder is None else folder / "curriculum.json"
         if path is None or not path.exists():
             return cls(folder, identity, {})

@@ -194,7 +194,7 @@ class Guard(Rule, Scheduled):
 
     def report(self) -> dict[str, Any]:
         """Return the counters by name, and the reason of the last decision and of the envelope in words."""
-        told: dict[str, Any] = {name: number for name, number in asdict(self.counts).items()}
+        told: dict[str, Any] = asdict(self.counts)
         border = Result(told.pop("border"))
         del told["strange"]
         if self.judges:
