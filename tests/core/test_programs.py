@@ -217,6 +217,7 @@ def test_a_second_meta_training_compiles_nothing(monkeypatch):
     """Neither another theta, nor other learning rates, seeds, lengths or data."""
     compiled, lower = [], programs.Program._compile
     monkeypatch.setattr(programs.Program, "_compile", lambda *arguments: compiled.append(0) or lower(*arguments))
+    monkeypatch.setattr(programs, "kept", programs._Kept())  # not what other tests have compiled
     recipe = Recipe(
         horizon=4, truncation=2, instances=2, meta_steps=2, validation_runs=2, estimator=Replay(0.5), validate_every=2
     )

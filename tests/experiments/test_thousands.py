@@ -167,7 +167,7 @@ def test_weights_that_are_no_portfolio_are_judged_as_the_nearest_one():
 
 
 @settings(max_examples=40)
-@given(st.floats(0.0, 1e6), st.floats(1e-6, 10.0), st.floats(1e-6, 10.0))
+@given(st.floats(0.0, 1e6, allow_subnormal=False), st.floats(1e-6, 10.0), st.floats(1e-6, 10.0))
 def test_break_even_is_the_least_number_that_repays(spent, rival, ours_):
     count = break_even(spent, rival, ours_)
     if rival <= ours_:
