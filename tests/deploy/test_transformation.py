@@ -79,9 +79,10 @@ def test_a_name_a_file_an_artifact_and_the_optimizer_are_the_same(params):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, "Guard", "BestOf"])
 def test_the_state_is_stable_and_so_nothing_compiles_twice(name, params):
-    transformation = deployed(make(name))
+    guards = {"Guard": Adam(), "BestOf": lambda it: BestOf(it, Adam())}
+    transformation = deployed(make("LSTM" if name in guards else name), guard=guards.get(name))
     describe = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), tree)  # noqa: E731
     state = jax.eval_shape(transformation.init, params)
     step = jax.jit(lambda grads, state, params: transformation.update(grads, state, params, value=1.0))

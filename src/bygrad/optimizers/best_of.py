@@ -108,7 +108,7 @@ class BestOf(Optimizer, Scheduled):
             learneds_turn=no,
             steps=count,
             best=wide,
-            best_value=jnp.asarray(_WORST),
+            best_value=jnp.asarray(_WORST, jnp.float32),
             best_is_learned=no,
             horizon=self.horizon,
         )
