@@ -1,5 +1,7 @@
 """Families from plain functions: the same numbers as from JAX, in every way that a family is used."""
 
+import subprocess
+import sys
 import time
 
 import equinox as eqx
@@ -139,6 +141,22 @@ def test_programs_side_by_side_do_not_share_a_seeded_generator():
 
 
 def test_a_function_with_another_result_is_refused_at_once():
+NESTED = """
+import jax, jax.numpy as jnp, numpy as np
+from bygrad.problems import Oracle
+
+inner = Oracle(lambda params, seed: (np.sum(params**2), 2 * params), np.ones(2))
+ask = lambda params, seed: tuple(map(np.asarray, inner.value_and_grad(jnp.asarray(params), (), jax.random.key(0))))
+np.testing.assert_array_equal(Oracle(ask, np.ones(2)).value_and_grad(jnp.ones(2), (), None)[1], [2, 2])
+"""
+
+
+def test_a_function_that_asks_another_oracle_does_not_wait_for_itself():
+    """In a process of its own, which would never end."""
+    done = subprocess.run([sys.executable, "-c", NESTED], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
     with pytest.raises(ValueError, match=r"returned \(float32\[\], float32\[1\]\), but \(float32\[\], float32\[3\]\)"):
         Oracle(lambda params, seed: (0.0, params[:1]), np.ones(3))
     with pytest.raises(ValueError, match=r"returned float32\[3\], but.*Return \(value, grads\)"):

@@ -13,8 +13,9 @@ import numpy as np
 from .._core.types import Instance, Params, PRNGKeyArray, PyTree, Scalar
 from .base import ProblemFamily, differentiable_loss
 
-_ONE_AT_A_TIME = threading.Lock()
-"""Programs run side by side, and a generator that `torch.manual_seed` sets is one for all of them."""
+_ONE_AT_A_TIME = threading.RLock()
+"""Programs run side by side, and a generator that `torch.manual_seed` sets is one for all of them. Reentrant, so that
+a function that asks another Oracle does not wait for itself."""
 
 
 class Oracle(ProblemFamily):
@@ -24,7 +25,8 @@ class Oracle(ProblemFamily):
     does not differentiate at all. What would differentiate the function itself (`Backprop`) is refused.
 
     The functions run on the host, once for every instance and step, with NumPy arrays, in no certain order and never
-    two at a time. They must be pure: the same arguments, the same result.
+    two at a time. They must be pure: the same arguments, the same result. Keep JAX out of them: on large arrays a
+    program that runs inside another may wait for it forever.
 
     **Arguments:** `function`: takes params and a seed, and returns the value and the gradient, in the structure of the
     params; with `draw`, it takes the instance third. `start`: takes a seed (and the instance) and returns the params
