@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+import warnings
 
 import equinox as eqx
 import jax
@@ -140,7 +141,6 @@ def test_programs_side_by_side_do_not_share_a_seeded_generator():
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
-def test_a_function_with_another_result_is_refused_at_once():
 NESTED = """
 import jax, jax.numpy as jnp, numpy as np
 from bygrad.problems import Oracle
@@ -157,6 +157,7 @@ def test_a_function_that_asks_another_oracle_does_not_wait_for_itself():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_function_with_another_result_is_refused_at_once():
     with pytest.raises(ValueError, match=r"returned \(float32\[\], float32\[1\]\), but \(float32\[\], float32\[3\]\)"):
         Oracle(lambda params, seed: (0.0, params[:1]), np.ones(3))
     with pytest.raises(ValueError, match=r"returned float32\[3\], but.*Return \(value, grads\)"):
@@ -174,6 +175,25 @@ def test_numbers_that_would_become_others_are_refused():
             check_family(Oracle(bowl_of, lambda seed, instance: np.ones(2), draw), jax.random.key(0))
     whole = Oracle(bowl_of, lambda seed, instance: np.ones(2), lambda seed: np.uint32(2**31) * np.uint32(seed > 0))
     assert int(whole.sample(jax.random.key(0))) == 2**31
+
+
+@pytest.mark.parametrize("wrong", [np.array([None, 1.0]), np.array(["1", "2"])], ids=["objects", "texts"])
+def test_what_is_no_number_is_refused_at_once(wrong):
+    says = r"returned .* \((object|<U1)\), which is no number, .* Return arrays of numbers"
+    with pytest.raises(ValueError, match=says):
+        Oracle(lambda params, seed: (0.0, wrong), np.ones(2))
+    with pytest.raises(ValueError, match=says):
+        Oracle(bowl_of, lambda seed, instance: np.ones(2), lambda seed: {"of": wrong})
+    with pytest.raises(ValueError, match=says):
+        Oracle(lambda params, seed: (0.0, params), wrong)
+
+
+def test_a_value_beyond_float32_is_infinite_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        family = Oracle(lambda params, seed: (1e300, np.full(2, -1e300)), np.ones(2))
+        value, grads = family.value_and_grad(jnp.ones(2), (), None)
+    assert value == jnp.inf and (grads == -jnp.inf).all()
 
 
 @pytest.mark.parametrize(

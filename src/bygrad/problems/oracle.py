@@ -62,8 +62,8 @@ class Oracle(ProblemFamily):
         # while they are easy to read.
         instance = () if draw is None else draw(0)
         params = start(0, *self._third(instance)) if callable(start) else start
-        self.start_params = () if callable(start) else jax.tree.map(jnp.asarray, start)
         self.params_like, self.instance_like = Structure.of(params), Structure.of(instance)
+        self.start_params = () if callable(start) else jax.tree.map(jnp.asarray, start)
         params = jax.tree.unflatten(self.params_like.tree, self.params_like.fit(params))
         self._result_like.fit(function(params, 0, *self._third(instance)))
 
@@ -106,9 +106,17 @@ class Structure:
 
     @classmethod
     def of(cls, tree: PyTree) -> "Structure":
-        """Describe NumPy arrays or numbers, with the dtypes that JAX gives them."""
+        """Describe NumPy arrays or numbers, with the dtypes that JAX gives them. Raises `ValueError` for what is
+        neither: `None` in an array of objects would become NaN, and no program holds a text."""
         leaves, structure = jax.tree.flatten(tree)
         arrays = [np.asarray(leaf) for leaf in leaves]
+        for array in arrays:
+            if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
+                raise ValueError(
+                    f"A function of an Oracle returned {array!s:.60} ({array.dtype}), which is no number, and compiled"
+                    " programs hold numbers alone. Return arrays of numbers, and look up inside the functions what they"
+                    " stand for: names[index], say."
+                )
         dtypes = [jax.dtypes.canonicalize_dtype(array.dtype) for array in arrays]
         shapes = [jax.ShapeDtypeStruct(array.shape, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
         return cls(structure, tuple(shapes))
@@ -136,7 +144,7 @@ class Structure:
 
 def _as_kind(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     if jnp.issubdtype(array.dtype, jnp.complexfloating) <= jnp.issubdtype(dtype, jnp.complexfloating):
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):  # a loss beyond float32 is infinite
             cast = array.astype(dtype)
         if jnp.issubdtype(dtype, jnp.inexact) or np.array_equal(cast, array):
             return cast
