@@ -502,34 +502,39 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from bygrad.deploy import optax as deployed
-from bygrad.optimizers import LSTM
+from bygrad.optimizers import LSTM, Adam, Controller
 
 assert jax.device_count() == 8
 mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
 specs = {"w": P("a", "b"), "b": P()}
-transformation = deployed(LSTM(jax.random.key(0), (3,)))
 here = {"w": jnp.linspace(-1, 1, 48).reshape(8, 6), "b": jnp.ones(3)}
 apart = {name: jax.device_put(leaf, NamedSharding(mesh, specs[name])) for name, leaf in here.items()}
 
-@jax.jit
-def step(params, state):
-    updates, state = transformation.update(params, state, params)
-    return optax.apply_updates(params, updates), state
+def check(transformation):
+    @jax.jit
+    def step(params, state):
+        updates, state = transformation.update(params, state, params, value=1.0)
+        return optax.apply_updates(params, updates), state
 
-def run(params):
-    state = transformation.init(params)
-    for _ in range(3):
-        params, state = step(params, state)
-    return params, state
+    def run(params):
+        state = transformation.init(params)
+        for _ in range(3):
+            params, state = step(params, state)
+        return params, state
 
-(expected, _), before = run(here), step._cache_size()
-params, state = run(apart)
-assert step._cache_size() == before + 1, "compiled again for the second step"
-for name, leaf in params.items():
-    np.testing.assert_allclose(leaf, expected[name], rtol=1e-6)
-    assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, specs[name]), leaf.ndim)
+    (expected, _), before = run(here), step._cache_size()
+    params, state = run(apart)
+    assert step._cache_size() == before + 1, "compiled again for the second step"
+    for name, leaf in params.items():
+        np.testing.assert_allclose(leaf, expected[name], rtol=1e-6)
+        assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, specs[name]), leaf.ndim)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.optimizer))
+    return state
+
+state = check(deployed(LSTM(jax.random.key(0), (3,))))
 assert state.state["w"].sharding.is_equivalent_to(NamedSharding(mesh, P(None, "a", "b")), 3)
-assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.optimizer))
+check(deployed(Controller(jax.random.key(0))))
+check(deployed(Controller(jax.random.key(0)), guard=Adam(), horizon=100))
 """
 
 

@@ -108,7 +108,7 @@ from bygrad.optimizers import LSTM, SGD, Adam, Controller, Guard
 rules = Controller(jax.random.key(0), 4, reach=True), LSTM(jax.random.key(0), (2,)), Guard(SGD(), Adam())
 mesh = jax.make_mesh((8,), ("model",))  # whose shardings are types
 assert mesh.axis_types == (jax.sharding.AxisType.Explicit,)
-specs = {"b": P(), "w": P(None, "model")}
+specs = {"b": P(None), "w": P(None, "model")}
 here = {"b": jnp.linspace(0.1, 1, 4), "w": jnp.linspace(-1, 1, 64 * 24).reshape(64, 24)}
 
 def train(transformation, params):
@@ -122,6 +122,7 @@ def train(transformation, params):
 
     for _ in range(2):
         params, state = step(params, state)
+    assert step._cache_size() == 1, "compiled again for the second step"
     return params, state
 
 for rule in rules:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 from optax import GradientTransformationExtraArgs
@@ -101,6 +101,7 @@ def optax(
         state = deployed.init(params)
         if isinstance(deployed, Coordinatewise):
             state = bits_of(state)  # so that a donated state is written where it lies
+        state = _counting_everywhere(state, params)
         return DeployedState(_copied(deployed, params), _own_buffers(state, (deployed, params)))
 
     # All deployed optimizers share one function for their updates, and so its traces.
@@ -190,12 +191,36 @@ def _deepened(optimizer: Optimizer, depth: int) -> Optimizer:
 
 def _copied(optimizer: Optimizer, params: Params) -> Optimizer:
     r"""Copy $\theta$, to every device of the params where those lie on several: a step then moves nothing."""
-    copy = jax.tree.map(jnp.copy, optimizer)
+    copy, mesh = jax.tree.map(jnp.copy, optimizer), _mesh_of(params)
+    return copy if mesh is None else jax.tree.map(lambda leaf: _everywhere(leaf, mesh), copy)
+
+
+def _counting_everywhere(state: State, params: Params) -> State:
+    """Put what counts for all params where all of them are, as a compiled step gives it back: the second step would be
+    compiled again for it."""
+    if (mesh := _mesh_of(params)) is None:
+        return state
+
+    def put(leaf: Any) -> Any:
+        counts = leaf.ndim < 2 and not isinstance(leaf, Tracer) and len(leaf.devices()) == 1
+        return _everywhere(leaf, mesh) if counts else leaf
+
+    return jax.tree.map(put, state)
+
+
+def _mesh_of(params: Params) -> Mesh | None:
+    """Return the devices of the params, where those are known and several."""
     for leaf in jax.tree.leaves(params):
         sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and sharding.is_fully_addressable:
-            return jax.device_put(copy, NamedSharding(sharding.mesh, PartitionSpec()))
-    return copy
+            return sharding.mesh  # pyright: ignore[reportReturnType]
+    return None
+
+
+def _everywhere(leaf: Any, mesh: Mesh) -> Any:
+    # Spelled as a compiled step spells it.
+    axes = [None] * leaf.ndim if AxisType.Explicit in mesh.axis_types else []
+    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
 
 
 def _own_buffers(state: State, others: PyTree) -> State:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._core.sizes import whole_number
@@ -297,7 +297,8 @@ def _divided_like(param: Any, state: State) -> State:
 
         def put(leaf: Array) -> Array:
             # Spelled as a compiled step spells it, which would otherwise compile again for its own result.
-            axes = [None] * (leaf.ndim - param.ndim) if any(spec) else []
+            spelled_out = any(spec) or AxisType.Explicit in mesh.axis_types
+            axes = [None] * (leaf.ndim - param.ndim) if spelled_out else []
             return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes, *spec)))
 
         return jax.tree.map(put, state)
