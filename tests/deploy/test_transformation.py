@@ -492,6 +492,17 @@ def test_the_state_of_another_model_is_refused_by_path(others, message, name, gu
             update(params, state, params, value=1.0)
 
 
+def test_a_state_of_another_kind_is_refused_by_what_it_is(small, params):
+    """Of another transformation, of the bare optimizer, of a chain, and from a checkpoint without its structure."""
+    transformation = deployed(small)
+    state = transformation.init(params)
+    others = optax.adam(1e-3).init(params), small.init(params), (state,), dict(state._asdict()), None
+    for other, kind in zip(others, ("tuple", "dict", "tuple", "dict", "NoneType"), strict=True):
+        for update in (transformation.update, jax.jit(transformation.update)):
+            with pytest.raises(ValueError, match=rf"The state is a {kind}, and not what init\(params\) .* returns"):
+                update(params, other, params)
+
+
 def test_an_optimizer_with_other_leaves_is_refused(params):
     loose = eqx.tree_at(lambda it: it.learning_rate, Adam(), 0.1)
     with pytest.raises(TypeError, match="leaf learning_rate of Adam is a float"):

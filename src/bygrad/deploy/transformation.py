@@ -117,6 +117,13 @@ def _update(
     key: PRNGKeyArray | None = None,
     **_: Any,
 ) -> tuple[Params, Any]:
+    if not (hasattr(state, "optimizer") and hasattr(state, "state")):
+        raise ValueError(
+            f"The state is a {type(state).__name__}, and not what init(params) of this transformation returns: that of"
+            " another optimizer, of a chain as a whole, or of a checkpoint that was read without telling how it is"
+            " built. Give what init or the last update returned, or put the leaves of a checkpoint back into it:"
+            " jax.tree.unflatten(jax.tree.structure(transformation.init(params)), leaves)."
+        )
     updates = _arrays("gradients", updates)
     if params is not None:
         params = _arrays("params", params)
