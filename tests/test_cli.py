@@ -398,7 +398,7 @@ def test_specialize_and_reproduce_carry_out_what_they_are_told(family, tmp_path,
 HEARING = """
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
-runpy.run_module("bygrad.cli", run_name="__main__")
+runpy.run_module("bygrad", run_name="__main__")
 """
 
 
@@ -459,7 +459,7 @@ main(["list"])
 @pytest.mark.parametrize("arguments", [["inspect", "general/controller"], ["train", "--family", "quadratic", *TINY]])
 def test_who_reads_no_further_ends_the_command_without_a_word(arguments, tmp_path):
     folder = ["--out", str(tmp_path / "run")] if arguments[0] == "train" else []
-    command = [sys.executable, "-m", "bygrad.cli", *arguments, *folder]
+    command = [sys.executable, "-m", "bygrad", *arguments, *folder]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         words = process.stderr.read()

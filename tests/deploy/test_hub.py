@@ -133,7 +133,7 @@ def python(server: Hub, home: Path, *arguments: str) -> subprocess.CompletedProc
 
 
 def bygrad(server: Hub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return python(server, home, "-m", "bygrad.cli", *arguments)
+    return python(server, home, "-m", "bygrad", *arguments)
 
 
 @pytest.fixture(scope="module")

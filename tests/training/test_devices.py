@@ -236,7 +236,7 @@ def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_killed_process_ends_the_job_with_a_message_and_a_checkpoint(victim, tmp_path):
     tiny = ["--config", '{"layers": [2]}', "--horizon", 2, "--truncation", 1, "--instances", 4, "--meta-steps", 250]
-    command = ["-m", "bygrad.cli", "train", "--family", "quadratic", *tiny, "--out", tmp_path]
+    command = ["-m", "bygrad", "train", "--family", "quadratic", *tiny, "--out", tmp_path]
     port = free_port()
     running = [start(1, *command, "--hosts", f"127.0.0.1:{port},2,{index}") for index in (0, 1)]
     wait_for(tmp_path / "metatraining" / "log.jsonl", '"Stepped", "step": 40,', running[0])

@@ -1,0 +1,5 @@
+"""`python -m bygrad`, the command of the same name."""
+
+from .cli import main
+
+main()

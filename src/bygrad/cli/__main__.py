@@ -1,5 +1,0 @@
-"""`python -m bygrad.cli`."""
-
-from . import main
-
-main()
