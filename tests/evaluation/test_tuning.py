@@ -12,7 +12,7 @@ from bygrad.evaluation import tuning as tuning_module
 from bygrad.evaluation.tuning import EXTENSIONS, POINTS, _curves, run_tuned
 from bygrad.optimizers import PAPER_BASELINES, SGD, Adam
 from bygrad.problems import ProblemFamily, Quadratic
-from bygrad.unroll import loss_curves
+from bygrad.unroll import draw, loss_curves
 
 
 class Isotropic(ProblemFamily):
@@ -184,6 +184,27 @@ def test_the_best_rate_has_run_on_the_instances_that_confirm_it(at_once, seed, a
         ran = np.isclose(after, expected, rtol=1e-4)
         assert not np.all(ran)
         np.testing.assert_allclose(after[~ran], before[~ran] + (expected - before)[place], rtol=1e-4)
+
+
+def test_a_grid_is_continued_where_the_rate_that_is_confirmed_stands_at_its_edge():
+    """Of five rates about 1e-2, a bowl of curvature 100 likes the middle one, and those of curvature 1 the highest."""
+
+    class Rarely(Mixed):
+        def sample(self, key):
+            return 10.0 ** (2 * jax.random.bernoulli(key, 0.1))
+
+        def init(self, instance, key):  # the others begin far up
+            return jax.random.normal(key, (3,)) * jnp.where(instance == 1, 100.0, 1.0)
+
+        def loss(self, params, instance, key):  # the steep ones are not lost at high rates
+            return 0.5 * jnp.sum(jnp.where(instance == 1, params**2, jnp.minimum(100 * params**2, 1e3)))
+
+    steep = lambda key: draw(Rarely(), jax.random.split(key, 1))[0][0] == 100  # noqa: E731
+    key = next(filter(steep, map(jax.random.key, range(100))))
+    options = {"horizon": 4, "runs": 1, "points": 5, "scale": 0.1}
+    alone, found = (tune(SGD(), Rarely(), key, **options, confirming_runs=more) for more in (0, 30))
+    assert len(alone.learning_rates) == 5 and alone.best_final == pytest.approx(0.01)
+    assert len(found.learning_rates) > 5 and found.best_final > alone.learning_rates[-1]
 
 
 def test_what_a_rate_is_not_chosen_by_is_not_confirmed(monkeypatch):

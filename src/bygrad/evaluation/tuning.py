@@ -111,20 +111,23 @@ def tune(
     centre = scale * CENTRES.get(type(optimizer).__name__, 1e-2)
     rates = centre * 10.0 ** ((np.arange(points) - points // 2) / _A_DECADE)
     finals, areas = measure(rates)
-    for _ in range(EXTENSIONS):
+    options = {"horizon": horizon, "final_window": final_window, "points": points, "at_once": at_once}
+    extensions = 0
+    while True:
+        tuning = Tuning(rates, finals, areas)
         more = beyond(rates, {_best(finals), _best(areas)}, points)
-        if more is None:
-            break
+        if confirming_runs and (more is None or extensions == EXTENSIONS):
+            options |= {"runs": runs, "more": confirming_runs, "measures": measures}
+            tuning = confirmed(tuning, optimizer, family, key, **options)
+            more = beyond(rates, {_best(getattr(tuning, name)) for name in measures}, points)
+        if more is None or extensions == EXTENSIONS:
+            return tuning
         new = measure(more)
         order = np.argsort(np.concatenate([rates, more]))
         rates, finals, areas = (
             np.concatenate(pair)[order] for pair in ((rates, more), (finals, new[0]), (areas, new[1]))
         )
-    tuning = Tuning(rates, finals, areas)
-    if not confirming_runs:
-        return tuning
-    options = {"horizon": horizon, "final_window": final_window, "points": points, "at_once": at_once}
-    return confirmed(tuning, optimizer, family, key, runs=runs, more=confirming_runs, measures=measures, **options)
+        extensions += 1
 
 
 def confirmed(
