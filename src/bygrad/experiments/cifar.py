@@ -46,7 +46,15 @@ _RECIPES: dict[Budget, Recipe] = {
 _PROTOCOLS: dict[Budget, Protocol] = {
     "quick": Protocol(100, runs=2, tuning_runs=1, second_order_runs=0, chunk=1, rates=5, rates_at_once=1),
     "paper": Protocol(
-        1_000, runs=20, tuning_runs=1, second_order_runs=0, chunk=1, rates=9, rates_at_once=1, area_rates=False
+        1_000,
+        runs=20,
+        tuning_runs=1,
+        confirming_runs=4,
+        second_order_runs=0,
+        chunk=1,
+        rates=9,
+        rates_at_once=1,
+        area_rates=False,
     ),
 }
 
