@@ -111,14 +111,13 @@ def tune(
     centre = scale * CENTRES.get(type(optimizer).__name__, 1e-2)
     rates = centre * 10.0 ** ((np.arange(points) - points // 2) / _A_DECADE)
     finals, areas = measure(rates)
-    options = {"horizon": horizon, "final_window": final_window, "points": points, "at_once": at_once}
+    options = {"horizon": horizon, "final_window": final_window, "points": points, "at_once": at_once, "runs": runs}
     extensions = 0
     while True:
         tuning = Tuning(rates, finals, areas)
         more = beyond(rates, {_best(finals), _best(areas)}, points)
         if confirming_runs and (more is None or extensions == EXTENSIONS):
-            options |= {"runs": runs, "more": confirming_runs, "measures": measures}
-            tuning = confirmed(tuning, optimizer, family, key, **options)
+            tuning = confirmed(tuning, optimizer, family, key, **options, more=confirming_runs, measures=measures)
             more = beyond(rates, {_best(getattr(tuning, name)) for name in measures}, points)
         if more is None or extensions == EXTENSIONS:
             return tuning
