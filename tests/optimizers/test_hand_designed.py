@@ -22,6 +22,7 @@ from bygrad.optimizers import (
     Nesterov,
     RMSprop,
     ScheduleFree,
+    Trapezoid,
     declare,
     parameter_count,
 )
@@ -159,10 +160,31 @@ def test_a_cosine_is_a_schedule_of_the_learning_rate(kind):
     assert np.ptp(points[81:], axis=0).max() == 0  # beyond the horizon nothing moves
 
 
-@pytest.mark.parametrize("kind", [ScheduleFree, AdamWCosine, lambda: Cosine(SGD())])
-def test_what_has_a_schedule_or_an_average_takes_no_cosine(kind):
-    with pytest.raises(ValueError, match=r"schedule or an average of its own.*give Cosine a rule"):
-        Cosine(kind())
+@pytest.mark.parametrize("kind", SCHEDULED)
+@pytest.mark.parametrize(("warmup", "decay"), [(0, 0.25), (10, 0.5), (1, 1.0), (7, 0.1)])
+def test_a_trapezoid_is_a_schedule_of_the_learning_rate(kind, warmup, decay):
+    x, gradient = problem()
+    falling = round(80 * decay)
+    rises, stays, falls = (
+        optax.linear_schedule(1e-2 / max(1, warmup), 1e-2, max(1, warmup - 1)),
+        optax.constant_schedule(1e-2),
+        optax.linear_schedule(1e-2, 0.0, falling),
+    )
+    joined = optax.join_schedules([rises, stays, falls], [warmup, 80 - falling])
+    schedule = lambda count: joined(jnp.asarray(count, float))  # noqa: E731  # in float32, of whole numbers
+    with jax.enable_x64(True):
+        shaped = with_learning_rate(declare(Trapezoid(kind(), warmup=warmup, decay=decay), 80), 1e-2)
+        points = path(shaped, x, gradient)
+        theirs = path(SCHEDULED[kind](schedule), x, gradient)
+    np.testing.assert_allclose(points, theirs, rtol=1e-9, atol=1e-9)
+    assert np.ptp(points[81:], axis=0).max() == 0  # beyond the horizon nothing moves
+
+
+@pytest.mark.parametrize("schedule", [Cosine, Trapezoid])
+@pytest.mark.parametrize("kind", [ScheduleFree, AdamWCosine, lambda: Cosine(SGD()), lambda: Trapezoid(SGD())])
+def test_what_has_a_schedule_or_an_average_takes_no_other(schedule, kind):
+    with pytest.raises(ValueError, match=rf"schedule or an average of its own.*give {schedule.__name__} a rule"):
+        schedule(kind())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from .controller import Controller, depth_of
 from .envelope import Envelope
 from .global_lstm import GlobalLSTM
 from .guard import Guard, GuardState
-from .hand_designed import SGD, Adam, AdamW, AdamWCosine, Cosine, FromOptax, Nesterov, RMSprop
+from .hand_designed import SGD, Adam, AdamW, AdamWCosine, Cosine, FromOptax, Nesterov, RMSprop, Trapezoid
 from .lstm import LSTM
 from .memory import MEMORIES, Matrix, Memory, MemoryLSTM, Window
 from .mlp_rule import MLPRule
@@ -101,6 +101,7 @@ __all__ = [
     "Scaled",
     "ScheduleFree",
     "Scheduled",
+    "Trapezoid",
     "Window",
     "declare",
     "depth_of",

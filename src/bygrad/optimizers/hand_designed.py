@@ -146,7 +146,41 @@ class AdamWCosine(FromOptax, Scheduled):
         return optax.adamw(rate, b1=self.b1, b2=self.b2, eps=1e-8, eps_root=UNDER_ROOT, weight_decay=self.weight_decay)
 
 
-class Cosine(FromOptax, Scheduled):
+class _OverTime(FromOptax, Scheduled):
+    """Another rule, with updates that a schedule scales besides: it is for rules whose updates are in proportion to the
+    learning rate of the moment, so that this is its schedule."""
+
+    per_coordinate: ClassVar[bool] = False  # not of every rule
+    rule: FromOptax
+    horizon: Int[Array, ""] = eqx.field(converter=lambda steps: jnp.asarray(steps, jnp.int32), default=1_000)
+
+    def __check_init__(self) -> None:
+        if isinstance(self.rule, Scheduled) or not self.rule.proportional:
+            name = type(self).__name__
+            raise ValueError(
+                f"{type(self.rule).__name__} has a schedule or an average of its own, which a schedule over its updates"
+                f" would spoil. Use it as it is, or give {name} a rule whose updates are in proportion to its learning"
+                " rate: SGD, Nesterov, RMSprop, Adam, AdamW, Lion or Muon."
+            )
+
+    @property
+    def learning_rate(self) -> Any:
+        """The rule's, of which the schedule takes parts."""
+        return self.rule.learning_rate  # pyright: ignore[reportAttributeAccessIssue]
+
+    def declare(self, horizon: int | Int[Array, ""]) -> "_OverTime":
+        return eqx.tree_at(lambda it: it.horizon, self, whole_steps(horizon))
+
+    @abc.abstractmethod
+    def part(self, count: Float[Array, ""]) -> Float[Array, ""]:
+        """Return the part of the learning rate after `count` updates."""
+
+    def transformation(self) -> optax.GradientTransformation:
+        part = lambda count: self.part(count.astype(self.learning_rate.dtype))  # noqa: E731
+        return optax.chain(self.rule.transformation(), optax.scale_by_schedule(part))
+
+
+class Cosine(_OverTime):
     r"""Another rule, with updates that fall along half a cosine besides, from all of them to 0 at the horizon.
 
     It is for rules whose updates are in proportion to the learning rate of the moment, so that this is its schedule.
@@ -155,31 +189,29 @@ class Cosine(FromOptax, Scheduled):
     a schedule already.
     """
 
-    per_coordinate: ClassVar[bool] = False  # not of every rule
-    rule: FromOptax
-    horizon: Int[Array, ""] = eqx.field(converter=lambda steps: jnp.asarray(steps, jnp.int32), default=1_000)
+    def part(self, count: Float[Array, ""]) -> Float[Array, ""]:
+        return _half_cosine(count, self.horizon)
 
-    def __check_init__(self) -> None:
-        if isinstance(self.rule, Scheduled) or not self.rule.proportional:
-            raise ValueError(
-                f"{type(self.rule).__name__} has a schedule or an average of its own, which a cosine over its updates"
-                " would spoil. Use it as it is, or give Cosine a rule whose updates are in proportion to its learning"
-                " rate: SGD, Nesterov, RMSprop, Adam, AdamW, Lion or Muon."
-            )
 
-    @property
-    def learning_rate(self) -> Any:
-        """The rule's, which is where the schedule begins."""
-        return self.rule.learning_rate  # pyright: ignore[reportAttributeAccessIssue]
+class Trapezoid(_OverTime):
+    r"""Another rule, with updates that rise over a warm-up, stay, and fall in proportion to the steps that are left.
 
-    def declare(self, horizon: int | Int[Array, ""]) -> "Cosine":
-        return eqx.tree_at(lambda it: it.horizon, self, whole_steps(horizon))
+    Of update $t$ from 1 to the horizon $T$ the part $\min(t / \text{warmup}, 1, (T - t + 1) / (\text{decay} \cdot T))$
+    is taken. Where a run is too short to end in the noise of its minibatches, a cosine gives up a third of it.
 
-    def transformation(self) -> optax.GradientTransformation:
-        def part(count: Any) -> Array:
-            return _half_cosine(count.astype(self.learning_rate.dtype), self.horizon)
+    **Arguments:** `rule`: as for `Cosine`, with the same errors. `warmup`: updates. `decay`: part of the horizon.
 
-        return optax.chain(self.rule.transformation(), optax.scale_by_schedule(part))
+    **Source:** Zhai et al., *Scaling vision transformers* (2022), whose cooldown it is; Hu et al., *MiniCPM* (2024), as
+    the warmup-stable-decay schedule.
+    """
+
+    warmup: Float[Array, "..."] = _hyperparameter(0.0)
+    decay: Float[Array, "..."] = _hyperparameter(0.2)
+
+    def part(self, count: Float[Array, ""]) -> Float[Array, ""]:
+        rise = (count + 1) / jnp.maximum(self.warmup, 1)
+        fall = (self.horizon - count) / jnp.maximum(self.decay * self.horizon, 1)
+        return jnp.clip(jnp.minimum(rise, fall), 0, 1).astype(count.dtype)
 
 
 def _half_cosine(count: Float[Array, ""], horizon: Int[Array, ""]) -> Float[Array, ""]:
