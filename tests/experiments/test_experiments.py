@@ -21,10 +21,10 @@ from rich.console import Console
 
 import bygrad
 from bygrad import experiments
-from bygrad.evaluation import Protocol, loss_of
+from bygrad.evaluation import CONVENTION, Protocol, loss_of
 from bygrad.experiments import EXPERIMENTS, Budget, Experiment, Level, Setting, Task, carry_out, paper_curves
 from bygrad.optimizers import LSTM, PAPER_BASELINES, Learned, Optimizer
-from bygrad.problems import FAMILIES, ProblemFamily, find_family
+from bygrad.problems import FAMILIES, ProblemFamily, describe_family, find_family
 from bygrad.training import RolledBack, Stepped, Validated, Warned
 from bygrad.workflows import Display, claim
 
@@ -108,6 +108,20 @@ def test_a_figure_without_a_unit_is_scaled_to_the_best_baseline():
         ends = [curve["losses"][-1] for name, curve in paper_curves(figure).items() if name != "LSTM"]
         assert min(ends) * module.paper_scale(figure, 1356.0) == pytest.approx(1356.0)
     assert module.paper_scale("fig4L_quadratics", 1356.0) is None
+
+
+@pytest.mark.parametrize(("family", "told"), [("digits", True), ("quadratic", False)])
+def test_a_report_says_that_losses_depend_on_whose_images_they_are_of(family, told, experiment, tmp_path):
+    module = importlib.import_module("bygrad.experiments.reproduce")
+    rows = {"sgd": {"label": "SGD", "kind": "hand-designed", "final": {"mean": 1.0}}}
+    described = {"family": describe_family(find_family(family))}
+    kept = {"optimizers": rows, "configuration": described, "convention": CONVENTION}
+    (tmp_path / "comparison.json").write_text(json.dumps(kept))
+    task, (setting, *_) = Task("quick", tmp_path, Display(Console())), experiment.settings
+    optimizer, protocol = LSTM(jax.random.key(0), (2,)), experiment.protocols["quick"]
+    results = module._compared(task, experiment, setting, optimizer, protocol)
+    assert results["convention"].startswith(CONVENTION)
+    assert ("test split" in results["convention"]) is told
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("cifar")])

@@ -23,6 +23,7 @@ from ..evaluation.drawing import colours, floats, limits_of, set_scale
 from ..problems import MLPClassifier
 from ..problems.catalogue import mnist_images
 from .declaration import Budget
+from .paper import OF_IMAGES
 from .study import Study, Task
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def _report(task: Task, protocol: Protocol, done: dict[str, Any]) -> dict[str, A
         f"Mean of the last {protocol.final_window} of {protocol.horizon} updates, {protocol.runs} runs each. The LSTM"
         f" was trained on one layer of 20 units; every baseline is tuned for every architecture. The LSTM is below all"
         f" of them in {wins} of {len(levels)}.{second_order * bool(protocol.second_order_runs)} Dotted: the paper's."
+        f" {OF_IMAGES}"
     )
     sheet = Sheet("Levels to reach", LEVEL_HEADINGS, tuple(map(level_cells, levels)))
     caption = "Final loss against hidden units, with its 95 % interval. What lies far below is in the table."

@@ -8,6 +8,13 @@ _LABELS = {"NAG": "Nesterov", "ADAM": "Adam"}
 _WITHOUT_UNIT = ("fig8L_neuralart_64", "fig8R_neuralart_128")
 """Figures whose axis has no absolute labels: their losses are known up to a factor."""
 
+OF_IMAGES = (
+    "Networks train on the images of the test split, as in the paper's code; which ones its figures are of, it does not"
+    " say. There are more images of training, and losses on them are higher: compare shares of a baseline's loss with"
+    " the paper's, rather than losses."
+)
+"""What to know where losses of networks on images stand beside the paper's."""
+
 
 @lru_cache
 def _rows() -> tuple[tuple[str, str, float, float], ...]:

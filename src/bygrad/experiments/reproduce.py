@@ -9,6 +9,7 @@ import numpy as np
 
 from .._core.files import read_json, write_text_atomically
 from ..evaluation import (
+    CONVENTION,
     Protocol,
     Tuning,
     best_baseline,
@@ -26,7 +27,7 @@ from ..training import describe, validation_keys
 from ..workflows.folder import Kept, leaving_nothing
 from ..workflows.work import MEASURES, evaluate, meta_training_results, train_or_read, tune
 from .declaration import Experiment, Setting
-from .paper import paper_curves, paper_scale
+from .paper import OF_IMAGES, paper_curves, paper_scale
 from .study import Study, Task
 
 
@@ -105,6 +106,8 @@ def _compared(
     if setting.figure is not None:
         results["paper"] = paper_curves(setting.figure)
         results["paper_scale"] = paper_scale(setting.figure, best_baseline(results["optimizers"], "final")[1])
+        if "labels" in results["configuration"]["family"]:
+            results["convention"] = f"{CONVENTION} {OF_IMAGES}"
     return results
 
 
