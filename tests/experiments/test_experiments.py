@@ -110,6 +110,12 @@ def test_a_figure_without_a_unit_is_scaled_to_the_best_baseline():
     assert module.paper_scale("fig4L_quadratics", 1356.0) is None
 
 
+def test_titles_say_where_the_meta_gradient_has_what_the_papers_leaves_out():
+    for experiment in EXPERIMENTS.values():
+        twice = getattr(experiment.recipe("paper").estimator, "second_derivatives", False)
+        assert all(("second derivatives" in setting.title) is twice for setting in experiment.settings)
+
+
 @pytest.mark.parametrize(("family", "told"), [("digits", True), ("quadratic", False)])
 def test_a_report_says_that_losses_depend_on_whose_images_they_are_of(family, told, experiment, tmp_path):
     module = importlib.import_module("bygrad.experiments.reproduce")
