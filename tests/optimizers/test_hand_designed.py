@@ -180,6 +180,12 @@ def test_a_trapezoid_is_a_schedule_of_the_learning_rate(kind, warmup, decay):
     assert np.ptp(points[81:], axis=0).max() == 0  # beyond the horizon nothing moves
 
 
+@pytest.mark.parametrize(("schedule", "given_up"), [(Cosine, 0.5), (Trapezoid, 0.1)])
+def test_schedules_give_up_as_much_of_the_learning_rate_as_they_say(schedule, given_up):
+    part = declare(schedule(SGD()), STEPS).part
+    assert float(1 - jnp.mean(jax.vmap(part)(jnp.arange(float(STEPS))))) == pytest.approx(given_up, abs=1 / STEPS)
+
+
 @pytest.mark.parametrize("schedule", [Cosine, Trapezoid])
 @pytest.mark.parametrize("kind", [ScheduleFree, AdamWCosine, lambda: Cosine(SGD()), lambda: Trapezoid(SGD())])
 def test_what_has_a_schedule_or_an_average_takes_no_other(schedule, kind):

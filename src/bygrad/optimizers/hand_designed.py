@@ -197,7 +197,8 @@ class Trapezoid(_OverTime):
     r"""Another rule, with updates that rise over a warm-up, stay, and fall in proportion to the steps that are left.
 
     Of update $t$ from 1 to the horizon $T$ the part $\min(t / \text{warmup}, 1, (T - t + 1) / (\text{decay} \cdot T))$
-    is taken. Where a run is too short to end in the noise of its minibatches, a cosine gives up a third of it.
+    is taken. Of the learning rate of all steps together a cosine gives up half, this with its defaults a tenth: where a
+    run is too short to end in the noise of its minibatches, that counts.
 
     **Arguments:** `rule`: as for `Cosine`, with the same errors. `warmup`: updates. `decay`: part of the horizon.
 
