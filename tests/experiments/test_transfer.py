@@ -11,7 +11,7 @@ from rich.console import Console
 
 from bygrad import artifacts
 from bygrad.evaluation import strict_json
-from bygrad.experiments import STUDIES, transfer
+from bygrad.experiments import STUDIES, transfer, transfer_report
 from bygrad.experiments.small_networks import perceptron
 from bygrad.experiments.study import Task
 from bygrad.experiments.transfer import RATES, carry_out_rows, choose, labels_of
@@ -152,6 +152,15 @@ def test_rows_are_put_together():
     assert found["aggregates"]["Adam"]["mean"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert [level["reached"] for level in found["levels"]] == [False, False]
     assert [(level["ours"], level["low"], level["high"]) for level in found["levels"]] == [(0.5, 0.5, 0.5)] * 2
+
+
+def test_the_page_says_where_an_average_is_judged(tmp_path, monkeypatch):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "results.json").write_text("{}")
+    monkeypatch.setattr(transfer_report, "write_report", lambda results, folder: None)
+    found = aggregate(rows(ours=0.5, adam=1.0, cosine=[0.4, 0.8]), ["Ours"])
+    page = transfer_report.write_transfer_report(found, {"command": "bygrad reproduce transfer"}, tmp_path)
+    assert "at its average on held-out data alone" in page.read_text()
 
 
 def test_shares_of_rows_have_the_interval_of_their_runs():
