@@ -130,6 +130,15 @@ def test_a_report_says_that_losses_depend_on_whose_images_they_are_of(family, to
     assert ("test split" in results["convention"]) is told
 
 
+def test_the_page_on_architectures_says_so_too(tmp_path):
+    module = importlib.import_module("bygrad.experiments.architectures")
+    found = {"final": {"mean": 0.5, "low": 0.4, "high": 0.6}, "seconds_per_step": 1e-3}
+    kinds = {"LSTM": "learned", "SGD": "hand-designed"}
+    rows = {label.lower(): {"label": label, "kind": kind} | found for label, kind in kinds.items()}
+    module._report(Task("quick", tmp_path, Display(Console())), module.PROTOCOLS["quick"], {"1/20": rows})
+    assert "test split" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("cifar")])
 def test_levels_of_cifar_have_the_papers_value_at_the_end_of_the_run(name):
     for setting in EXPERIMENTS[name].settings:
