@@ -353,6 +353,22 @@ def test_evaluate_compares_and_writes(trained, family, tmp_path, capsys):
     assert "would be overwritten. Choose another folder (--out)" in said and "--resume" not in said
 
 
+def test_evaluate_trains_networks_on_the_images_asked_for(trained, tmp_path, monkeypatch):
+    seen = {}
+
+    def evaluate(learned, family, tuning_family, *more, **options):
+        seen.update(run=len(family.labels), tuned=len(tuning_family.labels), title=options["title"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bygrad.workflows.evaluate", evaluate)
+    command = ["evaluate", str(trained / "optimizer.safetensors"), "--family", "mnist", "--out", str(tmp_path / "out")]
+    for split, images in (("test", 2_000), ("train", 10_000)):
+        with pytest.raises(SystemExit):
+            main([*command, "--split", split])
+        assert (seen["run"], seen["tuned"]) == (images, 10_000)
+        assert seen["title"].endswith("images of training") == (split == "train")
+
+
 def test_specialize_and_reproduce_carry_out_what_they_are_told(family, tmp_path, capsys, monkeypatch):
     told = {}
 

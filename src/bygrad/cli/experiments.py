@@ -329,6 +329,10 @@ def evaluate(
     family: Families,
     runs: Annotated[int, arg(help="Fresh instances for every optimizer.")] = 128,
     horizon: Annotated[int, arg(help="Steps of a run.")] = 100,
+    split: Annotated[
+        Literal["test", "train"],
+        arg(help="Images that networks train on in the comparison; baselines are tuned on those of training."),
+    ] = "test",
     out: Folder = None,
     seed: Seed = 0,
     data: Data = "mnist",
@@ -352,11 +356,11 @@ def evaluate(
     with progress() as display:
         results = carry_out(
             {f"{name} (given)" if name in PAPER_BASELINES else name: optimizer},
-            find_family(family, data=data, split="test"),
+            find_family(family, data=data, split=split),
             find_family(family, data=data, split="train"),
             protocol,
             display,
-            title=f"{artifact} on {family}",
+            title=f"{artifact} on {family}{', images of training' if split == 'train' else ''}",
             command=command_line(),
         )
     write_report(results, folder)
