@@ -9,6 +9,7 @@ import pytest
 from bygrad.optimizers import LSTM, SGD, Adam, AdamW, Coordinatewise, Optimizer
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
 from bygrad.unroll import begin, draw, loss_curves, rollout, step_keys
+from bygrad.unroll import run as run_alone
 
 pytestmark = pytest.mark.core
 
@@ -142,3 +143,28 @@ def test_half_precision_params_stay_so():
         assert end.params["p"].dtype == jnp.bfloat16
         assert end.params["q"].dtype == jnp.float32
         assert np.all(np.isfinite(trajectory.end_value))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_losses_in_half_precision_add_up(dtype):
+    """From 256 on, bfloat16 has no room for another 1; float16 has no number for a sum of 100,000."""
+
+    class Half(ProblemFamily):
+        def sample(self, key):
+            return ()
+
+        def init(self, instance, key):
+            return jnp.ones(2, dtype)
+
+        def loss(self, params, instance, key):
+            return 250 + jnp.sum(params)
+
+    keys, steps = jax.random.split(jax.random.key(0), 2), 500
+    curves = np.asarray(loss_curves(SGD(0.0), Half(), keys, steps))
+    np.testing.assert_array_equal(np.sum(curves[:, :-1], axis=1), 252 * steps)
+    optimizer = SGD(0.0)
+    _, trajectory = rollout(optimizer, Half(), begin(optimizer, Half(), keys), 1)
+    alone = jax.tree.map(lambda leaf: leaf[0], begin(optimizer, Half(), keys))
+    assert trajectory.value.dtype == trajectory.end_value.dtype == jnp.float32
+    assert run_alone(optimizer, Half(), alone, 1)[1].dtype == jnp.float32
+    assert trajectory.grads.dtype == dtype

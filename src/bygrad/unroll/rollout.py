@@ -80,7 +80,8 @@ def observe(
     """Return loss, gradient (arranged for the optimizer) and the optimizer's key of every instance where it stands."""
     loss_keys, optimizer_keys = jax.vmap(step_keys)(inner.key, inner.step)
     value, grads = jax.vmap(family.value_and_grad)(inner.params, inner.instance, loss_keys)
-    return value, lifted.see(grads), optimizer_keys
+    # A sum over a run in half precision stops growing: bfloat16 has nothing between 256 and 258.
+    return trees.widened(value), lifted.see(grads), optimizer_keys
 
 
 def _stepped(lifted: Lifted, family: ProblemFamily, inner: Inner, *, cut: bool = False) -> tuple[Inner, tuple]:
@@ -132,13 +133,14 @@ def run(
     def body(inner: Inner, _: None) -> tuple[Inner, Array]:
         loss_key, optimizer_key = step_keys(inner.key, inner.step)
         value, grads = family.value_and_grad(inner.params, inner.instance, loss_key)
+        value = trees.widened(value)
         updates, state = optimizer.update(grads, inner.optimizer_state, inner.params, value=value, key=optimizer_key)
         return Inner(trees.add(inner.params, updates), state, inner.instance, inner.key, inner.step + 1), value
 
     end, values = jax.lax.scan(body, inner, None, length=steps)
     # Not `family.loss`: of what has a gradient by hand, forward mode knows that alone. XLA drops it where nobody asks.
     last, _ = family.value_and_grad(end.params, end.instance, step_keys(end.key, end.step)[0])
-    return end, jnp.append(values, last)
+    return end, jnp.append(values, trees.widened(last))
 
 
 def apart(
