@@ -23,6 +23,7 @@ from bygrad.metagrads import (
     Estimate,
     Estimator,
     Forward,
+    FullES,
     Imitate,
     Members,
     Replay,
@@ -354,10 +355,20 @@ def test_what_diverges_at_first_is_learned_on():
     assert not trained.log.of(RolledBack)
 
 
-def test_what_cannot_work_is_refused_before_what_comes_before_is_trained(tmp_path: Path):
-    before = Recipe(**TINY, meta_steps=1)
-    wrong = Recipe(horizon=10, truncation=3, instances=2, meta_steps=1, before=before)
-    with pytest.raises(ValueError, match="truncation"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"horizon": 10, "truncation": 3}, "not a multiple of the truncation"),
+        ({"estimator": FullES()}, "FullES looks at whole runs"),
+        ({"estimator": Replay(segment=3)}, "not a multiple of the segment"),
+        ({"estimator": Members(Replay())}, "Members needs a Mixture"),
+        ({"estimator": Blend(), "instances": 1}, "Raise instances"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_before_what_comes_before_is_trained(settings, message, tmp_path: Path):
+    wrong = Recipe(**TINY | settings, meta_steps=1, before=Recipe(**TINY, meta_steps=1))
+    with pytest.raises((TypeError, ValueError), match=message):
         meta_train(SGD(), Bowl(), wrong, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

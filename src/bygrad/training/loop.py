@@ -91,7 +91,7 @@ def meta_train(
     check_family(family, jax.random.key(recipe.seed))
     folder = None if folder is None else Path(folder)
     if recipe.before is not None and not (resume and has(folder, CHECKPOINT)):
-        _MetaTraining(optimizer, family, recipe, None, None)  # refuses what cannot work before hours were spent on it
+        _MetaTraining(optimizer, family, recipe, None, None).refuse_what_cannot_work()  # before hours are spent on it
         refuse_another(folder)
         first = dataclasses.replace(recipe.before, seed=recipe.seed)
         place = None if folder is None else folder / BEFORE
@@ -160,6 +160,15 @@ class _MetaTraining(Generic[AnyOptimizer]):
     def _spent(self) -> float:
         """The part of the time that is over; 0 where the time does not decide."""
         return 0.0 if self.recipe.seconds is None else self.seconds / self.recipe.seconds
+
+    def refuse_what_cannot_work(self) -> None:
+        """Have the estimator see the shapes of a meta-step, so that it raises what it would raise when that begins."""
+        windows, estimator, _, train_key = self._rest
+
+        def meta_step(optimizer: Optimizer, key: PRNGKeyArray) -> Any:
+            return estimator.estimate(optimizer, windows, estimator.init(optimizer, windows, key))[0]
+
+        eqx.filter_eval_shape(meta_step, self.optimizer, train_key)
 
     def run(self, resume: bool) -> MetaTrained[AnyOptimizer]:
         try:
