@@ -10,7 +10,7 @@ import pytest
 
 from bygrad._core import trees
 from bygrad.metagrads import PES, Backprop, Clone, Imitate, Replay
-from bygrad.optimizers import LSTM, SGD, Adam, AdamWCosine, Partition, declare
+from bygrad.optimizers import LSTM, SGD, Adam, AdamWCosine, Controller, Partition, declare
 from bygrad.problems import Quadratic
 from bygrad.training import Recipe, describe
 from bygrad.unroll import Windows
@@ -72,6 +72,19 @@ TEACHERS = {
     "AdamWCosine": lambda: AdamWCosine(0.1),
     "Partition": lambda: Partition(parts={"all": LSTM(jax.random.key(2), (2,))}, rules=(("*", "all"),)),
 }
+
+
+def test_a_schedule_is_that_of_the_longest_runs_where_each_has_its_own_horizon():
+    """Of an optimizer that keeps its horizon in its state, too: it has nothing to learn from itself."""
+    windows = Windows(Quadratic(3), horizon=8, truncation=2, instances=4, shortest=2)
+    itself = declare(Controller(jax.random.key(0), hidden=2).fall(), 8)
+    imitate = Imitate(Replay(), itself, weight=1.0, every=1)
+    state = eqx.filter_jit(imitate.init)(itself, windows, jax.random.key(0))
+    assert len(set(np.asarray(windows.horizons(state.shown.key)))) > 1
+    own, _ = eqx.filter_jit(Replay().estimate)(itself, windows, state.achieved)
+    both, _ = eqx.filter_jit(imitate.estimate)(itself, windows, state)
+    for ours, theirs in zip(*map(jax.tree.leaves, (both.gradient, own.gradient)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(1 + jnp.max(jnp.abs(theirs))))
 
 
 @pytest.mark.parametrize("name", TEACHERS)

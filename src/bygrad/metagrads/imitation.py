@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._core import trees
 from .._core.types import Params, State
-from ..optimizers import Optimizer, Scheduled, declare
+from ..optimizers import Optimizer, declare
 from ..unroll import Inner, Lifted, Trajectory, Windows, lift, replay, rollout
 from .base import Estimate, Estimator
 
@@ -24,13 +24,13 @@ class Imitated(eqx.Module):
     windows: Int[Array, ""]
 
 
-class _Teacher(Optimizer, Scheduled):
-    """An optimizer that sees the params of an instance as they are, however else it likes to be applied to batches."""
+class _Teacher(Optimizer):
+    """An optimizer that sees the params of an instance as they are, however else it likes to be applied to batches.
+
+    Not `Scheduled`: where runs have horizons of their own, its schedule is that of the longest, as its pupil's is.
+    """
 
     optimizer: Optimizer
-
-    def declare(self, horizon: int | Int[Array, ""]) -> "_Teacher":
-        return _Teacher(declare(self.optimizer, horizon))
 
     def init(self, params: Params) -> State:
         return self.optimizer.init(params)
