@@ -73,6 +73,21 @@ def test_segments_leave_no_trace(optimizer: Optimizer, monkeypatch: pytest.Monke
                 np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("estimator", [Replay(segment=1), Replay(0.5)], ids=["segments", "coordinates"])
+def test_a_part_whose_params_have_no_entries_leaves_the_others_as_they_are(estimator: Replay) -> None:
+    class Hollow(Divided):
+        def init(self, instance, key):
+            return super().init(instance, key) | {"none": jnp.zeros((0, 3))}
+
+    found = []
+    for family in (Divided(5), Hollow(5)):
+        optimizer = divided(first=lstm(2), second=lstm(2), idle=lstm(2))
+        windows = Windows(family, 2, 2, 2)
+        found.append(estimate(estimator, optimizer, windows, windows.begin(optimizer, jax.random.key(1)))[0])
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def bytes_needed(optimizer: Optimizer, truncation: int, segment: int) -> int:
     windows = Windows(Divided(4000), truncation, truncation, 4)  # many blocks of coordinates
     state = eqx.filter_eval_shape(windows.begin, optimizer, jax.random.key(1))

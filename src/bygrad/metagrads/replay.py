@@ -105,7 +105,7 @@ class Replay(Estimator):
     ) -> PyTree:
         if self.coordinates < 1 and isinstance(optimizer, Partition):
             return replay_parts(optimizer, trajectory, weights, lambda *one: self._replay(*one, keys=keys))
-        if self.coordinates < 1 and isinstance(optimizer, Coordinatewise):
+        if self.coordinates < 1 and isinstance(optimizer, Coordinatewise) and weights.size:
             return self._replay_some(optimizer, trajectory, weights, keys)
         return replay(optimizer, trajectory, weights)
 

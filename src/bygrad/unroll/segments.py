@@ -124,6 +124,8 @@ def _pull_coordinates_back(
     """Do so block by block: what one run of the rule keeps for its way back is more than all that a segment records."""
     moving, fixed = eqx.partition((optimizer, trajectory.start), eqx.is_inexact_array)
     theta, fixed_theta = moving[0], fixed[0]
+    if not weights.size:  # a part whose params have no entries
+        return jax.tree.map(jnp.zeros_like, theta), state_cotangent
 
     def joined(tree: PyTree) -> PyTree:  # instances and coordinates are one axis
         return jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], -1), tree)
