@@ -214,6 +214,13 @@ def test_a_rate_that_is_much_too_large_is_lowered_until_it_works():
     assert trained.best.area <= trained.log.of(Validated)[0].area
 
 
+def test_meta_parameters_that_overflow_are_not_blamed_on_the_meta_gradient():
+    recipe = Recipe(**TINY, meta_steps=3, meta_learning_rate=3e38, estimator=Upward())  # twice that is infinite
+    rolled, *_ = meta_train(SGD(0.1), Bowl(), recipe, watch=lambda event: None).log.of(RolledBack)
+    assert rolled.step == 2
+    assert "a step with a meta-learning-rate of 2.25e+38 left no finite meta-parameters" in rolled.reason
+
+
 def test_a_validation_that_is_not_finite_leads_back_too():
     # From 0.1, steps of 3 and 1.5 go beyond a rate of 2, where the runs of a validation fall off the cliff.
     recipe = Recipe(

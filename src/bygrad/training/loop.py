@@ -262,6 +262,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
         step, loss, norm = int(step), float(report.loss), float(report.norm)
         if not report.finite:
             what = f"the meta-loss was {loss}" if not np.isfinite(loss) else f"the meta-gradient's norm was {norm}"
+            if np.isfinite(loss + norm):
+                what = f"a step with a meta-learning-rate of {float(report.rate):.3g} left no finite meta-parameters"
             if report.lost is not None and float(report.lost) == 1:
                 what = "no window counted: its losses are not finite, or negative where their logarithm counts"
             return self._roll_back(moved, step, what)
