@@ -296,6 +296,10 @@ for call in (
     lambda: bygrad.Recipe(estimator=bygrad.NRES),
     lambda: bygrad.Recipe(instances=4.0),
     lambda: bygrad.Recipe(meta_steps=True),
+    lambda: bygrad.Recipe(shortest=25.5),
+    lambda: bygrad.Recipe(warmup=float("nan")),
+    lambda: bygrad.Recipe(seed=1.5),
+    lambda: bygrad.Recipe(before=5),
     lambda: Clone(bygrad.Adam),
     lambda: Imitate(Replay(), "adam"),
     lambda: bygrad.NRES(sigma="0.1"),
@@ -314,7 +318,8 @@ def test_what_is_of_the_wrong_kind_is_refused_by_name():
     """In a process of its own, as annotations are not checked for a user."""
     done = subprocess.run([sys.executable, "-c", WRONG], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    said = ["no optimizer of this package"] * 2 + ["no estimator of meta-gradients"] + ["no whole number"] * 2
+    said = ["no optimizer of this package"] * 2 + ["no estimator of meta-gradients"] + ["no whole number"] * 5
+    said += ["before is 5, which cannot be carried out first"]
     said += ["no optimizer of this package"] * 2 + ["pairs must differ"] * 2
     said += ["segment is 2.5, but counts steps", "a whole number of at least 1 for every"]
     for line, expected in zip(done.stdout.splitlines(), said, strict=True):

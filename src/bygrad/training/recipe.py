@@ -53,16 +53,21 @@ class Recipe:
     before: "Recipe | None" = None
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
         if not isinstance(self.estimator, Estimator):
             raise TypeError(
                 f"estimator is {self.estimator!r}, which is no estimator of meta-gradients. Give an instance of one:"
                 " Replay(), NRES(sigma=0.02, robust=True)."
             )
+        if self.before is not None and not isinstance(self.before, Recipe):
+            raise TypeError(f"before is {self.before!r}, which cannot be carried out first. Give a Recipe, or None.")
         counts = ("horizon", "truncation", "instances", "meta_steps", "validate_every", "validation_runs")
-        for name in (*counts, "final_window"):
-            if not isinstance(value := getattr(self, name), int | np.integer) or isinstance(value, bool):
-                raise TypeError(f"{name} is {value!r}, which is no whole number. Give how many.")
+        for name in (*counts, "final_window", "shortest", "warmup", "seed"):
+            value = getattr(self, name)
+            if name == "shortest" and value is None:
+                continue
+            if not isinstance(value, int | np.integer) or isinstance(value, bool):
+                raise TypeError(f"{name} is {value!r}, which is no whole number. Give one.")
+        check_seed(self.seed)
         for name in (*counts, "final_window", "meta_learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: nothing would be learned. Give a positive number.")
