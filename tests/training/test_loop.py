@@ -249,6 +249,21 @@ def test_a_validation_that_shows_that_all_is_lost_leads_back_too():
     assert all(event.area <= max(start.area, 2 * lowest) for event in others)
 
 
+def test_where_the_last_is_kept_all_is_lost_as_soon_as_where_the_best_is(tmp_path: Path):
+    """With every validation the area grows by less than twice, and after a few it is more than twice the lowest."""
+    settings = {"horizon": 30, "truncation": 2, "meta_learning_rate": 0.02, "validate_every": 1, "meta_steps": 13}
+    first = []
+    for keep in ("best", "last"):
+        told: list[Event] = []
+        recipe = Recipe(**settings, estimator=Upward(), keep=keep)
+        meta_train(SGD(1.8), Bowl(), recipe, folder=tmp_path / keep, watch=told.append)
+        first.append(next(event for event in told if isinstance(event, RolledBack)))
+        areas = [event.area for event in told if isinstance(event, Validated)]
+        assert max(areas) <= 2 * min(areas)
+    best, last = first
+    assert last.step == best.step > 2 and last.reason == best.reason
+
+
 def test_hopeless_meta_training_stops_and_keeps_the_best(tmp_path: Path):
     recipe = Recipe(**TINY, meta_steps=50, validate_every=5, estimator=Faulty(1))
     optimizer = Nesterov(0.1)

@@ -359,7 +359,10 @@ class _MetaTraining(Generic[AnyOptimizer]):
         finite = bool(np.isfinite(area + final))
         score = {"area": area, "final": final}[self.recipe.select]
         measure = MEASURES.index(self.recipe.select)
-        lowest, at_the_start = float(learner.best_scores[1 + measure]), float(learner.start_scores[measure])
+        kept, at_the_start = float(learner.best_scores[1 + measure]), float(learner.start_scores[measure])
+        # What is kept may be the last and not the best, and losses that double with every validation end anywhere.
+        earlier = (getattr(event, self.recipe.select) for event in self.folder.log.of(Validated) if event.best)
+        lowest = min([kept, *earlier])
         # Before any has been finite, there is nothing better to go back to: what diverges at first may be on its way.
         if not finite and np.isfinite(lowest):
             return self._refuse(learner, f"validation gave an area of {area}")
