@@ -303,6 +303,7 @@ def test_what_has_nothing_to_learn_is_refused():
 WRONG = """
 import jax, optax, bygrad
 from bygrad.metagrads import Clone, Imitate, Replay
+from bygrad.training import Curriculum
 
 family, recipe = bygrad.Quadratic(2), bygrad.Recipe(horizon=2, truncation=2)
 for call in (
@@ -321,6 +322,10 @@ for call in (
     lambda: bygrad.NRES(sigma=float("inf")),
     lambda: Replay(segment=2.5),
     lambda: Imitate(Replay(), bygrad.Adam(), every=1.5),
+    lambda: Clone(bygrad.Adam(), coordinates=0.5),
+    lambda: Clone(bygrad.Adam(), coordinates=2.5),
+    lambda: Curriculum(recipe, horizons=(2, 4, 1e3)),
+    lambda: Curriculum(recipe, horizons=(2, 4), runs=2.0),
 ):
     try:
         call()
@@ -337,6 +342,10 @@ def test_what_is_of_the_wrong_kind_is_refused_by_name():
     said += ["before is 5, which cannot be carried out first"]
     said += ["no optimizer of this package"] * 2 + ["pairs must differ"] * 2
     said += ["segment is 2.5, but counts steps", "a whole number of at least 1 for every"]
+    said += ["a whole number of at least 1, or nothing would be imitated"] * 2 + [
+        "1000.0 is no whole",
+        "2.0 is no whole",
+    ]
     for line, expected in zip(done.stdout.splitlines(), said, strict=True):
         assert expected in line
 

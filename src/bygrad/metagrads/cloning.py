@@ -62,10 +62,10 @@ class Clone(Estimator):
 
     def __check_init__(self) -> None:
         check_teacher(self.teacher)
-        if self.coordinates < 1:
+        if not isinstance(self.coordinates, int) or self.coordinates < 1:
             raise ValueError(
-                f"coordinates is {self.coordinates}: nothing would be imitated. Give the number of coordinates of an"
-                " instance to look at in a meta-step, at least 1."
+                f"coordinates is {self.coordinates!r}, but counts the coordinates of an instance to look at in a"
+                " meta-step. Give a whole number of at least 1, or nothing would be imitated."
             )
 
     @property

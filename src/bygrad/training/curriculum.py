@@ -45,6 +45,12 @@ class Curriculum:
     late: float = 0.1
 
     def __post_init__(self) -> None:
+        counts = (*self.horizons, self.rounds, self.patience, self.runs)
+        if odd := [it for it in counts if not isinstance(it, int | np.integer) or isinstance(it, bool)]:
+            raise TypeError(
+                f"{odd[0]!r} is no whole number, but horizons count steps, and rounds, patience and runs what they are"
+                " called; a later stage would stop at it. Give whole numbers: 1000, not 1e3."
+            )
         growing = all(a < b for a, b in zip(self.horizons, self.horizons[1:], strict=False))
         if len(self.horizons) < 2 or not growing or any(it % self.recipe.truncation for it in self.horizons[:-1]):
             raise ValueError(
