@@ -263,6 +263,18 @@ def test_the_signal_to_noise_ratio_is_that_of_the_particles():
     assert float(ours) == pytest.approx(expected, rel=1e-4)
 
 
+def test_of_a_single_particle_and_of_particles_all_alike_rounding_says_nothing():
+    gradients = np.random.default_rng(0).standard_normal((100, 30)).astype(np.float32)
+    norms, squares = np.linalg.norm(gradients, axis=1), np.sum(np.square(gradients), axis=1)
+    assert np.any(squares > np.square(norms)) and np.any(squares < np.square(norms))
+    assert np.all(np.isnan(jax.vmap(lambda *one: signal_to_noise(*one, jnp.array(1.0)))(norms, squares)))
+    alike = jax.vmap(lambda *one: signal_to_noise(*one, jnp.array(8.0)))(norms, squares)
+    assert np.all(np.isfinite(alike)) and np.all(np.asarray(alike) > 1e5)
+    estimate, _ = one_step(NRES(), Bowl(), particles=1)
+    norm = jnp.linalg.norm(estimate.gradient.step)
+    assert np.isnan(signal_to_noise(norm, estimate.square, 1 - estimate.lost))
+
+
 @pytest.mark.core
 def test_members_of_a_pair_share_everything_random():
     class Noisy(Bowl):

@@ -39,7 +39,9 @@ def signal_to_noise(norm: Scalar, square: Scalar, particles: Scalar) -> Scalar:
     **Arguments:** `norm`: of the mean gradient. `square`: mean of the particles' squared norms. `particles`: $N$; of a
     single one nothing can be said, and the result is not a number.
     """
-    return jnp.square(norm) * (particles - 1) / (square - jnp.square(norm))
+    # Gradients that are all alike differ by rounding, and so does a single one from itself.
+    apart = jnp.maximum(square - jnp.square(norm), jnp.finfo(square.dtype).eps * square)
+    return jnp.where(particles > 1.5, jnp.square(norm) * (particles - 1) / apart, jnp.nan)
 
 
 class Estimator(eqx.Module):
