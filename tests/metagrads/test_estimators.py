@@ -316,6 +316,25 @@ def test_meta_parameters_in_half_precision_have_gradients_in_it(estimator):
     assert float(half) == pytest.approx(float(whole), rel=0.05) != 0
 
 
+@pytest.mark.parametrize("estimator", [Replay(), Backprop(True), Forward(), NRES()], ids=lambda it: type(it).__name__)
+def test_the_state_in_which_a_run_starts_is_a_constant(estimator):
+    """An array that only `init` reads has no meta-gradient, though losses depend on it."""
+
+    class Pushed(Optimizer):
+        start: jax.Array
+
+        def init(self, params):
+            return jnp.full_like(params, self.start)
+
+        def update(self, grads, state, params=None, *, value=None, key=None):
+            return -0.1 * state, state
+
+    windows = Windows(Quadratic(3), 2, 2, 2)
+    state = estimator.init(Pushed(jnp.array(1.0)), windows, jax.random.key(0))
+    estimate, _ = eqx.filter_jit(estimator.estimate)(Pushed(jnp.array(1.0)), windows, state)
+    np.testing.assert_array_equal(estimate.gradient.start, 0)
+
+
 def test_a_part_of_the_losses_cannot_be_kept_in_segments():
     with pytest.raises(ValueError, match="segment=2, last=1"):
         Replay(segment=2, last=1)

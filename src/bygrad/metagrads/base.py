@@ -47,6 +47,8 @@ def signal_to_noise(norm: Scalar, square: Scalar, particles: Scalar) -> Scalar:
 class Estimator(eqx.Module):
     """Estimates the gradient of the meta-loss with respect to an optimizer, one window at a time.
 
+    The state in which a run starts is a constant, whatever `init` makes it of: what is learned is what `update` does.
+
     `biased` says whether its mean differs from the gradient of the meta-loss of the whole horizon (smoothed, where it
     is one of evolution strategies), at meta-parameters that stay as they are.
 
