@@ -353,7 +353,7 @@ def test_evaluate_compares_and_writes(trained, family, tmp_path, capsys):
     assert "would be overwritten. Choose another folder (--out)" in said and "--resume" not in said
 
 
-def test_evaluate_trains_networks_on_the_images_asked_for(trained, tmp_path, monkeypatch):
+def test_evaluate_compares_on_the_split_asked_for(trained, tmp_path, monkeypatch):
     seen = {}
 
     def evaluate(learned, family, tuning_family, *more, **options):
@@ -366,7 +366,7 @@ def test_evaluate_trains_networks_on_the_images_asked_for(trained, tmp_path, mon
         with pytest.raises(SystemExit):
             main([*command, "--split", split])
         assert (seen["run"], seen["tuned"]) == (images, 10_000)
-        assert seen["title"].endswith("images of training") == (split == "train")
+        assert seen["title"].endswith("(training split)") == (split == "train")
 
 
 def test_specialize_and_reproduce_carry_out_what_they_are_told(family, tmp_path, capsys, monkeypatch):

@@ -331,7 +331,7 @@ def evaluate(
     horizon: Annotated[int, arg(help="Steps of a run.")] = 100,
     split: Annotated[
         Literal["test", "train"],
-        arg(help="Images that networks train on in the comparison; baselines are tuned on those of training."),
+        arg(help="Split to compare on, of a family that has data; baselines are tuned on that of training."),
     ] = "test",
     out: Folder = None,
     seed: Seed = 0,
@@ -360,7 +360,7 @@ def evaluate(
             find_family(family, data=data, split="train"),
             protocol,
             display,
-            title=f"{artifact} on {family}{', images of training' if split == 'train' else ''}",
+            title=f"{artifact} on {family}{' (training split)' if split == 'train' else ''}",
             command=command_line(),
         )
     write_report(results, folder)

@@ -80,7 +80,8 @@ def teacher_of_many_labels() -> AdamWCosine:
 def teacher_of_middle_runs() -> Trapezoid:
     """For runs of a few epochs, which do not yet end in the noise of minibatches: to take small steps early is to give
     some up. Tuned by hand on 10,000 images of training, as many as there are of the test; it is no baseline."""
-    return Trapezoid(Adam(*map(jnp.asarray, (0.02, 0.8, 0.95))), warmup=jnp.asarray(50.0), decay=jnp.asarray(0.3))
+    adam = Adam(jnp.asarray(0.02), b1=jnp.asarray(0.8), b2=jnp.asarray(0.95))
+    return Trapezoid(adam, warmup=jnp.asarray(50.0), decay=jnp.asarray(0.3))
 
 
 def _scheduled(learning_rate: float, b1: float, b2: float) -> AdamWCosine:
