@@ -17,7 +17,7 @@ from ..unroll import compiled_loss_curves
 from .events import Watcher
 from .folder import is_begun
 from .loop import meta_train
-from .recipe import Recipe, describe
+from .recipe import Recipe, describe, is_whole
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
@@ -46,7 +46,7 @@ class Curriculum:
 
     def __post_init__(self) -> None:
         counts = (*self.horizons, self.rounds, self.patience, self.runs)
-        if odd := [it for it in counts if not isinstance(it, int | np.integer) or isinstance(it, bool)]:
+        if odd := [it for it in counts if not is_whole(it)]:
             raise TypeError(
                 f"{odd[0]!r} is no whole number, but horizons count steps, and rounds, patience and runs what they are"
                 " called; a later stage would stop at it. Give whole numbers: 1000, not 1e3."

@@ -65,7 +65,7 @@ class Recipe:
             value = getattr(self, name)
             if name == "shortest" and value is None:
                 continue
-            if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            if not is_whole(value):
                 raise TypeError(f"{name} is {value!r}, which is no whole number. Give one.")
         check_seed(self.seed)
         for name in (*counts, "final_window", "meta_learning_rate", "clip"):
@@ -92,6 +92,11 @@ class Recipe:
     def windows(self, family: ProblemFamily) -> Windows:
         """Return where meta-training stands on its inner problems."""
         return Windows(family, self.horizon, self.truncation, self.instances, self.shortest)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a setting is an integer, Python's or NumPy's; `True` and 20.0 are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
