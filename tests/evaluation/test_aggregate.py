@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bygrad.evaluation import bootstrap_iqm, bootstrap_share, interquartile_mean, performance_profile, run_grid
-from bygrad.optimizers import SGD, Controller
+from bygrad.optimizers import SGD, Controller, ScheduleFree
 from bygrad.problems import ProblemFamily
 
 
@@ -70,6 +70,12 @@ def test_a_grid_runs_every_rate_on_every_instance(one_by_one):
     np.testing.assert_allclose(ran.curves, np.broadcast_to(expected[:, None], (3, 2, 4)), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(ran.test, 2 * ran.curves[..., -1], rtol=1e-5, atol=1e-7)
     assert ran.seconds > 0
+
+
+def test_training_and_held_out_losses_are_of_the_same_params():
+    keys = jax.random.split(jax.random.key(0), 2)
+    ran = run_grid(ScheduleFree(), np.array([0.1, 0.5]), Bowl(), Bowl(2.0), keys, 3)
+    np.testing.assert_allclose(ran.test, 2 * ran.curves[..., -1], rtol=1e-5)
 
 
 def test_what_has_no_rate_runs_alike_each_time_and_without_held_out_data_there_is_no_test():

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.optimizers import LSTM, SGD, Adam, AdamW, Coordinatewise, Optimizer
+from bygrad.optimizers import LSTM, SGD, Adam, AdamW, Coordinatewise, Optimizer, ScheduleFree, evaluation_point
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
-from bygrad.unroll import begin, draw, loss_curves, rollout, step_keys
+from bygrad.unroll import begin, draw, judged_run, loss_curves, rollout, step_keys
 from bygrad.unroll import run as run_alone
 
 pytestmark = pytest.mark.core
@@ -115,6 +115,26 @@ def test_a_curve_is_the_loss_after_as_many_updates():
     initial = 0.5 * curvature * np.sum(np.square(start), axis=1)
     shrinkage = (1 - rate * curvature)[:, None] ** (2 * np.arange(horizon + 1))
     np.testing.assert_allclose(curves, initial[:, None] * shrinkage, rtol=1e-5)
+
+
+def test_what_keeps_an_average_is_judged_there():
+    optimizer, horizon = ScheduleFree(0.1), 6
+    keys = jax.random.split(jax.random.key(3), 2)
+    end, _, curves = judged_run(optimizer, Isotropic(), keys, horizon)
+    _, _, passing = judged_run(optimizer, Isotropic(), keys, horizon, in_passing=True)
+    curvatures, starts, _ = draw(Isotropic(), keys)
+    for i in range(2):
+        curvature, params, state = curvatures[i], starts[i], optimizer.init(starts[i])
+        for step in range(horizon + 1):
+            average = evaluation_point(optimizer, state, params)
+            for curve, where in ((curves, average), (passing, params)):
+                np.testing.assert_allclose(curve[i, step], 0.5 * curvature * jnp.sum(where**2), rtol=1e-5)
+            if step < horizon:
+                updates, state = optimizer.update(curvature * params, state, params)
+                params = params + updates
+        np.testing.assert_allclose(end[i], average, rtol=1e-5)
+    assert np.abs(curves - passing).max() > 1e-3
+    np.testing.assert_array_equal(loss_curves(optimizer, Isotropic(), keys, horizon), curves)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

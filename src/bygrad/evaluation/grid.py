@@ -16,9 +16,9 @@ from .._core import trees
 from .._core.programs import Program
 from .._core.threads import in_thread
 from .._core.types import Instance, Params, Scalar
-from ..optimizers import FromOptax, Optimizer, declare, evaluation_point
+from ..optimizers import FromOptax, Optimizer, declare, judged_elsewhere
 from ..problems import ProblemFamily
-from ..unroll import apart, begin, draw, lift, rollout
+from ..unroll import apart, draw, judged_run
 from .second_order import LBFGS, GaussNewton, SecondOrder, has_objective, second_order_curve
 from .tuning import with_learning_rate
 
@@ -35,7 +35,7 @@ class GridRuns:
 
     `curves` `[rates, runs, steps + 1]`: the loss of the minibatch after each number of updates. `test` `[rates,
     runs]`: the loss on held-out data at the end, NaN where there are none. `seconds`: of a step of a run, when all run
-    side by side, compilation left out.
+    side by side, without compilation and without what only judges it.
     """
 
     curves: np.ndarray
@@ -62,7 +62,10 @@ def run_grid(
     """
     many = jnp.broadcast_to(keys, (len(rates), *keys.shape))
     arguments = (one_by_one, optimizer, jnp.asarray(rates, jnp.float32), family, held_out, many, horizon)
-    return _timed(_grid, arguments, horizon)
+    ran = _timed(_grid, (*arguments, True), horizon)
+    if not judged_elsewhere(optimizer):
+        return ran
+    return dataclasses.replace(_timed(_grid, (*arguments, False), horizon), seconds=ran.seconds)
 
 
 def run_in_time(
@@ -120,15 +123,13 @@ def _grid(
     held_out: ProblemFamily | None,
     keys: Shaped[PRNGKeyArray, "rates runs"],
     horizon: int,
+    in_passing: bool,
 ) -> tuple[Float[Array, "rates runs steps"], Float[Array, "rates runs"]]:
     def run(rate: Float[Array, ""], keys: Shaped[PRNGKeyArray, " runs"]) -> tuple[Array, Array]:
         tuned = with_learning_rate(optimizer, rate) if isinstance(optimizer, FromOptax) else optimizer
         tuned = declare(tuned, horizon)
-        end, trajectory = rollout(tuned, family, begin(tuned, family, keys), horizon)
-        curves = jnp.concatenate([trajectory.value, trajectory.end_value[None]]).T
-        axes = (0, lift(tuned).axes(end.optimizer_state))
-        points = jax.vmap(lambda *at: evaluation_point(tuned, at[1], at[0]), in_axes=axes)
-        return curves, _judged(held_out, points(end.params, end.optimizer_state), end.instance)
+        end, instances, curves = judged_run(tuned, family, keys, horizon, in_passing=in_passing)
+        return curves, _judged(held_out, end, instances)
 
     return _all(one_by_one, run, rates, keys)
 

@@ -193,8 +193,7 @@ def write_transfer_report(found: Mapping[str, Any], results: dict[str, Any], fol
         " each row, their learning rates without and with a cosine, on other runs than those shown, and shown in each"
         " measure at the setting that tuned best for it; the last column has one learning rate for all rows, the best"
         " over them. L-BFGS and Gauss-Newton take as many steps as fit in the time of tuned Adam, and are tuned, too:"
-        " their damping, and how many minibatches a step is made from. ScheduleFree is judged at its average on"
-        " held-out data alone: its training losses are those where it takes gradients.</p>",
+        " their damping, and how many minibatches a step is made from. ScheduleFree is judged at its average.</p>",
         *(f"<p>{escape(line)}</p>" for line in found["summary"]),
         "<h2>Rows won</h2>",
         html_table(("optimizer, not tuned", "is below", *MEASURES.values()), _won_cells(found), text_columns=2),

@@ -11,7 +11,7 @@ from .hand_designed import SGD, Adam, AdamW, AdamWCosine, Cosine, FromOptax, Nes
 from .lstm import LSTM
 from .memory import MEMORIES, Matrix, Memory, MemoryLSTM, Window
 from .mlp_rule import MLPRule
-from .modern import Lion, Muon, ScheduleFree, evaluation_point
+from .modern import Lion, Muon, ScheduleFree, evaluation_point, judged_elsewhere
 from .partition import Partition
 from .portable import Portable, from_portable, to_portable
 from .preprocess import PREPROCESSORS, LogSign, Preprocessor, Scaled
@@ -107,6 +107,7 @@ __all__ = [
     "depth_of",
     "evaluation_point",
     "from_portable",
+    "judged_elsewhere",
     "parameter_count",
     "to_portable",
 ]

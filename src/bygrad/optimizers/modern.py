@@ -47,8 +47,7 @@ class ScheduleFree(FromOptax):
     r"""Schedule-free AdamW (Defazio et al., 2024), without weight decay: averaging in place of a schedule.
 
     The params are $y = \beta_1 x + (1 - \beta_1) z$, where gradients are taken; $z$ takes RMSprop's steps, and $x$ is
-    their average. What the method promises holds at $x$: `evaluation_point` returns it. Losses along a run, which are
-    those of the minibatches of the gradients, are the ones at $y$.
+    their average. What the method promises holds at $x$, where it is judged: `evaluation_point` returns it.
     """
 
     proportional: ClassVar[bool] = False  # a part of every update is the average's
@@ -62,9 +61,14 @@ class ScheduleFree(FromOptax):
         return optax.contrib.schedule_free(base, self.learning_rate, b1=self.b1)  # pyright: ignore[reportArgumentType]
 
 
+def judged_elsewhere(optimizer: Optimizer) -> bool:
+    """Whether an optimizer is judged at other params than those where gradients are taken."""
+    return isinstance(optimizer, ScheduleFree)
+
+
 def evaluation_point(optimizer: Optimizer, state: State, params: Params) -> Params:
-    """Return where an optimizer is to be judged after a run: at its average, where it keeps one, or at the params."""
-    if not isinstance(optimizer, ScheduleFree):
+    """Return where an optimizer is to be judged: at its average, where it keeps one, or at the params."""
+    if not judged_elsewhere(optimizer):
         return params
     point: Any = optax.contrib.schedule_free_eval_params(state, params)
     return jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), point, params)

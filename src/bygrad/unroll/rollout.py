@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 from .._core import trees
 from .._core.programs import Program
 from .._core.types import Instance, Params, State
-from ..optimizers import Optimizer, declare
+from ..optimizers import Optimizer, declare, evaluation_point, judged_elsewhere
 from ..problems import ProblemFamily
 from .lift import Lifted, lift
 
@@ -158,25 +158,48 @@ def apart(
 def loss_curves(
     optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int
 ) -> Float[Array, "runs horizon_plus_1"]:
-    """Run the optimizer on fresh instances: column `t` is the loss after `t` updates, `t = 0..horizon`. Of a mixture,
-    the mean of runs on each of its members."""
+    """Run the optimizer on fresh instances: column `t` is the loss after `t` updates, `t = 0..horizon`, where the
+    optimizer is judged (`evaluation_point`). Of a mixture, the mean of runs on each of its members."""
     optimizer = declare(optimizer, horizon)
-    curves = [weight * _loss_curves(optimizer, part, its, horizon) for part, weight, its in apart(family, keys)]
+    curves = [weight * judged_run(optimizer, part, its, horizon)[2] for part, weight, its in apart(family, keys)]
     return sum(curves[1:], start=curves[0])
 
 
-def _loss_curves(
-    optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int
-) -> Float[Array, "runs horizon_plus_1"]:
+def judged_run(
+    optimizer: Optimizer,
+    family: ProblemFamily,
+    keys: Shaped[PRNGKeyArray, " runs"],
+    horizon: int,
+    *,
+    in_passing: bool = False,
+) -> tuple[Params, Instance, Float[Array, "runs horizon_plus_1"]]:
+    """Run on fresh instances of a family that is no mixture; return the params that are judged at the end, leaves
+    `[runs, ...]`, the instances, and the losses after 0..`horizon` updates at such params.
+
+    **Arguments:** `in_passing`: take losses where gradients are taken. For an optimizer that is judged elsewhere, that
+    saves an evaluation of the loss in every step, which is none of its work.
+    """
     lifted = lift(optimizer)
+
+    def judged(inner: Inner) -> Params:
+        at = jax.vmap(
+            lambda state, params: evaluation_point(optimizer, state, params), (lifted.axes(inner.optimizer_state), 0)
+        )
+        return at(inner.optimizer_state, inner.params)
+
+    def value(inner: Inner, passing: Array) -> Array:
+        if in_passing or not judged_elsewhere(optimizer):
+            return passing
+        return observe(lifted, family, trees.replaced(inner, params=judged(inner)))[0]
 
     # Not by `rollout`: of a long run nothing is kept but its losses.
     def body(inner: Inner, _: None) -> tuple[Inner, Array]:
-        moved, (_, _, value, _) = _stepped(lifted, family, inner)
-        return moved, value
+        moved, (_, _, passing, _) = _stepped(lifted, family, inner)
+        return moved, value(inner, passing)
 
     end, values = jax.lax.scan(body, begin(optimizer, family, keys), None, length=horizon)
-    return jnp.concatenate([values, observe(lifted, family, end)[0][None]]).T
+    last = value(end, observe(lifted, family, end)[0])
+    return judged(end), end.instance, jnp.concatenate([values, last[None]]).T
 
 
 compiled_loss_curves = Program(loss_curves, runs="seldom")
