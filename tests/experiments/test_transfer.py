@@ -133,8 +133,8 @@ def rows(ours: float, adam: float, cosine: list[float]) -> dict[str, dict[str, A
 def test_rows_are_put_together():
     found = aggregate(rows(ours=0.5, adam=1.0, cosine=[0.4, 0.8]), ["Ours"], outside=["hard", "not among them"])
     # One rate for both rows: 1e-2, since 4 x 0.4 is more than 1.5 x 0.8.
-    assert found["calibrated"] == 1e-2
-    assert found["table"][CALIBRATED]["easy"]["mean"] == 0.8
+    assert found["calibrated"] == {"AdamWCosine": 1e-2}
+    assert found["table"][CALIBRATED["AdamWCosine"]]["easy"]["mean"] == 0.8
     assert found["table"]["AdamWCosine"]["easy"]["mean"] == 0.4
     assert found["table"]["Adam"]["hard"] == {"mean": 1.0, "final": 1.0, "test": 1.0, "timed": 1.0} | {
         "seconds": 1e-3,
@@ -154,13 +154,23 @@ def test_rows_are_put_together():
     assert [(level["ours"], level["low"], level["high"]) for level in found["levels"]] == [(0.5, 0.5, 0.5)] * 2
 
 
-def test_the_page_says_where_an_average_is_judged(tmp_path, monkeypatch):
+def test_schedule_free_stands_at_one_rate_too(tmp_path, monkeypatch):
+    table = rows(ours=0.5, adam=1.0, cosine=[0.4, 0.8])
+    without = aggregate(table, ["Ours"])
+    column = CALIBRATED["ScheduleFree"]
+    assert column not in without["table"] and column not in without["won"]["Ours"]
+    table["easy"]["optimizers"]["ScheduleFree"] = entry([[0.3, 0.3, 0.3], [0.6, 0.6, 0.6]], [1e-3, 1e-2])
+    table["hard"]["optimizers"]["ScheduleFree"] = entry([[1.0, 1.0, 1.0], [4.0, 4.0, 4.0]], [1e-3, 1e-2])
+    found = aggregate(table, ["Ours"])
+    assert found["calibrated"] == {"AdamWCosine": 1e-2, "ScheduleFree": 1e-3}
+    assert found["table"][column]["easy"]["mean"] == 0.3
+    assert found["won"]["Ours"][column]["mean"] == {"rows": 0, "outside": 0}
+    assert found["levels"] == without["levels"]
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "results.json").write_text("{}")
     monkeypatch.setattr(transfer_report, "write_report", lambda results, folder: None)
-    found = aggregate(rows(ours=0.5, adam=1.0, cosine=[0.4, 0.8]), ["Ours"])
     page = transfer_report.write_transfer_report(found, {"command": "bygrad reproduce transfer"}, tmp_path)
-    assert "at its average on held-out data alone" in page.read_text()
+    assert "Schedule-Free at one rate for all rows" in page.read_text()
 
 
 def test_shares_of_rows_have_the_interval_of_their_runs():
@@ -205,8 +215,8 @@ def test_who_takes_longer_takes_fewer_steps_in_the_time_of_adam():
         row["optimizers"]["Adam"]["seconds"] = 1e-3
     found = aggregate(table, ["Ours"])
     assert found["table"]["Ours"]["easy"]["timed"] == 3.0
-    assert found["calibrated"] == 1e-2
-    assert found["table"][CALIBRATED]["easy"]["timed"] == 5.0
+    assert found["calibrated"] == {"AdamWCosine": 1e-2}
+    assert found["table"][CALIBRATED["AdamWCosine"]]["easy"]["timed"] == 5.0
     for row in table.values():  # in half the time of Adam, no more steps than there are
         row["optimizers"]["Ours"]["seconds"] = 5e-4
     assert aggregate(table, ["Ours"])["table"]["Ours"]["easy"]["timed"] == 2.0
@@ -228,7 +238,7 @@ def test_the_calibrated_rate_is_chosen_on_the_runs_for_tuning_alone():
     table = rows(ours=1.0, adam=1.0, cosine=[1.0, 1.0])
     for row in table.values():
         row["optimizers"]["AdamWCosine"]["mean"] = [[1.0, 9.0, 9.0], [2.0, 0.0, 0.0]]
-    assert calibrate(table) == 1e-3
+    assert calibrate(table, "AdamWCosine") == 1e-3
 
 
 def test_it_runs_resumes_and_reports(tmp_path, monkeypatch):
@@ -278,7 +288,7 @@ def test_it_runs_resumes_and_reports(tmp_path, monkeypatch):
     # An untrained controller is Adam at its rate, 3e-3, and beats nobody who is tuned.
     assert [level["what"][:19] for level in results["levels"]] == ["share of rows in wh"] * 2
     page = (task.folder / "report.html").read_text()
-    assert "stand-in" in page and CALIBRATED in page and "<svg" in page
+    assert "stand-in" in page and CALIBRATED["AdamWCosine"] in page and "<svg" in page
     # What was done is read and not run again.
     row["optimizers"]["Adam"]["seconds"] = 123.0
     (task.folder / "rows" / "base.json").write_text(json.dumps(row))

@@ -37,7 +37,7 @@ from ..problems import describe_family
 from ..problems.data import ImageData
 from ..workflows.work import machine, slug
 from .study import Study, Task
-from .transfer_report import CALIBRATED, CALIBRATED_FROM, REFERENCE, aggregate, write_transfer_report
+from .transfer_report import CALIBRATED, REFERENCE, aggregate, write_transfer_report
 from .transfer_rows import EFFORTS, Effort, Row, images_of
 
 RATES = 13
@@ -46,7 +46,7 @@ RATES = 13
 SCHEDULED = {"AdamWCosine": "cosine", "ScheduleFree": "averaging"}
 """Baselines that have a schedule of their own, or stand for one; the others are tuned without and with a cosine."""
 
-LAYOUT = 3
+LAYOUT = 4
 """Of the files of rows: a run that wrote others cannot be gone on with."""
 
 POINTS = 400
@@ -113,9 +113,9 @@ def run_row(
     Each entry of `optimizers` has the kind, the settings tried: `rates` and `schedules` `[n]`, and per setting and run
     the mean loss over the run, the final and the test loss, first of the tuning runs, then of the others (null for
     settings that were not run on these: they are those that tuned best for one of the measures); and the curves at the
-    best for the mean loss, of AdamWCosine at all rates besides. Learned optimizers have no settings and no tuning runs.
-    Second-order methods run for as long as tuned Adam takes; their settings are dampings, and the sizes of their
-    samples. Of these two kinds, each has `adam_seconds`, of a step of tuned Adam that was timed beside it.
+    best for the mean loss, of those in `CALIBRATED` at all rates besides. Learned optimizers have no settings and no
+    tuning runs. Second-order methods run for as long as tuned Adam takes; their settings are dampings, and the sizes of
+    their samples. Of these two kinds, each has `adam_seconds`, of a step of tuned Adam that was timed beside it.
     """
     measured = _Measured(row, effort, images, task)
     rivals = measured.kept("", lambda: measured.baselines(baselines))
@@ -159,7 +159,7 @@ class _Measured:
             rates = CENTRES.get(name, 1e-2) * GRID
             runs = {schedule: self._run(variant) for schedule, variant in variants.items()}
             # The one rate for all rows is known only after the last of them.
-            entry = self._tuned(runs, rates, everywhere=name == CALIBRATED_FROM)
+            entry = self._tuned(runs, rates, everywhere=name in CALIBRATED)
             optimizers[name] = {"kind": "hand-designed"} | entry
         return {
             "name": self.row.name,
@@ -362,7 +362,9 @@ def _carry_out(task: Task) -> dict[str, Any]:
 def labels_of(artifacts: Iterable[str]) -> dict[str, str]:
     """Label trained optimizers by the stems of their files, and by whole paths where another column has that label."""
     stems = {name: Path(name).stem if name.endswith(".safetensors") else name for name in artifacts}
-    columns = collections.Counter(label.lower() for label in (*stems.values(), *TRANSFER_BASELINES, CALIBRATED))
+    columns = collections.Counter(
+        label.lower() for label in (*stems.values(), *TRANSFER_BASELINES, *CALIBRATED.values())
+    )
     return {stem if columns[stem.lower()] == 1 else name: name for name, stem in stems.items()}
 
 

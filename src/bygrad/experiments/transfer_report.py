@@ -25,13 +25,19 @@ a step takes fewer steps in the last; who takes less, no more than in the others
 MEASURED = ("mean", "final", "test")
 """Those that rows say, at every setting."""
 
-CALIBRATED_FROM = "AdamWCosine"
-CALIBRATED = f"{CALIBRATED_FROM}, one rate"
+CALIBRATED = {name: f"{name}, one rate" for name in ("AdamWCosine", "ScheduleFree")}
+"""Baselines that have a second column, at the one learning rate that is best over all rows: what there is to be had
+without tuning."""
+
 REFERENCE = "Adam"
 LEVELS = np.logspace(-1, 1, 81)
-REACH = {CALIBRATED: 0.8, REFERENCE: 0.6}
+REACH = {CALIBRATED["AdamWCosine"]: 0.8, REFERENCE: 0.6}
 """Shares of rows in which an untuned optimizer should beat these."""
-TOLD = {CALIBRATED: "AdamW with a cosine at one rate for all rows", REFERENCE: "Adam tuned for each row"}
+TOLD = {
+    CALIBRATED["AdamWCosine"]: "AdamW with a cosine at one rate for all rows",
+    CALIBRATED["ScheduleFree"]: "Schedule-Free at one rate for all rows",
+    REFERENCE: "Adam tuned for each row",
+}
 BETTER_ADAM, ANY = "the better of tuned Adam and tuned AdamW with a cosine", "all tuned baselines"
 SECOND_ORDER = "L-BFGS and Gauss-Newton, tuned, in the time that tuned Adam takes"
 
@@ -47,10 +53,10 @@ def aggregate(rows: Rows, learned: Sequence[str], outside: Collection[str] = ())
     optimizer, rival (or several at once) and measure, in how many rows it is below, and in how many of those outside.
     `profiles`, `levels`, `summary`: for the figure, the report and the terminal.
     """
-    rate = calibrate(rows)
-    columns = _columns(rows, rate)
     kinds = {name: entry["kind"] for name, entry in next(iter(rows.values()))["optimizers"].items()}
-    kinds[CALIBRATED] = kinds[CALIBRATED_FROM]
+    rates = {name: calibrate(rows, name) for name in CALIBRATED if name in kinds}
+    columns = _columns(rows, rates)
+    kinds |= {CALIBRATED[name]: kinds[name] for name in rates}
     table, aggregates, drawn = {}, {}, {}
     for name, cells in columns.items():
         shown = (*MEASURES, "rate", "schedule", "seconds")
@@ -80,7 +86,7 @@ def aggregate(rows: Rows, learned: Sequence[str], outside: Collection[str] = ())
         "aggregates": aggregates,
         "won": won,
         "outside": len(set(outside) & set(rows)),
-        "calibrated": rate,
+        "calibrated": rates,
         "profiles": drawn,
         "levels": levels,
         "summary": summary,
@@ -88,15 +94,17 @@ def aggregate(rows: Rows, learned: Sequence[str], outside: Collection[str] = ())
     }
 
 
-def _columns(rows: Rows, rate: float) -> dict[str, dict[str, Any]]:
-    """Return what every optimizer reaches in every row; the last column is calibrated to one rate for all."""
-    columns: dict[str, dict[str, Any]] = {name: {} for name in (*_names(rows), CALIBRATED)}
+def _columns(rows: Rows, rates: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Return what every optimizer reaches in every row; `rates`: of those that have a second column at one rate."""
+    names = [*next(iter(rows.values()))["optimizers"], *(CALIBRATED[name] for name in rates)]
+    columns: dict[str, dict[str, Any]] = {name: {} for name in names}
     for row, entry in rows.items():
         seconds = entry["horizon"] * entry["optimizers"][REFERENCE]["seconds"]
         for name, optimizer in entry["optimizers"].items():
             beside = optimizer.get("adam_seconds")
             columns[name][row] = _at_best(optimizer, seconds if beside is None else entry["horizon"] * beside)
-        columns[CALIBRATED][row] = _at_rate(entry["optimizers"][CALIBRATED_FROM], rate, seconds)
+        for name, rate in rates.items():
+            columns[CALIBRATED[name]][row] = _at_rate(entry["optimizers"][name], rate, seconds)
     return columns
 
 
@@ -112,16 +120,18 @@ def _below(table: Rows, name: str, together: Sequence[str]) -> dict[str, list[st
 
 def _rivals(kinds: Mapping[str, str]) -> dict[str, list[str]]:
     """Return rivals, and what is beaten only where each of several is: who tunes would take the best for a problem."""
-    tuned = [name for name, kind in kinds.items() if kind == "hand-designed" and name != CALIBRATED]
-    rivals = {rival: [rival] for rival in REACH} | {BETTER_ADAM: [REFERENCE, CALIBRATED_FROM], ANY: tuned}
+    at_one_rate = [column for column in CALIBRATED.values() if column in kinds]
+    tuned = [name for name, kind in kinds.items() if kind == "hand-designed" and name not in at_one_rate]
+    rivals = {rival: [rival] for rival in (*at_one_rate, REFERENCE)}
+    rivals |= {BETTER_ADAM: [REFERENCE, "AdamWCosine"], ANY: tuned}
     second_order = [name for name, kind in kinds.items() if kind == "second-order"]
     return rivals | ({SECOND_ORDER: second_order} if second_order else {})
 
 
-def calibrate(rows: Rows) -> float:
-    """Return the one learning rate at which AdamW with a cosine does best over all rows, by the runs kept for tuning:
-    least in the mean over rows of the logarithm of its mean loss."""
-    entries = [row["optimizers"][CALIBRATED_FROM] for row in rows.values()]
+def calibrate(rows: Rows, name: str) -> float:
+    """Return the one learning rate at which a baseline does best over all rows, by the runs kept for tuning: least in
+    the mean over rows of the logarithm of its mean loss."""
+    entries = [row["optimizers"][name] for row in rows.values()]
     losses = np.stack([_tuned(entry, "mean") for entry in entries])
     return float(entries[0]["rates"][int(np.argmin(np.mean(np.log(losses), axis=0)))])
 
@@ -143,10 +153,6 @@ def _runs(cells: Mapping[str, Mapping[str, Any]], measure: str) -> np.ndarray:
 def _means(cells: Mapping[str, Mapping[str, Any]], measure: str) -> np.ndarray:
     """Return the means of a column over the runs of each row, `[rows, 1]`."""
     return np.array([[cell[measure]] for cell in cells.values()])
-
-
-def _names(rows: Rows) -> list[str]:
-    return list(next(iter(rows.values()))["optimizers"])
 
 
 def _at_best(entry: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -191,7 +197,7 @@ def write_transfer_report(found: Mapping[str, Any], results: dict[str, Any], fol
         "<h1>Transfer</h1>",
         "<p>Every row differs from the first in one respect. Learned optimizers run as they are. Baselines are tuned in"
         " each row, their learning rates without and with a cosine, on other runs than those shown, and shown in each"
-        " measure at the setting that tuned best for it; the last column has one learning rate for all rows, the best"
+        " measure at the setting that tuned best for it; the last columns have one learning rate for all rows, the best"
         " over them. L-BFGS and Gauss-Newton take as many steps as fit in the time of tuned Adam, and are tuned, too:"
         " their damping, and how many minibatches a step is made from. ScheduleFree is judged at its average.</p>",
         *(f"<p>{escape(line)}</p>" for line in found["summary"]),
