@@ -115,6 +115,17 @@ def test_a_limit_that_holds_takes_params_with_it_and_the_others_follow(above):
     np.testing.assert_allclose((moved[0] - moved[1]) / (2 * h), [-2.0, 1.0], atol=1e-6)
 
 
+@pytest.mark.parametrize(("above", "cap"), [(True, 1.3), (False, 3.7)])
+def test_what_a_bound_holds_in_float32_is_held_in_float64(above, cap):
+    instances = {"data": np.array([[0.0, 2.1, 3.9, 6.0, 8.1]]), "cap": np.array([cap])}
+    found = solve(Capped(above), instances, dtype=np.float32)
+    slope = float(found.x[0, 1])
+    assert 0 < (cap - slope if above else slope - cap) < 1e-6  # inside, by rounding alone
+    by = jacobian(Capped(above), found, instances)
+    np.testing.assert_allclose(by["cap"], [[-2.0, 1.0]], atol=1e-9)
+    np.testing.assert_allclose(by["data"][0], [np.full(5, 0.2), np.zeros(5)], atol=1e-9)
+
+
 def test_instances_of_integers_have_no_derivatives():
     class Counts(Capped):
         def sample(self, key):

@@ -51,8 +51,8 @@ def implicit(
     or rows that bind depend on each other linearly).
 
     **Arguments:** `params`: the solution of one instance, from `solve`. `instance`: the instance, in the same
-    precision. `dual`: for a quadratic program its multipliers, a row of `Solution.dual`. A smooth family's loss must be
-    twice differentiable there and the Hessian regular on the free params.
+    precision or a higher one. `dual`: for a quadratic program its multipliers, a row of `Solution.dual`. A smooth
+    family's loss must be twice differentiable there and the Hessian regular on the free params.
 
     **Returns:** the same values; `jax.grad`, `jax.jvp` and `jax.vmap` of it work, in both modes, for first derivatives.
     `jacobian` returns the derivatives of a whole batch.
@@ -87,6 +87,10 @@ def implicit(
     instance = jax.tree.map(jnp.asarray, instance)
     flat = Flat.of(family, instance)
     x = jax.lax.stop_gradient(flat.vector(params))
+    # Bounds are computed anew, perhaps more precisely than where `x` was moved onto one.
+    rounding = 4 * jnp.finfo(x.dtype).eps * jnp.abs(x)
+    real = [leaf for leaf in jax.tree.leaves(instance) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    x = x.astype(jnp.result_type(x, *real))
     if isinstance(family, Composite):
         return flat.params(_by_pieces(x, *_fixed_point(family, x), instance))
     if isinstance(family, QuadraticProgram):
@@ -97,8 +101,9 @@ def implicit(
             )
         return flat.params(_by_pieces(x, *_program(family, x, jnp.asarray(dual, x.dtype)), instance))
     low, high = flat.bounds(x, instance)
-    free = (x > low) & (x < high)
-    held = jnp.where(free, x, jnp.where(x <= low, low, high))
+    lowest = x <= low + rounding
+    free = ~lowest & (x < high - rounding)
+    held = jnp.where(free, x, jnp.where(lowest, low, high))
     held = x + (held - jax.lax.stop_gradient(held))
     gradient = jax.grad(flat.loss)(held, instance)
     fixed = jax.tree.map(jax.lax.stop_gradient, instance)
@@ -232,7 +237,8 @@ def jacobian(
             )
         usual = 32 if certified(family) else 256
         batch = usual if batch is None else whole_number(batch, "batch", "rows that are worked on at once")
-        x, dual = jax.tree.map(lambda leaf: np.asarray(leaf, float), (solution.x, solution.dual))
+        # Of `x` its own precision tells which bounds it is at.
+        x, dual = jax.tree.map(np.asarray, solution.x), np.asarray(solution.dual, float)
         blocks = []
         for at in range(0, max(rows, 1), batch):
             pick = np.arange(at, at + batch) % rows if rows else np.arange(0)  # blocks of one size compile once
