@@ -73,6 +73,12 @@ def test_what_is_not_solved_is_doubted_whatever_the_network_says(family, plain):
     assert (found.status == 0).all() and (found.nit >= 2 * STARTS).all()
 
 
+@pytest.mark.parametrize("guard", ["certificate", "best_of_two"])
+def test_of_an_empty_batch_nothing_is_doubted(family, plain, guard):
+    found = dataclasses.replace(plain, doubt=saying(1.0)).solve(signals(family, 1, 2)[:0], guard=guard)
+    assert len(found) == 0 and found.x.shape == (0, 5)
+
+
 @pytest.mark.parametrize("kind", ["cost", "network"])
 def test_doubt_spares_starts_and_finds_as_much(kind, family, plain, tried, doubting):
     if kind == "cost":

@@ -100,7 +100,7 @@ def until_believed(
     dtype = starts.dtype
     results = run(method, flat, instances, starts[:, 0], batch=batch, watch=watch)
     open_ = np.arange(len(starts))
-    for number in range(1, starts.shape[1]):
+    for number in range(1, starts.shape[1] if len(starts) else 1):
         some = trees.rows(instances, open_)
         found = some, results["x"][open_], results["cost"][open_]
         again = in_blocks(_doubts, flat, found, len(open_), batch, dtype, doubt) > 0
