@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from .._core import trees
 from .._core.draws import check_seed
-from .._core.sizes import whole_number
+from .._core.sizes import LARGEST, whole_number
 from .._core.types import Tick
 from ..problems import Bounded, Composite, LeastSquares, Oracle, ProblemFamily, QuadraticProgram
 from ..problems.base import check_is_family
@@ -222,7 +222,8 @@ def with_arrays(method: Method, dtype: Any) -> Method:
     def as_array(leaf: Any) -> Any:
         if isinstance(leaf, bool) or not isinstance(leaf, int | float):
             return leaf
-        return jnp.asarray(leaf, jnp.int32 if isinstance(leaf, int) else dtype)
+        whole = isinstance(leaf, int) and abs(leaf) <= LARGEST  # of more steps than that, none is ever the last
+        return jnp.asarray(leaf, jnp.int32 if whole else dtype)
 
     return jax.tree.map(as_array, method)
 
