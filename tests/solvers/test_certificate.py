@@ -148,12 +148,17 @@ def test_the_bounds_of_a_card_hold_together_at_their_level(monkeypatch):
 
 
 def test_what_a_learned_solver_could_have_fallen_back_on_has_its_part_too(monkeypatch):
-    """Which one it is was chosen on the held-out instances: two classical solvers, and a learned one with either."""
+    """Which one it is was chosen on the held-out instances: three solvers with either of two fallbacks, which decides
+    what the best known cost is, and so which instances a classical solver fails at; its steps it does not decide."""
     simulated = Simulated(0)
     simulated.NAMES = ("tuned, 1 start", "tuned, 2 starts", "learned warm start")
     monkeypatch.setattr(LearnedSolver, "solve", lambda *_, **__: simulated.solution(600))
     card, _ = simulated.card(monkeypatch, 600)
-    assert card.failure_bound == failure_bound(card.failures, 600, 1 - (1 - CONFIDENCE) / (4 * 4))
+    assert card.failure_bound == failure_bound(card.failures, 600, 1 - (1 - CONFIDENCE) / (4 * 3 * 2))
+    for count, bound in card.within.values():
+        assert bound == failure_bound(int(count), 600, 1 - (1 - CONFIDENCE) / (4 * 3 * 2 * 8))
+    (unsolved,) = (sign["rate"] for sign in card.signs if sign["what"] == "unsolved")
+    assert unsolved == failure_bound(card.fallbacks, 600, 1 - (1 - CONFIDENCE) / (16 * (2 + 2)))
 
 
 def served(card: Card, usual: Usual, instances: np.ndarray, found: Solution) -> bool:

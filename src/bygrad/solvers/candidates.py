@@ -65,11 +65,13 @@ def keep_best(
     failed, held_out = int(np.sum(~solved)), len(solution)
     # The kept one was chosen on the same instances, and so was what learned ones fall back on: each of the solvers that
     # could have come out gets an equal part of what may go wrong. Half of it goes to the bound on steps, a quarter to
-    # the one on failures, the rest to those within a number of steps.
-    wrong = (1 - CONFIDENCE) / (len(classical) * (1 + len(candidates) - len(classical)))
+    # the one on failures, the rest to those within a number of steps. Failures of a classical one hang on the fallback
+    # too: it decides what is the best known cost.
+    parts = len(classical) * (1 + len(candidates) - len(classical)), len(classical) * len(candidates)
+    wrong, missed = ((1 - CONFIDENCE) / it for it in parts)
     bound = percentile_bound(solution.nit.astype(float), confidence=1 - wrong / 2)
     late = {steps: int(np.sum(~solved | (solution.nit > steps))) for steps in WITHIN}
-    level = 1 - wrong / (4 * len(WITHIN))
+    level = 1 - missed / (4 * len(WITHIN))
     pays = not kept.startswith("tuned")
     fallbacks = int(np.sum(solution.used_fallback | ~solution.success))
     card = Card(
@@ -78,7 +80,7 @@ def keep_best(
         heldout=held_out,
         failures=failed,
         fallbacks=fallbacks,
-        failure_bound=failure_bound(failed, held_out, 1 - wrong / 4),
+        failure_bound=failure_bound(failed, held_out, 1 - missed / 4),
         steps_bound=bound if math.isfinite(bound) else None,
         confidence=CONFIDENCE,
         tol=tol,
