@@ -195,6 +195,16 @@ def test_distances_are_in_spreads_from_the_mean():
     assert np.isinf(usual.distance({"a": np.ones((2, 3)), "b": np.zeros(2)})).all()
 
 
+def test_a_number_with_few_values_is_as_far_away_in_every_precision():
+    rng = np.random.default_rng(0)
+    levels = np.repeat(rng.choice([0.1, 0.2, 0.8], (1, 200), p=[0.3, 0.65, 0.05]).T, 8, axis=1) * np.linspace(1, 2, 8)
+    usual = Usual.of(levels)
+    far = usual.distance(levels)
+    np.testing.assert_array_equal(usual.distance(levels.astype(np.float32)), far)
+    np.testing.assert_array_equal(usual.distance(levels.astype(np.float32).astype(float)), far)
+    assert np.isinf(usual.distance(np.full((1, 8), 1e300))).all()
+
+
 def test_the_imaginary_part_of_an_instance_is_a_number_as_well():
     signal = np.array([1 + 5j, 2 + 5j, 3 + 5j, 2 + 9j])
     usual = Usual.of({"signal": signal[:, None]})

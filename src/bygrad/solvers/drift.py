@@ -39,12 +39,14 @@ class Usual:
     def distance(self, instances: PyTree[np.ndarray]) -> Float[np.ndarray, " rows"]:
         """Return how many spreads from the mean the outermost number of each instance lies.
 
-        It is infinite for NaN, and for instances of another length.
+        It is infinite for NaN, and for instances of another length. It is computed in float32 for all: where a number
+        has few values, a level of dose say, one beside the limit would be beyond it by rounding in another precision.
         """
-        rows = _vectors(instances)
-        if rows.shape[1] != len(self.mean):
-            return np.full(len(rows), np.inf)
-        far = np.max(np.abs(rows - self.mean) / self.spread, axis=1, initial=0.0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows = _vectors(instances).astype(np.float32)
+            if rows.shape[1] != len(self.mean):
+                return np.full(len(rows), np.inf)
+            far = np.max(np.abs(rows - self.mean) / self.spread, axis=1, initial=0.0)
         return np.where(np.isnan(far), np.inf, far)
 
 
