@@ -169,6 +169,25 @@ def test_a_learned_start_is_nearer_than_the_middle():
     assert distance(trained) < 0.3 * distance(untrained)
 
 
+def test_networks_see_the_same_in_every_unit():
+    rng = np.random.default_rng(0)
+    data = jnp.asarray(np.concatenate([rng.normal(size=(99, 3)), np.full((99, 1), 0.7)], axis=1), jnp.float32)
+    # Of the params one is mostly at a bound, where solutions differ by rounding, and another sometimes runs off.
+    params = data.at[:60, 2].set(jnp.asarray(1e-7 * rng.normal(size=60), jnp.float32)).at[:20, 0].set(1e20)
+    whitening = Whitening.of(data, params)
+    np.testing.assert_allclose(jnp.std(jax.vmap(whitening.instance)(data), axis=0), [1, 1, 1, 0], atol=1e-5)
+    assert (jnp.max(jnp.abs(jax.vmap(whitening.params)(params[20:])), axis=0) < 6).all()
+    assert (whitening.params_scale[:3] > 0.5).all() and (whitening.params_scale < 2).all()
+    for unit in (2.0**-40, 2.0**40):  # in which numbers are rounded as before
+        other = Whitening.of(unit * data, unit * params)
+        for found, expected in (
+            (jax.vmap(other.instance)(unit * data), jax.vmap(whitening.instance)(data)),
+            (jax.vmap(other.params)(unit * params), jax.vmap(whitening.params)(params)),
+            (other.params_scale, unit * whitening.params_scale),
+        ):
+            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * float(jnp.max(jnp.abs(expected))))
+
+
 def test_a_network_sees_the_imaginary_part_of_an_instance():
     class Phase(LeastSquares):
         def sample(self, key):

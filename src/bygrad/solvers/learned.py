@@ -29,16 +29,18 @@ class Whitening(eqx.Module):
         """Measure means and spreads; the params' come from solutions and are robust against those that ran off.
 
         Numbers of instances that are not finite, limits that are none, do not count: mean 0 and spread 1 where all are.
+        What is always the same, but for rounding, is in units of its own size.
         """
         middle = jnp.median(params, axis=0)
-        spread = 1.4826 * jnp.median(jnp.abs(params - middle), axis=0)
+        away = jnp.abs(params - middle)
         instances = jnp.where(jnp.isfinite(instances), instances, jnp.nan)
-        scale = jnp.nanstd(instances, axis=0)
+        mean = jnp.nan_to_num(jnp.nanmean(instances, axis=0))
         return cls(
-            jnp.nan_to_num(jnp.nanmean(instances, axis=0)),
-            jnp.where(scale > 1e-6, scale, 1.0),
+            mean,
+            _unit(jnp.nanstd(instances, axis=0), jnp.abs(mean)),
             middle,
-            jnp.where(spread > 1e-6, spread, 1.0),
+            # Most solutions may be alike, and the others not; of these, some may have run off.
+            _unit(1.4826 * jnp.median(away, axis=0), jnp.maximum(jnp.abs(middle), jnp.quantile(away, 0.75, axis=0))),
         )
 
     def instance(self, instance: Instance) -> Float[Array, " d"]:
@@ -168,6 +170,11 @@ def _shielded(raw: Array) -> Array:
 
 
 _shielded.defvjp(lambda raw: (raw, None), lambda _, cotangent: (jnp.where(jnp.isfinite(cotangent), cotangent, 0.0),))
+
+
+def _unit(spread: Float[Array, " some"], size: Float[Array, " some"]) -> Float[Array, " some"]:
+    """Return the spreads, or the sizes beside which they are rounding; 1 where both are zero."""
+    return jnp.where(spread > 1e-6 * size, spread, jnp.where(size > 0, size, 1.0))
 
 
 def cut(values: Array, limit: float) -> Array:
