@@ -316,6 +316,18 @@ def test_learning_compares_a_warm_start_with_the_tuned_solver():
     assert "a certificate of 0.001 or less" in solver.report()
 
 
+def test_a_warm_start_is_fitted_in_every_unit():
+    rng, units = np.random.default_rng(0), jnp.repeat(jnp.array([2.0**-40, 2.0**-30]), jnp.array([3, 2]))
+    rows = jnp.asarray(rng.normal(size=(60, 4)), jnp.float32)
+    moved = 0.2 * rng.normal(size=(60, 5)) * np.array([1.0, 1.0, 1e-8, 1.0, 0.0])  # a param and a multiplier never do
+    solutions = jnp.asarray(moved, jnp.float32)
+    warm, small = (LearnedWarmStart.fitted(rows, it, 3, jax.random.key(0)) for it in (solutions, units * solutions))
+    np.testing.assert_allclose(small.whitening.params_scale, units * warm.whitening.params_scale, rtol=1e-6)
+    assert (warm.whitening.params_scale > 0.1).all()
+    for ours, theirs, unit in zip(small(rows[0])[:2], warm(rows[0])[:2], (units[0], units[4]), strict=True):
+        np.testing.assert_allclose(ours, unit * theirs, rtol=1e-4, atol=1e-6 * float(unit))
+
+
 def test_limits_that_are_none_do_not_reach_what_is_learned():
     rows = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
     rows[:, 1], rows[:, 2], rows[::2, 3], rows[1, 4] = np.inf, -np.inf, np.inf, np.nan

@@ -37,10 +37,10 @@ class Whitening(eqx.Module):
         mean = jnp.nan_to_num(jnp.nanmean(instances, axis=0))
         return cls(
             mean,
-            _unit(jnp.nanstd(instances, axis=0), jnp.abs(mean)),
+            unit_of(jnp.nanstd(instances, axis=0), jnp.abs(mean)),
             middle,
             # Most solutions may be alike, and the others not; of these, some may have run off.
-            _unit(1.4826 * jnp.median(away, axis=0), jnp.maximum(jnp.abs(middle), jnp.quantile(away, 0.75, axis=0))),
+            unit_of(1.4826 * jnp.median(away, axis=0), jnp.maximum(jnp.abs(middle), jnp.quantile(away, 0.75, axis=0))),
         )
 
     def instance(self, instance: Instance) -> Float[Array, " d"]:
@@ -172,7 +172,7 @@ def _shielded(raw: Array) -> Array:
 _shielded.defvjp(lambda raw: (raw, None), lambda _, cotangent: (jnp.where(jnp.isfinite(cotangent), cotangent, 0.0),))
 
 
-def _unit(spread: Float[Array, " some"], size: Float[Array, " some"]) -> Float[Array, " some"]:
+def unit_of(spread: Float[Array, " some"], size: Float[Array, " some"]) -> Float[Array, " some"]:
     """Return the spreads, or the sizes beside which they are rounding; 1 where both are zero."""
     return jnp.where(spread > 1e-6 * size, spread, jnp.where(size > 0, size, 1.0))
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._core.types import Instance, Scalar
-from .learned import Whitening, vector_of
+from .learned import Whitening, unit_of, vector_of
 
 WIDTH = 128
 """Hidden units of each of the two layers: the network costs as much as one or two iterations."""
@@ -35,16 +35,19 @@ class LearnedWarmStart(eqx.Module):
         `size`: how many of the numbers in a row of `solutions` are $p$.
         """
         vectors = jax.vmap(vector_of)(instances)
-        mean, scale = jnp.mean(solutions, axis=0), jnp.std(solutions, axis=0)
+        mean, spread = jnp.mean(solutions, axis=0), jnp.std(solutions, axis=0)
+        # What moves by rounding alone is in units of the p, or the y, that moves most, and those are 1 at most.
+        largest = jnp.stack([jnp.max(part, initial=0.0) for part in (spread[:size], spread[size:])])
+        scale = unit_of(spread, jnp.minimum(largest, 1.0)[(jnp.arange(spread.size) >= size).astype(int)])
         whitening = eqx.tree_at(
             lambda it: (it.params_mean, it.params_scale),
             Whitening.of(vectors, solutions),
-            (mean, jnp.where(scale > 1e-6, scale, 1.0)),
+            (mean, scale),
         )
         blank = cls.blank(whitening, size, key)
         seen = jax.vmap(whitening.instance)(vectors)
         ridge = 1e-4 * len(seen) * jnp.eye(seen.shape[1])
-        targets = (solutions - mean) / whitening.params_scale
+        targets = (solutions - mean) / scale
         weight = jnp.linalg.solve(seen.T @ seen + ridge, seen.T @ targets).T
         return eqx.tree_at(lambda it: it.linear.weight, blank, weight)
 
