@@ -10,8 +10,17 @@ import pytest
 
 from bygrad.deploy.solver import load_solver, save_solver
 from bygrad.problems import DampedOscillation
-from bygrad.solvers import CostLimit, LearnedDoubt, LearnedSolver, LevenbergMarquardt, Whitening, solve
+from bygrad.solvers import (
+    CostLimit,
+    LearnedDoubt,
+    LearnedSolver,
+    LearnedStart,
+    LevenbergMarquardt,
+    Whitening,
+    solve,
+)
 from bygrad.solvers.learn_doubt import Tried, cheapest_limit, cost_limit, every_start, is_low, learned_doubt, so_far
+from bygrad.solvers.learn_doubt import doubting as doubting_solvers
 from bygrad.solvers.starts import draws
 
 STARTS = 4
@@ -154,6 +163,17 @@ def test_what_has_no_solution_teaches_nothing(tried):
     doubt = learned_doubt(broken, broken.solved[:, -1], 0.0, 0, steps=20)
     assert np.isfinite(cost_limit(broken).limit)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(eqx.filter(doubt, eqx.is_inexact_array)))
+
+
+@pytest.mark.parametrize(("known", "candidates"), [(3, 1), (4, 3)])
+def test_of_next_to_no_instances_no_doubt_is_learned(family, plain, known, candidates):
+    data = signals(family, 60, 1)
+    data[known:] = np.nan
+    whitening = Whitening(jnp.zeros(41), jnp.ones(41), jnp.zeros(5), jnp.ones(5))
+    start = LearnedStart.untrained(whitening, 2, jax.random.key(0))
+    found = doubting_solvers(plain, start, data, 1e-3, 0.0, 0.0, 0)
+    assert len(found) == candidates and "tuned, up to 4 starts" in found
+    assert all(it.doubt is not None and np.isfinite(it.doubt.limit) for it in found.values())
 
 
 def test_instances_of_another_size_are_refused(doubting):

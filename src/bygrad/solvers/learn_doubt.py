@@ -33,7 +33,8 @@ def doubting(
     watch: Tick | None = None,
 ) -> dict[str, LearnedSolver]:
     """Return solvers that take another start only where it is worth it: of the classical starts, by a limit of the cost
-    and by a network, and of a learned start with classical ones after it.
+    and by a network, and of a learned start with classical ones after it. Where next to none of the instances has a
+    finite cost, no network is learned.
 
     **Arguments:** `solver`: classical, with the most starts. `instances`: to learn from. `tol`, `nothing`: a cost is
     lower if it is by more than that, relative and absolute. `seconds`: for each network.
@@ -45,10 +46,13 @@ def doubting(
     classical = is_low(own.cost[:, -1:], best, tol, nothing)[:, 0]
     own, learned = (it._replace(solved=is_low(it.cost, best, tol, nothing)) for it in (own, learned))
     doubts: dict[str, tuple[LearnedSolver, Doubt]] = {
-        "tuned": (solver, cost_limit(own, float(np.mean(classical)) - LOST)),
-        "learned doubt": (solver, learned_doubt(own, classical, seconds, seed, watch)),
-        "learned start and doubt": (started, learned_doubt(learned, classical, seconds, seed, watch)),
+        "tuned": (solver, cost_limit(own, float(np.mean(classical)) - LOST))
     }
+    if JUDGED * np.isfinite(np.maximum(own.cost[:, -1], learned.cost[:, -1])).sum() >= 1:
+        doubts |= {
+            "learned doubt": (solver, learned_doubt(own, classical, seconds, seed, watch)),
+            "learned start and doubt": (started, learned_doubt(learned, classical, seconds, seed, watch)),
+        }
     up_to = f"up to {solver.starts} starts"
     return {f"{name}, {up_to}": dataclasses.replace(it, doubt=doubt) for name, (it, doubt) in doubts.items()}
 
