@@ -569,6 +569,9 @@ def test_a_part_of_a_network_takes_the_steps_of_the_whole_where_it_is_told_the_d
     controller = bygrad.load("general/controller")
     whole = updates(deployed(controller, horizon=9))
     close(updates(optax.masked(deployed(controller, horizon=9, depth=4), part)), whole)
+    parts = Partition(parts={"one": controller, "rest": controller}, rules=(("a", "one"), ("*", "rest")))
+    close(updates(deployed(parts, horizon=9, depth=4)), whole)
+    assert deployed(Guard(parts, Adam()), depth=4).init(params).optimizer.learned.parts["one"].depth == 4
     guarded = deployed("general/controller", horizon=9, depth=depth_of(params), guard=Adam(1e-2))
     assert guarded.init({"a": params["a"]}).optimizer.learned.depth == 4
     assert float(jnp.max(jnp.abs(updates(optax.masked(deployed(controller, horizon=9), part)) / whole))) > 1.05
@@ -581,3 +584,5 @@ def test_a_part_of_a_network_takes_the_steps_of_the_whole_where_it_is_told_the_d
             deployed(controller, horizon=9, depth=wrong)
     with pytest.raises(ValueError, match=r"steps of LSTM do not depend on the depth.* depth=4 would change nothing"):
         deployed(small, depth=4)
+    with pytest.raises(ValueError, match=r"steps of Partition do not depend on the depth.* depth=4 would change"):
+        deployed(make("Partition"), depth=4)

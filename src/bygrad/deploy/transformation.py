@@ -188,12 +188,15 @@ def _declared(optimizer: Optimizer, horizon: int) -> Optimizer:
 
 
 def _deepened(optimizer: Optimizer, depth: int) -> Optimizer:
-    if not isinstance(optimizer, Controller):
+    """Tell the depth to the controllers that there are: the optimizer itself, or parts of it."""
+    is_controller = lambda it: isinstance(it, Controller)  # noqa: E731
+    leaves, structure = jax.tree.flatten(optimizer, is_leaf=is_controller)
+    if not any(map(is_controller, leaves)):
         raise ValueError(
             f"The steps of {type(optimizer).__name__} do not depend on the depth of the network: depth={depth} would"
             " change nothing. Leave it out."
         )
-    return optimizer.with_depth(depth)
+    return jax.tree.unflatten(structure, [it.with_depth(depth) if is_controller(it) else it for it in leaves])
 
 
 def _copied(optimizer: Optimizer, params: Params) -> Optimizer:
