@@ -148,6 +148,25 @@ def test_twenty_steps_equal_the_definition(name):
             p = p + expected
 
 
+@pytest.mark.parametrize("kind", [MLPRule, STAR])
+def test_no_learned_decay_goes_below_zero(kind):
+    """A memory cannot be shorter than none: means of squares would be negative after a large gradient."""
+    optimizer, params = kind(jax.random.key(0)), {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}
+    run = eqx.filter_jit(lambda optimizer, state, grads: optimizer.update(grads, state, params))
+    found = []
+    for change in (1.0, 3.0):
+        moved = jax.tree.map(lambda leaf, change=change: leaf + change, optimizer.decays)
+        changed = eqx.tree_at(lambda it: it.decays, optimizer, moved)
+        state = optimizer.init(params)
+        for size in (1.0, 1e-3):
+            updates, state = run(changed, state, jax.tree.map(lambda leaf, size=size: size * leaf, params))
+        found.append((updates, state))
+        for moments in state.moments:  # of the last gradient alone
+            for square in (moments.square, *moments.rows):
+                np.testing.assert_allclose(square, 1e-6, rtol=1e-5)
+    assert eqx.tree_equal(*found) and all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+
+
 def test_a_large_array_takes_the_same_steps_unrolled(monkeypatch):
     rng = np.random.default_rng(1)
     params, grads = ({"w": jnp.asarray(rng.standard_normal((7, 5)), jnp.float32)} for _ in range(2))

@@ -136,7 +136,7 @@ class ArrayRule(Optimizer, Learned):
 
 
 class Decays(eqx.Module):
-    r"""Learned changes $\delta$ of the decays, zero at first: $\beta = 1 - (1 - \beta_0) e^{10 \delta}$."""
+    r"""Learned changes $\delta$ of the decays, zero at first: $\beta = \max(0, 1 - (1 - \beta_0) e^{10 \delta})$."""
 
     means: Float[Array, " means"]
     square: Float[Array, ""]
@@ -150,7 +150,10 @@ class Decays(eqx.Module):
         """`Moments.take` with these decays."""
 
         def decays(start: Any, change: Array) -> Array:
-            return (1 - (1 - jnp.asarray(start, change.dtype)) * jnp.exp(10 * change)).astype(grad.dtype)
+            # Published changes go up to 0.19, and at 0.23 the shortest memory would be below 0: means of squares would
+            # be too, and their roots NaN.
+            decay = 1 - (1 - jnp.asarray(start, change.dtype)) * jnp.exp(10 * change)
+            return jnp.maximum(decay, 0).astype(grad.dtype)
 
         return moments.take(
             grad,
