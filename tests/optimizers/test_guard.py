@@ -201,6 +201,20 @@ def test_no_trial_begins_that_the_envelope_would_end():
         assert set(state.watch.trials.tolist()) == {trials}
 
 
+def test_in_float64_an_offset_of_the_loss_changes_no_decision():
+    """With an offset of a million, float32 tells losses apart down to 0.06 alone: all would seem to stand still."""
+    with jax.enable_x64(True):
+        guard, reports = Guard(SGD(0.02), SGD(0.005)), []
+        for offset in (0.0, 1e6):
+            point = jnp.full(2, 0.01)
+            state = guard.init(point)
+            for _ in range(120):
+                updates, state = one_step(guard, 2 * point, state, point, offset + jnp.sum(point**2))
+                point = point + updates
+            reports.append(guard.report(state))
+        assert reports[0] == reports[1] and reports[0]["learned_steps"] > 60
+
+
 def test_without_a_loss_it_says_that_it_cannot_compare():
     guard = Guard(SGD(0.1), SGD(0.1))
     with pytest.warns(UserWarning, match="given no loss"):

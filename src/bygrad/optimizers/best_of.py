@@ -108,7 +108,7 @@ class BestOf(Optimizer, Scheduled):
             learneds_turn=no,
             steps=count,
             best=wide,
-            best_value=jnp.asarray(_WORST, jnp.float32),
+            best_value=jnp.asarray(_WORST, float),  # float64 where there is one: losses may differ by less than 1e-7
             best_is_learned=no,
             horizon=self.horizon,
         )
@@ -129,7 +129,7 @@ class BestOf(Optimizer, Scheduled):
                 " (`value=loss`), or use Guard, which can do without."
             )
         turn, wide, value = state.learneds_turn, trees.widened(params), one_loss(value)
-        loss = jnp.where(jnp.isfinite(value), jnp.minimum(value.astype(jnp.float32), _WORST), _WORST)
+        loss = jnp.where(jnp.isfinite(value), jnp.minimum(value.astype(state.best_value.dtype), _WORST), _WORST)
         better = loss < state.best_value
         best, best_value = trees.where(better, (wide, loss), (state.best, state.best_value))
 

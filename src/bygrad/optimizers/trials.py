@@ -173,7 +173,9 @@ class Trials(eqx.Module):
         running, in_reference, in_trial = (it.phase == phase for phase in (RUN, REFERENCE, TRIAL))
         leads = in_trial | (running & it.trusted)
         arriving = (it.returning > 0) & ~trees.near(now.params, it.point)
-        seen, value = it.seen + 1, jnp.clip(jnp.nan_to_num(now.value.astype(jnp.float32), nan=HUGE), -HUGE, HUGE)
+        # In float64 where there is one: losses may differ by less than float32 can tell.
+        seen, value = it.seen + 1, now.value.astype(it.highest.dtype)
+        value = jnp.clip(jnp.nan_to_num(value, nan=HUGE), -HUGE, HUGE)
         losses = it.losses.add(value, now.good & (2 * seen > it.length))
         level, ended = losses.level(), seen >= it.length
 
