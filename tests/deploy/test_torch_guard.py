@@ -160,6 +160,14 @@ def test_the_same_decisions_and_steps_as_in_jax(dtype, horizon, artifact):
             np.testing.assert_allclose(ours.detach().numpy(), leaf, rtol=tolerance, atol=tolerance)
 
 
+def test_four_losses_in_a_row_above_the_fallbacks_lose_a_trial_whatever_was_before():
+    """As `tests/optimizers/test_guard.py` has it."""
+    trials, watch = torch_trials.Trials(window=10, share=0.1, margin=0.0, growth=0.02), torch_trials.Watch()
+    losses = [1.0] + 10 * [1.0] + 5 * [0.9] + [0.0] + 4 * [1.1]
+    verdicts = [trials.decide(watch, step, loss, good=True, allowed=True) for step, loss in enumerate(losses)]
+    assert (watch.trials, watch.won, watch.trusted, verdicts[-1].moves) == (1, 0, False, "back")
+
+
 BAD = {
     "climbs": InTorch(-0.05),
     "random": InTorch(0.3, kind="random"),

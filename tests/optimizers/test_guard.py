@@ -227,16 +227,18 @@ def test_without_a_loss_it_says_that_it_cannot_compare():
         ([1.0] + 4 * [2.0] + 4 * [0.5], 1),
         ([1.0] + 4 * [2.0] + 4 * [1.0], 0),  # only the fallback made it worse
         ([1.0] + 4 * [0.5] + 4 * [0.7], 0),  # it fell, but less than the fallback's
+        ([1.0] + 10 * [1.0] + 5 * [0.9] + [0.0] + 4 * [1.1], 0),  # four in a row above, whatever was before
     ],
-    ids=["better than both", "not better than at the start", "not better than the fallback"],
+    ids=["better than both", "not better than at the start", "not better than the fallback", "above at the end"],
 )
 def test_a_trial_is_won_by_a_loss_below_the_fallbacks_and_below_where_it_began(losses, won):
-    guard, params = Guard(SGD(0.0), SGD(0.0), window=4), {"a": jnp.ones(4), "b": jnp.ones(())}
+    guard = Guard(SGD(0.0), SGD(0.0), window=len(losses) // 2, margin=0.0)
+    params = {"a": jnp.ones(4), "b": jnp.ones(())}
     state = guard.init(params)
     for loss in losses:
         _, state = one_step(guard, params, state, params, jnp.asarray(loss))
     report = guard.report(state)
-    assert (report["trials"], report["won"]) == (1, won)
+    assert (report["trials"], report["won"], bool(state.watch.trusted)) == (1, won, won)
 
 
 def test_a_lead_ends_where_the_loss_stops_falling_and_nothing_is_taken_back():

@@ -182,9 +182,10 @@ class Trials(eqx.Module):
         # What this call ends, and how.
         swap = in_reference & ended
         failed = leads & ~now.good
-        judged = in_trial & ended & now.good & now.allowed
-        won = judged & level.clearly_below(it.reference, self.margin) & level.clearly_below(it.begin, self.margin)
         above = jnp.where(in_trial & (value > it.highest), it.above + 1, 0)
+        # One low loss may lie before those: it does not make up for them.
+        judged = in_trial & ended & now.good & now.allowed & (above < HOPELESS)
+        won = judged & level.clearly_below(it.reference, self.margin) & level.clearly_below(it.begin, self.margin)
         lost = in_trial & (~now.allowed | (above >= HOPELESS)) | judged & ~won
         checked = running & it.trusted & ended & now.good
         rose = checked & it.best.clearly_below(level, RISE)

@@ -121,7 +121,7 @@ class Trials(NamedTuple):
 
     def _trial(self, it: Watch, step: int, value: float, good: bool, allowed: bool) -> Verdict:
         it.above = it.above + 1 if value > it.highest else 0
-        ended = it.seen >= it.length and good and allowed
+        ended = it.seen >= it.length and good and allowed and it.above < HOPELESS
         level = it.losses.level()
         if ended and all(level.clearly_below(other, self.margin) for other in (it.reference, it.begin)):
             it.defeats = 0 if it.trusted else it.defeats
