@@ -956,7 +956,7 @@ def test_an_artifact_that_torch_cannot_run_is_refused_by_name(fields, message, s
 ALONE = """
 import sys
 import torch
-from bygrad.deploy.torch import Adam, LearnedOptimizer
+from bygrad.deploy.torch import Adam, Guard, LearnedOptimizer
 
 weight = torch.nn.Parameter(torch.ones(3))
 weight.grad = torch.ones(3)
@@ -977,6 +977,9 @@ def refused(kind, message, **arguments):
 for guard in (torch.optim.Adam, Adam, "Adam", 3, lambda rule: None):
     remedy = "nothing to fall back to. Give bygrad.deploy.torch.Adam(1e-3)"
     refused(TypeError, remedy, artifact="paper/mnist", guard=guard)
+for fallback in (torch.optim.Adam([weight]), Adam):
+    of_rules = lambda rule: Guard(rule, fallback)
+    refused(TypeError, "which is no rule of this package", artifact="paper/mnist", guard=of_rules)
 for rate in ("1", None):
     refused(ValueError, f"lr is {rate!r}, but it is a number", artifact="paper/mnist", lr=rate)
 for horizon in (2.5, float("inf"), float("nan"), 10**12, "10", True):

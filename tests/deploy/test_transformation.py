@@ -381,7 +381,7 @@ def test_so_does_a_partition_with_such_a_part(tmp_path, recwarn):
 WRONG_KINDS = """
 import jax.numpy as jnp, optax
 from bygrad.deploy import optax as deployed
-from bygrad.optimizers import Adam, Controller, Guard, declare
+from bygrad.optimizers import Adam, BestOf, Controller, Guard, Partition, declare
 
 def refused(kind, message, function, *arguments, **named):
     try:
@@ -394,7 +394,8 @@ def refused(kind, message, function, *arguments, **named):
 for wrong in (Adam, optax.adam(1e-3), lambda bare: None, 3):
     refused(TypeError, "is no optimizer that could be deployed", deployed, wrong)
     refused(TypeError, "nothing to fall back to", deployed, "paper/mnist", guard=wrong)
-    refused(TypeError, "no optimizer of this package", Guard, Adam(jnp.asarray(0.1)), wrong)
+    for whole in (Guard, BestOf, lambda *parts: Partition(parts=dict(zip("ab", parts)), rules=(("*", "a"),))):
+        refused(TypeError, "no optimizer of this package", whole, Adam(jnp.asarray(0.1)), wrong)
 for horizon in (2.5, float("inf"), float("nan"), 10**12, "10", True):
     refused(ValueError, f"The horizon is {horizon!r}, but it counts", deployed, "general/controller", horizon=horizon)
 """

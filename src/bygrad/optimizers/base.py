@@ -109,6 +109,16 @@ def declare(optimizer: AnyOptimizer, horizon: int | Int[Array, ""]) -> AnyOptimi
     return optimizer.declare(horizon) if isinstance(optimizer, Scheduled) else optimizer  # pyright: ignore
 
 
+def check_parts(whole: str, *parts: Any) -> None:
+    """Refuse what is no optimizer, where one is made of others: a class would fail far from here, in `init`."""
+    for part in parts:
+        if not isinstance(part, Optimizer):
+            raise TypeError(
+                f"{whole} was given {part!r}, which is no optimizer of this package. Give bygrad.load(NAME) or"
+                " bygrad.Adam(1e-3), say: instances."
+            )
+
+
 def one_loss(value: Any) -> Float[Array, ""]:
     """Return a loss as an array; `ValueError` for several, of which none is the run's."""
     loss = jnp.asarray(value)

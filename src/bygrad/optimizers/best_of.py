@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .._core import trees
 from .._core.types import Params, State
-from .base import Optimizer, Scheduled, declare, one_loss, whole_steps
+from .base import Optimizer, Scheduled, check_parts, declare, one_loss, whole_steps
 from .hand_designed import Adam
 
 _WORST = 1e30
@@ -82,6 +82,7 @@ class BestOf(Optimizer, Scheduled):
         if not 0 < share < 1:
             raise ValueError(f"share={share}: one of the two would never run. Give a share between 0 and 1.")
         self.learned, self.fallback = learned, Adam(jnp.asarray(1e-3)) if fallback is None else fallback
+        check_parts("BestOf", self.learned, self.fallback)
         self.share, self.horizon = share, jnp.zeros((), jnp.int32)
         if horizon is not None:
             self.learned, self.fallback, self.horizon = self._declared(horizon)

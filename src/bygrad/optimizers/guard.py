@@ -14,7 +14,7 @@ from .._core.remarks import remark
 from .._core.results import Result
 from .._core.sizes import HANDED_OVER, beyond
 from .._core.types import Params, State
-from .base import Optimizer, Scheduled, declare, one_loss, whole_steps
+from .base import Optimizer, Scheduled, check_parts, declare, one_loss, whole_steps
 from .envelope import Envelope
 from .hand_designed import Adam
 from .trials import REFERENCE, TRIAL, Seen, Trials, Watch
@@ -121,13 +121,8 @@ class Guard(Optimizer, Scheduled):
                 f"window={window}, share={share}, margin={margin}, growth={growth}: the guard could not judge, or not"
                 " keep to its share. Give window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
             )
-        for part in (learned, fallback):
-            if not isinstance(part, Optimizer | None):
-                raise TypeError(
-                    f"A guard was given {part!r}, which is no optimizer of this package. Give bygrad.load(NAME) or"
-                    " bygrad.Adam(1e-3), say: instances."
-                )
         self.learned, self.fallback = learned, Adam(jnp.asarray(1e-3)) if fallback is None else fallback
+        check_parts("A guard", self.learned, self.fallback)
         until = envelope.horizon if envelope is not None and envelope.action == "fall back" else None
         self.trials = Trials(window, float(share), float(margin), float(growth), jnp.zeros((), jnp.int32), until)
         self.envelope = envelope

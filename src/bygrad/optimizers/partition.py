@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._core import trees
 from .._core.types import Params, State
-from .base import Learned, Optimizer, Scheduled, declare, drawing_key
+from .base import Learned, Optimizer, Scheduled, check_parts, declare, drawing_key
 from .lstm import LSTM
 
 Rules = tuple[tuple[str, str], ...]
@@ -32,7 +32,8 @@ class Partition(Optimizer, Learned, Scheduled):
     pattern is a glob over the whole path (`bygrad`'s paths are names joined by `/`, as in `layers/0/weight`): `*`
     stands for any characters, `/` included, `[0-2]` for one of them.
 
-    **Raises:** `ValueError` for a rule that names no part; at `init` and `update` for a path that no pattern fits.
+    **Raises:** `TypeError` for a part that is no optimizer; `ValueError` for a rule that names no part, and at `init`
+    and `update` for a path that no pattern fits.
 
     **Example:**
 
@@ -58,6 +59,7 @@ class Partition(Optimizer, Learned, Scheduled):
             keys = jax.random.split(jax.random.key(0) if key is None else key)
             parts = {"convolutions": LSTM(keys[0]), "rest": LSTM(keys[1])}
         self.parts = dict(sorted(parts.items()))  # a tree's order, whatever the order in which they were named
+        check_parts("A partition", *parts.values())
         self.rules = tuple((pattern, name) for pattern, name in rules)
         if unknown := sorted({name for _, name in self.rules} - set(self.parts)):
             raise ValueError(

@@ -66,6 +66,12 @@ class Guard(Rule, Scheduled):
                 f"window={window}, share={share}, margin={margin}, growth={growth}: the guard could not judge, or not"
                 " keep to its share. Give window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
             )
+        for part in (learned, fallback):
+            if not isinstance(part, Rule):
+                raise TypeError(
+                    f"A guard was given {part!r}, which is no rule of this package. Give the bare rule that your"
+                    " function gets, and bygrad.deploy.torch.Adam(1e-3), say: instances, none of torch.optim."
+                )
         self.learned, self.fallback, self.envelope, self._together = learned, fallback, envelope, together
         until = envelope.horizon if envelope is not None and envelope.action == "fall back" else None
         self._trials = Trials(window, share, margin, growth, until=until)
