@@ -129,12 +129,14 @@ def with_trajectory(artifact: Artifact, optimizer: Optimizer) -> Artifact:
 
 
 def _steps_for(optimizer: Optimizer) -> list[Step]:
-    """Draw inputs, under paths of its own for a partition that fits no others: an array for each part."""
+    """Draw inputs; for a partition under paths that it fits, and of every part, so that a replay hears of all."""
     steps = draw_steps()
-    names = list(steps[0].params)
-    if not isinstance(optimizer, Partition) or None not in map(optimizer.owner, names):
+    if not isinstance(optimizer, Partition):
         return steps
-    places = dict(zip(optimizer.a_path_of_each().values(), itertools.cycle(names), strict=False))
+    owners = {name: optimizer.owner(name) for name in steps[0].params}
+    places = {name: name for name, owner in owners.items() if owner is not None}
+    others = [path for part, path in optimizer.a_path_of_each().items() if part not in owners.values()]
+    places |= zip(others, itertools.cycle(owners), strict=False)
     moved = lambda arrays: {path: arrays[name] for path, name in places.items()}  # noqa: E731
     return [Step(step.value, moved(step.grads), moved(step.params)) for step in steps] if places else steps
 
