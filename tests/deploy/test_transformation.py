@@ -335,8 +335,10 @@ def test_a_horizon_is_declared_to_rules_that_go_by_it(small, params):
     states = [deployed(controller, horizon=horizon).init(params) for horizon in (7, None)]
     assert [int(state.optimizer.horizon) for state in states] == [7, int(controller.horizon)]
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
-    with pytest.raises(ValueError, match=r"steps of LSTM do not depend .* horizon=7 would change nothing"):
-        deployed(small, horizon=7)
+    lstms = Partition(parts={"all": small}, rules=(("*", "all"),))
+    for kind, it in {"LSTM": small, "Partition": lstms}.items():
+        with pytest.raises(ValueError, match=rf"steps of {kind} do not depend .* horizon=7 would change nothing"):
+            deployed(it, horizon=7)
 
 
 def test_a_checkpoint_restores_what_is_in_the_state(params, tmp_path):

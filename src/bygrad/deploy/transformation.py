@@ -20,7 +20,7 @@ from .._core.sizes import NO_HORIZON, horizons
 from .._core.types import Params, State
 from ..artifacts import Artifact, find
 from ..artifacts import load as load_artifact
-from ..optimizers import Controller, Coordinatewise, Envelope, Guard, Optimizer, Scheduled, declare
+from ..optimizers import Controller, Coordinatewise, Envelope, Guard, Optimizer, Partition, Scheduled, declare
 from ..optimizers.base import bits_of
 from .jax import from_artifact
 
@@ -179,12 +179,18 @@ def _guarded(
 
 
 def _declared(optimizer: Optimizer, horizon: int) -> Optimizer:
-    if not isinstance(optimizer, Scheduled):
+    if not _goes_by_horizon(optimizer):
         raise ValueError(
             f"The steps of {type(optimizer).__name__} do not depend on how long a run will be: horizon={horizon}"
             " would change nothing. Leave it out, and chain with optax.scale_by_schedule."
         )
     return declare(optimizer, horizon)
+
+
+def _goes_by_horizon(optimizer: Optimizer) -> bool:
+    if isinstance(optimizer, Partition):
+        return any(map(_goes_by_horizon, optimizer.parts.values()))
+    return isinstance(optimizer, Scheduled)
 
 
 def _deepened(optimizer: Optimizer, depth: int) -> Optimizer:
