@@ -36,9 +36,9 @@ class Celo2(ArrayRule):
     Nothing in it knows the time, the loss or the horizon: the learning rate and its schedule are the user's, as with
     Adam. Steps of one size transfer between widths; they do not shrink near an optimum, so a schedule matters. Arrays
     of rank below 2 get AdamW with 20 times the rate, $\beta_1 = 0.9$ and $\beta_2 = 0.95$, from the same running means.
-    With two layers of 8 units, 347 meta-parameters, of which 9 belong to a magnitude that the published rule multiplies
-    by zero, and which have no gradient; and $\eta$. The state is 16 bytes a param. Untrained, $d$ is
-    Adam's direction without correction of the start.
+    With two layers of 8 units, 347 meta-parameters and $\eta$; of the 347, 18 have no gradient: those of a magnitude,
+    which the published rule multiplies by zero, and of a third output, which it does not read. The state is 16 bytes a
+    param. Untrained, $d$ is Adam's direction without correction of the start.
 
     The published rule normalizes arrays of rank above 2 over their last two axes; here over all of them.
 
