@@ -980,6 +980,8 @@ for guard in (torch.optim.Adam, Adam, "Adam", 3, lambda rule: None):
 for fallback in (torch.optim.Adam([weight]), Adam):
     of_rules = lambda rule: Guard(rule, fallback)
     refused(TypeError, "which is no rule of this package", artifact="paper/mnist", guard=of_rules)
+in_jax = lambda rule: Guard(rule, Adam(), envelope=type("Envelope", (), {"horizon": 100, "action": "warn"})())
+refused(TypeError, "Give one of bygrad.deploy.torch.Envelope", artifact="paper/mnist", guard=in_jax)
 for rate in ("1", None):
     refused(ValueError, f"lr is {rate!r}, but it is a number", artifact="paper/mnist", lr=rate)
 for horizon in (2.5, float("inf"), float("nan"), 10**12, "10", True):

@@ -72,6 +72,11 @@ class Guard(Rule, Scheduled):
                     f"A guard was given {part!r}, which is no rule of this package. Give the bare rule that your"
                     " function gets, and bygrad.deploy.torch.Adam(1e-3), say: instances, none of torch.optim."
                 )
+        if not isinstance(envelope, Envelope | None):
+            raise TypeError(
+                f"The envelope is {envelope!r}, which could not look at tensors of PyTorch. Give one of"
+                " bygrad.deploy.torch.Envelope; bygrad.Envelope is JAX's."
+            )
         self.learned, self.fallback, self.envelope, self._together = learned, fallback, envelope, together
         until = envelope.horizon if envelope is not None and envelope.action == "fall back" else None
         self._trials = Trials(window, share, margin, growth, until=until)
