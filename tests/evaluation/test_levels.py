@@ -32,6 +32,11 @@ def test_a_level_is_reached_by_a_mean_on_its_right_side_that_is_not_lost(reach, 
     assert level_row("it", reach, *measured, **how)["reached"] is reached
 
 
+def test_a_loss_from_a_file_is_lost_where_it_is_missing_and_a_ratio_is_not_known():
+    assert level_row("loss", 0.5, None)["ours"] == math.inf
+    assert level_row("ratio", 0.5, None, at_least=True)["ours"] is None
+
+
 def test_a_row_says_whether_the_paper_is_beaten():
     assert level_row("it", None, 0.5, paper=0.7)["beats_paper"] is True
     assert level_row("it", None, 0.5, paper=0.7, at_least=True)["beats_paper"] is False

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bygrad.evaluation import drawing, figures
+from bygrad.evaluation import drawing, figures, level_row
 from bygrad.evaluation.report import level_cells, results_table, strict_json, time_line, write_report
 
 FIGURES = ("loss", "seconds", "metatraining", "tuning")
@@ -155,6 +155,28 @@ def test_the_time_is_told_by_parts_and_in_all_where_each_is_known(results, tmp_p
 
 def test_levels_show_their_interval_or_say_that_there_is_none(results):
     assert [level_cells(level)[3] for level in results["levels"]] == ["0.250 [0.200, 0.300]", "2.00 (no interval)"]
+
+
+def test_what_is_lost_is_infinite_in_the_terminal_and_on_the_page(tmp_path, results):
+    lost = [level_row("lost", 0.5, math.inf, *ends) for ends in ((), (math.inf, math.inf), (math.nan, math.nan))]
+    some = level_row("some lost", 0.5, math.inf, 0.4, math.inf)
+    against = level_row("held against what is lost", math.inf, 0.5, 0.4, 0.6)
+    rows = [*[("0.500", "∞", "no")] * 3, ("0.500", "∞ [0.400, ∞]", "no"), ("∞", "0.500 [0.400, 0.600]", "yes")]
+    levels = [*lost, some, against]
+    assert [level_cells(level)[2:5] for level in levels] == rows
+    page = write_report(results | {"levels": levels}, tmp_path).read_text(encoding="utf-8")
+    for level, row in zip(levels, rows, strict=True):
+        assert f'<td class="text">{level["what"]}</td>' + "".join(f"<td>{cell}</td>" for cell in row) in page
+    # What was not measured, as its rival is not installed, is missing.
+    assert level_cells(level_row("ratio", 2.0, None, at_least=True))[2:5] == ("2.00", "–", "no")
+
+
+def test_the_median_of_lost_runs_is_infinite_on_the_page_too(results, tmp_path):
+    results["optimizers"]["adam"].update(diverged=5, final=dict.fromkeys(("mean", "low", "high", "median"), math.inf))
+    results["optimizers"]["lstm"]["final"]["median"] = 0.125
+    page = write_report(results, tmp_path).read_text(encoding="utf-8")
+    assert "<td>∞ [∞, ∞]</td><td>∞</td>" in page
+    assert "</td><td>0.125</td>" in page and "<td>–</td>" in page  # L-BFGS is as in older records
 
 
 def test_a_level_is_written_as_finely_as_what_is_held_against_it():

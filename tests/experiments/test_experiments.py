@@ -139,6 +139,12 @@ def test_the_page_on_architectures_says_so_too(tmp_path):
     assert "test split" in (tmp_path / "report.html").read_text()
 
 
+def test_what_is_lost_on_an_architecture_is_told_from_what_is_missing():
+    module = importlib.import_module("bygrad.experiments.architectures")
+    row = {"label": "SGD", "final": {"mean": None}, "seconds_per_step": 1e-3}  # as a file has what is infinite
+    assert module._losses({"1/20": {"sgd": row}}).rows == (("1 of 20", "∞, 1.00 ms"),)
+
+
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("cifar")])
 def test_levels_of_cifar_have_the_papers_value_at_the_end_of_the_run(name):
     for setting in EXPERIMENTS[name].settings:

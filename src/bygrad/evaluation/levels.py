@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from .report import Number
+from .report import Number, loss_of
 
 
 def level_row(
@@ -20,8 +20,9 @@ def level_row(
     """Hold what was measured against a level.
 
     **Arguments:** `what`: was measured. `reach`: the level; None where nothing is judged. `ours`, `low`, `high`: the
-    mean and the ends of its interval, in the unit of `reach`; None or not finite where runs were lost. `paper`: the
-    paper's own figure. `at_least`: more is better. `sure`: the whole interval must lie beyond the level.
+    mean and the ends of its interval, in the unit of `reach`; of losses, None (as in a file) or not finite where runs
+    were lost; of what is better if it is more, None where it is not known. `paper`: the paper's own figure. `at_least`:
+    more is better. `sure`: the whole interval must lie beyond the level.
 
     **Returns:** the arguments that are numbers, and `reached`: None where nothing is judged, False for a mean that is
     lost; and `beats_paper`: whether the mean is better than the paper's, None where it has none.
@@ -29,6 +30,7 @@ def level_row(
     >>> level_row("final loss", 0.21, 0.20)["reached"], level_row("share won", 0.8, 0.7, at_least=True)["reached"]
     (True, False)
     """
+    ours = ours if at_least else loss_of(ours)
     judged = ours if not sure else low if at_least else high
     if reach is None:
         reached = None

@@ -186,7 +186,7 @@ def loss_of(value: Number) -> float:
     >>> loss_of(0.5), loss_of(None), loss_of(float("nan"))
     (0.5, inf, inf)
     """
-    return value if value is not None and math.isfinite(value) else math.inf
+    return float(value) if value is not None and math.isfinite(value) else math.inf
 
 
 def _rows(results: Results) -> list[tuple[str, list[str], list[bool]]]:
@@ -203,7 +203,8 @@ def _rows(results: Results) -> list[tuple[str, list[str], list[bool]]]:
         second_order = entry["kind"] == "second-order"
         measures, leads = [], []
         for key in best:
-            measures += [_interval(entry[key], entry["runs"]), number(entry[key].get("median"))]
+            median = loss_of(entry[key]["median"]) if "median" in entry[key] else None  # missing in older records
+            measures += [_interval(entry[key], entry["runs"]), number(median)]
             leads += [not second_order and math.isfinite(best[key]) and loss_of(entry[key]["mean"]) == best[key], False]
         cells = [
             entry["label"] + "*" * second_order,
@@ -306,6 +307,9 @@ def _levels(levels: Sequence[Mapping[str, Any]]) -> list[str]:
     shown = [heading for heading in LEVEL_HEADINGS if in_paper or "paper" not in heading]
     rows = []
     for level in levels:
+        # Losses, and levels that any were held against, are known, and infinite where JSON has no number for them.
+        known = ["ours"] + ["reach"] * (level.get("reached") is not None)
+        level = {**level, **{key: loss_of(level[key]) for key in known}}
         cells = dict(zip(LEVEL_HEADINGS, level_cells(level), strict=True))
         rows.append(("", [_cell(cells[heading], False) for heading in shown]))
     return ["<h2>Levels to reach</h2>", html_table(shown, rows, text_columns=1)]
@@ -317,8 +321,10 @@ def level_cells(level: Mapping[str, Any]) -> tuple[str, ...]:
     words = {True: "yes", False: "no", None: _MISSING}
     than = {True: "better", False: "not better", None: _MISSING}
     ours = {"mean": level["ours"], "low": level.get("low"), "high": level.get("high")}
-    is_alone = ours["low"] is ours["high"] is None
-    shown = f"{number(ours['mean'])} (no interval)" if is_alone else _interval(ours, 0)
+    if any(it is not None and math.isfinite(it) for it in (ours["low"], ours["high"])):
+        shown = _interval(ours, 0)
+    else:
+        shown = number(ours["mean"]) + " (no interval)" * math.isfinite(loss_of(ours["mean"]))
     numbers = (number(level.get("paper")), _as_precise(level.get("reach"), shown), shown)
     return (level["what"], *numbers, words[level.get("reached")], than[level.get("beats_paper")])
 

@@ -15,6 +15,7 @@ from ..evaluation import (
     compare,
     level_cells,
     level_row,
+    loss_of,
     number,
     strict_json,
     tune_baselines,
@@ -127,7 +128,10 @@ def _losses(done: dict[str, Any]) -> Sheet:
     rows = [
         (
             "{} of {}".format(*name.split("/")),
-            *(f"{number(row['final']['mean'])}, {number(1e3 * row['seconds_per_step'])} ms" for row in found.values()),
+            *(
+                f"{number(loss_of(row['final']['mean']))}, {number(1e3 * row['seconds_per_step'])} ms"
+                for row in found.values()
+            ),
         )
         for name, found in done.items()
     ]
