@@ -36,6 +36,24 @@ def test_losses_against_seconds_end_where_their_steps_do():
     assert {text.get_text() for text in axes.texts} == {"Adam", "LSTM"}
 
 
+@pytest.mark.parametrize("draw", [loss_curves, losses_in_time])
+def test_what_diverged_or_left_the_axis_is_said_beside_its_curve(draw):
+    entry = {"kind": "hand-designed", "seconds_per_step": 0.5}
+    rows = {
+        "adam": entry | {"label": "Adam", "curve": [4.0, 2.0, 1.0]},
+        "sgd": entry | {"label": "SGD", "curve": [4.0, 3.0, None]},
+        "lost": entry | {"label": "lost", "curve": [None] * 3},
+        "lbfgs": entry | {"label": "L-BFGS", "curve": [4.0, 1e-3, 1e-9], "kind": "second-order"},
+    }
+    (axes,) = draw({"optimizers": rows, "horizon": 2}).axes
+    assert {text.get_text() for text in axes.texts} == {"Adam", "SGD\n(diverged)", "↓ L-BFGS"}
+    low, high = axes.get_ylim()
+    assert 1e-9 < low < 1 < 4 < high
+    dotted = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+    # A lost run does not go on where it was last seen, and what lies below the axis does not go on at its edge.
+    assert [end for end in dotted if low <= end <= high] == ([1.0] if draw is losses_in_time else [])
+
+
 def test_axes_end_above_negative_losses_too():
     tuning = {"learning_rates": [0.1, 1.0, 10.0], "final": [-6.0, -10.0, 1e9], "area": [-11.0, -20.0, 1e9]}
     adam = {"kind": "hand-designed", "label": "Adam", "curve": [-5.0, -8.0, -10.0], "tuning": tuning}

@@ -71,7 +71,8 @@ def loss_curves(results: Results) -> "matplotlib.figure.Figure":
 
 @styled
 def losses_in_time(results: Results) -> "matplotlib.figure.Figure":
-    """Mean loss against seconds, on a logarithmic scale: where an optimizer's steps end, a dotted line goes on.
+    """Mean loss against seconds, on a logarithmic scale: where an optimizer's steps end, a dotted line goes on, unless
+    it has diverged by then.
 
     **Arguments:** `results`: as described in `bygrad.evaluation.report`.
 
@@ -91,7 +92,6 @@ def losses_in_time(results: Results) -> "matplotlib.figure.Figure":
     steps = [entry["seconds_per_step"] for entry in optimizers.values()]
     last = max(it["seconds_per_step"] * (len(it["curve"]) - 1) for it in optimizers.values())
     axes.set_xlim(min(steps), last)
-    low, high = axes.get_ylim()
     palette, labels = colours(list(results["optimizers"])), []
     for name, entry in optimizers.items():
         learned = entry["kind"] == "learned"
@@ -99,11 +99,8 @@ def losses_in_time(results: Results) -> "matplotlib.figure.Figure":
         seconds = entry["seconds_per_step"] * np.arange(len(curve))
         style = {"color": colour, "linewidth": 2.0 if learned else 1.2, "zorder": 30 if learned else 10}
         axes.plot(_thin(seconds[1:]), _thin(curve[1:]), linestyle=_dashes(name, entry), **style)
-        finite = np.flatnonzero(np.isfinite(curve))
-        if len(finite):
-            end = float(np.clip(curve[finite[-1]], low, high))
-            axes.plot([seconds[finite[-1]], last], [end, end], color=colour, linewidth=0.7, linestyle=":", zorder=4)
-            labels.append((end, _broken(entry["label"]), colour))
+        axes.plot([seconds[-1], last], [curve[-1]] * 2, color=colour, linewidth=0.7, linestyle=":", zorder=4)
+        labels += _name_at_end(entry["label"], curve, axes.get_ylim(), colour)
     label_ends(axes, labels, height * 0.78 * _INCH)
     return figure
 
@@ -136,13 +133,20 @@ def _draw_losses(axes: "matplotlib.axes.Axes", optimizers: Mapping[str, Any], ke
             # A missing upper end beside a lower one is infinite: some runs diverged.
             high = np.where(np.isnan(high) & np.isfinite(low), 10 * abs(high_limit), high)
             axes.fill_between(steps, _thin(low), _thin(high), color=palette[name], alpha=0.16, linewidth=0, zorder=5)
-        finite = np.flatnonzero(np.isfinite(curve))
-        if len(finite):
-            end = float(curve[finite[-1]])
-            arrow = "↓ " if end < low_limit else "↑ " if end > high_limit else ""
-            text = arrow + _broken(entry["label"]) + "\n(diverged)" * bool(finite[-1] < len(curve) - 1)
-            labels.append((float(np.clip(end, low_limit, high_limit)), text, palette[name]))
+        labels += _name_at_end(entry["label"], curve, (low_limit, high_limit), palette[name])
     label_ends(axes, labels, height)
+
+
+def _name_at_end(label: str, curve: Array, limits: tuple[float, float], colour: str) -> list[tuple[float, str, str]]:
+    """Return the name of a curve as `label_ends` takes it, none where nothing of it is finite: with an arrow where it
+    has left the axis, and with a word where it ends early."""
+    finite = np.flatnonzero(np.isfinite(curve))
+    if not len(finite):
+        return []
+    end = float(curve[finite[-1]])
+    arrow = "↓ " if end < limits[0] else "↑ " if end > limits[1] else ""
+    text = arrow + _broken(label) + "\n(diverged)" * bool(finite[-1] < len(curve) - 1)
+    return [(float(np.clip(end, *limits)), text, colour)]
 
 
 def _thin(values: np.ndarray) -> np.ndarray:

@@ -262,7 +262,7 @@ def _page(results: Results, drawn: Mapping[str, str]) -> str:
     if "seconds" in drawn:
         caption = (
             "Mean loss against time: that of a step, problem and optimizer together, without compilation, as in"
-            " the table. Dotted: the end of a run."
+            " the table. Dotted: the end of a run. An arrow: goes on beyond the axis."
         )
         parts += ["<h2>In seconds</h2>", html_figure(drawn["seconds"], caption)]
     if "pictures" in drawn:
