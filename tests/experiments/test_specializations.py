@@ -57,7 +57,8 @@ def test_ratios_have_the_intervals_of_the_losses_where_these_are_kept():
 
 def test_what_is_worth_has_intervals_over_runs_in_steps_and_in_seconds():
     row = {"area": {"mean": 4.0, "low": 2.0, "high": 8.0}, "final": {"mean": 0.5, "low": 0.25, "high": 1.0}}
-    rival = row | {"label": "SGD", "kind": "hand-designed", "area_learning_rate": 0.01}
+    rates = {"learning_rate": 0.01, "area_learning_rate": 0.01}
+    rival = row | rates | {"label": "SGD", "kind": "hand-designed"}
     protocol = Protocol(4, runs=8, tuning_runs=1, second_order_runs=0)
     worth = worth_of(SGD(jnp.asarray(0.01)), row | {"curve": [1.0] * 5}, {"sgd": rival}, Quadratic(2), protocol, 1.0)
     assert worth["intervals"]["mean_loss"] == [0.5, 2.0] and worth["intervals"]["final_loss"] == [0.25, 1.0]

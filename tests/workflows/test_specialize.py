@@ -24,6 +24,7 @@ from bygrad.optimizers import Controller
 from bygrad.problems import HeldOut, Mixture, ProblemFamily, find_family
 from bygrad.training import Recipe, Warned, describe
 from bygrad.unroll import Windows
+from bygrad.workflows import worth as worth_module
 from bygrad.workflows.display import Display
 from bygrad.workflows.specialize import (
     PRETRAINED,
@@ -365,6 +366,41 @@ def test_worth_in_words_says_when_no_time_is_saved():
 def test_time_is_saved_by_no_run_that_diverges_where_all_baselines_do():
     assert _seconds_saved([math.inf] * 5, math.inf, 2, 1.0, 4.0) is None
     assert _seconds_saved([math.inf, math.inf, 3.0, 2.0, 1.0], math.inf, 2, 1.0, 4.0) == 4.0 - 3.0
+
+
+def test_each_baseline_is_worth_its_own_seconds(monkeypatch):
+    """The best over a run takes two seconds a step, the best at its end one, and what is specialized half of one."""
+    interval = {"low": 1.0, "high": 1.0, "median": 1.0}
+
+    def row(kind: str, label: str, area: float, final: float) -> dict[str, Any]:
+        losses = {"area": interval | {"mean": area}, "final": interval | {"mean": final}}
+        return losses | {"kind": kind, "label": label, "learning_rate": 0.2, "area_learning_rate": 0.1}
+
+    rows = {
+        "adam": row("hand-designed", "Adam", 10.0, 2.0),
+        "nesterov": row("hand-designed", "Nesterov", 20.0, 1.0),
+        "controller": row("learned", "Controller", 5.0, 0.5) | {"curve": [4.0, 3.0, 2.0, 1.0, *[0.5] * (HORIZON - 3)]},
+    }
+    seconds, timed = {"Controller": 0.5, "Adam": 2.0, "Nesterov": 1.0}, []
+
+    def seconds_per_step(optimizers: Any, *_: Any) -> list[float]:
+        timed.extend((type(it).__name__, float(it.learning_rate)) for it in optimizers[1:])
+        return [seconds[type(it).__name__] for it in optimizers]
+
+    monkeypatch.setattr(worth_module, "seconds_per_step", seconds_per_step)
+    monkeypatch.setattr(worth_module, "lbfgs_in_time", lambda family, protocol, seconds: {"seconds": seconds})
+    protocol = dataclasses.replace(protocol_of(HORIZON, 2, 0), final_window=1)
+    controller = Controller(jax.random.key(0))
+    worth = worth_module.worth_of(controller, rows["controller"], rows, Bowl(), protocol, spent=90.0)
+    assert sorted(timed) == [("Adam", pytest.approx(0.1)), ("Nesterov", pytest.approx(0.2))]
+    # It is where Nesterov ends after three steps, in 1.5 seconds of the 12 that Nesterov takes, and not of Adam's 24.
+    assert worth["seconds_saved_per_run"] == HORIZON * 1.0 - 3 * 0.5
+    assert worth["break_even_runs"] == math.ceil(90.0 / (HORIZON - 1.5))
+    assert worth["second_order_at_equal_seconds"] == {"seconds": HORIZON * 2.0}
+    assert worth["baseline_seconds_per_step"] == 2.0
+    second = {"final_loss": 1.0, "steps": 7, "minibatches": 16}
+    told = [it["what"] for it in worth_module.rows_of(worth | {"second_order_at_equal_seconds": second})]
+    assert f"final loss in the seconds of Adam: {HORIZON} of our steps (Nesterov)" in told
 
 
 @pytest.mark.parametrize("horizons", [range(1, 10), range(10, 20), range(20, 2001)], ids=str)
