@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -258,6 +260,34 @@ def test_a_teacher_of_any_kind_is_told_by_its_numbers(teacher, told):
 def test_a_protocol_that_cannot_work_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Protocol(**{"horizon": 5} | settings)
+
+
+PARTS = """
+import bygrad, numpy
+
+for settings in ({"horizon": 5.0}, {"horizon": True}, {"runs": 2.5}, {"final_window": 1.5}, {"second_order_runs": 1.5},
+                 {"rates_at_once": 1.5}, {"seed": 1.5}, {"chunk": "4"}, {"rates_at_once": None},
+                 {"rates_at_once": numpy.int32(2)}):
+    try:
+        print(bygrad.Protocol(**{"horizon": 5} | settings).rates_at_once)
+    except TypeError as error:
+        print(error)
+try:
+    bygrad.specialize(bygrad.Quadratic(2), horizon=400.0)
+except TypeError as error:
+    print(error)
+"""
+
+
+def test_what_counts_something_is_a_whole_number(tmp_path):
+    """In a process of its own, as annotations are not checked for a user."""
+    done = subprocess.run([sys.executable, "-c", PARTS], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = ("horizon is 5.0", "horizon is True", "runs is 2.5", "final_window is 1.5", "second_order_runs is 1.5")
+    told += ("rates_at_once is 1.5", "seed is 1.5", "chunk is '4'")
+    said = [f"{it}, which is no whole number. Give one." for it in told]
+    assert done.stdout.splitlines() == [*said, "None", "2", "horizon is 400.0, which is no whole number. Give one."]
+    assert not list(tmp_path.iterdir())
 
 
 def test_curves_that_do_not_fit_into_memory_are_refused_before_anything_is_tuned():

@@ -1,5 +1,6 @@
 """Horizons, and the sizes that a manifest says an optimizer was trained on: what JAX and PyTorch share of them."""
 
+import numbers
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -60,6 +61,11 @@ def whole_number(given: Any, name: str = "horizon", counted: str = "steps of a r
             f"The {name} is {given!r}, but it counts the {counted}. Give a whole number from 1 to {LARGEST:,}."
         )
     return int(number)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a setting is an integer, Python's or NumPy's; `True` and 20.0 are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def horizons(tensors: Mapping[str, Tensor]) -> list[Tensor]:

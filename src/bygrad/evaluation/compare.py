@@ -13,7 +13,7 @@ from jaxtyping import Shaped
 from .._core.draws import check_seed
 from .._core.memory import bytes_available, in_words
 from .._core.programs import Program
-from .._core.sizes import LARGEST
+from .._core.sizes import LARGEST, is_whole
 from .._core.threads import Threads
 from .._core.types import PRNGKeyArray, Tick
 from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer, declare
@@ -62,8 +62,13 @@ class Protocol:
     confirming_runs: int = 0
 
     def __post_init__(self) -> None:
+        counts = ("horizon", "runs", "tuning_runs", "final_window", "chunk", "rates")
+        for name in (*counts, "second_order_runs", "confirming_runs", "seed", "rates_at_once"):
+            value = getattr(self, name)
+            if not is_whole(value) and not (name == "rates_at_once" and value is None):
+                raise TypeError(f"{name} is {value!r}, which is no whole number. Give one.")
         check_seed(self.seed)
-        for name in ("horizon", "runs", "tuning_runs", "final_window", "chunk", "rates"):
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: there would be nothing to compare. Give 1 or more.")
             if getattr(self, name) > LARGEST:

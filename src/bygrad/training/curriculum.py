@@ -11,13 +11,14 @@ import jax
 import numpy as np
 
 from .._core.files import read_json, write_text_atomically
+from .._core.sizes import is_whole
 from ..optimizers import Optimizer
 from ..problems import ProblemFamily
 from ..unroll import compiled_loss_curves
 from .events import Watcher
 from .folder import is_begun
 from .loop import meta_train
-from .recipe import Recipe, describe, is_whole
+from .recipe import Recipe, describe
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 

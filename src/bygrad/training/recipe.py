@@ -4,10 +4,9 @@ import dataclasses
 from typing import Any, Literal
 
 import equinox as eqx
-import numpy as np
 
 from .._core.draws import check_seed
-from .._core.sizes import LARGEST
+from .._core.sizes import LARGEST, is_whole
 from ..metagrads import Estimator, Replay
 from ..problems import ProblemFamily
 from ..unroll import Windows
@@ -92,11 +91,6 @@ class Recipe:
     def windows(self, family: ProblemFamily) -> Windows:
         """Return where meta-training stands on its inner problems."""
         return Windows(family, self.horizon, self.truncation, self.instances, self.shortest)
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a setting is an integer, Python's or NumPy's; `True` and 20.0 are none."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
