@@ -17,7 +17,7 @@ from rich.console import Console
 from bygrad._core.programs import Program
 from bygrad.artifacts import load, shipped_names
 from bygrad.evaluation import Protocol, Sheet, bfgs_curves, lbfgs_curves, run_curves
-from bygrad.experiments import EXPERIMENTS, STUDIES, Study, Task, horizon, update_shapes
+from bygrad.experiments import EXPERIMENTS, STUDIES, Study, Task, horizon, specializations, update_shapes
 from bygrad.experiments.everything import everything
 from bygrad.experiments.horizon import CLONING, LEARNING, PROTOCOLS
 from bygrad.experiments.update_shapes import CASES, choose, history, path_of, sweep
@@ -109,6 +109,28 @@ def test_a_comparison_of_a_setting_is_made_once(tmp_path):
     assert json.loads(kept.read_text()) == results and kept.with_name("report.html").exists()
     kept.write_text('{"title": "kept"}')
     assert task.compare("Two layers", *arguments) == {"title": "kept"}
+
+
+def test_a_report_that_was_not_drawn_any_more_is_drawn_by_who_goes_on(tmp_path, monkeypatch):
+    """Results are written first, and a run may be killed between them and the page."""
+    row = {"label": "Adam", "kind": "hand-designed", "learning_rate": 0.1, "seconds_per_step": None, "note": None}
+    losses = {"mean": 1.0, "low": 0.9, "high": 1.1}
+    row |= {"final": losses, "area": losses, "curve": [1.0, 1.0], "runs": 2, "diverged": 0}
+    found: dict[str, object] = {"title": "kept", "experiment": "some", "convention": "", "command": "", "levels": []}
+    found |= {"horizon": 1, "runs": 2, "seed": 0, "optimizers": {"adam": row}, "specialization": {}, "seconds": {}}
+    task, told = task_in(tmp_path), []
+    task.claim(STUDIES["specialize"])
+    (case, *_), objectives = specializations.CASES, specializations.OBJECTIVES
+    names = [f"{case.family}-{case.horizon}-{objective}" for objective in objectives]
+    for name in (*names, QUADRATICS.name):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(found))
+    assert hold(QUADRATICS, task, tmp_path / QUADRATICS.name) == found
+    monkeypatch.setattr(specializations, "CASES", (case,))
+    monkeypatch.setattr(specializations, "levels_of", lambda what, results: told.append((what, results)) or [])
+    STUDIES["specialize"].carry_out(dataclasses.replace(task, resume=True))
+    assert [results for _, results in told] == [found] * len(names)
+    assert all((tmp_path / name / "report.html").exists() for name in (*names, QUADRATICS.name))
 
 
 def test_all_is_all():

@@ -4,13 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from .._core.files import read_json
 from ..evaluation import LEVEL_HEADINGS, Sheet, best_baseline, level_cells, level_row, loss_of, strict_json
 from ..problems import find_family
 from ..workflows.specialize import Objective, specialize
 from ..workflows.worth import ratio
 from .declaration import Budget
-from .study import Study, Task
+from .study import Study, Task, reported
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +40,8 @@ def _carry_out(task: Task) -> dict[str, Any]:
     for case in CASES:
         for objective in OBJECTIVES:
             folder = task.folder / f"{case.family}-{case.horizon}-{objective}"
-            if (kept := folder / "results.json").exists():
-                found[f"{case.name}, {objective}"] = read_json(kept)
+            if (results := reported(folder)) is not None:
+                found[f"{case.name}, {objective}"] = results
                 continue
             task.display.say(f"{case.name}, {objective} loss", "bold")
             specialized = specialize(

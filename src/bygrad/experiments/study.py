@@ -51,12 +51,9 @@ class Task:
         """Compare with tuned baselines and report in a folder of the setting's own, or read what an interrupted run has
         found there."""
         folder = self.folder / slug(setting)
-        if (kept := folder / "results.json").exists():
-            results = read_json(kept)
-        else:
+        if (results := reported(folder)) is None:
             options: dict[str, Any] = {"title": title, "command": self.command, "baselines": baselines}
             results = strict_json(evaluate(learned, family, tuning_family, protocol, self.display, **options))
-        if not (folder / "report.html").exists():  # comes last: it may be what an interrupted run has not drawn
             write_report(results, folder)
         return results
 
@@ -69,6 +66,17 @@ class Task:
         write_text_atomically(self.folder / "results.json", json.dumps(strict_json(whole), indent=1))
         write_page(self.folder, whole["title"], f"{statement} {self.command}", parts)
         return whole
+
+
+def reported(folder: Path) -> dict[str, Any] | None:
+    """Return the results that an earlier run has written a report of, or None. The page comes last: where it was not
+    drawn any more, it is now."""
+    if not (kept := folder / "results.json").exists():
+        return None
+    results = read_json(kept)
+    if not (folder / "report.html").exists():
+        write_report(results, folder)
+    return results
 
 
 @dataclasses.dataclass(frozen=True)

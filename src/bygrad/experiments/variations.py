@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from .._core.files import read_json
 from .._core.types import PRNGKeyArray
 from ..artifacts import load as load_artifact
 from ..deploy.jax import export, from_artifact
@@ -35,7 +34,7 @@ from ..problems import ProblemFamily, find_family
 from ..training import Recipe, describe
 from ..workflows.work import evaluate, meta_training_results, slug, train_seeds
 from .declaration import Budget
-from .study import Study, Task
+from .study import Study, Task, reported
 
 Build = Callable[[PRNGKeyArray], Optimizer]
 
@@ -139,9 +138,8 @@ def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
     Of the trainings of a contender, the report holds the best against the baselines, judged on the instances that
     these were tuned on. It is kept in a folder of the contender's name.
     """
-    path = folder / "results.json"
-    if path.exists():
-        return read_json(path)
+    if (results := reported(folder)) is not None:
+        return results
     recipe, protocol = contest.recipes[task.budget], dataclasses.replace(contest.protocols[task.budget], seed=task.seed)
     family = find_family(contest.family, data=task.data, split="train")
     trained, best, courses = {}, {}, {}
