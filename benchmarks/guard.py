@@ -105,6 +105,7 @@ def losses_at_end(optimizer: Optimizer, family: ProblemFamily, keys: Array, step
         return rollout(optimizer, family, carry, steps // 10)[0], None
 
     end, _ = jax.lax.scan(short, begin(optimizer, family, keys), None, length=10)  # records a tenth at a time
+    end, _ = rollout(optimizer, family, end, steps % 10)
     params = end.params
     if isinstance(optimizer, Guard):
         params = jax.vmap(optimizer.settled)(params, end.optimizer_state)
