@@ -35,7 +35,9 @@ class GridRuns:
 
     `curves` `[rates, runs, steps + 1]`: the loss of the minibatch after each number of updates. `test` `[rates,
     runs]`: the loss on held-out data at the end, NaN where there are none. `seconds`: of a step of a run, when all run
-    side by side, without compilation and without what only judges it.
+    side by side, without compilation. From `run_grid`, it has its part of the start of a run and of the held-out loss
+    at its end, but of an optimizer that is judged elsewhere not the losses there; from `run_in_time` neither start nor
+    end, but the loss that is recorded.
     """
 
     curves: np.ndarray
