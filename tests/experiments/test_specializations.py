@@ -5,13 +5,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bygrad.evaluation import Protocol, strict_json
 from bygrad.experiments import STUDIES
 from bygrad.experiments.specializations import CASES, OBJECTIVES, levels_of
 from bygrad.optimizers import SGD
-from bygrad.problems import HeldOut, ProblemFamily, Quadratic, check_family, find_family, hold_out
+from bygrad.problems import HeldOut, MLPClassifier, ProblemFamily, Quadratic, check_family, find_family, hold_out
 from bygrad.workflows.worth import LBFGS_RUNS, LBFGS_SAMPLE, lbfgs_in_time, rows_of, worth_of
 
 
@@ -96,6 +97,15 @@ def test_lbfgs_solves_in_the_same_time_what_has_no_noise_and_knows_a_sample_of_t
     # squares of noise / sqrt(minibatches) / curvature, halved.
     expected = 0.5 * 0.4**2 / LBFGS_SAMPLE * sum(1 / curvature**2 for curvature in (1, 2, 3))
     assert noisy["minibatches"] == LBFGS_SAMPLE and 0.2 * expected < noisy["final_loss"] < 5 * expected
+
+
+def test_lbfgs_knows_a_sample_of_what_begins_at_one_loss_for_all_minibatches():
+    """A classifier from zero: the loss of every minibatch is the logarithm of the number of classes."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 4), dtype=np.uint8)
+    labels = jnp.arange(40, dtype=jnp.int32) % 3
+    family = MLPClassifier(jnp.asarray(images), labels, classes=3, layers=0, scale=0.0, batch=4)
+    protocol = Protocol(2, runs=1, tuning_runs=1, second_order_runs=0)
+    assert lbfgs_in_time(family, protocol, 60.0)["minibatches"] == LBFGS_SAMPLE
 
 
 def test_lbfgs_descends_the_training_loss_where_it_is_judged_by_the_held_out_one():
