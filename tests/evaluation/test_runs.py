@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from bygrad.evaluation import area, final, lbfgs_curves, run_curves
+from bygrad.evaluation import runs as runs_module
 from bygrad.evaluation.second_order import has_objective
-from bygrad.optimizers import LSTM, SGD
+from bygrad.optimizers import LSTM, SGD, ScheduleFree
 from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
+from bygrad.unroll import begin, loss_curves, rollout
 
 
 def perceptron() -> MLPClassifier:
@@ -49,6 +51,29 @@ def test_all_optimizers_start_from_the_same_instances_and_minibatches():
     assert np.all(moving[:, 1:] != still[:, 1:])
     # Who stays in place sees another minibatch at every step.
     assert len(np.unique(still)) == still.size
+
+
+def test_what_is_judged_elsewhere_is_timed_by_its_steps_alone(monkeypatch):
+    programs, real = [], runs_module.run_in_chunks
+
+    def run_in_chunks(curves_of, *arguments, **options):
+        programs.append(curves_of)
+        return real(curves_of, *arguments, **options)[0], float(len(programs))
+
+    monkeypatch.setattr(runs_module, "run_in_chunks", run_in_chunks)
+    family, key = Quadratic(3), jax.random.key(0)
+    keys = jax.random.split(key, 3)
+    _, seconds = run_curves(SGD(0.05), family, key, horizon=4, runs=3, chunk=2)
+    assert seconds == len(programs) == 1
+    programs.clear()
+    average = ScheduleFree(0.3)
+    curves, seconds = run_curves(average, family, key, horizon=4, runs=3, chunk=2)
+    np.testing.assert_allclose(curves, loss_curves(average, family, keys, 4), rtol=1e-5)
+    assert seconds == len(programs) == 2
+    _, seen = rollout(average, family, begin(average, family, keys), 4)
+    passing = np.concatenate([seen.value, seen.end_value[None]]).T
+    np.testing.assert_allclose(programs[1](average, family, keys, 4), passing, rtol=1e-5)
+    assert np.all(passing[:, 2:] != curves[:, 2:])
 
 
 def test_area_and_final_loss():

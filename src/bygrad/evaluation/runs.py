@@ -1,5 +1,6 @@
 """Runs of an optimizer on fresh instances, timed, in pieces of a size that memory and a person's patience allow."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 from .._core.programs import Program
 from .._core.threads import Threads, in_thread
 from .._core.types import PRNGKeyArray
-from ..optimizers import Optimizer
+from ..optimizers import Optimizer, judged_elsewhere
 from ..problems import ProblemFamily
-from ..unroll import compiled_loss_curves
+from ..unroll import compiled_loss_curves, loss_curves
 
 Curves = np.ndarray
 Ticker = Callable[[int, int], None]
@@ -37,17 +38,18 @@ def run_curves(
 
     **Returns:** curves `[runs, horizon + 1]`, column `t` the loss after `t` updates; and the wall-clock seconds of a
     step of a run, problem and optimizer together, compilation left out, when runs go `chunk` at a time and nothing else
-    does: those of the first `chunk`.
+    does: those of the first `chunk`. What an optimizer takes to be judged elsewhere is none of its time.
     """
-    return run_in_chunks(
-        compiled_loss_curves,
-        (optimizer, family),
-        key,
-        horizon=horizon,
-        runs=runs,
-        chunk=chunk,
-        tick=tick,
-    )
+    options: dict[str, Any] = {"horizon": horizon, "chunk": chunk}
+    curves, seconds = run_in_chunks(compiled_loss_curves, (optimizer, family), key, runs=runs, tick=tick, **options)
+    if judged_elsewhere(optimizer):
+        _, seconds = run_in_chunks(_curves_in_passing, (optimizer, family), key, runs=min(chunk, runs), **options)
+    return curves, seconds
+
+
+@functools.partial(Program, runs="seldom")
+def _curves_in_passing(optimizer: Optimizer, family: ProblemFamily, keys: Any, horizon: int) -> Any:
+    return loss_curves(optimizer, family, keys, horizon, in_passing=True)
 
 
 def compile_curves(

@@ -156,12 +156,23 @@ def apart(
 
 
 def loss_curves(
-    optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int
+    optimizer: Optimizer,
+    family: ProblemFamily,
+    keys: Shaped[PRNGKeyArray, " runs"],
+    horizon: int,
+    *,
+    in_passing: bool = False,
 ) -> Float[Array, "runs horizon_plus_1"]:
     """Run the optimizer on fresh instances: column `t` is the loss after `t` updates, `t = 0..horizon`, where the
-    optimizer is judged (`evaluation_point`). Of a mixture, the mean of runs on each of its members."""
+    optimizer is judged (`evaluation_point`). Of a mixture, the mean of runs on each of its members.
+
+    **Arguments:** `in_passing`: as for `judged_run`.
+    """
     optimizer = declare(optimizer, horizon)
-    curves = [weight * judged_run(optimizer, part, its, horizon)[2] for part, weight, its in apart(family, keys)]
+    curves = [
+        weight * judged_run(optimizer, part, its, horizon, in_passing=in_passing)[2]
+        for part, weight, its in apart(family, keys)
+    ]
     return sum(curves[1:], start=curves[0])
 
 
