@@ -76,6 +76,18 @@ def test_rates_are_drawn_where_every_start_is_infinite():
         assert low < min(axes.lines[0].get_ydata()) < max(axes.lines[0].get_ydata()) < high
 
 
+def test_an_optimizer_has_one_colour_in_every_figure():
+    entry = {"kind": "hand-designed", "curve": [4.0, 2.0, 1.0]}
+    rows = {name: entry | {"label": name.title()} for name in ("adam", "adamwcosine", "lion")}
+    rows["controller"] = entry | {"label": "Controller", "kind": "learned"}
+    training = {"validation_steps": [0, 5], "validation": [3.0, 2.0], "baselines": {"Adamwcosine": 2.5, "Lion": 2.6}}
+    results = {"optimizers": rows, "horizon": 2, "meta_training": training}
+    (losses,), (validation,) = loss_curves(results).axes, meta_training_curve(results).axes
+    adam, cosine, lion, controller = (line.get_color() for line in losses.lines)
+    assert len({adam, cosine, lion, controller}) == 4
+    assert [line.get_color() for line in validation.lines] == [controller, cosine, lion]
+
+
 @pytest.mark.parametrize("draw", [loss_curves, losses_in_time])
 def test_long_names_leave_the_curves_their_room(draw):
     entry = {"kind": "hand-designed", "curve": [4.0, 2.0, 1.0], "area_curve": [4.0, 3.0, 2.0], "seconds_per_step": 0.5}

@@ -65,7 +65,7 @@ _STYLE: dict[Any, Any] = {
 
 def colours(names: Sequence[str]) -> dict[str, str]:
     """The colour of each optimizer: fixed for those that the package compares, spare ones in order for the others."""
-    others = sorted(name for name in names if name not in COLOURS)
+    others = sorted(set(names) - COLOURS.keys())
     spare = {name: _SPARE_COLOURS[i % len(_SPARE_COLOURS)] for i, name in enumerate(others)}
     return {name: COLOURS.get(name) or spare[name] for name in names}
 

@@ -219,11 +219,12 @@ def _draw_validation(axes: "matplotlib.axes.Axes", results: Results, height: flo
     name, label = _learned(results)
     steps, validation = floats(training["validation_steps"]), floats(training["validation"])
     baselines = {key: float(level) for key, level in (training.get("baselines") or {}).items() if level is not None}
-    known = {entry["label"]: colours([key])[key] for key, entry in results["optimizers"].items()}
+    palette = colours([*results["optimizers"], name])
+    known = {entry["label"]: palette[key] for key, entry in results["optimizers"].items()}
     levels = np.array(list(baselines.values()))
     limits, log = limits_of(np.concatenate([validation, levels]), top=_above(levels, 20.0))
     set_scale(axes.yaxis, limits, log)
-    colour = colours([name])[name]
+    colour = palette[name]
     axes.plot(steps, validation, color=colour, linewidth=1.6, marker="o", markersize=2.6, zorder=3, clip_on=False)
     labels = []
     for text, level in baselines.items():
