@@ -14,7 +14,7 @@ from bygrad.cli import main
 from bygrad.deploy.jax import export
 from bygrad.experiments import pictures
 from bygrad.experiments.pictures import painted, paintings, to_bytes
-from bygrad.optimizers import LSTM, SGD, AdamWCosine
+from bygrad.optimizers import LSTM, SGD, AdamWCosine, Cosine
 from bygrad.problems import ProblemFamily, StyleTransfer
 from bygrad.problems.data.files import read_picture, write_picture
 from bygrad.problems.data.pictures import load_painting, load_photographs
@@ -191,6 +191,13 @@ def test_rows_of_pictures_for_a_report():
         expected = 127 + (images[1, 1] - 127) * (1 - 2 / 72) ** step
         np.testing.assert_allclose(images[1, column], expected, atol=1.01)
     assert (images[0, 5] != images[0, 1]).any()
+
+
+def test_a_schedule_ends_with_the_last_picture():
+    (row,) = painted(Copying(), {"cosine": Cosine(SGD(1.0))}, [[]], jax.random.split(jax.random.key(1), 1))
+    start, *_, end = (decode(image).astype(int) for image in row["images"])
+    parts = 0.5 * (1 + np.cos(np.pi * np.arange(128) / 128))
+    np.testing.assert_allclose(end, 127 + (start - 127) * np.prod(1 - 2 / 72 * parts), atol=1.01)
 
 
 def test_other_families_have_no_paintings():

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from .._core.types import PRNGKeyArray
-from ..optimizers import Optimizer
+from ..optimizers import Optimizer, declare
 from ..problems import ProblemFamily, StyleTransfer
 from ..problems.data.pictures import PAINTINGS, load_painting
 from ..unroll import begin, draw, rollout
@@ -60,6 +60,7 @@ def painted(
 @eqx.filter_jit
 def _run(optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"]) -> tuple[Any, Any]:
     """Return the params before each of the updates, `[steps, runs, ...]`, and after the last one, `[runs, ...]`."""
+    optimizer = declare(optimizer, STEPS[-1])
     end, trajectory = rollout(optimizer, family, begin(optimizer, family, keys), STEPS[-1])
     return jax.tree.leaves(trajectory.params)[0], end.params
 
