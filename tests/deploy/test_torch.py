@@ -292,6 +292,8 @@ def test_a_part_of_a_network_takes_the_steps_of_the_whole_where_it_is_told_the_d
     assert off(updates(5, depth=depth), whole) < 1e-6
     assert off(updates(5), whole) > 0.05
     assert LearnedOptimizer.depth_of([]) == 1
+    network = torch.nn.Linear(2, 2)
+    assert LearnedOptimizer.depth_of(network.named_parameters()) == LearnedOptimizer.depth_of(network.parameters()) == 1
     with pytest.raises(ValueError, match="The depth is 0, but it counts the tensors with two axes"):
         updates(5, depth=0)
     with pytest.raises(ValueError, match="depth=4 would change nothing"):

@@ -122,6 +122,61 @@ def test_with_noise_the_loss_follows_the_fallbacks(name):
     assert int(jnp.max(jnp.where(state.watch.won == 0, state.watch.trials, 0))) <= 2
 
 
+def test_one_that_is_trusted_leads_from_the_first_step_and_pays_for_its_trials_alone():
+    family, keys, steps = Bowl(jnp.zeros(())), jax.random.split(jax.random.key(3), RUNS), STEPS
+    guard = Guard(SGD(0.9), SGD(0.01), trusted=True).declare(steps)
+    losses, _, state = run(guard, family, keys, steps)
+    alone, _, _ = run(SGD(0.9), family, keys, steps)
+    report = guard.report(state)
+    np.testing.assert_allclose(losses[:, :80], alone[:, :80], rtol=1e-5)
+    assert report["trials"] == report["won"] and min(report["trials"]) >= 2
+    assert report["rollbacks"] == report["stalls"] == [0] * RUNS
+    for i, discarded in enumerate(report["discarded"]):
+        assert report["learned_steps"][i] == steps - discarded - report["trials"][i]  # each has a jump back, too
+        np.testing.assert_allclose(losses[i, -1], alone[i, steps - discarded], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_one_that_is_trusted_and_bad_is_found_out_in_a_trial_at_the_latest(name):
+    family, keys, steps = Bowl(jnp.zeros(())), jax.random.split(jax.random.key(1), RUNS), STEPS
+    fallback = SGD(0.5)  # remembers nothing of gradients on the way
+    harm = 5e-3 if name == "random" else 1e-4  # along the flattest direction, which takes long to undo
+    guard = Guard(Bad(name), fallback, trusted=True).declare(steps)
+    _, params, state = run(guard, family, keys, steps)
+    losses, _, _ = run(fallback, family, keys, steps)
+    report = guard.report(state)
+    assert finite((params, state)) and report["won"] == [0] * RUNS
+    ends = jax.vmap(lambda it, key: family.loss(it, (), key))(jax.vmap(guard.settled)(params, state), keys)
+    for i, (discarded, learned) in enumerate(zip(report["discarded"], report["learned_steps"], strict=True)):
+        assert discarded <= 0.1 * steps and learned <= 0.25 * steps + 10
+        # Where the fallback gets in the steps that are left, but for what a window that is not taken back has done.
+        left = steps - discarded - learned - report["trials"][i]  # a jump back for each
+        assert ends[i] <= losses[i, left - 2] + harm * losses[i, 0]
+
+
+def test_a_trusted_one_wins_where_it_cannot_be_told_from_the_fallback_and_another_does_not():
+    """Two of one kind, in noise."""
+    family, keys, won = Bowl(jnp.asarray(0.05)), jax.random.split(jax.random.key(8), RUNS), {}
+    for trusted in (False, True):
+        guard = Guard(SGD(0.05), SGD(0.05), trusted=trusted).declare(100)
+        _, _, state = run(guard, family, keys, 100)
+        won[trusted] = sum(guard.report(state)["won"]) / sum(guard.report(state)["trials"])
+    assert won[False] < 0.3 and won[True] > 0.7
+
+
+def test_a_trusted_one_that_jumps_away_in_its_first_window_is_taken_back_to_the_start():
+    params = {"a": jnp.ones(4), "b": jnp.ones(())}
+    guard = Guard(SGD(1.0), SGD(0.0), window=4, trusted=True)
+    state, point = guard.init(params), params
+    for loss in (1.0, 50.0, 51.0, 50.0):
+        updates, state = one_step(guard, params, state, point, jnp.asarray(loss))
+        point = jax.tree.map(jnp.add, point, updates)
+    report = guard.report(state)
+    assert (report["rollbacks"], report["discarded"], bool(state.watch.trusted)) == (1, 4, False)
+    for leaf in params:
+        np.testing.assert_allclose(point[leaf], params[leaf])
+
+
 @pytest.mark.core
 @settings(max_examples=60)
 @given(
@@ -131,9 +186,10 @@ def test_with_noise_the_loss_follows_the_fallbacks(name):
     name=st.sampled_from(sorted(BAD)),
     state_too=st.booleans(),
     phase=st.integers(0, 2),
+    trusted=st.booleans(),
 )
-def test_updates_and_states_are_finite_whatever_comes_in(grad, param, value, name, state_too, phase):
-    guard = Guard(Bad(name, state_too), Adam(0.1))
+def test_updates_and_states_are_finite_whatever_comes_in(grad, param, value, name, state_too, phase, trusted):
+    guard = Guard(Bad(name, state_too), Adam(0.1), trusted=trusted)
     start = {"a": jnp.ones(4), "b": jnp.ones(())}
     state = guard.init(start)
     state = eqx.tree_at(lambda it: it.watch.phase, state, jnp.asarray(phase, jnp.int32))
@@ -180,6 +236,14 @@ def test_a_learned_optimizer_that_is_better_keeps_its_own_path():
     report = guard.report(state)
     assert report["won"] == report["trials"] == [1, 1] and report["rollbacks"] == [0, 0]
     np.testing.assert_allclose(losses[:, -1], alone[:, steps - 10], rtol=1e-3)
+
+
+@pytest.mark.parametrize("horizon", [30, 70, 100, 400])
+@pytest.mark.parametrize("name", BAD)
+def test_a_trusted_one_costs_no_more_than_the_share_of_the_horizon_or_a_window(name, horizon):
+    family, keys = Bowl(jnp.asarray(0.05)), jax.random.split(jax.random.key(5), RUNS)
+    _, _, state = run(Guard(Bad(name), Adam(0.01), trusted=True).declare(horizon), family, keys, STEPS)
+    assert int(state.watch.discarded.max()) <= max(4, 0.1 * horizon)
 
 
 @pytest.mark.parametrize(("horizon", "trials"), [(70, 0), (100, 1), (400, 2)])

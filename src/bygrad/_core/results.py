@@ -30,6 +30,7 @@ class Result(Code):
     OUTSIDE_SCALE = 6, "Most gradients are of sizes that the optimizer was not trained on."
     OUTSIDE_HORIZON = 7, "The run is longer than those that the optimizer was trained on."
     STALLED = 8, "The loss stopped falling under the learned optimizer: the fallback went on from there."
+    LEARNED_KEPT = 9, "From one point the fallback did not clearly beat the learned optimizer: that goes on."
 
     @property
     def of_border(self) -> str:

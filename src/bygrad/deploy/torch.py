@@ -96,10 +96,11 @@ class LearnedOptimizer(Optimizer):
             remark(NO_HORIZON.format(self._artifact.manifest.name, own))
 
     @staticmethod
-    def depth_of(params: Iterable[Tensor]) -> int:
-        """Return what a `Controller` counts as the depth of a network with these params: how many that are trained have
-        two axes or more, at least 1."""
-        return depth_of(param for param in params if param.requires_grad)
+    def depth_of(params: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> int:
+        """Return what a `Controller` counts as the depth of a network with these params, `model.parameters()` or
+        `model.named_parameters()`: how many that are trained have two axes or more, at least 1."""
+        tensors = (param[1] if isinstance(param, tuple) else param for param in params)
+        return depth_of(param for param in tensors if param.requires_grad)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if not isinstance(param_group, dict):

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -351,12 +352,13 @@ def _base_results(
 def _carry_out(task: Task) -> dict[str, Any]:
     found = {label: load_artifact(find(name)) for label, name in labels_of(task.artifacts).items()}
     learned: dict[str, Optimizer] = {label: from_artifact(artifact) for label, artifact in found.items()}
-    guarded = {
-        f"{label}, guarded": Guard(optimizer, Adam(jnp.asarray(FALLBACK))) for label, optimizer in learned.items()
-    }
+    fallback = Adam(jnp.asarray(FALLBACK))
+    guards = {"guarded": Guard, "guarded, trusted": functools.partial(Guard, trusted=True)}
     digests = {label: artifact.manifest.digest for label, artifact in found.items()}
-    digests |= {label: digests[label.removesuffix(", guarded")] for label in guarded}
-    return carry_out_rows(task, EFFORTS[task.budget], learned | guarded, digests)
+    for how, guard in guards.items():
+        learned |= {f"{label}, {how}": guard(learned[label], fallback) for label in found}
+        digests |= {f"{label}, {how}": digests[label] for label in found}
+    return carry_out_rows(task, EFFORTS[task.budget], learned, digests)
 
 
 def labels_of(artifacts: Iterable[str]) -> dict[str, str]:

@@ -63,14 +63,22 @@ class Guard(Optimizer, Scheduled):
     it, and none starts so late that it could not pay. Where less than 4 calls would be left for each, there are none.
     In long runs the first one is longer, a tenth of what may be discarded: a few steps say little about where they end.
 
+    **Trusted:** where a comparison on problems like this one has shown that `learned` is better, doubt may speak for
+    it. It moves from the first step on, and the first trial waits until its cost is within the share: until call 80, by
+    default. Until its first defeat it goes on if the fallback's loss is *not* lower by more than `margin` standard
+    errors, and its own is by as much below that of its first window; and no new lowest window is a defeat only after
+    $K / \text{share}$ calls. From then on, and until two trials in a row are won, it is judged as above.
+
     What this guarantees, whatever `learned` is:
 
     - *Cost:* of the first $t$ calls at most $\text{share} \cdot t + 3 K$ are discarded, $K$ the longest window so far;
-      with a horizon, $\text{share}$ of that at most, but for the calls that a return from very far away takes.
+      with a horizon, $\text{share}$ of that at most, but for the calls that a return from very far away takes (and a
+      window of four where it is trusted in a run that is too short for trials).
     - *Damage:* a loss that rises, or is not finite, lasts for one window. One that stands still lasts as long as
-      it has fallen before, or two windows.
+      it has fallen before, or two windows (trusted, $K / \text{share}$ calls) if that is longer.
     - *No worse than the fallback with as many steps:* while `learned` wins no trial, the path taken is the fallback's
-      own, up to rounding: after $t$ calls it has taken the $t$ steps less those discarded.
+      own, up to rounding: after $t$ calls it has taken the $t$ steps less those discarded. Trusted, also less those
+      that `learned` took until it was found out. That a falling loss is a little above the fallback's may never be.
     - A trial is won by the lower loss: for certain if the losses are deterministic; else within `margin` standard
       errors, if minibatches are independent. What is better for $K$ steps need not be better in the long run: that is
       not promised. For deterministic problems `BestOf` promises it, at a higher cost.
@@ -83,7 +91,7 @@ class Guard(Optimizer, Scheduled):
     **Arguments:** `fallback`: `Adam(1e-3)` unless you know better. `window`: $K$, in calls; windows grow with the run,
     to `growth` times the calls so far, so that late and slow progress can be told from noise. `share`: of the calls
     that may be discarded; 0 judges no losses and needs no params. `margin`: in standard errors. `envelope`: what
-    `learned` was trained on. Memory: the params and the fallback's state once more.
+    `learned` was trained on. `trusted`: see there. Memory: the params and the fallback's state once more.
 
     >>> from bygrad.optimizers import SGD
     >>> guard = Guard(SGD(-0.1), Adam(0.1))  # a "learned" optimizer that climbs
@@ -115,6 +123,7 @@ class Guard(Optimizer, Scheduled):
         margin: float = 2.0,
         growth: float = 0.02,
         envelope: Envelope | None = None,
+        trusted: bool = False,
     ):
         if window < 4 or not 0 <= share <= 0.5 or margin < 0 or not (0 <= growth <= share / 2 or share == 0):
             raise ValueError(
@@ -124,14 +133,16 @@ class Guard(Optimizer, Scheduled):
         self.learned, self.fallback = learned, Adam(jnp.asarray(1e-3)) if fallback is None else fallback
         check_parts("A guard", self.learned, self.fallback)
         until = envelope.horizon if envelope is not None and envelope.action == "fall back" else None
-        self.trials = Trials(window, float(share), float(margin), float(growth), jnp.zeros((), jnp.int32), until)
+        self.trials = Trials(
+            window, float(share), float(margin), float(growth), jnp.zeros((), jnp.int32), until, trusted
+        )
         self.envelope = envelope
 
     def declare(self, horizon: int | Int[Array, ""]) -> "Guard":
         parts = declare(self.learned, horizon), declare(self.fallback, horizon), whole_steps(horizon)
         until = self.trials.until
         if isinstance(horizon, int | np.integer) and until is not None and horizon > until:
-            remark(beyond(horizon, until, self.trials.first(horizon)))
+            remark(beyond(horizon, until, 0 if self.trials.trusted else self.trials.first(horizon)))
         return eqx.tree_at(lambda it: (it.learned, it.fallback, it.trials.horizon), self, parts)
 
     def init(self, params: Params) -> GuardState:

@@ -71,11 +71,12 @@ class Watch(eqx.Module):
     `point`, `point_state`: where to return to. In the fallback's part of a trial it is the learned optimizer's first
     step, with the fallback's state there; afterwards the fallback's next step from the last good point, with its state.
     `trusted`: whether the learned optimizer moves between trials. `returning`: calls that a return may still take.
-    `length`, `seen`, `losses`: the window. `highest`: loss of the fallback's part; `above`: losses of the learned
-    optimizer's part in a row that were higher. `begin`, `reference`, `best`: the level where the trial began; the
-    fallback's; the lowest since the learned optimizer moves. `led`, `fell`: calls since then, up to now and up to the
-    lowest level. `hold`: no trial before this step. `discarded`: calls
-    that the path taken does not contain. `horizon`: calls of the run; 0 if nobody declared them.
+    `length`, `seen`, `losses`: the window. `highest`: loss of the fallback's part, or the first one of a run that the
+    learned optimizer begins; `above`: losses of the learned optimizer's part in a row that were higher. `begin`,
+    `reference`, `best`: the level where the trial began, or that of the first window of such a run; the fallback's;
+    the lowest since the learned optimizer moves. `led`, `fell`: calls since then, up to now and up to the lowest
+    level. `hold`: no trial before this step. `discarded`: calls that the path taken does not contain. `horizon`: calls
+    of the run; 0 if nobody declared them.
     """
 
     point: Params
@@ -130,7 +131,8 @@ class Verdict(eqx.Module):
 
 class Trials(eqx.Module):
     """Decides who moves; see `Guard` for the arguments and for what it guarantees. `until`: the step from which the
-    learned optimizer may not move, where an envelope says so: no trial begins that would not be over by then."""
+    learned optimizer may not move, where an envelope says so: no trial begins that would not be over by then.
+    `trusted`: whether doubt speaks for the learned optimizer, until its first defeat."""
 
     window: int = eqx.field(static=True)
     share: float = eqx.field(static=True)
@@ -138,23 +140,25 @@ class Trials(eqx.Module):
     growth: float = eqx.field(static=True)
     horizon: Int[Array, ""]
     until: int | None = eqx.field(static=True, default=None)
+    trusted: bool = eqx.field(static=True, default=False)
 
     def init(self, params: Params, fallback_state: State) -> Watch:
-        count, level = jnp.zeros((), jnp.int32), Level(jnp.zeros(()), jnp.zeros(()))
+        count, none = jnp.zeros((), jnp.int32), Losses.none().level()
+        first = jnp.maximum(SHORTEST, self._length(self.horizon, count)) if self.trusted else count
         return Watch(
             point=trees.widened(params),
             point_state=fallback_state,
             phase=count,
-            trusted=jnp.zeros((), bool),
+            trusted=jnp.asarray(self.trusted),
             returning=count,
-            length=count,
+            length=first,
             seen=count,
             losses=Losses.none(),
             highest=jnp.zeros(()),
             above=count,
-            begin=level,
-            reference=level,
-            best=level,
+            begin=none,
+            reference=none,
+            best=none,
             led=count,
             fell=count,
             hold=jnp.zeros(()),
@@ -180,19 +184,27 @@ class Trials(eqx.Module):
         level, ended = losses.level(), seen >= it.length
 
         # What this call ends, and how.
+        favoured = (it.defeats == 0) & self.trusted
         swap = in_reference & ended
         failed = leads & ~now.good
         above = jnp.where(in_trial & (value > it.highest), it.above + 1, 0)
         # One low loss may lie before those: it does not make up for them.
         judged = in_trial & ended & now.good & now.allowed & (above < HOPELESS)
-        won = judged & level.clearly_below(it.reference, self.margin) & level.clearly_below(it.begin, self.margin)
+        better = level.clearly_below(it.reference, self.margin)
+        no_worse = favoured & ~it.reference.clearly_below(level, self.margin)
+        won = judged & (better | no_worse) & level.clearly_below(it.begin, self.margin)
         lost = in_trial & (~now.allowed | (above >= HOPELESS)) | judged & ~won
         checked = running & it.trusted & ended & now.good
-        rose = checked & it.best.clearly_below(level, RISE)
-        lower = won | checked & (level.mean < it.best.mean)
-        led = jnp.where(won, 0, it.led + (running & it.trusted))
+        # The first window of a run has none before it, but it has its first loss, which is as noisy as the others.
+        opening = running & it.trusted & (it.begin.mean >= HUGE)
+        first = Level(it.highest, level.error * jnp.sqrt(losses.count))
+        rose = checked & trees.where(opening, first, it.best).clearly_below(level, RISE)
+        anew = won & ~favoured  # a lead that goes on is one
+        lower = anew | (won | checked) & (level.mean < it.best.mean)
+        led = jnp.where(anew, 0, it.led + (running & it.trusted))
         fell = jnp.where(lower, led, it.fell)
-        stalled = checked & ~rose & (led - fell >= jnp.maximum(STALE_WINDOWS * it.length, STALE_PART * led))
+        patience = jnp.where(favoured, it.length / self.share, STALE_WINDOWS * it.length)
+        stalled = checked & ~rose & (led - fell >= jnp.maximum(patience, STALE_PART * led))
         back = failed | lost | rose
         kept = won | checked & ~rose & ~stalled
         waited = running & ~it.trusted & ended & ~arriving
@@ -200,6 +212,7 @@ class Trials(eqx.Module):
         length, due = self._next(it, now)
         start = running & (kept | waited) & now.good & now.allowed & due
         jumps, good_point = swap | back | arriving, swap | kept
+        highest = jnp.where(in_reference, jnp.maximum(it.highest, value), it.highest)
         verdict = Verdict(
             learned_moves=leads & now.allowed & ~jumps & ~start & ~stalled,
             jumps=jumps,
@@ -210,7 +223,8 @@ class Trials(eqx.Module):
         discarded = jnp.where(won, it.length, jnp.where(back, seen, arriving))
         defeat = back | stalled
         pause = it.length / self.share * PATIENCE ** it.defeats.astype(jnp.float32)
-        reason = jnp.where(won, Result.LEARNED_WON, jnp.where(stalled, Result.STALLED, it.reason))
+        outcome = jnp.where(better, Result.LEARNED_WON, Result.LEARNED_KEPT)
+        reason = jnp.where(won, outcome, jnp.where(stalled, Result.STALLED, it.reason))
         reason = jnp.where(lost, Result.LEARNED_LOST, jnp.where(rose, Result.LOSS_ROSE, reason))
         point = trees.where(good_point, now.fallback_next, it.point)
         return verdict, Watch(
@@ -222,9 +236,9 @@ class Trials(eqx.Module):
             length=jnp.where(start, length, it.length),
             seen=jnp.where(fresh, 0, seen),
             losses=trees.where(fresh, Losses.none(), losses),
-            highest=jnp.where(start, value, jnp.where(in_reference, jnp.maximum(it.highest, value), it.highest)),
+            highest=jnp.where(start | opening & (led == 1), value, highest),
             above=above.astype(jnp.int32),
-            begin=trees.where(start, level, it.begin),
+            begin=trees.where(start & ~favoured | opening & ended, level, it.begin),
             reference=trees.where(swap, level, it.reference),
             best=trees.where(lower, level, it.best),
             led=led.astype(jnp.int32),
@@ -253,11 +267,17 @@ class Trials(eqx.Module):
         known, all of them together cost no more than the share of it, none is so short that it says nothing about a run
         of that length, and none starts so late that it could not pay.
         """
-        known, total = it.horizon > 0, self.share * it.horizon
-        grown = jnp.maximum(self.growth * now.step, FIRST_PART * total)
-        length = jnp.maximum(self.window, grown.astype(jnp.int32))
-        length = jnp.where(known, jnp.minimum(length, (total / 2).astype(jnp.int32)), length)
-        affordable = (it.discarded + length <= self.share * (now.step + 2 * length)) | (it.trials == 0)
+        known, total, length = it.horizon > 0, self.share * it.horizon, self._length(it.horizon, now.step)
+        affordable = it.discarded + length <= self.share * (now.step + 2 * length)
+        if not self.trusted:  # at the start it has nothing to show for it yet
+            affordable |= it.trials == 0
         pays = (it.discarded + 2 * length <= total) & (now.step + 4 * length <= it.horizon) & (length >= SHORTEST)
         over = True if self.until is None else now.step + 2 * length <= self.until
         return length, (now.step >= it.hold) & affordable & (~known | pays) & over
+
+    def _length(self, horizon: Int[Array, ""], step: Int[Array, ""]) -> Int[Array, ""]:
+        """Return how long a trial is that begins at a step."""
+        total = self.share * horizon
+        length = jnp.maximum(self.growth * step, FIRST_PART * total).astype(jnp.int32)
+        length = jnp.maximum(self.window, length)
+        return jnp.where(horizon > 0, jnp.minimum(length, (total / 2).astype(jnp.int32)), length)

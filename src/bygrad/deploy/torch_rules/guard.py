@@ -59,6 +59,7 @@ class Guard(Rule, Scheduled):
         margin: float = 2.0,
         growth: float = 0.02,
         envelope: Envelope | None = None,
+        trusted: bool = False,
         together: bool = True,
     ) -> None:
         if window < 4 or not 0 <= share <= 0.5 or margin < 0 or not (0 <= growth <= share / 2 or share == 0):
@@ -79,8 +80,8 @@ class Guard(Rule, Scheduled):
             )
         self.learned, self.fallback, self.envelope, self._together = learned, fallback, envelope, together
         until = envelope.horizon if envelope is not None and envelope.action == "fall back" else None
-        self._trials = Trials(window, share, margin, growth, until=until)
-        self.watch, self.counts = Watch(), Counts()
+        self._trials = Trials(window, share, margin, growth, until=until, trusted=trusted)
+        self.watch, self.counts = self._trials.begin(), Counts()
 
     @property
     def judges(self) -> bool:
@@ -92,8 +93,9 @@ class Guard(Rule, Scheduled):
             if isinstance(rule, Scheduled):
                 rule.declare(horizon)
         self._trials = self._trials._replace(horizon=horizon)
+        self.watch = self._trials.begin()
         if (until := self._trials.until) is not None and horizon > until:
-            remark(beyond(horizon, until, self._trials.length(0)))
+            remark(beyond(horizon, until, 0 if self._trials.trusted else self._trials.length(0)))
 
     @property
     def horizon(self) -> int | None:

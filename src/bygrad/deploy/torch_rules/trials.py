@@ -62,9 +62,9 @@ class Watch:
     losses: Losses = field(default_factory=Losses)
     highest: float = 0.0
     above: int = 0
-    begin: Level = Level()
-    reference: Level = Level()
-    best: Level = Level()
+    begin: Level = Level(HUGE)
+    reference: Level = Level(HUGE)
+    best: Level = Level(HUGE)
     led: int = 0
     fell: int = 0
     hold: float = 0.0
@@ -93,6 +93,11 @@ class Trials(NamedTuple):
     growth: float
     horizon: int = 0
     until: int | None = None
+    trusted: bool = False
+
+    def begin(self) -> Watch:
+        """Return what a run begins with."""
+        return Watch(trusted=True, length=max(SHORTEST, self.length(0))) if self.trusted else Watch()
 
     def decide(self, it: Watch, step: int, value: float, good: bool, allowed: bool) -> Verdict:
         """Take one call into account: change `it` and say what happens. `good`: loss and gradient are finite."""
@@ -123,10 +128,16 @@ class Trials(NamedTuple):
         it.above = it.above + 1 if value > it.highest else 0
         ended = it.seen >= it.length and good and allowed and it.above < HOPELESS
         level = it.losses.level()
-        if ended and all(level.clearly_below(other, self.margin) for other in (it.reference, it.begin)):
+        better, favoured = level.clearly_below(it.reference, self.margin), self._favours(it)
+        no_worse = favoured and not it.reference.clearly_below(level, self.margin)
+        if ended and (better or no_worse) and level.clearly_below(it.begin, self.margin):
             it.defeats = 0 if it.trusted else it.defeats
-            it.phase, it.trusted, it.best, it.led, it.fell = RUN, True, level, 0, 0
-            it.won, it.discarded, it.reason = it.won + 1, it.discarded + it.length, int(Result.LEARNED_WON)
+            it.phase, it.trusted = RUN, True
+            it.led = it.led if favoured else 0  # a lead that goes on is one
+            if not favoured or level.mean < it.best.mean:
+                it.best, it.fell = level, it.led
+            it.won, it.discarded = it.won + 1, it.discarded + it.length
+            it.reason = int(Result.LEARNED_WON if better else Result.LEARNED_KEPT)
             self._anew(it)
             return Verdict("learned", "fallback")
         if not good or not allowed or ended or it.above >= HOPELESS:
@@ -135,6 +146,8 @@ class Trials(NamedTuple):
 
     def _lead(self, it: Watch, step: int, value: float, good: bool, allowed: bool) -> Verdict:
         it.led += 1
+        opening = it.begin.mean >= HUGE
+        it.highest = value if opening and it.led == 1 else it.highest
         if not good:
             it.rollbacks += 1
             return self._return(it, step, Result.NOT_FINITE)
@@ -142,12 +155,16 @@ class Trials(NamedTuple):
             it.trusted = allowed
             return Verdict("learned" if allowed else "fallback")
         level = it.losses.level()
-        if it.best.clearly_below(level, RISE):
+        before = it.best
+        if opening:
+            before, it.begin = Level(it.highest, level.error * it.losses.count**0.5), level
+        if before.clearly_below(level, RISE):
             it.rollbacks += 1
             return self._return(it, step, Result.LOSS_ROSE)
         if level.mean < it.best.mean:
             it.best, it.fell = level, it.led
-        if it.led - it.fell >= max(STALE_WINDOWS * it.length, STALE_PART * it.led):
+        patience = it.length / self.share if self._favours(it) else STALE_WINDOWS * it.length
+        if it.led - it.fell >= max(patience, STALE_PART * it.led):
             it.trusted, it.stalls, it.reason = False, it.stalls + 1, int(Result.STALLED)
             self._defeat(it, step)
             self._anew(it)
@@ -157,6 +174,10 @@ class Trials(NamedTuple):
             return Verdict("fallback", "learned")
         self._anew(it)
         return Verdict("learned" if allowed else "fallback", "fallback")
+
+    def _favours(self, it: Watch) -> bool:
+        """Whether the learned rule has the benefit of the doubt."""
+        return self.trusted and it.defeats == 0
 
     def _pause(self, it: Watch, step: int, value: float, good: bool) -> Verdict:
         if good and self._starts(it, step, value):
@@ -169,11 +190,13 @@ class Trials(NamedTuple):
         total, length, pays = self.share * self.horizon, self.length(step), True
         if self.horizon > 0:
             pays = it.discarded + 2 * length <= total and step + 4 * length <= self.horizon and length >= SHORTEST
-        affordable = it.trials == 0 or it.discarded + length <= self.share * (step + 2 * length)
+        affordable = it.discarded + length <= self.share * (step + 2 * length)
+        affordable |= it.trials == 0 and not self.trusted  # at the start it has nothing to show for it yet
         over = self.until is None or step + 2 * length <= self.until
         if not (step >= it.hold and affordable and pays and over):
             return False
-        it.begin, it.highest, it.length, it.phase = it.losses.level(), value, length, REFERENCE
+        it.begin = it.begin if self._favours(it) else it.losses.level()
+        it.highest, it.length, it.phase = value, length, REFERENCE
         it.trials += 1
         self._anew(it)
         return True
