@@ -78,6 +78,31 @@ def test_one_entry_that_is_not_finite_is_noticed(bad):
     assert trees.all_finite({})
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(40, 50), (3, 5, 7, 20), (2_000, 1)])
+def test_large_entries_are_finite_and_one_among_many_that_is_not_is_noticed(shape, dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        leaf = jnp.full(shape, jnp.finfo(dtype).max, dtype).at[..., ::2].multiply(-1)
+        assert jax.jit(trees.all_finite)(leaf)
+        assert jax.vmap(trees.all_finite)(jnp.stack([leaf, leaf])).all()
+        for bad in (jnp.nan, jnp.inf, -jnp.inf):
+            spoilt = leaf.at[(-1,) * leaf.ndim].set(bad)
+            assert not jax.jit(trees.all_finite)(spoilt)
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_what_is_seldom_changed_is_as_it_was_or_changed_once(flag):
+    def change(tree):
+        return jax.tree.map(lambda leaf: 2 * leaf + 1, tree)
+
+    tree = {"a": jnp.arange(3.0), "b": jnp.arange(2)}
+    found = jax.jit(lambda flag, tree: trees.seldom(flag, change, tree))(jnp.asarray(flag), tree)
+    for name, leaf in (change(tree) if flag else tree).items():
+        np.testing.assert_array_equal(found[name], leaf)
+    both = jax.vmap(lambda flag, leaf: trees.seldom(flag, change, leaf))(jnp.array([True, False]), jnp.ones((2, 3)))
+    np.testing.assert_array_equal(both, [[3.0] * 3, [1.0] * 3])
+
+
 def test_leaves_have_the_names_of_their_paths():
     tree = {"layers": [{"weight": jnp.zeros(1)}, {"weight": jnp.ones(2)}], "bias": jnp.ones(())}
     named = trees.named_leaves(tree)

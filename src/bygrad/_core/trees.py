@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree, Shaped
 
 Module = TypeVar("Module")
+Tree = TypeVar("Tree")
 
 
 def add(left: PyTree, right: PyTree) -> PyTree:
@@ -19,6 +20,19 @@ def add(left: PyTree, right: PyTree) -> PyTree:
 def where(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
     """Take all of `yes` if the condition holds, all of `no` otherwise."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def seldom(flag: Bool[Array, ""], change: Callable[[Tree], Tree], tree: Tree) -> Tree:
+    """Return `change(tree)` if the flag holds, else the tree, which then stays where it lies in memory.
+
+    XLA reads all that it selects from, and copies what passes a branch; what a loop of no rounds carries, it leaves
+    alone. No derivative goes backwards through that.
+    """
+
+    def once(carried: tuple[Any, Tree]) -> tuple[Any, Tree]:
+        return jnp.zeros((), bool), change(carried[1])
+
+    return jax.lax.while_loop(lambda carried: carried[0], once, (flag, tree))[1]
 
 
 def copied(tree: PyTree) -> PyTree:
@@ -39,8 +53,19 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every entry of every leaf is finite."""
-    flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    flags = [jnp.all(jnp.isfinite(_condensed(leaf))) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
+
+
+def _condensed(leaf: Array) -> Array:
+    """Return fewer entries, which are finite if and only if all of the leaf are."""
+    if leaf.ndim < 2 or leaf.size < 1024 or leaf.dtype not in (jnp.float32, jnp.float64):
+        return leaf
+    # A product with zeros: XLA for CPUs looks at one entry after the other, and multiplies several at a time. It must
+    # not know that they are zeros.
+    rows = leaf.reshape(leaf.shape[0], -1)
+    zeros = jax.lax.optimization_barrier(jnp.zeros(rows.shape[1], leaf.dtype))
+    return jnp.matmul(rows, zeros, precision=jax.lax.Precision.HIGHEST)
 
 
 def near(tree: PyTree, wanted: PyTree) -> Bool[Array, ""]:

@@ -17,7 +17,7 @@ from .._core.types import Params, State
 from .base import Optimizer, Scheduled, check_parts, declare, one_loss, whole_steps
 from .envelope import Envelope
 from .hand_designed import Adam
-from .trials import REFERENCE, TRIAL, Seen, Trials, Watch
+from .trials import REFERENCE, TRIAL, Seen, Steps, Trials, Watch
 
 
 class GuardState(eqx.Module):
@@ -83,7 +83,8 @@ class Guard(Optimizer, Scheduled):
       errors, if minibatches are independent. What is better for $K$ steps need not be better in the long run: that is
       not promised. For deterministic problems `BestOf` promises it, at a higher cost.
 
-    A run that ends inside a trial ends where the trial is: `settled` gives the params to keep.
+    A run that ends inside a trial ends where the trial is: `settled` gives the params to keep. No derivative goes
+    backwards through a guard: learn the optimizer first.
 
     Updates must reach the params as they are. What scales them afterwards (a schedule, say) spoils the returns: put it
     inside, around each of the two.
@@ -192,20 +193,24 @@ class Guard(Optimizer, Scheduled):
         sound = finite & _sound(theirs, fallback, params)
         theirs, fallback = trees.where(sound, (theirs, fallback), (nothing, state.fallback))
 
-        def step() -> tuple[Params, State, Bool[Array, ""]]:
-            ours, learned = self.learned.update(shown, state.learned, params, value=value, key=key)
+        def step(before: tuple[Params, State, Bool[Array, ""]]) -> tuple[Params, State, Bool[Array, ""]]:
+            ours, learned = self.learned.update(shown, before[1], params, value=value, key=key)
             intact = _sound(ours, learned, params)
-            # Afresh from the params, for those that remember where they were, but not from what is bad among them.
-            here = nothing if params is None else jax.tree.map(lambda p: jnp.where(jnp.isfinite(p), p, 0), params)
-            return ours, trees.where(intact, learned, self.learned.init(here)), intact
 
+            def afresh(_: State) -> State:
+                # From the params, for those that remember where they were, but not from what is bad among them.
+                here = nothing if params is None else jax.tree.map(lambda p: jnp.where(jnp.isfinite(p), p, 0), params)
+                return self.learned.init(here)
+
+            return ours, trees.seldom(~intact, afresh, learned), intact
+
+        # What the fallback does in its part of a trial is no part of the learned optimizer's path. Not to take the
+        # step, rather than to take it back, leaves a large state in place.
+        rests = (nothing, state.learned, jnp.ones((), bool))
         if state.watch is None or value is None:
-            ours, learned, intact = step()
+            ours, learned, intact = step(rests)
         else:
-            # What the fallback does in its part of a trial is no part of the learned optimizer's path. Not to take the
-            # step, rather than to take it back, leaves a large state in place.
-            waits = state.watch.phase == REFERENCE
-            ours, learned, intact = jax.lax.cond(waits, lambda: (nothing, state.learned, waits), step)
+            ours, learned, intact = trees.seldom(state.watch.phase != REFERENCE, step, rests)
         ours = trees.where(finite, trees.where(intact, ours, theirs), nothing)
 
         border, strange = self._border(shown, state)
@@ -214,22 +219,11 @@ class Guard(Optimizer, Scheduled):
 
         moves, watch, updates = allowed, state.watch, trees.where(allowed, ours, theirs)
         if state.watch is not None and value is not None and params is not None:
-            wide = trees.widened(params)
-            seen = Seen(
-                step=state.steps,
-                params=params,
-                value=value,
-                learned_next=trees.add(wide, ours),
-                fallback_next=trees.add(wide, theirs),
-                fallback_state=fallback,
-                good=finite & jnp.isfinite(value),
-                allowed=allowed & intact,  # one that had to be replaced is not worth a trial
-            )
+            good = finite & jnp.isfinite(value)
+            seen = Seen(state.steps, params, value, good, allowed & intact)  # one replaced is not worth a trial
             verdict, watch = self.trials.decide(state.watch, seen)
-            moves, fallback = verdict.learned_moves, verdict.fallback_state
-            back = jax.tree.map(lambda to, at, like: (to - at).astype(like.dtype), verdict.to, wide, grads)
-            updates = trees.where(verdict.jumps, back, trees.where(moves, ours, theirs))
-            updates = trees.where(trees.all_finite(updates), updates, nothing)
+            watch, fallback, updates = watch.moved(verdict, Steps(params, ours, theirs, fallback))
+            moves = verdict.learned_moves
         if self.envelope is not None:
             updates = self.envelope.act(updates, border, ~inside & (state.outside == 0))
         return updates, GuardState(

@@ -5,6 +5,7 @@ optimizers from one point and keep the better. There every step is guarded, at t
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -104,29 +105,62 @@ class Watch(eqx.Module):
     reason: Int[Array, ""]
     horizon: Int[Array, ""]
 
+    def moved(self, verdict: "Verdict", steps: "Steps") -> tuple["Watch", State, Params]:
+        """Carry out a verdict: return the watch with the point that is kept, the fallback's state, and the updates.
+
+        Most calls change no point: then nothing of it is touched.
+        """
+        point, there = self.point, self.point_state
+        updates = trees.where(verdict.learned_moves, steps.learned, steps.fallback)
+
+        def change(carried: tuple[Params, State, State, Params]) -> tuple[Params, State, State, Params]:
+            point, there, state, updates = carried
+            wide = trees.widened(steps.params)
+            back = jax.tree.map(lambda to, at, like: (to - at).astype(like.dtype), point, wide, updates)
+            back = trees.where(trees.all_finite(back), back, jax.tree.map(jnp.zeros_like, back))
+            kept = trees.add(wide, trees.where(verdict.keeps_learned, steps.learned, steps.fallback))
+            keeps = verdict.keeps_learned | verdict.keeps_fallback
+            return (
+                trees.where(keeps, kept, point),
+                trees.where(keeps, state, there),
+                trees.where(verdict.jumps, there, state),
+                trees.where(verdict.jumps, back, updates),
+            )
+
+        changes = verdict.jumps | verdict.keeps_learned | verdict.keeps_fallback
+        point, there, state, updates = trees.seldom(changes, change, (point, there, steps.fallback_state, updates))
+        return eqx.tree_at(lambda it: (it.point, it.point_state), self, (point, there)), state, updates
+
+
+class Steps(eqx.Module):
+    """The steps that each optimizer would take from the params, and the fallback's state after its own."""
+
+    params: Params
+    learned: Params
+    fallback: Params
+    fallback_state: State
+
 
 class Seen(eqx.Module):
-    """What a call shows: the step, the params and the loss there, where each optimizer would go, and whether `good`
-    (loss and gradient are finite) and `allowed` (by the envelope). `fallback_state`: after its step."""
+    """What a call shows: the step, the params and the loss there, and whether `good` (loss and gradient are finite) and
+    `allowed` (by the envelope)."""
 
     step: Int[Array, ""]
     params: Params
     value: Float[Array, ""]
-    learned_next: Params
-    fallback_next: Params
-    fallback_state: State
     good: Bool[Array, ""]
     allowed: Bool[Array, ""]
 
 
 class Verdict(eqx.Module):
-    """Whether the learned optimizer moves; whether, instead of either, the params jump `to` somewhere; and the
-    fallback's state there."""
+    """Whether the learned optimizer moves; whether, instead of either, the params jump to the point of the watch, and
+    the fallback's state with them; and whether the learned optimizer's next point, or the fallback's, is kept in its
+    place."""
 
     learned_moves: Bool[Array, ""]
     jumps: Bool[Array, ""]
-    to: Params
-    fallback_state: State
+    keeps_learned: Bool[Array, ""]
+    keeps_fallback: Bool[Array, ""]
 
 
 class Trials(eqx.Module):
@@ -173,10 +207,11 @@ class Trials(eqx.Module):
         )
 
     def decide(self, it: Watch, now: Seen) -> tuple[Verdict, Watch]:
-        """Take one call into account."""
+        """Take one call into account; the point stays what it was until `Watch.moved`."""
         running, in_reference, in_trial = (it.phase == phase for phase in (RUN, REFERENCE, TRIAL))
         leads = in_trial | (running & it.trusted)
-        arriving = (it.returning > 0) & ~trees.near(now.params, it.point)
+        away = it.returning > 0
+        arriving = trees.seldom(away, lambda _: ~trees.near(now.params, it.point), away)
         # In float64 where there is one: losses may differ by less than float32 can tell.
         seen, value = it.seen + 1, now.value.astype(it.highest.dtype)
         value = jnp.clip(jnp.nan_to_num(value, nan=HUGE), -HUGE, HUGE)
@@ -216,8 +251,8 @@ class Trials(eqx.Module):
         verdict = Verdict(
             learned_moves=leads & now.allowed & ~jumps & ~start & ~stalled,
             jumps=jumps,
-            to=it.point,
-            fallback_state=trees.where(jumps, it.point_state, now.fallback_state),
+            keeps_learned=start,
+            keeps_fallback=good_point & ~start,
         )
         fresh = start | swap | won | back | checked | waited | arriving
         discarded = jnp.where(won, it.length, jnp.where(back, seen, arriving))
@@ -226,10 +261,9 @@ class Trials(eqx.Module):
         outcome = jnp.where(better, Result.LEARNED_WON, Result.LEARNED_KEPT)
         reason = jnp.where(won, outcome, jnp.where(stalled, Result.STALLED, it.reason))
         reason = jnp.where(lost, Result.LEARNED_LOST, jnp.where(rose, Result.LOSS_ROSE, reason))
-        point = trees.where(good_point, now.fallback_next, it.point)
         return verdict, Watch(
-            point=trees.where(start, now.learned_next, point),
-            point_state=trees.where(start | good_point, now.fallback_state, it.point_state),
+            point=it.point,
+            point_state=it.point_state,
             phase=jnp.select([start, swap, won | back], [REFERENCE, TRIAL, RUN], it.phase).astype(jnp.int32),
             trusted=won | (it.trusted & ~defeat & now.allowed),
             returning=jnp.where(back, RETURNS, jnp.where(arriving, it.returning - 1, 0)).astype(jnp.int32),
