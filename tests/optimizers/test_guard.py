@@ -164,6 +164,12 @@ def test_a_trusted_one_wins_where_it_cannot_be_told_from_the_fallback_and_anothe
     assert won[False] < 0.3 and won[True] > 0.7
 
 
+def test_a_trusted_one_that_climbs_does_so_for_one_window_however_long_the_run_is():
+    family, keys = Bowl(jnp.zeros(())), jax.random.split(jax.random.key(1), 2)
+    _, _, state = run(Guard(Bad("climbs"), Adam(0.01), trusted=True).declare(100_000), family, keys, 40)
+    assert state.learned_steps.tolist() == [9, 9] and not state.watch.trusted.any()
+
+
 def test_a_trusted_one_that_jumps_away_in_its_first_window_is_taken_back_to_the_start():
     params = {"a": jnp.ones(4), "b": jnp.ones(())}
     guard = Guard(SGD(1.0), SGD(0.0), window=4, trusted=True)

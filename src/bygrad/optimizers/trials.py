@@ -178,7 +178,8 @@ class Trials(eqx.Module):
 
     def init(self, params: Params, fallback_state: State) -> Watch:
         count, none = jnp.zeros((), jnp.int32), Losses.none().level()
-        first = jnp.maximum(SHORTEST, self._length(self.horizon, count)) if self.trusted else count
+        # In a long run a trial is long, but one that is no good is not to do harm for as long.
+        first = jnp.clip(self._length(self.horizon, count), SHORTEST, self.window) if self.trusted else count
         return Watch(
             point=trees.widened(params),
             point_state=fallback_state,
@@ -238,13 +239,13 @@ class Trials(eqx.Module):
         lower = anew | (won | checked) & (level.mean < it.best.mean)
         led = jnp.where(anew, 0, it.led + (running & it.trusted))
         fell = jnp.where(lower, led, it.fell)
-        patience = jnp.where(favoured, it.length / self.share, STALE_WINDOWS * it.length)
+        length, due = self._next(it, now)
+        patience = jnp.where(favoured, length / self.share, STALE_WINDOWS * it.length)
         stalled = checked & ~rose & (led - fell >= jnp.maximum(patience, STALE_PART * led))
         back = failed | lost | rose
         kept = won | checked & ~rose & ~stalled
         waited = running & ~it.trusted & ended & ~arriving
 
-        length, due = self._next(it, now)
         start = running & (kept | waited) & now.good & now.allowed & due
         jumps, good_point = swap | back | arriving, swap | kept
         highest = jnp.where(in_reference, jnp.maximum(it.highest, value), it.highest)

@@ -97,7 +97,8 @@ class Trials(NamedTuple):
 
     def begin(self) -> Watch:
         """Return what a run begins with."""
-        return Watch(trusted=True, length=max(SHORTEST, self.length(0))) if self.trusted else Watch()
+        first = min(max(SHORTEST, self.length(0)), self.window)  # as in JAX
+        return Watch(trusted=True, length=first) if self.trusted else Watch()
 
     def decide(self, it: Watch, step: int, value: float, good: bool, allowed: bool) -> Verdict:
         """Take one call into account: change `it` and say what happens. `good`: loss and gradient are finite."""
@@ -163,7 +164,7 @@ class Trials(NamedTuple):
             return self._return(it, step, Result.LOSS_ROSE)
         if level.mean < it.best.mean:
             it.best, it.fell = level, it.led
-        patience = it.length / self.share if self._favours(it) else STALE_WINDOWS * it.length
+        patience = self.length(step) / self.share if self._favours(it) else STALE_WINDOWS * it.length
         if it.led - it.fell >= max(patience, STALE_PART * it.led):
             it.trusted, it.stalls, it.reason = False, it.stalls + 1, int(Result.STALLED)
             self._defeat(it, step)
