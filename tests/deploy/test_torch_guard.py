@@ -134,7 +134,13 @@ def step_in_jax(guard: Any, grads: Any, state: Any, params: Any, value: Any) -> 
 
 @pytest.mark.parametrize(
     ("dtype", "horizon", "trusted"),
-    [("float64", None, False), ("float32", 120, False), ("float64", None, True), ("float64", 120, True), ("float64", 2_000, True)],
+    [
+        ("float64", None, False),
+        ("float32", 120, False),
+        ("float64", None, True),
+        ("float64", 120, True),
+        ("float64", 2_000, True),
+    ],
 )
 def test_the_same_decisions_and_steps_as_in_jax(dtype, horizon, trusted, artifact):
     for name, case in CASES.items():

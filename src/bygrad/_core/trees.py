@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree, Shaped
 
 Module = TypeVar("Module")
@@ -28,6 +29,8 @@ def seldom(flag: Bool[Array, ""], change: Callable[[Tree], Tree], tree: Tree) ->
     XLA reads all that it selects from, and copies what passes a branch; what a loop of no rounds carries, it leaves
     alone. No derivative goes backwards through that.
     """
+    if not isinstance(flag, Tracer):  # a loop outside of a compiled function would be compiled anew with every call
+        return change(tree) if bool(flag) else tree
 
     def once(carried: tuple[Any, Tree]) -> tuple[Any, Tree]:
         return jnp.zeros((), bool), change(carried[1])
