@@ -122,6 +122,17 @@ def test_updates_are_finite_for_gradients_of_every_size(optimizer, size):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((updates, state)))
 
 
+def test_a_guard_keeps_the_types_of_its_state(optimizer):
+    """In a loop, what it carries may not change."""
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2, jnp.bfloat16)}
+    guard = Guard(optimizer, Adam())
+    before = guard.init(params)
+    given = dict(value=jnp.ones(()), key=jax.random.key(0))
+    _, after = jax.eval_shape(lambda state: guard.update(params, state, params, **given), before)
+    described = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), it) for it in (before, after)]
+    assert described[0] == described[1]
+
+
 def test_donated_params_and_state_give_the_same_steps(optimizer):
     """Every buffer that is given away is taken: none is held twice, and none is left over."""
     params, grads = {"w": jnp.linspace(-1, 1, 6).reshape(2, 3), "b": jnp.ones(())}, {"w": jnp.ones((2, 3)), "b": 0.5}
