@@ -1,9 +1,10 @@
 """The better of two runs: for deterministic problems, and for those who can pay for the certainty."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .._core import trees
@@ -137,18 +138,11 @@ class BestOf(Optimizer, Scheduled):
         seen = grads, params, value
         home = state.fallback.params
 
-        def of_learned() -> tuple[Run, Run]:
-            return self._advance(self.learned, state.learned, home, seen, key), state.fallback
-
-        def of_fallback() -> tuple[Run, Run]:
-            return state.learned, self._advance(self.fallback, state.fallback, home, seen, key)
-
-        # One branch only is computed: a step of the other would be thrown away. Outside of a compiled function `cond`
-        # would compile both anew with every call.
-        if isinstance(turn, Tracer):
-            learned, fallback = jax.lax.cond(turn, of_learned, of_fallback)
-        else:
-            learned, fallback = of_learned() if bool(turn) else of_fallback()
+        # Only the one whose turn it is takes a step: that of the other would be thrown away.
+        learned, fallback = (
+            trees.seldom(its, functools.partial(self._advance, optimizer, home, seen, key), run)
+            for its, optimizer, run in ((turn, self.learned, state.learned), (~turn, self.fallback, state.fallback))
+        )
         steps = state.steps + 1
         # The next call is number steps + 1: it is the learned optimizer's if its part then grows to the next whole.
         next_turn = self._learneds(steps + 1) > self._learneds(steps)
@@ -172,7 +166,7 @@ class BestOf(Optimizer, Scheduled):
         return state.best
 
     def _advance(
-        self, optimizer: Optimizer, run: Run, home: Params, seen: tuple[Params, Params, Array], key: PRNGKeyArray | None
+        self, optimizer: Optimizer, home: Params, seen: tuple[Params, Params, Array], key: PRNGKeyArray | None, run: Run
     ) -> Run:
         """Take a run's step from where it was evaluated. A run that stops being finite, or strays so far that the way
         from there to `home` would be rounded off, stays where it is."""
