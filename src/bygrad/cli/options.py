@@ -20,7 +20,8 @@ Data = Annotated[
     ),
 ]
 Folder = Annotated[
-    Path | None, arg(help="Folder for everything that is written; if not given, one in runs.", metavar="DIR")
+    Path | None,
+    arg(help="Folder for everything that is written; if not given, one in runs.", metavar="DIR", aliases=["-o"]),
 ]
 Resume = Annotated[bool, arg(help="Go on with what an interrupted run left in the folder, if any.")]
 Json = Annotated[Path | None, arg(help="Write the results to this file as well.", metavar="FILE")]
