@@ -104,6 +104,15 @@ def test_the_pictures_painted_from_are_not_lost(folder):
         assert (folder / name).read_bytes() == before
 
 
+def test_pictures_in_the_home_folder_are_painted_over_an_older_result(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "older.png").write_bytes(b"")
+    stylize("~/content.png", "~/style.jpg", folder / "older.png", SGD(1.0), size=8, steps=1)
+    assert read_picture(folder / "older.png", 8).shape == (8, 8, 3)
+    with pytest.raises(ValueError, match=r"style.jpg is one of the two pictures, and would be lost"):
+        stylize("~/content.png", "~/style.jpg", folder / "style.jpg", SGD(1.0), size=8, steps=1)
+
+
 def test_sizes(folder):
     assert read_picture(folder / "content.png", 32).shape == (16, 32, 3)
     assert read_picture(folder / "content.png", 100, 8).shape == (48, 96, 3)

@@ -61,7 +61,7 @@ def stylize(
     if steps < 1:
         raise ValueError(f"steps is {steps}: the picture would stay noise. Give 1 or more.")
     photograph, painting = read_picture(content, size, STRIDE), read_picture(style, size, STRIDE)
-    if os.path.exists(out) and any(os.path.samefile(out, picture) for picture in (content, style)):
+    if os.path.exists(out) and any(os.path.samefile(out, os.path.expanduser(it)) for it in (content, style)):
         raise ValueError(
             f"{os.fspath(out)} is one of the two pictures, and would be lost. Choose another name for the result."
         )
