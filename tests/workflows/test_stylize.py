@@ -63,6 +63,13 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_computed(folder, 
     assert not (folder / "large.png").exists()
 
 
+def test_a_size_that_does_not_fit_is_refused_before_a_picture_is_brought_to_it(folder, monkeypatch):
+    """Resized alone, this one would take terabytes."""
+    monkeypatch.setattr(Image.Image, "resize", lambda *_: pytest.fail("resized"))
+    with pytest.raises(MemoryError, match="1000000 x 500000 pixels need"):
+        stylize(folder / "content.png", folder / "style.jpg", folder / "large.png", SGD(1.0), size=1_000_000)
+
+
 def test_a_step_takes_as_much_memory_as_is_expected():
     photograph = load_photographs("test")[0]
     family, optimizer = StyleTransfer.of(photograph[None], photograph), LSTM(jax.random.key(0))

@@ -60,7 +60,7 @@ def stylize(
     refuse_unwritable(Path(out))
     if steps < 1:
         raise ValueError(f"steps is {steps}: the picture would stay noise. Give 1 or more.")
-    photograph, painting = read_picture(content, size, STRIDE), read_picture(style, size, STRIDE)
+    photograph, painting = (read_picture(it, size, STRIDE, check=_refuse_to_be_killed) for it in (content, style))
     if os.path.exists(out) and any(os.path.samefile(out, os.path.expanduser(it)) for it in (content, style)):
         raise ValueError(
             f"{os.fspath(out)} is one of the two pictures, and would be lost. Choose another name for the result."
@@ -81,11 +81,7 @@ def paint(
 ) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
     """Return the image of the lowest loss after 0 to `steps` updates, as bytes, with that loss."""
     for height, width, _ in (photograph.shape, painting.shape):
-        if (needs := BYTES_A_PIXEL * height * width) > (free := bytes_available()):
-            raise MemoryError(
-                f"{width} x {height} pixels need {in_words(needs)} of memory, but {in_words(free)} are free, so that"
-                " painting would be killed. Choose a smaller size."
-            )
+        _refuse_to_be_killed(width, height)
     family, optimizer = StyleTransfer.of(photograph[None], painting), declare(optimizer, steps)
     content = eqx.filter_jit(family.content)(family.photographs[0])
     start = family.init(content, jax.random.key(seed))
@@ -102,6 +98,14 @@ def paint(
             " try --artifact paper/style."
         )
     return to_bytes(now.best), float(now.best_loss)
+
+
+def _refuse_to_be_killed(width: int, height: int) -> None:
+    if (needs := BYTES_A_PIXEL * height * width) > (free := bytes_available()):
+        raise MemoryError(
+            f"{width} x {height} pixels need {in_words(needs)} of memory, but {in_words(free)} are free, so that"
+            " painting would be killed. Choose a smaller size."
+        )
 
 
 @Program

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,19 @@ import numpy as np
 from ..._core.files import write_atomically
 
 
-def read_picture(path: str | os.PathLike[str], size: int, multiple: int = 1) -> np.ndarray:
+def read_picture(
+    path: str | os.PathLike[str],
+    size: int,
+    multiple: int = 1,
+    check: Callable[[int, int], None] = lambda width, height: None,
+) -> np.ndarray:
     """Read a picture, resized so that its longer side has `size` pixels: RGB bytes `[height, width, 3]`.
 
     What is transparent is shown on white: the colours that lie under it are not part of the picture.
 
     **Arguments:** `path`: a file of any kind that Pillow reads; the first frame of several. `size`: in pixels.
-    `multiple`: both sides become multiples of it, which changes the proportions a little.
+    `multiple`: both sides become multiples of it, which changes the proportions a little. `check`: is told width and
+    height before the picture is resized to them, and may raise.
 
     **Raises:** `FileNotFoundError`, `ValueError` for what is not a picture, `ImportError` without Pillow.
     """
@@ -42,8 +49,9 @@ def read_picture(path: str | os.PathLike[str], size: int, multiple: int = 1) -> 
     picture = Image.new("RGB", whole.size, "white")
     picture.paste(whole, mask=whole if whole.mode == "RGBA" else None)
     scale = size / max(picture.size)
-    sides = [max(multiple, round(side * scale / multiple) * multiple) for side in picture.size]
-    return np.asarray(picture.resize((sides[0], sides[1]), Image.Resampling.LANCZOS))
+    width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in picture.size)
+    check(width, height)
+    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
