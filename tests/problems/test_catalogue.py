@@ -1,6 +1,7 @@
 """Families by name and from a user's file."""
 
 import inspect
+import subprocess
 import sys
 from pathlib import Path
 
@@ -81,6 +82,26 @@ def test_images_fit_with_an_axis_for_one_channel_and_from_a_file_with_a_comma(tm
     np.testing.assert_array_equal(digit_images(str(path)).x_train[..., 0], digits.x_train)
     with pytest.raises(ValueError, match=r"shape \(8, 8, 1\) in 10 classes, and so is not MNIST"):
         mnist_images(str(path))
+
+
+SPLITS = """
+from bygrad.problems import MLPClassifier, find_family, load_images
+
+for build in (
+    lambda: MLPClassifier.from_data(load_images(), "Test"),
+    *(lambda name=name: find_family(name, split="Test") for name in ("mnist", "characters", "patches", "portfolio")),
+):
+    try:
+        build()
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_no_part_of_the_data_is_taken_for_another():
+    """What no type checker has seen: here, one would come before the check."""
+    done = subprocess.run([sys.executable, "-c", SPLITS], capture_output=True, text=True, timeout=100)
+    assert done.stdout.splitlines() == ["split is 'Test', and data have no such part. Choose 'train' or 'test'."] * 5
 
 
 def test_a_class_in_a_file_is_built_and_an_instance_is_taken_as_it_is(file):

@@ -1,7 +1,5 @@
 """Predicting the next character with a small transformer: networks that are neither perceptrons nor convolutional."""
 
-from typing import Literal
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,6 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from .._core.draws import normals
 from .classifier import Classifier
 from .data.embedded import embedded
+from .data.split import Split, part_of
 
 TEST_PART = 10
 """One part in so many, the end of the text, is kept for the test split."""
@@ -56,13 +55,13 @@ class CharacterModel(Classifier):
             )
 
     @classmethod
-    def embedded(cls, split: Literal["train", "test"] = "train", *, batch: int = 16) -> "CharacterModel":
+    def embedded(cls, split: Split = "train", *, batch: int = 16) -> "CharacterModel":
         """Build the family over the text that comes with the package, 11,000 characters of the Apache License."""
         with embedded("apache_2.txt") as file:
             codes = np.frombuffer(file.read_bytes(), np.uint8)
         alphabet, text = np.unique(codes, return_inverse=True)
         border = len(text) - len(text) // TEST_PART
-        part = text[:border] if split == "train" else text[border:]
+        part = part_of(split, train=text[:border], test=text[border:])
         return cls(jnp.asarray(part, jnp.uint8), characters=len(alphabet), batch=batch)
 
     @property

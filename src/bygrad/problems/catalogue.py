@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from .attention import CharacterModel
 from .ball_and_stick import BallAndStick
@@ -19,6 +19,7 @@ from .classifier import Activation
 from .control import QuadrotorControl
 from .convnet import ConvClassifier, with_labels
 from .data import ImageData, load_images
+from .data.split import Split, part_of
 from .dispatch import EconomicDispatch
 from .lennard_jones import LennardJones
 from .mlp import MLPClassifier
@@ -30,7 +31,6 @@ from .random_start import RandomStart
 from .sparse_coding import SparseCoding
 from .style import StyleTransfer
 
-Split: TypeAlias = Literal["train", "test"]
 Builder: TypeAlias = Callable[[str, Split], ProblemFamily]
 """Builds a family from the names of data sources and a split; families without data look at neither."""
 
@@ -159,7 +159,7 @@ FAMILIES: dict[str, Builder] = {
     "quadrotor": lambda data, split: QuadrotorControl.build(),
     "dispatch": lambda data, split: EconomicDispatch.embedded(),
     "patches": lambda data, split: SparseCoding.embedded(split),
-    "portfolio": lambda data, split: MeanVariance.simulated(seed=int(split == "test")),
+    "portfolio": lambda data, split: MeanVariance.simulated(seed=part_of(split, train=0, test=1)),
 }
 """The families that bygrad brings, by name. Those of CIFAR-10 need `data`; the held-out labels are all the others.
 

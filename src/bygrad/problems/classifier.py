@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from .data import ImageData
+from .data.split import Split, part_of
 from .held_out import DataFamily
 from .structured import Modelled
 
@@ -68,15 +69,13 @@ class ImageClassifier(Classifier):
             )
 
     @classmethod
-    def from_data(
-        cls: type[AnyClassifier], data: ImageData, split: Literal["train", "test"] = "train", **options: Any
-    ) -> AnyClassifier:
+    def from_data(cls: type[AnyClassifier], data: ImageData, split: Split = "train", **options: Any) -> AnyClassifier:
         """Build the family over one split of a data set; `options`: its other fields.
 
         The paper trains the optimizer on networks that see the training split, and tests it on networks that are
         *trained* on the test split: `split` chooses.
         """
-        images, labels = (data.x_train, data.y_train) if split == "train" else (data.x_test, data.y_test)
+        images, labels = part_of(split, train=(data.x_train, data.y_train), test=(data.x_test, data.y_test))
         arrays = {"images": jnp.asarray(cls.arranged(images)), "labels": jnp.asarray(labels)}
         return cls(**arrays, classes=data.classes, **options)
 

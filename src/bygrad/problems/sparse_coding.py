@@ -1,7 +1,5 @@
 """Sparse coding: few atoms of one dictionary for every image patch."""
 
-from typing import Literal
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .data.pictures import load_photographs
+from .data.split import Split
 from .structured import Composite
 
 
@@ -32,7 +31,7 @@ class SparseCoding(Composite):
     strength: float = eqx.field(static=True, default=0.2)
 
     @classmethod
-    def embedded(cls, split: Literal["train", "test"] = "train", count: int = 8192) -> "SparseCoding":
+    def embedded(cls, split: Split = "train", count: int = 8192) -> "SparseCoding":
         """Cut patches from the embedded photographs, in shades of grey; no photograph is in both splits."""
         return cls.from_images(load_photographs(split).astype(float).mean(axis=3), count=count)
 

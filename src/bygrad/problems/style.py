@@ -1,6 +1,6 @@
 """Artistic style transfer, section 3.4 of Andrychowicz et al. (2016), after Gatys, Ecker and Bethge (2015)."""
 
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import equinox as eqx
 import jax
@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from .base import ProblemFamily
 from .data.pictures import load_painting, load_photographs
+from .data.split import Split
 from .vgg import STRIDE, VGG16
 
 STYLE_LAYERS = ("1_1", "2_1", "3_1", "4_1")
@@ -82,7 +83,7 @@ class StyleTransfer(ProblemFamily):
         return cls(network, jnp.asarray(photographs), grams, style)
 
     @classmethod
-    def embedded(cls, split: Literal["train", "test"], size: int = 64, style: str = "great_wave") -> "StyleTransfer":
+    def embedded(cls, split: Split, size: int = 64, style: str = "great_wave") -> "StyleTransfer":
         """Build the family from the photographs and a painting that come with the package, at 64 or 128 pixels."""
         return cls.of(load_photographs(split, size), load_painting(style, size), style)
 

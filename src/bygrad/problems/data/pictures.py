@@ -1,10 +1,9 @@
 """Photographs and paintings that come with the package, for artistic style transfer. NOTICE names their authors."""
 
-from typing import Literal
-
 import numpy as np
 
 from .embedded import read_arrays
+from .split import Split, part_of
 
 TILE = 64
 """Pixels of a side of an embedded photograph."""
@@ -16,7 +15,7 @@ PAINTINGS = ("great_wave", "houses_at_auvers")
 """The Great Wave off Kanagawa (Hokusai, about 1831) and Houses at Auvers (van Gogh, 1890)."""
 
 
-def load_photographs(split: Literal["train", "test"] = "train", size: int = TILE) -> np.ndarray:
+def load_photographs(split: Split = "train", size: int = TILE) -> np.ndarray:
     """Return squares cut from the photographs of a split, bytes `[n, size, size, 3]`.
 
     The package holds tiles of 64 x 64 pixels, cut from twelve photographs at three scales. Larger squares join
@@ -24,7 +23,7 @@ def load_photographs(split: Literal["train", "test"] = "train", size: int = TILE
 
     **Arguments:** `split`: by photograph, never by tile. `size`: 128 pixels, or a divisor of 64.
 
-    **Raises:** `ValueError` for another size.
+    **Raises:** `ValueError` for another split or size.
 
     **Example:**
 
@@ -40,7 +39,8 @@ def load_photographs(split: Literal["train", "test"] = "train", size: int = TILE
     tiles, names = arrays["x"], arrays["names"]
     # A name is `collection/photograph.ending@pixels`, with the pixels of the shorter side at that scale.
     photographs = [name.partition("/")[2].partition(".")[0] for name in names]
-    chosen = np.isin(photographs, TEST_PHOTOGRAPHS) == (split == "test")
+    tested = np.isin(photographs, TEST_PHOTOGRAPHS)
+    chosen = part_of(split, train=~tested, test=tested)
     if size <= TILE:
         return _shrunk(tiles[chosen], size)
     squares = []
