@@ -204,7 +204,9 @@ def test_there_is_no_objective_without_noise():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"activation": "sine"}, {"channels": ()}, {"kernel": 4}, {"hidden": 0}, {"batch": 1}], ids=str
+    "fields",
+    [{"activation": "sine"}, {"channels": ()}, {"kernel": 4}, {"kernel": -1}, {"hidden": 0}, {"batch": 1}],
+    ids=str,
 )
 def test_what_does_not_exist_is_refused(fields):
     with pytest.raises((ValueError, TypeError), match=next(iter(fields))):

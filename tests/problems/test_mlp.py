@@ -1,5 +1,7 @@
 """The perceptron against plain NumPy, its minibatches, and the sizes in the paper."""
 
+import subprocess
+import sys
 from typing import get_args
 
 import jax
@@ -126,6 +128,29 @@ def test_the_split_chooses_the_images():
         np.testing.assert_array_equal(family.images, images[f"x_{split}"].reshape(-1, 6))
         np.testing.assert_array_equal(family.labels, labels[f"y_{split}"])
         assert (family.classes, family.hidden, family.layers, family.batch) == (5, 7, 2, 3)
+
+
+MISFITS = """
+import jax.numpy as jnp
+from bygrad.problems import MLPClassifier
+
+pixels, labels = jnp.zeros((3, 4), jnp.uint8), jnp.arange(3)
+for images, classes in ((pixels / 255, labels), (pixels, labels[:2]), (pixels, jnp.eye(3, dtype=int))):
+    try:
+        MLPClassifier(images, classes)
+    except ValueError as error:
+        print(str(error).partition(":")[0])
+"""
+
+
+def test_every_image_is_bytes_and_has_a_label():
+    """What no type checker has seen: here, one would come before the check."""
+    done = subprocess.run([sys.executable, "-c", MISFITS], capture_output=True, text=True, timeout=100)
+    assert done.stdout.splitlines() == [
+        "There are images float32[3, 4] and labels [3]",
+        "There are images uint8[3, 4] and labels [2]",
+        "There are images uint8[3, 4] and labels [3, 3]",
+    ]
 
 
 @pytest.mark.parametrize("fields", [{"activation": "sine"}, {"hidden": 0}, {"layers": -1}, {"batch": 0}], ids=str)

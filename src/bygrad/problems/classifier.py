@@ -67,6 +67,12 @@ class ImageClassifier(Classifier):
             raise ValueError(
                 f"Unknown activation {self.activation!r}: choose one of {', '.join(get_args(Activation))}."
             )
+        if self.images.dtype != np.uint8 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"There are images {self.images.dtype}{list(self.images.shape)} and labels {list(self.labels.shape)}:"
+                " pixels are divided by 255, so they must be bytes, and an image without a label would have another's."
+                " Give images as uint8, np.round(255 * x) if x goes from 0 to 1, and the number of its class for each."
+            )
 
     @classmethod
     def from_data(cls: type[AnyClassifier], data: ImageData, split: Split = "train", **options: Any) -> AnyClassifier:

@@ -49,7 +49,8 @@ class ConvClassifier(ImageClassifier):
     held_out: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
-        if not self.channels or min(self.channels) < 1 or self.hidden < 1 or self.batch < 2 or self.kernel % 2 == 0:
+        smallest = min(*self.channels, self.hidden, self.kernel)
+        if not self.channels or smallest < 1 or self.batch < 2 or self.kernel % 2 == 0:
             raise ValueError(
                 f"channels={self.channels}, kernel={self.kernel}, hidden={self.hidden}, batch={self.batch}: there is no"
                 " such network or minibatch. Give one block or more of one channel or more, an odd kernel, hidden >= 1,"
