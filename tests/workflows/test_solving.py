@@ -439,6 +439,13 @@ def test_a_guard_is_of_learned_solvers_alone_and_a_start_of_all(tmp_path, data, 
         solve_file(Line(), data, tmp_path / "other.npz", display, block=0)
 
 
+@pytest.mark.parametrize("name", ["gone.npy", "."])
+def test_instances_to_learn_from_that_are_not_there_are_refused_as_those_to_solve(tmp_path, name, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["learn", "oscillation", "-o", str(tmp_path / "solver"), "--instances", str(tmp_path / name)])
+    assert "There is no file" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_the_command_learns_with_as_many_held_out_as_it_is_told(tmp_path, monkeypatch):
     given = {}
 

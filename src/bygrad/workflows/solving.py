@@ -50,14 +50,15 @@ def learn_to_file(
 ) -> LearnedSolver:
     """Learn a solver for a family by name and keep it in `out`.
 
-    **Raises:** before anything is learned, `FileExistsError` if `out` exists, `FileNotFoundError` without its folder,
-    `PermissionError` if nothing can be written there.
+    **Raises:** before anything is learned, `FileExistsError` if `out` exists, `FileNotFoundError` without its folder or
+    `data`, `PermissionError` if nothing can be written there.
     """
     if out.exists():
         raise FileExistsError(f"{out} already exists and would be overwritten. Choose another --out.")
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"There is no folder {out.absolute().parent} to write {out.name} to. Make it first.")
     refuse_unwritable(out)
+    _refuse_missing(data)
     built = find_family(family)
     solver = learn(
         built,
@@ -324,12 +325,16 @@ class _Classical:
 
 def _refuse_files(data: Path, x0: Path | None, out: Path) -> None:
     """Refuse what cannot be read or written, before anything is computed."""
-    for file in (data, x0):
-        if file is not None and not file.is_file():
-            raise FileNotFoundError(f"There is no file {file}, so there is nothing to solve. Check the path.")
+    _refuse_missing(data, x0)
     if not out.name or out.is_dir():
         raise FileExistsError(f"{out} is a folder, so no results can be written there. Give a file (--out).")
     refuse_unwritable(out)
+
+
+def _refuse_missing(*files: Path | None) -> None:
+    for file in files:
+        if file is not None and not file.is_file():
+            raise FileNotFoundError(f"There is no file {file}, so nothing can be read from it. Check the path.")
 
 
 def _refuse_settings(solver: Any, chosen: Collection[str]) -> None:
