@@ -20,7 +20,8 @@ class QuadrotorControl(QuadraticProgram):
     position, and the speeds of the six. States are drawn from $N(0, \mathrm{spread}^2)$ with standard deviations 0.1,
     0.5 and 0.2 for angles, position and speeds, and `spread` a factor on them.
 
-    **Source:** <https://osqp.org/docs/examples/mpc.html>.
+    **Source:** <https://osqp.org/docs/examples/mpc.html>, whose reference is a yaw of one radian instead of a height,
+    and which limits the first state as well.
     """
 
     quadratic: Float[Array, "n n"]

@@ -18,7 +18,7 @@ BASE = 100.0
 """MW of a unit of power, and $/h of a unit of cost."""
 
 REACH = 3e-3
-r"""$\tau$ of the certificate: how far, in 100 MW, a $ an hour and 100 MW moves an output. Learned ones are so near."""
+r"""$\tau$ of the certificate: how far, in 100 MW, a $ an hour and MW moves an output. Learned ones are so near."""
 
 SPREAD = 0.05
 """Standard deviation of a bus's demand about its share of the system's."""
