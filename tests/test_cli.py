@@ -98,7 +98,7 @@ def test_list_shows_every_name(capsys):
         (["train", "--family", "quadratic", "--estimator", "FullES"], ["truncation is 20 and the horizon 100"]),
         (
             ["train", "--family", "quadratic", "--estimator", "NRES", "--coordinates", "1"],
-            ["NRES has no --coordinates"],
+            ["NRES has no --coordinates", "another --estimator (bygrad train --help says which have it)"],
         ),
         (
             ["train", "--optimizer", "Controller", "--coordinates", "0.25", "--family", "quadratic"],

@@ -255,7 +255,7 @@ def _build_estimator(name: str, options: dict[str, Any]) -> Any:
 
     kind = known(ESTIMATORS, name, "estimator")
     fields = [field.name for field in dataclasses.fields(kind)]
-    return kind(**_fitting(options, name, fields, "--estimator, such as Replay or NRES"))
+    return kind(**_fitting(options, name, fields, "--estimator (bygrad train --help says which have it)"))
 
 
 def _is_coordinatewise(optimizer: Any) -> bool:
