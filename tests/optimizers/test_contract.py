@@ -1,6 +1,7 @@
 """What every optimizer promises, learned or hand-designed."""
 
 import warnings
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.optimizers import BASELINES, LEARNED, SGD, Adam, Guard, Optimizer
+from bygrad.optimizers import BASELINES, LEARNED, SGD, Adam, Coordinatewise, Guard, Optimizer
 
 WRAPPERS = {"Guard": lambda: Guard(SGD(), Adam())}
 KINDS = LEARNED | BASELINES | WRAPPERS
@@ -154,3 +155,8 @@ def test_donated_params_and_state_give_the_same_steps(optimizer):
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given) if leaf.size)
     for ours, theirs in zip(jax.tree.leaves(taken), jax.tree.leaves(kept), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_documentation_names_all_that_a_coordinatewise_rule_writes():
+    page = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
+    assert [name for name in sorted(Coordinatewise.__abstractmethods__) if f"`{name}" not in page] == []

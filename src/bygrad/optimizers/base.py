@@ -138,8 +138,8 @@ class Coordinatewise(Optimizer):
     makes it fast. A batch of problem instances is more coordinates, and needs no `vmap`; a random subset of
     coordinates, or a block that fits the cache, is as good as all of them. `bygrad.unroll` makes use of each.
 
-    A rule writes `start` and `step`, and gets `init` and `update` over trees. Where params are divided over
-    devices, their coordinates' state and updates are divided alike.
+    A rule writes `dtype`, `block`, `start` and `step`, and gets `init` and `update` over trees. Where params are
+    divided over devices, their coordinates' state and updates are divided alike.
     """
 
     per_coordinate: ClassVar[bool] = True
