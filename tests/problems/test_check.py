@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import runpy
 import sys
@@ -250,6 +251,14 @@ def test_refusal(kind, error, cause, remedy):
         check_family(kind(), jax.random.key(0))
     assert kind.__name__ in str(caught.value)
     assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [RaisingLoss.loss, SilentLoss.loss, Branching.loss, BranchingInit.init])
+def test_what_a_family_raises_is_told_with_its_line(method):
+    """For those who see no traceback: the command prints none."""
+    kind, line = globals()[method.__qualname__.split(".")[0]], inspect.getsourcelines(method)[1] + 1
+    with pytest.raises(ValueError, match=rf"raised \w+Error(: .+)? \(test_check\.py, line {line}\)\. A family"):
+        check_family(kind(), jax.random.key(0))
 
 
 @pytest.mark.parametrize(

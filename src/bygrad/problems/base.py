@@ -7,8 +7,10 @@ import functools
 import hashlib
 import inspect
 import re
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import equinox as eqx
@@ -200,11 +202,20 @@ def blame(what: str) -> Iterator[None]:
                 f"{what} raised {reason}. It happened in a function outside of JAX, without which there is nothing to"
                 " optimize; mend that one first."
             ) from error
-        reason = said.split("\n")[0].rstrip(".")
+        reason = ": ".join(filter(None, (type(error).__name__, said.split("\n")[0].rstrip("."))))
         raise ValueError(
-            f"{what} raised {type(error).__name__}: {reason}. A family's methods must be JAX functions of their"
-            " arguments (jax.numpy, no Python branches on values); mend this one first."
+            f"{what} raised {reason}{_where(error)}. A family's methods must be JAX functions of"
+            " their arguments (jax.numpy, no Python branches on values); mend this one first."
         ) from error
+
+
+def _where(error: Exception) -> str:
+    """Say in which line of code outside of Python's and its packages an error came up, for those who see no traceback:
+    the command prints none."""
+    installed = [Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib"))]
+    files = ((Path(frame.filename), frame.lineno) for frame in reversed(extract_tb(error.__traceback__)))
+    theirs = (it for it in files if it[0].is_file() and not any(map(it[0].is_relative_to, installed)))
+    return next((f" ({file.name}, line {line})" for file, line in theirs), "")
 
 
 def _traced(what: str, function: Callable[..., Any], *inputs: Any) -> Any:
