@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array
 
-from bygrad.optimizers import LEARNED, LSTM, Adam, LogSign, Portable, Scaled, from_portable, to_portable
+from bygrad.optimizers import LEARNED, LSTM, Adam, LogSign, Optimizer, Portable, Scaled, from_portable, to_portable
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,20 @@ def test_the_configuration_is_json_and_decides_what_it_does(build):
 def test_an_optimizer_that_is_not_learned_is_refused():
     with pytest.raises(TypeError, match="Adam is not a learned optimizer"):
         to_portable(Adam())
+
+
+def test_a_rule_from_outside_is_refused_whether_it_was_learned_or_not():
+    class Mine(Optimizer):
+        log_rate: Array = eqx.field(default_factory=lambda: jnp.log(1e-2))
+
+        def init(self, params):
+            return ()
+
+        def update(self, grads, state, params=None, *, value=None, key=None):
+            return jax.tree.map(lambda grad: -jnp.exp(self.log_rate) * grad, grads), state
+
+    with pytest.raises(TypeError, match=r"Mine .* holds no code.*equinox\.tree_serialise_leaves"):
+        to_portable(Mine())
 
 
 def test_an_unknown_class_is_refused(portable):

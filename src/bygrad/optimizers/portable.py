@@ -20,11 +20,12 @@ class Portable(NamedTuple):
 
 
 def to_portable(optimizer: Optimizer) -> Portable:
-    """Take a learned optimizer apart. Raises `TypeError` for one that is not learned."""
+    """Take a learned optimizer apart. Raises `TypeError` for one that is not one of the package's learned ones."""
     if not isinstance(optimizer, Learned):
         raise TypeError(
-            f"{type(optimizer).__name__} is not a learned optimizer, so there is nothing to write to an artifact:"
-            " its hyperparameters are all there is. Export a meta-trained one."
+            f"{type(optimizer).__name__} is not a learned optimizer of this package, so it cannot be an artifact: a"
+            " file holds no code, and names bygrad's own learned rules alone. Export one of those, or keep the arrays"
+            " of this one yourself (equinox.tree_serialise_leaves)."
         )
     tensors = {name: np.array(leaf) for name, leaf in trees.named_leaves(eqx.filter(optimizer, eqx.is_array)).items()}
     return Portable(type(optimizer).__name__, optimizer.config, optimizer.feature_version, tensors)
