@@ -512,6 +512,31 @@ def test_an_optimizer_with_other_leaves_is_refused(params):
         deployed(loose)
 
 
+class Mixed(Optimizer):
+    """As one writes a rule with Equinox: its network has activations among its leaves, which are functions."""
+
+    network: eqx.nn.MLP
+
+    def init(self, params):
+        return ()
+
+    def update(self, grads, state, params=None, *, value=None, key=None):
+        return jax.tree.map(lambda grad: jax.vmap(self.network)(grad[:, None])[:, 0], grads), state
+
+
+@pytest.mark.parametrize("guard", [None, Adam(1e-2)])
+def test_a_rule_whose_layers_hold_functions_takes_the_steps_that_it_takes_alone(guard):
+    rule = Mixed(eqx.nn.MLP(1, 1, 4, 1, activation=jnp.tanh, key=jax.random.key(0)))
+    grads = {"p": jnp.linspace(-1, 1, 5)}
+    transformation = deployed(rule, guard=guard)
+    state = transformation.init(grads)
+    step = jax.jit(lambda grads, state: transformation.update(grads, state, grads, value=1.0))
+    updates, new = step(grads, state)
+    expected, _ = (rule if guard is None else Guard(rule, guard)).update(grads, state.state, grads, value=jnp.ones(()))
+    np.testing.assert_allclose(updates["p"], expected["p"], rtol=1e-5, atol=1e-7)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+
+
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P

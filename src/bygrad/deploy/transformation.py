@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 from optax import GradientTransformationExtraArgs
@@ -92,6 +93,8 @@ def optax(
     deployed = _guarded(optimizer, guard, envelope)
     if horizon is not None:
         deployed = _declared(deployed, horizon)
+    # A function that a layer of Equinox holds, its activation, travels in the structure of the state.
+    deployed = jax.tree.map(lambda leaf: Partial(leaf) if callable(leaf) else leaf, deployed)
     _check_theta(deployed)
 
     def init(params: Params) -> Any:
