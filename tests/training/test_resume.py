@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bygrad._core import programs
 from bygrad.metagrads import Clone, Replay
 from bygrad.optimizers import LSTM, SGD, Adam, Nesterov, Optimizer
 from bygrad.problems import Quadratic, find_family
@@ -470,3 +471,41 @@ def test_a_checkpoint_alone_goes_on_bit_for_bit(uninterrupted, tmp_path):
     ]
     assert not resumed.log.of(Warned)
     assert digest(resumed.optimizer) == digest(reference.optimizer)
+
+
+class Step(Optimizer):
+    """A rule from outside, whose rate is whatever array it was given."""
+
+    log_rate: jax.Array | np.ndarray
+
+    def init(self, params):
+        return jnp.asarray(0.0)
+
+    def update(self, grads, state, params=None, *, value=None, key=None):
+        rate = jnp.exp(jnp.asarray(self.log_rate))
+        return jax.tree.map(lambda grad: (-rate * grad).astype(grad.dtype), grads), state + 1
+
+
+class HalfPrecision(Quadratic):
+    """Where a number of Python's, which takes the dtype of what it meets, and an array of float32 round differently."""
+
+    def init(self, instance, key):
+        return super().init(instance, key).astype(jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "log_rate", [jnp.asarray(-2.3), np.float64(-2.3), np.array(-2.3)], ids=["weak", "number", "64"]
+)
+def test_a_rule_has_from_the_first_step_the_types_that_it_keeps(log_rate, tmp_path, monkeypatch):
+    """What ends before its first step resumes to the same, and nothing is compiled but what is planned."""
+    compiled, lower = [], programs.Program._compile
+    monkeypatch.setattr(programs.Program, "_compile", lambda *arguments: compiled.append(0) or lower(*arguments))
+    monkeypatch.setattr(programs, "kept", programs._Kept())  # not what other tests have compiled
+    rule, family = Step(log_rate), HalfPrecision(2)
+    reference = meta_train(rule, family, RECIPE, folder=tmp_path / "whole", watch=lambda event: None)
+    assert len(compiled) == 6  # three to check the family; the first inner problems, a meta-step, a validation
+    with pytest.raises(KeyboardInterrupt):
+        meta_train(rule, family, RECIPE, folder=tmp_path / "cut", watch=at(Validated, 0, fail))
+    resumed = meta_train(rule, family, RECIPE, folder=tmp_path / "cut", resume=True, watch=lambda event: None)
+    assert_same(resumed, reference, tmp_path / "cut")
+    assert len(compiled) == 6

@@ -117,9 +117,23 @@ class Report(eqx.Module):
     lost: Scalar | None
 
 
+def settled(tree: PyTree) -> PyTree:
+    """Return the tree with JAX's arrays of types that stay. NumPy's may have 64 bits where JAX has none; and what was
+    made of a Python number takes on the type of others (`weak_type`), until the first step: that would then be another
+    program than all that follow, with other roundings in half precision, and what is resumed would not have it."""
+
+    def settle(leaf: Any) -> Any:
+        if not eqx.is_array(leaf):
+            return leaf
+        array = jnp.asarray(leaf)
+        return array.astype(array.dtype) if getattr(array, "weak_type", False) else array  # keys have no such thing
+
+    return jax.tree.map(settle, tree)
+
+
 def _begin(optimizer: Optimizer, windows: Windows, estimator: Estimator, devices: Devices, key: PRNGKeyArray) -> PyTree:
     # Not divided, only its result is: one key is split over all instances, whatever the number of devices.
-    inner = estimator.init(optimizer, windows, key)
+    inner = settled(estimator.init(optimizer, windows, key))
     return devices.constrain(inner, estimator.axes(optimizer, inner))
 
 

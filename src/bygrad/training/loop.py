@@ -24,7 +24,7 @@ from . import advice
 from .devices import Devices, least
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
 from .folder import BEFORE, CHECKPOINT, LOG, Folder, has, refuse_another
-from .learner import Learner, Pace, Report, advance, begin, bytes_of_meta_step, curves
+from .learner import Learner, Pace, Report, advance, begin, bytes_of_meta_step, curves, settled
 from .recipe import Recipe, describe
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -144,7 +144,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 " an estimator that needs losses alone, such as NRES(robust=True), or train on the family inside."
             )
         # For those that keep their horizon in themselves; those that keep it in their state get every run's own.
-        optimizer = declare(optimizer, recipe.horizon)
+        optimizer = settled(declare(optimizer, recipe.horizon))
         train_key, _ = jax.random.split(jax.random.key(recipe.seed))
         self.windows, pace, self.optimizer, self.train_key, self.validation_keys = self.devices.place(
             (recipe.windows(family), Pace.of(recipe), optimizer, train_key, validation_keys(recipe))
