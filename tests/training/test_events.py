@@ -80,9 +80,13 @@ def test_what_came_after_a_checkpoint_is_forgotten(log, step, seconds, kept):
     assert len(log.path.read_text().splitlines()) == kept + 1
 
 
-@pytest.mark.parametrize("rest", ['{"event": "Stepped", "st', "{}\n", '{"event": "Other"}\n', "\x00\x00\n"], ids=repr)
+@pytest.mark.parametrize(
+    "rest",
+    [b'{"event": "Stepped", "st', b"{}\n", b'{"event": "Other"}\n', b"\x00\x00\n", b"null\n", b"\xff\xfe"],
+    ids=repr,
+)
 def test_half_lines_and_strange_ones_are_dropped(log, rest):
-    with log.path.open("a") as file:
+    with log.path.open("ab") as file:
         file.write(rest)
     again = Log(log.path)
     again.rewind(3, 3.0)

@@ -96,10 +96,10 @@ class Log:
                 file.write(_line(event))
 
     def rewind(self, step: int, seconds: float) -> None:
-        """Read the file back up to a checkpoint at `step`; forget what was logged after it, and any half line."""
+        """Read the file back up to a checkpoint at `step`; forget what was logged after it, and any damaged line."""
         if self.path is None or not self.path.exists():
             return
-        self.recall(self.path.read_text(), step, seconds)
+        self.recall(self.path.read_text(errors="replace"), step, seconds)
         write_text_atomically(self.path, self.text)
 
     def recall(self, text: str, step: int, seconds: float) -> None:
@@ -133,5 +133,5 @@ def _parse(line: str) -> Event | None:
         numbers = {field.name for field in dataclasses.fields(kind) if field.type in (float, float | None)}
         known = numbers - {name for name, value in fields.items() if value is None}
         return kind(**{name: float(value) if name in known else value for name, value in fields.items()})
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
