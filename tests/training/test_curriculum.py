@@ -1,6 +1,8 @@
 """The curriculum: who goes on to the next stage, when a stage ends, and that nothing is done twice."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -95,3 +97,27 @@ def test_what_only_a_later_stage_cannot_do_is_told_before_the_first(tmp_path):
     with pytest.raises(ValueError, match="FullES looks at whole runs, but the truncation is 2 and the horizon 4"):
         learn_by_curriculum(SGD(0.02), FAMILY, curriculum, folder=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+NUMPYS = """
+import sys
+import numpy as np, bygrad
+from bygrad.training import Curriculum, learn_by_curriculum
+
+recipe = bygrad.Recipe(truncation=np.int64(2), instances=2, meta_steps=1, validation_runs=2)
+curriculum = Curriculum(recipe, horizons=tuple(np.array([2, 4])), rounds=np.int64(1), runs=2, late=np.float32(0.5))
+for resume in (False, True):
+    print(learn_by_curriculum(bygrad.Adam(), bygrad.Quadratic(2), curriculum, folder=sys.argv[1], resume=resume).rounds)
+"""
+
+
+def test_numbers_may_be_numpys(tmp_path):
+    """In a process of its own, as annotations are not checked for a user."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error:A JAX array is being set as static", "-c", NUMPYS, tmp_path / "run"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first, again = done.stdout.splitlines()
+    assert first == again

@@ -18,7 +18,7 @@ from ..unroll import compiled_loss_curves
 from .events import Watcher
 from .folder import is_begun
 from .loop import meta_train
-from .recipe import Recipe, describe
+from .recipe import Recipe, plain
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
@@ -173,7 +173,7 @@ class _Book:
 
     @classmethod
     def open(cls, folder: Path | None, curriculum: Curriculum, resume: bool) -> "_Book":
-        identity = json.loads(json.dumps(vars(curriculum) | {"recipe": describe(curriculum.recipe)}))
+        identity = json.loads(json.dumps(plain(vars(curriculum))))
         path = None if folder is None else folder / "curriculum.json"
         if path is None or not path.exists():
             return cls(folder, identity, {})

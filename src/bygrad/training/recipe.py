@@ -66,6 +66,7 @@ class Recipe:
                 continue
             if not is_whole(value):
                 raise TypeError(f"{name} is {value!r}, which is no whole number. Give one.")
+            object.__setattr__(self, name, int(value))  # Equinox warns of NumPy's, among static fields
         check_seed(self.seed)
         for name in (*counts, "final_window", "meta_learning_rate", "clip"):
             if not getattr(self, name) > 0:
@@ -99,18 +100,18 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     for name, silent in {"before": None, "keep": "best"}.items():
         if fields[name] == silent:
             del fields[name]
-    return {name: _plain(value) for name, value in fields.items()}
+    return {name: plain(value) for name, value in fields.items()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Write an estimator, and whatever it is made of, as JSON values."""
     if isinstance(value, Recipe):
         return describe(value)
     if isinstance(value, eqx.Module):
-        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"name": type(value).__name__, **fields}
     if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
+        return {name: plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     return value.tolist() if eqx.is_array(value) else value
