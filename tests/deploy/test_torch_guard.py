@@ -228,6 +228,20 @@ def test_params_and_state_are_finite_whatever_comes_in(dtype, artifact):
         assert (report["steps"], report["bad_inputs"]) == (20, 8)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_found_in_params_of_any_dtype(bad, artifact):
+    dtypes = torch.float16, torch.float32, torch.bfloat16, torch.float64
+    params = [torch.nn.Parameter(torch.ones(size, dtype=dtype)) for size, dtype in enumerate(dtypes)]
+    params.append(torch.nn.Parameter(torch.tensor(1.0)))
+    optimizer = guarded(artifact, params, InTorch(0.1))
+    for place, param in enumerate(params[1:]):  # the first has no entries
+        for it in params:
+            it.grad = torch.zeros_like(it)
+        param.grad.view(-1)[-1] = bad
+        optimizer.step(value=1.0)
+        assert optimizer.report()["bad_inputs"] == place + 1
+
+
 def test_closures_and_values_are_the_same_and_no_loss_is_warned_of(artifact):
     def run(closed: bool) -> Any:
         weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))

@@ -241,8 +241,7 @@ class LearnedOptimizer(Optimizer):
             self._told_of_losses = True
             remark(_NO_LOSS)
         self._rule.move(grads, states, params, rates, value)
-        for group in self.param_groups:
-            group.update(self._memory())
+        self._remember()
 
     def _count(self) -> None:
         """Count the step, and say what would go unseen: what a scheduler sets of another optimizer, and, once, rates of
@@ -274,8 +273,7 @@ class LearnedOptimizer(Optimizer):
         if isinstance(self._rule, Guard):
             params = [param for group in self.param_groups for param in group["params"] if self.state.get(param)]
             self._rule.settle([self.state[param] for param in params], params)
-            for group in self.param_groups:
-                group.update(self._memory())
+            self._remember()
 
     def report(self) -> dict[str, Any]:
         """Return what the guard counted, and its reasons in words; nothing without a guard."""
@@ -284,6 +282,11 @@ class LearnedOptimizer(Optimizer):
     def _memory(self) -> dict[str, Any]:
         """What a guard remembers, for every param group, because tools that take state dicts apart keep these whole."""
         return {_GUARD: self._rule.memory()} if isinstance(self._rule, Guard) else {}
+
+    def _remember(self) -> None:
+        memory = self._memory()
+        for group in self.param_groups:
+            group.update(memory)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave. **Raises:** `ValueError` for that of another artifact, rule or model."""

@@ -4,7 +4,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -131,7 +131,7 @@ class Guard(Rule, Scheduled):
             fallback = [_part(_FALLBACK, state) for state in states]
 
         judged = self.judges and value is not None
-        intact, ours = True, [torch.zeros_like(point) for point in wide]
+        intact, ours = True, theirs
         # What the fallback does in its part of a trial is no part of the learned rule's path.
         if not (judged and watch.phase == REFERENCE):
             learned = [_part(_LEARNED, state) for state in states]
@@ -143,7 +143,7 @@ class Guard(Rule, Scheduled):
                 learned = [{**it, **_horizon(memory)} for it, memory in zip(starts, learned, strict=True)]
             for state, memory in zip(states, learned, strict=True):
                 state |= _named(_LEARNED, memory)
-            ours = (moved if intact else theirs) if finite else ours
+            ours = moved if intact and finite else theirs
 
         border = self._border([grad for grad in shown if grad is not None], params)
         inside = border == Result.UNDECIDED
@@ -169,8 +169,6 @@ class Guard(Rule, Scheduled):
                     param.copy_(point)
                 updates = [torch.zeros_like(point) for point in points]
             fallback = here
-        if not _finite(updates):
-            updates = [torch.zeros_like(point) for point in wide]
         for state, memory in zip(states, fallback, strict=True):
             state |= _named(_FALLBACK, memory)
 
@@ -207,7 +205,7 @@ class Guard(Rule, Scheduled):
 
     def report(self) -> dict[str, Any]:
         """Return the counters by name, and the reason of the last decision and of the envelope in words."""
-        told: dict[str, Any] = asdict(self.counts)
+        told = _numbers(self.counts)
         border = Result(told.pop("border"))
         del told["strange"]
         if self.judges:
@@ -217,7 +215,7 @@ class Guard(Rule, Scheduled):
 
     def memory(self) -> dict[str, Any]:
         """Return what it remembers of the run beside the tensors, as numbers, and `settings`: what it was made of."""
-        numbers = {"counts": asdict(self.counts), "watch": asdict(self.watch), "horizon": self._trials.horizon}
+        numbers = {"counts": _numbers(self.counts), "watch": _numbers(self.watch), "horizon": self._trials.horizon}
         return numbers | {"settings": self.settings}
 
     @property
@@ -252,6 +250,11 @@ def _averaged(value: Tensor, params: Sequence[Tensor]) -> Tensor:
     total = value.to(params[0].device if params else value.device, compute_dtype(value), copy=True)
     distributed.all_reduce(total)
     return total / distributed.get_world_size()
+
+
+def _numbers(record: Any) -> dict[str, Any]:
+    """A dataclass of numbers as a dict: `dataclasses.asdict` copies each of them, which is too slow for every step."""
+    return {name: _numbers(entry) if is_dataclass(entry) else entry for name, entry in vars(record).items()}
 
 
 def _horizon(state: TensorState) -> TensorState:
@@ -294,12 +297,12 @@ def _steps(
 def _finite(tensors: Sequence[Tensor]) -> bool:
     """Whether all entries are finite; waits for the device once."""
     # Both ends of the values, in one pass; NaN is found at both.
-    flags = [torch.stack(torch.aminmax(it)).isfinite().all() for it in tensors if it.numel()]
-    return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
+    ends = [end for it in tensors if it.numel() for end in torch.aminmax(it)]
+    return not ends or bool(torch.stack([end.to(ends[0].device) for end in ends]).isfinite().all())
 
 
 def _sound(updates: Sequence[Tensor], states: Sequence[TensorState], params: Sequence[Tensor]) -> bool:
-    """Whether updates, states, and params after the updates are finite."""
+    """Whether states, and params after the updates, are finite: an update that is not leaves no param that is."""
     entries = [entry for state in states for entry in state.values() if entry.is_floating_point()]
     after = [param + update.to(param.dtype) for param, update in zip(params, updates, strict=True)]
-    return _finite([*updates, *entries, *after])
+    return _finite([*entries, *after])
