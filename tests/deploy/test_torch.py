@@ -664,23 +664,25 @@ def test_the_gradient_scaler_skips_what_overflows(small):
     assert torch.equal(weight, before) and torch.equal(optimizer.state[weight]["state"], state)
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_the_same_steps_under_autocast_and_whatever_the_default_dtype(name, artifacts):
+@pytest.mark.parametrize("name", [*RULES, "Controller with reach"])
+def test_the_same_steps_under_autocast_and_whatever_the_default_dtype_and_device(name, artifacts):
     """Torch's own optimizers do not see either."""
     start, *trees = draw(11, 3)
-    plain, inside, narrow = (tensors(start, torch.float32) for _ in range(3))
+    plain, inside, narrow, far = (tensors(start, torch.float32) for _ in range(4))
     wanted = run(LearnedOptimizer(plain, artifacts[name]), plain, trees)
     with torch.autocast("cpu", torch.bfloat16):
-        found = run(LearnedOptimizer(inside, artifacts[name]), inside, trees)
+        inside = run(LearnedOptimizer(inside, artifacts[name]), inside, trees)
         assert torch.is_autocast_enabled("cpu")
     torch.set_default_dtype(torch.bfloat16)
     try:
-        others = run(LearnedOptimizer(narrow, artifacts[name]), narrow, trees)
+        narrow = run(LearnedOptimizer(narrow, artifacts[name]), narrow, trees)
     finally:
         torch.set_default_dtype(torch.float32)
-    for it, autocast, other in zip(wanted, found, others, strict=True):
-        np.testing.assert_array_equal(autocast, it)
-        np.testing.assert_array_equal(other, it)
+    with torch.device("meta"):
+        far = run(LearnedOptimizer(far, artifacts[name]), far, trees)
+    for it, *others in zip(wanted, inside, narrow, far, strict=True):
+        for other in others:
+            np.testing.assert_array_equal(other, it)
 
 
 @pytest.mark.parametrize("guarded", [False, True], ids=["bare", "guarded"])

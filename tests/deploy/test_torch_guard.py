@@ -75,7 +75,7 @@ class InTorch(Rule):
         self.size, self.turn, self.later, self.kind = size, turn, later, kind
 
     def start(self, param):
-        return {"step": torch.zeros((), dtype=torch.int32)}
+        return {"step": torch.zeros((), dtype=torch.int32, device=param.device)}
 
     def step(self, grads, states, params, value=None):
         updates = []
@@ -271,6 +271,26 @@ def test_closures_and_values_are_the_same_and_no_loss_is_warned_of(artifact):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.step()  # told
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_loss_that_is_a_number_is_judged_as_it_is_whatever_the_default_dtype_and_device(dtype, artifact):
+    def run() -> Any:
+        params, problem = parameters(), Descent()
+        optimizer = guarded(artifact, params, InTorch(0.9))
+        for _ in range(60):
+            value, _ = problem.at(*(param.detach().numpy() for param in params))
+            advance(optimizer, params, problem, value=1e6 + value)
+        return optimizer.report()
+
+    wanted = run()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        with torch.device("meta"):
+            found = run()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == wanted and found["won"]
 
 
 @pytest.mark.parametrize("name", ["is better in noise", "climbs", "turns"])

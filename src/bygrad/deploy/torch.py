@@ -429,7 +429,7 @@ _PAST = (
 def _number(loss: Any) -> Tensor:
     """Return a loss as a tensor without axes; `TypeError` for what a guard cannot compare."""
     if isinstance(loss, int | float | np.number | np.ndarray):
-        loss = torch.as_tensor(loss)
+        loss = torch.from_numpy(np.array(loss, float))  # whatever the default dtype and device are
     if not (isinstance(loss, Tensor) and loss.numel() == 1):
         found = f"of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise TypeError(

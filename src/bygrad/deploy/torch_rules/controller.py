@@ -67,7 +67,7 @@ class Controller(Rule, Scheduled):
             for names in (("inputs", "times"), ("head", "head_times"))
         )
         self._layers = [
-            (torch.tensor(bias), torch.tensor(product))
+            (torch.tensor(bias, device="cpu"), torch.tensor(product, device="cpu"))
             for bias, product in ((tensors["bias"], weights), (tensors["head_bias"], heads))
         ]
         self._constants: dict[Any, _Constants] = {}

@@ -25,7 +25,7 @@ class Samples:
         ]
         self._strides = [(down * columns, across) for (_, columns), (down, across) in zip(matrices, steps, strict=True)]
         sizes = [down * across for down, across in self.grids]
-        self._sizes = torch.tensor([max(1, size) for size in sizes], dtype=dtype).to(device)[:, None, None]
+        self._sizes = torch.tensor([max(1, size) for size in sizes], dtype=dtype, device=device)[:, None, None]
         memory = torch.zeros(6, len(sizes), max(sizes), dtype=dtype, device=device)
         self._rows = memory[:5].transpose(0, 1)
         self._grad, _, self._mean, self.n, self._q, self._square = memory
