@@ -77,6 +77,25 @@ class Composite(ProblemFamily):
     r"""A smooth part and a simple one: $f_i(p) = g_i(p) + h_i(p)$, where the proximal map of $h$ is known.
 
     $\operatorname{prox}_{s h}(v) = \arg\min_p \, h(p) + \lVert p - v \rVert^2 / 2s$. Params are one vector.
+
+    >>> import bygrad, jax, jax.numpy as jnp, numpy as np
+    >>> from bygrad.problems import Composite
+    >>> class Lasso(Composite):  # sparse combinations of columns that give the instance, a signal
+    ...     columns: np.ndarray
+    ...     def sample(self, key):
+    ...         return jax.random.normal(key, (len(self.columns),))
+    ...     def init(self, instance, key):
+    ...         return jnp.zeros(self.columns.shape[1])
+    ...     def smooth(self, params, instance):
+    ...         return 0.5 * jnp.sum((self.columns @ params - instance) ** 2)
+    ...     def penalty(self, params, instance):
+    ...         return 0.5 * jnp.sum(jnp.abs(params))
+    ...     def prox(self, params, step, instance):
+    ...         return jnp.sign(params) * jnp.maximum(jnp.abs(params) - 0.5 * step, 0.0)
+    ...     def curvature(self):
+    ...         return jnp.linalg.norm(self.columns, 2) ** 2
+    >>> bygrad.solve(Lasso(np.eye(3)), np.array([[3.0, 0.2, -1.0]])).x  # here each entry by itself
+    array([[ 2.5,  0. , -0.5]])
     """
 
     @abc.abstractmethod
@@ -124,6 +143,22 @@ class QuadraticProgram(ProblemFamily):
 
     As a `ProblemFamily`, its loss is the objective plus `penalty` times half the squared violation of the constraints;
     rows with a price (`ceiling`) count their violation times it instead.
+
+    >>> import bygrad, jax, jax.numpy as jnp, numpy as np
+    >>> from bygrad.problems import QuadraticProgram
+    >>> class Portions(QuadraticProgram):  # shares of 0.1 at least, next to what is wished for
+    ...     def sample(self, key):
+    ...         return jax.random.normal(key, (3,))
+    ...     @property
+    ...     def matrices(self):
+    ...         return jnp.eye(3), jnp.concatenate([jnp.ones((1, 3)), jnp.eye(3)])
+    ...     @property
+    ...     def equations(self):  # the first row, by which shares add up to 1
+    ...         return jnp.array([True, False, False, False])
+    ...     def vectors(self, instance):
+    ...         return -instance, jnp.array([1.0, 0.1, 0.1, 0.1]), jnp.array([1.0, jnp.inf, jnp.inf, jnp.inf])
+    >>> bygrad.solve(Portions(), np.array([[0.6, 0.2, -1.0]]), tol=1e-6).x.round(4)
+    array([[0.65, 0.25, 0.1 ]])
     """
 
     @property
