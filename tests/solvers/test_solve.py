@@ -586,6 +586,12 @@ def test_mistakes_are_refused(change, says, decays):
         solve(Decay(), **({"instances": decays} | change))
 
 
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad, jax.vmap])
+def test_inside_of_a_transformation_it_is_said_what_to_use_instead(transform, decays):
+    with pytest.raises(TypeError, match=r"traced by JAX.* Solve outside.* bygrad\.solvers\.implicit"):
+        transform(lambda data: solve(Decay(), data).cost.sum())(jnp.asarray(decays))
+
+
 def test_lists_are_refused_in_few_words(decays):
     for mistake in ({"instances": decays.tolist()}, {"instances": decays, "x0": {"height": decays.tolist()}}):
         with pytest.raises(ValueError, match=r"more.*numpy\.asarray") as refused:

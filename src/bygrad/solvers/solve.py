@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 from .._core import trees
@@ -67,8 +68,8 @@ def solve(
 
     **Raises:** `ValueError` for instances or starts whose numbers of rows differ, or whose rows are no instances of the
     family (rows of other lengths than `sample` draws are solved where the family's functions take them, and told in
-    `Solution.warnings`); `TypeError` for a
-    method that does not solve such a family, or a family that no method can solve.
+    `Solution.warnings`); `TypeError` for a method that does not solve such a family, a family that no method can
+    solve, or a call inside of `jax.jit`, `grad` or `vmap`: `implicit` has the derivatives.
 
     >>> import jax, numpy as np
     >>> from bygrad.problems import DampedOscillation
@@ -229,7 +230,16 @@ def with_arrays(method: Method, dtype: Any) -> Method:
 
 
 def as_rows(instances: PyTree[Any], dtype: Any) -> tuple[PyTree[np.ndarray], int | None]:
-    """Return instances as NumPy arrays, floating-point ones in `dtype`, and how many there are (None: no arrays)."""
+    """Return instances as NumPy arrays, floating-point ones in `dtype`, and how many there are (None: no arrays).
+
+    **Raises:** `TypeError` inside of a transformation of JAX, which knows no numbers.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(instances)):
+        raise TypeError(
+            "The instances are traced by JAX (jit, grad, vmap), but a solver looks at numbers to know who is finished."
+            " Solve outside of what is traced, all instances in one call. For derivatives use bygrad.solvers.implicit,"
+            " which may be traced, or jacobian."
+        )
 
     def convert(leaf: Any) -> np.ndarray:
         array = np.asarray(leaf)
