@@ -19,7 +19,7 @@ from bygrad.cli import main
 from bygrad.deploy import hub, load, verify
 from bygrad.deploy.jax import refuse_solver
 from bygrad.deploy.solver import load_solver, save_solver
-from bygrad.problems import ProblemFamily, find_family
+from bygrad.problems import ProblemFamily, QuadrotorControl, SparseCoding, find_family
 from bygrad.problems.structured import Bounded, LeastSquares
 from bygrad.solvers import (
     Damping,
@@ -489,6 +489,14 @@ def test_what_is_solved_does_not_hang_on_the_unit_of_costs(monkeypatch):
 def test_instances_without_a_finite_cost_are_refused():
     with pytest.raises(ValueError, match="Decay or its gradient is not finite at the start of any of 20 instances"):
         learn(Decay(), budget=1, instances=np.nan * decays(400))
+
+
+@pytest.mark.parametrize(
+    ("build", "size"), [(lambda: SparseCoding.embedded(count=64), 64), (lambda: QuadrotorControl.build(horizon=2), 12)]
+)
+def test_programs_without_a_finite_cost_are_refused(build, size):
+    with pytest.raises(ValueError, match="is not finite at the start of any of 20 instances"):
+        learn(build(), budget=1, instances=np.full((200, size), np.nan))
 
 
 def test_a_family_without_instances_is_refused():

@@ -28,7 +28,7 @@ from .learn_programs import learned_programs
 from .learned import LearnedDamping, LearnedStart, Whitening, vector_of
 from .levenberg_marquardt import GainRatio, LevenbergMarquardt
 from .proximal import ProximalGradient
-from .solution import Solution
+from .solution import Solution, Status
 from .solve import as_rows, check_tolerance, flat_of_rows, precision, told_if_alike
 from .starts import draws, in_blocks, starting_points
 from .training import Examples, single, train_damping, train_start
@@ -157,23 +157,16 @@ def _instances(family: ProblemFamily, given: Any, heldout: int, seed: int) -> tu
 
 
 def _at_starts(family: ProblemFamily, train: Any, seed: int, dtype: np.dtype[Any]) -> tuple[float, float]:
-    """Return the sizes of costs and of gradients (their largest entry) at the starts of the tuning instances: medians.
-
-    **Raises:** `ValueError` where nothing is finite there.
-    """
+    """Return the sizes of costs and of gradients (their largest entry) at the starts for tuning: medians."""
     if certified(family):
         return 1.0, 1.0  # their certificates have a scale of their own
     with precision(dtype, family):
-        flat, some, rows, own = _first_starts(family, train, 1, seed, dtype)
+        flat, some, _, own = _first_starts(family, train, 1, seed, dtype)
         costs, slopes = _costs_and_slopes(flat, jnp.asarray(own), jax.tree.map(jnp.asarray, some))
         sizes = np.abs(np.asarray(costs)), np.max(np.abs(np.asarray(slopes)), axis=1, initial=0.0)
     finite = np.isfinite(sizes[0]) & np.isfinite(sizes[1])
     if not finite.any():
-        raise ValueError(
-            f"The cost of {type(family).__name__} or its gradient is not finite at the start of any of {rows}"
-            " instances, so there is nothing to tune or to learn from. Check the instances for NaN, and `init`;"
-            " bygrad.problems.check_family says more."
-        )
+        return 1.0, 1.0  # which `_tuned` refuses
     return float(np.median(sizes[0][finite])), float(np.median(sizes[1][finite]))
 
 
@@ -221,10 +214,19 @@ def _starts_of(family: ProblemFamily, train: Any, seed: int, dtype: np.dtype[Any
 def _tuned(
     base: LearnedSolver, grid: Sequence[Method], train: Any, tol: float, scale: float, seed: int
 ) -> LearnedSolver:
-    """Choose the settings with the fewest evaluations among those that solve no fewer of the tuning instances."""
+    """Choose the settings with the fewest evaluations among those that solve no fewer of the tuning instances.
+
+    **Raises:** `ValueError` where nothing is finite at the start of any.
+    """
     some = trees.rows(train, slice(TUNING))
     tried = [_with_method(base, method) for method in grid]
     found = [solver.solve(some, seed=seed, batch=64) for solver in tried]
+    if all(np.all(it.status == Status.NOT_FINITE) for it in found):
+        raise ValueError(
+            f"The cost of {type(base.family).__name__} or its gradient is not finite at the start of any of"
+            f" {trees.length(some)} instances, so there is nothing to tune or to learn from. Check the instances for"
+            " NaN, and `init`; bygrad.problems.check_family says more."
+        )
     best = BestKnown.of(found, scale)
     solved = [int(np.sum(is_solved(base.family, it, best, tol))) for it in found]
     enough = [i for i, count in enumerate(solved) if count == max(solved)]
