@@ -9,9 +9,9 @@ import pytest
 
 from bygrad.evaluation import Protocol, Tuning, strict_json, tune, tune_baselines, with_learning_rate
 from bygrad.evaluation import tuning as tuning_module
-from bygrad.evaluation.tuning import EXTENSIONS, POINTS, _curves, run_tuned
+from bygrad.evaluation.tuning import COMPILE, EXTENSIONS, POINTS, _curves, run_tuned
 from bygrad.optimizers import PAPER_BASELINES, SGD, Adam
-from bygrad.problems import ProblemFamily, Quadratic
+from bygrad.problems import Oracle, ProblemFamily, Quadratic
 from bygrad.unroll import draw, loss_curves
 
 
@@ -134,13 +134,30 @@ def test_an_interrupted_tuning_goes_on_where_it_was():
 @pytest.mark.parametrize("at_once", [None, 1])
 def test_what_is_tuned_runs_elsewhere_at_its_rate(at_once, monkeypatch):
     options, optimizer, family = {"horizon": 3, "runs": 2, "points": 5, "at_once": at_once}, Adam(), Isotropic()
-    rate = tune(optimizer, family, jax.random.key(0), **options).best_final
-    keys = jax.random.split(jax.random.key(1), 5)  # two at a time, and one is left
+    tuning = tune(optimizer, family, jax.random.key(0), **options)
+    rate, keys = tuning.best_final, jax.random.split(jax.random.key(1), 5)  # two at a time, and one is left
+    assert 0 < tuning.seconds < COMPILE / 3
     if at_once is None:
         monkeypatch.setattr(_curves, "_compile", None)  # nothing is compiled again
-    found = run_tuned(optimizer, rate, family, keys, **options)
+    found = run_tuned(optimizer, rate, family, keys, **options, seconds=tuning.seconds)
     expected = loss_curves(with_learning_rate(optimizer, rate), family, keys, 3)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seconds", [None, COMPILE / 2], ids=["compiled elsewhere", "slow"])
+def test_what_is_tuned_does_not_run_many_times_where_that_takes_longer_than_to_compile(seconds):
+    """With a function on the host for a problem, who would notice at once."""
+    rows = []
+
+    def bowl(params, seed):
+        rows.append(seed)
+        return np.sum(params**2), 2 * params
+
+    family, keys = Oracle(bowl, np.ones(2)), jax.random.split(jax.random.key(1), 4)
+    rows.clear()
+    curves = run_tuned(SGD(), 0.1, family, keys, horizon=3, runs=2, points=5, seconds=seconds)
+    np.testing.assert_allclose(curves, np.broadcast_to(2 * 0.64 ** np.arange(4), (4, 4)), rtol=1e-5)
+    assert len(rows) == 4 * 4
 
 
 def test_the_first_grid_has_the_size_and_the_place_asked_for():

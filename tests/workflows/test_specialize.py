@@ -125,8 +125,8 @@ def test_a_damaged_pace_is_named_and_learning_begins_anew_once_it_is_deleted(don
 def test_what_is_no_better_than_its_start_is_not_returned(tmp_path, monkeypatch):
     judge = _Specialization._judge
 
-    def as_good(*arguments, branch):
-        return judge(*arguments, branch=branch) if branch == 2 else 1.0
+    def as_good(*arguments, branch, what):
+        return judge(*arguments, branch=branch, what=what) if branch == 2 else 1.0
 
     monkeypatch.setattr(_Specialization, "_judge", as_good)
     # Not by `pytest.warns`: the type checker of these tests catches warnings while it reads an annotation, and of two

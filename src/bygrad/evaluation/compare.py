@@ -123,6 +123,7 @@ def tune_baselines(
     """
     protocol.refuse_what_cannot_fit()
     results = {} if results is None else results
+    tunings = {name: Tuning.of_json(results[name]) for name in baselines if name in results}
 
     def tuned(kind: type[FromOptax]) -> Tuning:
         return tune(
@@ -141,17 +142,19 @@ def tune_baselines(
 
     def tell() -> None:
         if watch is not None:
-            missing = [name for name in baselines if name not in results]
+            missing = [name for name in baselines if name not in tunings]
             watch(" ".join(["tuning", *missing[:1]]), len(baselines) - len(missing), len(baselines))
 
     tell()
     # Side by side, because most of the time goes into compiling, which fills one core.
     with Threads(SIDE_BY_SIDE) as pool:
-        names = {pool.submit(tuned, kind): name for name, kind in baselines.items() if name not in results}
+        names = {pool.submit(tuned, kind): name for name, kind in baselines.items() if name not in tunings}
         for future in as_completed(names):
-            results[names[future]] = future.result().as_json()
+            name = names[future]
+            tunings[name] = future.result()
+            results[name] = tunings[name].as_json()
             tell()
-    return {name: Tuning.of_json(results[name]) for name in baselines}
+    return {name: tunings[name] for name in baselines}
 
 
 def tuned_levels(
@@ -160,6 +163,7 @@ def tuned_levels(
     keys: Shaped[PRNGKeyArray, " runs"],
     measure: Literal["area", "final"],
     protocol: Protocol,
+    watch: Tick | None = None,
     results: MutableMapping[str, dict[str, Any]] | None = None,
     baselines: Mapping[str, type[FromOptax]] = BASELINES,
 ) -> dict[str, float]:
@@ -167,7 +171,8 @@ def tuned_levels(
 
     It is what others are held against in these runs: those that it was tuned on may be easier, or harder.
 
-    **Arguments:** `protocol`: that of the tuning. `results`: as for `tune_baselines`. `baselines`: as for `compare`.
+    **Arguments:** `protocol`: that of the tuning. `watch`, `results`: as for `tune_baselines`. `baselines`: as for
+    `compare`.
     """
     results = {} if results is None else results
 
@@ -181,13 +186,17 @@ def tuned_levels(
             runs=protocol.tuning_runs,
             points=protocol.rates,
             at_once=protocol.rates_at_once,
+            seconds=tunings[name].seconds,
         )
         return float(np.mean(area(curves) if measure == "area" else final(curves, protocol.final_window)))
 
     missing = [name for name in tunings if name not in results]
     with Threads(SIDE_BY_SIDE) as pool:
-        for name, found in zip(missing, pool.map(level, missing), strict=True):
-            results[name] = {measure: found}
+        found = pool.map(level, missing)
+        for name in missing:
+            if watch is not None:
+                watch(f"running {name} as tuned", len(results), len(tunings))
+            results[name] = {measure: next(found)}
     return {name: loss_of(results[name][measure]) for name in tunings}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -24,6 +25,9 @@ POINTS = 17
 
 _A_DECADE = 4
 
+COMPILE = 4.0
+"""Seconds that it takes, about, to compile a program of runs. Measured for networks: 3 to 5."""
+
 Measure = Literal["final", "area"]
 """What a learning rate is chosen by."""
 
@@ -38,12 +42,14 @@ CENTRES = {"SGD": 1e-1, "Nesterov": 1e-1, "Lion": 1e-3, "Muon": 3e-2}
 class Tuning:
     """A grid of learning rates `[n]`, ascending, and the mean final loss and area `[n]` at each.
 
-    A rate at which any run is lost has an infinite loss. `best_final` and `best_area` are the best rates.
+    A rate at which any run is lost has an infinite loss. `best_final` and `best_area` are the best rates. `seconds`:
+    how long all rates ran, in this process; else `None`.
     """
 
     learning_rates: np.ndarray
     final: np.ndarray
     area: np.ndarray
+    seconds: float | None = dataclasses.field(default=None, compare=False)
 
     @property
     def best_final(self) -> float:
@@ -54,13 +60,14 @@ class Tuning:
         return float(self.learning_rates[_best(self.area)])
 
     def as_json(self) -> dict[str, list[float]]:
-        """Return it as lists; `of_json` reads them."""
-        return {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
+        """Return it as lists, without the time; `of_json` reads them."""
+        return {name: getattr(self, name).tolist() for name in ("learning_rates", "final", "area")}
 
     @classmethod
     def of_json(cls, fields: Mapping[str, Sequence[float | None]]) -> "Tuning":
         """Read what `as_json` has given; strict JSON has no number for the loss of a run that diverged."""
-        return cls(**{name: np.array([loss_of(it) for it in values]) for name, values in fields.items()})
+        arrays = {name: np.array([loss_of(it) for it in values]) for name, values in fields.items()}
+        return cls(arrays["learning_rates"], arrays["final"], arrays["area"])
 
 
 def _best(losses: np.ndarray) -> int:
@@ -99,10 +106,15 @@ def tune(
     of the first grid. `at_once`: rates that run side by side, all of them by default. `confirming_runs`: instances
     more for the rates that count, `confirmed`. `measures`: what a rate will be chosen by.
     """
-    keys = jax.random.split(key, runs)
+    keys, seconds = jax.random.split(key, runs), 0.0
 
     def measure(rates: np.ndarray) -> tuple[Curves, Curves]:
-        curves = np.asarray(_curves(with_learning_rate(optimizer, rates), family, keys, horizon, at_once), np.float64)
+        nonlocal seconds
+        arguments = with_learning_rate(optimizer, rates), family, keys, horizon, at_once
+        _curves.bytes_needed(*arguments)  # compiles, so that it is not timed
+        started = time.perf_counter()
+        curves = np.asarray(_curves(*arguments), np.float64)
+        seconds = time.perf_counter() - started
         with np.errstate(over="ignore", invalid="ignore"):
             measures = np.stack([final(curves, final_window), area(curves)]).mean(axis=-1)
         finals, areas = np.where(np.isfinite(measures), measures, np.inf)
@@ -120,7 +132,7 @@ def tune(
             tuning = confirmed(tuning, optimizer, family, key, **options, more=confirming_runs, measures=measures)
             more = beyond(rates, {_best(getattr(tuning, name)) for name in measures}, points)
         if more is None or extensions == EXTENSIONS:
-            return tuning
+            return dataclasses.replace(tuning, seconds=seconds)
         new = measure(more)
         order = np.argsort(np.concatenate([rates, more]))
         rates, finals, areas = (
@@ -192,16 +204,18 @@ def run_tuned(
     runs: int = 8,
     points: int = POINTS,
     at_once: int | None = None,
+    seconds: float | None = None,
 ) -> Curves:
     """Run a hand-designed optimizer at one learning rate, `runs` at a time: curves `[len(keys), horizon + 1]`.
 
-    Where the rates of a grid go side by side, this is the program that `tune` has compiled, as many times at this rate:
-    that takes less than to compile another.
+    Where the rates of a grid went side by side, and took less than it takes to compile, this is the program that `tune`
+    has compiled, as many times at this rate.
 
-    **Arguments:** as for `tune`.
+    **Arguments:** `seconds`: how long all rates of the grid ran (`Tuning.seconds`). The others as for `tune`.
     """
-    optimizer = with_learning_rate(optimizer, np.full(points if at_once is None else 1, rate))
     pieces = keys[np.arange(-(-len(keys) // runs) * runs) % len(keys)].reshape(-1, runs)
+    is_there = at_once is None and seconds is not None and len(pieces) * seconds < COMPILE
+    optimizer = with_learning_rate(optimizer, np.full(points if is_there else 1, rate))
     curves = [np.asarray(_curves(optimizer, family, piece, horizon, at_once)[0], np.float64) for piece in pieces]
     return np.concatenate(curves)[: len(keys)]
 

@@ -56,7 +56,7 @@ def reproduce(experiment: Experiment, task: Task) -> dict[str, Any]:
     if (experiment.training_family, recipe.horizon) == (main.family, main.horizon):
         alike = dataclasses.replace(protocol, horizon=recipe.horizon, final_window=recipe.final_window)
         kept = Kept(folder / "levels.json")
-        levels = tuned_levels(tunings, family, validation_keys(recipe), recipe.select, alike, kept)
+        levels = tuned_levels(tunings, family, validation_keys(recipe), recipe.select, alike, display.phase, kept)
         display.tuned(MEASURES[recipe.select], levels)
     else:  # validation is on other problems, or over other horizons: their losses say nothing of each other
         levels = {}

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -209,7 +210,8 @@ class _Specialization:
         )
         rows = results["optimizers"]
         rows["start"] |= {"label": f"the start ({origin})", "note": "What the controller is before it learns."}
-        learned, unlearned = (self._judge(it, branch=1) for it in (trained.optimizer, start))
+        candidates = {"what was learned": trained.optimizer, "the start": start}
+        learned, unlearned = (self._judge(it, branch=1, what=f"trying {name}") for name, it in candidates.items())
         better = learned < unlearned
         if not better:
             display.warn("what was learned is no better than its start on held-out instances: the start is kept")
@@ -240,7 +242,8 @@ class _Specialization:
         """Return what the tuned baselines reach in the runs of the validations, and say it."""
         alike = dataclasses.replace(self.protocol, horizon=recipe.horizon, final_window=recipe.final_window)
         kept = Kept(self.folder / "levels.json")
-        levels = tuned_levels(tunings, self.problems, validation_keys(recipe), recipe.select, alike, kept)
+        keys, watch = validation_keys(recipe), self.display.phase
+        levels = tuned_levels(tunings, self.problems, keys, recipe.select, alike, watch, kept)
         self.display.tuned(recipe.select, levels)
         return levels
 
@@ -259,16 +262,17 @@ class _Specialization:
             **given,
         }
         candidates = {name: declare(it, self.protocol.horizon) for name, it in candidates.items()}
-        best = min(candidates, key=lambda name: self._judge(candidates[name], branch=2))
+        best = min(candidates, key=lambda name: self._judge(candidates[name], branch=2, what=f"trying {name}"))
         return candidates[best], best
 
-    def _judge(self, optimizer: Optimizer, branch: int) -> float:
+    def _judge(self, optimizer: Optimizer, branch: int, what: str) -> float:
         """Measure what decides, on instances that are used for nothing else (a `branch` of the key for every question):
-        those of the report would flatter the one that is chosen on them."""
+        those of the report would flatter the one that is chosen on them. `what`: is told of it meanwhile."""
         protocol, key = self.protocol, jax.random.fold_in(self.protocol.keys[1], branch)
-        curves, _ = run_curves(
-            optimizer, self.problems, key, horizon=protocol.horizon, runs=protocol.runs, chunk=protocol.chunk
-        )
+        options = {"horizon": protocol.horizon, "runs": protocol.runs, "chunk": protocol.chunk}
+        tick = functools.partial(self.display.phase, what)
+        tick(0, protocol.runs)
+        curves, _ = run_curves(optimizer, self.problems, key, **options, tick=tick)
         value = area(curves) if measure_of(self.objective) == "area" else final(curves, protocol.final_window)
         mean = float(np.mean(value))
         return mean if math.isfinite(mean) else math.inf
@@ -301,7 +305,7 @@ class _Specialization:
         """Tune the size of the steps of what is pretrained, and say with what it begins."""
         few = dataclasses.replace(self.protocol, runs=min(RESIZING_RUNS, self.protocol.runs))
         on_few = dataclasses.replace(self, protocol=few)
-        start, factor = resize(start, lambda it: on_few._judge(it, branch=3))
+        start, factor = resize(start, lambda it: on_few._judge(it, branch=3, what="trying sizes of steps"))
         origin += f", its steps times {factor:.2g}"
         self.display.say(f"begins as {origin}")
         return start, origin
