@@ -132,8 +132,10 @@ def test_a_baseline_of_ones_own_is_compared_where_its_class_is_given(results):
     row = compare({}, given, Quadratic(3), protocol, baselines=own)["mine"]
     assert (row["kind"], row["label"], row["learning_rate"]) == ("hand-designed", "Mine", 0.02)
     assert row["curve"] == pytest.approx(results["sgd"]["curve"])
-    levels = tuned_levels(given, Quadratic(3), protocol.keys[1][None], "final", protocol, baselines=own)
-    sgd = tuned_levels({"SGD": tuning(0.01, 0.01)}, Quadratic(3), protocol.keys[1][None], "final", protocol)
+    keys, told = protocol.keys[1][None], []
+    levels = tuned_levels(given, Quadratic(3), keys, "final", protocol, lambda *it: told.append(it), baselines=own)
+    assert told == [("running Mine as tuned", 0, 1)]
+    sgd = tuned_levels({"SGD": tuning(0.01, 0.01)}, Quadratic(3), keys, "final", protocol)
     assert levels == {"Mine": pytest.approx(sgd["SGD"])}
     with pytest.raises(ValueError, match="Mine is tuned, but is none of the baselines SGD, Nesterov"):
         compare({}, given, Quadratic(3), protocol)

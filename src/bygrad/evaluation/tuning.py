@@ -26,7 +26,7 @@ POINTS = 17
 _A_DECADE = 4
 
 COMPILE = 4.0
-"""Seconds that it takes, about, to compile a program of runs. Measured for networks: 3 to 5."""
+"""Seconds that it takes, about, to compile a program of runs: how long a wait is decided by it, and no result."""
 
 Measure = Literal["final", "area"]
 """What a learning rate is chosen by."""
