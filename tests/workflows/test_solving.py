@@ -289,18 +289,21 @@ def test_two_processes_share_the_blocks_of_a_file(tmp_path, data):
     out = tmp_path / "out.npz"
     command = ["solve", str(tmp_path / "line.py"), str(data), "-o", str(out), "--block", "8", "--hosts"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", SHARED, *command, f"2,{index}"], env=environment, stdout=subprocess.PIPE, text=True
-        )
-        for index in (1, 0)
-    ]
+
+    def start(index: int) -> subprocess.Popen[str]:
+        line = [sys.executable, "-u", "-c", SHARED, *command, f"2,{index}"]
+        return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True)
+
+    early = start(1)
+    assert early.stdout is not None
+    assert early.stdout.readline().strip() == "process 1 waits for the first blocks of process 0"
+    started = [early, start(0)]
     second, first = (process.communicate(timeout=300)[0].splitlines() for process in started)
     assert [process.returncode for process in started] == [0, 0]
     mine, theirs = json.loads(first[-1]), json.loads(second[-1])
     assert mine == [0, 8, *range(16, 100, 16)] and theirs == list(range(24, 100, 16))
     assert f"{8 * len(theirs)} of {8 * len(theirs)} solved" in " ".join(second)
-    assert "100 of 100 solved" in " ".join(first) and "process 1 waits for the first blocks of process 0" in second
+    assert "100 of 100 solved" in " ".join(first)
     is_solved(out, data)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != "_") == ["data.npy", "line.py", "out.npz"]
 
