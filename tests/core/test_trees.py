@@ -116,3 +116,16 @@ def test_leaves_have_the_names_of_their_paths():
 def test_two_leaves_of_one_name_are_not_taken_for_each_other():
     with pytest.raises(ValueError, match=r"both called 'x/y'.*Rename"):
         trees.named_leaves({"x/y": jnp.ones(2), "x": {"y": jnp.ones(2)}})
+
+
+@pytest.mark.parametrize("lost", [jnp.nan, jnp.inf, -jnp.inf])
+def test_the_largest_of_any_number_of_entries_is_not_finite_where_one_is_not(lost):
+    values = np.random.default_rng(0).normal(size=(512, 64)).astype(np.float32)  # XLA's own maximum forgets NaN here
+    rows, columns = np.arange(0, 512, 7), np.arange(0, 512, 7) % 64
+    expected = np.abs(values).max(axis=1)
+    expected[rows] = np.abs(lost)
+    values[rows, columns] = lost
+    np.testing.assert_array_equal(jax.jit(jax.vmap(trees.largest))(values), expected)
+    assert not np.isfinite(jax.jit(trees.largest)(values))
+    assert trees.largest(jnp.zeros(0)) == 0
+    assert not jax.jit(trees.near)(values, jnp.zeros_like(values)) and trees.near(jnp.zeros(3), jnp.zeros(3))

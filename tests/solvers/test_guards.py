@@ -341,6 +341,28 @@ def test_a_curvature_that_is_too_small_is_named_as_the_cause(method):
         assert np.isfinite(found.x).all() and np.isfinite(found.cost).all()
 
 
+class Lost(Bowl):
+    """A bowl whose proximal map is NaN where the instance says so."""
+
+    def init(self, instance, key):
+        return jnp.ones(16, instance.dtype)
+
+    def smooth(self, params, instance):
+        return 0.5 * jnp.sum(jnp.square(params - instance))
+
+    def prox(self, params, step, instance):
+        return jnp.where(instance[0] > 0, params, jnp.nan)
+
+
+@pytest.mark.parametrize("method", [ProximalGradient(max_steps=50), Safeguarded(PROPOSALS["stay"], max_steps=50)])
+@pytest.mark.parametrize("rows", [8, 512])  # of so many XLA's maximum forgets NaN, and all would seem solved
+def test_a_proximal_map_that_is_lost_certifies_nothing(method, rows):
+    data = np.random.default_rng(0).normal(size=(rows, 16))
+    found = solve(Lost(1.0), data, method=method, batch=rows)
+    np.testing.assert_array_equal(found.success, data[:, 0] > 0)
+    assert np.isfinite(found.x).all()
+
+
 @pytest.mark.parametrize("method", [ProximalGradient(tol=1e-30), ProximalGradient(tol=1e-30, step_size=1.9)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_rounding_is_not_taken_for_curvature(method, dtype, coding):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from .._core import trees
 from .._core.types import Instance, Scalar
 from ..problems import ProblemFamily, QuadraticProgram
 from .base import Flat, Method, OncePerFamily, Progress, check_part, status_of
@@ -140,9 +141,11 @@ class ADMM(Method):
         linear, low, high = (it.astype(x.dtype) for it in family.vectors(instance))
         given, other = low[to.equations], high[to.equations]
         slope, size = jnp.linalg.norm(to.unseen.T @ linear), jnp.linalg.norm(linear)
-        limit_size, slope_size = _units(_largest(jnp.diag(quadratic.astype(x.dtype))), size, low, high)
+        limit_size, slope_size = _units(trees.largest(jnp.diag(quadratic.astype(x.dtype))), size, low, high)
         # Equations that contradict each other, or are none: no point satisfies them.
-        apart = jnp.maximum(_largest(to.consistent @ given - given), _largest(other - given)) / (1 + _largest(given))
+        apart = jnp.maximum(trees.largest(to.consistent @ given - given), trees.largest(other - given)) / (
+            1 + trees.largest(given)
+        )
         origin = to.solve @ given
         push = to.quadratic @ given
         shift = to.shift @ given
@@ -151,7 +154,7 @@ class ADMM(Method):
         rows, y = to.scale * (constraints.astype(x.dtype)[to.limits] @ x) - shift, dual / to.scale
         reduced = to.basis.T @ linear + to.pull @ given
         # A penalty of 1 balances limits with curvature; where there is little or none, this one does with the slope.
-        pull, width = _largest(reduced), _widest(low, high)
+        pull, width = trees.largest(reduced), _widest(low, high)
         known = (pull > 0) & (width > 0)
         straight = jnp.where(known, pull / jnp.where(known, width, 1.0), 1.0)
         # Soft rows whose price is paid stay outside of their limits.
@@ -203,8 +206,8 @@ class ADMM(Method):
         dual = dual / (memory.slope_size + jnp.max(jnp.stack(parts)))
         unscaled = 1 / to.scale
         # A soft row may leave its limits: z then lies outside of them as well.
-        primal = _largest(unscaled * (rows - z))
-        primal = primal / (memory.limit_size + _largest(unscaled * jnp.maximum(jnp.abs(rows), jnp.abs(z))))
+        primal = trees.largest(unscaled * (rows - z))
+        primal = primal / (memory.limit_size + trees.largest(unscaled * jnp.maximum(jnp.abs(rows), jnp.abs(z))))
         x = to.basis @ inner + memory.origin
         cost = memory.constant + 0.5 * inner @ (to.curvature * inner) + memory.linear @ inner
         soft = ~jnp.isinf(to.ceiling)
@@ -267,7 +270,7 @@ class ADMM(Method):
         pressed = jnp.where(limited, jnp.abs(rows_moved), 0.0)
         hard = jnp.isinf(to.ceiling)
         slope = -memory.linear @ moved - jnp.sum(jnp.where(hard, 0.0, _times(to.ceiling, pressed)))
-        held = jnp.maximum(_largest(to.curvature * moved), _largest(jnp.where(hard, pressed, 0.0)))
+        held = jnp.maximum(trees.largest(to.curvature * moved), trees.largest(jnp.where(hard, pressed, 0.0)))
         return (slope > 0) & (held * jnp.linalg.norm(memory.linear) <= tight * slope)
 
 
@@ -304,12 +307,8 @@ def _units(curvature: Scalar, slope: Scalar, low: Array, high: Array) -> tuple[S
 
 def _widest(low: Array, high: Array) -> Scalar:
     """Return the size of the largest limit."""
-    finite = lambda limit: _largest(jnp.where(jnp.isfinite(limit), limit, 0.0))  # noqa: E731
+    finite = lambda limit: trees.largest(jnp.where(jnp.isfinite(limit), limit, 0.0))  # noqa: E731
     return jnp.maximum(finite(low), finite(high))
-
-
-def _largest(vector: Array) -> Scalar:
-    return jnp.max(jnp.abs(vector), initial=0.0)
 
 
 def _times(limit: Array, grown: Array) -> Array:

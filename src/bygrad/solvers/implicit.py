@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from .._core import trees
 from .._core.programs import Program
 from .._core.sizes import whole_number
-from .._core.types import Instance, Params, Scalar
+from .._core.types import Instance, Params
 from ..problems import Composite, ProblemFamily, QuadraticProgram
 from ..problems.base import check_is_family
 from .base import Flat, certified, check_part
@@ -172,8 +172,8 @@ def _by_pieces(x: Float[Array, " p"], z: Array, drive: Drive, conditions: Condit
     regular = eps * jnp.linalg.norm(system, 1) * jnp.linalg.norm(inverse, 1) < SINGULAR
 
     driven = drive(z, fixed)
-    size = jnp.maximum(_largest(jnp.concatenate([z, driven])), jnp.sqrt(jnp.finfo(x.dtype).tiny))
-    error = 2 * _largest(inverse @ residual(z, fixed)) + 100 * eps * size
+    size = jnp.maximum(trees.largest(jnp.concatenate([z, driven])), jnp.sqrt(jnp.finfo(x.dtype).tiny))
+    error = 2 * trees.largest(inverse @ residual(z, fixed)) + 100 * eps * size
     # On one piece the slope is the same on both sides. All entries of `way` differ: along the normal of a plane that
     # `prox` projects onto, no kink would be seen.
     way = 0.5 + (GOLDEN * jnp.arange(driven.size, dtype=x.dtype)) % 1
@@ -181,7 +181,7 @@ def _by_pieces(x: Float[Array, " p"], z: Array, drive: Drive, conditions: Condit
     def slope(side: int) -> Array:
         return jax.jvp(lambda driven: conditions(z, driven, fixed), (driven + side * error * way,), (way,))[1]
 
-    jump = jnp.maximum(_largest(slope(1) - slope(0)), _largest(slope(-1) - slope(0)))
+    jump = jnp.maximum(trees.largest(slope(1) - slope(0)), trees.largest(slope(-1) - slope(0)))
     known = regular & (error < jnp.sqrt(eps) * size) & (jump < jnp.cbrt(eps))
     # In every direction: a limit that does not bind is not in the residual, though it might if it moved.
     real = [jnp.sum(leaf) for leaf in jax.tree.leaves(instance) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
@@ -198,10 +198,6 @@ def _tied(x: Array, inverse: Array, residual: Array) -> Array:
 @_tied.defjvp
 def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     return primals[0], -(primals[1] @ tangents[2])
-
-
-def _largest(values: Array) -> Scalar:
-    return jnp.max(jnp.abs(values), initial=0.0)
 
 
 def jacobian(

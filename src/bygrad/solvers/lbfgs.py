@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from .._core import trees
 from .._core.types import Instance, Scalar
 from .base import Flat, Method, Progress, status_of
 from .solution import Status
@@ -113,7 +114,7 @@ class LBFGS(Method):
         direction = jnp.where(fresh, direction, memory.direction)
 
         # As written above, it would round the gradient to what is left of it beside a large x.
-        certificate = jnp.max(jnp.abs(jnp.clip(gradient, x - high, x - low)), initial=0.0)
+        certificate = trees.largest(jnp.clip(gradient, x - high, x - low))
         certificate = jnp.where(jnp.isfinite(best), certificate, jnp.inf)
         gained = at.cost - cost
         # Along a gradient without a scale, or on a short step, to gain little says nothing of the minimum.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from .._core import trees
 from .._core.types import Instance, Scalar
 from ..problems import Composite, ProblemFamily
 from ..problems.base import blame
@@ -95,7 +96,7 @@ class ProximalGradient(Method):
         memory, bound = at.memory, self.bound
         value, gradient = jax.value_and_grad(family.smooth)(memory.trial, instance)
         cost = value + family.penalty(memory.trial, instance)
-        finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(gradient))
+        finite = jnp.isfinite(cost) & jnp.isfinite(trees.largest(gradient))
         first = at.nit == 0
         # Near the minimum costs differ by rounding alone, and the certificate can still improve.
         slack = 4 * jnp.finfo(at.x.dtype).eps * jnp.abs(jnp.where(first, 0.0, at.cost))
@@ -115,13 +116,13 @@ class ProximalGradient(Method):
         affine = slope + beta * (slope - slope_before)
         slope_y = affine if self.affine else jax.grad(family.smooth)(y, instance)
         trial = family.prox(y - size / bound * slope_y, size * shrink / bound, instance)
-        trial = jnp.where(jnp.all(jnp.isfinite(trial)), trial, x)  # a mixture might not be allowed
+        trial = jnp.where(jnp.isfinite(trees.largest(trial)), trial, x)  # a mixture might not be allowed
 
         # At the trial, not at x: what the gap needs is then known from the gradient.
         gap = family.gap(memory.trial, gradient, instance)
         if gap is None:
             plain = family.prox(memory.trial - gradient / bound, 1 / bound, instance)
-            certificate = jnp.max(bound * jnp.abs(memory.trial - plain), initial=0.0)
+            certificate = bound * trees.largest(memory.trial - plain)
         else:
             certificate = gap / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
         certificate = jnp.where(taken, certificate, at.certificate)

@@ -93,7 +93,7 @@ class Safeguarded(Method):
 
         gap = family.gap(x, gradient, instance)
         if gap is None:
-            certificate = jnp.max(bound * jnp.abs(x - safe), initial=0.0)
+            certificate = bound * trees.largest(x - safe)
         else:
             certificate = gap / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
         certificate = jnp.where(finite, certificate, jnp.inf)

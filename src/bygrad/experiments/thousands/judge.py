@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from ..._core import trees
 from ..._core.programs import Program
 from ..._core.types import Instance, Scalar
 from ...problems import Composite, QuadraticProgram
@@ -65,7 +66,7 @@ def _assess_one(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Scala
     else:
         cost, values = family.objective(x, instance), family.matrices[1].astype(x.dtype) @ x
         _, low, high = family.vectors(instance)
-        error = jnp.max(jnp.abs(values - jnp.clip(values, low, high))) / (1 + jnp.max(jnp.abs(values)))
+        error = trees.largest(values - jnp.clip(values, low, high)) / (1 + trees.largest(values))
     if isinstance(family, Composite):
         gap = family.gap(x, jax.grad(family.smooth)(x, instance), instance)
         error = error if gap is None else gap / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
