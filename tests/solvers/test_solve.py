@@ -10,7 +10,17 @@ from jaxtyping import Array
 
 from bygrad.problems import Oracle, OralDose, ProblemFamily, Quadratic, QuadrotorControl, SparseCoding
 from bygrad.problems.structured import Bounded, LeastSquares, QuadraticProgram
-from bygrad.solvers import ADMM, LBFGS, STATUS, Flat, LevenbergMarquardt, ProximalGradient, learn, solve
+from bygrad.solvers import (
+    ADMM,
+    LBFGS,
+    STATUS,
+    Flat,
+    LearnedSchedule,
+    LevenbergMarquardt,
+    ProximalGradient,
+    learn,
+    solve,
+)
 from bygrad.solvers.levenberg_marquardt import GainRatio, solve_spd
 from bygrad.solvers.solve import best_start, default_method, fitting_method
 from bygrad.solvers.starts import starting_points
@@ -345,6 +355,24 @@ def test_the_gap_bounds_the_distance_to_the_minimum(coding):
     excess = rough.cost - exact.cost
     assert (excess <= rough.certificate * rough.cost + 1e-12).all() and (excess > 0).any()
     assert rough.nit.mean() < 0.5 * exact.nit.mean()
+
+
+@pytest.mark.parametrize(
+    "schedule", [None, LearnedSchedule(jnp.tile(jnp.array([0.5, 0.2, 0.8]), (12, 1)), jnp.zeros(()))]
+)
+def test_what_one_point_has_proven_holds_for_those_after_it(coding, schedule):
+    least = solve(coding, coding.patches, method=ProximalGradient(tol=1e-8, max_steps=20_000), batch=32).cost
+    gap = jax.vmap(lambda x, one: coding.gap(x, jax.grad(coding.smooth)(x, one), one))
+    before, better = np.full(32, np.inf), 0
+    for steps in range(1, 30):
+        found = solve(coding, coding.patches, method=ProximalGradient(schedule, tol=1e-9, max_steps=steps), batch=32)
+        assert (found.cost - least <= found.certificate * found.cost + 1e-9).all()
+        if schedule is None:  # costs fall, so that the proof cannot get worse
+            assert (found.certificate <= before + 1e-9).all()
+        alone = gap(jnp.asarray(found.x), coding.patches) / found.cost
+        assert (found.certificate <= alone + 1e-5).all()
+        before, better = found.certificate, better + np.sum(found.certificate < 0.9 * np.asarray(alone))
+    assert better > 0
 
 
 def test_sparse_coding_agrees_with_coordinate_descent(coding):

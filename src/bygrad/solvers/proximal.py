@@ -24,7 +24,8 @@ DECREASE = 1e-4
 class Memory(NamedTuple):
     """The gradient; the trial; the momentum's t; whether the trial was a safe step.
 
-    `highest`: the cost at the start, above which no trial is taken.
+    `highest`: the cost at the start, above which no trial is taken. `lower`: the highest bound that is proven so far
+    below the minimum.
     """
 
     gradient: Float[Array, " p"]
@@ -32,6 +33,7 @@ class Memory(NamedTuple):
     t: Scalar
     safe: Scalar
     highest: Scalar
+    lower: Scalar
 
 
 class ProximalGradient(Method):
@@ -57,8 +59,9 @@ class ProximalGradient(Method):
     It begins at the nearest point where $h$ is finite, so that every trial is one. An instance whose gradient
     changes by more than $L$ allows, so that even a step with $1/L$ raises its cost, ends with `Status.TOO_CURVED`.
 
-    The certificate is the duality gap relative to the cost, where the family has one (`Composite.gap`): an instance
-    below `tol` is *proven* to be within a factor of the minimum. Otherwise it is the gradient mapping's largest entry.
+    The certificate, where the family has a duality gap (`Composite.gap`), is how far the cost lies above the highest
+    bound that the gap of any trial so far has proven, relative to the cost: an instance below `tol` is *proven* to be
+    within a factor of the minimum. Otherwise it is the gradient mapping's largest entry.
 
     **Arguments:** `schedule`: learned numbers for the first steps, or None. `step_size`: $s L$ after it; above 1 it is
     held by the guard alone, and many families take fewer steps (`learn` tries up to 1.9). `tol`, `max_steps`: as for
@@ -87,7 +90,7 @@ class ProximalGradient(Method):
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         x, zero = flat.allowed(x, instance), jnp.zeros((), x.dtype)
-        return Progress.begin(x, Memory(jnp.zeros_like(x), x, zero + 1, zero, jnp.full_like(zero, jnp.inf)))
+        return Progress.begin(x, Memory(jnp.zeros_like(x), x, zero + 1, zero, zero + jnp.inf, zero - jnp.inf))
 
     def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
         family = flat.family
@@ -119,13 +122,16 @@ class ProximalGradient(Method):
         trial = jnp.where(jnp.isfinite(trees.largest(trial)), trial, x)  # a mixture might not be allowed
 
         # At the trial, not at x: what the gap needs is then known from the gradient.
-        gap = family.gap(memory.trial, gradient, instance)
+        lower, gap = memory.lower, family.gap(memory.trial, gradient, instance)
         if gap is None:
             plain = family.prox(memory.trial - gradient / bound, 1 / bound, instance)
-            certificate = bound * trees.largest(memory.trial - plain)
+            certificate = jnp.where(taken, bound * trees.largest(memory.trial - plain), at.certificate)
         else:
-            certificate = gap / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
-        certificate = jnp.where(taken, certificate, at.certificate)
+            # A bound below the minimum holds for every point. Those of single points go up and down.
+            proven = cost - gap
+            lower = jnp.maximum(lower, jnp.where(finite & jnp.isfinite(proven), proven, -jnp.inf))
+            certificate = jnp.maximum(best - lower, 0.0) / jnp.maximum(jnp.abs(best), jnp.finfo(x.dtype).tiny)
+            certificate = jnp.where(jnp.isfinite(best), certificate, jnp.inf)
         # Twice in a row rejected, the second time a safe step: what is left is rounding.
         stuck = ~taken & (memory.safe > 0)
         # Or L is too small: a step of 1/L raises the cost only where the gradient changes by 2 L on the way.
@@ -140,7 +146,7 @@ class ProximalGradient(Method):
         )
         safe = jnp.where(taken, 0.0, 1.0).astype(x.dtype)
         highest = jnp.where(first, best, memory.highest)
-        after = Memory(slope, trial, t_next, safe, highest)
+        after = Memory(slope, trial, t_next, safe, highest, lower)
         count = 1 if self.affine else 2
         return Progress(x, best, certificate, status, at.nit + 1, at.nfev + count, after)
 
