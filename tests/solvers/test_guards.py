@@ -226,7 +226,7 @@ def coded(coding: SparseCoding) -> np.ndarray:
     return solve(coding, coding.patches, method=ProximalGradient(tol=1e-6, max_steps=20_000), batch=16).cost
 
 
-RANDOM = LearnedSchedule(jax.random.uniform(jax.random.key(0), (12, 3), minval=-4, maxval=4), jnp.zeros(()))
+RANDOM = LearnedSchedule(jax.random.uniform(jax.random.key(0), (12, 3), minval=-4, maxval=4), jnp.zeros(12))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ RANDOM = LearnedSchedule(jax.random.uniform(jax.random.key(0), (12, 3), minval=-
 def test_sufficient_decrease_holds_any_schedule(row, coding, coded):
     schedule = RANDOM
     if row is not None:
-        metric = jnp.linspace(-5, 5, 36) if row[0] == 1 else jnp.zeros(())
+        metric = jnp.tile(jnp.linspace(-5, 5, 36), (12, 1)) if row[0] == 1 else jnp.zeros(12)
         schedule = LearnedSchedule(jnp.tile(jnp.array(row), (12, 1)), metric)
     method = ProximalGradient(schedule, tol=1e-4, max_steps=20_000)
     found = solve(coding, coding.patches, method=method, batch=16)

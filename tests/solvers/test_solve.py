@@ -358,7 +358,7 @@ def test_the_gap_bounds_the_distance_to_the_minimum(coding):
 
 
 @pytest.mark.parametrize(
-    "schedule", [None, LearnedSchedule(jnp.tile(jnp.array([0.5, 0.2, 0.8]), (12, 1)), jnp.zeros(()))]
+    "schedule", [None, LearnedSchedule(jnp.tile(jnp.array([0.5, 0.2, 0.8]), (12, 1)), jnp.zeros(12))]
 )
 def test_what_one_point_has_proven_holds_for_those_after_it(coding, schedule):
     least = solve(coding, coding.patches, method=ProximalGradient(tol=1e-8, max_steps=20_000), batch=32).cost

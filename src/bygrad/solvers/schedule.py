@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._core import trees
 from .._core.types import Scalar
 
 
@@ -14,8 +15,8 @@ class LearnedSchedule(eqx.Module):
     r"""The step $s L$, the factor $\theta$ on the threshold and the momentum $\beta$ of the first steps.
 
     The same for all instances: where a step costs two products with a dictionary, a network would cost more than it
-    saves. Where the penalty is separable, each param has a factor on its step as well. After the last row the classical
-    rules go on.
+    saves. Where the penalty is separable, each param has a factor of its own on each step as well. After the last row
+    the classical rules go on.
 
     **Guarantee (any numbers, also NaN, huge or ascending ones):** that of `ProximalGradient`, which takes no trial
     above the cost at the start, and after the schedule's end none that does not lower the cost at x; instead it makes
@@ -25,12 +26,19 @@ class LearnedSchedule(eqx.Module):
     schedule costs at most its own length. The test is free: the cost at the trial comes with the gradient that the step
     needs.
 
-    **Arguments:** `rows`: `[steps, 3]`, the logarithms of $s L$ and of $\theta$, and $\beta$. `metric`: logarithms of
-    the factors on the steps of the params, or a scalar.
+    **Arguments:** `rows`: `[steps, 3]`, the logarithms of $s L$ and of $\theta$, and $\beta$. `metric`: `[steps, p]`,
+    logarithms of the factors on the steps of the params, or `[steps]`, of one for all of them.
     """
 
     rows: Float[Array, "steps 3"]
-    metric: Float[Array, "*p"]
+    metric: Float[Array, "steps *p"]
+
+    def __check_init__(self) -> None:
+        if len(self.rows) != len(self.metric):
+            raise ValueError(
+                f"A schedule of {len(self.rows)} steps got a metric of shape {list(self.metric.shape)}, which must have"
+                " as many rows, so no step would have its own factors. Give [steps, params], or [steps]."
+            )
 
     @classmethod
     def classical(cls, steps: int = 20, params: int | None = None) -> "LearnedSchedule":
@@ -42,13 +50,14 @@ class LearnedSchedule(eqx.Module):
             t = after
         zero = np.zeros(steps)
         rows = jnp.asarray(np.stack([zero, zero, momentum], axis=1), jnp.float32)
-        return cls(rows, jnp.zeros(() if params is None else params))
+        return cls(rows, jnp.zeros((steps,) if params is None else (steps, params)))
 
     def __call__(self, nit: Array, step: Scalar, theta: Scalar, beta: Scalar) -> tuple[Array, Scalar, Scalar]:
         """Return the numbers of a step: those given, the classical ones, after the schedule's end."""
-        row = self.rows[jnp.minimum(nit, len(self.rows) - 1)].astype(step.dtype)
-        row = jnp.clip(jnp.nan_to_num(row), -4.0, 4.0)
-        learned = nit < len(self.rows)
-        pick: Any = lambda new, old: jnp.where(learned, new, old)  # noqa: E731
-        metric = jnp.clip(jnp.nan_to_num(self.metric.astype(step.dtype)), -4.0, 4.0)
-        return pick(jnp.exp(row[0]) * jnp.exp(metric), step), pick(jnp.exp(row[1]), theta), pick(row[2], beta)
+        sane = lambda it: jnp.clip(jnp.nan_to_num(it.astype(step.dtype)), -4.0, 4.0)  # noqa: E731
+        rows = sane(self.rows)
+        # Of whole tables, which are the same in every step: what is taken from them is not.
+        sizes, shrinks = jnp.exp(trees.along_rows(rows[:, 0], self.metric) + sane(self.metric)), jnp.exp(rows[:, 1])
+        place, learned = jnp.minimum(nit, len(rows) - 1), nit < len(rows)
+        pick: Any = lambda new, old: jnp.where(learned, new[place], old)  # noqa: E731
+        return pick(sizes, step), pick(shrinks, theta), pick(rows[:, 2], beta)

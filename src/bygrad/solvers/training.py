@@ -25,7 +25,9 @@ from .schedule import LearnedSchedule
 from .warm import LearnedWarmStart
 
 Model = TypeVar("Model", bound=eqx.Module)
-BATCH = 256
+BATCH, SCHEDULE_BATCH = 256, 32
+"""Examples that a step of training sees. A schedule, whose numbers are the same for all, needs few: what counts is how
+many steps there is time for."""
 
 
 class Examples(NamedTuple):
@@ -179,7 +181,7 @@ def train_schedule(
         values = jax.vmap(one)(batch)
         return jnp.mean(jnp.where(jnp.isfinite(values), values, 0.0))
 
-    return _descend(schedule, loss, instances, seconds, 2e-2, seed, "learning a schedule", watch, steps)
+    return _descend(schedule, loss, instances, seconds, 2e-2, seed, "learning a schedule", watch, steps, SCHEDULE_BATCH)
 
 
 def train_warm_start(
@@ -248,6 +250,7 @@ def _descend(
     what: str,
     watch: Tick | None,
     steps: int | None = None,
+    size: int = BATCH,
 ) -> Model:
     """Minimize by Adam for so many seconds, compilation included, or for so many steps; the rate falls along a cosine.
 
@@ -273,7 +276,7 @@ def _descend(
     examples = jax.tree.map(jnp.asarray, examples)
     state, average = optimizer.init(arrays), arrays
     averaged, told = 0, began
-    for count, rows in enumerate(_batches(trees.length(examples), seed)):
+    for count, rows in enumerate(_batches(trees.length(examples), size, seed)):
         spent = (time.perf_counter() - began) / max(seconds, 1e-3) if steps is None else count / steps
         if spent >= 1 and count > 0:
             break
@@ -288,9 +291,9 @@ def _descend(
     return eqx.combine(average, static)
 
 
-def _batches(rows: int, seed: int) -> Iterator[np.ndarray]:
+def _batches(rows: int, batch: int, seed: int) -> Iterator[np.ndarray]:
     """Yield rows of batches, epoch by epoch, for ever."""
-    draw, size = np.random.default_rng(seed), min(BATCH, rows)
+    draw, size = np.random.default_rng(seed), min(batch, rows)
     while True:
         order = draw.permutation(rows)
         for at in range(0, rows - size + 1, size):
