@@ -89,7 +89,7 @@ def run(
             fresh = np.zeros(size, bool)
         enough = size - max(1, size // REFILL) if waiting < rows else size // SHRINK if size > SMALLEST else 0
         refill = None if given is None else (*given, fresh)
-        working = _advance(method, flat, working, refill, np.asarray(enough, np.int32))
+        working = _advance((method, flat, refill, np.asarray(enough, np.int32)), working)
         _harvest(results, rows, slots, working[1])
         if watch is not None:
             watch("solving", waiting - int(np.sum(slots >= 0)), rows)
@@ -197,19 +197,17 @@ def _take(working: Working, pick: Int[Array, " rows"], real: Bool[Array, " rows"
     return instances, at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
 
 
-@Program
-def _advance(
-    method: Method,
-    flat: Flat,
-    working: Working,
-    refill: tuple[PyTree, Array, Bool[Array, " rows"]] | None,
-    enough: Int[Array, ""],
-) -> Working:
+Refill = tuple[PyTree, Array, Bool[Array, " rows"]]
+"""Instances, where they start, and which of the rows do."""
+
+
+def _advanced(given: tuple[Method, Flat, Refill | None, Int[Array, ""]], working: Working) -> Working:
     """Take steps until no more than `enough` rows run. What has finished stays as it is.
 
-    `refill`: instances and where they start, of which `fresh` rows begin before that. None in smaller working sets,
-    which are never refilled: they compile in less time for it.
+    `given`: method, family, and `enough`; before it the `refill`, of which `fresh` rows begin first. None in smaller
+    working sets, which are never refilled: they compile in less time for it.
     """
+    method, flat, refill, enough = given
     if refill is not None:
         instances, x, fresh = refill
         begin = lambda: trees.select_rows(fresh, _begun(method, flat, instances, x, fresh), working)  # noqa: E731
@@ -228,3 +226,6 @@ def _advance(
         return count + 1, trees.select_rows(at.status == RUNNING, after, at)
 
     return ours, jax.lax.while_loop(go_on, body, (jnp.int32(0), at))[1]
+
+
+_advance = Program(_advanced, donate="all-except-first")  # a working set is changed where it lies
