@@ -72,7 +72,7 @@ def _condensed(leaf: Array) -> Array:
 
 
 def largest(values: Inexact[Array, "..."]) -> Float[Array, ""]:
-    """Return the size of the largest entry, 0 of none, and NaN if any is.
+    """Return the size of the largest entry, 0 of none; it is not finite where one is not.
 
     Compiled for CPUs, a maximum of some thousand entries forgets the NaN among them, and a sum does not (openxla/xla,
     issue 21461).
