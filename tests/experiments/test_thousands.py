@@ -113,7 +113,8 @@ def test_success_is_one_measure_by_cost_by_proof_or_with_constraints():
     best = np.array([1.0, 1.0, -1.0, 1.0, 2.0])
     inf = np.inf
     np.testing.assert_allclose(excess("cost", found, best), [0.1, 0.0, 0.5, inf, 0.0])
-    np.testing.assert_allclose(excess("gap", found, best), [0.0, 0.3, 0.0, inf, inf])
+    np.testing.assert_allclose(excess("gap", found, np.full(5, -inf)), [0.0, 0.3, 0.0, inf, inf])
+    np.testing.assert_allclose(excess("gap", found, np.array([0.0, 0.81, -1.0, 0.0, 1.5])), [0.0, 0.1, 0.0, inf, 0.25])
     np.testing.assert_allclose(excess("program", found, best), [0.05, 0.3, 0.25, inf, inf])
     zero = np.zeros(1)
     np.testing.assert_allclose(excess("cost", Assessed(np.array([1e-5]), zero), zero), [1e-5])

@@ -360,11 +360,13 @@ def codes() -> SparseCoding:
     return SparseCoding.from_images(images, side=4, atoms=6, count=128)
 
 
-def test_training_brings_a_schedule_to_the_tolerance_in_fewer_steps(codes):
+@pytest.mark.parametrize("fresh", [False, True])
+def test_training_brings_a_schedule_to_the_tolerance_in_fewer_steps(codes, fresh):
     patches = np.asarray(codes.patches)
     flat, method = Flat.of(codes, patches[0]), ProximalGradient(tol=1e-2)
     classical = LearnedSchedule.classical(params=flat.size)
-    trained = train_schedule(classical, method, flat, codes.patches, 1.0, 0, steps=100)
+    sample = codes.sample if fresh else None
+    trained = train_schedule(classical, method, flat, codes.patches, 1.0, 0, steps=100, sample=sample)
     before, after = (
         solve(codes, patches, method=dataclasses.replace(method, schedule=it), batch=64, dtype=np.float32)
         for it in (classical, trained)

@@ -33,7 +33,7 @@ def learned_programs(
         assert isinstance(base.method, ProximalGradient)
         instances = jax.tree.map(single, train)
         schedule = LearnedSchedule.classical(params=flat.size if base.family.separable else None)
-        schedule = train_schedule(schedule, base.method, flat, instances, max(left(), 1.0), seed, watch)
+        schedule = train_schedule(schedule, base.method, flat, instances, max(left(), 1.0), seed, watch, sample=sample)
         method = dataclasses.replace(base.method, schedule=schedule)
         return {"learned schedule": dataclasses.replace(base, method=method)}
     assert isinstance(base.family, QuadraticProgram) and isinstance(base.method, ADMM)

@@ -158,11 +158,13 @@ def train_schedule(
     seed: int,
     watch: Tick | None = None,
     steps: int | None = None,
+    sample: Callable[[Array], Any] | None = None,
 ) -> LearnedSchedule:
     r"""Train a schedule through the unrolled, guarded steps, and a few classical ones after them.
 
-    The loss is the mean over steps of the logarithm of the certificate, which needs no solutions, cut a little below
-    the tolerance: what is solved cannot get better. What the last step leaves above the tolerance counts twice more.
+    The loss is the mean over steps of the logarithm of the certificate, cut a little below the tolerance: what is
+    solved cannot get better. What the last step leaves above the tolerance counts twice more. It needs no solutions, so
+    where the family can `sample`, every batch is new.
     """
     tol, length, prepared = method.tol, len(schedule.rows) + 5, method.prepare(flat, jnp.float32)
 
@@ -170,6 +172,8 @@ def train_schedule(
         learned = dataclasses.replace(prepared, schedule=schedule)
 
         def one(instance: Any) -> Scalar:
+            instance = instance if sample is None else sample(jax.random.key(instance))
+
             def step(at: Any, _: None) -> tuple[Any, Scalar]:
                 at = learned.step(flat, instance, at)
                 return at, jnp.log(jnp.clip(at.certificate / tol, 0.5, 1e6))
@@ -181,7 +185,8 @@ def train_schedule(
         values = jax.vmap(one)(batch)
         return jnp.mean(jnp.where(jnp.isfinite(values), values, 0.0))
 
-    return _descend(schedule, loss, instances, seconds, 2e-2, seed, "learning a schedule", watch, steps, SCHEDULE_BATCH)
+    fresh = instances if sample is None else np.arange(seed + 2**20, seed + 2**21)
+    return _descend(schedule, loss, fresh, seconds, 2e-2, seed, "learning a schedule", watch, steps, SCHEDULE_BATCH)
 
 
 def train_warm_start(

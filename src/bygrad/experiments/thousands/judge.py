@@ -76,7 +76,8 @@ def _assess_one(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Scala
 def excess(kind: Kind, found: Assessed, best: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
     r"""Return how far answers are from the minimum, relative; an instance is solved if that is at most the tolerance.
 
-    - `"gap"`: the proven bound, whatever the best known cost is.
+    - `"gap"`: what is proven of it, by the answer's own gap, or by `best`, here a lower bound $b$ of the minimum:
+      $(f - b) / \lvert f \rvert$.
     - `"cost"`: $(f - f_{best}) / \lvert f_{best} \rvert$, never negative; where $f_{best}$ is 0, $f$ itself.
     - `"program"`: the larger of the violation and of $(f - f_{best}) / (1 + \lvert f_{best} \rvert)$. An answer that
       violates constraints may have a lower cost than the minimum: the violation judges it then.
@@ -85,7 +86,8 @@ def excess(kind: Kind, found: Assessed, best: Float[np.ndarray, " rows"]) -> Flo
     """
     cost, error = found
     if kind == "gap":
-        far = error
+        above = np.maximum(cost - best, 0.0) / np.maximum(np.abs(cost), np.finfo(float).tiny)
+        far = np.fmin(error, above)
     elif kind == "program":
         far = np.maximum(error, (cost - best) / (1 + np.abs(best)))
     else:

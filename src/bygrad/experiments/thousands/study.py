@@ -160,14 +160,15 @@ class _Comparison:
         path = self._place("references", f"{name.replace(' ', '-')}.npz")
         if not path.exists():
             self.task.display.phase(f"{self.case.name}: best known costs", 0, 1, name)
-            rows = trees.length(instances)
-            # What proves how far it is from the minimum needs nothing to be compared with.
-            best, cost = self.case.minimum, np.zeros(rows)
-            if self.kind != "gap":
-                found = ours.reference(self.flat, instances, self.task.seed)
+            found = ours.reference(self.flat, instances, self.task.seed)
+            if self.kind == "gap":  # the bounds below the minimum that are proven
+                cost = found.cost - found.error * np.abs(found.cost)
+                cost = np.where(np.isfinite(cost), cost, -np.inf)
+            else:
                 # Where even the reference violates constraints, perhaps no point is feasible, and nothing is known.
                 cost = np.where(found.error <= self.case.tolerances[2], found.cost, np.nan)
-            write_arrays_atomically(path, {"cost": cost if best is None else np.minimum(cost, best)})
+                cost = cost if self.case.minimum is None else np.minimum(cost, self.case.minimum)
+            write_arrays_atomically(path, {"cost": cost})
         with np.load(path, allow_pickle=False) as file:
             return file["cost"]
 
