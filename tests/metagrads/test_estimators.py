@@ -94,9 +94,11 @@ SHORT = [name for name in OPTIMIZERS if name not in LONG]
 # In float64, where nothing can hide.
 PAIRS = [("uniform", "LSTM", True, 1e-10), ("relu", "LSTM", True, 1e-10)]
 _AS_ADAM = ("SGD", "Nesterov", "RMSprop", "AdamW")
-PAIRS += [("0 layers", name, True, 1e-8) for name in OPTIMIZERS if name not in ("LSTM", *_AS_ADAM, "MLPRule")]
+_AS_CELO2 = ("MLPRule", "STAR")
+PAIRS += [("0 layers", name, True, 1e-8) for name in OPTIMIZERS if name not in ("LSTM", *_AS_ADAM, *_AS_CELO2)]
 PAIRS += [("sigmoid", "LSTM", False, 1e-5)]
 AGAIN = [("2 layers", "Adam", True, 1e-10), ("sigmoid", "Partition", False, 1e-5)]  # nothing new, of another size
+AGAIN += [("0 layers", name, True, 1e-8) for name in _AS_CELO2]
 
 
 @pytest.mark.core
@@ -138,7 +140,10 @@ BROUGHT = {name: True for name in ("convolution", "characters", "lennard-jones")
 BROUGHT |= {name: False for name in ("oral-dose", "ball-and-stick")}  # with arrays in float32
 
 
-@pytest.mark.parametrize("name", BROUGHT)
+# Two that take long only where there is time: the replay knows no family.
+@pytest.mark.parametrize(
+    "name", [pytest.param(it, marks=pytest.mark.slow if it in ("convolution", "oral-dose") else ()) for it in BROUGHT]
+)
 def test_replay_equals_backpropagation_on_the_families_of_the_package(name):
     x64 = BROUGHT[name]
     replay, backprop = (eqx.filter_jit(it.estimate) for it in (Replay(), Backprop(second_derivatives=False)))
@@ -197,7 +202,13 @@ class HalfBlind(ProblemFamily):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize(("name", "horizon"), [*[(name, 1) for name in LONG], *[(name, 4) for name in SHORT]])
+@pytest.mark.parametrize(
+    ("name", "horizon"),
+    [
+        *[pytest.param(name, 1, marks=pytest.mark.slow if name == "STAR" else ()) for name in LONG],
+        *[(name, 4) for name in SHORT],
+    ],
+)
 def test_meta_gradients_are_finite_where_gradients_vanish(name, horizon):
     optimizer = build(name, False)
     windows = Windows(HalfBlind(), horizon, truncation=1, instances=1)
