@@ -13,13 +13,15 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint types unit docs newest bench clean .venv
-.NOTPARALLEL:
 
 demo: .venv/.installed-report
 	@out=runs/demo; n=2; while [ -e "$$out" ]; do out=runs/demo-$$n; n=$$((n + 1)); done; \
 	$(BIN)/bygrad reproduce mnist --budget quick --out "$$out"
 
-test: lint types unit docs newest
+# Side by side what takes one core each; then the tests, which take all.
+test: .venv/.installed-test
+	@$(MAKE) --no-print-directory -j 2 lint types docs .venv313/.installed-test
+	@$(MAKE) --no-print-directory -j 1 unit newest
 
 lint: .venv/.installed-test
 	@echo "ruff"
