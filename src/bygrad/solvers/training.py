@@ -83,7 +83,7 @@ def train_start(
 
         return jnp.mean(jax.vmap(lambda it: one(it if sample is None else sample(jax.random.key(it))))(batch))
 
-    fresh = examples.instances if sample is None else np.arange(seed + 2**20, seed + 2**21)
+    fresh = examples.instances if sample is None else _new(seed)
     start = _descend(start, nearest, examples, 0.35 * seconds, 3e-3, seed, "learning a start", watch, steps)
     return _descend(start, lowest, fresh, 0.65 * seconds, 1e-3, seed + 1, "learning a start", watch, steps)
 
@@ -185,7 +185,7 @@ def train_schedule(
         values = jax.vmap(one)(batch)
         return jnp.mean(jnp.where(jnp.isfinite(values), values, 0.0))
 
-    fresh = instances if sample is None else np.arange(seed + 2**20, seed + 2**21)
+    fresh = instances if sample is None else _new(seed)
     return _descend(schedule, loss, fresh, seconds, 2e-2, seed, "learning a schedule", watch, steps, SCHEDULE_BATCH)
 
 
@@ -239,10 +239,15 @@ def train_warm_start(
         # Bounds may not see every multiplier, but where they prove too little, iterations start from all of them.
         return jnp.mean(jax.vmap(one)(batch, known.instances)) + near(warm, known)
 
-    rows = np.arange(count) if sample is None else np.arange(seed + 2**20, seed + 2**21)
+    rows = np.arange(count) if sample is None else _new(seed)
     what = "learning a warm start"
     warm = _descend(warm, near, examples, 0.2 * seconds, 3e-3, seed, what, watch, steps)
     return _descend(warm, proven, rows, 0.8 * seconds, 2e-3, seed + 1, what, watch, steps)
+
+
+def _new(seed: int) -> np.ndarray:
+    """Return the seeds of new instances, where a family can draw them: more than any training sees."""
+    return np.arange(seed + 2**20, seed + 2**21)
 
 
 def _descend(
