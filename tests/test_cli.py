@@ -25,6 +25,7 @@ from bygrad._core.hosts import usable_cores
 from bygrad.artifacts import SOLVER, Artifact, Manifest, find, load, save, shipped_names
 from bygrad.cli import main
 from bygrad.cli.job import hearing_ctrl_c
+from bygrad.cli.options import label_of
 from bygrad.cli.terminal import finish
 from bygrad.experiments import EXPERIMENTS
 from bygrad.metagrads import ESTIMATORS, NRES, Backprop, Members, Replay
@@ -107,8 +108,8 @@ def test_list_shows_every_name(capsys):
         (["train", "--family", "quadratic", "--per-member"], ["needs a Mixture", "no --per-member"]),
         (["train", "--family", "quadratic", "--seed", "-1"], ["seed is -1", "0 or more"]),
         (
-            ["train", "--family", "quadratic", "--seed", str(2**64)],
-            ["A number is too large to compute with", "below 2^31"],
+            ["train", "--family", "quadratic", "--seed", str(2**64 + 3)],
+            ["the same would be drawn as from 3", "less than 2^32"],
         ),
         (["train", "--family", "quadratic", "--out", __file__], ["is a file", "another folder (--out)"]),
         (["solve", "oscillation", "nowhere.npy", "-o", "out.npz"], ["no file nowhere.npy"]),
@@ -303,6 +304,14 @@ def test_what_could_not_be_kept_is_not_begun(tmp_path, capsys, monkeypatch):
         said = refusal(command, capsys)
         assert f"Nothing can be written in {tmp_path} (Read-only file system)" in said and "nothing was started" in said
     assert [path.name for path in tmp_path.iterdir()] == ["data.npy"]
+
+
+@pytest.mark.parametrize(
+    ("family", "label"),
+    [("mnist", "mnist"), ("own/Mine.py", "mine"), ("own/mine.py:One", "one"), ("own/mine.py:", "mine")],
+)
+def test_folders_are_called_after_families(family, label):
+    assert label_of(family) == label
 
 
 def test_what_a_strangers_file_says_does_not_steer_the_terminal(tmp_path, capsys):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bygrad._core.draws import normals
+from bygrad._core.draws import SEEDS, check_seed, normals
 
 SHAPES = st.lists(st.lists(st.integers(0, 7), max_size=3).map(tuple), max_size=5)
 
@@ -35,3 +35,17 @@ def test_arrays_of_all_sizes_under_vmap():
         for one, shape, own in zip(together, shapes, jax.random.split(key, len(shapes)), strict=True):
             # Compiled into another program, the same bits become normals that differ by rounding.
             np.testing.assert_allclose(one[row], jax.random.normal(own, shape), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.core
+def test_seeds_that_draw_what_others_draw_are_refused():
+    same, small = jax.random.key(SEEDS + 3), jax.random.key(3)
+    np.testing.assert_array_equal(*(jax.random.key_data(key) for key in (same, small)))
+    with pytest.raises(ValueError, match=r"the same would be drawn as from 3\. Give 0 or more, and less than 2\^32"):
+        check_seed(SEEDS + 3)
+    for seed, error in [(-1, ValueError), (1.5, TypeError), ("1", TypeError), (None, TypeError)]:
+        with pytest.raises(error, match=rf"seed is {seed!r}"):
+            check_seed(seed)
+    for seed in (0, SEEDS - 1, np.int64(7), np.uint32(SEEDS - 1)):
+        check_seed(seed)
+        jax.random.key(seed)

@@ -44,8 +44,10 @@ def test_whether_a_file_can_be_written_is_known_before(tmp_path: Path):
     with pytest.raises(IsADirectoryError, match="is a folder"):
         refuse_unwritable(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(PermissionError, match=r"Nothing can be written in .*file .*nothing was started"):
-        refuse_unwritable(tmp_path / "file" / "in" / "it")
+    for option in ("--out", "--json"):
+        said = rf"Nothing can be written in .*file .*nothing was started.*choose another place \({option}\)"
+        with pytest.raises(PermissionError, match=said):
+            refuse_unwritable(tmp_path / "file" / "in" / "it", option)
 
 
 @pytest.mark.parametrize("data", [b'{"a": 1, "b": [2', b"", b"\xff\xfe{"])

@@ -228,6 +228,14 @@ def test_params_and_state_are_finite_whatever_comes_in(dtype, artifact):
         assert (report["steps"], report["bad_inputs"]) == (20, 8)
 
 
+def test_a_guard_is_shown_by_what_it_falls_back_to(artifact):
+    optimizer = guarded(artifact, parameters(torch.float32), InTorch(0.1))
+    shown = repr(optimizer)
+    assert shown.startswith("LearnedOptimizer (\nParameter Group 0\n    depth: None\n    guard: Adam(")
+    assert artifact.manifest.digest in shown and "counts" not in shown and "params" not in shown
+    assert "counts" in optimizer.param_groups[0]["guard"]  # which checkpoints need
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_found_in_params_of_any_dtype(bad, artifact):
     dtypes = torch.float16, torch.float32, torch.bfloat16, torch.float64

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -339,6 +340,33 @@ def test_a_curvature_that_is_too_small_is_named_as_the_cause(method):
         found = solve(Bowl(bound), data, method=method)
         assert (found.status == Status.TOO_CURVED).all() and "curvature()" in found.message[0]
         assert np.isfinite(found.x).all() and np.isfinite(found.cost).all()
+
+
+class Sparse(Bowl):
+    """The bowl with a penalty of 0.5 for each unit, and a proximal map that shrinks by another amount."""
+
+    shrink: Callable = eqx.field(static=True, default=lambda step: 0.5 * step)
+
+    def penalty(self, params, instance):
+        return 0.5 * jnp.sum(jnp.abs(params))
+
+    def prox(self, params, step, instance):
+        return jnp.sign(params) * jnp.maximum(jnp.abs(params) - self.shrink(step), 0.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_proximal_map_of_another_penalty_is_named_as_the_cause(dtype):
+    data = np.random.default_rng(0).normal(size=(64, 2)) + 2.0
+    right = solve(Sparse(), data, method=ProximalGradient(tol=1e-5), dtype=dtype)
+    assert right.success.all()
+    size = np.maximum(np.abs(data) - 0.5 / np.array([1.0, 4.0]), 0.0)
+    np.testing.assert_allclose(right.x, np.sign(data) * size, atol=2e-5)
+    for shrink in (lambda step: 0.5, lambda step: step, lambda step: 0.25 * step):  # without the step; by factors of 2
+        found = solve(Sparse(shrink=shrink), data, method=ProximalGradient(tol=1e-5), dtype=dtype)
+        failed = found.status[~found.success]  # momentum may lead to where the wrong map stays, which it certifies
+        assert len(failed) > len(data) / 2
+        assert (failed == Status.WRONG_PROX).mean() > 0.9 and not (failed == Status.TOO_CURVED).any()
+        assert any("Check prox()" in message for message in found.message)
 
 
 class Lost(Bowl):

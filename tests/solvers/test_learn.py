@@ -271,6 +271,15 @@ def test_what_is_chance_in_each_call_is_drift_in_all_of_them(learned):
     assert solver.alarm([]) == () and dataclasses.replace(solver, card=None).alarm([]) == ()
 
 
+def test_who_cannot_draw_is_told_to_give_instances():
+    class Measured(Decay):
+        def sample(self, key):
+            raise NotImplementedError("they come from a machine")
+
+    with pytest.raises(ValueError, match=r"Measured\.sample raised NotImplementedError.*Or give past instances"):
+        learn(Measured(), budget=1)
+
+
 def test_instances_of_another_size_are_refused(learned):
     with pytest.raises(ValueError, match=r"has 7 numbers, but those .* learned from had 9"):
         broken_start(learned).solve(decays(5)[:, :7])

@@ -2,19 +2,29 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 SMALL = 10
 """Arrays with fewer entries than the largest one by this factor are drawn apart, so that little is drawn in vain."""
 
 
-def check_seed(seed: int) -> None:
-    """**Raises:** `ValueError` for a seed below zero: JAX takes it, and NumPy, which draws at the end, does not."""
-    if seed < 0:
-        raise ValueError(f"seed is {seed}, from which not everything random can be drawn. Give 0 or more.")
+SEEDS = 2**32
+"""How many seeds there are: of a larger number JAX takes the lowest 32 bits, unless it computes in float64."""
+
+
+def check_seed(seed: Any) -> None:
+    """**Raises:** `TypeError` for what is no whole number. `ValueError` for a seed below zero, which JAX takes, and
+    NumPy, which draws at the end, does not; and for one so large that another one draws the same."""
+    if not isinstance(seed, int | np.integer):
+        raise TypeError(f"seed is {seed!r}, from which nothing random can be drawn. Give a whole number: 0, say.")
+    if not 0 <= seed < SEEDS:
+        why = "not everything random can be drawn" if seed < 0 else f"the same would be drawn as from {seed % SEEDS}"
+        raise ValueError(f"seed is {seed}, from which {why}. Give 0 or more, and less than 2^32.")
 
 
 def normals(keys: Shaped[PRNGKeyArray, " arrays"], shapes: Sequence[tuple[int, ...]]) -> list[Float[Array, "..."]]:

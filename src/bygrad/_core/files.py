@@ -88,10 +88,11 @@ def read_json(path: Path, remedy: str = AGAIN) -> Any:
         raise ValueError(f"{path} is damaged ({error}), so what was kept there cannot be read. {remedy}") from error
 
 
-def unwritable(folder: Path) -> str:
+def unwritable(folder: Path, option: str = "--out") -> str:
     """Say why no file can be written in a folder, or where it would be made, and what to do; nothing where one can be.
 
-    To be asked before hours go into what is to be written. Leaves nothing, nor is the folder made.
+    To be asked before hours go into what is to be written. Leaves nothing, nor is the folder made. `option`: of the
+    command line, which chooses the folder.
     """
     there = folder.absolute()
     while not there.exists():
@@ -103,18 +104,18 @@ def unwritable(folder: Path) -> str:
     except OSError as error:
         return (
             f"Nothing can be written in {there} ({error.strerror}), so what comes out could not be kept, and nothing"
-            " was started. Make it writable, or choose another place (--out)."
+            f" was started. Make it writable, or choose another place ({option})."
         )
     return ""
 
 
-def refuse_unwritable(file: Path | None) -> None:
+def refuse_unwritable(file: Path | None, option: str = "--out") -> None:
     """**Raises:** `OSError` if this file, should one be given, could not be written when all is done."""
     if file is None:
         return
     if file.is_dir():
         raise IsADirectoryError(f"{file} is a folder, so no file can be written by that name. Choose another name.")
-    if why := unwritable(file.parent):
+    if why := unwritable(file.parent, option):
         raise PermissionError(why)
 
 

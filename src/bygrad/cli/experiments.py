@@ -232,8 +232,10 @@ def _build_optimizer(name: str, options: dict[str, Any], config: str | None, see
     import equinox as eqx
     import jax
 
+    from .._core.draws import check_seed
     from ..optimizers import LEARNED
 
+    check_seed(seed)
     kind = known(LEARNED, name, "learned optimizer")
     own = eqx.filter_eval_shape(kind, jax.random.key(seed)).config
     given = _fitting(options, name, own, "--optimizer, such as LSTM")

@@ -39,4 +39,5 @@ Artifact = Positional[Annotated[str, arg(help="A shipped artifact by name, or a 
 
 def label_of(family: str) -> str:
     """Return what a family is called in the names of folders: its class, or its file where no class is named."""
-    return Path(family.rpartition(":")[2]).stem.lower()
+    file, _, name = family.rpartition(":")
+    return Path(name or file).stem.lower()

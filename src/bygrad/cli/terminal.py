@@ -21,7 +21,7 @@ def require_results(file: Path | None, folder: Path) -> None:
     computed for it. `folder`: where the report will be, which may not be there yet."""
     from .._core.files import refuse_unwritable
 
-    refuse_unwritable(file)
+    refuse_unwritable(file, "--json")
     if file is not None and file.absolute() in (folder.absolute(), *folder.absolute().parents):
         raise IsADirectoryError(f"--json {file} would be a folder, that of the report. Choose another name.")
     if importlib.util.find_spec("matplotlib") is None:

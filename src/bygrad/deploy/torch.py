@@ -275,6 +275,16 @@ class LearnedOptimizer(Optimizer):
             self._rule.settle([self.state[param] for param in params], params)
             self._remember()
 
+    def __repr__(self) -> str:
+        """As torch's own, but of a guard what it falls back to, and not all that it remembers."""
+        short = {_GUARD: self._rule.settings["fallback"]} if isinstance(self._rule, Guard) else {}
+        groups = [{name: it for name, it in (group | short).items() if name != "params"} for group in self.param_groups]
+        shown = (
+            f"\nParameter Group {number}\n" + "".join(f"    {name}: {group[name]}\n" for name in sorted(group))
+            for number, group in enumerate(groups)
+        )
+        return f"{type(self).__name__} ({''.join(shown)})"
+
     def report(self) -> dict[str, Any]:
         """Return what the guard counted, and its reasons in words; nothing without a guard."""
         return self._rule.report() if isinstance(self._rule, Guard) else {}

@@ -137,8 +137,11 @@ def _instances(family: ProblemFamily, given: Any, heldout: int, seed: int) -> tu
     """Return instances to learn from and instances to judge by."""
     if given is None:
         keys = jax.random.split(jax.random.key(seed), 4096 + heldout)
-        with blame(f"{type(family).__name__}.sample"):
-            given = jax.tree.map(np.asarray, draws(family, keys))
+        try:
+            with blame(f"{type(family).__name__}.sample"):
+                given = jax.tree.map(np.asarray, draws(family, keys))
+        except ValueError as error:
+            raise ValueError(f"{error} Or give past instances to learn from: instances (--instances).") from error
     arrays, rows = as_rows(given, np.float64)
     if rows is None:
         raise ValueError("The instances of this family hold no arrays, so there is nothing to learn about them.")

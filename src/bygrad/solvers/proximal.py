@@ -57,7 +57,8 @@ class ProximalGradient(Method):
     its own length in steps, no more.
 
     It begins at the nearest point where $h$ is finite, so that every trial is one. An instance whose gradient
-    changes by more than $L$ allows, so that even a step with $1/L$ raises its cost, ends with `Status.TOO_CURVED`.
+    changes by more than $L$ allows, so that even a step with $1/L$ raises its cost, ends with `Status.TOO_CURVED`; one
+    whose cost such a step raises though $L$ is right, with `Status.WRONG_PROX`.
 
     The certificate, where the family has a duality gap (`Composite.gap`), is how far the cost lies above the highest
     bound that the gap of any trial so far has proven, relative to the cost: an instance below `tol` is *proven* to be
@@ -138,10 +139,13 @@ class ProximalGradient(Method):
         moved, turned = jnp.linalg.norm(memory.trial - at.x), jnp.linalg.norm(gradient - memory.gradient)
         rounding = 1e3 * jnp.finfo(x.dtype).eps * jnp.linalg.norm(at.x)
         curved = stuck & (~finite | ((moved > rounding) & (turned > 1.1 * bound * moved)))
+        # Or it is no minimizer of h and the distance, of which a step of 1/L lowers the cost, whatever h is.
+        raised = cost - at.cost > jnp.sqrt(jnp.finfo(at.x.dtype).eps) * jnp.abs(at.cost)
         status = status_of(
             (first & ~finite, Status.NOT_FINITE),
             (certificate <= self.tol, Status.CERTIFIED),
             (curved, Status.TOO_CURVED),
+            (stuck & raised & (moved > rounding), Status.WRONG_PROX),
             (stuck, Status.STUCK),
         )
         safe = jnp.where(taken, 0.0, 1.0).astype(x.dtype)

@@ -41,6 +41,11 @@ class Status(Code):
         "The gradient of the smooth part changes by more than curvature() allows, so that steps of its length are too"
         " long. Return a larger one.",
     )
+    WRONG_PROX = (
+        -6,
+        "A step that must lower the cost where prox is the proximal map of penalty raises it. Check prox() against"
+        " penalty(): the point that minimizes step * penalty(p) + |p - params|^2 / 2.",
+    )
 
 
 STATUS: dict[int, str] = {int(code): code.sentence for code in Status}
