@@ -22,19 +22,17 @@ from bygrad.evaluation import Tuning
 from bygrad.metagrads import NRES, Members
 from bygrad.optimizers import Controller
 from bygrad.problems import HeldOut, Mixture, ProblemFamily, find_family
-from bygrad.training import Recipe, Warned, describe
+from bygrad.training import PatternSearch, Recipe, Warned, describe
 from bygrad.unroll import Windows
 from bygrad.workflows import worth as worth_module
 from bygrad.workflows.display import Display
 from bygrad.workflows.specialize import (
-    PRETRAINED,
     VALIDATIONS,
     Specialized,
     _Specialization,
     choose_recipe,
     pace_of,
     protocol_of,
-    resize,
     specialize,
 )
 from bygrad.workflows.worth import _seconds_saved, sentences
@@ -172,20 +170,6 @@ def test_it_starts_from_the_best_of_three_controllers(tmp_path):
     assert float(jnp.abs(start.head_times).sum()) > 0
 
 
-@pytest.mark.parametrize(("best", "factor"), [(0.0, 1.0), (2.2, 2.0), (-2.8, 2**-1.5)])
-def test_the_size_of_its_steps_is_tuned_to_the_nearest_root_of_two(best, factor):
-    tried = []
-
-    def judge(controller):
-        tried.append(round(2 * float(controller.head_bias[2]) / math.log(2), 4))
-        return (tried[-1] - best) ** 2
-
-    resized, by = resize(Controller(jax.random.key(0)), judge)
-    assert by == pytest.approx(factor)
-    assert float(resized.head_bias[2]) == pytest.approx(math.log(factor), abs=1e-6)
-    assert len(tried) == len(set(tried))  # nothing is run twice
-
-
 def test_only_a_controller_can_be_started_from(tmp_path):
     with pytest.raises(ValueError, match="paper/mnist is a trained LSTM, but only a Controller"):
         specialize(Bowl(), "3s", horizon=HORIZON, folder=tmp_path / "new", pretrained="paper/mnist")
@@ -284,33 +268,38 @@ def test_what_is_trained_has_a_name_and_an_estimator_that_fit_its_family(
     }
 
 
-@pytest.mark.parametrize(
-    ("origin", "meta_steps", "resized"),
-    [(PRETRAINED, 1_200, True), (PRETRAINED, 2_400, False), ("tuned Adam, 0.01", 1_200, False)],
-)
-def test_where_few_meta_steps_fit_the_steps_of_what_is_pretrained_are_resized(
-    origin, meta_steps, resized, tmp_path, monkeypatch
-):
-    begun = []
+def test_dials_are_turned_on_and_not_anew(tmp_path, monkeypatch):
+    start, task = Controller(jax.random.key(0), learning_rate=1e-3), under_way(None, folder=tmp_path, seconds=1e6)
+    turned, turns, spent = task._turned(start)
+    assert turns["size"] > 2 and spent > 0  # twelve steps of a thousandth do not reach the bottom of the bowl
+    for ours, theirs in zip(jax.tree.leaves(turned), jax.tree.leaves(start.turned(turns)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
-    def train(start, *_, **options):
-        begun.append(float(start.head_bias[2]))
+    # A search that is killed after every round turns them as far as one that is left alone.
+    whole, rounds = json.loads((tmp_path / "search.json").read_text()), PatternSearch.round
+    (tmp_path / "search.json").unlink()
+
+    def killed(search, *arguments):
+        monkeypatch.setattr(PatternSearch, "round", die)
+        rounds(search, *arguments)
+
+    def die(*_):
         raise KeyboardInterrupt
 
-    module = sys.modules[specialize.__module__]
-    monkeypatch.setattr(module, "tune", lambda *_: ({}, None))
-    monkeypatch.setattr(module, "tuned_levels", lambda *_: {})
-    monkeypatch.setattr(
-        _Specialization, "_start", lambda *_: (Controller(jax.random.key(0), learning_rate=1e-3), origin)
-    )
-    every = meta_steps // VALIDATIONS
-    paced = lambda self, recipe, *_: (dataclasses.replace(recipe, validate_every=every), 0.0)  # noqa: E731
-    monkeypatch.setattr(_Specialization, "_paced", paced)
-    monkeypatch.setattr(module, "train", train)
-    with pytest.raises(KeyboardInterrupt):
-        specialize(Bowl(), "3s", horizon=HORIZON, folder=tmp_path / "run")
-    # Twelve steps of a thousandth do not reach the bottom of the bowl.
-    assert begun[0] > math.log(2) if resized else begun[0] == 0
+    for number in range(whole["search"]["rounds"] - 1):
+        monkeypatch.setattr(PatternSearch, "round", killed)
+        with pytest.raises(KeyboardInterrupt):
+            task._turned(start)
+        assert json.loads((tmp_path / "search.json").read_text())["search"]["rounds"] == number + 1
+    monkeypatch.setattr(PatternSearch, "round", killed)
+    assert task._turned(start)[1] == turns
+    assert json.loads((tmp_path / "search.json").read_text())["search"] == whole["search"]
+    assert task._turned(start)[1] == turns  # there is nothing left to try
+
+
+def test_no_more_than_its_part_of_the_time_goes_into_dials(tmp_path):
+    assert under_way(None, folder=tmp_path, seconds=1e-9)._turned(Controller(jax.random.key(0)))[1] == {}
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_leaves_its_domain_at_once_is_told(tmp_path):
@@ -320,7 +309,7 @@ def test_a_loss_that_leaves_its_domain_at_once_is_told(tmp_path):
 
     recipe = choose_recipe(2, 3.0, 0)
     with pytest.raises(FloatingPointError, match=r"^Only 0 of the first 6 meta-steps .* check it for divisions"):
-        under_way(None, problems=Point(), folder=tmp_path)._paced(recipe, Controller(jax.random.key(0)), "tuned Adam")
+        under_way(None, problems=Point(), folder=tmp_path)._paced(recipe, Controller(jax.random.key(0)), "", 3.0)
     assert not list(tmp_path.iterdir())
 
 

@@ -16,7 +16,7 @@ from .grid import GridRuns, run_grid, run_in_time
 from .levels import level_row
 from .page import Picture, Sheet, write_page
 from .report import LEVEL_HEADINGS, level_cells, loss_of, number, results_table, strict_json, time_line, write_report
-from .runs import area, final, run_curves
+from .runs import area, curves_side_by_side, final, run_curves
 from .second_order import LBFGS, GaussNewton, SecondOrder, bfgs_curves, lbfgs_curves
 from .statistics import Interval, bootstrap_curves, bootstrap_mean, bootstrap_ratio
 from .tuning import Tuning, tune, with_learning_rate
@@ -43,6 +43,7 @@ __all__ = [
     "bootstrap_share",
     "compare",
     "compare_bfgs",
+    "curves_side_by_side",
     "final",
     "interquartile_mean",
     "lbfgs_curves",

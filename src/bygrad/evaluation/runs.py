@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
 from .._core.programs import Program
 from .._core.threads import Threads, in_thread
@@ -45,6 +46,21 @@ def run_curves(
     if judged_elsewhere(optimizer):
         _, seconds = run_in_chunks(_curves_in_passing, (optimizer, family), key, runs=min(chunk, runs), **options)
     return curves, seconds
+
+
+def curves_side_by_side(
+    optimizer: Optimizer, family: ProblemFamily, keys: Shaped[PRNGKeyArray, " runs"], horizon: int
+) -> Curves:
+    """Run an optimizer on the instance of each key, without taking the time: a part in each of a few threads.
+
+    **Returns:** curves `[keys, horizon + 1]`, as `run_curves`. All parts run one program, so `SIDE_BY_SIDE` divides how
+    many keys there are.
+    """
+    parts = keys.reshape(SIDE_BY_SIDE, -1)
+    in_thread(compiled_loss_curves.bytes_needed, optimizer, family, parts[0], horizon)  # compiles, once for all
+    with Threads(SIDE_BY_SIDE) as pool:
+        curves = pool.map(lambda part: np.asarray(compiled_loss_curves(optimizer, family, part, horizon)), list(parts))
+        return np.concatenate(list(curves)).astype(np.float64)
 
 
 @functools.partial(Program, runs="seldom")

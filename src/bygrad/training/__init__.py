@@ -8,6 +8,7 @@ from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned,
 from .folder import is_begun
 from .loop import MetaTrained, meta_train, validation_keys
 from .recipe import Recipe, describe
+from .search import PatternSearch
 
 __all__ = [
     "CheckpointError",
@@ -17,6 +18,7 @@ __all__ = [
     "Log",
     "LostProcessError",
     "MetaTrained",
+    "PatternSearch",
     "Planned",
     "Recipe",
     "RolledBack",

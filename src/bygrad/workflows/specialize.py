@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,6 +23,7 @@ from ..evaluation import (
     Protocol,
     Tuning,
     area,
+    curves_side_by_side,
     final,
     run_curves,
     strict_json,
@@ -33,7 +34,7 @@ from ..metagrads import NRES, Members
 from ..optimizers import HAND_DESIGNED, Controller, Optimizer, declare
 from ..problems import HeldOut, ProblemFamily, check_family, describe_family, hold_out
 from ..problems.base import FAMILY_CHANGED, digest_family
-from ..training import MetaTrained, Recipe, Stepped, is_begun, meta_train, validation_keys
+from ..training import MetaTrained, PatternSearch, Recipe, Stepped, is_begun, meta_train, validation_keys
 from .display import Display
 from .folder import Kept, claim, leaving_nothing
 from .work import METATRAINING, evaluate, meta_training_results, train, tune
@@ -47,8 +48,11 @@ RIVALS = {name: HAND_DESIGNED[name] for name in ("Nesterov", "Adam", "AdamWCosin
 PRETRAINED = "general/controller"
 """What is started from where it does better than the tuned ones."""
 
-RESIZING_RUNS = 16
-"""Runs that the size of its steps is tuned on, where few meta-steps fit."""
+SEARCH_RUNS = 16
+"""Runs that two settings of the dials are compared on. Others are drawn for every round, so that none is learned by
+heart."""
+SEARCH_SHARE = 0.5
+"""Part of the time in which dials are turned, at most. On small problems none of them helps any more before that."""
 
 SHORTEST_WINDOW, LONGEST_WINDOW = 10, 40
 PILOT_STEPS = 6
@@ -60,7 +64,7 @@ LATE = 3.0
 learns from the mean over the run learns to be fast, and a network that is trained sooner overfits sooner."""
 FEW_META_STEPS = 2_000
 """Below, the meta-learning-rate bounds how far the meta-parameters can get: what begins as a tuned optimizer moves
-further at each, and of a pretrained one the size of the steps is tuned first."""
+further at each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,25 +104,26 @@ def specialize(
     """Learn an optimizer for `family` in the time given, and say what it is worth.
 
     Tunes the hand-designed baselines on held-out instances; starts from the best of three controllers, the tuned Adam,
-    the tuned AdamW with a cosine (but for its weight decay), and the pretrained one, with the size of its steps tuned
-    where few meta-steps fit; meta-trains it with noise-reuse evolution strategies until the budget is spent, keeping
-    what is best on held-out instances; and compares on fresh ones, in steps and in seconds, in these with L-BFGS too.
-    If what was learned is no better there than where it started, the start is what is returned, and said to be
-    (`Specialized.kept`; a Python warning where there is no `display`). All settings are chosen here.
+    the tuned AdamW with a cosine (but for its weight decay), and the pretrained one; turns the few dials that change a
+    controller as a whole (`Controller.turned`) for as long as that helps, or half of the budget; meta-trains it with
+    noise-reuse evolution strategies for the rest, keeping what is best on held-out instances; and compares on fresh
+    ones, in steps and in seconds, in these with L-BFGS too. If what was learned is no better there than where it
+    started, the start is what is returned, and said to be (`Specialized.kept`; a Python warning where there is no
+    `display`). All settings are chosen here.
 
     What learns is a `Controller` in any case: a small network for every tensor steers Adam's arithmetic, with Adam's
     memory and at 1.1 to 1.4 times the time of its training step. Rules with a network for every param (`MLPRule`,
     `STAR`, `Celo2`) are not tried: their update costs 14 to 24 times Adam's at a million params
     (`benchmarks/records/rules.json`). `meta_train` takes them; `docs/rules.md` has a recipe.
 
-    **Arguments:** `budget`: time for meta-training, compilation included: seconds, or text as `90s`, `10m`, `1h`;
-    tuning and comparing come on top. `objective`: `"validation"` learns from held-out data, late in runs above all, and
-    chooses by the loss on them at the end; `"training"` learns and chooses by the mean over runs. `held_out`: how many
-    of the last images or characters are kept from training for it (`bygrad.problems.hold_out`), a fifth by default;
-    other families have a `held_out_loss` of their own, or none. `horizon`: steps of a run. `pretrained`: a controller
-    that may be started from, an artifact's name or file; `None` starts as a tuned one in any case. `folder`: for
-    `optimizer.safetensors`, `report.html`, `results.json` and `metatraining/`. `resume`: go on with what an interrupted
-    call left there. `runs`: fresh instances to compare on.
+    **Arguments:** `budget`: time for dials and meta-training, compilation included: seconds, or text as `90s`, `10m`,
+    `1h`; tuning and comparing come on top. `objective`: `"validation"` learns from held-out data, late in runs above
+    all, and chooses by the loss on them at the end; `"training"` learns and chooses by the mean over runs. `held_out`:
+    how many of the last images or characters are kept from training for it (`bygrad.problems.hold_out`), a fifth by
+    default; other families have a `held_out_loss` of their own, or none. `horizon`: steps of a run. `pretrained`: a
+    controller that may be started from, an artifact's name or file; `None` starts as a tuned one in any case.
+    `folder`: for `optimizer.safetensors`, `report.html`, `results.json` and `metatraining/`. `resume`: go on with what
+    an interrupted call left there. `runs`: fresh instances to compare on.
 
     **Raises:** `ValueError`: the budget, the objective, the family or `pretrained` cannot work, or the folder holds
     something else. `FileExistsError`: the folder is in use and `resume` is off.
@@ -189,13 +194,12 @@ class _Specialization:
         recipe = choose_recipe(protocol.horizon, self.seconds, protocol.seed, self.objective, self.problems)
         levels = self._levels(tunings, recipe)
         start, origin = self._start(tunings)
-        recipe, pilot = self._paced(recipe, start, origin)
-        if origin == self.pretrained and recipe.validate_every * VALIDATIONS < FEW_META_STEPS:
-            start, origin = self._resized(start, origin)
         if tuning_seconds is not None:  # the choice of a start is a part of it
-            tuning_seconds = time.perf_counter() - started - pilot
-        trained = self._trained(start, recipe, levels, pilot)
-        spent = trained.log.events[-1].seconds + pilot
+            tuning_seconds = time.perf_counter() - started
+        turned, turns, before = self._turned(start)
+        recipe, pilot = self._paced(recipe, turned, origin, self.seconds - before)
+        trained = self._trained(turned, recipe, levels, before + pilot)
+        spent = trained.log.events[-1].seconds + before + pilot
 
         started = time.perf_counter()
         results = evaluate(
@@ -224,9 +228,12 @@ class _Specialization:
         evaluation_seconds = time.perf_counter() - started
         results["meta_training"] = meta_training_results(trained, recipe, levels)
         results["seconds"] = {"tuning": tuning_seconds, "meta_training": spent, "evaluation": evaluation_seconds}
-        results["specialization"] = worth | {"objective": self.objective, "kept": "learned" if better else "start"}
+        done = {"objective": self.objective, "kept": "learned" if better else "start", "dials": turns}
+        results["specialization"] = worth | done
         results["levels"] = rows_of(worth)
-        path = self._keep(kept, {"start": origin, "objective": self.objective, "seconds": spent}, results)
+        path = self._keep(
+            kept, {"start": origin, "dials": turns, "objective": self.objective, "seconds": spent}, results
+        )
         for line in sentences(worth):
             display.say(line, "bold")
         return Specialized(declare(load(path), protocol.horizon), path, results)
@@ -273,12 +280,47 @@ class _Specialization:
         tick = functools.partial(self.display.phase, what)
         tick(0, protocol.runs)
         curves, _ = run_curves(optimizer, self.problems, key, **options, tick=tick)
-        value = area(curves) if measure_of(self.objective) == "area" else final(curves, protocol.final_window)
-        mean = float(np.mean(value))
+        mean = float(np.mean(self._measured(curves)))
         return mean if math.isfinite(mean) else math.inf
 
-    def _paced(self, recipe: Recipe, start: Controller, origin: str) -> tuple[Recipe, float]:
-        """Compile, see how long a meta-step takes, and set validations at regular times; or read what was set before.
+    def _measured(self, curves: np.ndarray) -> np.ndarray:
+        """Return what counts of each run: `[runs, horizon + 1]` to `[runs]`."""
+        is_area = measure_of(self.objective) == "area"
+        return area(curves) if is_area else final(curves, self.protocol.final_window)
+
+    def _turned(self, start: Controller) -> tuple[Controller, dict[str, float], float]:
+        """Turn the dials of a controller until none helps, or for a part of the time; or read how they were turned.
+
+        **Returns:** the controller, how its dials are turned, and the seconds that this took.
+        """
+        path = self.folder / "search.json"
+        search, spent, began = PatternSearch.begin(start.dials), 0.0, time.perf_counter()
+        if path.exists():
+            kept = read_json(path, "Delete it and resume: dials are turned anew.")
+            search, spent = PatternSearch(**kept["search"]), kept["seconds"]
+        limit, rounds = SEARCH_SHARE * self.seconds, jax.random.fold_in(self.protocol.keys[1], 3)
+
+        def clock() -> float:
+            return spent + time.perf_counter() - began
+
+        while clock() < limit and not search.is_over:
+            keys = jax.random.split(jax.random.fold_in(rounds, search.rounds), SEARCH_RUNS)
+
+            def judge(turns: Mapping[str, float], keys: Any = keys) -> np.ndarray:
+                self.display.phase("turning dials", min(round(clock()), round(limit)), round(limit), "s")
+                curves = curves_side_by_side(start.turned(turns), self.problems, keys, self.protocol.horizon)
+                return self._measured(curves)
+
+            search.round(judge, lambda: clock() < limit)
+            write_text_atomically(path, json.dumps({"search": dataclasses.asdict(search), "seconds": clock()}))
+        turns = {name: turn for name, turn in search.turned.items() if turn}
+        told = ", ".join(f"{name.replace('_', ' ')} {turn:+.3g}" for name, turn in turns.items())
+        self.display.say(f"dials turned in {clock():.0f} s: {told or 'none'}")
+        return start.turned(turns), turns, clock()
+
+    def _paced(self, recipe: Recipe, start: Controller, origin: str, left: float) -> tuple[Recipe, float]:
+        """Compile, see how long a meta-step takes, and set validations at regular times in what is `left` of the time;
+        or read what was set before.
 
         **Returns:** the recipe, and the seconds that this took.
         """
@@ -297,18 +339,9 @@ class _Specialization:
             )
         step = (times[-1] - times[1]) / (len(times) - 2)
         pilot = time.perf_counter() - began
-        pace = pace_of(recipe, self.seconds - pilot, step, origin == self.pretrained)
+        pace = pace_of(recipe, left - pilot, step, origin == self.pretrained)
         write_text_atomically(path, json.dumps({"recipe": pace, "pilot": pilot}))
         return dataclasses.replace(recipe, **pace), pilot
-
-    def _resized(self, start: Controller, origin: str) -> tuple[Controller, str]:
-        """Tune the size of the steps of what is pretrained, and say with what it begins."""
-        few = dataclasses.replace(self.protocol, runs=min(RESIZING_RUNS, self.protocol.runs))
-        on_few = dataclasses.replace(self, protocol=few)
-        start, factor = resize(start, lambda it: on_few._judge(it, branch=3, what="trying sizes of steps"))
-        origin += f", its steps times {factor:.2g}"
-        self.display.say(f"begins as {origin}")
-        return start, origin
 
     def _trained(
         self, start: Controller, recipe: Recipe, levels: dict[str, float], pilot: float
@@ -338,22 +371,6 @@ class _Specialization:
         )
         write_report(results, self.folder)
         return path
-
-
-def resize(controller: Controller, judge: Callable[[Controller], float]) -> tuple[Controller, float]:
-    """Tune the size of a controller's steps, as the rates of baselines are tuned: up or down by roots of two for as
-    long as it helps. A pretrained one has settled on what suits many problems; many meta-steps find what suits one of
-    them, and few do not.
-
-    **Arguments:** `judge`: says how bad a controller is. **Returns:** the controller, and the factor.
-    """
-    best, power = judge(controller), 0
-    for direction in (1, -1):
-        while (value := judge(controller.scaled(2 ** ((power + direction) / 2)))) < best:
-            best, power = value, power + direction
-        if power:
-            break
-    return (controller.scaled(2 ** (power / 2)) if power else controller), 2 ** (power / 2)
 
 
 def measure_of(objective: Objective) -> Literal["area", "final"]:
