@@ -20,7 +20,7 @@ import bygrad
 from bygrad.deploy.jax import export
 from bygrad.evaluation import Tuning
 from bygrad.metagrads import NRES, Members
-from bygrad.optimizers import Controller
+from bygrad.optimizers import Controller, turned
 from bygrad.problems import HeldOut, Mixture, ProblemFamily, find_family
 from bygrad.training import PatternSearch, Recipe, Warned, describe
 from bygrad.unroll import Windows
@@ -270,9 +270,9 @@ def test_what_is_trained_has_a_name_and_an_estimator_that_fit_its_family(
 
 def test_dials_are_turned_on_and_not_anew(tmp_path, monkeypatch):
     start, task = Controller(jax.random.key(0), learning_rate=1e-3), under_way(None, folder=tmp_path, seconds=1e6)
-    turned, turns, spent = task._turned(start)
+    begun, turns, spent = task._turned(start)
     assert turns["size"] > 2 and spent > 0  # twelve steps of a thousandth do not reach the bottom of the bowl
-    for ours, theirs in zip(jax.tree.leaves(turned), jax.tree.leaves(start.turned(turns)), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(begun), jax.tree.leaves(turned(start, turns)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
     # A search that is killed after every round turns them as far as one that is left alone.

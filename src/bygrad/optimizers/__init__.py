@@ -4,6 +4,7 @@ from .base import Coordinatewise, Learned, Optimizer, Scheduled, declare, parame
 from .best_of import BestOf, BestOfState
 from .celo2 import Celo2
 from .controller import Controller, depth_of
+from .dials import DIALS, dials_of, turned
 from .envelope import Envelope
 from .global_lstm import GlobalLSTM
 from .guard import Guard, GuardState
@@ -60,6 +61,7 @@ BASELINES = HAND_DESIGNED | TRANSFER_BASELINES
 
 __all__ = [
     "BASELINES",
+    "DIALS",
     "HAND_DESIGNED",
     "LEARNED",
     "LSTM",
@@ -105,9 +107,11 @@ __all__ = [
     "Window",
     "declare",
     "depth_of",
+    "dials_of",
     "evaluation_point",
     "from_portable",
     "judged_elsewhere",
     "parameter_count",
     "to_portable",
+    "turned",
 ]

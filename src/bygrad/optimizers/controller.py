@@ -1,7 +1,7 @@
 """A learned controller for every tensor, over Adam's arithmetic: a learned optimizer at Adam's cost and memory."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -34,22 +34,8 @@ TIME_FEATURES = len(TIME_SCALES) + len(HORIZON_PARTS)
 
 DEFAULT_HORIZON = 1_000
 
-_PARTS = np.arange(1_000) / 1_000
-"""Of a horizon."""
-
-_DIALS: dict[str, tuple[str, Any, float]] = {
-    "gradient": ("head_bias", 1, 0.2),
-    "mean": ("head_bias", 0, 0.2),
-    "memory": ("decays", 0, 0.5),
-    "square_memory": ("decays", 1, 0.7),
-    "start": ("head_times", (2, len(TIME_SCALES) + 1), 0.2),
-    "layers": ("powers", 1, 0.03),
-    "reaches": ("powers", 2, 0.03),
-}
-"""Those that are one number: of which array, where, and by how much it changes with a turn."""
-
-DIALS = ("size", "gradient", "mean", "memory", "tilt", "square_memory", "fall", "start", "layers", "reaches")
-"""What `Controller.turned` turns."""
+PARTS = np.arange(1_000) / 1_000
+"""Of a horizon, at which a schedule is given."""
 
 
 class ControllerState(eqx.Module):
@@ -176,48 +162,18 @@ class Controller(Optimizer, Learned, Scheduled):
         With `power` 1, untrained, it is then `AdamWCosine` without weight decay, but for errors of the schedule of
         0.2 % of its height.
         """
-        cosine = 0.5 * (1 + np.cos(np.pi * _PARTS))
+        cosine = 0.5 * (1 + np.cos(np.pi * PARTS))
         # Weighted with the cosine, since errors of a logarithm count in proportion to what it is the logarithm of.
-        return self._scheduled(power * np.log(cosine), cosine)
+        return self.with_schedule(power * np.log(cosine), cosine)
 
-    def _scheduled(self, log_factor: Float[np.ndarray, " parts"], weight: Any = 1.0) -> "Controller":
-        """Return the controller with steps times a function of the part of the horizon that is over, or nearly so."""
-        rows = np.append(np.tanh(8 * (_PARTS[:, None] - np.array(HORIZON_PARTS))), np.ones((_PARTS.size, 1)), axis=1)
-        weight = np.broadcast_to(weight, _PARTS.shape)
+    def with_schedule(self, log_factor: Float[np.ndarray, " parts"], weight: Any = 1.0) -> "Controller":
+        r"""Return the controller with steps $e^{f}$ times as large, or nearly so, where $f$ is given at `PARTS` of the
+        run: the least squares, with these weights, of what it sees of the horizon."""
+        rows = np.append(np.tanh(8 * (PARTS[:, None] - np.array(HORIZON_PARTS))), np.ones((PARTS.size, 1)), axis=1)
+        weight = np.broadcast_to(weight, PARTS.shape)
         *heads, bias = np.linalg.lstsq(rows * weight[:, None], weight * log_factor, rcond=None)[0]
         head_times = self.head_times.at[2, len(TIME_SCALES) :].add(jnp.array(heads))
         return eqx.tree_at(lambda it: (it.head_times, it.head_bias), self, (head_times, self.head_bias.at[2].add(bias)))
-
-    def turned(self, turns: Mapping[str, float]) -> "Controller":
-        r"""Return the controller with some of its `DIALS` turned: what one would tune by hand, if one could.
-
-        **Arguments:** `turns`: of any of these dials, how far; 0 leaves it. `size`: all steps times $\sqrt 2$ a turn.
-        `mean`, `gradient`: 0.2 more of $n$, of $q$. `memory`, `square_memory`: the logits of the two decays up by 0.5
-        and 0.7, so that a decay of 0.9 becomes 0.94 and one of 0.99 becomes 0.995. `tilt`: steps half as long at the
-        beginning as at the end. `fall`: steps fall along the third root of half a cosine. `start`: steps change by
-        0.2 once an eighth of the run is over, up from as much below. `layers`, `reaches`: $a_2$ and $a_3$ up by 0.03.
-
-        **Raises:** `ValueError` for what is none of its dials.
-        """
-        if strange := sorted(turns.keys() - set(self.dials)):
-            raise ValueError(
-                f"{', '.join(strange)}: no dial of this controller, so nothing would change. It has"
-                f" {', '.join(self.dials)}."
-            )
-        controller = self.scaled(2 ** (turns.get("size", 0.0) / 2)).fall(turns.get("fall", 0.0) / 3)
-        controller = controller._scheduled(turns.get("tilt", 0.0) * math.log(2) * (_PARTS - 0.5))
-        for name, (field, place, amount) in _DIALS.items():
-            if turn := turns.get(name, 0.0):
-                leaf = getattr(controller, field)
-                controller = eqx.tree_at(
-                    lambda it, field=field: getattr(it, field), controller, leaf.at[place].add(turn * amount)
-                )
-        return controller
-
-    @property
-    def dials(self) -> tuple[str, ...]:
-        """The dials that it has, those that matter most first."""
-        return tuple(name for name in DIALS if name != "reaches" or self.reach)
 
     def scaled(self, factor: float) -> "Controller":
         """Return the controller with steps that are `factor` times as large, as a learning rate is tuned."""

@@ -31,7 +31,7 @@ from ..evaluation import (
     write_report,
 )
 from ..metagrads import NRES, Members
-from ..optimizers import HAND_DESIGNED, Controller, Optimizer, declare
+from ..optimizers import HAND_DESIGNED, Controller, Optimizer, declare, dials_of, turned
 from ..problems import HeldOut, ProblemFamily, check_family, describe_family, hold_out
 from ..problems.base import FAMILY_CHANGED, digest_family
 from ..training import MetaTrained, PatternSearch, Recipe, Stepped, is_begun, meta_train, validation_keys
@@ -105,9 +105,9 @@ def specialize(
 
     Tunes the hand-designed baselines on held-out instances; starts from the best of three controllers, the tuned Adam,
     the tuned AdamW with a cosine (but for its weight decay), and the pretrained one; turns the few dials that change a
-    controller as a whole (`Controller.turned`) for as long as that helps, or half of the budget; meta-trains it with
-    noise-reuse evolution strategies for the rest, keeping what is best on held-out instances; and compares on fresh
-    ones, in steps and in seconds, in these with L-BFGS too. If what was learned is no better there than where it
+    controller as a whole (`bygrad.optimizers.turned`) for as long as that helps, or half of the budget; meta-trains it
+    with noise-reuse evolution strategies for the rest, keeping what is best on held-out instances; and compares on
+    fresh ones, in steps and in seconds, in these with L-BFGS too. If what was learned is no better there than where it
     started, the start is what is returned, and said to be (`Specialized.kept`; a Python warning where there is no
     `display`). All settings are chosen here.
 
@@ -196,9 +196,9 @@ class _Specialization:
         start, origin = self._start(tunings)
         if tuning_seconds is not None:  # the choice of a start is a part of it
             tuning_seconds = time.perf_counter() - started
-        turned, turns, before = self._turned(start)
-        recipe, pilot = self._paced(recipe, turned, origin, self.seconds - before)
-        trained = self._trained(turned, recipe, levels, before + pilot)
+        begun, turns, before = self._turned(start)
+        recipe, pilot = self._paced(recipe, begun, origin, self.seconds - before)
+        trained = self._trained(begun, recipe, levels, before + pilot)
         spent = trained.log.events[-1].seconds + before + pilot
 
         started = time.perf_counter()
@@ -294,7 +294,7 @@ class _Specialization:
         **Returns:** the controller, how its dials are turned, and the seconds that this took.
         """
         path = self.folder / "search.json"
-        search, spent, began = PatternSearch.begin(start.dials), 0.0, time.perf_counter()
+        search, spent, began = PatternSearch.begin(dials_of(start)), 0.0, time.perf_counter()
         if path.exists():
             kept = read_json(path, "Delete it and resume: dials are turned anew.")
             search, spent = PatternSearch(**kept["search"]), kept["seconds"]
@@ -308,7 +308,7 @@ class _Specialization:
 
             def judge(turns: Mapping[str, float], keys: Any = keys) -> np.ndarray:
                 self.display.phase("turning dials", min(round(clock()), round(limit)), round(limit), "s")
-                curves = curves_side_by_side(start.turned(turns), self.problems, keys, self.protocol.horizon)
+                curves = curves_side_by_side(turned(start, turns), self.problems, keys, self.protocol.horizon)
                 return self._measured(curves)
 
             search.round(judge, lambda: clock() < limit)
@@ -316,7 +316,7 @@ class _Specialization:
         turns = {name: turn for name, turn in search.turned.items() if turn}
         told = ", ".join(f"{name.replace('_', ' ')} {turn:+.3g}" for name, turn in turns.items())
         self.display.say(f"dials turned in {clock():.0f} s: {told or 'none'}")
-        return start.turned(turns), turns, clock()
+        return turned(start, turns), turns, clock()
 
     def _paced(self, recipe: Recipe, start: Controller, origin: str, left: float) -> tuple[Recipe, float]:
         """Compile, see how long a meta-step takes, and set validations at regular times in what is `left` of the time;
