@@ -42,7 +42,7 @@ def turned(controller: Controller, turns: Mapping[str, float]) -> Controller:
 
         >>> import jax
         >>> from bygrad.optimizers import Controller, turned
-        >>> slower = turned(Controller(jax.random.key(0)), {"size": -2, "fall": 3})  # half as fast, along a cosine
+        >>> slower = turned(Controller(jax.random.key(0)), {"size": -2.0, "fall": 3.0})  # half as fast, along a cosine
     """
     if strange := sorted(turns.keys() - set(dials_of(controller))):
         raise ValueError(
