@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+
+from .sizes import is_whole
 
 SMALL = 10
 """Arrays with fewer entries than the largest one by this factor are drawn apart, so that little is drawn in vain."""
@@ -20,7 +21,7 @@ SEEDS = 2**32
 def check_seed(seed: Any) -> None:
     """**Raises:** `TypeError` for what is no whole number. `ValueError` for a seed below zero, which JAX takes, and
     NumPy, which draws at the end, does not; and for one so large that another one draws the same."""
-    if not isinstance(seed, int | np.integer):
+    if not is_whole(seed):
         raise TypeError(f"seed is {seed!r}, from which nothing random can be drawn. Give a whole number: 0, say.")
     if not 0 <= seed < SEEDS:
         why = "not everything random can be drawn" if seed < 0 else f"the same would be drawn as from {seed % SEEDS}"

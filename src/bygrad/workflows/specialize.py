@@ -228,6 +228,7 @@ class _Specialization:
         evaluation_seconds = time.perf_counter() - started
         results["meta_training"] = meta_training_results(trained, recipe, levels)
         results["seconds"] = {"tuning": tuning_seconds, "meta_training": spent, "evaluation": evaluation_seconds}
+        turns = turns if better else {}  # of what is kept
         done = {"objective": self.objective, "kept": "learned" if better else "start", "dials": turns}
         results["specialization"] = worth | done
         results["levels"] = rows_of(worth)
@@ -353,7 +354,7 @@ class _Specialization:
         )
         if (steps := len(trained.log.of(Stepped))) < WORTH_TRYING:
             self.display.warn(
-                f"{steps} meta-steps fitted into the {self.seconds:.0f} s, as compiling and measuring took"
+                f"{steps} meta-steps fitted into the {self.seconds:.0f} s, as dials, compiling and measuring took"
                 f" {pilot:.0f} s: too few to learn from. Give a longer budget (--budget), {3 * pilot + 60:.0f}s or more"
                 " here"
             )
