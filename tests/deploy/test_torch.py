@@ -50,6 +50,7 @@ def random_theta(optimizer: Optimizer) -> Optimizer:
 KINDS: dict[str, Callable[[], Optimizer]] = {
     **{name: lambda name=name: LEARNED[name](jax.random.key(0)) for name in RULES if name != "LSTM"},
     "Controller with reach": lambda: Controller(jax.random.key(0), reach=True),
+    "Controller with decay": lambda: Controller(jax.random.key(0), weight_decay=1.0),
     "LSTM of one layer": lambda: LSTM(jax.random.key(1), (4,), Scaled(0.5), output_scale=2.0),
     "LSTM of three layers": lambda: LSTM(jax.random.key(2), (5, 3, 4), state_dtype="float32"),
 }

@@ -11,7 +11,7 @@ import pytest
 from bygrad.evaluation import Protocol, strict_json
 from bygrad.experiments import STUDIES
 from bygrad.experiments.specializations import CASES, OBJECTIVES, levels_of
-from bygrad.optimizers import SGD
+from bygrad.optimizers import BASELINES, SGD
 from bygrad.problems import HeldOut, MLPClassifier, ProblemFamily, Quadratic, check_family, find_family, hold_out
 from bygrad.workflows.worth import LBFGS_RUNS, LBFGS_SAMPLE, lbfgs_in_time, rows_of, worth_of
 
@@ -61,7 +61,8 @@ def test_what_is_worth_has_intervals_over_runs_in_steps_and_in_seconds():
     rates = {"learning_rate": 0.01, "area_learning_rate": 0.01}
     rival = row | rates | {"label": "SGD", "kind": "hand-designed"}
     protocol = Protocol(4, runs=8, tuning_runs=1, second_order_runs=0)
-    worth = worth_of(SGD(jnp.asarray(0.01)), row | {"curve": [1.0] * 5}, {"sgd": rival}, Quadratic(2), protocol, 1.0)
+    ours, rows = row | {"curve": [1.0] * 5}, {"sgd": rival}
+    worth = worth_of(SGD(jnp.asarray(0.01)), ours, rows, BASELINES, Quadratic(2), protocol, 1.0)
     assert worth["intervals"]["mean_loss"] == [0.5, 2.0] and worth["intervals"]["final_loss"] == [0.25, 1.0]
     low, high = worth["intervals"]["mean_loss_at_equal_seconds"]
     assert 0 < low < worth["mean_loss_at_equal_seconds"] < high
@@ -118,6 +119,11 @@ def test_held_out_loss_is_held_against_the_schedule_and_against_the_best():
     schedule, best = levels_of("mnist, validation", results(0.8))
     assert (schedule["ours"], schedule["reached"]) == (pytest.approx(0.8), True)
     assert (best["ours"], best["reached"]) == (pytest.approx(1.6), None)
+    found = results(0.8)
+    decayed = {"label": "AdamWCosine, decay 0.3", "kind": "hand-designed", "final": {"mean": 0.32}}
+    found["optimizers"] |= {"adamwcosine, decay 0.3": decayed}  # pyright: ignore[reportOperatorIssue]
+    schedule, _ = levels_of("mnist, validation", found)
+    assert (schedule["ours"], schedule["reached"]) == (pytest.approx(1.25), False)
 
 
 def test_what_diverged_is_infinite_also_when_it_is_read_from_a_file():

@@ -31,8 +31,8 @@ def updates_along(optimizer: Optimizer, grads, params):
 
 
 def test_dials_add_up():
-    controller = Controller(jax.random.key(0), reach=True)
-    assert set(dials_of(controller)) == {*dials_of(Controller(jax.random.key(0))), "reaches"}
+    controller = Controller(jax.random.key(0), reach=True, weight_decay=0.1)
+    assert set(dials_of(controller)) == {*dials_of(Controller(jax.random.key(0))), "reaches", "decay"}
     turns = {name: 0.3 * (1 + i) * (-1) ** i for i, name in enumerate(dials_of(controller))}
     one_by_one = controller
     for name, turn in turns.items():
@@ -41,10 +41,11 @@ def test_dials_add_up():
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(turned(controller, {})), jax.tree.leaves(controller), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    with pytest.raises(ValueError, match=r"^speed: no dial of this controller.* size, gradient"):
+    with pytest.raises(ValueError, match=r"^speed: no dial of this controller.* size, decay, gradient"):
         turned(controller, {"speed": 1.0, "size": 1.0})
     with pytest.raises(ValueError, match=r"^reaches: no dial"):
         turned(Controller(jax.random.key(0)), {"reaches": 1.0})
+    assert float(turned(controller, {"decay": 2.0}).weight_decay) == pytest.approx(0.3)
 
 
 def test_dials_change_what_they_say():

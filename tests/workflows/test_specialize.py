@@ -20,7 +20,7 @@ import bygrad
 from bygrad.deploy.jax import export
 from bygrad.evaluation import Tuning
 from bygrad.metagrads import NRES, Members
-from bygrad.optimizers import Controller, turned
+from bygrad.optimizers import BASELINES, Controller, dials_of, turned
 from bygrad.problems import HeldOut, Mixture, ProblemFamily, find_family
 from bygrad.training import PatternSearch, Recipe, Warned, describe
 from bygrad.unroll import Windows
@@ -164,10 +164,28 @@ def test_it_starts_from_the_best_of_three_controllers(tmp_path):
         assert (start.learning_rate, int(start.horizon)) == (rate if better else 0.03, HORIZON)
         assert origin == (file if better else "tuned Adam, 0.03")
     assert under_way(None)._start(tunings)[1] == "tuned Adam, 0.03"
-    assert under_way(None, objective="validation")._start(tunings)[1] == "tuned Adam, 0.01"
+    start, origin = under_way(None, objective="validation")._start(tunings)
+    assert origin == "tuned Adam, 0.01" and start.weight_decay == 0
     start, origin = under_way(None)._start({"Adam": TOO_SMALL, "AdamWCosine": TUNING})
     assert origin == "tuned Adam with a cosine, 0.03"
-    assert float(jnp.abs(start.head_times).sum()) > 0
+    assert float(jnp.abs(start.head_times).sum()) > 0 and start.weight_decay is None
+
+
+def test_where_held_out_data_judges_weight_decay_is_tuned_and_learned(tmp_path):
+    """It begins at that of the best baseline, whose rates are tuned for each of several; what is pretrained, at 0."""
+    better = Tuning(np.array([0.02, 0.04]), final=np.array([2.0, 0.5]), area=np.array([0.1, 3.0]))
+    tunings = {"Adam": TOO_SMALL, "AdamWCosine": TUNING, "AdamWCosine, decay 0.3": better}
+    task = under_way(None, objective="validation")
+    decays = [float(build().weight_decay) for name, build in task.rivals.items() if name.startswith("AdamWCosine")]
+    assert decays == pytest.approx([0.01, 0.1, 0.3, 1.0])
+    start, origin = task._start(tunings)
+    assert origin == "tuned Adam with a cosine, 0.04, and decay 0.3"
+    assert (start.learning_rate, float(start.weight_decay)) == (0.04, pytest.approx(0.3))
+    assert {"size", "decay"} <= set(dials_of(start))
+    file = str(tmp_path / "known.safetensors")
+    export(Controller(jax.random.key(1), learning_rate=0.1), file, name="mine/known", training={}, validation={})
+    start, origin = under_way(file, objective="validation")._start({"Adam": TOO_SMALL, "AdamWCosine": TOO_SMALL})
+    assert origin == file and start.weight_decay == 0
 
 
 def test_only_a_controller_can_be_started_from(tmp_path):
@@ -193,6 +211,7 @@ def test_a_family_without_held_out_data_is_refused_before_anything_is_written(op
 @pytest.mark.parametrize(("held_out", "kept"), [(None, 280), (100, 100)])
 def test_what_is_held_out_of_a_family_of_the_package_is_what_it_is_judged_by(held_out, kept, tmp_path, monkeypatch):
     def stop(problems, *rest):
+        assert sum(name.startswith("AdamWCosine") for name in rest[-1]) == 4
         raise KeyboardInterrupt(problems)
 
     monkeypatch.setattr(sys.modules[specialize.__module__], "tune", stop)
@@ -380,7 +399,7 @@ def test_each_baseline_is_worth_its_own_seconds(monkeypatch):
     monkeypatch.setattr(worth_module, "lbfgs_in_time", lambda family, protocol, seconds: {"seconds": seconds})
     protocol = dataclasses.replace(protocol_of(HORIZON, 2, 0), final_window=1)
     controller = Controller(jax.random.key(0))
-    worth = worth_module.worth_of(controller, rows["controller"], rows, Bowl(), protocol, spent=90.0)
+    worth = worth_module.worth_of(controller, rows["controller"], rows, BASELINES, Bowl(), protocol, spent=90.0)
     assert sorted(timed) == [("Adam", pytest.approx(0.1)), ("Nesterov", pytest.approx(0.2))]
     # It is where Nesterov ends after three steps, in 1.5 seconds of the 12 that Nesterov takes, and not of Adam's 24.
     assert worth["seconds_saved_per_run"] == HORIZON * 1.0 - 3 * 0.5

@@ -16,7 +16,7 @@ from .._core.programs import Program
 from .._core.sizes import LARGEST, is_whole
 from .._core.threads import Threads
 from .._core.types import PRNGKeyArray, Tick
-from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer, declare
+from ..optimizers import BASELINES, PAPER_BASELINES, Baselines, FromOptax, Optimizer, declare
 from ..problems import ProblemFamily
 from .report import loss_of
 from .runs import SIDE_BY_SIDE, Curves, area, compile_curves, final, run_curves, run_in_chunks
@@ -112,7 +112,7 @@ class Protocol:
 def tune_baselines(
     family: ProblemFamily,
     protocol: Protocol,
-    baselines: Mapping[str, type[FromOptax]] = PAPER_BASELINES,
+    baselines: Baselines = PAPER_BASELINES,
     watch: Tick | None = None,
     results: MutableMapping[str, dict[str, Any]] | None = None,
 ) -> dict[str, Tuning]:
@@ -125,9 +125,9 @@ def tune_baselines(
     results = {} if results is None else results
     tunings = {name: Tuning.of_json(results[name]) for name in baselines if name in results}
 
-    def tuned(kind: type[FromOptax]) -> Tuning:
+    def tuned(build: Callable[[], FromOptax]) -> Tuning:
         return tune(
-            kind(),
+            build(),
             family,
             protocol.keys[0],
             horizon=protocol.horizon,
@@ -148,7 +148,7 @@ def tune_baselines(
     tell()
     # Side by side, because most of the time goes into compiling, which fills one core.
     with Threads(SIDE_BY_SIDE) as pool:
-        names = {pool.submit(tuned, kind): name for name, kind in baselines.items() if name not in tunings}
+        names = {pool.submit(tuned, build): name for name, build in baselines.items() if name not in tunings}
         for future in as_completed(names):
             name = names[future]
             tunings[name] = future.result()
@@ -165,7 +165,7 @@ def tuned_levels(
     protocol: Protocol,
     watch: Tick | None = None,
     results: MutableMapping[str, dict[str, Any]] | None = None,
-    baselines: Mapping[str, type[FromOptax]] = BASELINES,
+    baselines: Baselines = BASELINES,
 ) -> dict[str, float]:
     """Return what each baseline reaches in the runs of `keys`, at the rate that was best for `measure`.
 
@@ -207,7 +207,7 @@ def compare(
     protocol: Protocol,
     watch: Tick | None = None,
     results: MutableMapping[str, dict[str, Any]] | None = None,
-    baselines: Mapping[str, type[FromOptax]] = BASELINES,
+    baselines: Baselines = BASELINES,
     teacher: Optimizer | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run everything on the same fresh instances; return the `optimizers` of a report's results.
@@ -216,7 +216,7 @@ def compare(
     each measure sees it at its best. Without `Protocol.area_rates`, both are at the rate tuned for the final loss.
 
     **Arguments:** `results`: what an interrupted comparison has, by name; what is there is not run again, and what is
-    new is put there as it comes. `baselines`: the classes of those that are tuned, where one is not of this package.
+    new is put there as it comes. `baselines`: those that are tuned, where one is not of this package.
     `teacher`: what the learned one imitated in meta-training, if anything; it runs as it is, and is no baseline.
     """
     protocol.refuse_what_cannot_fit()
@@ -289,11 +289,11 @@ def _settings(teacher: Optimizer) -> str:
     return f"Imitated in meta-training{settings}. Chosen by hand, so it is not among the tuned baselines."
 
 
-def _built(name: str, baselines: Mapping[str, type[FromOptax]]) -> FromOptax:
+def _built(name: str, baselines: Baselines) -> FromOptax:
     if name not in baselines:
         raise ValueError(
             f"{name} is tuned, but is none of the baselines {', '.join(baselines)}, so it is not known what to run."
-            " Give `baselines`, the classes by name that were tuned."
+            " Give `baselines`, by name what builds those that were tuned, their classes, say."
         )
     return baselines[name]()
 

@@ -9,7 +9,7 @@ from typing import Any
 from .._core.files import read_json, write_text_atomically
 from ..deploy.jax import versions
 from ..evaluation import Picture, Protocol, Sheet, strict_json, write_page, write_report
-from ..optimizers import PAPER_BASELINES, FromOptax, Optimizer
+from ..optimizers import PAPER_BASELINES, Baselines, Optimizer
 from ..problems import ProblemFamily
 from ..workflows.display import Display
 from ..workflows.folder import claim
@@ -46,7 +46,7 @@ class Task:
         tuning_family: ProblemFamily,
         protocol: Protocol,
         title: str,
-        baselines: Mapping[str, type[FromOptax]] = PAPER_BASELINES,
+        baselines: Baselines = PAPER_BASELINES,
     ) -> dict[str, Any]:
         """Compare with tuned baselines and report in a folder of the setting's own, or read what an interrupted run has
         found there."""

@@ -33,7 +33,7 @@ from ..evaluation import (
 )
 from ..evaluation.compare import interval_of, summarize
 from ..evaluation.tuning import CENTRES, EXTENSIONS, beyond
-from ..optimizers import TRANSFER_BASELINES, Adam, Cosine, FromOptax, Guard, Optimizer
+from ..optimizers import TRANSFER_BASELINES, Adam, Baselines, Cosine, FromOptax, Guard, Optimizer
 from ..problems import describe_family
 from ..problems.data import ImageData
 from ..workflows.work import machine, slug
@@ -73,7 +73,7 @@ def carry_out_rows(
     effort: Effort,
     learned: Mapping[str, Optimizer],
     digests: Mapping[str, str],
-    baselines: Mapping[str, type[FromOptax]] = TRANSFER_BASELINES,
+    baselines: Baselines = TRANSFER_BASELINES,
 ) -> dict[str, Any]:
     """Run every row, or read what an interrupted run has done of it; report, and return the results of the base row.
 
@@ -104,7 +104,7 @@ def run_row(
     effort: Effort,
     learned: Mapping[str, Optimizer],
     digests: Mapping[str, str],
-    baselines: Mapping[str, type[FromOptax]],
+    baselines: Baselines,
     images: ImageData,
     task: Task,
 ) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class _Measured:
             write_text_atomically(path, json.dumps(strict_json(measure())))
         return read_json(path)
 
-    def baselines(self, baselines: Mapping[str, type[FromOptax]]) -> dict[str, Any]:
+    def baselines(self, baselines: Baselines) -> dict[str, Any]:
         optimizers: dict[str, Any] = {}
         for name, kind in self.named(baselines):
             rule = kind()

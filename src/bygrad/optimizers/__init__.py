@@ -1,5 +1,7 @@
 """What optimizes: one class for learned and hand-designed optimizers, one file for each rule."""
 
+from collections.abc import Callable, Mapping
+
 from .base import Coordinatewise, Learned, Optimizer, Scheduled, declare, parameter_count
 from .best_of import BestOf, BestOfState
 from .celo2 import Celo2
@@ -18,6 +20,9 @@ from .portable import Portable, from_portable, to_portable
 from .preprocess import PREPROCESSORS, LogSign, Preprocessor, Scaled
 from .rnnprop import RNNprop
 from .star import STAR
+
+Baselines = Mapping[str, Callable[[], FromOptax]]
+"""Hand-designed optimizers by name, each as what builds it, with everything but its learning rate: its class, say."""
 
 LEARNED: dict[str, type[Learned]] = {
     "LSTM": LSTM,
@@ -74,6 +79,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "AdamWCosine",
+    "Baselines",
     "BestOf",
     "BestOfState",
     "Celo2",

@@ -56,7 +56,7 @@ class Controller(Optimizer, Learned, Scheduled):
     $d = \sqrt{\hat v} + \epsilon$,
 
     $$n = \hat m / d, \quad q = g / d, \qquad
-    u = -\eta \, e^{o_3} \left( (1 + o_1) \, n + o_2 \, q \right)$$
+    u = -\eta \, e^{o_3} \left( (1 + o_1) \, n + o_2 \, q + \max(0, \lambda) \, p \right)$$
 
     where, for every tensor, $o = W_2 \tanh(W_1 f + W_t \tau + b_1) + W_o \tau + b_2$, and
     $4 a_1 \ln (D / 2) + 4 a_2 \ln (S / 1024) + 4 a_3 \ln (R / 32)$ more for $o_3$: steps are in proportion to powers
@@ -80,16 +80,18 @@ class Controller(Optimizer, Learned, Scheduled):
 
     $\tau$ are 18 features of the time $t$, updates so far, up to the horizon $T$: $\tanh(t / s - 1)$ for nine scales
     $s$ from 1 to 10,000, and $\tanh(8 (t/T - c))$ for $c = 0, \frac18, \dots, 1$. All tensors share the network; its
-    meta-parameters, $a$ and those of the two decays are 525, with `reach` 542. Arithmetic and memory per param are
-    Adam's: eight bytes.
+    meta-parameters, $a$ and those of the two decays are 525, with `reach` 542. The weight decay $\lambda$ is one more,
+    where there is one: it lowers no training loss, and the loss on held-out data it may. Arithmetic and memory per
+    param are Adam's: eight bytes.
 
-    An untrained controller is `Adam(learning_rate, b1, b2)`. The horizon is declared, not learned: `declare` changes
-    it, and compiles nothing. Beyond it, time stands still.
+    An untrained controller is `Adam(learning_rate, b1, b2)`, with `weight_decay` it is `AdamW`. The horizon is
+    declared, not learned: `declare` changes it, and compiles nothing. Beyond it, time stands still.
 
     **Arguments:** `key`: draws the hidden weights. `hidden`: units. `learning_rate`, `b1`, `b2`: of the Adam to start
     as; 0.99 forgets within the hundreds of steps that a meta-training looks at. `horizon`: steps of a run.
     `reach`: see the reach of tensors, and go by a power of it. That is for mixtures of problems that differ in it: what
-    is learned of it on one family of networks carries over less well to others.
+    is learned of it on one family of networks carries over less well to others. `weight_decay`: $\lambda$ to start
+    with, 0 or more; None for a rule without.
 
     **Example:**
 
@@ -112,6 +114,7 @@ class Controller(Optimizer, Learned, Scheduled):
     powers: Float[Array, " powers"]
     decays: Float[Array, " 2"]
     horizon: Int[Array, ""]
+    weight_decay: Float[Array, ""] | None
     learning_rate: float = eqx.field(static=True)
     reach: bool = eqx.field(static=True)
     depth: int | None = eqx.field(static=True)
@@ -125,6 +128,7 @@ class Controller(Optimizer, Learned, Scheduled):
         b2: float = 0.99,
         horizon: int = DEFAULT_HORIZON,
         reach: bool = False,
+        weight_decay: float | None = None,
     ):
         if hidden < 1:
             raise ValueError(f"hidden is {hidden}, but the network needs a unit to see with: give 1 or more.")
@@ -132,6 +136,11 @@ class Controller(Optimizer, Learned, Scheduled):
             raise ValueError(
                 f"learning_rate={learning_rate}, b1={b1}, b2={b2} are not an Adam to start as: the rate must be above"
                 " 0, and each decay between 0 and 1."
+            )
+        if weight_decay is not None and not 0 <= weight_decay < math.inf:
+            raise ValueError(
+                f"weight_decay is {weight_decay}, with which weights would not decay. Give 0 or more, such as 0.01, or"
+                " None for a rule without."
             )
         inputs_key, times_key = jax.random.split(key)
         features = TENSOR_FEATURES + reach
@@ -143,15 +152,19 @@ class Controller(Optimizer, Learned, Scheduled):
         self.powers = jnp.zeros(2 + reach)
         self.decays = jnp.array([math.log(b / (1 - b)) for b in (b1, b2)])
         self.horizon = whole_steps(horizon)
+        self.weight_decay = None if weight_decay is None else jnp.asarray(weight_decay, self.bias.dtype)
         self.learning_rate, self.reach, self.depth = float(learning_rate), bool(reach), None
 
     @property
     def config(self) -> dict[str, Any]:
-        return {"hidden": self.bias.shape[0], "learning_rate": self.learning_rate, "reach": self.reach}
+        sizes = {"hidden": self.bias.shape[0], "learning_rate": self.learning_rate}
+        return sizes | {"reach": self.reach, "weight_decay": self.weight_decay is not None}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "Controller":
-        return cls(drawing_key(key), config["hidden"], config["learning_rate"], reach=config["reach"])
+        decay = 0.0 if config.get("weight_decay") else None  # files that are older know none
+        key = drawing_key(key)
+        return cls(key, config["hidden"], config["learning_rate"], reach=config["reach"], weight_decay=decay)
 
     def declare(self, horizon: int | Int[Array, ""]) -> "Controller":
         return eqx.tree_at(lambda it: it.horizon, self, whole_steps(horizon))
@@ -159,8 +172,7 @@ class Controller(Optimizer, Learned, Scheduled):
     def fall(self, power: float = 1.0) -> "Controller":
         """Return the controller with steps that fall along a power of half a cosine over the horizon besides.
 
-        With `power` 1, untrained, it is then `AdamWCosine` without weight decay, but for errors of the schedule of
-        0.2 % of its height.
+        With `power` 1, untrained, it is then `AdamWCosine`, but for errors of the schedule of 0.2 % of its height.
         """
         cosine = 0.5 * (1 + np.cos(np.pi * PARTS))
         # Weighted with the cosine, since errors of a logarithm count in proportion to what it is the logarithm of.
@@ -182,6 +194,10 @@ class Controller(Optimizer, Learned, Scheduled):
                 f"factor is {factor}, which leaves no step to take. Give a number above 0: 2 for steps twice as large."
             )
         return eqx.tree_at(lambda it: it.head_bias, self, self.head_bias.at[2].add(math.log(factor)))
+
+    def decaying(self, weight_decay: float) -> "Controller":
+        """Return the controller with another weight decay, or with one."""
+        return replaced(self, weight_decay=jnp.asarray(weight_decay, self.bias.dtype))
 
     def with_depth(self, depth: int) -> "Controller":
         """Return the controller for a part of the params of a network of this depth, `depth_of` all of them, or for
@@ -248,7 +264,10 @@ class Controller(Optimizer, Learned, Scheduled):
             size = -self.learning_rate * jnp.exp(outputs[i, 2])
             along_mean, along_grad = size * (1 + outputs[i, 0]) / bias1, size * outputs[i, 1]
             step = along_mean.astype(grad.dtype) * mean + along_grad.astype(grad.dtype) * grad
-            updates.append((step / root(square)).astype(leaf.dtype))
+            step = step / root(square)
+            if self.weight_decay is not None:
+                step += (size * jnp.maximum(self.weight_decay, 0)).astype(grad.dtype) * points[i].astype(grad.dtype)
+            updates.append(step.astype(leaf.dtype))
             states.append((mean, square))
         mean, square = (jax.tree.unflatten(structure, [pair[k] for pair in states]) for k in range(2))
         return jax.tree.unflatten(structure, updates), ControllerState(mean, square, peak, count, state.horizon)

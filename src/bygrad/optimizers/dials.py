@@ -9,10 +9,11 @@ import equinox as eqx
 from .._core.definitions import TIME_SCALES
 from .controller import PARTS, Controller
 
-DIALS = ("size", "gradient", "mean", "memory", "tilt", "square_memory", "fall", "start", "layers", "reaches")
+DIALS = ("size", "decay", "gradient", "mean", "memory", "tilt", "square_memory", "fall", "start", "layers", "reaches")
 """What `turned` turns, those that gained most on small networks first."""
 
 _NUMBERS: dict[str, tuple[str, Any, float]] = {
+    "decay": ("weight_decay", (), 0.1),
     "gradient": ("head_bias", 1, 0.2),
     "mean": ("head_bias", 0, 0.2),
     "memory": ("decays", 0, 0.5),
@@ -26,17 +27,19 @@ _NUMBERS: dict[str, tuple[str, Any, float]] = {
 
 def dials_of(controller: Controller) -> tuple[str, ...]:
     """Return the dials that a controller has."""
-    return tuple(name for name in DIALS if name != "reaches" or controller.reach)
+    without = {"reaches": not controller.reach, "decay": controller.weight_decay is None}
+    return tuple(name for name in DIALS if not without.get(name))
 
 
 def turned(controller: Controller, turns: Mapping[str, float]) -> Controller:
     r"""Return a controller with some of its dials turned.
 
     **Arguments:** `turns`: of any of these, how far; 0 leaves it, and turns add up. `size`: all steps times $\sqrt 2$
-    a turn. `mean`, `gradient`: 0.2 more of $n$, of $q$. `memory`, `square_memory`: the logits of the two decays up by
-    0.5 and 0.7, so that a decay of 0.9 becomes 0.94 and one of 0.99 becomes 0.995. `tilt`: steps half as long at the
-    beginning as at the end. `fall`: steps fall along the third root of half a cosine. `start`: steps change by 0.2 once
-    an eighth of the run is over, up from as much below. `layers`, `reaches`: $a_2$ and $a_3$ up by 0.03.
+    a turn. `decay`: 0.1 more of the weight decay. `mean`, `gradient`: 0.2 more of $n$, of $q$. `memory`,
+    `square_memory`: the logits of the two decays up by 0.5 and 0.7, so that a decay of 0.9 becomes 0.94 and one of 0.99
+    becomes 0.995. `tilt`: steps half as long at the beginning as at the end. `fall`: steps fall along the third root of
+    half a cosine. `start`: steps change by 0.2 once an eighth of the run is over, up from as much below. `layers`,
+    `reaches`: $a_2$ and $a_3$ up by 0.03.
 
     **Raises:** `ValueError` for what is none of its dials.
 

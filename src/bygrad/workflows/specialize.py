@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -31,7 +32,7 @@ from ..evaluation import (
     write_report,
 )
 from ..metagrads import NRES, Members
-from ..optimizers import HAND_DESIGNED, Controller, Optimizer, declare, dials_of, turned
+from ..optimizers import HAND_DESIGNED, AdamWCosine, Baselines, Controller, Optimizer, declare, dials_of, turned
 from ..problems import HeldOut, ProblemFamily, check_family, describe_family, hold_out
 from ..problems.base import FAMILY_CHANGED, digest_family
 from ..training import MetaTrained, PatternSearch, Recipe, Stepped, is_begun, meta_train, validation_keys
@@ -42,8 +43,19 @@ from .worth import rows_of, sentences, worth_of
 
 Objective = Literal["training", "validation"]
 
-RIVALS = {name: HAND_DESIGNED[name] for name in ("Nesterov", "Adam", "AdamWCosine")}
+RIVALS: Baselines = {name: HAND_DESIGNED[name] for name in ("Nesterov", "Adam", "AdamWCosine")}
 """What is tuned to compare with: the best of the hand-designed ones on networks, with and without a schedule."""
+
+
+def _decaying(weight_decay: float) -> AdamWCosine:
+    return AdamWCosine(weight_decay=jnp.asarray(weight_decay))
+
+
+HELD_OUT_RIVALS: Baselines = {
+    **RIVALS,
+    **{f"AdamWCosine, decay {decay:g}": functools.partial(_decaying, decay) for decay in (0.1, 0.3, 1.0)},
+}
+"""The same where held-out loss counts, on which weight decay, 0.01 in the others, tells as much as the rate does."""
 
 PRETRAINED = "general/controller"
 """What is started from where it does better than the tuned ones."""
@@ -104,12 +116,12 @@ def specialize(
     """Learn an optimizer for `family` in the time given, and say what it is worth.
 
     Tunes the hand-designed baselines on held-out instances; starts from the best of three controllers, the tuned Adam,
-    the tuned AdamW with a cosine (but for its weight decay), and the pretrained one; turns the few dials that change a
-    controller as a whole (`bygrad.optimizers.turned`) for as long as that helps, or half of the budget; meta-trains it
-    with noise-reuse evolution strategies for the rest, keeping what is best on held-out instances; and compares on
-    fresh ones, in steps and in seconds, in these with L-BFGS too. If what was learned is no better there than where it
-    started, the start is what is returned, and said to be (`Specialized.kept`; a Python warning where there is no
-    `display`). All settings are chosen here.
+    the tuned AdamW with a cosine, and the pretrained one, with a weight decay to learn where held-out data judges;
+    turns the few dials that change a controller as a whole (`bygrad.optimizers.turned`) for as long as that helps, or
+    half of the budget; meta-trains it with noise-reuse evolution strategies for the rest, keeping what is best on
+    held-out instances; and compares on fresh ones, in steps and in seconds, in these with L-BFGS too. If what was
+    learned is no better there than where it started, the start is what is returned, and said to be
+    (`Specialized.kept`; a Python warning where there is no `display`). All settings are chosen here.
 
     What learns is a `Controller` in any case: a small network for every tensor steers Adam's arithmetic, with Adam's
     memory and at 1.1 to 1.4 times the time of its training step. Rules with a network for every param (`MLPRule`,
@@ -185,12 +197,16 @@ class _Specialization:
     def name(self) -> str:
         return type(self.family).__name__
 
+    @property
+    def rivals(self) -> Baselines:
+        return HELD_OUT_RIVALS if self.objective == "validation" else RIVALS
+
     def run(self) -> Specialized:
         """Tune the baselines, choose a start, learn, compare; keep the better of what was learned and the start."""
         protocol, folder, display = self.protocol, self.folder, self.display
         self._tell_if_changed()
         started = time.perf_counter()
-        tunings, tuning_seconds = tune(self.problems, protocol, folder, display, RIVALS)
+        tunings, tuning_seconds = tune(self.problems, protocol, folder, display, self.rivals)
         recipe = choose_recipe(protocol.horizon, self.seconds, protocol.seed, self.objective, self.problems)
         levels = self._levels(tunings, recipe)
         start, origin = self._start(tunings)
@@ -211,6 +227,7 @@ class _Specialization:
             title=f"{self.name}, {protocol.horizon} steps, specialized in {self.seconds:.0f} s",
             command=self.command,
             tunings=tunings,
+            baselines=self.rivals,
         )
         rows = results["optimizers"]
         rows["start"] |= {"label": f"the start ({origin})", "note": "What the controller is before it learns."}
@@ -223,7 +240,7 @@ class _Specialization:
         kept, row = (trained.optimizer, rows["controller"]) if better else (start, rows["start"])
         kept = declare(kept, protocol.horizon)  # see `choose_recipe`
         display.phase("comparing in seconds", 0, 1)
-        worth = worth_of(kept, row, rows, self.problems, protocol, spent if better else None)
+        worth = worth_of(kept, row, rows, self.rivals, self.problems, protocol, spent if better else None)
         display.phase("comparing in seconds", 1, 1)
         evaluation_seconds = time.perf_counter() - started
         results["meta_training"] = meta_training_results(trained, recipe, levels)
@@ -251,24 +268,27 @@ class _Specialization:
         alike = dataclasses.replace(self.protocol, horizon=recipe.horizon, final_window=recipe.final_window)
         kept = Kept(self.folder / "levels.json")
         keys, watch = validation_keys(recipe), self.display.phase
-        levels = tuned_levels(tunings, self.problems, keys, recipe.select, alike, watch, kept)
+        levels = tuned_levels(tunings, self.problems, keys, recipe.select, alike, watch, kept, self.rivals)
         self.display.tuned(recipe.select, levels)
         return levels
 
     def _start(self, tunings: dict[str, Tuning]) -> tuple[Controller, str]:
         """Return the best of the tuned Adam and the tuned AdamW with a cosine, as controllers, and the pretrained one;
         and which it is."""
-        key = jax.random.key(self.protocol.seed)
-        rates = {name: getattr(tunings[name], f"best_{measure_of(self.objective)}") for name in ("Adam", "AdamWCosine")}
+        key, measure = jax.random.key(self.protocol.seed), measure_of(self.objective)
+        cosines = [name for name in tunings if isinstance(self.rivals[name](), AdamWCosine)]
+        cosine = min(cosines, key=lambda name: np.min(getattr(tunings[name], measure)))
+        constant, height = (getattr(tunings[name], f"best_{measure}") for name in ("Adam", cosine))
         given = {} if self.pretrained is None else {self.pretrained: _pretrained(self.pretrained)}
         reach = any(it.reach for it in given.values())  # what there is to learn is the same for all
-        candidates = {
-            f"tuned Adam, {rates['Adam']:.2g}": Controller(key, learning_rate=rates["Adam"], reach=reach),
-            f"tuned Adam with a cosine, {rates['AdamWCosine']:.2g}": Controller(
-                key, learning_rate=rates["AdamWCosine"], b2=0.999, reach=reach
-            ).fall(),
-            **given,
-        }
+        adam = Controller(key, learning_rate=constant, reach=reach)
+        falling = Controller(key, learning_rate=height, b2=0.999, reach=reach).fall()
+        told = f"tuned Adam with a cosine, {height:.2g}"
+        if self.objective == "validation":
+            decay = float(self.rivals[cosine]().weight_decay)  # pyright: ignore[reportAttributeAccessIssue]
+            adam, falling, told = adam.decaying(0.0), falling.decaying(decay), f"{told}, and decay {decay:g}"
+            given = {name: it.decaying(0.0) if it.weight_decay is None else it for name, it in given.items()}
+        candidates = {f"tuned Adam, {constant:.2g}": adam, told: falling, **given}
         candidates = {name: declare(it, self.protocol.horizon) for name, it in candidates.items()}
         best = min(candidates, key=lambda name: self._judge(candidates[name], branch=2, what=f"trying {name}"))
         return candidates[best], best

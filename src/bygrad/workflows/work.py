@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from .._core.programs import Program
 from ..deploy.jax import export, identify, load, versions
 from ..evaluation import CONVENTION, Protocol, Tuning, compare, refuse_one_name, strict_json, tune_baselines
-from ..optimizers import BASELINES, PAPER_BASELINES, FromOptax, Optimizer, declare
+from ..optimizers import BASELINES, PAPER_BASELINES, Baselines, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
 from ..training import (
     Log,
@@ -211,7 +211,7 @@ def tune(
     protocol: Protocol,
     folder: Path,
     display: Display,
-    baselines: Mapping[str, type[FromOptax]] = PAPER_BASELINES,
+    baselines: Baselines = PAPER_BASELINES,
 ) -> tuple[dict[str, Tuning], float | None]:
     """Tune the baselines, but for those that an interrupted run has in the folder; then nobody knows how long all took.
 
@@ -233,7 +233,7 @@ def evaluate(
     title: str,
     command: str,
     tunings: Mapping[str, Tuning] | None = None,
-    baselines: Mapping[str, type[FromOptax]] = PAPER_BASELINES,
+    baselines: Baselines = PAPER_BASELINES,
     experiment: str | None = None,
     kept: Kept | None = None,
     teacher: Optimizer | None = None,

@@ -26,7 +26,7 @@ from ..evaluation import (
     run_in_time,
     with_learning_rate,
 )
-from ..optimizers import BASELINES, Optimizer
+from ..optimizers import Baselines, Optimizer
 from ..problems import HeldOut, ProblemFamily
 from ..unroll import compiled_loss_curves, draw, step_keys
 
@@ -45,20 +45,22 @@ def worth_of(
     optimizer: Optimizer,
     ours: Mapping[str, Any],
     rows: Mapping[str, Mapping[str, Any]],
+    baselines: Baselines,
     family: ProblemFamily,
     protocol: Protocol,
     spent: float | None,
 ) -> dict[str, Any]:
     """Hold the kept optimizer against the best tuned baselines: in steps, in seconds, and over many runs.
 
-    **Arguments:** `spent`: seconds of the meta-training that the optimizer came from, None for one that needed none.
+    **Arguments:** `ours`: its row of the `rows` of a report. `baselines`: those that were tuned. `spent`: seconds of
+    the meta-training that the optimizer came from, None for one that needed none.
     """
     horizon = protocol.horizon
     (area_label, best_area), (final_label, best_final) = (best_baseline(rows, key) for key in ("area", "final"))
     by_label = {row["label"]: row for row in rows.values() if row["kind"] == "hand-designed"}
     rates = {final_label: by_label[final_label]["learning_rate"]}
     rates[area_label] = by_label[area_label]["area_learning_rate"]
-    rivals = [with_learning_rate(BASELINES[label](), rate) for label, rate in rates.items()]
+    rivals = [with_learning_rate(baselines[label](), rate) for label, rate in rates.items()]
     ours_step, *steps = seconds_per_step([optimizer, *rivals], family, protocol)
     rival_steps = dict(zip(rates, steps, strict=True))
     rival_step = rival_steps[area_label]

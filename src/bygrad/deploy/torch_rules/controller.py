@@ -41,7 +41,7 @@ class Controller(Rule, Scheduled):
     """
 
     feature_version: ClassVar[int] = 3
-    settings: ClassVar[frozenset[str]] = frozenset({"hidden", "learning_rate", "reach"})
+    settings: ClassVar[frozenset[str]] = frozenset({"hidden", "learning_rate", "reach", "weight_decay"})
 
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
         self._reach = bool(config["reach"])
@@ -57,10 +57,12 @@ class Controller(Rule, Scheduled):
             "powers": (2 + self._reach,),
             "decays": (2,),
             "horizon": (),
-        }
+        } | ({"weight_decay": ()} if config.get("weight_decay") else {})
         check_shapes(tensors, shapes)
         self._horizon = int(tensors["horizon"])
         self._decays, self._powers = (torch.from_numpy(tensors[name].copy()) for name in ("decays", "powers"))
+        # Files that are older know none.
+        self._weight_decay = max(0.0, float(tensors["weight_decay"])) if config.get("weight_decay") else None
         self._power_of_reach = POWER_SCALE * float(self._powers[-1])
         weights, heads = (
             np.concatenate([tensors[name] for name in names], axis=1).T
@@ -157,7 +159,10 @@ class Controller(Rule, Scheduled):
             size = torch.exp((exponent + exponents).clamp_(-LARGEST_EXPONENT, LARGEST_EXPONENT)) * unbias
             size *= -self._learning_rate * _together([rates[index] for index in indices], size)
             factors = size * (1 + along_mean) * unbias1, size * along_grad, EPSILON * unbias
-            _move(wide, means, squares, [targets[index] for index in indices], known, *factors)
+            decay = None
+            if self._weight_decay is not None:
+                decay = [point.to(dtype) for point in points], size / unbias * self._weight_decay
+            _move(wide, means, squares, [targets[index] for index in indices], known, *factors, decay)
 
     def _constants_for(
         self, device: torch.device, dtype: torch.dtype, grads: Sequence[Tensor], depth: float
@@ -255,12 +260,16 @@ def _move(
     along_mean: Tensor,
     along_grad: Tensor,
     epsilon: Tensor,
+    decay: tuple[Sequence[Tensor], Tensor] | None,
 ) -> None:
-    """Let the moments follow, and add the updates to `targets`: their factors are one for each tensor."""
+    """Let the moments follow, and add the updates to `targets`: their factors are one for each tensor. `decay`: what is
+    added besides in proportion to it, the params, and its factors."""
     (_, b2), (c1, c2) = known.kept, known.taken
     each_along_mean, each_along_grad, each_epsilon = _numbers(along_mean), along_grad.unbind(), _numbers(epsilon)
     grads = [_lined_up(grad, known.width) for grad in grads]
     lined_up = [_lined_up(target, known.width) for target in targets]
+    points, along_points = ([], ()) if decay is None else (decay[0], decay[1].unbind())
+    points = [_lined_up(point, known.width) for point in points]
     for pieces, workspace in zip(known.blocks, known.workspaces, strict=True):
         owners = [piece.tensor for piece in pieces]
         grad, mean, square, target = (_cut(leaves, pieces) for leaves in (grads, means, squares, lined_up))
@@ -275,6 +284,8 @@ def _move(
         torch._foreach_mul_(update, [each_along_mean[owner] for owner in owners])
         torch._foreach_addcmul_(update, grad, [each_along_grad[owner] for owner in owners])
         torch._foreach_div_(update, root)
+        if points:
+            torch._foreach_addcmul_(update, _cut(points, pieces), [along_points[owner] for owner in owners])
         torch._foreach_add_(target, update)
     for target, moved in zip(targets, lined_up, strict=True):
         if moved is not target:
