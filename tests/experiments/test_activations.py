@@ -5,68 +5,88 @@ import pytest
 from rich.console import Console
 
 from bygrad.experiments import STUDIES, Task, activations
-from bygrad.experiments.activations import LEARNED_ON, USED_ON, _level, _ratios, _sheet
+from bygrad.experiments.activations import LEARNED, LEARNED_ON, RECOMMENDED, USED_ON, _level, _sheet, ratios
 from bygrad.optimizers import SGD
 from bygrad.problems import MLPClassifier, find_family
 from bygrad.workflows import Display, Specialized
 
 
 def row(kind: str, label: str, area: float | None, final: float) -> dict[str, object]:
-    return {"kind": kind, "label": label, "area": {"mean": area}, "final": {"mean": final}}
+    """Of two runs, one easier and one harder by a fifth."""
+    each = {"area": [None, None] if area is None else [0.8 * area, 1.2 * area], "final": [0.8 * final, 1.2 * final]}
+    return {"kind": kind, "label": label, "area": {"mean": area}, "final": {"mean": final}, "each_run": each}
 
 
-def test_ratios_are_to_adam_and_to_the_best_and_a_lost_run_is_infinite():
-    rows = {
-        "controller": row("learned", "Controller", 200.0, 0.1),
+def rows_with(area: float | None, final: float) -> dict[str, dict[str, object]]:
+    return {
+        "one network": row("learned", "one network", 800.0, 0.8),
+        "four networks": row("learned", "four networks", area, final),
         "adam": row("hand-designed", "Adam", 400.0, 0.2),
         "nesterov": row("hand-designed", "Nesterov", 100.0, 0.4),
     }
-    mean, final = _ratios("relu", {"optimizers": rows})
-    assert (mean["to_adam"], mean["to_best"], mean["best"]) == (0.5, 2.0, "Nesterov")
-    assert (final["to_adam"], final["to_best"], final["best"]) == (0.5, 0.5, "Adam")
+
+
+def test_ratios_are_to_adam_and_to_the_best_and_a_lost_run_is_infinite():
+    *one, mean, final = ratios("relu", rows_with(200.0, 0.1))
+    assert [(it["learned_on"], it["to_adam"]) for it in one] == [
+        ("one network", pytest.approx(2.0)),
+        ("one network", pytest.approx(4.0)),
+    ]
+    assert [_level(it)["reached"] for it in one] == [None, None]  # told, and not judged
+    assert (mean["to_adam"], mean["to_best"], mean["best"]) == (pytest.approx(0.5), 2.0, "Nesterov")
+    assert (final["to_adam"], final["to_best"], final["best"]) == (pytest.approx(0.5), 0.5, "Adam")
+    assert mean["low"] == mean["high"] == pytest.approx(0.5)  # what makes a run hard for both cancels
     assert _level(mean)["reached"]
-    rows["controller"] = row("learned", "Controller", None, 0.3)
-    mean, final = _ratios("relu", {"optimizers": rows})
+    *_, mean, final = ratios("relu", rows_with(None, 0.3))
     assert np.isinf(mean["to_adam"]) and not _level(mean)["reached"]
     assert final["to_adam"] == pytest.approx(1.5) and not _level(final)["reached"]
 
 
-def test_rows_are_of_the_optimizer_that_was_kept_on_every_activation(tmp_path, monkeypatch):
-    def rows(ours: float) -> dict[str, object]:
-        return {"controller": row("learned", "Controller", ours, ours), "adam": row("hand-designed", "Adam", 1.0, 1.0)}
+def test_both_ways_are_carried_out_and_who_kept_its_start_is_told(tmp_path, monkeypatch):
+    families = []
 
-    for kept, share in (("learned", 0.5), ("start", 0.75)):
-        task = Task("quick", tmp_path / kept, Display(Console(quiet=True)))
-        on_sigmoid = rows(0.5) | {"start": row("learned", "the start", 0.75, 0.75)}
-        found = {"optimizers": on_sigmoid, "specialization": {"kept": kept}, "seconds": {"meta_training": 1.0}}
-        specialized = Specialized(SGD(), tmp_path, found)
-        monkeypatch.setattr(activations, "specialize", lambda *_, done=specialized, **__: done)
-        monkeypatch.setattr(Task, "compare", lambda *_, ours=share, **__: {"optimizers": rows(ours)})
-        results = activations.ACTIVATIONS.carry_out(task)
-        assert {it["to_adam"] for it in results["ratios"]} == {share}
-        page = (tmp_path / kept / "report.html").read_text()
-        assert ("all rows are of the start" in page) == (kept == "start")
+    def specialized(family, *_, folder, **options):
+        assert options["pretrained"] is None
+        families.append(family)
+        kept = "start" if folder.name == "one-network" else "learned"
+        return Specialized(SGD(), tmp_path, {"specialization": {"kept": kept}})
+
+    monkeypatch.setattr(activations, "specialize", specialized)
+    monkeypatch.setattr(Task, "compare", lambda *_, **__: {"optimizers": rows_with(200.0, 0.1)})
+    results = activations.ACTIVATIONS.carry_out(Task("quick", tmp_path / "out", Display(Console(quiet=True))))
+    assert [len(family.parts()) for family in families] == [1, 4]
+    assert {it["activation"] for it in results["ratios"]} == set(USED_ON)
+    assert len(results["levels"]) == 2 * 2 * (len(USED_ON) - 1)
+    assert all(it["reached"] == (True if RECOMMENDED in it["what"] else None) for it in results["levels"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "learned on one network was no better than its start" in page
+    assert "learned on four networks was no better" not in page
 
 
 def test_every_cell_of_the_table_stands_below_its_heading():
-    numbers = {"ours": 0.123, "best": "Nesterov", "to_adam": 0.5, "to_best": 2.0}
-    sheet = _sheet([{"activation": "relu", "measure": "final", **numbers}])
+    numbers = {"ours": 0.123, "best": "Nesterov", "to_adam": 0.5, "low": 0.4, "high": 0.6, "to_best": 2.0}
+    sheet = _sheet([{"activation": "relu", "learned_on": "one network", "measure": "final", **numbers}])
     (cells,) = sheet.rows
     assert dict(zip(sheet.headings, cells, strict=True)) == {
         "activation": "relu",
+        "learned on": "one network",
         "loss": "final",
         "best baseline": "Nesterov",
         "ours": "0.123",
-        "ours / tuned Adam": "0.50",
+        "ours / tuned Adam": "0.50 [0.40, 0.60]",
         "ours / best baseline": "2.00",
     }
     assert sheet.headings[sheet.text_columns] == "ours"
 
 
-def test_the_networks_differ_in_the_activation_alone():
+def test_what_is_learned_on_has_sigmoids_alone_and_what_it_is_used_on_differs_in_the_activation_alone():
     assert "activations" in STUDIES
     trained = find_family(LEARNED_ON)
     assert isinstance(trained, MLPClassifier) and trained.activation == "sigmoid"
+    for family_of in LEARNED.values():
+        parts = [part for part, _ in family_of(trained).parts()]
+        assert parts[0] is trained or len(parts) == 1
+        assert {part.activation for part in parts if isinstance(part, MLPClassifier)} == {"sigmoid"}
     for activation, name in USED_ON.items():
         used = find_family(name)
         assert isinstance(used, MLPClassifier) and used.activation == activation
