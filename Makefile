@@ -3,7 +3,8 @@
 # The Python that makes .venv: the first of these that is new enough, or your own: make PYTHON=/path/to/python test
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
-JOBS ?= 2
+# Of two cores, one would wait whenever a test waits for another process.
+JOBS ?= 3
 RECORDS ?= runs/bench
 
 BIN := .venv/bin

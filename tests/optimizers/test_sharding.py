@@ -146,8 +146,7 @@ OTHERS = [*(name for name in LEARNED if name not in FEW), "Muon"]
 
 @pytest.mark.parametrize(
     ("script", "names"),
-    [(SHARDED, OTHERS), (SHARDED + STATE, FEW)],
-    ids=["others", "few"],
+    [pytest.param(SHARDED, OTHERS, marks=pytest.mark.slow, id="others"), pytest.param(SHARDED + STATE, FEW, id="few")],
 )
 def test_params_divided_over_eight_devices_take_the_same_step_and_stay_there(script, names):
     """Many optimizers in one process, whose start takes longer than each of them; and the state lies as the params."""
