@@ -481,7 +481,13 @@ main(["list"])
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "Interrupted.\n")
 
 
-@pytest.mark.parametrize("arguments", [["inspect", "general/controller"], ["train", "--family", "quadratic", *TINY]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "general/controller"],
+        pytest.param(["train", "--family", "quadratic", *TINY], marks=pytest.mark.slow),
+    ],
+)
 def test_who_reads_no_further_ends_the_command_without_a_word(arguments, tmp_path):
     folder = ["--out", str(tmp_path / "run")] if arguments[0] == "train" else []
     command = [sys.executable, "-m", "bygrad", *arguments, *folder]

@@ -137,9 +137,9 @@ def step_in_jax(guard: Any, grads: Any, state: Any, params: Any, value: Any) -> 
     [
         ("float64", None, False),
         ("float32", 120, False),
-        ("float64", None, True),
+        pytest.param("float64", None, True, marks=pytest.mark.slow),
         ("float64", 120, True),
-        ("float64", 2_000, True),
+        pytest.param("float64", 2_000, True, marks=pytest.mark.slow),
     ],
 )
 def test_the_same_decisions_and_steps_as_in_jax(dtype, horizon, trusted, artifact):

@@ -110,8 +110,11 @@ alone = eqx.filter_jit(second_order_curve)  # one program for the two of Gauss-N
 
 @pytest.mark.parametrize(
     ("method", "one_by_one"),
-    [(LBFGS(batches=2), False), (GaussNewton(damping=jnp.ones(())), False), (GaussNewton(damping=jnp.ones(())), True)],
-    ids=["lbfgs", "gauss-newton", "gauss-newton in turn"],
+    [
+        pytest.param(LBFGS(batches=2), False, id="lbfgs"),
+        pytest.param(GaussNewton(damping=jnp.ones(())), False, id="gauss-newton", marks=pytest.mark.slow),
+        pytest.param(GaussNewton(damping=jnp.ones(())), True, id="gauss-newton in turn"),
+    ],
 )
 def test_side_by_side_in_turn_and_alone_are_the_same(method, one_by_one):
     family = MLPClassifier.from_data(DIGITS, hidden=4, scale=0.3)
@@ -148,6 +151,7 @@ def test_one_step_is_taken_even_if_it_does_not_fit():
     assert ran.seconds > 0
 
 
+@pytest.mark.slow
 def test_fast_convolutions_without_a_forward_mode_are_no_obstacle():
     family = ConvClassifier.from_data(DIGITS, channels=(2,), kernel=3, hidden=4, batch=16, scale=0.3)
     method, keys = GaussNewton(damping=jnp.ones(())), jax.random.split(jax.random.key(0), 1)

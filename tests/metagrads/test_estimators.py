@@ -87,7 +87,8 @@ def assert_equal(ours: Estimate, theirs: Estimate, tolerance: float) -> None:
             assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
 
 
-# Rules of hundreds of operations: they take minutes operation by operation, so one family must do.
+# Rules of hundreds of operations: they take minutes operation by operation, so one family must do, and where there is
+# little time one of them for all.
 LONG = ("MLPRule", "STAR", "Celo2")
 SHORT = [name for name in OPTIMIZERS if name not in LONG]
 # The replay knows neither family nor optimizer: one learned rule meets a smooth, a kinked and a linear family.
@@ -95,10 +96,11 @@ SHORT = [name for name in OPTIMIZERS if name not in LONG]
 PAIRS = [("uniform", "LSTM", True, 1e-10), ("relu", "LSTM", True, 1e-10)]
 _AS_ADAM = ("SGD", "Nesterov", "RMSprop", "AdamW")
 _AS_CELO2 = ("MLPRule", "STAR")
-PAIRS += [("0 layers", name, True, 1e-8) for name in OPTIMIZERS if name not in ("LSTM", *_AS_ADAM, *_AS_CELO2)]
+_AS_OTHERS = (*_AS_CELO2, "RNNprop", "GlobalLSTM")  # as the LSTM, and as one with a memory
+PAIRS += [("0 layers", name, True, 1e-8) for name in OPTIMIZERS if name not in ("LSTM", *_AS_ADAM, *_AS_OTHERS)]
 PAIRS += [("sigmoid", "LSTM", False, 1e-5)]
 AGAIN = [("2 layers", "Adam", True, 1e-10), ("sigmoid", "Partition", False, 1e-5)]  # nothing new, of another size
-AGAIN += [("0 layers", name, True, 1e-8) for name in _AS_CELO2]
+AGAIN += [("0 layers", name, True, 1e-8) for name in _AS_OTHERS]
 
 
 @pytest.mark.core
@@ -140,9 +142,12 @@ BROUGHT = {name: True for name in ("convolution", "characters", "lennard-jones")
 BROUGHT |= {name: False for name in ("oral-dose", "ball-and-stick")}  # with arrays in float32
 
 
-# Two that take long only where there is time: the replay knows no family.
+# Three that take long only where there is time: the replay knows no family.
+_LONG_FAMILIES = ("convolution", "oral-dose", "ball-and-stick")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(it, marks=pytest.mark.slow if it in ("convolution", "oral-dose") else ()) for it in BROUGHT]
+    "name", [pytest.param(it, marks=pytest.mark.slow if it in _LONG_FAMILIES else ()) for it in BROUGHT]
 )
 def test_replay_equals_backpropagation_on_the_families_of_the_package(name):
     x64 = BROUGHT[name]
@@ -205,7 +210,7 @@ class HalfBlind(ProblemFamily):
 @pytest.mark.parametrize(
     ("name", "horizon"),
     [
-        *[pytest.param(name, 1, marks=pytest.mark.slow if name == "STAR" else ()) for name in LONG],
+        *[pytest.param(name, 1, marks=pytest.mark.slow if name in _AS_CELO2 else ()) for name in LONG],
         *[(name, 4) for name in SHORT],
     ],
 )

@@ -185,6 +185,17 @@ def test_it_has_the_size_that_it_says():
     assert size <= 8.1 * 120_400
 
 
+def test_a_configuration_says_whether_weights_decay_or_from_what_on():
+    optimizer = Controller(jax.random.key(0), weight_decay=0.3)
+    assert Controller.from_config(optimizer.config).weight_decay == 0.0
+    assert Controller.from_config(optimizer.config | {"weight_decay": 1.0}).weight_decay == 1.0
+    older = {name: value for name, value in Controller(jax.random.key(0)).config.items() if name != "weight_decay"}
+    for config in (older, older | {"weight_decay": False}):
+        assert Controller.from_config(config).weight_decay is None
+    with pytest.raises(ValueError, match="weights would not decay"):
+        Controller.from_config(older | {"weight_decay": -1.0})
+
+
 def test_steps_are_in_proportion_to_a_power_of_the_depth():
     rng = np.random.default_rng(0)
     matrix, bias = rng.standard_normal((3, 4)).astype(np.float32), rng.standard_normal(4).astype(np.float32)

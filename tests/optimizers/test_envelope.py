@@ -13,8 +13,6 @@ import pytest
 from bygrad.artifacts import find, load
 from bygrad.optimizers import SGD, Envelope, Guard
 
-pytestmark = pytest.mark.core
-
 LEARNED, FALLBACK = SGD(1.0), SGD(0.5)
 
 

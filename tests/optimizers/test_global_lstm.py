@@ -8,8 +8,6 @@ import pytest
 
 from bygrad.optimizers import LSTM, GlobalLSTM, Scaled
 
-pytestmark = pytest.mark.core
-
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-z))

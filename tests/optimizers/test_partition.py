@@ -41,7 +41,6 @@ def family() -> MLPClassifier:
     return MLPClassifier(jnp.asarray(images), jnp.asarray(labels), 3, hidden=4, scale=1.0, batch=5)
 
 
-@pytest.mark.core
 def test_every_part_updates_its_own_as_it_would_alone(lstm):
     params = [{"weight": jnp.ones((2, 3)), "bias": jnp.zeros(3)}, {"weight": jnp.ones((3, 1)), "bias": jnp.zeros(1)}]
     partition = Partition(parts={"biases": Adam(0.1), "rest": lstm}, rules=RULES)
@@ -61,7 +60,6 @@ def test_every_part_updates_its_own_as_it_would_alone(lstm):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
-@pytest.mark.core
 def test_a_horizon_is_declared_to_every_part():
     parts = {"convolutions": Controller(jax.random.key(0)).fall(), "rest": AdamWCosine()}
     params, ends = {"conv": {"weight": jnp.ones(3)}, "dense": jnp.ones(2)}, []
@@ -101,7 +99,6 @@ def test_a_rule_without_a_part_and_a_path_without_a_rule_are_refused():
         Partition(parts={"rest": SGD()}, rules=(("a", "rest"),)).init({"a": jnp.zeros(1), "b": jnp.zeros(1)})
 
 
-@pytest.mark.core
 def test_parts_of_all_kinds_come_back_from_an_artifact_nested_ones_too(lstm):
     inner = Partition(parts={"biases": Lion(0.3), "rest": lstm}, rules=RULES)
     scaled = LSTM(jax.random.key(1), (2,), LogSign(7.0), output_scale=0.5)

@@ -162,7 +162,9 @@ class Controller(Optimizer, Learned, Scheduled):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "Controller":
-        decay = 0.0 if config.get("weight_decay") else None  # files that are older know none
+        # Whether there is one, or what it begins at; files that are older say nothing of it.
+        decay = config.get("weight_decay", False)
+        decay = (0.0 if decay else None) if isinstance(decay, bool) else decay
         key = drawing_key(key)
         return cls(key, config["hidden"], config["learning_rate"], reach=config["reach"], weight_decay=decay)
 
@@ -196,7 +198,7 @@ class Controller(Optimizer, Learned, Scheduled):
         return eqx.tree_at(lambda it: it.head_bias, self, self.head_bias.at[2].add(math.log(factor)))
 
     def decaying(self, weight_decay: float) -> "Controller":
-        """Return the controller with another weight decay, or with one."""
+        """Return the controller with another weight decay, or with one; below 0, nothing decays."""
         return replaced(self, weight_decay=jnp.asarray(weight_decay, self.bias.dtype))
 
     def with_depth(self, depth: int) -> "Controller":
