@@ -49,7 +49,7 @@ def test_both_ways_are_carried_out_and_who_kept_its_start_is_told(tmp_path, monk
         assert options["pretrained"] is None
         families.append(family)
         kept = "start" if folder.name == "one-network" else "learned"
-        return Specialized(SGD(), tmp_path, {"specialization": {"kept": kept}})
+        return Specialized(SGD(), tmp_path, {"specialization": {"kept": kept}, "seconds": {"meta_training": 2.5}})
 
     monkeypatch.setattr(activations, "specialize", specialized)
     monkeypatch.setattr(Task, "compare", lambda *_, **__: {"optimizers": rows_with(200.0, 0.1)})
@@ -57,6 +57,7 @@ def test_both_ways_are_carried_out_and_who_kept_its_start_is_told(tmp_path, monk
     assert [len(family.parts()) for family in families] == [1, 4]
     assert {it["activation"] for it in results["ratios"]} == set(USED_ON)
     assert len(results["levels"]) == 2 * 2 * (len(USED_ON) - 1)
+    assert results["seconds"] == {"meta_training": 5.0}  # of both
     assert all(it["reached"] == (True if RECOMMENDED in it["what"] else None) for it in results["levels"])
     page = (tmp_path / "out" / "report.html").read_text()
     assert "learned on one network was no better than its start" in page

@@ -55,7 +55,7 @@ HELD_OUT_RIVALS: Baselines = {
     **RIVALS,
     **{f"AdamWCosine, decay {decay:g}": functools.partial(_decaying, decay) for decay in (0.1, 0.3, 1.0)},
 }
-"""The same where held-out loss counts, on which weight decay, 0.01 in the others, tells as much as the rate does."""
+"""The same where held-out loss counts, for which a weight decay of 0.01, that of the others, may be far too little."""
 
 PRETRAINED = "general/controller"
 """What is started from where it does better than the tuned ones."""
