@@ -82,9 +82,9 @@ def _carry_out(task: Task) -> dict[str, Any]:
     )
     statement = (
         f"Controllers, meta-trained for {seconds:.0f} s each on sigmoid networks, used without retraining or tuning:"
-        f" one learned on one network, one on four that differ in initial scale, width and depth.{kept} The baselines are"
-        f" tuned on every activation. Ratios of the mean of {runs} runs of {HORIZON} steps: below 1 is better; brackets"
-        " are 95 % intervals over pairs of runs."
+        f" one learned on one network, one on four that differ in initial scale, width and depth.{kept} The baselines"
+        f" are tuned on every activation. Ratios of the mean of {runs} runs of {HORIZON} steps: below 1 is better;"
+        " brackets are 95 % intervals over pairs of runs."
     )
     return task.finish(ACTIVATIONS, results, statement, [_sheet(rows)])
 
