@@ -43,11 +43,13 @@ docs: .venv/.installed-test
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 # JAX 0.10 is the last for Python 3.11; a second environment, without PyTorch, runs the core of the tests on the newest,
-# and of a test with many cases one: the others are those of the first environment.
+# and of a test with many cases one: the others are those of the first environment. To import a module takes longer than
+# a test, so no other modules.
 newest: .venv313/.installed-test
 	@if [ -e .venv313/.installed-test ]; then \
 		echo "pytest -m core, `.venv313/bin/python --version`"; \
-		.venv313/bin/python -m pytest -q -n $(JOBS) --dist worksteal -m "core and not slow" --few-cases; \
+		.venv313/bin/python -m pytest -q -n $(JOBS) --dist worksteal -m "core and not slow" --few-cases \
+			`grep -rl --include 'test_*.py' mark.core tests`; \
 	fi
 
 # `make bench RECORDS=benchmarks/records` renews most of what `docs/results.md` quotes, whose table of commands has the

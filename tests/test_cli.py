@@ -571,6 +571,7 @@ class Slow(bygrad.Oracle):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["evaluate", "train"])
 def test_ctrl_c_does_not_wait_for_what_takes_minutes(command, trained, tmp_path, monkeypatch):
     """To tune one optimizer takes eleven minutes here, and so does a validation."""

@@ -18,6 +18,7 @@ SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 DRAWN = ("diffusion_map", "dispatch_week", "fit_curves", "quadrotor_flight", "rolling_portfolios", "sparse_picture")
 NEEDS = {"torch_module": "torch", "scipy_problem": "scipy", **dict.fromkeys(DRAWN, "matplotlib")}
 ONE = ("diffusion_map", "dispatch_week", "scipy_problem", "torch_module")
+LONG = ("growing_horizons",)
 SIZES = dict.fromkeys(ONE, "1") | {"guard": "25", "rolling_portfolios": "500"}  # the others: 2
 
 RUN = """
@@ -32,7 +33,14 @@ print(json.dumps(said))
 """
 
 
-@pytest.mark.parametrize("names", [[it for it in SCRIPTS if it not in DRAWN], DRAWN], ids=["learned", "solved"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param([it for it in SCRIPTS if it not in (*DRAWN, *LONG)], id="learned"),
+        pytest.param(DRAWN, id="solved"),
+        pytest.param(LONG, id="long", marks=pytest.mark.slow),
+    ],
+)
 def test_examples_run(names):
     """Many in one process, whose start takes longer than most of them."""
     names = [name for name in names if name not in NEEDS or importlib.util.find_spec(NEEDS[name])]

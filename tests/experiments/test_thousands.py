@@ -413,6 +413,7 @@ def task_in(folder, resume: bool = False) -> tuple[Task, io.StringIO]:
     return Task("quick", folder, Display(Console(file=said, width=200)), resume, command="bygrad reproduce"), said
 
 
+@pytest.mark.slow
 def test_it_runs_reports_goes_on_and_no_rival_can_stop_it(tmp_path, monkeypatch):
     def fails(flat):
         raise ZeroDivisionError("this rival is broken")

@@ -241,6 +241,7 @@ def test_the_calibrated_rate_is_chosen_on_the_runs_for_tuning_alone():
     assert calibrate(table, "AdamWCosine") == 1e-3
 
 
+@pytest.mark.slow
 def test_it_runs_resumes_and_reports(tmp_path, monkeypatch):
     # One damping, and as many runs to tune on as to report, so that both are one program; where a grid ends, see above.
     # Two sizes of samples for one of the methods: each is a program that takes long to compile.

@@ -93,12 +93,11 @@ LONG = ("MLPRule", "STAR", "Celo2")
 SHORT = [name for name in OPTIMIZERS if name not in LONG]
 # The replay knows neither family nor optimizer: one learned rule meets a smooth, a kinked and a linear family.
 # In float64, where nothing can hide.
-PAIRS = [("uniform", "LSTM", True, 1e-10), ("relu", "LSTM", True, 1e-10)]
+PAIRS = [("uniform", "LSTM", True, 1e-10), ("relu", "LSTM", True, 1e-10), ("sigmoid", "LSTM", False, 1e-5)]
 _AS_ADAM = ("SGD", "Nesterov", "RMSprop", "AdamW")
 _AS_CELO2 = ("MLPRule", "STAR")
 _AS_OTHERS = (*_AS_CELO2, "RNNprop", "GlobalLSTM")  # as the LSTM, and as one with a memory
 PAIRS += [("0 layers", name, True, 1e-8) for name in OPTIMIZERS if name not in ("LSTM", *_AS_ADAM, *_AS_OTHERS)]
-PAIRS += [("sigmoid", "LSTM", False, 1e-5)]
 AGAIN = [("2 layers", "Adam", True, 1e-10), ("sigmoid", "Partition", False, 1e-5)]  # nothing new, of another size
 AGAIN += [("0 layers", name, True, 1e-8) for name in _AS_OTHERS]
 
@@ -142,8 +141,8 @@ BROUGHT = {name: True for name in ("convolution", "characters", "lennard-jones")
 BROUGHT |= {name: False for name in ("oral-dose", "ball-and-stick")}  # with arrays in float32
 
 
-# Three that take long only where there is time: the replay knows no family.
-_LONG_FAMILIES = ("convolution", "oral-dose", "ball-and-stick")
+# Those that take long only where there is time: the replay knows no family.
+_LONG_FAMILIES = ("convolution", "characters", "oral-dose", "ball-and-stick")
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_a_schedule_is_that_of_the_longest_runs_where_each_has_its_own_horizon()
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(1 + jnp.max(jnp.abs(theirs))))
 
 
-@pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.parametrize("name", [pytest.param(it, marks=pytest.mark.slow if it == "LSTM" else ()) for it in TEACHERS])
 def test_any_optimizer_can_teach_and_knows_the_horizon(name):
     """An optimizer has nothing to learn from itself, whatever the way in which it likes to see a batch."""
     teacher = TEACHERS[name]()

@@ -57,8 +57,9 @@ def test_meta_parameters_of_float64_leave_the_dtypes_of_the_state(optimizer):
         theta, rest = eqx.partition(optimizer, eqx.is_inexact_array)
         wide = eqx.combine(jax.tree.map(lambda leaf: leaf.astype(jnp.float64), theta), rest)
         params = {"matrix": jnp.ones((3, 2), jnp.float32), "vector": jnp.ones(2, jnp.bfloat16)}
-        before = wide.init(params)
-        updates, after = wide.update(params, before, params, value=jnp.ones((), jnp.float32), key=jax.random.key(0))
+        given = dict(value=jnp.ones((), jnp.float32), key=jax.random.key(0))
+        before = jax.eval_shape(wide.init, params)
+        updates, after = jax.eval_shape(lambda state: wide.update(params, state, params, **given), before)
         described = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), it) for it in (before, after, params, updates)]
     assert described[0] == described[1] and described[2] == described[3]
 

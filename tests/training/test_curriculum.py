@@ -111,6 +111,7 @@ for resume in (False, True):
 """
 
 
+@pytest.mark.slow
 def test_numbers_may_be_numpys(tmp_path):
     """In a process of its own, as annotations are not checked for a user."""
     done = subprocess.run(

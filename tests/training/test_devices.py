@@ -203,6 +203,7 @@ def test_a_file_above_4_gib_is_sent_whole_and_in_pieces(monkeypatch):
     assert max(it.nbytes for it in sent) == PIECE
 
 
+@pytest.mark.slow
 def test_a_ctrl_c_for_one_process_stops_all_and_another_number_of_devices_goes_on(one, tmp_path):
     folder = tmp_path / "run"
     stopped = train(folder, 2, 2, "interrupt")

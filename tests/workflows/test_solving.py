@@ -283,6 +283,7 @@ print(json.dumps(written))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no locks on Windows")
 def test_two_processes_share_the_blocks_of_a_file(tmp_path, data):
     (tmp_path / "line.py").write_text(FILE)

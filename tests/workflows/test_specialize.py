@@ -287,6 +287,7 @@ def test_what_is_trained_has_a_name_and_an_estimator_that_fit_its_family(
     }
 
 
+@pytest.mark.slow
 def test_dials_are_turned_on_and_not_anew(tmp_path, monkeypatch):
     start, task = Controller(jax.random.key(0), learning_rate=1e-3), under_way(None, folder=tmp_path, seconds=1e6)
     begun, turns, spent = task._turned(start)
