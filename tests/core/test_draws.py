@@ -12,7 +12,7 @@ SHAPES = st.lists(st.lists(st.integers(0, 7), max_size=3).map(tuple), max_size=5
 
 
 @pytest.mark.core
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(shapes=SHAPES, seed=st.integers(0, 2**31 - 1))
 def test_every_array_has_the_numbers_of_its_own_key(shapes: list[tuple[int, ...]], seed: int):
     keys = jax.random.split(jax.random.key(seed), len(shapes))

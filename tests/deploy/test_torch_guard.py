@@ -135,7 +135,7 @@ def step_in_jax(guard: Any, grads: Any, state: Any, params: Any, value: Any) -> 
 @pytest.mark.parametrize(
     ("dtype", "horizon", "trusted"),
     [
-        ("float64", None, False),
+        pytest.param("float64", None, False, marks=pytest.mark.slow),
         ("float32", 120, False),
         pytest.param("float64", None, True, marks=pytest.mark.slow),
         ("float64", 120, True),
@@ -485,6 +485,7 @@ def run_all(rank, meet):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_train_one_model_decide_alike_by_the_mean_of_their_losses(tmp_path):
     """One sees losses that rise, and the other losses that fall: their mean is what a single process would see.
 

@@ -577,6 +577,7 @@ check(deployed(Controller(jax.random.key(0)), guard=Adam(), horizon=100))
 """
 
 
+@pytest.mark.slow
 def test_params_on_eight_devices_take_the_same_steps():
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
@@ -584,6 +585,7 @@ def test_params_on_eight_devices_take_the_same_steps():
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_a_part_of_a_network_takes_the_steps_of_the_whole_where_it_is_told_the_depth(small, tmp_path):
     keys = iter(jax.random.split(jax.random.key(3), 8))
     params = {name: jax.random.normal(next(keys), (4, 5)) for name in "abcd"}

@@ -92,6 +92,7 @@ def test_lbfgs_solves_quadratics_to_machine_precision():
     assert np.all(np.diff(curves, axis=1) <= 1e-20)  # its line search never goes up
 
 
+@pytest.mark.slow
 def test_lbfgs_beats_gradient_descent_on_a_perceptron():
     keys = jax.random.split(jax.random.key(0), 3)
     family = perceptron()

@@ -93,6 +93,7 @@ def test_lbfgs_descends_by_the_gradient_that_is_written_by_hand(minibatches):
     assert curves[0][-1] < 1e-3 * curves[0][0]
 
 
+@pytest.mark.slow
 def test_gauss_newton_does_not_care_for_the_scale_of_the_loss():
     family = MLPClassifier.from_data(DIGITS, hidden=4, scale=0.3)
     method, keys = GaussNewton(damping=jnp.ones(()), batches=2, products=4), jax.random.split(jax.random.key(0), 2)
@@ -111,7 +112,7 @@ alone = eqx.filter_jit(second_order_curve)  # one program for the two of Gauss-N
 @pytest.mark.parametrize(
     ("method", "one_by_one"),
     [
-        pytest.param(LBFGS(batches=2), False, id="lbfgs"),
+        pytest.param(LBFGS(batches=2), False, id="lbfgs", marks=pytest.mark.slow),
         pytest.param(GaussNewton(damping=jnp.ones(())), False, id="gauss-newton", marks=pytest.mark.slow),
         pytest.param(GaussNewton(damping=jnp.ones(())), True, id="gauss-newton in turn"),
     ],
@@ -127,6 +128,7 @@ def test_side_by_side_in_turn_and_alone_are_the_same(method, one_by_one):
     np.testing.assert_allclose(ran.test[0, 0], family.loss(end, (), None), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_on_a_mixture_second_order_methods_run_on_what_the_others_run_on():
     members = Quadratic(2), Quadratic(3)
     family = Mixture(members, (1.0, 3.0))

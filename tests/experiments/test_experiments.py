@@ -278,6 +278,7 @@ def test_everything_is_written(done, experiment):
     assert results["optimizers"]["lstm"]["final"] == written["optimizers"]["lstm"]["final"]
 
 
+@pytest.mark.slow
 def test_progress_is_held_against_the_baselines_in_the_same_runs(done, experiment):
     """A tuned baseline that is meta-trained with the same recipe is validated, as it is at the start, at its level."""
     results, folder, text = done

@@ -58,7 +58,7 @@ def test_a_controller_that_diverges_where_it_is_judged_is_kept_all_the_same(tmp_
     assert json.loads((tmp_path / "results.json").read_text())["chosen"] == 0
 
 
-@pytest.mark.parametrize("which", ["small", "inputs of one sign"])
+@pytest.mark.parametrize("which", [pytest.param("small", marks=pytest.mark.slow), "inputs of one sign"])
 def test_the_shipped_controller_beats_adam_on_networks_that_it_has_not_seen(which):
     small = perceptron(load_images("mnist"), layers=2, hidden=12, activation="elu", scale=0.2)
     family, horizon = {"small": small, "inputs of one sign": held_out()["24 x 24 pixels, inverted"]}[which], 150

@@ -88,6 +88,7 @@ class Split(ProblemFamily):
         return 0.5 * jnp.sum(params**2)
 
 
+@pytest.mark.slow
 def test_lbfgs_solves_in_the_same_time_what_has_no_noise_and_knows_a_sample_of_the_rest():
     protocol = Protocol(30, runs=12, tuning_runs=1, second_order_runs=0)
     exact = lbfgs_in_time(Split(0.0), protocol, 60.0)
@@ -100,6 +101,7 @@ def test_lbfgs_solves_in_the_same_time_what_has_no_noise_and_knows_a_sample_of_t
     assert noisy["minibatches"] == LBFGS_SAMPLE and 0.2 * expected < noisy["final_loss"] < 5 * expected
 
 
+@pytest.mark.slow
 def test_lbfgs_knows_a_sample_of_what_begins_at_one_loss_for_all_minibatches():
     """A classifier from zero: the loss of every minibatch is the logarithm of the number of classes."""
     images = np.random.default_rng(0).integers(0, 256, (40, 4), dtype=np.uint8)
@@ -140,6 +142,7 @@ def test_what_diverged_is_infinite_also_when_it_is_read_from_a_file():
     assert not levels_of("mnist, validation", both)[0]["reached"]
 
 
+@pytest.mark.slow
 def test_every_family_can_hold_images_out():
     assert "specialize" in STUDIES and "validation" in OBJECTIVES
     assert len({case.name for case in CASES}) == len(CASES)

@@ -271,6 +271,7 @@ def test_the_nearest_neighbour_is_nearest_in_units_of_the_spread():
     np.testing.assert_array_equal(past.nearest(new), np.argmin(distances, axis=1))
 
 
+@pytest.mark.slow
 def test_starts_at_known_solutions_use_their_multipliers():
     data, flat = draws(Box(), 20), Flat.of(Box(), np.zeros(2))
     solver = LearnedSolver(Box(), ADMM(inner=1), ADMM(tol=1e-6, inner=1), None, 1, 1)

@@ -135,6 +135,7 @@ def test_parts_are_cloned_together_as_the_whole():
     assert all(np.any(gradients[name].head != 0) for name in gradients)
 
 
+@pytest.mark.slow
 def test_an_array_counts_by_its_size_whatever_part_of_it_is_drawn():
     """A pupil of two parts that see one coordinate each of 3 and of 9, or all: the loss is the same on average."""
 

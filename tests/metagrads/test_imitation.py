@@ -74,6 +74,7 @@ TEACHERS = {
 }
 
 
+@pytest.mark.slow
 def test_a_schedule_is_that_of_the_longest_runs_where_each_has_its_own_horizon():
     """Of an optimizer that keeps its horizon in its state, too: it has nothing to learn from itself."""
     windows = Windows(Quadratic(3), horizon=8, truncation=2, instances=4, shortest=2)

@@ -140,6 +140,7 @@ def test_equal_parts_are_one_optimizer_and_share_its_meta_gradient(lstm, family)
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_subsampling_the_coordinates_of_the_parts_is_unbiased(lstm, family):
     optimizer = Partition(parts={"biases": Adam(0.1), "rest": lstm}, rules=RULES)
     windows = Windows(family, horizon=2, truncation=2, instances=2)

@@ -153,6 +153,7 @@ def test_params_divided_over_eight_devices_take_the_same_step_and_stay_there(scr
     run(script, *names)
 
 
+@pytest.mark.slow
 def test_large_arrays_are_updated_in_blocks_where_they_are_certainly_on_one_device():
     run(SHARDED.partition("mesh =")[0] + LOCAL)
 

@@ -9,7 +9,7 @@ from bygrad.problems import OralDose
 from bygrad.problems.pharmacokinetics import SPREAD, TIMES, wright_omega
 
 
-@pytest.mark.parametrize(("substeps", "error"), [(6, 5e-3), (48, 1e-4)])
+@pytest.mark.parametrize(("substeps", "error"), [pytest.param(6, 5e-3, marks=pytest.mark.slow), (48, 1e-4)])
 def test_concentrations_solve_the_equation(substeps, error):
     integrate = pytest.importorskip("scipy.integrate")
     family, spread = OralDose(substeps=substeps), np.array([0.6, 0.4, 0.5, 0.7])

@@ -138,6 +138,7 @@ def test_who_interrupts_waits_for_no_device_and_all_of_them_end(two_devices, hea
     assert len(finished) <= 2 and told == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
 def test_what_was_killed_goes_on(tmp_path, capsys, monkeypatch):
     data, out = decays(40), tmp_path / "out.npz"

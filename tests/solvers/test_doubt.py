@@ -88,7 +88,7 @@ def test_of_an_empty_batch_nothing_is_doubted(family, plain, guard):
     assert len(found) == 0 and found.x.shape == (0, 5)
 
 
-@pytest.mark.parametrize("kind", ["cost", "network"])
+@pytest.mark.parametrize("kind", [pytest.param("cost", marks=pytest.mark.slow), "network"])
 def test_doubt_spares_starts_and_finds_as_much(kind, family, plain, tried, doubting):
     if kind == "cost":
         doubting = dataclasses.replace(plain, doubt=cost_limit(tried))

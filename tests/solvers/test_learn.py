@@ -153,6 +153,7 @@ def test_the_report_bounds_failure_within_every_number_of_steps_that_decides(lea
     assert "not to be solved is at most 10.00%" in old
 
 
+@pytest.mark.slow
 def test_a_learned_start_is_nearer_than_the_middle():
     data = decays(300)
     solved = solve(Decay(), data)
@@ -188,6 +189,7 @@ def test_networks_see_the_same_in_every_unit():
             np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * float(jnp.max(jnp.abs(expected))))
 
 
+@pytest.mark.slow
 def test_a_network_sees_the_imaginary_part_of_an_instance():
     class Phase(LeastSquares):
         def sample(self, key):
@@ -452,6 +454,7 @@ def test_fits_without_noise_are_judged_by_where_they_end():
     assert is_solved(family, dataclasses.replace(loose, cost=0 * loose.cost + 1e-13), zero, 2e-3).all()
 
 
+@pytest.mark.slow
 def test_a_start_is_learned_for_costs_of_any_sign():
     class Shifted(Bounded):
         shift: float
@@ -477,6 +480,7 @@ def test_a_start_is_learned_for_costs_of_any_sign():
     assert jnp.median(starts[0]) < 0.1 and jnp.median(starts[1]) < 0.1
 
 
+@pytest.mark.slow
 def test_what_is_solved_does_not_hang_on_the_unit_of_costs(monkeypatch):
     monkeypatch.setattr(candidates, "REFERENCE", 2)
 

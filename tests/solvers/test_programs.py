@@ -267,7 +267,9 @@ def test_what_is_no_guess_is_refused(name, data):
             solve(Plan(), data[:2], **({"x0": found.x} | {name: wrong}))
 
 
-@pytest.mark.parametrize("proves", [False, True], ids=["residuals", "bounds"])
+@pytest.mark.parametrize(
+    "proves", [pytest.param(False, id="residuals", marks=pytest.mark.slow), pytest.param(True, id="bounds")]
+)
 def test_of_a_guess_and_a_learned_warm_start_the_better_one_is_taken(proves, data):
     family, base = Plan(proves=proves), ADMM(tol=1e-4, max_steps=20_000, inner=1)
     exact = solve(Plan(), data, method=ADMM(tol=1e-9, max_steps=20_000), batch=64)
@@ -289,6 +291,7 @@ def test_of_a_guess_and_a_learned_warm_start_the_better_one_is_taken(proves, dat
     assert found.success.all() and found.used_fallback.all() and found.nit.max() <= 3
 
 
+@pytest.mark.slow
 def test_training_brings_a_warm_start_nearer_to_a_proof(data):
     family = Plan(proves=True)
     train = np.random.default_rng(1).normal(size=(256, 4))
@@ -309,6 +312,7 @@ def test_training_brings_a_warm_start_nearer_to_a_proof(data):
     assert np.median(gaps(trained)) < 0.7 * np.median(gaps(fitted))
 
 
+@pytest.mark.slow
 def test_learning_compares_a_warm_start_with_the_tuned_solver():
     solver = learn(Plan(), budget=2, tol=1e-3, heldout=100, dtype=np.float32)
     assert solver.card is not None and set(solver.card.candidates) == {"tuned, 1 start", "learned warm start"}
@@ -360,6 +364,7 @@ def codes() -> SparseCoding:
     return SparseCoding.from_images(images, side=4, atoms=6, count=128)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh", [False, True])
 def test_training_brings_a_schedule_to_the_tolerance_in_fewer_steps(codes, fresh):
     patches = np.asarray(codes.patches)
@@ -375,6 +380,7 @@ def test_training_brings_a_schedule_to_the_tolerance_in_fewer_steps(codes, fresh
     assert after.nit.mean() < 0.8 * before.nit.mean()
 
 
+@pytest.mark.slow
 def test_a_learned_schedule_is_kept_in_a_file(tmp_path, codes):
     patches = np.asarray(codes.patches)
     solver = learn(codes, budget=1, tol=1e-2, heldout=100, instances=patches, dtype=np.float32)

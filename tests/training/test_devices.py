@@ -176,13 +176,13 @@ def assert_same(done: Done, one: Done) -> None:
             np.testing.assert_allclose(left, right, rtol=1e-4)
 
 
-@pytest.mark.core
 def test_eight_devices_give_what_one_gives(one, tmp_path):
     eight = train(tmp_path / "run", 1, 8)
     assert_same(eight, one)
     assert "COMPILED 1 1 1" in eight.said[0]
 
 
+@pytest.mark.slow
 def test_the_lead_gathers_in_its_memory_what_the_devices_share():
     port = free_port()
     running = [start(2, "-c", GATHER, index, port) for index in range(2)]
@@ -234,7 +234,8 @@ def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_job_with_a_message_and_a_checkpoint(victim, tmp_path):
     tiny = ["--config", '{"layers": [2]}', "--horizon", 2, "--truncation", 1, "--instances", 4, "--meta-steps", 250]
     command = ["-m", "bygrad", "train", "--family", "quadratic", *tiny, "--out", tmp_path]

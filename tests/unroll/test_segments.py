@@ -96,7 +96,13 @@ def bytes_needed(optimizer: Optimizer, truncation: int, segment: int) -> int:
     return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
 
-@pytest.mark.parametrize(("steps", "segments"), [(30, (0, 15)), (324, (81, 0, 162, 18))], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("steps", "segments"),
+    [
+        pytest.param(30, (0, 15), id="short"),
+        pytest.param(324, (81, 0, 162, 18), id="long", marks=pytest.mark.slow),
+    ],
+)
 def test_the_best_segment_takes_the_least_memory(
     steps: int, segments: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +113,7 @@ def test_the_best_segment_takes_the_least_memory(
     assert min(needs) == needs[0]
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_partition_need_no_more_than_one_optimizer() -> None:
     parts = divided(first=lstm(8, 8), second=lstm(8, 8), idle=lstm(1))
     assert bytes_needed(parts, 64, 8) < 1.2 * bytes_needed(lstm(8, 8), 64, 8)

@@ -379,7 +379,7 @@ def test_a_family_beside_a_family_is_refused(tmp_path, data, capsys):
     assert not (tmp_path / "out.npz").exists()
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("learned", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_multipliers_in_a_file_of_params_are_half_of_a_warm_start(tmp_path, data, display, monkeypatch, learned):
     out, again, method = tmp_path / "out.npz", tmp_path / "again.npz", ADMM(inner=1)
     solver = LearnedSolver(Shares(), method, method, None, 1, 1) if learned else Shares()

@@ -109,6 +109,7 @@ def test_what_is_done_is_not_done_again(done, folder):
             specialize(Bowl(), budget, horizon=HORIZON, runs=runs, folder=folder, resume=True)
 
 
+@pytest.mark.slow
 def test_a_damaged_pace_is_named_and_learning_begins_anew_once_it_is_deleted(done, folder):
     copy = shutil.copytree(folder, folder.with_name("damaged"))
     (copy / "pace.json").write_text('{"seconds": 2')
@@ -120,6 +121,7 @@ def test_a_damaged_pace_is_named_and_learning_begins_anew_once_it_is_deleted(don
     assert carry_on().report.exists()
 
 
+@pytest.mark.slow
 def test_what_is_no_better_than_its_start_is_not_returned(tmp_path, monkeypatch):
     judge = _Specialization._judge
 
