@@ -3,6 +3,7 @@
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -98,7 +99,7 @@ def optax(
     _check_theta(deployed)
 
     def init(params: Params) -> Any:
-        params = _arrays("params", params)
+        params = _arrays("params", _bare(params))
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
             return jax.eval_shape(init, params)
         state = deployed.init(params)
@@ -262,6 +263,14 @@ def _check_theta(optimizer: Optimizer) -> None:
                 f"The leaf {name} of {type(optimizer).__name__} is a {type(leaf).__name__}, not an array, so it cannot"
                 " travel in the optax state. Make it a static field of the class, or a JAX array."
             )
+
+
+def _bare(params: Params) -> Params:
+    """Take arrays out of variables of Flax NNX. Its optimizer gives those to `init`, and bare arrays to `update`, where
+    every param would then have another path."""
+    nnx = sys.modules.get("flax.nnx")
+    bare = getattr(nnx, "as_pure", None) or getattr(nnx, "pure", None)  # its name in older versions
+    return params if bare is None else bare(params)
 
 
 def _arrays(what: str, tree: PyTree) -> PyTree:
