@@ -13,7 +13,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 # Set in many containers: every process would compile again all that it imports, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint types unit docs newest bench clean .venv
+.PHONY: demo test lint types unit slow docs newest bench clean .venv
 
 demo: .venv/.installed-report
 	@out=runs/demo; n=2; while [ -e "$$out" ]; do out=runs/demo-$$n; n=$$((n + 1)); done; \
@@ -36,6 +36,10 @@ types: .venv/.installed-test
 unit: .venv/.installed-test
 	@echo "pytest, `$(BIN)/python --version`"
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+
+# What `unit` leaves out, for a change that reaches far: a quarter of an hour more. Every benchmark runs, at a small size.
+slow: .venv/.installed-test
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m slow
 
 # Into build/docs. A warning is an error: a broken link or a docstring that cannot be read.
 docs: .venv/.installed-test

@@ -35,7 +35,7 @@ from bygrad.problems import DampedOscillation, EconomicDispatch
 from bygrad.solvers import Flat
 from bygrad.solvers.solve import precision
 
-BYGRAD = [sys.executable, "-m", "bygrad.cli"]
+BYGRAD = [sys.executable, "-m", "bygrad"]
 TOL = 0.01
 
 
