@@ -48,6 +48,14 @@ def solved(quadratic, rows, linear, low, high, *, equations=(), prices=None, dty
     return solve(family, instances, method=ADMM(**options), batch=16)
 
 
+@pytest.mark.parametrize("little", [1e-5, 4e-6, 1e-6, 1e-7])
+def test_curvature_of_one_variable_is_not_rounding_in_float32_either(little):
+    """It is exact there, and where nothing else holds the variable, without it the program would be unbounded."""
+    found = solved(np.diag([1.0, little]), [[1.0, 0.0]], [0.0, -1.0], [-np.inf], [np.inf], dtype=np.float32)
+    assert found.success.all()
+    np.testing.assert_allclose(found.x[0], [0.0, 1 / little], rtol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_limit_that_the_equations_settle_changes_nothing(seed, dtype):

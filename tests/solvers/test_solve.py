@@ -9,7 +9,7 @@ import pytest
 from jaxtyping import Array
 
 from bygrad.problems import Oracle, OralDose, ProblemFamily, Quadratic, QuadrotorControl, SparseCoding
-from bygrad.problems.structured import Bounded, LeastSquares, QuadraticProgram
+from bygrad.problems.structured import Bounded, Composite, LeastSquares, QuadraticProgram
 from bygrad.solvers import (
     ADMM,
     LBFGS,
@@ -18,6 +18,8 @@ from bygrad.solvers import (
     LearnedSchedule,
     LevenbergMarquardt,
     ProximalGradient,
+    Safeguarded,
+    jacobian,
     learn,
     solve,
 )
@@ -130,6 +132,94 @@ def test_a_start_that_is_not_finite_is_that_of_the_family(method, decays):
     after, afresh = solve(Decay(), decays, x0=broken.x, method=method), solve(Decay(), decays, method=method)
     assert after.success.all()
     np.testing.assert_array_equal(after.x["height"][0], afresh.x["height"][0])
+
+
+class Written(QuadraticProgram):
+    """With arrays of NumPy and numbers, as one writes them down."""
+
+    def sample(self, key):
+        return jax.random.normal(key, (3,))
+
+    @property
+    def matrices(self):
+        return np.eye(3), np.vstack([np.ones((1, 3)), np.eye(3)])
+
+    @property
+    def equations(self):
+        return np.array([True, False, False, False])
+
+    def vectors(self, instance):
+        return -instance, np.array([1.0, 0.1, 0.1, 0.1]), np.array([1.0, np.inf, np.inf, np.inf])
+
+
+class Positive(Written):
+    @property
+    def matrices(self):
+        return np.eye(3), np.eye(3)
+
+    @property
+    def equations(self):
+        return np.zeros(3, bool)
+
+    def vectors(self, instance):
+        return -instance, 0.0, np.inf
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_program_may_be_written_with_arrays_of_numpy_and_single_limits(dtype):
+    wish = np.array([[0.6, 0.2, -1.0]])
+    found = solve(Written(), wish, tol=1e-6, dtype=dtype)
+    np.testing.assert_allclose(found.x, [[0.65, 0.25, 0.1]], atol=1e-4)
+    slope = jacobian(Written(), found, wish)
+    np.testing.assert_allclose(slope, [[[0.5, -0.5, 0.0], [-0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]], atol=1e-5)
+    np.testing.assert_allclose(solve(Positive(), wish, tol=1e-6, dtype=dtype).x, np.maximum(wish, 0), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("matrices", (np.eye(3), np.eye(4)), r"A of shape \[4, 4\]"),
+        ("matrices", (np.eye(4), np.eye(3)), r"A of shape \[3, 3\], for 4 params"),
+        ("matrices", (np.ones((3, 4)), np.eye(3)), r"P of shape \[3, 4\]"),
+        ("vectors", (np.ones(2), 0.0, 1.0), r"q of shape \[2\]"),
+        ("vectors", (np.ones(3), np.zeros(2), 1.0), r"l of shape \[2\]"),
+    ],
+)
+def test_a_program_whose_parts_do_not_fit_is_refused_by_name(part, value, said):
+    wrong = type("Wrong", (Positive,), {part: property(lambda _: value) if part == "matrices" else lambda *_: value})
+    with pytest.raises(TypeError, match=rf"Wrong's program has {said}"):
+        solve(wrong(), np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("method", [ProximalGradient(), Safeguarded(lambda x, step: x)], ids=["plain", "safeguarded"])
+def test_no_unit_of_a_loss_without_a_gap_changes_what_is_solved(unit, method):
+    family, signal = Shrunk(unit), np.array([[3.0, 0.2, -1.0], [0.0, 0.0, 0.0], [0.3, 0.4, 0.1]])
+    found = solve(family, unit * signal, method=method)
+    assert found.success.all()
+    np.testing.assert_allclose(found.x / unit, np.sign(signal) * np.maximum(np.abs(signal) - 0.5, 0), atol=1e-3)
+
+
+class Shrunk(Composite):
+    unit: float
+
+    def sample(self, key):
+        return jax.random.normal(key, (3,))
+
+    def init(self, instance, key):
+        return jnp.zeros(3)
+
+    def smooth(self, params, instance):
+        return 0.5 * jnp.sum((params - instance) ** 2)
+
+    def penalty(self, params, instance):
+        return 0.5 * self.unit * jnp.sum(jnp.abs(params))
+
+    def prox(self, params, step, instance):
+        return jnp.sign(params) * jnp.maximum(jnp.abs(params) - 0.5 * self.unit * step, 0.0)
+
+    def curvature(self):
+        return 2.0  # a bound that is not tight, so that one step is not enough
 
 
 def test_several_starts_are_never_worse():

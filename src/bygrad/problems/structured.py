@@ -1,6 +1,7 @@
 """Families whose structure a solver can use: sums of squares, composite objectives, quadratic programs."""
 
 import abc
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +169,18 @@ class QuadraticProgram(ProblemFamily):
 
     @abc.abstractmethod
     def vectors(self, instance: Instance) -> tuple[Float[Array, " n"], Float[Array, " m"], Float[Array, " m"]]:
-        """Return $q$, $l$ and $u$ of an instance; a row with $l = u$ is an equation, infinite values are no limit."""
+        """Return $q$, $l$ and $u$ of an instance; a row with $l = u$ is an equation, infinite values are no limit.
+
+        A limit may be one number for all rows, and all of them NumPy's arrays, as the matrices may.
+        """
+
+    def written_out(self, instance: Instance, dtype: Any) -> tuple[Array, Array, Array, Array, Array]:
+        """Return $P$, $A$, $q$, $l$ and $u$ as arrays of one dtype, with a limit for every row."""
+        quadratic, constraints, linear, low, high = (
+            jnp.asarray(it, dtype) for it in (*self.matrices, *self.vectors(instance))
+        )
+        low, high = (jnp.broadcast_to(limit, constraints.shape[:1]) for limit in (low, high))
+        return quadratic, constraints, linear, low, high
 
     @property
     def equations(self) -> Bool[Array, " m"]:
@@ -205,7 +217,7 @@ class QuadraticProgram(ProblemFamily):
 
     def init(self, instance: Instance, key: PRNGKeyArray) -> Float[Array, " n"]:
         quadratic, _ = self.matrices
-        return jnp.zeros(quadratic.shape[0], quadratic.dtype)
+        return jnp.zeros(quadratic.shape[0], jax.dtypes.canonicalize_dtype(quadratic.dtype))
 
     def objective(self, params: Float[Array, " n"], instance: Instance) -> Scalar:
         """Return the objective without the constraints."""

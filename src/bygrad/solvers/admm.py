@@ -124,8 +124,7 @@ class ADMM(Method):
         the coordinates of the reduction, and of what a step of the multipliers would change in the scaled rows."""
         family, to = flat.family, self.reduced
         assert isinstance(family, QuadraticProgram) and to is not None
-        quadratic, constraints = (it.astype(x.dtype) for it in family.matrices)
-        linear, low, high = (it.astype(x.dtype) for it in family.vectors(instance))
+        quadratic, constraints, linear, low, high = family.written_out(instance, x.dtype)
         constraints = constraints[to.limits]
         low, high = (to.scale * it[to.limits] for it in (low, high))
         y = dual / to.scale
@@ -137,11 +136,10 @@ class ADMM(Method):
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         family, to = flat.family, self.reduced
         assert isinstance(family, QuadraticProgram) and to is not None
-        quadratic, constraints = family.matrices
-        linear, low, high = (it.astype(x.dtype) for it in family.vectors(instance))
+        quadratic, constraints, linear, low, high = family.written_out(instance, x.dtype)
         given, other = low[to.equations], high[to.equations]
         slope, size = jnp.linalg.norm(to.unseen.T @ linear), jnp.linalg.norm(linear)
-        limit_size, slope_size = _units(trees.largest(jnp.diag(quadratic.astype(x.dtype))), size, low, high)
+        limit_size, slope_size = _units(trees.largest(jnp.diag(quadratic)), size, low, high)
         # Equations that contradict each other, or are none: no point satisfies them.
         apart = jnp.maximum(trees.largest(to.consistent @ given - given), trees.largest(other - given)) / (
             1 + trees.largest(given)
@@ -151,7 +149,7 @@ class ADMM(Method):
         shift = to.shift @ given
         low, high = (to.scale * it[to.limits] - shift for it in (low, high))
         x, dual, rho = self.first(flat, instance, x)
-        rows, y = to.scale * (constraints.astype(x.dtype)[to.limits] @ x) - shift, dual / to.scale
+        rows, y = to.scale * (constraints[to.limits] @ x) - shift, dual / to.scale
         reduced = to.basis.T @ linear + to.pull @ given
         # A penalty of 1 balances limits with curvature; where there is little or none, this one does with the slope.
         pull, width = trees.largest(reduced), _widest(low, high)

@@ -223,6 +223,8 @@ def _check_functions(params: Params, family: ProblemFamily, instance: Instance) 
     else:
         if isinstance(family, Composite):
             _check_composite(name, params, family, instance)
+        if isinstance(family, QuadraticProgram):
+            _check_program(name, params, family, instance)
         check_value(name, _value_without_noise(params, family, instance))
     if isinstance(family, Bounded):
         with blame(f"{name}.bounds"):
@@ -264,6 +266,24 @@ def _check_composite(name: str, params: Params, family: Composite, instance: Ins
             raise TypeError(
                 f"{name}.{part} returned {list(found) if isinstance(found, tuple) else found}, but it must be of shape"
                 f" {list(shape)}: its numbers would be repeated to fit, or do not. Return an array of that shape."
+            )
+
+
+def _check_program(name: str, params: Params, family: QuadraticProgram, instance: Instance) -> None:
+    """Refuse matrices and vectors that do not fit each other, of which some would be repeated to fit."""
+    with blame(f"{name}.matrices"):
+        quadratic, constraints = _shapes(lambda family: tuple(family.matrices), family)
+    with blame(f"{name}.vectors"):
+        linear, low, high = _shapes(lambda family, one: tuple(family.vectors(one)), family, instance)
+    size, rows = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)), constraints.shape[:1]
+    given = {"P": quadratic, "A": constraints, "q": linear, "l": low, "u": high}
+    fit = {"P": [(size, size)], "A": [(*rows, size)], "q": [(size,)], "l": [rows, ()], "u": [rows, ()]}
+    for part, it in given.items():
+        if it.shape not in fit[part]:
+            raise TypeError(
+                f"{name}'s program has {part} of shape {list(it.shape)}, for {size} params and {rows[0] if rows else 0}"
+                f" rows of constraints, and should have {' or '.join(str(list(shape)) for shape in fit[part])}. Mend"
+                f" {name}.{'matrices' if part in 'PA' else 'vectors'}, or the params that `init` returns."
             )
 
 

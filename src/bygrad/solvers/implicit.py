@@ -135,8 +135,8 @@ def _program(
     family: QuadraticProgram, x: Float[Array, " p"], dual: Float[Array, " m"]
 ) -> tuple[Array, Drive, Conditions]:
     """Do the same with params and multipliers of all rows in one vector."""
-    quadratic, constraints = (it.astype(x.dtype) for it in family.matrices)
-    equations, ceiling = family.equations, family.ceiling.astype(x.dtype)
+    quadratic, constraints = (jnp.asarray(it, x.dtype) for it in family.matrices)
+    equations, ceiling = jnp.asarray(family.equations), jnp.asarray(family.ceiling, x.dtype)
     (limits,) = jnp.nonzero(~equations, size=dual.size)
     y = jnp.zeros(equations.size, x.dtype).at[limits].set(dual)  # those of equations one Newton step finds
     count = x.size
@@ -146,7 +146,7 @@ def _program(
 
     def conditions(z: Array, driven: Array, instance: Instance) -> Array:
         x, y = z[:count], z[count:]
-        linear, low, high = (it.astype(x.dtype) for it in family.vectors(instance))
+        *_, linear, low, high = family.written_out(instance, x.dtype)
         binds = equations | ((low == high) & jnp.isinf(ceiling))
         pushed = jnp.clip(driven - jnp.clip(driven, low, high), -ceiling, ceiling)
         slope = quadratic @ x + linear + constraints.T @ y

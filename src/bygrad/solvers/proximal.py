@@ -62,7 +62,7 @@ class ProximalGradient(Method):
 
     The certificate, where the family has a duality gap (`Composite.gap`), is how far the cost lies above the highest
     bound that the gap of any trial so far has proven, relative to the cost: an instance below `tol` is *proven* to be
-    within a factor of the minimum. Otherwise it is the gradient mapping's largest entry.
+    within a factor of the minimum. Otherwise it is how far a step of $1/L$ would still go (`unsettled`).
 
     **Arguments:** `schedule`: learned numbers for the first steps, or None. `step_size`: $s L$ after it; above 1 it is
     held by the guard alone, and many families take fewer steps (`learn` tries up to 1.9). `tol`, `max_steps`: as for
@@ -126,7 +126,7 @@ class ProximalGradient(Method):
         lower, gap = memory.lower, family.gap(memory.trial, gradient, instance)
         if gap is None:
             plain = family.prox(memory.trial - gradient / bound, 1 / bound, instance)
-            certificate = jnp.where(taken, bound * trees.largest(memory.trial - plain), at.certificate)
+            certificate = jnp.where(taken, unsettled(memory.trial, plain, gradient / bound), at.certificate)
         else:
             # A bound below the minimum holds for every point. Those of single points go up and down.
             proven = cost - gap
@@ -160,6 +160,15 @@ class ProximalGradient(Method):
         if self.schedule is not None:
             size, one, beta = self.schedule(nit, size, one, beta)
         return jnp.where(taken, size, 1.0), jnp.where(taken, one, 1.0), jnp.where(taken, beta, 0.0)
+
+
+def unsettled(x: Float[Array, " p"], after: Float[Array, " p"], pull: Float[Array, " p"]) -> Scalar:
+    r"""Return how far the plain proximal gradient step from `x` goes, to `after`, relative to its terms: both points,
+    and what $h$ holds against the gradient there. `pull`: the gradient over $L$. The largest entries count, and no unit
+    does."""
+    moved = x - after
+    size = jnp.maximum(jnp.maximum(trees.largest(x), trees.largest(after)), trees.largest(pull - moved))
+    return trees.largest(moved) / jnp.maximum(size, jnp.finfo(x.dtype).tiny)
 
 
 @OncePerFamily

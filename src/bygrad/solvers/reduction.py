@@ -78,7 +78,7 @@ def reduce_program(
     quadratic, constraints = quadratic.astype(float), constraints.astype(float)
     _check_convex(quadratic)
     which, limits = np.flatnonzero(equations), np.flatnonzero(~equations)
-    units = _units(quadratic, constraints)
+    units = _units(quadratic, constraints, rank)
     even, given, rows = units[:, None] * quadratic * units, constraints[which] * units, constraints[limits] * units
     solve, free = _null_space(given, rank)
     inner, seen = free.T @ even @ free, rows @ free
@@ -125,14 +125,15 @@ def reduce_program(
     return Reduced(**{name: jnp.asarray(it, dtype if it.dtype == float else jnp.int32) for name, it in found.items()})
 
 
-def _units(quadratic: np.ndarray, constraints: np.ndarray) -> np.ndarray:
+def _units(quadratic: np.ndarray, constraints: np.ndarray, rank: float) -> np.ndarray:
     """Return a factor for every variable, 1 but for those that matter little: in curvature, and in all rows that they
-    share with others. Of such a variable, what its unit makes small would be taken for nothing."""
+    share with others. Of such a variable, what its unit makes small would be taken for nothing, below `rank`."""
     curvature, size = np.sqrt(np.maximum(np.diag(quadratic), 0.0)), np.abs(constraints)
     shared = size[np.count_nonzero(size, axis=1) > 1]
     shares = shared / shared.max(axis=1, keepdims=True)
     matters = np.maximum(curvature / max(curvature.max(initial=0.0), np.finfo(float).tiny), shares.max(0, initial=0.0))
-    return 1 / np.where((matters > 0) & (matters < UNEVEN), matters, 1.0)
+    # Curvature is in the square of the unit. With a margin, as the rows count beside it.
+    return 1 / np.where((matters > 0) & (matters < max(UNEVEN, 3 * np.sqrt(rank))), matters, 1.0)
 
 
 def _check_numbers(quadratic: np.ndarray, constraints: np.ndarray, equations: np.ndarray, ceiling: np.ndarray) -> None:

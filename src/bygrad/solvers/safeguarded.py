@@ -12,7 +12,7 @@ from .._core import trees
 from .._core.types import Instance, Scalar
 from ..problems import Composite
 from .base import Flat, Method, Progress, check_part, status_of
-from .proximal import curvature
+from .proximal import curvature, unsettled
 from .solution import Status
 
 Propose = Callable[[Float[Array, " p"], Int[Array, ""]], Float[Array, " p"]]
@@ -93,7 +93,7 @@ class Safeguarded(Method):
 
         gap = family.gap(x, gradient, instance)
         if gap is None:
-            certificate = bound * trees.largest(x - safe)
+            certificate = unsettled(x, safe, gradient / bound)
         else:
             certificate = gap / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
         certificate = jnp.where(finite, certificate, jnp.inf)
