@@ -54,6 +54,18 @@ def test_an_nnx_optimizer_takes_the_steps_that_optax_takes(name):
     np.testing.assert_allclose(model.bias[...], params["bias"], rtol=1e-5)
 
 
+def test_variables_that_are_given_throughout_stay_variables():
+    transformation = as_optax(OPTIMIZERS["Controller"])
+    _, params = nnx.split(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Param)
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates, _ = transformation.update(grads, transformation.init(params), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    bare = nnx.as_pure(params)
+    theirs, _ = transformation.update(nnx.as_pure(grads), transformation.init(bare), bare)
+    for one, other in zip(jax.tree.leaves(updates), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_orbax_keeps_a_state_in_the_middle_of_a_trial(tmp_path):
     transformation, params = as_optax(OPTIMIZERS["Guard"]), {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
     state, grads = transformation.init(params), jax.tree.map(jnp.ones_like, params)

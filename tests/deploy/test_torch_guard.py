@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import bygrad
+from bygrad._core.definitions import RUN, TRIAL
 from bygrad.artifacts import Artifact, find, load
 from bygrad.deploy import optax as in_jax
 from bygrad.optimizers import Optimizer, envelope, trials
@@ -377,6 +378,18 @@ def test_a_run_that_ends_in_a_trial_is_settled_and_can_go_on(artifact):
     optimizer.settle()
     later = [advance(optimizer, params, problem) for _ in range(20)]
     assert later[0] == settled and np.all(np.diff(later) < 0)
+
+
+def test_to_be_settled_takes_the_lead_from_nobody(artifact):
+    """One that descends faster leads before its next trial, and after that was ended."""
+    params, problem = parameters(), Descent()
+    optimizer = guarded(artifact, params, InTorch(0.05), trusted=True, window=6)
+    rule = optimizer._rule
+    while rule.watch.phase != TRIAL:
+        advance(optimizer, params, problem)
+    assert rule.watch.trusted
+    optimizer.settle()
+    assert rule.watch.phase == RUN and rule.watch.trusted
 
 
 def test_a_param_that_loses_its_gradient_in_a_trial_returns_as_well(artifact):

@@ -79,15 +79,18 @@ def export(
         validation=validation,
         versions=versions(),
     )
-    artifact = with_trajectory(Artifact(manifest, portable.tensors), optimizer)
+    artifact = Artifact(manifest, portable.tensors)
     try:
-        from_artifact(artifact)
+        kept = from_artifact(artifact)
     except ArtifactError as error:
+        with_trajectory(artifact, optimizer)  # what is not finite has another remedy
         raise ValueError(
             f"This {portable.name} could be written, but never read again ({error.args[0]}): a file holds no code, so"
             " it can name bygrad's own classes alone. Nothing was written. Build the optimizer, its preprocessor and"
             " its parts from those, or keep the pytree yourself (equinox.tree_serialise_leaves)."
         ) from error
+    # Of what the file gives back: it does not keep a controller's depth, say.
+    artifact = with_trajectory(artifact, kept)
     save_artifact(Path(path), artifact)
     return artifact
 

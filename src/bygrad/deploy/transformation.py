@@ -128,9 +128,10 @@ def _update(
             " built. Give what init or the last update returned, or put the leaves of a checkpoint back into it:"
             " jax.tree.unflatten(jax.tree.structure(transformation.init(params)), leaves)."
         )
-    updates = _arrays("gradients", updates)
+    structure = jax.tree.structure(updates)
+    updates = _arrays("gradients", _bare(updates))
     if params is not None:
-        params = _arrays("params", params)
+        params = _arrays("params", _bare(params))
         _check_alike(updates, params)
     loss = None if value is None else jnp.asarray(value)
     if loss is not None and loss.ndim:
@@ -147,7 +148,7 @@ def _update(
     # Shapes that differ may broadcast.
     if _layout((new_updates, new)) != _layout((updates, state.state)):
         _check_state(state, updates)
-    return new_updates, DeployedState(state.optimizer, new)
+    return jax.tree.unflatten(structure, jax.tree.leaves(new_updates)), DeployedState(state.optimizer, new)
 
 
 def _stepped(
@@ -266,8 +267,8 @@ def _check_theta(optimizer: Optimizer) -> None:
 
 
 def _bare(params: Params) -> Params:
-    """Take arrays out of variables of Flax NNX. Its optimizer gives those to `init`, and bare arrays to `update`, where
-    every param would then have another path."""
+    """Take arrays out of variables of Flax NNX, in which every param has another path. Its optimizer gives those to
+    `init`, and bare arrays to `update`."""
     nnx = sys.modules.get("flax.nnx")
     bare = getattr(nnx, "as_pure", None) or getattr(nnx, "pure", None)  # its name in older versions
     return params if bare is None else bare(params)

@@ -193,7 +193,7 @@ class Guard(Rule, Scheduled):
 
     def settle(self, states: Sequence[TensorState], params: Sequence[Tensor]) -> None:
         """Put the params where they should be kept if the run ends here: where a trial is under way, to where the
-        fallback would go on from. That trial is then over, without a winner."""
+        fallback would go on from. That trial is then over, without a winner: who led before it leads on."""
         watch = self.watch
         if watch.phase != TRIAL:
             return
@@ -201,7 +201,7 @@ class Guard(Rule, Scheduled):
             param.copy_(state[_POINT])
             state |= _named(_FALLBACK, _part(_THERE, state))
         watch.discarded += watch.seen
-        watch.phase, watch.trusted, watch.seen, watch.above, watch.losses = RUN, False, 0, 0, Losses()
+        watch.phase, watch.seen, watch.above, watch.losses = RUN, 0, 0, Losses()
 
     def report(self) -> dict[str, Any]:
         """Return the counters by name, and the reason of the last decision and of the envelope in words."""
