@@ -13,7 +13,7 @@ from bygrad.artifacts import Artifact, ArtifactError, Trajectory, shipped_names
 from bygrad.artifacts import load as load_artifact
 from bygrad.artifacts import save as save_artifact
 from bygrad.optimizers import LEARNED, LSTM, Adam, Optimizer, Partition, Preprocessor, Scaled
-from bygrad.problems import ProblemFamily
+from bygrad.problems import Mixture, ProblemFamily
 
 pytestmark = pytest.mark.core
 
@@ -147,14 +147,17 @@ def test_what_is_said_of_the_training_may_be_anything(training, tmp_path):
 
 
 class Slope(ProblemFamily):
+    rows: int = 2
+    steep: float = 0.25
+
     def sample(self, key):
         return ()
 
     def init(self, instance, key):
-        return {"a": jnp.zeros(3), "b": jnp.zeros((2, 3))}
+        return {"a": jnp.zeros(3), "b": jnp.zeros((self.rows, 3))}
 
     def loss(self, params, instance, key):
-        return 0.25 * sum(jnp.sum(leaf) for leaf in params.values())
+        return self.steep * sum(jnp.sum(leaf) for leaf in params.values())
 
 
 def test_what_it_was_trained_on_gives_a_guard_its_limits(tmp_path):
@@ -166,6 +169,18 @@ def test_what_it_was_trained_on_gives_a_guard_its_limits(tmp_path):
     envelope = bygrad.Envelope.from_training(load_artifact(path).manifest.training)
     assert (envelope.parameter_count, envelope.gradient_scale, envelope.horizon) == (9, (0.25, 0.25), 5)
     assert "Slope" in str(training["family"])
+
+
+def test_what_was_trained_on_a_mixture_is_within_its_limits_on_each_member(tmp_path):
+    optimizer, mixture = LSTM(jax.random.key(0), (3,)), Mixture((Slope(), Slope(1000, 4.0)), (1.0, 3.0))
+    training = bygrad.trained_on(optimizer, mixture, bygrad.Recipe(horizon=5))
+    bygrad.export(optimizer, tmp_path / "it.safetensors", name="test/one", training=training, validation={})
+    envelope = bygrad.Envelope.from_training(load_artifact(tmp_path / "it.safetensors").manifest.training)
+    assert (envelope.parameter_count, envelope.gradient_scale) == ((9, 3003), (0.25, 4.0))
+    inside = [envelope.check(jnp.zeros(size)) for size in (1, 9, 300, 30_000, 31_000)]
+    assert inside == [True, True, True, True, False]
+    with pytest.raises(ValueError, match="has 31,000 params, and the optimizer was trained on 9 to 3,003,"):
+        bygrad.Envelope(envelope.parameter_count, action="refuse").check(jnp.zeros(31_000))
 
 
 def test_only_learned_optimizers_are_exported(tmp_path):

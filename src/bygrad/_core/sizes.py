@@ -74,9 +74,10 @@ def horizons(tensors: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 class TrainedSizes(NamedTuple):
-    """Number of params, the 1st and the 99th percentile of gradients, and steps of a run; None: not known."""
+    """Number of params, or the least and the most, the 1st and the 99th percentile of gradients, and steps of a run;
+    None: not known."""
 
-    parameter_count: int | None
+    parameter_count: int | tuple[int, int] | None
     gradient_scale: tuple[float, float] | None
     horizon: int | None
 
@@ -85,7 +86,19 @@ def trained_sizes(training: dict[str, Any]) -> TrainedSizes:
     """Read them from `manifest.training`, which may hold any JSON: what is of another kind is not known."""
     scale, recipe = (it if isinstance(it := training.get(name), dict) else {} for name in ("gradient_scale", "recipe"))
     low, high = (it if isinstance(it := scale.get(name), int | float) else None for name in ("0.01", "0.99"))
-    count, horizon = (
-        it if isinstance(it, int) else None for it in (training.get("parameter_count"), recipe.get("horizon"))
-    )
+    count, horizon = training.get("parameter_count"), recipe.get("horizon")
+    match count:
+        case [int(least), int(most)]:  # of a mixture, whose members differ
+            count = least, most
+        case int():
+            pass
+        case _:
+            count = None
+    horizon = horizon if isinstance(horizon, int) else None
     return TrainedSizes(count, None if low is None or high is None else (low, high), horizon)
+
+
+def is_near(size: int, trained: int | tuple[int, int], factor: float) -> bool:
+    """Whether a number of params is at most `factor` times smaller or larger than those of training."""
+    least, most = trained if isinstance(trained, tuple) else (trained, trained)
+    return least / factor <= size <= most * factor

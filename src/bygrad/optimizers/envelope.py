@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._core.definitions import REMEMBER
 from .._core.remarks import remark
 from .._core.results import Result
-from .._core.sizes import Action, check_envelope, trained_sizes
+from .._core.sizes import Action, check_envelope, is_near, trained_sizes
 from .._core.types import Params
 
 
@@ -20,18 +20,18 @@ class Envelope(eqx.Module):
     It is evidence, not proof: inside, an optimizer can still fail, and outside, it can still work. `Guard` watches it,
     statically in `init` and with every `update`.
 
-    **Arguments:** `parameter_count`: params of the problems. `gradient_scale`: the sizes between which nearly all
-    nonzero gradient entries lay. `horizon`: steps of the runs. `None` for what is not known and not watched. `action`:
-    what to do outside. "warn" counts and warns; "fall back" lets the fallback take over; "refuse" raises. `factor`:
-    how many times larger or smaller than in training a problem may be. `tolerance`: the share of the nonzero gradient
-    entries that may lie outside, averaged over about ten steps.
+    **Arguments:** `parameter_count`: params of the problems, or the least and the most. `gradient_scale`: the sizes
+    between which nearly all nonzero gradient entries lay. `horizon`: steps of the runs. `None` for what is not known
+    and not watched. `action`: what to do outside. "warn" counts and warns; "fall back" lets the fallback take over;
+    "refuse" raises. `factor`: how many times larger or smaller than in training a problem may be. `tolerance`: the
+    share of the nonzero gradient entries that may lie outside, averaged over about ten steps.
 
     >>> envelope = Envelope(parameter_count=100, gradient_scale=(1e-8, 2e-2), horizon=100)
     >>> envelope.check({"weight": jnp.zeros((30, 4))}), envelope.check({"weight": jnp.zeros((3, 3))})
     (True, False)
     """
 
-    parameter_count: int | None = eqx.field(static=True, default=None)
+    parameter_count: int | tuple[int, int] | None = eqx.field(static=True, default=None)
     gradient_scale: tuple[float, float] | None = eqx.field(static=True, default=None)
     horizon: int | None = eqx.field(static=True, default=None)
     action: Action = eqx.field(static=True, default="fall back")
@@ -52,10 +52,11 @@ class Envelope(eqx.Module):
         """Return whether a problem's number of params is within the envelope; outside, warn or raise as asked to."""
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         trained = self.parameter_count
-        if trained is None or trained / self.factor <= size <= trained * self.factor:
+        if trained is None or is_near(size, trained, self.factor):
             return True
+        told = f"{trained:,}" if isinstance(trained, int) else f"{trained[0]:,} to {trained[1]:,}"
         message = (
-            f"The problem has {size:,} params, and the optimizer was trained on {trained:,}, which is more than"
+            f"The problem has {size:,} params, and the optimizer was trained on {told}, which is more than"
             f" {self.factor:g} times away: nothing is known about what it does there. Train one for this size, raise"
             " the envelope's `factor`, or use a guard that falls back."
         )

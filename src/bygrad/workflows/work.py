@@ -34,7 +34,7 @@ from ..training import (
     meta_train,
 )
 from ..training.folder import LOG
-from ..unroll import Inner, begin, rollout
+from ..unroll import Inner, apart, begin, rollout
 from .display import Display
 from .folder import Kept, refuse_used
 
@@ -158,8 +158,9 @@ def trained_on(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) -> d
 
     **Arguments:** `optimizer`: the trained one. `family`, `recipe`: those that `meta_train` was given.
 
-    **Returns:** The family and the recipe in words, the number of params, and the sizes of the gradients that the
-    optimizer meets, for which it runs on four instances, over the recipe's horizon.
+    **Returns:** The family and the recipe in words, the number of params (the least and the most, where members of a
+    mixture differ), and the sizes of the gradients that the optimizer meets, for which it runs on four instances, of
+    every member, over the recipe's horizon.
 
     **Example:**
 
@@ -169,35 +170,47 @@ def trained_on(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) -> d
         >>> bygrad.Envelope.from_training(training).horizon
         20
     """
-    example = jax.eval_shape(lambda key: family.init(family.sample(key), key), jax.random.key(0))
+    counts = {_parameter_count(part) for part, _ in family.parts()}
     return strict_json(
         {
             "family": describe_family(family),
-            "parameter_count": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(example)),
+            "parameter_count": counts.pop() if len(counts) == 1 else [min(counts), max(counts)],
             "gradient_scale": gradient_scale(optimizer, family, recipe),
             "recipe": describe(recipe),
         }
     )
 
 
-def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) -> dict[str, float]:
-    """Quantiles of the sizes of the nonzero gradient entries that a trained optimizer meets over its horizon.
+def _parameter_count(family: ProblemFamily) -> int:
+    example = jax.eval_shape(lambda key: family.init(family.sample(key), key), jax.random.key(0))
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(example))
 
-    A run is looked at in pieces, and of large ones at some entries, so that a long one does not fill the memory.
-    """
-    optimizer, rng = declare(optimizer, recipe.horizon), np.random.default_rng(recipe.seed)
-    inner = begin(optimizer, family, jax.random.split(jax.random.key(recipe.seed + 1), RUNS))
+
+def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) -> dict[str, float]:
+    """Quantiles of the sizes of the nonzero gradient entries that a trained optimizer meets over its horizon; of a
+    mixture, the lowest and the highest on any of its members, and the middle of the medians."""
+    keys = jax.random.split(jax.random.key(recipe.seed + 1), RUNS)
+    optimizer = declare(optimizer, recipe.horizon)
+    found = [_gradient_sizes(optimizer, member, its, recipe) for member, _, its in apart(family, keys)]
+    if not (found := [it for it in found if it.size]):
+        return {}
+    of_members = {q: [float(np.quantile(it, q)) for it in found] for q in (0.01, 0.1, 0.5, 0.9, 0.99)}
+    return {
+        f"{q:g}": min(it) if q < 0.5 else max(it) if q > 0.5 else float(np.median(it)) for q, it in of_members.items()
+    }
+
+
+def _gradient_sizes(optimizer: Optimizer, family: ProblemFamily, keys: Any, recipe: Recipe) -> np.ndarray:
+    """Run in pieces, and of large ones look at some entries, so that a long run does not fill the memory."""
+    rng, inner, sizes = np.random.default_rng(recipe.seed), begin(optimizer, family, keys), []
     pieces = [PIECE] * (recipe.horizon // PIECE) + [recipe.horizon % PIECE] * (recipe.horizon % PIECE > 0)
-    sizes = []
     for steps in pieces:
         inner, seen = _grads(optimizer, family, inner, steps)
         entries = np.concatenate([np.abs(np.ravel(leaf)) for leaf in jax.tree.leaves(seen)])
         most = ENTRIES * steps // recipe.horizon
         sizes.append(entries if len(entries) <= most else rng.choice(entries, most))
     sizes = np.concatenate(sizes)
-    sizes = sizes[(sizes > 0) & np.isfinite(sizes)]
-    quantiles = (0.01, 0.1, 0.5, 0.9, 0.99)
-    return {f"{q:g}": float(np.quantile(sizes, q)) for q in quantiles} if sizes.size else {}
+    return sizes[(sizes > 0) & np.isfinite(sizes)]
 
 
 @Program

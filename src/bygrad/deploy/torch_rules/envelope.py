@@ -10,14 +10,14 @@ from torch import Tensor
 from ..._core.definitions import REMEMBER
 from ..._core.remarks import remark
 from ..._core.results import Result
-from ..._core.sizes import HANDED_OVER, Action, check_envelope, trained_sizes
+from ..._core.sizes import HANDED_OVER, Action, check_envelope, is_near, trained_sizes
 
 
 @dataclass(frozen=True)
 class Envelope:
     """The sizes of problems, gradients and runs that an optimizer was trained on; `bygrad.Envelope` explains them."""
 
-    parameter_count: int | None = None
+    parameter_count: int | tuple[int, int] | None = None
     gradient_scale: tuple[float, float] | None = None
     horizon: int | None = None
     action: Action = "fall back"
@@ -51,9 +51,7 @@ class Envelope:
             border = Result.OUTSIDE_SCALE if strange > self.tolerance else border
         if self.horizon is not None and step >= self.horizon:
             border = Result.OUTSIDE_HORIZON
-        if (trained := self.parameter_count) is not None and not (
-            trained / self.factor <= size <= trained * self.factor
-        ):
+        if (trained := self.parameter_count) is not None and not is_near(size, trained, self.factor):
             border = Result.OUTSIDE_SIZE
         if border != Result.UNDECIDED and self.action == "refuse":
             raise ValueError(
