@@ -345,7 +345,7 @@ def test_worth_in_words_says_when_no_time_is_saved():
         "best_final_baseline": "Nesterov",
         "mean_loss_at_equal_seconds": 1.5,
         "final_loss_at_equal_seconds": 4.0,
-        "second_order_at_equal_seconds": {"final_loss": None, "steps": 7, "minibatches": 16},
+        "second_order_at_equal_seconds": {"final_loss": None, "runs": 8, "steps": 7, "minibatches": 16},
         "seconds_per_step": 2.0,
         "baseline_seconds_per_step": 1.0,
         "seconds_of_meta_training": 90.0,
@@ -357,12 +357,12 @@ def test_worth_in_words_says_when_no_time_is_saved():
         "mean loss over the run: 0.50 x that of the best tuned baseline (Adam) at equal steps, 0.75 x"
     )
     assert "1.50 x that of the best tuned baseline (Nesterov)" in final
-    assert "run of Adam (7 steps of 16 minibatches): inf x that of this optimizer in as many" in beside
+    assert "run of Adam (7 steps of 16 minibatches, 8 runs): inf x that of this optimizer in as many" in beside
     assert last.startswith("it saves no time")
     assert "repay" in sentences(worth | {"seconds_saved_per_run": 0.5, "break_even_runs": 180})[-1]
     start = worth | {"seconds_saved_per_run": 0.5, "seconds_of_meta_training": None}
     assert sentences(start)[-1].startswith("nothing that was learned is in it")
-    ahead = worth | {"second_order_at_equal_seconds": {"final_loss": 1.0, "steps": 7, "minibatches": 1}}
+    ahead = worth | {"second_order_at_equal_seconds": {"final_loss": 1.0, "runs": 8, "steps": 7, "minibatches": 1}}
     assert "0.25 x that of this optimizer in as many. Use L-BFGS instead" in sentences(ahead)[2]
     negative = {"mean_loss": -2.5, "best_mean_loss": -2.0, "mean_loss_at_equal_seconds": -1.0, "final_loss": math.inf}
     mean, final, *_ = sentences(worth | negative | {"best_final_loss": -3.0})
@@ -399,7 +399,9 @@ def test_each_baseline_is_worth_its_own_seconds(monkeypatch):
         return [seconds[type(it).__name__] for it in optimizers]
 
     monkeypatch.setattr(worth_module, "seconds_per_step", seconds_per_step)
-    monkeypatch.setattr(worth_module, "lbfgs_in_time", lambda family, protocol, seconds: {"seconds": seconds})
+    monkeypatch.setattr(
+        worth_module, "lbfgs_in_time", lambda family, protocol, seconds: {"seconds": seconds, "runs": 2}
+    )
     protocol = dataclasses.replace(protocol_of(HORIZON, 2, 0), final_window=1)
     controller = Controller(jax.random.key(0))
     worth = worth_module.worth_of(controller, rows["controller"], rows, BASELINES, Bowl(), protocol, spent=90.0)
@@ -407,9 +409,10 @@ def test_each_baseline_is_worth_its_own_seconds(monkeypatch):
     # It is where Nesterov ends after three steps, in 1.5 seconds of the 12 that Nesterov takes, and not of Adam's 24.
     assert worth["seconds_saved_per_run"] == HORIZON * 1.0 - 3 * 0.5
     assert worth["break_even_runs"] == math.ceil(90.0 / (HORIZON - 1.5))
-    assert worth["second_order_at_equal_seconds"] == {"seconds": HORIZON * 2.0}
+    second = worth["second_order_at_equal_seconds"]
+    assert second["seconds"] == HORIZON * 2.0 and second["ours_there"][0] == worth["final_loss_at_equal_seconds"]
     assert worth["baseline_seconds_per_step"] == 2.0
-    second = {"final_loss": 1.0, "steps": 7, "minibatches": 16}
+    second = {"final_loss": 1.0, "runs": 8, "steps": 7, "minibatches": 16}
     told = [it["what"] for it in worth_module.rows_of(worth | {"second_order_at_equal_seconds": second})]
     assert f"final loss in the seconds of Adam: {HORIZON} of our steps (Nesterov)" in told
 
@@ -420,7 +423,8 @@ def test_windows_of_every_horizon_are_neither_short_nor_long(horizons):
         recipe = choose_recipe(horizon, 90.0, 0)
         Windows(Bowl(), recipe.horizon, recipe.truncation, recipe.instances)  # refuses what does not divide
         assert min(horizon, 10) <= recipe.truncation <= 40
-        assert abs(recipe.horizon - horizon) <= (3 if horizon > 40 else 0)
+        # Of a longer run than was trained for, a guard hands the last steps over.
+        assert 0 <= recipe.horizon - horizon <= (6 if horizon > 40 else 0)
     assert [choose_recipe(steps, 90.0, 0).truncation for steps in (100, 400, 1000)] == [20, 20, 20]
 
 
@@ -447,8 +451,25 @@ bygrad.specialize(bygrad.Quadratic(2), objective="held-out", folder={str(tmp_pat
 
 def test_where_few_meta_steps_fit_what_is_not_pretrained_moves_further():
     recipe = choose_recipe(400, 90.0, 0)
-    assert pace_of(recipe, 80.0, 0.01, False) == {"seconds": 80.0, "validate_every": round(8000 / VALIDATIONS)}
-    known = pace_of(recipe, 80.0, 0.8, True)
+    free = {"validation": 0.0, "is_pretrained": False}
+    assert pace_of(recipe, 80.0, 0.01, **free) == {"seconds": 80.0, "validate_every": round(8000 / VALIDATIONS)}
+    known = pace_of(recipe, 80.0, 0.8, 0.0, True)
     assert known == {"seconds": 80.0, "validate_every": round(100 / VALIDATIONS)}
-    assert pace_of(recipe, 80.0, 0.8, False) == known | {"meta_learning_rate": 3 * recipe.meta_learning_rate}
-    assert pace_of(recipe, 1.0, 10.0, False)["seconds"] == 100.0
+    assert pace_of(recipe, 80.0, 0.8, **free) == known | {"meta_learning_rate": 3 * recipe.meta_learning_rate}
+
+
+def test_validations_take_a_quarter_of_the_time_at_most():
+    recipe = choose_recipe(400, 90.0, 0)
+    # Of 80 seconds two validations take 20, and 30 meta-steps of a second come before each.
+    assert pace_of(recipe, 80.0, 1.0, 10.0, True) == {"seconds": 80.0, "validate_every": 30}
+    assert pace_of(recipe, 80.0, 1.0, 1e3, True)["validate_every"] == 1
+    # There is time for ten meta-steps, and for a validation before and after them.
+    assert pace_of(recipe, 1.0, 10.0, 50.0, False)["seconds"] == 200.0
+
+
+def test_what_is_timed_has_no_held_out_loss(monkeypatch):
+    timed = []
+    monkeypatch.setattr(worth_module, "compiled_loss_curves", lambda optimizer, family, *_: timed.append(family))
+    monkeypatch.setattr(worth_module, "MOST_TURNS", 0)
+    worth_module.seconds_per_step([Controller(jax.random.key(0))], HeldOut(Bowl()), protocol_of(HORIZON, 2, 0))
+    assert {type(it) for it in timed} == {Bowl}

@@ -13,7 +13,7 @@ from .._core.programs import Program
 from .._core.threads import Threads, in_thread
 from .._core.types import PRNGKeyArray
 from ..optimizers import Optimizer, judged_elsewhere
-from ..problems import ProblemFamily
+from ..problems import ProblemFamily, descended
 from ..unroll import compiled_loss_curves, loss_curves
 
 Curves = np.ndarray
@@ -39,12 +39,14 @@ def run_curves(
 
     **Returns:** curves `[runs, horizon + 1]`, column `t` the loss after `t` updates; and the wall-clock seconds of a
     step of a run, problem and optimizer together, compilation left out, when runs go `chunk` at a time and nothing else
-    does: those of the first `chunk`. What an optimizer takes to be judged elsewhere is none of its time.
+    does: those of the first `chunk`. What an optimizer takes to be judged elsewhere, or on held-out data, is none of
+    its time.
     """
     options: dict[str, Any] = {"horizon": horizon, "chunk": chunk}
     curves, seconds = run_in_chunks(compiled_loss_curves, (optimizer, family), key, runs=runs, tick=tick, **options)
-    if judged_elsewhere(optimizer):
-        _, seconds = run_in_chunks(_curves_in_passing, (optimizer, family), key, runs=min(chunk, runs), **options)
+    timed = descended(family)
+    if judged_elsewhere(optimizer) or timed is not family:
+        _, seconds = run_in_chunks(_curves_in_passing, (optimizer, timed), key, runs=min(chunk, runs), **options)
     return curves, seconds
 
 

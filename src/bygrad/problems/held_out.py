@@ -108,6 +108,11 @@ class HeldOut(ProblemFamily):
         return tuple((HeldOut(part), weight) for part, weight in self.family.parts())
 
 
+def descended(family: ProblemFamily) -> ProblemFamily:
+    """Return the family whose losses are those that gradients are of: the one inside of a `HeldOut`."""
+    return family.family if isinstance(family, HeldOut) else family
+
+
 def is_held_out(family: ProblemFamily) -> bool:
     """Whether the family, or one that it is made of, is judged by other data than it is trained on."""
     return _contains(family, HeldOut)

@@ -35,7 +35,7 @@ from ..metagrads import NRES, Members
 from ..optimizers import HAND_DESIGNED, AdamWCosine, Baselines, Controller, Optimizer, declare, dials_of, turned
 from ..problems import HeldOut, ProblemFamily, check_family, describe_family, hold_out
 from ..problems.base import FAMILY_CHANGED, digest_family
-from ..training import MetaTrained, PatternSearch, Recipe, Stepped, is_begun, meta_train, validation_keys
+from ..training import MetaTrained, PatternSearch, Recipe, Stepped, Validated, is_begun, meta_train, validation_keys
 from .display import Display
 from .folder import Kept, claim, leaving_nothing
 from .work import METATRAINING, evaluate, meta_training_results, train, tune
@@ -68,7 +68,7 @@ SEARCH_SHARE = 0.5
 
 SHORTEST_WINDOW, LONGEST_WINDOW = 10, 40
 PILOT_STEPS = 6
-VALIDATIONS = 12
+VALIDATIONS, VALIDATED_PART = 12, 1 / 4
 WORTH_TRYING = 20
 """Meta-steps below which nothing can have been learned, and it is said why."""
 LATE = 3.0
@@ -351,16 +351,17 @@ class _Specialization:
             return dataclasses.replace(recipe, **pace["recipe"]), pace["pilot"]
         began = time.perf_counter()
         few = dataclasses.replace(recipe, meta_steps=PILOT_STEPS, seconds=None)
-        times = [event.seconds for event in meta_train(start, self.problems, few, watch=lambda _: None).log.of(Stepped)]
+        log = meta_train(start, self.problems, few, watch=lambda _: None).log
+        times = [event.seconds for event in log.of(Stepped)]
         if len(times) < 3:
             raise FloatingPointError(
                 f"Only {len(times)} of the first {PILOT_STEPS} meta-steps were finite: too little to learn from."
                 " The loss probably leaves its domain on the way: check it for divisions, logarithms and roots, or"
                 " choose a shorter horizon (--horizon)."
             )
-        step = (times[-1] - times[1]) / (len(times) - 2)
+        step, validation = (times[-1] - times[1]) / (len(times) - 2), log.of(Validated)[-1].seconds - times[-1]
         pilot = time.perf_counter() - began
-        pace = pace_of(recipe, left - pilot, step, origin == self.pretrained)
+        pace = pace_of(recipe, left - pilot, step, validation, origin == self.pretrained)
         write_text_atomically(path, json.dumps({"recipe": pace, "pilot": pilot}))
         return dataclasses.replace(recipe, **pace), pilot
 
@@ -413,18 +414,18 @@ def choose_recipe(
 
     Noise-reuse evolution strategies in the robust form, in windows of about 20 steps: of what was compared at 90
     seconds, the only one that is both unbiased for the horizon and cheap. Where no number of such windows makes up the
-    horizon, runs of meta-training are a few steps longer or shorter; comparisons are over the horizon itself. The
+    horizon, runs of meta-training are a few steps longer; comparisons are over the horizon itself. The
     members of a `Mixture` are looked at apart, so that none drowns the others.
     """
     estimator = NRES(sigma=0.02, robust=True, late=LATE if measure_of(objective) == "final" else None)
 
-    def nearest(steps: int) -> int:
-        return steps * round(horizon / steps)
+    def whole(steps: int) -> int:  # never shorter: a guard would hand over the last steps, of which it knows nothing
+        return steps * math.ceil(horizon / steps)
 
     windows = range(min(SHORTEST_WINDOW, horizon), LONGEST_WINDOW + 1)
-    truncation = min(windows, key=lambda steps: (abs(nearest(steps) - horizon), abs(math.log(steps / 20))))
+    truncation = min(windows, key=lambda steps: (whole(steps), abs(math.log(steps / 20))))
     return Recipe(
-        horizon=nearest(truncation),
+        horizon=whole(truncation),
         truncation=truncation,
         instances=8,
         meta_steps=1_000_000,
@@ -442,13 +443,15 @@ def choose_recipe(
     )
 
 
-def pace_of(recipe: Recipe, left: float, step: float, is_pretrained: bool) -> dict[str, Any]:
-    """Return the settings that depend on how many meta-steps of `step` seconds fit into the `left` ones.
+def pace_of(recipe: Recipe, left: float, step: float, validation: float, is_pretrained: bool) -> dict[str, Any]:
+    """Return the settings that depend on how many meta-steps of `step` seconds fit into the `left` ones, of which
+    validations take a fixed part at most.
 
     Where they are few, what begins as a tuned optimizer has far to go, so that each moves three times as far. What is
     pretrained has not.
     """
-    pace: dict[str, Any] = {"seconds": max(left, 10 * step)}
+    pace: dict[str, Any] = {"seconds": max(left, 10 * step + 2 * validation)}
     if left / step < FEW_META_STEPS and not is_pretrained:
         pace |= {"meta_learning_rate": 3 * recipe.meta_learning_rate}
-    return pace | {"validate_every": max(1, round(left / step / VALIDATIONS))}
+    often = max(1, min(VALIDATIONS, int(VALIDATED_PART * left / validation))) if validation > 0 else VALIDATIONS
+    return pace | {"validate_every": max(1, round((left - often * validation) / step / often))}
