@@ -16,6 +16,7 @@ from bygrad._core.files import (
     locked,
     read_json,
     refuse_unwritable,
+    sweep,
     unwritable,
     write_arrays_atomically,
     write_atomically,
@@ -169,3 +170,11 @@ def test_a_lock_ends_with_the_process_that_holds_it(tmp_path: Path):
         pass
     with locked(path):
         pass
+
+
+def test_what_a_killed_write_left_is_swept_up_and_nothing_else(tmp_path: Path):
+    kept = [tmp_path / "a[1].npz", tmp_path / ".a1.npz.0f.tmp", tmp_path / "a[1].npz.tmp"]
+    for path in [*kept, tmp_path / ".a[1].npz.0f.tmp"]:
+        path.touch()
+    sweep(kept[0])
+    assert sorted(tmp_path.iterdir()) == sorted(kept)

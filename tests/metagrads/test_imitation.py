@@ -1,16 +1,18 @@
 """Imitation: a loss in closed form for a pupil of the teacher's kind, and turns."""
 
 import json
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array
 
 from bygrad._core import trees
 from bygrad.metagrads import PES, Backprop, Clone, Imitate, Replay
-from bygrad.optimizers import LSTM, SGD, Adam, AdamWCosine, Controller, Partition, declare
+from bygrad.optimizers import LSTM, SGD, Adam, AdamWCosine, Controller, Optimizer, Partition, declare
 from bygrad.problems import Quadratic
 from bygrad.training import Recipe, describe
 from bygrad.unroll import Windows
@@ -103,6 +105,23 @@ def test_any_optimizer_can_teach_and_knows_the_horizon(name):
     estimate, _ = eqx.filter_jit(clone.estimate)(itself, WINDOWS, shown)
     assert abs(float(estimate.loss)) < 1e-6
     json.dumps(describe(Recipe(estimator=imitate)))
+
+
+class Bent(Optimizer):
+    """Holds a function, as a network of Equinox does."""
+
+    bend: Callable[[Array], Array] = jnp.tanh
+
+    def init(self, params):
+        return ()
+
+    def update(self, grads, state, params=None, *, value=None, key=None):
+        return jax.tree.map(lambda grad: -0.01 * self.bend(grad), grads), state
+
+
+def test_a_teacher_that_holds_a_function_can_be_written_down():
+    told = [json.dumps(describe(Recipe(estimator=Clone(Bent(it))))) for it in (jnp.tanh, jnp.tanh, jnp.sin)]
+    assert told[0] == told[1] != told[2] and " at 0x" not in told[0]
 
 
 def test_what_the_estimator_says_of_its_particles_is_passed_on():

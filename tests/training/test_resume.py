@@ -21,7 +21,7 @@ import pytest
 
 from bygrad._core import programs
 from bygrad.metagrads import Clone, Replay
-from bygrad.optimizers import LSTM, SGD, Adam, Nesterov, Optimizer
+from bygrad.optimizers import LSTM, SGD, Adam, Controller, Nesterov, Optimizer
 from bygrad.problems import Quadratic, find_family
 from bygrad.training import (
     CheckpointError,
@@ -383,6 +383,13 @@ def test_another_optimizer_or_family_is_refused(optimizer, family, uninterrupted
     _, folder = uninterrupted("LSTM")
     with pytest.raises(CheckpointError, match=r"resume with the settings it was started with|Resume with the same"):
         meta_train(optimizer(), family, SETTINGS["LSTM"][1], folder=folder, resume=True)
+
+
+def test_a_controller_of_another_depth_is_refused(tmp_path):
+    recipe = dataclasses.replace(RECIPE, meta_steps=1, validation_runs=1)
+    meta_train(Controller(jax.random.key(0)).with_depth(4), FAMILY, recipe, folder=tmp_path)
+    with pytest.raises(CheckpointError, match="depth was 4, is None"):
+        meta_train(Controller(jax.random.key(0)), FAMILY, recipe, folder=tmp_path, resume=True)
 
 
 class Momentum(Optimizer):

@@ -1,6 +1,7 @@
 """Files that are whole or absent: nothing here leaves a half-written file behind."""
 
 import contextlib
+import glob
 import json
 import os
 import secrets
@@ -139,6 +140,12 @@ def locked(path: Path, shared: bool = False) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
+
+
+def sweep(path: Path) -> None:
+    """Remove what writing a file left behind where the process was killed meanwhile. Nobody else may be writing it."""
+    for unfinished in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        unfinished.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -310,6 +310,11 @@ def _kind(leaf: Any) -> Any:
     return leaf
 
 
+def leaf_in_words(leaf: Any) -> str:
+    """Write what is no number and no text, a function say, in the same words in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(_kind(leaf)))
+
+
 def describe_family(family: ProblemFamily) -> dict[str, Any]:
     """Write a family as JSON values: its class, its static fields, and dtype and shape of its arrays."""
     return describe_module(family)
@@ -322,7 +327,7 @@ def describe_module(module: eqx.Module) -> dict[str, Any]:
         # Of arrays the kind alone: their entries may differ in the last digit from one machine to another.
         value = jax.tree.map(_kind, getattr(module, field.name))
         plain = isinstance(value, int | float | str | bool | None)
-        described[field.name] = value if plain else re.sub(r" at 0x[0-9a-f]+", "", str(value))
+        described[field.name] = value if plain else leaf_in_words(value)
     return described
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from .._core.files import locked
+from .._core.files import locked, sweep
 from . import checkpoint
 from .devices import Devices, from_lead, meet
 from .events import Log
@@ -77,6 +77,7 @@ class Folder:
         if self.path is not None and self.devices.lead:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / LOG).unlink(missing_ok=True)
+            self._sweep()
 
     def save(self, step: int, arrays: Any, info: dict[str, Any]) -> None:
         """Write a checkpoint, with `info` beside the arrays, of which every device holds its part."""
@@ -114,9 +115,16 @@ class Folder:
 
     def go_on(self, step: int, seconds: float) -> None:
         """Take up the log where the checkpoint of this meta-step was written, after so many seconds of work."""
+        if self.path is not None and self.devices.lead:
+            self._sweep()
         self.log.rewind(step, seconds)
         self.log.recall(from_lead(self.log.text.encode).decode(), step, seconds)
         self.saved = step
+
+    def _sweep(self) -> None:
+        assert self.path is not None
+        for name in (CHECKPOINT, LOG):
+            sweep(self.path / name)
 
     def kept(self) -> str:
         """Say what is there for who goes on."""

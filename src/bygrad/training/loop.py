@@ -241,7 +241,9 @@ class _MetaTraining(Generic[AnyOptimizer]):
         """What must be the same for a checkpoint to go on: the recipe, the family and the optimizer's configuration."""
         optimizer = {"name": type(self.optimizer).__name__}
         optimizer |= self.optimizer.config if isinstance(self.optimizer, Learned) else describe_module(self.optimizer)
-        return describe(self.recipe) | {"family": describe_family(self.windows.family), "optimizer": optimizer}
+        identity = describe(self.recipe) | {"family": describe_family(self.windows.family), "optimizer": optimizer}
+        # What a configuration leaves out, as it belongs to the network, and what older checkpoints do not have.
+        return identity | ({"depth": depth} if (depth := getattr(self.optimizer, "depth", None)) is not None else {})
 
     @functools.cached_property
     def _digest(self) -> str:

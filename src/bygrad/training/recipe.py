@@ -9,6 +9,7 @@ from .._core.draws import check_seed
 from .._core.sizes import LARGEST, is_whole
 from ..metagrads import Estimator, Replay
 from ..problems import ProblemFamily
+from ..problems.base import leaf_in_words
 from ..unroll import Windows
 
 
@@ -104,7 +105,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Write an estimator, and whatever it is made of, as JSON values."""
+    """Write an estimator, and whatever it is made of, as JSON values; a function by its name."""
     if isinstance(value, Recipe):
         return describe(value)
     if isinstance(value, eqx.Module):
@@ -114,4 +115,6 @@ def plain(value: Any) -> Any:
         return {name: plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
-    return value.tolist() if eqx.is_array(value) else value
+    if isinstance(value, int | float | str | None):
+        return value
+    return value.tolist() if eqx.is_array(value) else leaf_in_words(value)

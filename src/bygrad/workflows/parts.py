@@ -1,7 +1,6 @@
 """The folder beside a file of results while it is solved: its parts, whose they are, and who is at work on them."""
 
 import contextlib
-import glob
 import hashlib
 import json
 import time
@@ -18,6 +17,7 @@ from .._core.files import (
     locked,
     read_json,
     reading_arrays,
+    sweep,
     write_arrays_atomically,
     write_text_atomically,
 )
@@ -167,8 +167,7 @@ class Parts:
         parts = [part for _, _, part in blocks]
         if not self.out.exists():
             self._await(parts, display)
-            for unfinished in self.out.parent.glob(f".{glob.escape(self.out.name)}.*.tmp"):
-                unfinished.unlink(missing_ok=True)  # by a run that was killed while it wrote
+            sweep(self.out)
             with reading_arrays(parts[0]) as part:
                 names = [name for name in part if name not in (WARNINGS, TALLY)]
             join_arrays_atomically(self.out, parts, names, self.rows, self._seal())
