@@ -156,6 +156,7 @@ def test_train_writes_an_optimizer_that_loads(trained):
     assert type(bygrad.load(trained / "optimizer.safetensors")) is LEARNED["LSTM"]
 
 
+@pytest.mark.slow
 def test_train_learns_the_optimizer_that_it_is_told_to(family, tmp_path, capsys):
     command = ["train", "--family", family, *SHORT, "--optimizer", "Controller", "--out", str(tmp_path)]
     assert "Controller has no --state-dtype" in refusal([*command, "--state-dtype", "bfloat16"], capsys)
@@ -246,6 +247,7 @@ def test_train_overwrites_nothing_where_there_is_no_checkpoint(name, family, tmp
     assert [path.read_text() for path in out.rglob("*") if path.is_file()] == ["mine"]
 
 
+@pytest.mark.slow
 def test_train_begins_anew_where_nothing_was_kept(trained, family, tmp_path):
     """In a folder where a process was killed before it wrote anything, and then one after it began its log."""
     command, kept = ["train", "--family", family, *TINY, "--out", str(tmp_path)], tmp_path / "metatraining"

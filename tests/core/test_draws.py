@@ -11,7 +11,6 @@ from bygrad._core.draws import SEEDS, check_seed, normals
 SHAPES = st.lists(st.lists(st.integers(0, 7), max_size=3).map(tuple), max_size=5)
 
 
-@pytest.mark.core
 @settings(max_examples=15)
 @given(shapes=SHAPES, seed=st.integers(0, 2**31 - 1))
 def test_every_array_has_the_numbers_of_its_own_key(shapes: list[tuple[int, ...]], seed: int):

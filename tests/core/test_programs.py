@@ -181,7 +181,6 @@ def test_memory_maps_are_counted(monkeypatch):
     assert programs.maps_are_scarce()
 
 
-@pytest.mark.core
 def test_programs_that_are_not_used_are_freed(monkeypatch):
     monkeypatch.setattr(programs, "kept", programs._Kept())
     monkeypatch.setattr(programs, "KEPT", 4)

@@ -337,6 +337,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(done, experiment, monkey
     assert again["levels"][-1]["reached"] is False
 
 
+@pytest.mark.slow
 def test_what_is_damaged_is_named_and_done_again_once_deleted(done, experiment):
     results, folder, _ = done
     copy = shutil.copytree(folder, folder.with_name("damaged"))
@@ -415,6 +416,7 @@ def test_a_finished_experiment_is_resumed_to_the_same_results(done, experiment):
     assert [level["reached"] for level in again["levels"]] == [level["reached"] for level in results["levels"]]
 
 
+@pytest.mark.slow
 def test_a_meta_training_that_is_over_needs_no_checkpoint(done, experiment, tmp_path, monkeypatch):
     results, folder, _ = done
     copy = tmp_path / "copy"

@@ -365,6 +365,7 @@ def test_bfgs_reaches_the_minimum_of_quadratics():
     assert np.all(np.diff(ours, axis=1) < 1e-6)
 
 
+@pytest.mark.slow
 def test_what_was_never_finite_on_held_out_instances_comes_back_untrained(tmp_path):
     class Risky(ProblemFamily):
         """Half of the instances have no finite loss but at the start."""

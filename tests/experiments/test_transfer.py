@@ -88,6 +88,7 @@ def test_a_rate_at_which_a_run_is_lost_is_not_chosen():
     assert choose(np.array([[1.0, np.nan], [3.0, 2.0], [2.0, 2.0]])) == 2
 
 
+@pytest.mark.slow
 def test_a_grid_goes_on_until_the_best_rate_is_within_it(tmp_path):
     """Gradient descent needs a rate that is a thousandth where the loss is times a thousand."""
     task = Task("quick", tmp_path, Display(Console(file=io.StringIO())))

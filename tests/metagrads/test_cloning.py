@@ -166,6 +166,7 @@ CLONING = Recipe(6, 6, 3, 40, 1e-2, 1.0, Clone(SGD(0.05)), validate_every=20, va
 RECIPE = Recipe(6, 2, 3, 4, 1e-3, 1.0, Replay(), validate_every=2, validation_runs=2, before=CLONING, seed=3)
 
 
+@pytest.mark.slow
 def test_what_comes_before_is_where_learning_begins(tmp_path):
     family, optimizer = WINDOWS.family, LSTM(jax.random.key(0), (4,))
     told = []
@@ -178,6 +179,7 @@ def test_what_comes_before_is_where_learning_begins(tmp_path):
     assert describe(RECIPE)["before"]["estimator"]["name"] == "Clone"
 
 
+@pytest.mark.slow
 def test_an_interruption_before_resumes_to_the_same(tmp_path):
     family, optimizer = WINDOWS.family, LSTM(jax.random.key(0), (4,))
     whole = meta_train(optimizer, family, RECIPE)

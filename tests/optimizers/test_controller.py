@@ -260,6 +260,7 @@ def test_beyond_the_horizon_time_stands_still():
     assert np.any(before != at_end)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(shape=st.lists(st.integers(0, 40), max_size=3).map(tuple) | st.tuples(*[st.integers(1, 5_000)] * 2))
 @example(shape=(1024, 1024))

@@ -183,7 +183,6 @@ def test_a_trusted_one_that_jumps_away_in_its_first_window_is_taken_back_to_the_
         np.testing.assert_allclose(point[leaf], params[leaf])
 
 
-@pytest.mark.core
 @settings(max_examples=60)
 @given(
     grad=st.floats(width=32, allow_nan=True, allow_infinity=True),
@@ -351,6 +350,7 @@ def test_one_that_turns_bad_does_harm_for_one_window():
     assert losses[0, -1] <= losses[0, 59]
 
 
+@pytest.mark.slow
 def test_a_learned_optimizer_outside_its_family():
     """The shipped LSTM on a small ReLU network, ten times as long as it was trained for."""
     small = find_family("mnist")

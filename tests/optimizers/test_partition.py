@@ -122,6 +122,7 @@ def test_a_part_that_this_version_cannot_rebuild_is_refused(lstm, change, messag
         from_portable(taken, LEARNED)
 
 
+@pytest.mark.slow
 def test_equal_parts_are_one_optimizer_and_share_its_meta_gradient(lstm, family):
     """Two copies of an LSTM do what one does; the gradient of the one is the sum of theirs."""
     both = Partition(parts={"biases": lstm, "rest": lstm}, rules=RULES)

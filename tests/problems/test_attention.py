@@ -16,6 +16,7 @@ def model() -> CharacterModel:
     return CharacterModel(text, characters=5, width=8, heads=2, window=6, batch=3)
 
 
+@pytest.mark.slow
 def test_it_starts_near_the_uniform_distribution_and_has_gradients(model):
     params = check_family(model, jax.random.key(0))
     assert set(params) > {"attend", "output", "characters", "places"}
@@ -43,6 +44,7 @@ def test_the_objective_is_the_mean_over_windows_side_by_side(model):
     np.testing.assert_allclose(model.loss(params, (), None), np.mean(losses), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_minibatches_come_from_all_windows(model):
     params = model.init((), jax.random.key(1))
     windows = model.text[np.arange(54)[:, None] + np.arange(7)].astype(int)

@@ -79,6 +79,7 @@ def test_the_start_is_the_answer_where_diffusion_is_gaussian(family):
     assert np.abs(cosine[clear]).min() > 0.999
 
 
+@pytest.mark.slow
 def test_simulated_voxels_start_near_their_direction(family):
     keys = jax.random.split(jax.random.key(1), 100)
     starts = jax.vmap(lambda key: family.init(family.sample(key), key))(keys)

@@ -98,6 +98,7 @@ for build in (
 """
 
 
+@pytest.mark.slow
 def test_no_part_of_the_data_is_taken_for_another():
     """What no type checker has seen: here, one would come before the check."""
     done = subprocess.run([sys.executable, "-c", SPLITS], capture_output=True, text=True, timeout=100)

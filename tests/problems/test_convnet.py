@@ -147,6 +147,7 @@ def test_pooling(shape, values):
     np.testing.assert_allclose(from_blocks(pull(in_blocks(jnp.asarray(cots)))[0]), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_products_with_the_hessian_are_the_same_in_both_orders_of_the_modes():
     family, key = tiny(channels=(3,)), jax.random.key(0)  # one block: of convolutions by themselves, see above
     params = family.init((), key)

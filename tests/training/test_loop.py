@@ -438,6 +438,7 @@ def test_what_sees_losses_alone_learns_for_the_held_out_loss(estimator):
     assert len(trained.log.of(Stepped)) == 2 and np.isfinite(trained.best.area)
 
 
+@pytest.mark.slow
 def test_losses_may_be_negative():
     """A constant that is added to a loss changes nothing that is learned, no rollback and no warning."""
 

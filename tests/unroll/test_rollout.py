@@ -11,8 +11,6 @@ from bygrad.problems import MLPClassifier, ProblemFamily, Quadratic
 from bygrad.unroll import begin, draw, judged_run, loss_curves, rollout, step_keys
 from bygrad.unroll import run as run_alone
 
-pytestmark = pytest.mark.core
-
 OPTIMIZERS = {"LSTM": lambda: LSTM(jax.random.key(0), (4, 3)), "Adam": Adam, "AdamW": AdamW}
 
 

@@ -439,6 +439,7 @@ def test_late_losses_count_for_more_where_the_end_of_a_run_decides():
         assert [it.inner.params.shape for it in members] == 2 * [(2, 8, 2)]  # pairs, instances, params of a member
 
 
+@pytest.mark.slow
 def test_an_objective_that_there_is_not_is_refused(tmp_path):
     script = f"""
 import bygrad

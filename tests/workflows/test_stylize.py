@@ -111,6 +111,7 @@ def test_the_pictures_painted_from_are_not_lost(folder):
         assert (folder / name).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_pictures_in_the_home_folder_are_painted_over_an_older_result(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     (folder / "older.png").write_bytes(b"")
