@@ -414,8 +414,8 @@ def choose_recipe(
 
     Noise-reuse evolution strategies in the robust form, in windows of about 20 steps: of what was compared at 90
     seconds, the only one that is both unbiased for the horizon and cheap. Where no number of such windows makes up the
-    horizon, runs of meta-training are a few steps longer; comparisons are over the horizon itself. The
-    members of a `Mixture` are looked at apart, so that none drowns the others.
+    horizon, runs of meta-training are a few steps longer; comparisons are over the horizon itself. The members of a
+    `Mixture` are looked at apart, so that none drowns the others.
     """
     estimator = NRES(sigma=0.02, robust=True, late=LATE if measure_of(objective) == "final" else None)
 
