@@ -66,7 +66,7 @@ def test_variables_that_are_given_throughout_stay_variables():
         np.testing.assert_array_equal(one, other)
 
 
-def test_orbax_keeps_a_state_in_the_middle_of_a_trial(tmp_path):
+def test_orbax_keeps_the_state_of_a_guard(tmp_path):
     transformation, params = as_optax(OPTIMIZERS["Guard"]), {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
     state, grads = transformation.init(params), jax.tree.map(jnp.ones_like, params)
     for step in range(3):
