@@ -37,6 +37,8 @@ from bygrad.solvers.solve import precision
 
 BYGRAD = [sys.executable, "-m", "bygrad"]
 TOL = 0.01
+LONGEST = 600.0
+"""Seconds to wait for half of a file, which takes half a minute on two cores."""
 
 
 def draw(path: Path, rows: int) -> None:
@@ -51,20 +53,22 @@ def draw(path: Path, rows: int) -> None:
     file.flush()
 
 
-def command(*arguments: object, kill_after: float | None = None) -> dict[str, float]:
+def command(*arguments: object, kill_with: tuple[Path, int] | None = None) -> dict[str, float]:
     """Run a command, and say so; return its seconds, by the clock and on all cores, and the most memory that it took,
-    in bytes."""
+    in bytes. `kill_with`: kill it once so many parts are in this folder."""
     console.print(f"bygrad {' '.join(it.name if isinstance(it, Path) else str(it) for it in arguments)} ...", end=" ")
     began = time.perf_counter()
     process = subprocess.Popen([*BYGRAD, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    if kill_after is not None:
-        time.sleep(kill_after)
+    if kill_with is not None:
+        folder, parts = kill_with
+        while time.perf_counter() - began < LONGEST and len(list(folder.glob("*.npz"))) < parts:
+            time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)  # `send_signal` may wait for it, and what it used would be lost
     assert process.stderr is not None
     said = process.stderr.read().decode()
     _, status, used = os.wait4(process.pid, 0)
     code = os.waitstatus_to_exitcode(status)
-    if code != (0 if kill_after is None else -signal.SIGKILL):
+    if code != (0 if kill_with is None else -signal.SIGKILL):
         sys.exit(f"bygrad {arguments[0]} ended with {code}: {said}")
     console.print("killed" if code else f"{time.perf_counter() - began:.1f} s")
     unit = 1 if sys.platform == "darwin" else 1024
@@ -80,10 +84,11 @@ def fits(folder: Path, rows: int) -> list[dict[str, Any]]:
     data, whole, parts = (folder / name for name in ("data.npy", "whole.npz", "parts.npz"))
     draw(data, rows)
     # Blocks of one size: where a row is solved is then the same in both runs.
-    options = ("--tol", 1e-3, "--block", min(65_536, -(-rows // 4)))
+    block = min(65_536, -(-rows // 4))
+    options, half = ("--tol", 1e-3, "--block", block), (folder / f".{parts.name}.parts", -(-rows // block) // 2)
     once = command("solve", "oscillation", data, "-o", whole, *options)
-    killed = command("solve", "oscillation", data, "-o", parts, *options, kill_after=once["wall_seconds"] / 2)
-    left = len(list((folder / f".{parts.name}.parts").glob("*.npz")))
+    killed = command("solve", "oscillation", data, "-o", parts, *options, kill_with=half)
+    left = len(list(half[0].glob("*.npz")))
     resumed = command("solve", "oscillation", data, "-o", parts, *options, "--resume")
     with np.load(whole) as first, np.load(parts) as second:
         assert first.files == second.files
