@@ -15,9 +15,10 @@ from rich.markup import escape
 from .._core.hosts import INCOMPLETE, LostProcessError, usable_cores
 from .._core.remarks import visible
 from .artifacts import inspect, pull, push, verify
-from .experiments import evaluate, list_names, reproduce, specialize, stylize, train
+from .experiments import evaluate, list_names, reproduce, specialize, stylize
 from .job import hearing_ctrl_c, in_job, interrupt, leave, withhold
 from .solvers import learn, report, solve
+from .train import train
 
 
 def run(arguments: list[str] | None = None) -> None:
