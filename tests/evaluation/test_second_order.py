@@ -6,11 +6,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.evaluation import LBFGS, GaussNewton, run_in_time
+from bygrad.evaluation import LBFGS, GaussNewton, Protocol, compare, run_in_time
 from bygrad.evaluation.second_order import lbfgs_curves, second_order_curve
 from bygrad.experiments.transfer_rows import LossTimes
-from bygrad.optimizers import Adam
-from bygrad.problems import ConvClassifier, ImageData, LeastSquares, Mixture, MLPClassifier, Quadratic, load_images
+from bygrad.optimizers import SGD, Adam
+from bygrad.problems import (
+    ConvClassifier,
+    HeldOut,
+    ImageData,
+    LeastSquares,
+    Mixture,
+    MLPClassifier,
+    Oracle,
+    ProblemFamily,
+    Quadratic,
+    load_images,
+)
 from bygrad.unroll import draw, loss_curves
 
 DIGITS = load_images("mnist").shrunk(8)
@@ -143,6 +154,89 @@ def test_on_a_mixture_second_order_methods_run_on_what_the_others_run_on():
     ran = run_in_time(LBFGS(), np.ones(1), family, family, keys, 1e9, 4)
     np.testing.assert_allclose(ran.curves[0], curves, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(ran.test[0], curves[:, -1], rtol=1e-5, atol=1e-7)
+
+
+def test_a_mixture_of_one_is_judged_as_that_one_is():
+    family, keys = Mixture((Quadratic(2),)), jax.random.split(jax.random.key(0), 2)
+    ran = run_in_time(LBFGS(), np.ones(1), family, family, keys, 1e9, 3)
+    np.testing.assert_allclose(ran.test[0], ran.curves[0, :, -1], rtol=1e-5)
+
+
+def test_a_line_search_costs_as_much_in_a_comparison_as_alone():
+    """Under `vmap` it would evaluate what it does not ask for, and every run would wait for the others'."""
+    calls = []
+
+    def rosenbrock(params, seed):
+        calls.append(seed)
+        x, uphill = params[0], params[1] - params[0] ** 2
+        return (1 - x) ** 2 + 10 * uphill**2, np.array([2 * (x - 1) - 40 * x * uphill, 20 * uphill])
+
+    family, keys = Oracle(rosenbrock, np.array([-1.0, 1.0])), jax.random.split(jax.random.key(0), 3)
+
+    def count(run):
+        calls.clear()
+        jax.block_until_ready(run())
+        return len(calls)
+
+    def needed(steps):
+        curve = lambda: second_order_curve(LBFGS(), family, (), family.start_params, keys[0], steps, 8, recorded=False)  # noqa: E731
+        return count(jax.jit(curve))
+
+    assert needed(8) > 8 + needed(0)
+    assert count(lambda: lbfgs_curves(family, keys, 8)) <= 3 * (needed(8) + 7)  # what is recorded on the way
+    ran = count(lambda: run_in_time(LBFGS(), np.ones(1), family, None, keys, 1e9, 8).curves)
+    assert ran <= 3 * (needed(0) + needed(3) + needed(8) + needed(8) + 7)  # timed without it
+
+
+class Narrow(ProblemFamily):
+    """Params in one dtype, the loss in another."""
+
+    dtype: str = eqx.field(static=True, default="bfloat16")
+
+    def sample(self, key):
+        return ()
+
+    def init(self, instance, key):
+        return {"narrow": jnp.array([0.5, -2.0], self.dtype), "wide": jnp.ones(2)}
+
+    def loss(self, params, instance, key):
+        return sum(jnp.sum((leaf.astype(float) - 0.25) ** 2) for leaf in params.values())
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_params_and_losses_may_differ_in_their_dtype(wide):
+    with jax.enable_x64(wide):
+        curves = lbfgs_curves(Narrow(), jax.random.split(jax.random.key(0), 2), 3)
+    np.testing.assert_allclose(curves[:, 0], 0.0625 + 2.25**2 + 2 * 0.75**2, rtol=1e-6)
+    np.testing.assert_allclose(curves[:, -1], 0.0, atol=1e-6)
+
+
+class Displaced(Quadratic):
+    """Held-out data ask for another minimum."""
+
+    def held_out_loss(self, params, instance, key):
+        return jnp.sum((params - 3.0) ** 2)
+
+
+def test_a_line_search_wants_the_values_of_its_gradients():
+    family, keys = Displaced(2), jax.random.split(jax.random.key(0), 2)
+    ran = run_in_time(LBFGS(), np.ones(1), HeldOut(family), family, keys, 1e9, 12)
+    np.testing.assert_allclose(ran.test, 0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("given", ["raises", "noise"])
+def test_without_an_objective_there_is_no_row_and_a_reason(given):
+    def noisy(params, seed):
+        if given == "raises" and seed is None:
+            raise TypeError("a seed is a number")
+        noise = np.random.default_rng(seed).standard_normal(2)
+        return np.sum((params - noise) ** 2), 2 * (params - noise)
+
+    family = Oracle(noisy, np.ones(2))
+    rows = compare({"plain": SGD(0.1)}, {}, family, Protocol(2, runs=2, second_order_runs=2))
+    assert list(rows) == ["plain"]
+    with pytest.raises(ValueError, match="no objective without noise"):
+        family.loss(jnp.ones(2), (), None)
 
 
 def test_one_step_is_taken_even_if_it_does_not_fit():

@@ -45,6 +45,20 @@ class Bowl(ProblemFamily):
         return instance * jnp.sum(params["p"] ** 2)
 
 
+class Drawn(Bowl):
+    """Data in NumPy's arrays, of which the key draws a part."""
+
+    data: np.ndarray = eqx.field(default_factory=lambda: np.arange(8.0))
+
+    def loss(self, params: Any, instance: Any, key: jax.Array | None) -> Any:
+        chosen = self.data[jax.random.randint(key, (4,), 0, 8)]
+        return jnp.mean((jnp.sum(params["p"]) - chosen) ** 2)
+
+
+def test_data_may_be_numpys_where_a_key_draws_of_them():
+    assert check_family(Drawn(), jax.random.key(0))["p"].shape == (3,)
+
+
 class VectorLoss(Bowl):
     def loss(self, params, instance, key):
         return params["p"] ** 2

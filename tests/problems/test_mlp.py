@@ -135,7 +135,8 @@ import jax.numpy as jnp
 from bygrad.problems import MLPClassifier
 
 pixels, labels = jnp.zeros((3, 4), jnp.uint8), jnp.arange(3)
-for images, classes in ((pixels / 255, labels), (pixels, labels[:2]), (pixels, jnp.eye(3, dtype=int))):
+given = (pixels / 255, labels), (pixels, labels[:2]), (pixels, jnp.eye(3, dtype=int)), (pixels, 9 - 5 * labels)
+for images, classes in given:
     try:
         MLPClassifier(images, classes)
     except ValueError as error:
@@ -150,7 +151,14 @@ def test_every_image_is_bytes_and_has_a_label():
         "There are images float32[3, 4] and labels [3]",
         "There are images uint8[3, 4] and labels [2]",
         "There are images uint8[3, 4] and labels [3, 3]",
+        "Labels go from -1 to 9, but the network has 10 classes, 0 to 9",
     ]
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 3], [0, -1, 1]])
+def test_every_label_has_a_class(labels):
+    with pytest.raises(ValueError, match="has 3 classes, 0 to 2"):
+        MLPClassifier(jnp.zeros((3, 4), jnp.uint8), jnp.array(labels), classes=3)
 
 
 @pytest.mark.parametrize("fields", [{"activation": "sine"}, {"hidden": 0}, {"layers": -1}, {"batch": 0}], ids=str)

@@ -101,6 +101,7 @@ def test_solutions_satisfy_the_conditions_of_an_optimum(family):
         (np.ones((9, 4)), {"window": 3, "cap": 0.2}, "cap is 0.2"),
         (np.zeros((9, 4)), {"window": 3}, "positive"),
         (np.full((9, 4), np.nan), {"window": 3}, "positive"),
+        (np.full((9, 4), np.inf), {"window": 3}, "finite"),
     ],
 )
 def test_mistakes_are_refused(prices, change, says):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bygrad.deploy.solver import load_solver, save_solver
-from bygrad.problems import QuadraticProgram, SparseCoding
+from bygrad.problems import QuadraticProgram, SparseCoding, check_family
 from bygrad.solvers import (
     ADMM,
     LBFGS,
@@ -31,6 +31,31 @@ from bygrad.solvers import (
 from bygrad.solvers.admm import relative_gap
 from bygrad.solvers.base import OncePerFamily
 from bygrad.solvers.training import Examples, train_schedule, train_warm_start
+
+
+class Box(QuadraticProgram):
+    """Matrices of whole numbers; the second row is an equation in its limits."""
+
+    def sample(self, key):
+        return jnp.zeros(2)
+
+    @property
+    def matrices(self):
+        return np.diag([2, 1]), np.array([[1, 0], [1, 1]])
+
+    def vectors(self, instance):
+        return instance, jnp.array([-1.0, 0.5]), jnp.array([1.0, 0.5])
+
+
+@pytest.mark.parametrize(("first", "curved"), [(0.1, 0.0), (2.0, 100.0)])
+def test_limits_have_curvature_where_they_are_violated_and_equations_everywhere(first, curved):
+    params, outer = jnp.array([first, 0.2]), np.ones((2, 2))
+    hessian = jax.hessian(Box().loss)(params, jnp.zeros(2), None)
+    np.testing.assert_allclose(hessian, np.diag([2 + curved, 1.0]) + 100 * outer, rtol=1e-6)
+
+
+def test_whole_numbers_in_matrices_make_a_family_all_the_same():
+    assert check_family(Box(), jax.random.key(0)).dtype == jnp.float32
 
 
 class Plan(QuadraticProgram):

@@ -17,7 +17,7 @@ from .levels import level_row
 from .page import Picture, Sheet, write_page
 from .report import LEVEL_HEADINGS, level_cells, loss_of, number, results_table, strict_json, time_line, write_report
 from .runs import area, curves_side_by_side, final, run_curves
-from .second_order import LBFGS, GaussNewton, SecondOrder, bfgs_curves, lbfgs_curves
+from .second_order import LBFGS, GaussNewton, SecondOrder, bfgs_curves, lbfgs_curves, no_objective
 from .statistics import Interval, bootstrap_curves, bootstrap_mean, bootstrap_ratio
 from .tuning import Tuning, tune, with_learning_rate
 
@@ -50,6 +50,7 @@ __all__ = [
     "level_cells",
     "level_row",
     "loss_of",
+    "no_objective",
     "number",
     "performance_profile",
     "ratio_to_best",

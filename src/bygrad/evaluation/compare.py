@@ -20,7 +20,7 @@ from ..optimizers import BASELINES, PAPER_BASELINES, Baselines, FromOptax, Optim
 from ..problems import ProblemFamily
 from .report import loss_of
 from .runs import SIDE_BY_SIDE, Curves, area, compile_curves, final, run_curves, run_in_chunks
-from .second_order import bfgs_curves, has_objective, lbfgs_curves
+from .second_order import bfgs_curves, lbfgs_curves, no_objective
 from .statistics import Interval, bootstrap_curves, bootstrap_mean, bootstrap_ratio
 from .tuning import POINTS, Tuning, run_tuned, tune, with_learning_rate
 
@@ -262,7 +262,7 @@ def compare(
             summary["area_curve"] = _short(curves.mean(axis=0))
             summary["area_learning_rate"] = tuning.best_area
         results[name.lower()] = summary
-    if protocol.second_order_runs and has_objective(family) and "lbfgs" not in results:
+    if protocol.second_order_runs and "lbfgs" not in results and no_objective(family) is None:
         results["lbfgs"] = _second_order(family, protocol, ticker("L-BFGS"))
     return dict(results)
 

@@ -19,7 +19,7 @@ from .._core.types import Instance, Params, Scalar
 from ..optimizers import FromOptax, Optimizer, declare, judged_elsewhere
 from ..problems import ProblemFamily
 from ..unroll import apart, draw, judged_run
-from .second_order import LBFGS, GaussNewton, SecondOrder, has_objective, second_order_curve
+from .second_order import LBFGS, GaussNewton, SecondOrder, no_objective, second_order_curve
 from .tuning import with_learning_rate
 
 TRIED = 3
@@ -37,7 +37,7 @@ class GridRuns:
     runs]`: the loss on held-out data at the end, NaN where there are none. `seconds`: of a step of a run, when all run
     side by side, without compilation. From `run_grid`, it has its part of the start of a run and of the held-out loss
     at its end, but of an optimizer that is judged elsewhere not the losses there; from `run_in_time` neither start nor
-    end, but the loss that is recorded.
+    end, nor the losses that are recorded.
     """
 
     curves: np.ndarray
@@ -84,16 +84,16 @@ def run_in_time(
     """Run a second-order method as `run_grid` runs a baseline, but for as many steps as take `seconds` for a run.
 
     How many these are is measured; one is taken in any case. L-BFGS has no damping, and runs one by one: side by side,
-    all would wait for the longest line search.
+    all would wait for the longest line search, and pay for what theirs does not ask for.
 
     **Arguments:** `seconds`: compilation left out. `most`: steps that are taken at most.
     """
     one_by_one = one_by_one or isinstance(method, LBFGS)
     many = jnp.broadcast_to(keys, (len(dampings), *keys.shape))
 
-    def run(steps: int, aside: float) -> GridRuns:
+    def run(steps: int, aside: float, recorded: bool = False) -> GridRuns:
         grid = jnp.asarray(dampings, jnp.float32)
-        arguments = (one_by_one, method, grid, family, held_out, many, jnp.asarray(steps), most)
+        arguments = (one_by_one, method, grid, family, held_out, many, jnp.asarray(steps), most, recorded)
         return _timed(_in_time, arguments, steps, aside)
 
     aside = run(0, 0.0).seconds  # starts and held-out losses, which would be most of the time of a few steps
@@ -104,7 +104,10 @@ def run_in_time(
         if steps == most or left < 1.25:
             break
         steps = min(most, max(steps + 1, int(min(left, 4.0) * steps)))  # later steps may take longer than the first
-    return ran if left > 0.8 or steps == 1 else run(max(1, int(left * steps)), aside)
+    if left <= 0.8 and steps > 1:
+        steps = max(1, int(left * steps))
+        ran = run(steps, aside)
+    return dataclasses.replace(run(steps, aside, recorded=True), seconds=ran.seconds)
 
 
 def _timed(program: Program[Any], arguments: tuple[Any, ...], steps: int, aside: float = 0.0) -> GridRuns:
@@ -146,15 +149,20 @@ def _in_time(
     keys: Shaped[PRNGKeyArray, "rates runs"],
     steps: Int[Array, ""],
     most: int,
+    recorded: bool,
 ) -> tuple[Float[Array, "rates runs steps"], Float[Array, "rates runs"]]:
     def run(rate: Float[Array, ""], keys: Shaped[PRNGKeyArray, " runs"]) -> tuple[Array, Array]:
         tuned = eqx.tree_at(lambda it: it.damping, method, rate) if isinstance(method, GaussNewton) else method
         parts, found = apart(family, keys), []
-        judges = [None] * len(parts) if held_out is None else [judge for judge, _ in held_out.parts()]
+        judges = [None] * len(parts) if held_out is None else [judge for judge, _, _ in apart(held_out, keys)]
         for (part, weight, its), judge in zip(parts, judges, strict=True):
             instances, params, run_keys = draw(part, its)
-            solve = functools.partial(second_order_curve, tuned, part, steps=steps, size=most)
-            params, curves = jax.vmap(solve)(instances, params, run_keys)
+
+            def solve(drawn: tuple[Any, ...], part: ProblemFamily = part) -> tuple[Params, Array]:
+                return second_order_curve(tuned, part, *drawn, steps, most, recorded=recorded)
+
+            drawn = (instances, params, run_keys)
+            params, curves = jax.lax.map(solve, drawn) if one_by_one else jax.vmap(solve)(drawn)
             found.append((weight * curves, weight * _judged(judge, params, instances)))
         return jax.tree.map(lambda *each: sum(each[1:], start=each[0]), *found)
 
@@ -187,7 +195,7 @@ def _all(
 
 def objective(family: ProblemFamily, params: Params, instance: Instance) -> Scalar:
     """Return a family's objective without noise, or, where it gives none, the mean over a few minibatches."""
-    if has_objective(family):
+    if no_objective(family) is None:
         return family.loss(params, instance, None)
     keys = jax.random.split(jax.random.key(0), JUDGED_ON)
     return jnp.mean(jax.lax.map(lambda key: family.loss(params, instance, key), keys))

@@ -245,7 +245,8 @@ def _notes(results: Results) -> list[str]:
         median = entry["final"].get("median")
         if median is not None and loss_of(entry["final"]["mean"]) > 10 * abs(median) and not entry["diverged"]:
             notes.append(f"{entry['label']}: a few bad runs decide its mean. Median final loss: {number(median)}.")
-    return notes + [f"{entry['label']}: {entry['note']}" for entry in entries if entry.get("note")]
+    notes += [f"{entry['label']}: {entry['note']}" for entry in entries if entry.get("note")]
+    return notes + list(results.get("notes", []))
 
 
 def _page(results: Results, drawn: Mapping[str, str]) -> str:

@@ -14,13 +14,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from .._core import trees
 from .._core.types import Instance, Params, Scalar
-from ..problems import Modelled, ProblemFamily
+from ..problems import ProblemFamily, descended
 from ..problems.base import differentiable_loss
 from ..unroll import apart, draw, step_keys
 
 
-def has_objective(family: ProblemFamily) -> bool:
-    """Whether the family gives its objective without noise: whether its loss can be traced with `key=None`."""
+def no_objective(family: ProblemFamily) -> str | None:
+    """Return why the family gives no objective without noise: what its loss raises where it is traced with `key=None`.
+    None where it gives one."""
 
     def objective(key: PRNGKeyArray) -> Scalar:
         instance, params, _ = draw(family, key[None])
@@ -28,13 +29,13 @@ def has_objective(family: ProblemFamily) -> bool:
 
     try:
         jax.eval_shape(objective, jax.random.key(0))
-    except Exception:  # whatever a user's loss raises when it gets no key means that it has no objective to give
-        return False
-    return True
+    except Exception as error:  # whatever a user's loss raises when it gets no key means that it has none to give
+        return ": ".join([type(error).__name__, *str(error).strip().split("\n")[:1]])
+    return None
 
 
 class SecondOrder(eqx.Module):
-    """A method that sees the problem itself, on a sample of it.
+    """A method that sees the problem itself, on a sample of it, with params and losses in one dtype.
 
     Fields of all: `batches`: how many minibatches its model of the problem is made from; None is the objective without
     noise (all data).
@@ -76,13 +77,11 @@ class LBFGS(SecondOrder):
     def step(
         self, family: Any, params: Params, state: Any, instance: Instance, run_key: PRNGKeyArray, step: Int[Array, ""]
     ) -> tuple[Params, Any]:
-        loss = differentiable_loss(family)
-
         def objective(params: Params) -> Scalar:
             if self.batches is None:
-                return loss(params, instance, None)
+                return family.loss(params, instance, None)
             keys = jax.random.split(run_key, self.batches)
-            return jnp.mean(jax.vmap(lambda key: loss(params, instance, key))(keys))
+            return jnp.mean(jax.vmap(lambda key: family.loss(params, instance, key))(keys))
 
         value, grads = optax.value_and_grad_from_state(objective)(params, state=state)
         updates, state = self._solver.update(grads, state, params, value=value, grad=grads, value_fn=objective)
@@ -113,7 +112,7 @@ class GaussNewton(SecondOrder):
 
     def step(
         self,
-        family: Modelled,
+        family: Any,
         params: Params,
         state: Scalar,
         instance: Instance,
@@ -172,6 +171,39 @@ def _conjugate_gradients(
     return jax.lax.fori_loop(0, steps, body, (jnp.zeros_like(right), right, right, jnp.vdot(right, right)))[0]
 
 
+class _Widened(eqx.Module):
+    """A family with params and losses in one dtype, at least float32: line searches compare them with one another.
+
+    **Arguments:** `family`: one whose losses are those that its gradients are of. `dtypes`: of its own params' leaves.
+    `dtype`: the one.
+    """
+
+    family: Any
+    dtypes: tuple[Any, ...] = eqx.field(static=True)
+    dtype: Any = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, family: ProblemFamily, params: Params, loss: Scalar) -> "_Widened":
+        dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(params))
+        return cls(descended(family), dtypes, jnp.result_type(jnp.float32, loss.dtype, *dtypes))
+
+    def widen(self, tree: Params) -> Params:
+        return jax.tree.map(lambda leaf: leaf.astype(self.dtype), tree)
+
+    def narrow(self, params: Params) -> Params:
+        leaves, structure = jax.tree.flatten(params)
+        return structure.unflatten([leaf.astype(dtype) for leaf, dtype in zip(leaves, self.dtypes, strict=True)])
+
+    def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
+        return self.widen(differentiable_loss(self.family)(self.narrow(params), instance, key))
+
+    def outputs(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Params:
+        return self.family.outputs(self.narrow(params), instance, key)
+
+    def output_loss(self, outputs: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
+        return self.widen(self.family.output_loss(outputs, instance, key))
+
+
 def second_order_curve(
     method: SecondOrder,
     family: ProblemFamily,
@@ -180,10 +212,18 @@ def second_order_curve(
     run_key: PRNGKeyArray,
     steps: Int[Array, ""] | int,
     size: int,
+    *,
+    recorded: bool = True,
 ) -> tuple[Params, Float[Array, " size_plus_1"]]:
     """Return the params after `steps` steps, at most `size`, and the loss after each number of them, then NaN.
 
     What is recorded is the loss that the other optimizers meet: the same instance, start and minibatches.
+
+    Not for `vmap`, under which a line search evaluates what it asks for and what it does not: two or three times as
+    much (`jax.lax.map`).
+
+    **Arguments:** `recorded`: off, only the losses at the start and at the end are there, and a step takes as long as
+    the method's own.
     """
 
     def record(params: Params, step: Any) -> Scalar:
@@ -191,13 +231,17 @@ def second_order_curve(
 
     def body(step: Any, carry: tuple[Params, Any, Array]) -> tuple[Params, Any, Array]:
         params, state, curve = carry
-        curve = curve.at[step].set(record(params, step))
-        return *method.step(family, params, state, instance, run_key, step), curve
+        params, state = method.step(widened, params, state, instance, run_key, step)
+        if recorded:
+            curve = curve.at[step + 1].set(record(widened.narrow(params), step + 1))
+        return params, state, curve
 
     start = record(params, 0)
-    carry = (params, method.init(params, start), jnp.full(size + 1, jnp.nan, start.dtype))
-    params, _, curve = jax.lax.fori_loop(0, steps, body, carry)
-    return params, curve.at[steps].set(record(params, steps))
+    widened = _Widened.of(family, params, start)
+    params, curve = widened.widen(params), jnp.full(size + 1, jnp.nan, start.dtype).at[0].set(start)
+    params, _, curve = jax.lax.fori_loop(0, steps, body, (params, method.init(params, widened.widen(start)), curve))
+    params = widened.narrow(params)
+    return params, curve if recorded else curve.at[steps].set(record(params, steps))
 
 
 def lbfgs_curves(
@@ -224,5 +268,5 @@ def _curves(
     curves = []
     for part, weight, its in apart(family, keys):
         solve = functools.partial(second_order_curve, method, part, steps=horizon, size=horizon)
-        curves.append(weight * jax.vmap(solve)(*draw(part, its))[1])
+        curves.append(weight * jax.lax.map(lambda drawn, solve=solve: solve(*drawn), draw(part, its))[1])
     return sum(curves[1:], start=curves[0])

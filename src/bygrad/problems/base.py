@@ -87,7 +87,7 @@ class ProblemFamily(eqx.Module):
 
 def differentiable_loss(family: ProblemFamily) -> Callable[[Params, Instance, PRNGKeyArray | None], Scalar]:
     """Return the loss of a family for others to differentiate: what they get is the gradient that the family gives,
-    also where it writes a `value_and_grad` of its own. Then it is once differentiable."""
+    also where it writes a `value_and_grad` of its own. Second derivatives are then those of that gradient."""
     if type(family).value_and_grad is ProblemFamily.value_and_grad:
         return family.loss
 
@@ -99,12 +99,44 @@ def differentiable_loss(family: ProblemFamily) -> Callable[[Params, Instance, PR
         @value.defjvp
         def _(primals: tuple[Params], tangents: tuple[Params]) -> tuple[Scalar, Scalar]:
             at, grads = family.value_and_grad(*primals, instance, key)
-            products = jax.tree.map(lambda grad, tangent: jnp.sum(grad * tangent), grads, *tangents)
-            return at, sum(jax.tree.leaves(products), jnp.zeros(())).astype(at.dtype)
+            return _sloped(at, grads, *primals), _along(grads, *tangents).astype(at.dtype)
 
         return value(params)
 
     return loss
+
+
+def differentiable_value_and_grad(
+    family: ProblemFamily,
+) -> Callable[[Params, Instance, PRNGKeyArray | None], tuple[Scalar, Params]]:
+    """Return a family's `value_and_grad` for others to differentiate: the derivative of the value is the gradient, also
+    where the family writes both by itself, and autodiff would see through neither."""
+    if type(family).value_and_grad is ProblemFamily.value_and_grad:
+        return family.value_and_grad
+
+    def value_and_grad(params: Params, instance: Instance, key: PRNGKeyArray | None) -> tuple[Scalar, Params]:
+        value, grads = family.value_and_grad(params, instance, key)
+        return _sloped(value, grads, params), grads
+
+    return value_and_grad
+
+
+@jax.custom_jvp
+def _sloped(value: Scalar, grads: Params, params: Params) -> Scalar:
+    """Return the value, whose derivative with respect to the params is `grads`, whatever it was computed from."""
+    return value
+
+
+@_sloped.defjvp
+def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Scalar, Scalar]:
+    value, grads, _ = primals
+    return _sloped(*primals), _along(grads, tangents[2]).astype(value.dtype)
+
+
+def _along(grads: Params, tangents: Params) -> Scalar:
+    """Return the derivative in a direction."""
+    products = jax.tree.map(lambda grad, tangent: jnp.sum(grad * tangent), grads, tangents)
+    return sum(jax.tree.leaves(products), jnp.zeros(()))
 
 
 def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
@@ -121,6 +153,8 @@ def check_family(family: ProblemFamily, key: PRNGKeyArray) -> Params:
     check_is_family(family)
     name = type(family).__name__
     _check_fields(name, family)
+    # As every compiled program has them: one of NumPy could not be indexed by what a key draws.
+    family = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, family)
     instance_like = _traced(f"{name}.sample", family.sample, key)
     _check_instance(name, instance_like)
     params_like = _traced(f"{name}.init", family.init, instance_like, key)

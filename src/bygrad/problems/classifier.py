@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from .data import ImageData
@@ -73,6 +74,15 @@ class ImageClassifier(Classifier):
                 " pixels are divided by 255, so they must be bytes, and an image without a label would have another's."
                 " Give images as uint8, np.round(255 * x) if x goes from 0 to 1, and the number of its class for each."
             )
+        known = isinstance(self.labels, np.ndarray | jax.Array) and not isinstance(self.labels, Tracer)
+        if known and self.labels.size:
+            least, most = int(self.labels.min()), int(self.labels.max())
+            if least < 0 or most >= self.classes:
+                raise ValueError(
+                    f"Labels go from {least} to {most}, but the network has {self.classes} classes, 0 to"
+                    f" {self.classes - 1}: it would be taught another class, or nothing. Give classes={most + 1}, or"
+                    " labels from 0."
+                )
 
     @classmethod
     def from_data(cls: type[AnyClassifier], data: ImageData, split: Split = "train", **options: Any) -> AnyClassifier:

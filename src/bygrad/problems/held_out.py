@@ -100,8 +100,9 @@ class HeldOut(ProblemFamily):
     def loss(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> Scalar:
         training = differentiable_loss(self.family)(params, instance, key)
         fixed = jax.lax.stop_gradient(params)
-        # Another branch of the key: the same one would draw minibatches that are paired with those trained on.
-        other = None if key is None else jax.random.fold_in(key, 1)
+        # Another branch of the key: the same one would draw minibatches that are paired with those trained on. One that
+        # no `split` of the key gives either.
+        other = None if key is None else jax.random.fold_in(key, 0x4E1D)
         return self.family.held_out_loss(fixed, instance, other) + (training - jax.lax.stop_gradient(training))
 
     def parts(self) -> tuple[tuple[ProblemFamily, float], ...]:
@@ -109,8 +110,15 @@ class HeldOut(ProblemFamily):
 
 
 def descended(family: ProblemFamily) -> ProblemFamily:
-    """Return the family whose losses are those that gradients are of: the one inside of a `HeldOut`."""
-    return family.family if isinstance(family, HeldOut) else family
+    """Return the family whose losses are those that gradients are of: without any `HeldOut` around it, or in it."""
+
+    if not is_held_out(family):
+        return family
+
+    def is_one(part: Any) -> bool:
+        return isinstance(part, HeldOut)
+
+    return jax.tree.map(lambda part: part.family if is_one(part) else part, family, is_leaf=is_one)
 
 
 def is_held_out(family: ProblemFamily) -> bool:

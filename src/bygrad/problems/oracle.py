@@ -32,7 +32,8 @@ class Oracle(ProblemFamily):
     params; with `draw`, it takes the instance third. `start`: takes a seed (and the instance) and returns the params
     to start from; or the params, the same for all. `draw`: takes a seed and returns an instance, a tree of arrays.
     Seeds are whole numbers below 2³², for `numpy.random.default_rng` or `torch.manual_seed`. In `function` it draws
-    the minibatch or the noise; there, `None` asks for the objective without noise.
+    the minibatch or the noise; there, `None` asks for the objective without noise, for L-BFGS and for losses of a
+    whole data set: the same at every call. A function that has none may raise.
 
     >>> def bowl(params, seed):
     ...     return np.sum(params**2), 2 * params
@@ -49,6 +50,7 @@ class Oracle(ProblemFamily):
     draw: Callable[[int], Instance] | None = eqx.field(static=True)
     params_like: "Structure" = eqx.field(static=True)
     instance_like: "Structure" = eqx.field(static=True)
+    has_objective: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class Oracle(ProblemFamily):
         self.start_params = () if callable(start) else jax.tree.map(jnp.asarray, start)
         params = jax.tree.unflatten(self.params_like.tree, self.params_like.fit(params))
         self._result_like.fit(function(params, 0, *self._third(instance)))
+        self.has_objective = self._gives_objective(params, instance)
 
     def sample(self, key: PRNGKeyArray) -> Instance:
         if self.draw is None:
@@ -81,6 +84,11 @@ class Oracle(ProblemFamily):
         return differentiable_loss(self)(params, instance, key)
 
     def value_and_grad(self, params: Params, instance: Instance, key: PRNGKeyArray | None) -> tuple[Scalar, Params]:
+        if key is None and not self.has_objective:  # in a program, it would come up in the middle of a run
+            raise ValueError(
+                "The function of this Oracle gives no objective without noise: for the seed None it raises, or gives"
+                " another value each time. Where it has one, let it return that for None."
+            )
         call = jax.custom_jvp(lambda params: _on_host(self._evaluate, self._result_like, key, instance, params))
         call.defjvp(_refuse_second_derivatives)
         return call(params)
@@ -88,6 +96,13 @@ class Oracle(ProblemFamily):
     @property
     def _result_like(self) -> "Structure":
         return Structure.of((np.zeros(()), self.params_like.example()))
+
+    def _gives_objective(self, params: Params, instance: Instance) -> bool:
+        try:
+            once, again = (self._result_like.fit(self._evaluate(None, instance, params)) for _ in range(2))
+        except Exception:  # whatever it raises
+            return False
+        return all(np.array_equal(one, other, equal_nan=True) for one, other in zip(once, again, strict=True))
 
     def _evaluate(self, seed: int | None, instance: Instance, params: Params) -> tuple[Any, Params]:
         value, grads = self.function(params, seed, *self._third(instance))

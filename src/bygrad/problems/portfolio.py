@@ -50,10 +50,10 @@ class MeanVariance(Composite):
     def from_prices(cls, prices: Float[np.ndarray, "days assets"], **settings: float | int) -> "MeanVariance":
         """Build it from daily prices, `[days, assets]`; `settings`: `window`, `target` and `cap`."""
         prices = np.asarray(prices, float)
-        if not (prices > 0).all():
+        if not (np.isfinite(prices) & (prices > 0)).all():
             raise ValueError(
-                "Prices must be positive and known on every day, or there are no returns. Leave out assets or days with"
-                " gaps."
+                "Prices must be positive, finite and known on every day, or there are no returns. Leave out assets or"
+                " days with gaps."
             )
         return cls(jnp.asarray(prices[1:] / prices[:-1] - 1, jnp.float32), **settings)  # pyright: ignore[reportArgumentType]
 

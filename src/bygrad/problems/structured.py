@@ -217,7 +217,8 @@ class QuadraticProgram(ProblemFamily):
 
     def init(self, instance: Instance, key: PRNGKeyArray) -> Float[Array, " n"]:
         quadratic, _ = self.matrices
-        return jnp.zeros(quadratic.shape[0], jax.dtypes.canonicalize_dtype(quadratic.dtype))
+        # Matrices of whole numbers are numbers all the same.
+        return jnp.zeros(quadratic.shape[0], jnp.result_type(jax.dtypes.canonicalize_dtype(quadratic.dtype), float))
 
     def objective(self, params: Float[Array, " n"], instance: Instance) -> Scalar:
         """Return the objective without the constraints."""
@@ -229,7 +230,9 @@ class QuadraticProgram(ProblemFamily):
         _, constraints = self.matrices
         _, low, high = self.vectors(instance)
         rows = constraints @ params
-        violation = rows - jax.lax.stop_gradient(jnp.clip(rows, low, high))
+        # A row that holds has no curvature either; equations have it everywhere.
+        violated = (rows < low) | (rows > high) | (low == high)
+        violation = jnp.where(violated, rows - jax.lax.stop_gradient(jnp.clip(rows, low, high)), 0.0)
         soft = jnp.isfinite(self.ceiling)
         price = jnp.where(soft, self.ceiling, 0.0) * jnp.abs(violation)
         return self.objective(params, instance) + jnp.sum(

@@ -17,7 +17,16 @@ from jaxtyping import PyTree
 
 from .._core.programs import Program
 from ..deploy.jax import export, identify, load, versions
-from ..evaluation import CONVENTION, Protocol, Tuning, compare, refuse_one_name, strict_json, tune_baselines
+from ..evaluation import (
+    CONVENTION,
+    Protocol,
+    Tuning,
+    compare,
+    no_objective,
+    refuse_one_name,
+    strict_json,
+    tune_baselines,
+)
 from ..optimizers import BASELINES, PAPER_BASELINES, Baselines, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family
 from ..training import (
@@ -267,6 +276,9 @@ def evaluate(
     tuned = time.perf_counter()
     classes = {**BASELINES, **baselines}
     optimizers = compare(learned, tunings, family, protocol, display.phase, kept, classes, teacher)
+    notes, asked = [], protocol.second_order_runs and "lbfgs" not in optimizers
+    if asked and (reason := no_objective(family)):
+        notes = [f"L-BFGS is left out: {type(family).__name__} gives no objective without noise. With no key, {reason}"]
     return {
         "experiment": experiment or type(family).__name__,
         "title": title,
@@ -275,6 +287,7 @@ def evaluate(
         "runs": protocol.runs,
         "seed": protocol.seed,
         "optimizers": optimizers,
+        "notes": notes,
         "meta_training": None,
         "configuration": configuration,
         "versions": versions(),
