@@ -160,3 +160,26 @@ def test_all_coordinates_or_an_optimizer_that_needs_them_all_give_the_exact_one(
 def test_a_part_outside_of_its_range_is_refused(part):
     with pytest.raises(ValueError, match=r"give a number above 0 and at most 1"):
         Replay(part)
+
+
+class Narrow(ProblemFamily):
+    """Cotangents whose squares float16 cannot hold."""
+
+    def sample(self, key):
+        return ()
+
+    def init(self, instance, key):
+        return 0.01 * jax.random.normal(key, (64,), jnp.float16)
+
+    def loss(self, params, instance, key):
+        return jnp.mean(params.astype(float) ** 2)
+
+
+def test_small_cotangents_in_half_precision_are_not_taken_for_none():
+    optimizer, windows = LSTM(jax.random.key(0), (4,)), Windows(Narrow(), 20, 20, 4)
+    begun = windows.begin(optimizer, jax.random.key(1))
+    exact, part = (
+        jax.flatten_util.ravel_pytree(eqx.filter_jit(Replay(share).estimate)(optimizer, windows, begun)[0].gradient)[0]
+        for share in (1.0, 0.9)
+    )
+    np.testing.assert_allclose(part, exact, rtol=0.5, atol=0.2 * float(jnp.max(jnp.abs(exact))))

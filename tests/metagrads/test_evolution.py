@@ -188,6 +188,30 @@ def test_lost_particles_are_counted_left_out_and_replaced(estimator):
     assert np.all(np.asarray(after.inner.key != inner.key)[gone])
 
 
+class Root(ProblemFamily):
+    """A loss that ends where params turn negative."""
+
+    def sample(self, key):
+        return ()
+
+    def init(self, instance, key):
+        return jnp.ones(1)
+
+    def loss(self, params, instance, key):
+        return 1 + jnp.sum(jnp.sqrt(params))
+
+
+@pytest.mark.parametrize("size", [0.9, 0.99, 0.999])
+@pytest.mark.parametrize("form", [{"robust": True}, {"largest": 0.5}, {"largest": 0.5, "log": True}], ids=str)
+def test_the_one_of_a_pair_that_fails_has_lost(size, form):
+    """Longer steps are better until the loss has no value any more: the more of them fail, the shorter they must be."""
+    windows, optimizer = Windows(Root(), 1, 1, 512), Drift(-jnp.array([size]))
+    estimator = NRES(**form)
+    estimate, _ = estimator.estimate(optimizer, windows, estimator.init(optimizer, windows, jax.random.key(0)))
+    assert (float(estimate.lost) > 0.5) == (size > 0.98)
+    assert np.sign(float(estimate.gradient.step[0])) == (-1 if size > 0.98 else 1)  # of a negative step
+
+
 def test_without_a_particle_left_there_is_no_estimate():
     estimate, _ = one_step(NRES(), Bowl(lost=1.0))
     assert float(estimate.lost) == 1

@@ -516,3 +516,12 @@ def test_a_rule_has_from_the_first_step_the_types_that_it_keeps(log_rate, tmp_pa
     resumed = meta_train(rule, family, RECIPE, folder=tmp_path / "cut", resume=True, watch=lambda event: None)
     assert_same(resumed, reference, tmp_path / "cut")
     assert len(compiled) == 6
+
+
+def test_a_run_that_was_killed_while_it_compiled_begins_anew(tmp_path):
+    recipe = Recipe(horizon=2, truncation=1, instances=2, meta_steps=1, validation_runs=2, validate_every=1)
+    (tmp_path / "lock").touch()
+    resumed = meta_train(SGD(0.01), FAMILY, recipe, folder=tmp_path, resume=True)
+    assert resumed.best.step in (0, 1)
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        meta_train(SGD(0.01), FAMILY, recipe, folder=tmp_path / "another", resume=True)

@@ -33,7 +33,9 @@ class Evolution(Estimator):
     has none, and counts as lost. `largest`: clip half the differences at this, and do not divide: what is about to
     fail then counts for more than what gains a little. That matters for the `Members` of a mixture, each of which the
     robust form sees at the same size, so that many small gains outvote one failure. In units of the loss, or of its
-    logarithm: there 0.5 stands for a pair whose losses differ by a factor of e. `late`: another meta-loss, in which the
+    logarithm: there 0.5 stands for a pair whose losses differ by a factor of e. Where one of a pair is not finite,
+    these two forms take it to have lost by as much as can be, so that what fails is learned from; otherwise such a pair
+    is left out, and what is estimated is the gradient where nothing fails. `late`: another meta-loss, in which the
     end of a run counts for more than its begin: its window from $a$ to $b$, as shares of the horizon, by
     $(b^{k+1} - a^{k+1}) / (b - a)$ with $k$ = `late`. That is 1 on average, and 1 everywhere for `None`, the mean over
     the run. It is applied after all else, so that the robust form does not undo it; the losses that are told are plain.
@@ -97,12 +99,20 @@ class Evolution(Estimator):
         now = self.directions(optimizer, state.inner)
         total = jax.tree.map(jnp.add, state.past, now) if self.keeps_past else now
         inner, losses = particles.run_pairs(optimizer, windows, state.inner, now, self.sigma)
-        live = jnp.all(jnp.isfinite(losses) & (losses >= 0 if self.log else True), axis=0)
+        usable = jnp.isfinite(losses) & (losses >= 0 if self.log else True)
+        live = jnp.all(usable, axis=0)
         inner = self.settle(particles.give_up(windows, inner, live))
         differences, clipped = self._differences(windows, losses, live)
+        heard = live
+        if self.robust or self.largest is not None:
+            # One of the two has failed: by how much the other one is better has no number, but a limit.
+            failed = ~jnp.isfinite(losses)
+            one = jnp.any(failed, axis=0) & jnp.any(usable, axis=0)
+            most = particles.LARGEST if self.largest is None else self.largest
+            differences, heard = jnp.where(one, jnp.where(failed[0], most, -most), differences), live | one
         differences *= self._weights(windows, state.inner)
         gradients = jax.tree.map(lambda leaf: particles.scaled(differences / self.sigma, leaf), total)
-        estimate = particles.combine(windows, gradients, jnp.mean(losses, axis=0), live, clipped)
+        estimate = particles.combine(windows, gradients, jnp.mean(losses, axis=0), live, clipped, heard)
         return estimate, Pairs(inner, total if self.keeps_past else None)
 
     def _weights(self, windows: Windows, inner: Inner) -> Float[Array, " instances"] | float:

@@ -140,12 +140,14 @@ def combine(
     losses: Float[Array, " instances"],
     live: Bool[Array, " instances"],
     clipped: Float[Array, ""] | float = 0.0,
+    heard: Bool[Array, " instances"] | None = None,
 ) -> Estimate:
-    """Average the gradients `[instances, ...]` of the particles that are not lost.
+    """Average the gradients `[instances, ...]` of the particles that are not lost, or of those that are `heard`.
 
-    If all are, the estimate is not a number: there is none, and whoever asked for it must know.
+    If all are lost, the estimate is not a number: there is none, and whoever asked for it must know.
     """
-    gradient = jax.tree.map(lambda leaf: _mean(windows, leaf, live), gradients)
+    heard = live if heard is None else heard
+    gradient = jax.tree.map(lambda leaf: _mean(windows, leaf, heard), gradients)
     squares = sum(
         (jnp.sum(jnp.square(leaf).reshape(leaf.shape[0], -1), axis=1) for leaf in jax.tree.leaves(gradients)),
         start=jnp.zeros(live.shape),
@@ -154,7 +156,7 @@ def combine(
         loss=_mean(windows, losses, live),
         gradient=gradient,
         losses=losses,
-        square=_mean(windows, squares, live),
+        square=_mean(windows, squares, heard),
         clipped=jnp.asarray(clipped, losses.dtype),
         lost=1 - jnp.mean(live.astype(losses.dtype)),
     )

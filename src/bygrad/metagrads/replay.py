@@ -77,7 +77,12 @@ class Replay(Estimator):
         if self.segment:
             return self._in_segments(optimizer, windows, state)
         end, trajectory = rollout(optimizer, windows.family, state, windows.truncation)
-        count = min(self.last, windows.truncation) or windows.truncation
+        if self.last > windows.truncation:
+            raise ValueError(
+                f"last={self.last}, but a window has {windows.truncation} steps, all of which would count. Give a"
+                " truncation of at least as many, or fewer (0: all)."
+            )
+        count = self.last or windows.truncation
         after = jnp.concatenate([trajectory.value[1:], trajectory.end_value[None]])
         losses = jnp.mean(after[windows.truncation - count :], axis=0)
         weights = jax.tree.map(lambda cot: cot / losses.size / count, cotangents(trajectory, count))
@@ -117,7 +122,7 @@ class Replay(Estimator):
         keys: Shaped[PRNGKeyArray, " instances"],
     ) -> PyTree:
         count = max(1, round(self.coordinates * weights.shape[2]))
-        size = jnp.sqrt(jnp.sum(jnp.square(weights), axis=0))
+        size = jnp.sqrt(jnp.sum(jnp.square(trees.widened(weights)), axis=0))  # in float16 small squares are zero
         chosen, importance = jax.vmap(lambda size, key: choose_coordinates(size, count, key))(size, keys)
 
         def gather(array: Shaped[Array, "... b n"]) -> Shaped[Array, "... bm"]:

@@ -91,7 +91,12 @@ def drawing_key(key: PRNGKeyArray | None) -> PRNGKeyArray:
 
 
 class Scheduled(eqx.Module):
-    """What an optimizer needs that goes by how far a run has come: somebody must say how long it will be."""
+    """What an optimizer needs that goes by how far a run has come: somebody must say how long it will be.
+
+    Where runs of one meta-training are of several lengths (`Recipe.shortest`), `init` is called on what was declared
+    for the run, and `update` on what was declared for the longest: a rule whose schedule is to fit keeps the horizon in
+    its state, as `Controller` does.
+    """
 
     @abc.abstractmethod
     def declare(self, horizon: int | Int[Array, ""]) -> "Scheduled":

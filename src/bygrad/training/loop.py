@@ -23,7 +23,7 @@ from ..problems.base import FAMILY_CHANGED, describe_module, digest_family
 from . import advice
 from .devices import Devices, least
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
-from .folder import BEFORE, CHECKPOINT, LOG, Folder, has, refuse_another
+from .folder import BEFORE, CHECKPOINT, LOCK, LOG, Folder, has, refuse_another
 from .learner import Learner, Pace, Report, advance, begin, bytes_of_meta_step, curves, settled
 from .recipe import Recipe, describe
 
@@ -97,7 +97,7 @@ def meta_train(
         place = None if folder is None else folder / BEFORE
         optimizer = meta_train(optimizer, family, first, folder=place, resume=resume, watch=watch).optimizer
         resume = False
-    elif resume and has(folder, LOG) and not has(folder, CHECKPOINT):
+    elif resume and (has(folder, LOG) or has(folder, LOCK)) and not has(folder, CHECKPOINT):
         resume = False
     return _MetaTraining(optimizer, family, recipe, folder, watch).run(resume)
 

@@ -10,6 +10,7 @@ from .._core.programs import Program
 from .._core.types import Instance, Params, State
 from ..optimizers import Optimizer, declare, evaluation_point, judged_elsewhere
 from ..problems import ProblemFamily
+from ..problems.base import differentiable_value_and_grad
 from .lift import Lifted, lift
 
 
@@ -79,7 +80,7 @@ def observe(
 ) -> tuple[Float[Array, " instances"], PyTree, Shaped[PRNGKeyArray, " instances"]]:
     """Return loss, gradient (arranged for the optimizer) and the optimizer's key of every instance where it stands."""
     loss_keys, optimizer_keys = jax.vmap(step_keys)(inner.key, inner.step)
-    value, grads = jax.vmap(family.value_and_grad)(inner.params, inner.instance, loss_keys)
+    value, grads = jax.vmap(differentiable_value_and_grad(family))(inner.params, inner.instance, loss_keys)
     # A sum over a run in half precision stops growing: bfloat16 has nothing between 256 and 258.
     return trees.widened(value), lifted.see(grads), optimizer_keys
 
@@ -130,16 +131,18 @@ def run(
     Under `vmap`, every instance can have an optimizer of its own, which a `rollout` cannot.
     """
 
+    value_and_grad = differentiable_value_and_grad(family)
+
     def body(inner: Inner, _: None) -> tuple[Inner, Array]:
         loss_key, optimizer_key = step_keys(inner.key, inner.step)
-        value, grads = family.value_and_grad(inner.params, inner.instance, loss_key)
+        value, grads = value_and_grad(inner.params, inner.instance, loss_key)
         value = trees.widened(value)
         updates, state = optimizer.update(grads, inner.optimizer_state, inner.params, value=value, key=optimizer_key)
         return Inner(trees.add(inner.params, updates), state, inner.instance, inner.key, inner.step + 1), value
 
     end, values = jax.lax.scan(body, inner, None, length=steps)
     # Not `family.loss`: of what has a gradient by hand, forward mode knows that alone. XLA drops it where nobody asks.
-    last, _ = family.value_and_grad(end.params, end.instance, step_keys(end.key, end.step)[0])
+    last, _ = value_and_grad(end.params, end.instance, step_keys(end.key, end.step)[0])
     return end, jnp.append(values, trees.widened(last))
 
 
