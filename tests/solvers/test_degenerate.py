@@ -11,6 +11,24 @@ from bygrad.solvers.reduction import reduce_program
 from bygrad.solvers.solution import Status
 
 
+@pytest.mark.parametrize("unit", [1.0, 100.0, 1e4])
+def test_no_row_hides_behind_those_in_larger_units(unit):
+    """Two programs in one, of which the first is in another unit."""
+    rng = np.random.default_rng(1)
+    halves = [(lambda root: root @ root.T + 0.1 * np.eye(3))(rng.normal(size=(3, 3))) for _ in range(2)]
+    quadratic, rows = np.zeros((6, 6)), np.zeros((10, 6))
+    quadratic[:3, :3], quadratic[3:, 3:] = halves[0] / unit**2, halves[1]
+    rows[:5, :3], rows[5:, 3:] = rng.normal(size=(2, 5, 3))
+    units, row_units = np.repeat([unit, 1.0], 3), np.repeat([unit, 1.0], 5)
+    family = Program(*map(jnp.asarray, (quadratic, rows, np.zeros(10, bool), np.full(10, np.inf))))
+    at = rng.normal(size=(32, 6)) * units @ rows.T
+    low, high = (at + sign * row_units * rng.uniform(0, 1, (32, 10)) for sign in (-1, 1))
+    found = solve(family, (3 * rng.normal(size=(32, 6)) / units, low, high))
+    missed = np.maximum(low - found.x @ rows.T, found.x @ rows.T - high) / row_units
+    assert found.success.any() and missed[found.success].max() < 2e-3
+    assert found.success.mean() > 0.95 or unit > 100  # what is not solved says so
+
+
 class Program(QuadraticProgram):
     """A program with matrices as given; an instance is its vectors."""
 

@@ -150,7 +150,14 @@ def ruined_solver(kind: str, ruin: str, coding: SparseCoding, market: MeanVarian
     return solver, data
 
 
-@pytest.mark.parametrize(("ruin", "guard"), [*((ruin, "certificate") for ruin in RUINS), ("random", "best_of_two")])
+@pytest.mark.parametrize(
+    ("ruin", "guard"),
+    [
+        ("nan", "certificate"),
+        ("random", "best_of_two"),
+        *(pytest.param(ruin, "certificate", marks=pytest.mark.slow) for ruin in RUINS if ruin != "nan"),
+    ],
+)
 @pytest.mark.parametrize("kind", LEARNED)
 def test_ruined_numbers_cost_time_and_nothing_else(kind, ruin, guard, coding, market):
     solver, data = ruined_solver(kind, ruin, coding, market)

@@ -390,7 +390,7 @@ def portfolios(count):
     return family, family.windows()[:: 2269 // count][:count]
 
 
-@pytest.mark.parametrize("build", [quadrotors, codes_of_patches, portfolios])
+@pytest.mark.parametrize("build", [pytest.param(quadrotors, marks=pytest.mark.slow), codes_of_patches, portfolios])
 def test_derivatives_of_shipped_families_agree_with_finite_differences(build):
     (family, data), h = build(6), 1e-6
     direction = np.random.default_rng(0).normal(size=data.shape)

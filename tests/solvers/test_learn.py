@@ -56,6 +56,17 @@ def learned() -> LearnedSolver:
         return learn(Decay(), budget=1, instances=decays(400), seed=1)
 
 
+def test_limits_that_are_none_may_be_large_numbers():
+    """1e20 squared is no float32."""
+    instances = jnp.array([[1e20, 2.0, 1e21], [1.0, 3.0, 3e21], [1e30, 4.0, 2e21]])
+    whitening = Whitening.of(instances, jnp.ones((3, 2)))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(whitening))
+    np.testing.assert_allclose(
+        whitening.instance_scale[1:], np.std(np.asarray(instances, float), axis=0)[1:], rtol=1e-5
+    )
+
+
+@pytest.mark.slow
 def test_the_kept_solver_solves_as_the_classical_one(learned):
     data = decays(100, seed=9)
     found, classical = learned.solve(data), solve(Decay(), data, starts=3)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 from jaxtyping import Array
 
 from bygrad.problems import Oracle, OralDose, ProblemFamily, Quadratic, QuadrotorControl, SparseCoding
@@ -198,6 +199,105 @@ def test_no_unit_of_a_loss_without_a_gap_changes_what_is_solved(unit, method):
     found = solve(family, unit * signal, method=method)
     assert found.success.all()
     np.testing.assert_allclose(found.x / unit, np.sign(signal) * np.maximum(np.abs(signal) - 0.5, 0), atol=1e-3)
+
+
+class Nonnegative(Composite):
+    """Least squares of numbers that are not below 0, without a duality gap; an instance has data and a scale."""
+
+    matrix: np.ndarray
+
+    def sample(self, key):
+        return {"scale": jnp.ones(()), "data": jnp.zeros(self.matrix.shape[0])}
+
+    def init(self, instance, key):
+        return jnp.zeros(self.matrix.shape[1])
+
+    def smooth(self, params, instance):
+        return 0.5 * jnp.sum((instance["scale"] * (self.matrix @ params) - instance["data"]) ** 2)
+
+    def penalty(self, params, instance):
+        return jnp.zeros(())
+
+    def prox(self, params, step, instance):
+        return jnp.maximum(params, 0.0)
+
+    def curvature(self):
+        return jnp.linalg.norm(self.matrix, 2) ** 2
+
+
+METHODS_WITHOUT_GAP = {
+    "plain": ProximalGradient(max_steps=20_000),
+    "safeguarded": Safeguarded(lambda x, step: x, max_steps=20_000),
+}
+
+
+@pytest.mark.parametrize("method", METHODS_WITHOUT_GAP.values(), ids=METHODS_WITHOUT_GAP.keys())
+@pytest.mark.parametrize("condition", [3, 30])
+def test_without_a_gap_what_is_solved_costs_no_more_than_scipy_says(method, condition):
+    rng = np.random.default_rng(condition)
+    left, right = (np.linalg.qr(rng.normal(size=(rows, 8)))[0] for rows in (12, 8))
+    matrix = left @ np.diag(np.logspace(0, -np.log10(condition), 8)) @ right.T
+    data = np.maximum(rng.normal(size=(16, 8)), 0) @ matrix.T + 1e-3 * rng.normal(size=(16, 12))
+    least = np.array([0.5 * scipy.optimize.nnls(matrix, row)[1] ** 2 for row in data])
+    first = solve(Nonnegative(matrix), {"scale": np.ones(16), "data": data}, method=method)
+    moved = data + 0.05 * rng.normal(size=data.shape) * np.abs(data).mean()
+    warm = solve(Nonnegative(matrix), {"scale": np.ones(16), "data": moved}, method=method, x0=first.x)
+    again = np.array([0.5 * scipy.optimize.nnls(matrix, row)[1] ** 2 for row in moved])
+    for found, expected in ((first, least), (warm, again)):
+        assert found.success.mean() > 0.9
+        np.testing.assert_allclose(found.cost[found.success], expected[found.success], rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("method", METHODS_WITHOUT_GAP.values(), ids=METHODS_WITHOUT_GAP.keys())
+def test_an_instance_that_is_flatter_than_others_is_not_solved_where_it_starts(method, dtype):
+    scale = np.array([1.0, 0.1, 0.01, 1e-3, 1e-4])
+    found = solve(
+        Nonnegative(np.eye(2)), {"scale": scale, "data": 3 * scale[:, None] * [1, 2]}, method=method, dtype=dtype
+    )
+    assert found.success[0] and not found.success[-1]
+    wanted = np.broadcast_to([3.0, 6.0], found.x.shape)
+    np.testing.assert_allclose(found.x[found.success], wanted[found.success], rtol=1e-2)
+
+
+class Raised(LeastSquares):
+    """A decay on a baseline, which may be many times as large."""
+
+    def sample(self, key):
+        return jnp.zeros(20)
+
+    def init(self, instance, key):
+        return jnp.array([instance[-1], 0.5, 1.0])
+
+    def residuals(self, params, instance):
+        return (params[0] + params[1] * jnp.exp(-params[2] * jnp.linspace(0, 2, 20)) - instance) / 1e-3
+
+
+@pytest.mark.parametrize("baseline", [0.0, 1e6, 1e8])
+def test_a_param_that_is_large_hides_no_other(baseline):
+    noise = 1e-3 * np.random.default_rng(0).normal(size=(4, 20))
+    found = solve(Raised(), baseline + np.exp(-1.3 * np.linspace(0, 2, 20)) + noise)
+    assert found.success.all() and (found.certificate < 1e-4).all()
+    np.testing.assert_allclose(found.x[:, 1:], np.broadcast_to([1.0, 1.3], (4, 2)), atol=0.02)
+
+
+def test_whole_numbers_that_would_be_cut_are_refused():
+    times = np.array([[1_700_000_000_000_000_000] * 3])
+    with pytest.raises(ValueError, match=r"up to 1,700,000,000,000,000,000, of which 32 bits"):
+        solve(Counted(), times, dtype=np.float32)
+    np.testing.assert_allclose(solve(Counted(), times).x, 1.7e9)
+    assert solve(Counted(), times // 10**10, dtype=np.float32).success.all()
+
+
+class Counted(LeastSquares):
+    def sample(self, key):
+        return jnp.zeros(3, int)
+
+    def init(self, instance, key):
+        return jnp.ones(1)
+
+    def residuals(self, params, instance):
+        return params[0] - instance * 1e-9
 
 
 class Shrunk(Composite):
@@ -708,6 +808,27 @@ def test_mistakes_are_refused(change, says, decays):
 def test_inside_of_a_transformation_it_is_said_what_to_use_instead(transform, decays):
     with pytest.raises(TypeError, match=r"traced by JAX.* Solve outside.* bygrad\.solvers\.implicit"):
         transform(lambda data: solve(Decay(), data).cost.sum())(jnp.asarray(decays))
+
+
+def test_nor_may_the_family_or_the_start_be_traced():
+    signal = np.ones((2, 3))
+    with pytest.raises(TypeError, match=r"The family, the start or the method is traced.*a part of the instance"):
+        jax.grad(lambda unit: solve(Unit(unit), signal).cost.sum())(1.0)
+    with pytest.raises(TypeError, match=r"The family, the start or the method is traced"):
+        jax.jit(lambda x0: solve(Unit(jnp.ones(())), signal, x0=x0).x)(jnp.ones((2, 1)))
+
+
+class Unit(LeastSquares):
+    unit: Array
+
+    def sample(self, key):
+        return jnp.zeros(3)
+
+    def init(self, instance, key):
+        return jnp.zeros(1)
+
+    def residuals(self, params, instance):
+        return self.unit * params[0] - instance
 
 
 def test_lists_are_refused_in_few_words(decays):

@@ -30,8 +30,9 @@ class Memory(NamedTuple):
     `linear`, `low`, `high`: the linear term and the limits of the reduced problem. `origin`: a point that solves the
     equations; `constant`: the objective there; `missed`: what no iteration can mend: how far the equations contradict
     each other, and the slope in directions that nothing sees. `limit_size`, `slope_size`: what residuals are relative
-    to where their terms are smaller: 1, or less where limits, or objective, come in small units (`_units`).
-    `lowest`, `highest`: limits of the penalty.
+    to where their terms are smaller: 1, or less where limits, or objective, come in small units (`_units`);
+    `row_size`: the same for every row by itself; `metric_size`: for slopes in the metric of the reduction. `lowest`,
+    `highest`: limits of the penalty.
     """
 
     z: Float[Array, " m"]
@@ -44,7 +45,9 @@ class Memory(NamedTuple):
     constant: Scalar
     missed: Scalar
     limit_size: Scalar
+    row_size: Float[Array, " m"]
     slope_size: Scalar
+    metric_size: Scalar
     lowest: Scalar
     highest: Scalar
 
@@ -57,12 +60,13 @@ class ADMM(Method):
     (`Reduced`): the inverse is $T (\kappa + \rho \lambda)^{-1} T^\top$ for *every* $\rho$. So each instance adapts its
     own, and an iteration of a batch is two matrix products.
 
-    The certificate is the larger of the primal and the dual residual, each relative to its terms plus 1, or less than 1
-    where the limits, or the objective, come in small units: the primal one in the largest entry, the dual one in the
-    length of the gradient along the equations. Equations that contradict each other, by more than rounding or `tol`,
-    have no solution, and what is below counts as a residual. A family with `QuadraticProgram.certify` is held to its
-    bounds instead: x is then a point that satisfies all constraints, and the certificate the duality gap
-    (`relative_gap`).
+    The certificate is the largest of the primal and the dual residuals, each relative to its terms plus 1, or less than
+    1 where the limits, or the objective, come in small units. The primal one is that of every row by itself, so that
+    none hides behind another in larger units. The dual one is the length of the gradient along the equations: in the
+    units of the params, and in the metric of the reduction, which has none. Equations that contradict each other, by
+    more than rounding or `tol`, have no solution, and what is below counts as a residual. A family with
+    `QuadraticProgram.certify` is held to its bounds instead: x is then a point that satisfies all constraints, and the
+    certificate the duality gap (`relative_gap`).
 
     **Guarantee:** ADMM with $\rho > 0$ fixed and relaxation in (0, 2) converges from any start for every convex
     program that has a solution (its operator is averaged). $\rho$ adapts during the first half of `max_steps` only,
@@ -140,6 +144,7 @@ class ADMM(Method):
         given, other = low[to.equations], high[to.equations]
         slope, size = jnp.linalg.norm(to.unseen.T @ linear), jnp.linalg.norm(linear)
         limit_size, slope_size = _units(trees.largest(jnp.diag(quadratic)), size, low, high)
+        own = jnp.maximum(*(jnp.where(jnp.isfinite(it), jnp.abs(it), 0.0)[to.limits] for it in (low, high)))
         # Equations that contradict each other, or are none: no point satisfies them.
         apart = jnp.maximum(trees.largest(to.consistent @ given - given), trees.largest(other - given)) / (
             1 + trees.largest(given)
@@ -153,6 +158,9 @@ class ADMM(Method):
         reduced = to.basis.T @ linear + to.pull @ given
         # A penalty of 1 balances limits with curvature; where there is little or none, this one does with the slope.
         pull, width = trees.largest(reduced), _widest(low, high)
+        # The unit of a row: its limits; where they are zero or none, what is as much in the metric of the reduction.
+        row_size = jnp.where(own > 0, own, jnp.where(width > 0, width, pull) / to.scale)
+        row_size = jnp.where(row_size > 0, jnp.minimum(10 * row_size, limit_size), limit_size)
         known = (pull > 0) & (width > 0)
         straight = jnp.where(known, pull / jnp.where(known, width, 1.0), 1.0)
         # Soft rows whose price is paid stay outside of their limits.
@@ -168,7 +176,10 @@ class ADMM(Method):
             constant=0.5 * origin @ push + linear @ origin,
             missed=jnp.maximum(apart, slope / (slope_size + size)),
             limit_size=limit_size,
+            row_size=row_size,
             slope_size=slope_size,
+            # Where there is no slope, a step as long as the limits are apart.
+            metric_size=jnp.where(pull > 0, 0.0, jnp.where(width > 0, width, 1.0)),
             lowest=LOWEST * jnp.minimum(straight, 1.0),
             highest=HIGHEST * jnp.maximum(straight, 1.0),
         )
@@ -199,18 +210,22 @@ class ADMM(Method):
         grown = y - y_before
         slack = grown - rho * (rows - z_before)
         pushed = to.rows.T @ jnp.stack([slack, y], axis=1)
-        terms = to.inverse.T @ jnp.stack([pushed[:, 0], pushed[:, 1], to.curvature * inner, memory.linear], axis=1)
-        dual, *parts = jnp.linalg.norm(terms, axis=0)
+        terms = jnp.stack([pushed[:, 0], pushed[:, 1], to.curvature * inner, memory.linear], axis=1)
+        dual, *parts = jnp.linalg.norm(to.inverse.T @ terms, axis=0)
         dual = dual / (memory.slope_size + jnp.max(jnp.stack(parts)))
+        # In the metric of the reduction, in which no variable has a unit.
+        metric_dual, *parts = jnp.linalg.norm(terms, axis=0)
+        metric_dual = metric_dual / (memory.metric_size + jnp.max(jnp.stack(parts)))
         unscaled = 1 / to.scale
         # A soft row may leave its limits: z then lies outside of them as well.
-        primal = trees.largest(unscaled * (rows - z))
-        primal = primal / (memory.limit_size + trees.largest(unscaled * jnp.maximum(jnp.abs(rows), jnp.abs(z))))
+        missed, sizes = unscaled * jnp.abs(rows - z), unscaled * jnp.maximum(jnp.abs(rows), jnp.abs(z))
+        primal = trees.largest(missed) / (memory.limit_size + trees.largest(sizes))
+        row_primal = trees.largest(missed / (memory.row_size + sizes))
         x = to.basis @ inner + memory.origin
         cost = memory.constant + 0.5 * inner @ (to.curvature * inner) + memory.linear @ inner
         soft = ~jnp.isinf(to.ceiling)
         cost += jnp.abs(rows - jnp.clip(rows, memory.low, memory.high)) @ jnp.where(soft, to.ceiling, 0.0)
-        certificate = jnp.maximum(jnp.maximum(primal, dual), memory.missed)
+        certificate = jnp.max(jnp.stack([row_primal, dual, metric_dual, memory.missed]))
         if (found := family.certify(x, to.scale * y, instance)) is not None:
             x, cost, lowest = found
             certificate = relative_gap(cost, lowest)
@@ -222,7 +237,7 @@ class ADMM(Method):
         far = ((ratio > self.adapt) | (ratio < 1 / self.adapt)) & (2 * nit < self.max_steps)
         rho = jnp.where(far, jnp.clip(rho * ratio, memory.lowest, memory.highest), rho)
         impossible = (primal > self._exact(x)) & self._is_impossible(memory, grown)
-        endless = self._is_endless(memory, moved, rows_moved)
+        endless = (dual > self._exact(x)) & self._is_endless(memory, moved, rows_moved)
         status = status_of(
             (~finite, Status.NOT_FINITE),
             (certificate <= self.tol, Status.CERTIFIED),

@@ -37,6 +37,7 @@ from .solve import (
     flat_of_rows,
     from_every_start,
     precision,
+    refuse_traced,
     rows_at_once,
     with_arrays,
 )
@@ -139,6 +140,7 @@ class LearnedSolver:
             )
         dtype = np.dtype(dtype or self.dtype)
         with precision(dtype, self.family):
+            refuse_traced(self, x0, dual0)
             arrays, rows = as_rows(instances, dtype)
             if rows is None:
                 raise ValueError("The instances hold no arrays, so there is nothing to tell them apart, or to learn.")

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from .._core import trees
@@ -29,7 +30,7 @@ from .learned import LearnedDamping, LearnedStart, Whitening, vector_of
 from .levenberg_marquardt import GainRatio, LevenbergMarquardt
 from .proximal import ProximalGradient
 from .solution import Solution, Status
-from .solve import as_rows, check_tolerance, flat_of_rows, precision, told_if_alike
+from .solve import as_rows, check_tolerance, count_rows, flat_of_rows, precision, told_if_alike
 from .starts import draws, in_blocks, starting_points
 from .training import Examples, single, train_damping, train_start
 
@@ -41,6 +42,9 @@ STARTS = (1, 2, 3, 5)
 
 FEW = (1, 3)
 """Numbers of proposals that a learned start is tried with."""
+
+MOST = 50_000
+"""Instances that are learned from at most, drawn from what is given: a file may be larger than the memory."""
 
 FEWEST = 50
 """Held-out instances that a comparison and a certificate need at least."""
@@ -142,6 +146,11 @@ def _instances(family: ProblemFamily, given: Any, heldout: int, seed: int) -> tu
                 given = jax.tree.map(np.asarray, draws(family, keys))
         except ValueError as error:
             raise ValueError(f"{error} Or give past instances to learn from: instances (--instances).") from error
+    rng = np.random.default_rng(seed)
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(given)):
+        given = jax.tree.map(np.asarray, given)  # a file that is mapped stays on the disk
+        if (rows := count_rows(given)) is not None and rows > (most := MOST + heldout):
+            given = trees.rows(given, np.sort(rng.choice(rows, most, replace=False)))
     arrays, rows = as_rows(given, np.float64)
     if rows is None:
         raise ValueError("The instances of this family hold no arrays, so there is nothing to learn about them.")
@@ -155,7 +164,7 @@ def _instances(family: ProblemFamily, given: Any, heldout: int, seed: int) -> tu
             f"There are {rows} instances, which is too few to learn from some and to judge by others. Give 100 or more;"
             " 2,300 is a good number."
         )
-    order = np.random.default_rng(seed).permutation(rows)
+    order = rng.permutation(rows)
     return trees.rows(arrays, order[heldout:]), trees.rows(arrays, order[:heldout])
 
 

@@ -34,10 +34,12 @@ class Whitening(eqx.Module):
         middle = jnp.median(params, axis=0)
         away = jnp.abs(params - middle)
         instances = jnp.where(jnp.isfinite(instances), instances, jnp.nan)
-        mean = jnp.nan_to_num(jnp.nanmean(instances, axis=0))
+        # In units of the largest: 1e20 squared, a limit that is none or a density, is no float32.
+        largest = jnp.maximum(jnp.nan_to_num(jnp.nanmax(jnp.abs(instances), axis=0)), jnp.finfo(jnp.float32).tiny)
+        mean = jnp.nan_to_num(jnp.nanmean(instances / largest, axis=0)) * largest
         return cls(
             mean,
-            unit_of(jnp.nanstd(instances, axis=0), jnp.abs(mean)),
+            unit_of(jnp.nanstd(instances / largest, axis=0) * largest, jnp.abs(mean)),
             middle,
             # Most solutions may be alike, and the others not; of these, some may have run off.
             unit_of(1.4826 * jnp.median(away, axis=0), jnp.maximum(jnp.abs(middle), jnp.quantile(away, 0.75, axis=0))),

@@ -25,7 +25,7 @@ class Memory(NamedTuple):
     """The gradient; the trial; the momentum's t; whether the trial was a safe step.
 
     `highest`: the cost at the start, above which no trial is taken. `lower`: the highest bound that is proven so far
-    below the minimum.
+    below the minimum. `flattest`: the least curvature on the way of late, 0 where none was seen.
     """
 
     gradient: Float[Array, " p"]
@@ -34,6 +34,7 @@ class Memory(NamedTuple):
     safe: Scalar
     highest: Scalar
     lower: Scalar
+    flattest: Scalar
 
 
 class ProximalGradient(Method):
@@ -62,7 +63,8 @@ class ProximalGradient(Method):
 
     The certificate, where the family has a duality gap (`Composite.gap`), is how far the cost lies above the highest
     bound that the gap of any trial so far has proven, relative to the cost: an instance below `tol` is *proven* to be
-    within a factor of the minimum. Otherwise it is how far a step of $1/L$ would still go (`unsettled`).
+    within a factor of the minimum. Otherwise it is an estimate of the excess of the cost, or of the distance to the
+    minimum (`unsettled`).
 
     **Arguments:** `schedule`: learned numbers for the first steps, or None. `step_size`: $s L$ after it; above 1 it is
     held by the guard alone, and many families take fewer steps (`learn` tries up to 1.9). `tol`, `max_steps`: as for
@@ -91,7 +93,7 @@ class ProximalGradient(Method):
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         x, zero = flat.allowed(x, instance), jnp.zeros((), x.dtype)
-        return Progress.begin(x, Memory(jnp.zeros_like(x), x, zero + 1, zero, zero + jnp.inf, zero - jnp.inf))
+        return Progress.begin(x, Memory(jnp.zeros_like(x), x, zero + 1, zero, zero + jnp.inf, zero - jnp.inf, zero))
 
     def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
         family = flat.family
@@ -123,10 +125,13 @@ class ProximalGradient(Method):
         trial = jnp.where(jnp.isfinite(trees.largest(trial)), trial, x)  # a mixture might not be allowed
 
         # At the trial, not at x: what the gap needs is then known from the gradient.
-        lower, gap = memory.lower, family.gap(memory.trial, gradient, instance)
+        lower, flattest, gap = memory.lower, memory.flattest, family.gap(memory.trial, gradient, instance)
         if gap is None:
+            change = jnp.where(first, 0.0, gradient - memory.gradient)
+            flattest = flattest_of(flattest, memory.trial - at.x, change, memory.trial)
             plain = family.prox(memory.trial - gradient / bound, 1 / bound, instance)
-            certificate = jnp.where(taken, unsettled(memory.trial, plain, gradient / bound), at.certificate)
+            left = unsettled(memory.trial, plain, gradient / bound, cost, bound, flattest)
+            certificate = jnp.where(taken, left, at.certificate)
         else:
             # A bound below the minimum holds for every point. Those of single points go up and down.
             proven = cost - gap
@@ -150,7 +155,7 @@ class ProximalGradient(Method):
         )
         safe = jnp.where(taken, 0.0, 1.0).astype(x.dtype)
         highest = jnp.where(first, best, memory.highest)
-        after = Memory(slope, trial, t_next, safe, highest, lower)
+        after = Memory(slope, trial, t_next, safe, highest, lower, flattest)
         count = 1 if self.affine else 2
         return Progress(x, best, certificate, status, at.nit + 1, at.nfev + count, after)
 
@@ -162,13 +167,47 @@ class ProximalGradient(Method):
         return jnp.where(taken, size, 1.0), jnp.where(taken, one, 1.0), jnp.where(taken, beta, 0.0)
 
 
-def unsettled(x: Float[Array, " p"], after: Float[Array, " p"], pull: Float[Array, " p"]) -> Scalar:
-    r"""Return how far the plain proximal gradient step from `x` goes, to `after`, relative to its terms: both points,
-    and what $h$ holds against the gradient there. `pull`: the gradient over $L$. The largest entries count, and no unit
-    does."""
-    moved = x - after
+def flattest_of(known: Scalar, moved: Float[Array, " p"], turned: Float[Array, " p"], x: Float[Array, " p"]) -> Scalar:
+    r"""Return the least curvature on the way of late, after a move to `x` over which the gradient turned by `turned`.
+
+    `known`: what it was before, 0 if nothing. A tenth of it is forgotten with every step: at the end, moves go where
+    the problem is flattest of all directions that still count. Moves that may be rounding tell nothing.
+    """
+    size = trees.largest(moved)
+    scaled = moved / jnp.where(size > 0, size, 1.0)
+    seen = jnp.maximum(scaled @ turned, 0.0) / jnp.where(size > 0, size * (scaled @ scaled), 1.0)
+    least = jnp.where(known > 0, jnp.minimum(seen, 1.1 * known), seen)
+    return jnp.where(size > 1e3 * jnp.finfo(x.dtype).eps * trees.largest(x), least, known)
+
+
+def unsettled(
+    x: Float[Array, " p"],
+    after: Float[Array, " p"],
+    pull: Float[Array, " p"],
+    cost: Scalar,
+    bound: Scalar,
+    flattest: Scalar,
+) -> Scalar:
+    r"""Return an estimate of what is left at `x`, where a proximal gradient step of $1/L$ leads to `after`.
+
+    With $G = L (x - x_+)$, the cost exceeds the minimum by no more than $\lVert G \rVert$ times the distance from it,
+    where both parts are convex. The distance is estimated: by $\lVert G \rVert / \mu$, with the least curvature $\mu$
+    seen on the way, and no less than by the length of $x$ and $x_+$. Returned is the lower of two numbers: the excess
+    of the cost, relative to the cost; and, since that goes to zero where data are fitted exactly, $\lVert G \rVert /
+    \mu$ relative to x, but no less than the root of what the step changes. No unit of the params or of the cost counts.
+
+    **Arguments:** `pull`: the gradient over $L$. `bound`: $L$. `flattest`: $\mu$, 0 if unknown.
+    """
+    tiny = jnp.finfo(x.dtype).tiny
+    # Where rounding leaves nothing of the step, what it would have been.
+    moved = jnp.where(x - pull == x, pull, x - after)
     size = jnp.maximum(jnp.maximum(trees.largest(x), trees.largest(after)), trees.largest(pull - moved))
-    return trees.largest(moved) / jnp.maximum(size, jnp.finfo(x.dtype).tiny)
+    step, long = jnp.linalg.norm(moved), jnp.linalg.norm(x) + jnp.linalg.norm(after)
+    away = jnp.where(flattest > 0, step * (bound / jnp.maximum(flattest, tiny)), jnp.inf)
+    excess = bound * step * jnp.maximum(away, long) / jnp.maximum(jnp.abs(cost), tiny)
+    change = jnp.sqrt(trees.largest(moved) / jnp.maximum(size, tiny))
+    left = jnp.minimum(excess, jnp.maximum(change, away / jnp.maximum(long, tiny)))
+    return jnp.where(jnp.isfinite(step), jnp.where(step > 0, left, 0.0), jnp.inf)
 
 
 @OncePerFamily

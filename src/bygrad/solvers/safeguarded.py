@@ -12,7 +12,7 @@ from .._core import trees
 from .._core.types import Instance, Scalar
 from ..problems import Composite
 from .base import Flat, Method, Progress, check_part, status_of
-from .proximal import curvature, unsettled
+from .proximal import curvature, flattest_of, unsettled
 from .solution import Status
 
 Propose = Callable[[Float[Array, " p"], Int[Array, ""]], Float[Array, " p"]]
@@ -20,11 +20,14 @@ Propose = Callable[[Float[Array, " p"], Int[Array, ""]], Float[Array, " p"]]
 
 
 class Memory(NamedTuple):
-    """The safe candidate T(u); the level that a proposal's residual is held against; whether the last was rejected."""
+    """The safe candidate T(u); the level that a proposal's residual is held against; whether the last was rejected; the
+    gradient at x; the least curvature on the way of late (`flattest_of`)."""
 
     safe: Float[Array, " p"]
     level: Scalar
     rejected: Bool[Array, ""]
+    gradient: Float[Array, " p"]
+    flattest: Scalar
 
 
 class Safeguarded(Method):
@@ -70,7 +73,8 @@ class Safeguarded(Method):
 
     def start(self, flat: Flat, instance: Instance, x: Float[Array, " p"]) -> Progress:
         x = flat.allowed(x, instance)
-        return Progress.begin(x, Memory(x, jnp.full((), jnp.inf, x.dtype), jnp.bool_(False)))
+        level, zero = jnp.full((), jnp.inf, x.dtype), jnp.zeros_like(x)
+        return Progress.begin(x, Memory(x, level, jnp.bool_(False), zero, jnp.zeros((), x.dtype)))
 
     def step(self, flat: Flat, instance: Instance, at: Progress) -> Progress:
         family = flat.family
@@ -91,9 +95,10 @@ class Safeguarded(Method):
         blend = jnp.where(first, size, self.theta * size + (1 - self.theta) * jnp.where(first, 0.0, memory.level))
         level = jnp.where(memory.rejected, memory.level, blend)
 
-        gap = family.gap(x, gradient, instance)
+        gap, flattest = family.gap(x, gradient, instance), memory.flattest
         if gap is None:
-            certificate = unsettled(x, safe, gradient / bound)
+            flattest = flattest_of(flattest, x - at.x, jnp.where(first, 0.0, gradient - memory.gradient), x)
+            certificate = unsettled(x, safe, gradient / bound, cost, bound, flattest)
         else:
             certificate = gap / jnp.maximum(jnp.abs(cost), jnp.finfo(x.dtype).tiny)
         certificate = jnp.where(finite, certificate, jnp.inf)
@@ -102,7 +107,8 @@ class Safeguarded(Method):
             (forced & ~finite, Status.TOO_CURVED),  # where L is right, T leads to no such point
             (taken & (certificate <= self.tol), Status.CERTIFIED),
         )
-        new, old = (x, cost, certificate, safe, level), (at.x, at.cost, at.certificate, memory.safe, memory.level)
-        x, cost, certificate, safe, level = trees.where(taken & (first | finite), new, old)
-        memory = Memory(safe, level, ~taken)
+        new = x, cost, certificate, safe, level, gradient, flattest
+        old = at.x, at.cost, at.certificate, memory.safe, memory.level, memory.gradient, memory.flattest
+        x, cost, certificate, safe, level, gradient, flattest = trees.where(taken & (first | finite), new, old)
+        memory = Memory(safe, level, ~taken, gradient, flattest)
         return Progress(x, cost, certificate, status, at.nit + 1, at.nfev + 1, memory)

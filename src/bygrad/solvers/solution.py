@@ -17,7 +17,7 @@ RUNNING = 100
 class Status(Code):
     """How an instance ended. As in SciPy: positive is success, 0 is out of steps, negative is failure."""
 
-    SMALL_STEP = 3, "The next step is below the tolerance, relative to x."
+    SMALL_STEP = 3, "The last step was below the tolerance, relative to x."
     SMALL_GAIN = 2, "What a step can still gain is below the tolerance, relative to the cost."
     CERTIFIED = 1, "The certificate is below the tolerance."
     OUT_OF_STEPS = 0, "The limit of steps is reached. Allow more steps (max_steps), or give a better start."

@@ -89,6 +89,7 @@ def solve(
                 " counts. Give it to the method."
             )
     method = fitting_method(family, method) if method is not None else default_method(family, tol, max_steps)
+    refuse_traced(family, x0, dual0, method)
     with precision(dtype, family):
         instances, rows = as_rows(instances, dtype)
         flat, warnings = flat_of_rows(family, instances, rows)
@@ -232,7 +233,8 @@ def with_arrays(method: Method, dtype: Any) -> Method:
 def as_rows(instances: PyTree[Any], dtype: Any) -> tuple[PyTree[np.ndarray], int | None]:
     """Return instances as NumPy arrays, floating-point ones in `dtype`, and how many there are (None: no arrays).
 
-    **Raises:** `TypeError` inside of a transformation of JAX, which knows no numbers.
+    **Raises:** `TypeError` inside of a transformation of JAX, which knows no numbers; `ValueError` for whole numbers
+    that JAX would cut to 32 bits beside `dtype`.
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(instances)):
         raise TypeError(
@@ -243,12 +245,31 @@ def as_rows(instances: PyTree[Any], dtype: Any) -> tuple[PyTree[np.ndarray], int
 
     def convert(leaf: Any) -> np.ndarray:
         array = np.asarray(leaf)
+        if np.dtype(dtype) == np.float32 and array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size:
+            kept = np.iinfo(np.int32 if array.dtype.kind == "i" else np.uint32)
+            if array.min() < kept.min or array.max() > kept.max:
+                raise ValueError(
+                    f"The instances hold whole numbers up to {max(abs(int(array.min())), int(array.max())):,}, of which"
+                    " 32 bits, all that JAX has beside float32, would keep another number. Solve in float64"
+                    " (dtype=np.float64), or give them as floating-point numbers."
+                )
         # JAX knows floats that NumPy does not (bfloat16), and no integers whose bytes are the other way round (FITS).
         floating = jnp.issubdtype(array.dtype, jnp.floating)
         return array.astype(dtype if floating else array.dtype.newbyteorder("="), copy=False)
 
     arrays = jax.tree.map(convert, instances)
     return arrays, count_rows(arrays)
+
+
+def refuse_traced(*given: Any) -> None:
+    """**Raises:** `TypeError` for a family, a start or a method that is traced by a transformation of JAX."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(given)):
+        raise TypeError(
+            "The family, the start or the method is traced by JAX (jit, grad, vmap), but a solver looks at numbers to"
+            " know who is finished. Solve outside of what is traced. For derivatives with respect to what the family"
+            " holds, make that a part of the instance: bygrad.solvers.implicit, which may be traced, and jacobian give"
+            " them."
+        )
 
 
 def count_rows(arrays: PyTree[np.ndarray]) -> int | None:
