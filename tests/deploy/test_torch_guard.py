@@ -237,6 +237,27 @@ def test_a_guard_is_shown_by_what_it_falls_back_to(artifact):
     assert "counts" in optimizer.param_groups[0]["guard"]  # which checkpoints need
 
 
+@pytest.mark.parametrize("call", [3, 4, 7])
+def test_params_that_were_ruined_are_no_point_to_return_to(call, artifact):
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = LearnedOptimizer([param], artifact, guard=lambda rule: Guard(rule, Adam(0.1), window=4))
+    for step in range(12):
+        param.grad = torch.ones(2)
+        if step == call:
+            param.data.fill_(float("nan"))
+        optimizer.step(value=1.0)
+        assert bool(optimizer.state[param]["point"].isfinite().all())
+
+
+def test_an_envelope_counts_all_params_and_not_those_that_move_now(artifact):
+    head, rest = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(40))
+    envelope = Envelope(parameter_count=43, action="refuse")
+    optimizer = LearnedOptimizer([head, rest], artifact, guard=lambda rule: Guard(rule, Adam(0.1), envelope=envelope))
+    head.grad = torch.ones(3)
+    optimizer.step(value=1.0)
+    assert optimizer.report()["outside"] == 0
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_found_in_params_of_any_dtype(bad, artifact):
     dtypes = torch.float16, torch.float32, torch.bfloat16, torch.float64

@@ -365,6 +365,17 @@ def test_a_rule_that_goes_by_the_horizon_says_so_where_none_is_given(recwarn):
         deployed("general/controller")
 
 
+def test_a_part_that_gets_nothing_of_a_network_is_named(recwarn):
+    """The names of the layers in Flax: without a word, one LSTM would do what two have learned."""
+    named = {"Conv_0": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.zeros(4)}}
+    state = bygrad.deploy.optax("paper/cifar10").init(named)
+    assert list(state.state) == ["rest"]
+    assert "No param goes to convolutions of paper/cifar10 ('*conv*weight')" in str(recwarn.pop().message)
+    renamed = {"conv_0": {"weight": jnp.ones((3, 3, 2, 4)), "bias": jnp.zeros(4)}}
+    assert len(bygrad.deploy.optax("paper/cifar10").init(renamed).state) == 2
+    assert not recwarn.list
+
+
 def test_so_does_a_partition_with_such_a_part(tmp_path, recwarn):
     cards = []
     for name, part in {"controller": Controller(jax.random.key(0), horizon=70), "adam": Adam()}.items():

@@ -1,6 +1,5 @@
 """Artifacts as PyTorch optimizers. This module and what it imports never import JAX."""
 
-import contextlib
 import functools
 import inspect
 import math
@@ -18,7 +17,7 @@ from .._core.sizes import NO_HORIZON, horizons, whole_number
 from ..artifacts import Artifact, Step, find
 from ..artifacts import load as load_artifact
 from .torch_rules import RULES, Adam, Controller, Envelope, Guard, Rule, Scheduled, rule_of
-from .torch_rules.base import TensorState
+from .torch_rules.base import TensorState, exact
 from .torch_rules.controller import depth_of
 
 _THETA, _GUARD, _STEPS, _DEPTH = "theta", "guard", "steps", "depth"
@@ -48,13 +47,12 @@ class LearnedOptimizer(Optimizer):
     Call `settle()` when the run ends. The losses of processes that train one model together are averaged.
     `depth`: of the whole network, `depth_of(model.parameters())`, for rules that go by it (`Controller`) where an
     optimizer sees a part of the params, each process's in `ZeroRedundancyOptimizer`, say; without, it is counted from
-    those that have gradients.
+    those that are given and trained, whether they have a gradient in a step or not.
 
     **Raises:** `ArtifactError` as `bygrad.artifacts.load` does, and by name for a rule that PyTorch does not have:
-    there are `LSTM` and `Controller`; `TypeError` for params that are not floating-point, and for a `guard` that is
-    none; `ValueError` for `lr` below 0, a `horizon` or a `depth` without meaning, settings of a param group that the
-    rule does not have, `weight_decay`, say, and in `ZeroRedundancyOptimizer` for a guard, and for a `Controller`
-    without `depth`.
+    there are `LSTM` and `Controller`; `TypeError` for complex params, and for a `guard` that is none; `ValueError` for
+    `lr` below 0, a `horizon` or a `depth` without meaning, settings of a param group that the rule does not have,
+    `weight_decay`, say, and in `ZeroRedundancyOptimizer` for a guard, and for a `Controller` without `depth`.
 
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = LearnedOptimizer(model.parameters(), "general/controller", horizon=100)
@@ -92,7 +90,10 @@ class LearnedOptimizer(Optimizer):
         # In every param group, because tools that take state dicts apart keep these whole.
         known = {_THETA: self._artifact.manifest.digest, _STEPS: 0} | self._memory()
         super().__init__(params, {"lr": lr, "horizon": horizon, _DEPTH: depth} | known)
-        if (own := self._own_horizon) is not None and any(group["horizon"] is None for group in self.param_groups):
+        if isinstance(self._rule, Guard) and horizon is None and None not in self._horizons:
+            self._rule.declare(max(it for it in self._horizons if it))  # its trials have to know as well
+            self._remember()
+        if (own := self._own_horizon) is not None and None in self._horizons:
             remark(NO_HORIZON.format(self._artifact.manifest.name, own))
 
     @staticmethod
@@ -139,16 +140,11 @@ class LearnedOptimizer(Optimizer):
                     " DistributedDataParallel in place of fully_shard, or with ZeroRedundancyOptimizer and depth=,"
                     " which divides the optimizer's state."
                 )
-            if not param.is_floating_point():
+            if param.is_complex():  # whole numbers, of quantized models, have no gradients
                 self.param_groups.pop()
                 raise TypeError(
                     f"A param of shape {list(param.shape)} has dtype {param.dtype}, and the rule was learned on real"
-                    " numbers. "
-                    + (
-                        "Give torch.view_as_real(param), and optimize both parts."
-                        if param.is_complex()
-                        else "Leave it out."
-                    )
+                    " numbers. Give torch.view_as_real(param), and optimize both parts."
                 )
         self._horizons.append(self.param_groups[-1]["horizon"])
 
@@ -203,14 +199,12 @@ class LearnedOptimizer(Optimizer):
     def _take_step(self, value: Any) -> None:
         # A closure may return anything: what learned rules see are gradients alone.
         loss = None if value is None or type(self._rule) in RULES.values() else _number(value)
-        with contextlib.ExitStack() as exact:  # also where a user's autocast covers the step, and not the loss alone
-            for kind in {param.device.type for group in self.param_groups for param in group["params"]}:
-                if torch.amp.is_autocast_available(kind):
-                    exact.enter_context(torch.autocast(kind, enabled=False))
+        with exact({param.device.type for group in self.param_groups for param in group["params"]}):
             self._move(loss)
 
     def _move(self, value: Tensor | None) -> None:
         moving = [(param, group) for group in self.param_groups for param in group["params"]]
+        self._rule.attend([param for param, _ in moving if param.requires_grad])
         guarded = isinstance(self._rule, Guard)
         # A param that has none now may have moved in a trial that ends now.
         moving = [
@@ -496,6 +490,7 @@ def replay(artifact: Artifact, steps: Sequence[Step]) -> list[dict[str, np.ndarr
 
     states, updates = [rule.start(param) for param in tensors(steps[0].params)], []
     for step in steps:
-        moved = rule.step(tensors(step.grads), states, tensors(step.params), torch.tensor(step.value))
+        with exact(["cpu"]):
+            moved = rule.step(tensors(step.grads), states, tensors(step.params), torch.tensor(step.value))
         updates.append({name: update.numpy() for name, update in zip(step.grads, moved, strict=True)})
     return updates

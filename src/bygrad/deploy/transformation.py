@@ -78,7 +78,7 @@ def optax(
         >>> bool(jnp.all(updates["w"] < 0))
         True
     """
-    envelope = None
+    envelope, artifact = None, None
     if not isinstance(optimizer, Optimizer | Artifact | str | os.PathLike):
         raise TypeError(
             f"{optimizer!r} is no optimizer that could be deployed. Give the name of an artifact, its file, or an"
@@ -103,6 +103,8 @@ def optax(
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
             return jax.eval_shape(init, params)
         state = deployed.init(params)
+        if artifact is not None and isinstance(optimizer, Partition):
+            _tell_idle_parts(optimizer, artifact, params)
         if isinstance(deployed, Coordinatewise):
             state = bits_of(state)  # so that a donated state is written where it lies
         state = _counting_everywhere(state, params)
@@ -110,6 +112,18 @@ def optax(
 
     # All deployed optimizers share one function for their updates, and so its traces.
     return GradientTransformationExtraArgs(init, _update)
+
+
+def _tell_idle_parts(optimizer: Partition, artifact: Artifact, params: Params) -> None:
+    """Patterns are for the names of one library: elsewhere a part may get none of the leaves that it was made for."""
+    if idle := sorted(optimizer.parts.keys() - optimizer.divide(params).keys()):
+        patterns = ", ".join(repr(pattern) for pattern, name in optimizer.rules if name in idle)
+        paths = ", ".join(list(trees.named_leaves(params))[:3])
+        remark(
+            f"No param goes to {', '.join(idle)} of {artifact.manifest.name} ({patterns}), so the others, which learned"
+            f" beside it, take all steps. The params are called {paths}, ... If some of them are meant, give"
+            " Partition(parts=loaded.parts, rules=...) with patterns for their names."
+        )
 
 
 def _update(
@@ -287,7 +301,8 @@ def _arrays(what: str, tree: PyTree) -> PyTree:
             raise TypeError(
                 f"The {what} have a complex leaf {name or '(the only one)'} ({dtype}). The rule was learned on real"
                 " numbers, and what it would do to complex ones is not defined. Wrap the transformation in"
-                " optax.contrib.split_real_and_imaginary, which gives it both parts as real numbers."
+                " optax.contrib.split_real_and_imaginary, which gives it both parts as real numbers, but passes no"
+                " value=: without a guard."
             )
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(

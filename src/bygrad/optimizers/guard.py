@@ -272,7 +272,8 @@ class Guard(Optimizer, Scheduled):
 
 _NO_LOSS = (
     "The guard was given no loss, so it cannot compare: until it is, the learned optimizer moves the params, and all"
-    " that is left is that updates are finite. Call update(grads, state, params, value=loss)."
+    " that is left is that updates are finite. Call update(grads, state, params, value=loss), inside of transformations"
+    " that pass the value on."
 )
 
 

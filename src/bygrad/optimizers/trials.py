@@ -119,7 +119,7 @@ class Watch(eqx.Module):
             back = jax.tree.map(lambda to, at, like: (to - at).astype(like.dtype), point, wide, updates)
             back = trees.where(trees.all_finite(back), back, jax.tree.map(jnp.zeros_like, back))
             kept = trees.add(wide, trees.where(verdict.keeps_learned, steps.learned, steps.fallback))
-            keeps = verdict.keeps_learned | verdict.keeps_fallback
+            keeps = (verdict.keeps_learned | verdict.keeps_fallback) & trees.all_finite(kept)
             return (
                 trees.where(keeps, kept, point),
                 trees.where(keeps, state, there),

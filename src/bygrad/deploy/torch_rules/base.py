@@ -3,7 +3,8 @@
 # pyright: reportPrivateImportUsage=false
 
 import abc
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -38,6 +39,9 @@ class Rule(abc.ABC):
     @abc.abstractmethod
     def start(self, param: Tensor) -> TensorState:
         """Return the state of one tensor before its first step."""
+
+    def attend(self, params: Sequence[Tensor]) -> None:  # noqa: B027
+        """Be told before a step what is trained as a whole: a step may be that of a part, which has gradients now."""
 
     @abc.abstractmethod
     def step(
@@ -75,6 +79,23 @@ class Scheduled(abc.ABC):
     @abc.abstractmethod
     def horizon(self) -> int | None:
         """How many steps a run has that starts now; `None` where it makes no difference."""
+
+
+@contextlib.contextmanager
+def exact(devices: Iterable[str]) -> Iterator[None]:
+    """Compute as the rule was learned, whatever a user's autocast and matmul precision say for the model meanwhile."""
+    with contextlib.ExitStack() as stack:
+        for device in devices:
+            if torch.amp.is_autocast_available(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        products = [getattr(torch.backends.mkldnn, "matmul", None), torch.backends.cuda.matmul]
+        for backend in products if hasattr(torch.backends, "fp32_precision") else []:  # of PyTorch 2.9
+            stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+            backend.fp32_precision = "ieee"
+        if not hasattr(torch.backends, "fp32_precision"):
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+        yield
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:

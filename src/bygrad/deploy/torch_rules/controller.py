@@ -74,6 +74,7 @@ class Controller(Rule, Scheduled):
         ]
         self._constants: dict[Any, _Constants] = {}
         self.depth: int | None = None
+        self._counted: int | None = None
         """Of a network whose other tensors this rule does not see; None: counted from the gradients."""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,6 +97,9 @@ class Controller(Rule, Scheduled):
             "step": torch.zeros((), dtype=torch.int32, device=param.device),
             "horizon": torch.full((), self._horizon, dtype=torch.int32, device=param.device),
         }
+
+    def attend(self, params: Sequence[Tensor]) -> None:
+        self._counted = depth_of(params)
 
     def step(
         self,
@@ -127,7 +131,7 @@ class Controller(Rule, Scheduled):
         targets: Sequence[Tensor],
     ) -> None:
         """Take a step, and add the updates, times their rates, to `targets`."""
-        depth = math.log((self.depth or depth_of(grads)) / 2)
+        depth = math.log((self.depth or self._counted or depth_of(grads)) / 2)
         for (device, dtype), indices in grouped(grads).items():
             wide = [grads[index].to(dtype) for index in indices]
             known = self._constants_for(device, dtype, wide, depth)

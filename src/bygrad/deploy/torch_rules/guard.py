@@ -82,6 +82,7 @@ class Guard(Rule, Scheduled):
         until = envelope.horizon if envelope is not None and envelope.action == "fall back" else None
         self._trials = Trials(window, share, margin, growth, until=until, trusted=trusted)
         self.watch, self.counts = self._trials.begin(), Counts()
+        self._size: int | None = None  # all params that are trained
 
     @property
     def judges(self) -> bool:
@@ -106,6 +107,11 @@ class Guard(Rule, Scheduled):
         fallback = self.fallback.start(param)
         state = _named(_LEARNED, self.learned.start(param)) | _named(_FALLBACK, fallback)
         return state | _point(_widened(param).clone(), fallback) if self.judges else state
+
+    def attend(self, params: Sequence[Tensor]) -> None:
+        self._size = sum(param.numel() for param in params)
+        for rule in (self.learned, self.fallback):
+            rule.attend(params)
 
     def step(
         self,
@@ -161,8 +167,10 @@ class Guard(Rule, Scheduled):
                 here = [_part(_THERE, state) for state in states]
             if verdict.keeps is not None:
                 steps = ours if verdict.keeps == "learned" else theirs
-                for state, point, update, memory in zip(states, wide, steps, fallback, strict=True):
-                    state |= _point(point + update, memory)
+                kept = [point + update for point, update in zip(wide, steps, strict=True)]
+                if _finite(kept):  # params may have been ruined from outside
+                    for state, point, memory in zip(states, kept, fallback, strict=True):
+                        state |= _point(point, memory)
             if verdict.moves == "back":
                 # From far away a sum would not get there: the difference of the points is rounded.
                 for param, point in zip(params, points, strict=True):
@@ -237,7 +245,8 @@ class Guard(Rule, Scheduled):
     def _border(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> Result:
         if self.envelope is None:
             return Result.UNDECIDED
-        size, counts = sum(param.numel() for param in params), self.counts
+        size = sum(param.numel() for param in params) if self._size is None else self._size
+        counts = self.counts
         border, counts.strange = self.envelope.watch(grads, size, counts.steps, counts.strange, counts.outside > 0)
         return border
 
