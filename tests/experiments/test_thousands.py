@@ -322,6 +322,7 @@ def test_soft_rows_get_slack_variables_at_their_price():
     np.testing.assert_allclose(cost, 0.5 * (params**2).sum(axis=1) - params @ q + 0.5 * outside.sum(axis=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rival", RIVALS, ids=lambda it: it.name)
 def test_solvers_of_others_find_the_minimum(rival):
     if rival.missing:

@@ -52,6 +52,8 @@ def test_updates_have_the_dtype_of_the_params_and_the_state_is_float32(optimizer
     assert all(dtype == jnp.float32 for dtype in floating)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_meta_parameters_of_float64_leave_the_dtypes_of_the_state(optimizer):
     with jax.enable_x64(True):
         theta, rest = eqx.partition(optimizer, eqx.is_inexact_array)
@@ -135,6 +137,8 @@ def test_a_guard_keeps_the_types_of_its_state(optimizer):
     assert described[0] == described[1]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_donated_params_and_state_give_the_same_steps(optimizer):
     """Every buffer that is given away is taken: none is held twice, and none is left over."""
     params, grads = {"w": jnp.linspace(-1, 1, 6).reshape(2, 3), "b": jnp.ones(())}, {"w": jnp.ones((2, 3)), "b": 0.5}

@@ -158,6 +158,7 @@ def test_large_arrays_are_updated_in_blocks_where_they_are_certainly_on_one_devi
     run(SHARDED.partition("mesh =")[0] + LOCAL)
 
 
+@pytest.mark.slow
 def test_a_deployed_optimizer_takes_the_same_step_where_shardings_are_types():
     run(SHARDED.partition("mesh =")[0] + EXPLICIT)
 
