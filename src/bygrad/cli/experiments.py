@@ -39,7 +39,9 @@ def list_names() -> None:
 
 def reproduce(
     name: Positional[Annotated[str, arg(help="An experiment (see `bygrad list`), or all.", metavar="NAME")]],
-    budget: Annotated[Literal["quick", "paper"], arg(help="Two minutes, or the paper's levels.")] = "quick",
+    budget: Annotated[
+        Literal["quick", "paper"], arg(help="quick: minutes, a first look; paper: what is in the documentation.")
+    ] = "quick",
     out: Folder = None,
     resume: Resume = False,
     seed: Seed = 0,
@@ -54,7 +56,7 @@ def reproduce(
     families: Annotated[tuple[str, ...], arg(help="Families to compare on, for `thousands`; none: all.")] = (),
     json: Json = None,
 ) -> None:
-    """Carry out an experiment of the paper: tune baselines, meta-train, compare, report."""
+    """Carry out an experiment, of the paper or ours: tune baselines, meta-train, compare, report."""
     from ..experiments import EXPERIMENTS, STUDIES, Task, carry_out
 
     experiment = known(EXPERIMENTS | STUDIES, name, "experiment")
