@@ -159,7 +159,8 @@ def _in_time(
             instances, params, run_keys = draw(part, its)
 
             def solve(drawn: tuple[Any, ...], part: ProblemFamily = part) -> tuple[Params, Array]:
-                return second_order_curve(tuned, part, *drawn, steps, most, recorded=recorded)
+                instance, start, key = drawn
+                return second_order_curve(tuned, part, instance, start, key, steps, most, recorded=recorded)
 
             drawn = (instances, params, run_keys)
             params, curves = jax.lax.map(solve, drawn) if one_by_one else jax.vmap(solve)(drawn)
