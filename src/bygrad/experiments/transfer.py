@@ -56,7 +56,11 @@ POINTS = 400
 GRID = np.logspace(-1.5, 1.5, RATES)
 
 
-def second_order_methods() -> dict[str, tuple[np.ndarray, list[SecondOrder]]]:
+SecondOrderMethods = Mapping[str, tuple[np.ndarray, list[SecondOrder]]]
+"""By name, the dampings and the sizes of samples that are tried."""
+
+
+def second_order_methods() -> SecondOrderMethods:
     """Methods that get as much time as tuned Adam takes, with their dampings and samples to tune."""
     return {
         "L-BFGS": (np.ones(1), [LBFGS(batches=batches) for batches in (16, 128)]),
@@ -107,6 +111,7 @@ def run_row(
     baselines: Baselines,
     images: ImageData,
     task: Task,
+    methods: SecondOrderMethods | None = None,
 ) -> dict[str, Any]:
     """Run every optimizer on a row, or read what was measured; it is kept in a file for the baselines, one for the
     second-order methods, and one for each learned optimizer.
@@ -115,8 +120,9 @@ def run_row(
     the mean loss over the run, the final and the test loss, first of the tuning runs, then of the others (null for
     settings that were not run on these: they are those that tuned best for one of the measures); and the curves at the
     best for the mean loss, of those in `CALIBRATED` at all rates besides. Learned optimizers have no settings and no
-    tuning runs. Second-order methods run for as long as tuned Adam takes; their settings are dampings, and the sizes of
-    their samples. Of these two kinds, each has `adam_seconds`, of a step of tuned Adam that was timed beside it.
+    tuning runs. Second-order methods (`methods`, or all) run for as long as tuned Adam takes; their settings are
+    dampings, and the sizes of their samples. Of these two kinds, each has `adam_seconds`, of a step of tuned Adam that
+    was timed beside it.
     """
     measured = _Measured(row, effort, images, task)
     rivals = measured.kept("", lambda: measured.baselines(baselines))
@@ -125,7 +131,8 @@ def run_row(
         name: measured.kept(f"-{slug(name)}-{digests[name][:12]}", lambda it=it: measured.learned(it, adam))
         for name, it in measured.named(learned)
     }
-    second = measured.kept("-second-order", lambda: measured.second_order(adam))
+    methods = second_order_methods() if methods is None else methods
+    second = measured.kept("-second-order", lambda: measured.second_order(methods, adam))
     return rivals | {"optimizers": ours | rivals["optimizers"] | second}
 
 
@@ -177,12 +184,12 @@ class _Measured:
         ran = self._run(optimizer)(np.zeros(1), self.reported)
         return described | _entry(ran, _measures(ran))
 
-    def second_order(self, adam: Mapping[str, Any]) -> dict[str, Any]:
+    def second_order(self, methods: SecondOrderMethods, adam: Mapping[str, Any]) -> dict[str, Any]:
         beside = self._seconds_of(adam)
         optimizers: dict[str, Any] = {}
-        for name, (dampings, methods) in self.named(second_order_methods()):
+        for name, (dampings, sizes) in self.named(methods):
             runs = {
-                f"{method.batches} minibatches": self._run_in_time(method, self.horizon * beside) for method in methods
+                f"{method.batches} minibatches": self._run_in_time(method, self.horizon * beside) for method in sizes
             }
             described = {"kind": "second-order", "adam_seconds": beside}
             optimizers[name] = described | self._tuned(runs, dampings)
