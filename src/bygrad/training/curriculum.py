@@ -32,7 +32,7 @@ class Curriculum:
     goes on to the next stage.
 
     **Arguments:** `recipe`: of a round; its horizon is replaced, its meta-steps are at least enough for every instance
-    to see two whole runs, it is validated at its start and its end alone (so that a kill costs the round), and what it
+    to see a whole run, it is validated at its start and its end alone (so that a kill costs the round), and what it
     has `before` comes before the first round alone. `horizons`: growing multiples of
     the truncation, at least two. `rounds`, `patience`: see above. `runs`: held-out instances to judge by. `late`: the
     part of a run, at its end, whose mean loss counts.

@@ -57,7 +57,8 @@ class Windows(eqx.Module):
             )
 
     def begin(self, optimizer: Optimizer, key: PRNGKeyArray, how: Callable[[Optimizer], Lifted] = lift) -> Inner:
-        """Draw the first batch of instances, staggered. `how`: the optimizer is applied to them."""
+        """Draw the first batch of instances, staggered: all are fresh, but count as of different ages, so that their
+        first runs end one after the other. `how`: the optimizer is applied to them."""
         inner = self._fresh(optimizer, jax.random.split(key, self.instances), how)
         windows = self.horizons(inner.key) // self.truncation
         ages = jnp.arange(self.instances, dtype=jnp.int32) * windows // self.instances
