@@ -25,7 +25,7 @@ from bygrad.solvers import (
     solve,
 )
 from bygrad.solvers.levenberg_marquardt import GainRatio, solve_spd
-from bygrad.solvers.solve import best_start, default_method, fitting_method
+from bygrad.solvers.solve import best_start, default_method, fitting_method, rows_at_once
 from bygrad.solvers.starts import starting_points
 
 from .families import TIMES, Decay
@@ -1045,3 +1045,11 @@ def test_a_family_without_arrays_in_its_instances():
     np.testing.assert_allclose(found.x, 1.0, atol=1e-4)
     with pytest.raises(ValueError, match="number is not known"):
         solve(Bowl(), ())
+
+
+def test_long_rows_are_worked_on_few_at_a_time():
+    family, method = Decay(), LevenbergMarquardt()
+    flat = Flat.of(family, jnp.zeros(9))
+    assert rows_at_once(method, None, flat, np.zeros((5, 9))) == method.batch
+    assert rows_at_once(method, None, flat, np.zeros((5, 1_000_000))) == 22
+    assert rows_at_once(method, 7, flat, np.zeros((5, 1_000_000))) == 7

@@ -146,7 +146,7 @@ class LearnedSolver:
                 raise ValueError("The instances hold no arrays, so there is nothing to tell them apart, or to learn.")
             self._check_size(arrays)
             flat, warnings = flat_of_rows(self.family, arrays, rows)
-            batch = rows_at_once(self.method, batch)
+            batch = rows_at_once(self.method, batch, flat, arrays)
             given = guesses(flat, x0, dual0, rows, self.method.multipliers(flat), dtype)
             asked = Batch(flat, arrays, rows, given, seed, batch, dtype, watch)
             results = self._attempt(asked)

@@ -24,6 +24,9 @@ from .proximal import ProximalGradient
 from .solution import Solution, Tally
 from .starts import guesses, starting_points
 
+ROOM = 2**26
+"""Numbers of derivatives, of all rows that are worked on at once: half a gigabyte."""
+
 
 def solve(
     family: ProblemFamily,
@@ -94,7 +97,7 @@ def solve(
         instances, rows = as_rows(instances, dtype)
         flat, warnings = flat_of_rows(family, instances, rows)
         method = with_arrays(method, dtype).prepare(flat, dtype)
-        batch = rows_at_once(method, batch)
+        batch = rows_at_once(method, batch, flat, instances)
         given = guesses(flat, x0, dual0, rows, method.multipliers(flat), dtype)
         first = starting_points(flat, instances, rows, given, starts=starts, seed=seed, batch=batch, dtype=dtype)
         each = first.reshape(len(first) // starts, starts, first.shape[1])
@@ -152,9 +155,17 @@ def precision(dtype: Any, family: ProblemFamily | None = None) -> Any:
     return jax.enable_x64(kind == np.float64)
 
 
-def rows_at_once(method: Method, batch: int | None) -> int:
-    """Return how many rows are worked on at once: what was asked for, or what the method does best with."""
-    return method.batch if batch is None else whole_number(batch, "batch", "rows that are worked on at once")
+def rows_at_once(
+    method: Method, batch: int | None, flat: Flat | None = None, instances: PyTree[np.ndarray] | None = None
+) -> int:
+    """Return how many rows are worked on at once: what was asked for, or what the method does best with, and of long
+    rows as many as have room: derivatives are as many numbers for every param as an instance has."""
+    if batch is not None:
+        return whole_number(batch, "batch", "rows that are worked on at once")
+    if flat is None or not isinstance(flat.family, LeastSquares):
+        return method.batch
+    numbers = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(instances))
+    return min(method.batch, max(1, ROOM // (numbers * (flat.size + 1) + 1)))
 
 
 def flat_of_rows(
