@@ -4,7 +4,7 @@
 
 import abc
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -82,18 +82,20 @@ class Scheduled(abc.ABC):
 
 
 @contextlib.contextmanager
-def exact(devices: Iterable[str]) -> Iterator[None]:
+def exact(devices: Collection[str]) -> Iterator[None]:
     """Compute as the rule was learned, whatever a user's autocast and matmul precision say for the model meanwhile."""
     with contextlib.ExitStack() as stack:
         for device in devices:
             if torch.amp.is_autocast_available(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        products = [getattr(torch.backends.mkldnn, "matmul", None), torch.backends.cuda.matmul]
-        for backend in products if hasattr(torch.backends, "fp32_precision") else []:  # of PyTorch 2.9
-            stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
-            backend.fp32_precision = "ieee"
-        if not hasattr(torch.backends, "fp32_precision"):
-            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        if hasattr(torch.backends, "fp32_precision"):  # since PyTorch 2.9
+            products = {"cpu": torch.backends.mkldnn.matmul, "cuda": torch.backends.cuda.matmul}
+            for backend in [products[device] for device in devices if device in products]:
+                if (theirs := backend.fp32_precision) not in ("ieee", "none"):  # of which the last is that of none set
+                    stack.callback(setattr, backend, "fp32_precision", theirs)
+                    backend.fp32_precision = "ieee"
+        elif (theirs := torch.get_float32_matmul_precision()) != "highest":
+            stack.callback(torch.set_float32_matmul_precision, theirs)
             torch.set_float32_matmul_precision("highest")
         yield
 
