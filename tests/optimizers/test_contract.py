@@ -53,7 +53,6 @@ def test_updates_have_the_dtype_of_the_params_and_the_state_is_float32(optimizer
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_meta_parameters_of_float64_leave_the_dtypes_of_the_state(optimizer):
     with jax.enable_x64(True):
         theta, rest = eqx.partition(optimizer, eqx.is_inexact_array)
@@ -137,7 +136,6 @@ def test_a_guard_keeps_the_types_of_its_state(optimizer):
     assert described[0] == described[1]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_donated_params_and_state_give_the_same_steps(optimizer):
     """Every buffer that is given away is taken: none is held twice, and none is left over."""

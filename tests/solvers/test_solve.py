@@ -248,6 +248,15 @@ def test_without_a_gap_what_is_solved_costs_no_more_than_scipy_says(method, cond
         np.testing.assert_allclose(found.cost[found.success], expected[found.success], rtol=1e-3)
 
 
+@pytest.mark.parametrize("method", METHODS_WITHOUT_GAP.values(), ids=METHODS_WITHOUT_GAP.keys())
+def test_a_minimum_of_the_smooth_part_alone_is_none(method):
+    """There the gradient is zero, and a step is that of the penalty."""
+    signal = np.array([[3.0, 0.2, -1.0], [0.3, 0.4, 0.1]])
+    found = solve(Shrunk(1.0), signal, x0=signal, method=method)
+    assert found.success.all()
+    np.testing.assert_allclose(found.x, np.sign(signal) * np.maximum(np.abs(signal) - 0.5, 0), atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("method", METHODS_WITHOUT_GAP.values(), ids=METHODS_WITHOUT_GAP.keys())
 def test_an_instance_that_is_flatter_than_others_is_not_solved_where_it_starts(method, dtype):

@@ -511,7 +511,10 @@ class Descent(Optimizer):
 
 @pytest.mark.parametrize(
     "estimator",
-    [Replay(), Replay(segment=1), Forward(), PES(), Imitate(Replay(), SGD())],
+    [
+        *(Replay(), Replay(segment=1), Forward(), PES(), Imitate(Replay(), SGD())),
+        *(pytest.param(it, marks=pytest.mark.slow) for it in (NRES(), Clone(SGD()))),
+    ],
     ids=repr,
 )
 def test_a_state_of_none_is_told_from_parts_that_are_none(estimator):

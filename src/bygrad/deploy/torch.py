@@ -204,7 +204,7 @@ class LearnedOptimizer(Optimizer):
 
     def _move(self, value: Tensor | None) -> None:
         moving = [(param, group) for group in self.param_groups for param in group["params"]]
-        self._rule.attend([param for param, _ in moving if param.requires_grad])
+        self._rule.attend([param for param, _ in moving if param.requires_grad or param.grad is not None])
         guarded = isinstance(self._rule, Guard)
         # A param that has none now may have moved in a trial that ends now.
         moving = [

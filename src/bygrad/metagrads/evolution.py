@@ -102,17 +102,15 @@ class Evolution(Estimator):
         usable = jnp.isfinite(losses) & (losses >= 0 if self.log else True)
         live = jnp.all(usable, axis=0)
         inner = self.settle(particles.give_up(windows, inner, live))
-        differences, clipped = self._differences(windows, losses, live)
-        heard = live
-        if self.robust or self.largest is not None:
-            # One of the two has failed: by how much the other one is better has no number, but a limit.
-            failed = ~jnp.isfinite(losses)
-            one = jnp.any(failed, axis=0) & jnp.any(usable, axis=0)
-            most = particles.LARGEST if self.largest is None else self.largest
-            differences, heard = jnp.where(one, jnp.where(failed[0], most, -most), differences), live | one
+        # Where one of the two has failed, by how much the other one is better has no number, but a limit.
+        one = jnp.any(~jnp.isfinite(losses), axis=0) & jnp.any(usable, axis=0)
+        heard = live | one if self.robust or self.largest is not None else live
+        differences, clipped = self._differences(windows, losses, live, heard)
         differences *= self._weights(windows, state.inner)
         gradients = jax.tree.map(lambda leaf: particles.scaled(differences / self.sigma, leaf), total)
-        estimate = particles.combine(windows, gradients, jnp.mean(losses, axis=0), live, clipped, heard)
+        # Those that are lost show what they are.
+        told = jnp.mean(losses, axis=0, where=usable | ~heard)
+        estimate = particles.combine(windows, gradients, told, heard, clipped)
         return estimate, Pairs(inner, total if self.keeps_past else None)
 
     def _weights(self, windows: Windows, inner: Inner) -> Float[Array, " instances"] | float:
@@ -124,14 +122,17 @@ class Evolution(Estimator):
         return (end**power - begin**power) / (end - begin)
 
     def _differences(
-        self, windows: Windows, losses: Float[Array, "2 instances"], live: Array
+        self, windows: Windows, losses: Float[Array, "2 instances"], live: Array, heard: Array
     ) -> tuple[Float[Array, " instances"], Array | float]:
+        """Return half the differences of the pairs that are `heard`, of which the `live` ones have two losses."""
+        failed = ~jnp.isfinite(losses[0])
         if self.log:
             losses = jnp.log(jnp.maximum(losses, SMALLEST_LOSS))
         differences = jnp.where(live, losses[0] - losses[1], 0) / 2
+        differences = jnp.where(heard & ~live, jnp.where(failed, jnp.inf, -jnp.inf), differences)
         if self.robust:
-            return particles.robust(windows, differences, live)
-        return (differences, 0.0) if self.largest is None else particles.cut(windows, differences, live, self.largest)
+            return particles.robust(windows, differences, live, heard)
+        return (differences, 0.0) if self.largest is None else particles.cut(windows, differences, heard, self.largest)
 
 
 SMALLEST_LOSS = 1e-6

@@ -117,13 +117,16 @@ def give_up(windows: Windows, inner: Inner, live: Bool[Array, " instances"]) -> 
 
 
 def robust(
-    windows: Windows, differences: Float[Array, " instances"], live: Bool[Array, " instances"]
+    windows: Windows,
+    differences: Float[Array, " instances"],
+    live: Bool[Array, " instances"],
+    heard: Bool[Array, " instances"],
 ) -> tuple[Float[Array, " instances"], Float[Array, ""]]:
     """Divide by the median of the absolute values over the live particles of all devices, and clip; return the share
-    of them that were clipped as well."""
+    of those that are heard that were clipped as well."""
     sizes = windows.everywhere(jnp.where(live, jnp.abs(differences), jnp.nan))
     median = jnp.nanmedian(sizes)
-    return cut(windows, differences / jnp.where(median > 0, median, 1), live, LARGEST)
+    return cut(windows, differences / jnp.where(median > 0, median, 1), heard, LARGEST)
 
 
 def cut(
@@ -140,14 +143,12 @@ def combine(
     losses: Float[Array, " instances"],
     live: Bool[Array, " instances"],
     clipped: Float[Array, ""] | float = 0.0,
-    heard: Bool[Array, " instances"] | None = None,
 ) -> Estimate:
-    """Average the gradients `[instances, ...]` of the particles that are not lost, or of those that are `heard`.
+    """Average the gradients `[instances, ...]` of the particles that are not lost.
 
-    If all are lost, the estimate is not a number: there is none, and whoever asked for it must know.
+    If all are, the estimate is not a number: there is none, and whoever asked for it must know.
     """
-    heard = live if heard is None else heard
-    gradient = jax.tree.map(lambda leaf: _mean(windows, leaf, heard), gradients)
+    gradient = jax.tree.map(lambda leaf: _mean(windows, leaf, live), gradients)
     squares = sum(
         (jnp.sum(jnp.square(leaf).reshape(leaf.shape[0], -1), axis=1) for leaf in jax.tree.leaves(gradients)),
         start=jnp.zeros(live.shape),
@@ -156,7 +157,7 @@ def combine(
         loss=_mean(windows, losses, live),
         gradient=gradient,
         losses=losses,
-        square=_mean(windows, squares, heard),
+        square=_mean(windows, squares, live),
         clipped=jnp.asarray(clipped, losses.dtype),
         lost=1 - jnp.mean(live.astype(losses.dtype)),
     )

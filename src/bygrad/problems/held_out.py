@@ -118,7 +118,7 @@ def descended(family: ProblemFamily) -> ProblemFamily:
     def is_one(part: Any) -> bool:
         return isinstance(part, HeldOut)
 
-    return jax.tree.map(lambda part: part.family if is_one(part) else part, family, is_leaf=is_one)
+    return jax.tree.map(lambda part: descended(part.family) if is_one(part) else part, family, is_leaf=is_one)
 
 
 def is_held_out(family: ProblemFamily) -> bool:

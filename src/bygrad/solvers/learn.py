@@ -98,8 +98,8 @@ def learn(
     - `tol`: what counts as solved: a cost within a factor $1 + \mathrm{tol}$ of the best that any candidate or a
       multistart (with ten starts, where these differ) has found, or all entries of x within one of those that have it
       (without noise, the best cost is zero); for composite problems and quadratic programs, a certificate of `tol`.
-    - `instances`: past data to learn from, rows as in `bygrad.solve`; a part is held out. Default: draws of the
-      family's `sample`.
+    - `instances`: past data to learn from, rows as in `bygrad.solve`; a part is held out, and of more than `MOST` rows
+      as many are drawn. Default: draws of the family's `sample`.
     - `heldout`: instances that the comparison and the certificate rest on; fewer, down to 50, where comparing on all of
       them would take more than half of the time that tuning leaves. The report says how many.
     - `seed`: of everything random. `dtype`: precision of the solver that is learned; float32 is faster and

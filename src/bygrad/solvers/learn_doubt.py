@@ -85,7 +85,8 @@ def every_start(
         some, rows = as_rows(instances, dtype)
         assert rows is not None
         flat, _ = flat_of_rows(solver.family, some, rows)
-        method, batch = with_arrays(solver.method, dtype).prepare(flat, dtype), rows_at_once(solver.method, None)
+        method = with_arrays(solver.method, dtype).prepare(flat, dtype)
+        batch = rows_at_once(solver.method, None, flat, some)
         starts = solver.starting(Batch(flat, some, rows, None, seed, batch, dtype, watch))
         found = from_every_start(method, flat, some, starts, batch=batch, watch=watch)
     cost, x = (found[name].reshape(rows, solver.starts, *found[name].shape[1:]) for name in ("cost", "x"))

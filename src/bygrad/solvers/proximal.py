@@ -200,7 +200,7 @@ def unsettled(
     """
     tiny = jnp.finfo(x.dtype).tiny
     # Where rounding leaves nothing of the step, what it would have been.
-    moved = jnp.where(x - pull == x, pull, x - after)
+    moved = jnp.where((x == after) & (x - pull == x), pull, x - after)
     size = jnp.maximum(jnp.maximum(trees.largest(x), trees.largest(after)), trees.largest(pull - moved))
     step, long = jnp.linalg.norm(moved), jnp.linalg.norm(x) + jnp.linalg.norm(after)
     away = jnp.where(flattest > 0, step * (bound / jnp.maximum(flattest, tiny)), jnp.inf)

@@ -89,10 +89,12 @@ def exact(devices: Collection[str]) -> Iterator[None]:
             if torch.amp.is_autocast_available(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         if hasattr(torch.backends, "fp32_precision"):  # since PyTorch 2.9
-            products = {"cpu": torch.backends.mkldnn.matmul, "cuda": torch.backends.cuda.matmul}
-            for backend in [products[device] for device in devices if device in products]:
+            backends = torch.backends
+            products = {"cpu": (backends.mkldnn.matmul, backends.mkldnn), "cuda": (backends.cuda.matmul, backends)}
+            for backend, above in [products[device] for device in devices if device in products]:
                 if (theirs := backend.fp32_precision) not in ("ieee", "none"):  # of which the last is that of none set
-                    stack.callback(setattr, backend, "fp32_precision", theirs)
+                    given = "none" if theirs == above.fp32_precision else theirs  # it may come from above
+                    stack.callback(setattr, backend, "fp32_precision", given)
                     backend.fp32_precision = "ieee"
         elif (theirs := torch.get_float32_matmul_precision()) != "highest":
             stack.callback(torch.set_float32_matmul_precision, theirs)

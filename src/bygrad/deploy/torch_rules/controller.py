@@ -74,8 +74,9 @@ class Controller(Rule, Scheduled):
         ]
         self._constants: dict[Any, _Constants] = {}
         self.depth: int | None = None
+        """Of a network whose other tensors this rule does not see; None: counted from what is trained."""
         self._counted: int | None = None
-        """Of a network whose other tensors this rule does not see; None: counted from the gradients."""
+        """What was counted (`attend`); None: from the gradients of a step."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_constants": {}}  # they lie on devices that a reader may not have
