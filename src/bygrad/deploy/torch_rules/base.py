@@ -89,7 +89,7 @@ def exact(devices: Collection[str]) -> Iterator[None]:
             if torch.amp.is_autocast_available(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         if hasattr(torch.backends, "fp32_precision"):  # since PyTorch 2.9
-            backends = torch.backends
+            backends: Any = torch.backends  # whose attributes not all stubs know
             products = {"cpu": (backends.mkldnn.matmul, backends.mkldnn), "cuda": (backends.cuda.matmul, backends)}
             for backend, above in [products[device] for device in devices if device in products]:
                 if (theirs := backend.fp32_precision) not in ("ieee", "none"):  # of which the last is that of none set
