@@ -30,7 +30,7 @@ class Model(NamedTuple):
     `gram` is $J^\top J$, `slope` $J^\top r$, `scale` the largest diagonal of the Gram matrix so far (Marquardt's, as in
     MINPACK: steps do not depend on the units of the params). `predicted`: the decrease that the trial promises;
     `strongest`: the largest damping behind it, relative to the Gram matrix at x. `small`: whether it is a small step,
-    though damping is weak.
+    though damping is weak; `each`: whether every param's own part of it is.
     """
 
     trial: Float[Array, " p"]
@@ -40,6 +40,7 @@ class Model(NamedTuple):
     predicted: Scalar
     strongest: Scalar
     small: Bool[Array, ""]
+    each: Bool[Array, ""]
     damping: Any
 
 
@@ -106,9 +107,10 @@ class LevenbergMarquardt(Method):
     Newton decrement, $\frac12 g^\top (J^\top J)^{-1} g \, / \, f$, over the params that no bound holds. It does not
     depend on units or on how params are combined, and near a minimum it *is* the relative excess of the cost. Success
     means that it is below `tol`, or, where damping did not make it so, that the last step promised and gained less
-    than a tenth of `tol`, or was below `tol`, relative to x, and left a certificate below the root of `tol` (beside a
-    large param, steps of all others are small) or residuals that are rounding. What ends otherwise may be as good: a
-    param that runs off to infinity, where the cost hardly falls any more, has no minimum to certify.
+    than a tenth of `tol`, or was below `tol`, relative to x, for every param by itself (beside a large one, steps of
+    all others are small), or else left a certificate below the root of `tol`, or residuals that are rounding. What ends
+    otherwise may be as good: a param that runs off to infinity, where the cost hardly falls any more, has no minimum to
+    certify.
 
     **Guarantee (any damping rule, also a learned one that fails):** a trial is taken only if it lowers the cost by at
     least `ACCEPT` times what the model predicts. So the cost never rises, and $x$ is the best point seen. A rule's
@@ -148,6 +150,7 @@ class LevenbergMarquardt(Method):
             rejected,
             rejected,
             jnp.bool_(False),
+            jnp.bool_(False),
             (self.damping.start(instance, x), rejected),
         )
         return Progress.begin(x, model)
@@ -171,8 +174,9 @@ class LevenbergMarquardt(Method):
         weight = jnp.sqrt(scale)
         size = jnp.linalg.norm(weight * x)
         small_step = taken & (jnp.linalg.norm(weight * (trial - x)) <= self.tol * size)
+        each = jnp.all(jnp.abs(trial - x) <= self.tol * jnp.abs(x))
         rounding = jnp.sqrt(2 * best) <= 100 * jnp.finfo(x.dtype).eps * size
-        close = (certificate <= jnp.sqrt(self.tol)) | rounding
+        close = model.each | (certificate <= jnp.sqrt(self.tol)) | rounding
         small_gain = ~first & finite & (ratio <= 2) & (jnp.abs(gained) <= 0.1 * self.tol * best)
         small_gain &= model.predicted <= 0.1 * self.tol * at.cost
         # Where damping made a step small, perhaps the scale is of steeper points, long past: it begins anew.
@@ -185,7 +189,7 @@ class LevenbergMarquardt(Method):
             (model.small & close, Status.SMALL_STEP),  # it has been taken, or it was too small to lower the cost
             (given > HIGHEST, Status.STUCK),
         )
-        memory = Model(trial, gram, slope, scale, predicted, strongest, small_step & ~held, damping)
+        memory = Model(trial, gram, slope, scale, predicted, strongest, small_step & ~held, each, damping)
         return Progress(x, best, certificate, status, at.nit + 1, at.nfev + 1, memory)
 
     def _propose(
