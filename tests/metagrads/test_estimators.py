@@ -321,7 +321,7 @@ class Halved(Quadratic):
         return 0.5 * params @ params
 
 
-@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("mixed", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("estimator", [Backprop(), Forward(), Blend()], ids=lambda it: type(it).__name__)
 def test_losses_have_the_derivative_that_the_family_gives(estimator, mixed):
     found = []

@@ -201,7 +201,7 @@ class Root(ProblemFamily):
         return 1 + jnp.sum(jnp.sqrt(params))
 
 
-@pytest.mark.parametrize("size", [0.9, 0.99, 0.999])
+@pytest.mark.parametrize("size", [0.9, pytest.param(0.99, marks=pytest.mark.slow), 0.999])
 @pytest.mark.parametrize("form", [{"robust": True}, {"largest": 0.5}, {"largest": 0.5, "log": True}], ids=str)
 def test_the_one_of_a_pair_that_fails_has_lost(size, form):
     """Longer steps are better until the loss has no value any more: the more of them fail, the shorter they must be."""

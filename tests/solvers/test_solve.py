@@ -232,7 +232,7 @@ METHODS_WITHOUT_GAP = {
 
 
 @pytest.mark.parametrize("method", METHODS_WITHOUT_GAP.values(), ids=METHODS_WITHOUT_GAP.keys())
-@pytest.mark.parametrize("condition", [3, 30])
+@pytest.mark.parametrize("condition", [pytest.param(3, marks=pytest.mark.slow), 30])
 def test_without_a_gap_what_is_solved_costs_no_more_than_scipy_says(method, condition):
     rng = np.random.default_rng(condition)
     left, right = (np.linalg.qr(rng.normal(size=(rows, 8)))[0] for rows in (12, 8))
