@@ -39,15 +39,17 @@ def measure(names: list[str], methods: list[str], data: str, folder: Path, quick
         }
     found = aggregate(rows, [])
     ratios = [
-        {"problem": row, "method": method}
-        | {measure: cells[row][measure] / found["table"][REFERENCE][row][measure] for measure in MEASURES}
+        {"problem": name, "method": method}
+        | {measure: cells[name][measure] / found["table"][REFERENCE][name][measure] for measure in MEASURES}
+        | {"steps": len(row["optimizers"][method]["curves"][0]) - 1, "of Adam's": row["horizon"]}
         for method in methods
         for cells in [found["table"][method]]
-        for row in rows
+        for name, row in rows.items()
     ]
     means = [
         {"problem": "all, interquartile mean", "method": method}
         | {measure: found["aggregates"][method][measure]["mean"] for measure in MEASURES}
+        | {"steps": "", "of Adam's": ""}
         for method in methods
     ]
     return ratios + means
@@ -63,7 +65,7 @@ def main() -> None:
     names = options.rows[:1] if options.quick else options.rows
     with tempfile.TemporaryDirectory() as passing:
         rows = measure(names, options.methods, options.data, options.out or Path(passing), options.quick)
-    shown = [{key: value if isinstance(value, str) else f"{value:.3g}" for key, value in row.items()} for row in rows]
+    shown = [{key: f"{it:.3g}" if isinstance(it, float) else str(it) for key, it in row.items()} for row in rows]
     show("Losses relative to tuned Adam's", shown)
     write_record(options.json, {"rows": strict_json(rows)})
 

@@ -111,8 +111,7 @@ def lbfgs_in_time(family: ProblemFamily, protocol: Protocol, seconds: float) -> 
     runs = min(LBFGS_RUNS, protocol.runs)
     keys = jax.random.split(protocol.keys[1], protocol.runs)[:runs]
     minibatches = LBFGS_SAMPLE if _noisy(family, keys[0]) else 1
-    # A line search wants values of its gradients.
-    ran = run_in_time(LBFGS(minibatches), np.ones(1), descended(family), family, keys, seconds, protocol.horizon)
+    ran = run_in_time(LBFGS(minibatches), np.ones(1), family, family, keys, seconds, protocol.horizon)
     end = bootstrap_mean(ran.test[0])
     taken = {"runs": runs, "steps": ran.curves.shape[-1] - 1, "minibatches": minibatches}
     return {"final_loss": end.mean, "low": end.low, "high": end.high} | taken
