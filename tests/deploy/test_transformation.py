@@ -620,7 +620,7 @@ def test_a_part_of_a_network_takes_the_steps_of_the_whole_where_it_is_told_the_d
     told = controller.with_depth(4)
     export(told, tmp_path / "it.safetensors", name="mine/it", training={}, validation={})
     assert bygrad.load(tmp_path / "it.safetensors").depth is None
-    bygrad.verify(tmp_path / "it.safetensors")
+    bygrad.deploy.verify(tmp_path / "it.safetensors")
     for wrong in (0, True):
         with pytest.raises(ValueError, match=r"The depth is .*, but it counts the tensors with two axes"):
             deployed(controller, horizon=9, depth=wrong)
