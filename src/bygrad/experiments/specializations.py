@@ -1,10 +1,10 @@
 """What 90 seconds of learning are worth: controllers specialized on small networks, for training and held-out loss."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from ..evaluation import LEVEL_HEADINGS, Sheet, best_baseline, level_cells, level_row, loss_of, strict_json
+from ..evaluation import LEVEL_HEADINGS, Sheet, bootstrap_ratio, level_cells, level_row, loss_of, strict_json
 from ..problems import find_family
 from ..workflows.specialize import Objective, specialize
 from ..workflows.worth import ratio
@@ -66,12 +66,13 @@ def _carry_out(task: Task) -> dict[str, Any]:
         },
         "levels": levels,
     }
+    spent = [results["seconds"]["meta_training"] for results in found.values()]
     statement = (
-        f"Controllers, meta-trained for {seconds:.0f} s each, compilation included, and compared on {runs} fresh runs."
-        " Ratios to the best of the tuned baselines (Nesterov, Adam, AdamW with a cosine), and for held-out loss to"
-        " AdamW with a cosine, at the best of four weight decays: below 1 is better. Intervals are those of the"
-        " controller's losses, as shares of the baseline's mean. The reports of each are in the folders beside this"
-        " page."
+        f"Controllers, given {seconds:.0f} s each for dials and meta-training, compilation included (they took"
+        f" {min(spent):.0f} to {max(spent):.0f}), and compared on {runs} fresh runs. Ratios to the best of the tuned"
+        " baselines (Nesterov, Adam, AdamW with a cosine), and for held-out loss, on images that neither learning nor"
+        " tuning has seen, to AdamW with a cosine at the best of four weight decays: below 1 is better. Intervals are"
+        " over runs in pairs. Reports of each are in the folders beside this page."
     )
     headings = ("ratio", *LEVEL_HEADINGS[1:])
     sheet = Sheet("Ratios", headings, tuple(map(level_cells, levels)))
@@ -89,35 +90,37 @@ def levels_of(what: str, results: dict[str, Any]) -> list[dict[str, Any]]:
     """Hold one specialization against its levels: ratios of losses to those of the best tuned baselines."""
     worth, rows = results["specialization"], results["optimizers"]
     if what.endswith("validation"):
-        _, best = best_baseline(rows, "final")
-        rival = min(loss_of(row["final"]["mean"]) for name, row in rows.items() if name.startswith("adamwcosine"))
-        return [
-            _level(f"{what}: final held-out loss, to tuned AdamW with a cosine", worth, "final_loss", rival, 1.0),
-            _level(f"{what}: final held-out loss, to the best tuned baseline", worth, "final_loss", best, None),
-            *_beside_lbfgs(what, worth),
+        schedules = [row for name, row in rows.items() if name.startswith("adamwcosine")]
+        rival = min(schedules, key=lambda row: loss_of(row["final"]["mean"]))
+        kept = rows["controller" if worth["kept"] == "learned" else "start"]
+        ours, theirs = ([loss_of(value) for value in row["each_run"]["final"]] for row in (kept, rival))
+        to_schedule = bootstrap_ratio(ours, theirs)
+        levels = [
+            level_row(f"{what}: final held-out loss, to tuned AdamW with a cosine", 1.0, *to_schedule, sure=True),
+            _level(f"{what}: final held-out loss, to the best tuned baseline", worth, "final", ""),
         ]
-    mean, final = worth["best_mean_loss"], worth["best_final_loss"]
-    return [
-        _level(f"{what}: mean loss at equal steps", worth, "mean_loss", mean, 0.75),
-        _level(f"{what}: mean loss at equal seconds", worth, "mean_loss_at_equal_seconds", mean, 0.9),
-        _level(f"{what}: final loss", worth, "final_loss", final, 0.5 if what.startswith("digits,") else None),
-        *_beside_lbfgs(what, worth),
-    ]
-
-
-def _beside_lbfgs(what: str, worth: Mapping[str, Any]) -> list[dict[str, Any]]:
-    second = worth.get("second_order_at_equal_seconds")
-    if second is None:  # results of earlier versions
-        return []
+    else:
+        end = 0.5 if what.startswith("digits,") else None
+        levels = [
+            _level(f"{what}: mean loss at equal steps", worth, "mean", "", 0.75),
+            _level(f"{what}: mean loss at equal seconds", worth, "mean", "_at_equal_seconds", 0.9),
+            _level(f"{what}: final loss", worth, "final", "", end),
+        ]
+    second = worth["second_order_at_equal_seconds"]
     beside = f"{what}: final loss at equal seconds, to that of L-BFGS in the seconds of the best baseline"
-    return [_level(beside, worth, "final_loss_at_equal_seconds", second["final_loss"], 1.0)]
+    return [*levels, level_row(beside, 1.0, *_ratios(second["ours_there"], second["final_loss"]), sure=True)]
 
 
 def _level(
-    what: str, worth: Mapping[str, Any], measure: str, theirs: float | None, reach: float | None
+    what: str, worth: Mapping[str, Any], measure: Literal["mean", "final"], when: str, reach: float | None = None
 ) -> dict[str, Any]:
-    ours = [worth[measure], *worth.get("intervals", {}).get(measure, [])]  # results of earlier versions have no ends
-    return level_row(what, reach, *(ratio(loss_of(it), loss_of(theirs)) for it in ours))
+    name = f"{measure}_loss{when}"
+    ours = [worth[name], *worth["intervals"][name]]
+    return level_row(what, reach, *_ratios(ours, worth[f"best_{measure}_loss"]))
+
+
+def _ratios(ours: Sequence[float | None], theirs: float | None) -> list[float]:
+    return [ratio(loss_of(it), loss_of(theirs)) for it in ours]
 
 
 SPECIALIZATIONS = Study("specialize", "Controllers specialized in 90 seconds, on small networks", _carry_out)

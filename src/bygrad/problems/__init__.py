@@ -8,7 +8,7 @@ from .control import QuadrotorControl
 from .convnet import ConvClassifier, with_labels
 from .data import ImageData, load_images
 from .dispatch import EconomicDispatch
-from .held_out import HeldOut, descended, hold_out, is_held_out
+from .held_out import HeldOut, descended, halved, hold_out, is_held_out
 from .lennard_jones import LennardJones
 from .mixture import Mixture
 from .mlp import MLPClassifier
@@ -57,6 +57,7 @@ __all__ = [
     "describe_family",
     "file_of_family",
     "find_family",
+    "halved",
     "hold_out",
     "is_held_out",
     "load_images",

@@ -1,5 +1,7 @@
 """Predicting the next character with a small transformer: networks that are neither perceptrons nor convolutional."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -67,6 +69,9 @@ class CharacterModel(Classifier):
     @property
     def entries(self) -> tuple[int, int]:
         return len(self.text) - self.held_out, len(self.text)
+
+    def with_entries(self, which: np.ndarray, held_out: int) -> "CharacterModel":
+        return dataclasses.replace(self, text=self.text[which], held_out=held_out)
 
     def init(self, instance: tuple[()], key: PRNGKeyArray) -> Weights:
         width = self.width

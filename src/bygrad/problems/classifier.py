@@ -1,6 +1,7 @@
 """What networks that are trained on labelled data have in common."""
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args
 
@@ -103,6 +104,10 @@ class ImageClassifier(Classifier):
     @property
     def entries(self) -> tuple[int, int]:
         return len(self.images) - self.held_out, len(self.images)
+
+    def with_entries(self: AnyClassifier, which: np.ndarray, held_out: int) -> AnyClassifier:
+        parts = {"images": self.images[which], "labels": self.labels[which], "held_out": held_out}
+        return dataclasses.replace(self, **parts)  # pyright: ignore[reportArgumentType]
 
     def drawn(
         self, key: PRNGKeyArray | None, start: int, end: int

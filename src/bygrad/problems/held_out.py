@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
@@ -45,6 +46,10 @@ class DataFamily(ProblemFamily):
         return self.loss_on(params, key, trained, size)
 
     @abc.abstractmethod
+    def with_entries(self, which: np.ndarray, held_out: int) -> "DataFamily":
+        """Return the family over these entries of the data, in this order, the last `held_out` not trained on."""
+
+    @abc.abstractmethod
     def loss_on(self, params: Any, key: PRNGKeyArray | None, start: int, end: int) -> Float[Array, ""]:
         """Return the mean over a minibatch that `key` draws from entries `start` to `end`; over all for `None`."""
 
@@ -77,6 +82,34 @@ def hold_out(family: AnyFamily, count: int | None = None) -> AnyFamily:
         return dataclasses.replace(part, held_out=kept)  # pyright: ignore[reportCallIssue]
 
     return jax.tree.map(divide, family, is_leaf=lambda part: isinstance(part, DataFamily))
+
+
+def halved(family: AnyFamily) -> tuple[AnyFamily, AnyFamily]:
+    """Return the family twice, with the first and with the last half of what it holds out; both train on the same data.
+
+    What is learned or chosen by the one can be judged by the other. A family whose held-out data are its own affair is
+    returned as it is, twice.
+
+    **Raises:** `ValueError` where less than two images or characters are held out.
+    """
+
+    def half(which: int) -> Any:
+        def divide(part: Any) -> Any:
+            if not isinstance(part, DataFamily):
+                return part
+            trained, size = part.entries
+            middle = (trained + size) // 2
+            if middle == trained:
+                raise ValueError(
+                    f"held_out is {size - trained}, but what is learned by some of the held-out data is judged by"
+                    " others, so that there must be two at least. Hold out more."
+                )
+            chosen = np.arange(trained, middle) if which == 0 else np.arange(middle, size)
+            return part.with_entries(np.concatenate([np.arange(trained), chosen]), len(chosen))
+
+        return jax.tree.map(divide, family, is_leaf=lambda part: isinstance(part, DataFamily))
+
+    return half(0), half(1)
 
 
 class HeldOut(ProblemFamily):

@@ -33,12 +33,12 @@ from ..evaluation import (
 )
 from ..metagrads import NRES, Members
 from ..optimizers import HAND_DESIGNED, AdamWCosine, Baselines, Controller, Optimizer, declare, dials_of, turned
-from ..problems import HeldOut, ProblemFamily, check_family, describe_family, hold_out
+from ..problems import HeldOut, ProblemFamily, check_family, describe_family, halved, hold_out
 from ..problems.base import FAMILY_CHANGED, digest_family
 from ..training import MetaTrained, PatternSearch, Recipe, Stepped, Validated, is_begun, meta_train, validation_keys
 from .display import Display
 from .folder import Kept, claim, leaving_nothing
-from .work import METATRAINING, evaluate, meta_training_results, train, tune
+from .work import METATRAINING, evaluate, meta_training_results, train, trained_on, tune
 from .worth import rows_of, sentences, worth_of
 
 Objective = Literal["training", "validation"]
@@ -69,6 +69,8 @@ SEARCH_SHARE = 0.5
 SHORTEST_WINDOW, LONGEST_WINDOW = 10, 40
 PILOT_STEPS = 6
 VALIDATIONS, VALIDATED_PART = 12, 1 / 4
+START_BRANCH, ROUNDS_BRANCH, KEPT_BRANCH = 2**31 + 1, 2**31 + 2, 2**31 + 3
+"""Of the key of the runs that are compared: smaller numbers are what the runs themselves go by."""
 WORTH_TRYING = 20
 """Meta-steps below which nothing can have been learned, and it is said why."""
 LATE = 3.0
@@ -132,7 +134,8 @@ def specialize(
     `1h`; tuning and comparing come on top. `objective`: `"validation"` learns from held-out data, late in runs above
     all, and chooses by the loss on them at the end; `"training"` learns and chooses by the mean over runs. `held_out`:
     how many of the last images or characters are kept from training for it (`bygrad.problems.hold_out`), a fifth by
-    default; other families have a `held_out_loss` of their own, or none. `horizon`: steps of a run. `pretrained`: a
+    default: the first half of them is learned and tuned from, and all are compared by the other half, which nothing
+    has seen. Other families have a `held_out_loss` of their own, or none. `horizon`: steps of a run. `pretrained`: a
     controller that may be started from, an artifact's name or file; `None` starts as a tuned one in any case.
     `folder`: for `optimizer.safetensors`, `report.html`, `results.json` and `metatraining/`. `resume`: go on with what
     an interrupted call left there. `runs`: fresh instances to compare on.
@@ -155,16 +158,18 @@ def specialize(
             f"held_out is {held_out}, but the objective is the training loss, so nothing would be judged by what is"
             " held out. Choose the validation objective, or leave held_out (--held-out) away."
         )
-    problems = HeldOut(family) if objective == "validation" else family
+    problems = judged = family
+    if objective == "validation":
+        problems, judged = (HeldOut(half) for half in halved(family))
     check_family(problems, jax.random.key(seed))
     identity = {"family": describe_family(family), "objective": objective, "horizon": horizon, "runs": runs}
-    identity |= {"seed": seed, "budget": seconds, "pretrained": pretrained}
+    identity |= {"seed": seed, "budget": seconds, "pretrained": pretrained, "judged": describe_family(judged)}
     protocol = protocol_of(horizon, runs, seed)
     with leaving_nothing(folder), contextlib.ExitStack() as shown:
         claim(folder, {"experiment": "specialize", **identity}, resume)
         display = shown.enter_context(Display(Console(quiet=True))) if display is None else display
         return _Specialization(
-            family, problems, seconds, objective, pretrained, folder, protocol, display, command
+            family, problems, judged, seconds, objective, pretrained, folder, protocol, display, command
         ).run()
 
 
@@ -181,10 +186,12 @@ def _pretrained(name: str) -> Controller:
 
 @dataclasses.dataclass(frozen=True)
 class _Specialization:
-    """One that is under way. `problems`: the family, by the loss that counts; the rest as `specialize` was given it."""
+    """One that is under way. `problems`: the family, by the loss that counts; `judged`: by that of the comparison; the
+    rest as `specialize` was given it."""
 
     family: ProblemFamily
     problems: ProblemFamily
+    judged: ProblemFamily
     seconds: float
     objective: Objective
     pretrained: str | None
@@ -218,9 +225,10 @@ class _Specialization:
         spent = trained.log.events[-1].seconds + before + pilot
 
         started = time.perf_counter()
+        dialed = {"Dials": begun} if turns else {}
         results = evaluate(
-            {"Controller": trained.optimizer, "Start": start},
-            self.problems,
+            {"Controller": trained.optimizer, **dialed, "Start": start},
+            self.judged,
             self.problems,
             protocol,
             display,
@@ -231,8 +239,13 @@ class _Specialization:
         )
         rows = results["optimizers"]
         rows["start"] |= {"label": f"the start ({origin})", "note": "What the controller is before it learns."}
+        if dialed:
+            rows["dials"] |= {
+                "label": "its dials alone",
+                "note": f"The start, with what {before:.0f} s of search chose.",
+            }
         candidates = {"what was learned": trained.optimizer, "the start": start}
-        learned, unlearned = (self._judge(it, branch=1, what=f"trying {name}") for name, it in candidates.items())
+        learned, unlearned = (self._judge(it, KEPT_BRANCH, what=f"trying {name}") for name, it in candidates.items())
         better = learned < unlearned
         if not better:
             display.warn("what was learned is no better than its start on held-out instances: the start is kept")
@@ -240,7 +253,7 @@ class _Specialization:
         kept, row = (trained.optimizer, rows["controller"]) if better else (start, rows["start"])
         kept = declare(kept, protocol.horizon)  # see `choose_recipe`
         display.phase("comparing in seconds", 0, 1)
-        worth = worth_of(kept, row, rows, self.rivals, self.problems, protocol, spent if better else None)
+        worth = worth_of(kept, row, rows, self.rivals, self.judged, protocol, spent if better else None)
         display.phase("comparing in seconds", 1, 1)
         evaluation_seconds = time.perf_counter() - started
         results["meta_training"] = meta_training_results(trained, recipe, levels)
@@ -249,9 +262,11 @@ class _Specialization:
         done = {"objective": self.objective, "kept": "learned" if better else "start", "dials": turns}
         results["specialization"] = worth | done
         results["levels"] = rows_of(worth)
-        path = self._keep(
-            kept, {"start": origin, "dials": turns, "objective": self.objective, "seconds": spent}, results
-        )
+        training = load_artifact(folder / "optimizer.safetensors").manifest.training
+        if not better:  # the gradients that a guard expects are those that the kept one meets
+            training |= trained_on(kept, self.problems, recipe)
+        training |= {"start": origin, "dials": turns, "objective": self.objective, "seconds": spent}
+        path = self._keep(kept, training, results)
         for line in sentences(worth):
             display.say(line, "bold")
         return Specialized(declare(load(path), protocol.horizon), path, results)
@@ -290,12 +305,13 @@ class _Specialization:
             given = {name: it.decaying(0.0) if it.weight_decay is None else it for name, it in given.items()}
         candidates = {f"tuned Adam, {constant:.2g}": adam, told: falling, **given}
         candidates = {name: declare(it, self.protocol.horizon) for name, it in candidates.items()}
-        best = min(candidates, key=lambda name: self._judge(candidates[name], branch=2, what=f"trying {name}"))
+        best = min(candidates, key=lambda name: self._judge(candidates[name], START_BRANCH, what=f"trying {name}"))
         return candidates[best], best
 
     def _judge(self, optimizer: Optimizer, branch: int, what: str) -> float:
         """Measure what decides, on instances that are used for nothing else (a `branch` of the key for every question):
-        those of the report would flatter the one that is chosen on them. `what`: is told of it meanwhile."""
+        those of the report, and the data that it judges by, would flatter what is chosen on them. `what`: is told of it
+        meanwhile."""
         protocol, key = self.protocol, jax.random.fold_in(self.protocol.keys[1], branch)
         options = {"horizon": protocol.horizon, "runs": protocol.runs, "chunk": protocol.chunk}
         tick = functools.partial(self.display.phase, what)
@@ -319,7 +335,7 @@ class _Specialization:
         if path.exists():
             kept = read_json(path, "Delete it and resume: dials are turned anew.")
             search, spent = PatternSearch(**kept["search"]), kept["seconds"]
-        limit, rounds = SEARCH_SHARE * self.seconds, jax.random.fold_in(self.protocol.keys[1], 3)
+        limit, rounds = SEARCH_SHARE * self.seconds, jax.random.fold_in(self.protocol.keys[1], ROUNDS_BRANCH)
 
         def clock() -> float:
             return spent + time.perf_counter() - began
@@ -359,7 +375,9 @@ class _Specialization:
                 " The loss probably leaves its domain on the way: check it for divisions, logarithms and roots, or"
                 " choose a shorter horizon (--horizon)."
             )
-        step, validation = (times[-1] - times[1]) / (len(times) - 2), log.of(Validated)[-1].seconds - times[-1]
+        step, first, *others = (times[-1] - times[1]) / (len(times) - 2), *log.of(Validated)
+        # One that is refused, as it is far worse than the start, says nothing of time.
+        validation = others[-1].seconds - times[-1] if others else first.seconds
         pilot = time.perf_counter() - began
         pace = pace_of(recipe, left - pilot, step, validation, origin == self.pretrained)
         write_text_atomically(path, json.dumps({"recipe": pace, "pilot": pilot}))
@@ -382,13 +400,13 @@ class _Specialization:
         return trained
 
     def _keep(self, optimizer: Optimizer, training: dict[str, Any], results: dict[str, Any]) -> Path:
-        """Write the report, and the optimizer, with what its artifact says of `training` besides; return its path."""
+        """Write the report, and the optimizer with what its artifact says of `training`; return its path."""
         path = self.folder / "optimizer.safetensors"
         export(
             optimizer,
             path,
             name=own_name(self.name),
-            training=load_artifact(path).manifest.training | training,
+            training=training,
             validation=strict_json(results["specialization"]),
         )
         write_report(results, self.folder)
@@ -448,10 +466,11 @@ def pace_of(recipe: Recipe, left: float, step: float, validation: float, is_pret
     validations take a fixed part at most.
 
     Where they are few, what begins as a tuned optimizer has far to go, so that each moves three times as far. What is
-    pretrained has not.
+    pretrained has not. The last validation comes after `seconds`, in which there is time for ten meta-steps at least.
     """
-    pace: dict[str, Any] = {"seconds": max(left, 10 * step + 2 * validation)}
-    if left / step < FEW_META_STEPS and not is_pretrained:
+    seconds = max(left - validation, 10 * step + validation)
+    pace: dict[str, Any] = {"seconds": seconds}
+    if seconds / step < FEW_META_STEPS and not is_pretrained:
         pace |= {"meta_learning_rate": 3 * recipe.meta_learning_rate}
-    often = max(1, min(VALIDATIONS, int(VALIDATED_PART * left / validation))) if validation > 0 else VALIDATIONS
-    return pace | {"validate_every": max(1, round((left - often * validation) / step / often))}
+    often = max(1, min(VALIDATIONS, int(VALIDATED_PART * seconds / validation))) if validation > 0 else VALIDATIONS
+    return pace | {"validate_every": max(1, round((seconds - often * validation) / step / often))}

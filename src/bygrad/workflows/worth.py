@@ -15,6 +15,7 @@ from .._core import trees
 from .._core.programs import Program
 from ..evaluation import (
     LBFGS,
+    Interval,
     Protocol,
     area,
     best_baseline,
@@ -52,8 +53,12 @@ def worth_of(
 ) -> dict[str, Any]:
     """Hold the kept optimizer against the best tuned baselines: in steps, in seconds, and over many runs.
 
-    **Arguments:** `ours`: its row of the `rows` of a report. `baselines`: those that were tuned. `spent`: seconds of
-    the meta-training that the optimizer came from, None for one that needed none.
+    **Arguments:** `ours`: its row of the `rows` of a report. `baselines`: those that were tuned. `family`: what `rows`
+    are of. `spent`: seconds of the meta-training that the optimizer came from, None for one that needed none.
+
+    **Returns:** The mean loss and the final one, at equal steps and at equal seconds, with those of the best baselines;
+    and `intervals`: the ends of what the runs say in pairs of the difference to that baseline, laid on its mean. A loss
+    that such an interval excludes is one that the runs tell apart.
     """
     horizon = protocol.horizon
     (area_label, best_area), (final_label, best_final) = (best_baseline(rows, key) for key in ("area", "final"))
@@ -63,50 +68,63 @@ def worth_of(
     rivals = [with_learning_rate(baselines[label](), rate) for label, rate in rates.items()]
     ours_step, *steps = seconds_per_step([optimizer, *rivals], family, protocol)
     rival_steps = dict(zip(rates, steps, strict=True))
-    rival_step = rival_steps[area_label]
+    runs = {label: {key: _runs(row, key) for key in ("area", "final")} for label, row in by_label.items()}
+    mean_rival, final_rival = runs[area_label]["area"] / horizon, runs[final_label]["final"]
 
+    key = protocol.keys[1]
     # The same wall-clock as the rival's whole run: ours is told that its run is so much shorter. It is never longer, as
     # no step of ours does less than one of the rivals, and what was timed otherwise is noise.
-    same_time = min(horizon, max(1, math.floor(horizon * rival_step / ours_step)))
-    curves, _ = run_curves(
-        optimizer, family, protocol.keys[1], horizon=same_time, runs=protocol.runs, chunk=protocol.chunk
-    )
-    in_time = bootstrap_mean(area(curves) / same_time)
-    end_in_time = bootstrap_mean(final(curves, max(1, same_time // 20)))
+    same_time = {label: min(horizon, max(1, math.floor(horizon * it / ours_step))) for label, it in rival_steps.items()}
+    in_time = {
+        steps: run_curves(optimizer, family, key, horizon=steps, runs=protocol.runs, chunk=protocol.chunk)[0]
+        for steps in set(same_time.values())
+    }
+    mean_steps, final_steps = same_time[area_label], same_time[final_label]
+    ends = final(in_time[final_steps], max(1, final_steps // 20))
     whole_run = horizon * rival_steps[final_label]
     saved = _seconds_saved(ours["curve"], best_final, protocol.final_window, ours_step, whole_run)
-    second_order = lbfgs_in_time(family, protocol, horizon * rival_step)
-    same_runs = bootstrap_mean(final(curves[: second_order["runs"]], max(1, same_time // 20)))
-    second_order["ours_there"] = [same_runs.mean, same_runs.low, same_runs.high]
+    theirs, second_order = lbfgs_in_time(family, protocol, whole_run)
+    second_order["ours_there"] = list(_beside(ends[: len(theirs)], theirs))
+    found = {
+        "mean_loss": _beside(_runs(ours, "area") / horizon, mean_rival),
+        "final_loss": _beside(_runs(ours, "final"), final_rival),
+        "mean_loss_at_equal_seconds": _beside(area(in_time[mean_steps]) / mean_steps, mean_rival),
+        "final_loss_at_equal_seconds": _beside(ends, final_rival),
+    }
     return {
-        "mean_loss": loss_of(ours["area"]["mean"]) / horizon,
-        "final_loss": loss_of(ours["final"]["mean"]),
+        **{name: it.mean for name, it in found.items()},
+        "intervals": {name: [it.low, it.high] for name, it in found.items()},
         "best_mean_baseline": area_label,
         "best_mean_loss": best_area / horizon,
         "best_final_baseline": final_label,
         "best_final_loss": best_final,
-        "mean_loss_at_equal_seconds": in_time.mean,
-        "final_loss_at_equal_seconds": end_in_time.mean,
-        "intervals": {
-            "mean_loss": [loss_of(ours["area"][end]) / horizon for end in ("low", "high")],
-            "mean_loss_at_equal_seconds": [in_time.low, in_time.high],
-            "final_loss_at_equal_seconds": [end_in_time.low, end_in_time.high],
-            "final_loss": [loss_of(ours["final"][end]) for end in ("low", "high")],
-        },
-        "steps_at_equal_seconds": same_time,
+        "steps_at_equal_seconds": {"mean_loss": mean_steps, "final_loss": final_steps},
         "second_order_at_equal_seconds": second_order,
         "seconds_per_step": ours_step,
-        "baseline_seconds_per_step": rival_step,
+        "baseline_seconds_per_step": rival_steps[area_label],
         "seconds_of_meta_training": spent,
         "seconds_saved_per_run": saved,
         "break_even_runs": None if spent is None or saved is None or saved <= 0 else math.ceil(spent / saved),
     }
 
 
-def lbfgs_in_time(family: ProblemFamily, protocol: Protocol, seconds: float) -> dict[str, Any]:
+def _runs(row: Mapping[str, Any], measure: str) -> np.ndarray:
+    return np.array([loss_of(value) for value in row["each_run"][measure]])
+
+
+def _beside(ours: np.ndarray, theirs: np.ndarray) -> Interval:
+    """Return the mean of `ours`, with the interval of the difference to `theirs` over the same runs, laid on the mean
+    of `theirs`; where runs are lost there is no difference, and it is that of `ours` alone."""
+    if not np.isfinite([ours, theirs]).all():
+        return bootstrap_mean(ours)
+    return Interval(*(float(theirs.mean()) + end for end in bootstrap_mean(ours - theirs)))
+
+
+def lbfgs_in_time(family: ProblemFamily, protocol: Protocol, seconds: float) -> tuple[np.ndarray, dict[str, Any]]:
     """Run L-BFGS for so many seconds a run, on the first of the runs that the others are compared on.
 
-    **Returns:** its `final_loss`, with `low` and `high`; over how many `runs`, of how many `steps` and `minibatches`.
+    **Returns:** its final losses `[runs]`; and its `final_loss`, with `low` and `high`, over how many `runs`, of how
+    many `steps` and `minibatches`.
     """
     runs = min(LBFGS_RUNS, protocol.runs)
     keys = jax.random.split(protocol.keys[1], protocol.runs)[:runs]
@@ -114,7 +132,7 @@ def lbfgs_in_time(family: ProblemFamily, protocol: Protocol, seconds: float) -> 
     ran = run_in_time(LBFGS(minibatches), np.ones(1), family, family, keys, seconds, protocol.horizon)
     end = bootstrap_mean(ran.test[0])
     taken = {"runs": runs, "steps": ran.curves.shape[-1] - 1, "minibatches": minibatches}
-    return {"final_loss": end.mean, "low": end.low, "high": end.high} | taken
+    return ran.test[0], {"final_loss": end.mean, "low": end.low, "high": end.high} | taken
 
 
 @functools.partial(Program, runs="once")
@@ -176,11 +194,9 @@ def sentences(worth: Mapping[str, Any]) -> list[str]:
 
 def _beside_lbfgs(worth: Mapping[str, Any]) -> str:
     second = worth["second_order_at_equal_seconds"]
-    theirs, ours = loss_of(second["final_loss"]), worth["final_loss_at_equal_seconds"]
-    if "ours_there" in second:  # not in a comparison that is older
-        ours = second["ours_there"][0]
+    theirs, ours = loss_of(second["final_loss"]), second["ours_there"][0]
     said = (
-        f"final loss of L-BFGS, in the seconds of a run of {worth['best_mean_baseline']} ({second['steps']} steps of"
+        f"final loss of L-BFGS, in the seconds of a run of {worth['best_final_baseline']} ({second['steps']} steps of"
         f" {second['minibatches']} minibatches, {second['runs']} runs): {_against(theirs, ours)} that of this optimizer"
         " in as many"
     )
@@ -210,23 +226,18 @@ def _interval(worth: Mapping[str, Any], measure: str) -> list[float]:
 
 def rows_of(worth: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The evidence as rows of a report: what to reach is the level of the best tuned baseline."""
-    mean = f"({worth['best_mean_baseline']})"
-    final = f"({worth['best_final_baseline']})"
-    seconds = f"in the seconds of {worth['best_mean_baseline']}: {worth['steps_at_equal_seconds']} of our steps"
-    rows = [
-        level_row(f"mean loss at equal steps {mean}", worth["best_mean_loss"], *_interval(worth, "mean_loss")),
-        level_row(
-            f"mean loss {seconds} {mean}", worth["best_mean_loss"], *_interval(worth, "mean_loss_at_equal_seconds")
-        ),
-        level_row(f"final loss {final}", worth["best_final_loss"], *_interval(worth, "final_loss")),
-        level_row(
-            f"final loss {seconds} {final}", worth["best_final_loss"], *_interval(worth, "final_loss_at_equal_seconds")
-        ),
-    ]
+    rows = []
+    for measure in ("mean", "final"):
+        label, level = worth[f"best_{measure}_baseline"], worth[f"best_{measure}_loss"]
+        steps = worth["steps_at_equal_seconds"][f"{measure}_loss"]
+        for what, key in (("at equal steps", ""), (f"in its seconds: {steps} of our steps", "_at_equal_seconds")):
+            numbers = _interval(worth, f"{measure}_loss{key}")
+            rows.append(level_row(f"{measure} loss beside {label}, {what}", level, *numbers))
     second = worth["second_order_at_equal_seconds"]
     what = f"L-BFGS: {second['steps']} steps of {second['minibatches']} minibatches, {second['runs']} runs"
-    ours = second.get("ours_there") or _interval(worth, "final_loss_at_equal_seconds")
-    rows.append(level_row(f"final loss {seconds} ({what})", second["final_loss"], *ours))
+    rows.append(
+        level_row(f"final loss beside {what}, in the same seconds", second["final_loss"], *second["ours_there"])
+    )
     if worth["break_even_runs"] is not None:
         rows.append(level_row("runs that repay the meta-training", None, worth["break_even_runs"]))
     return rows
