@@ -22,8 +22,16 @@ def optimizer(request: pytest.FixtureRequest) -> Optimizer:
 
 
 def tree(*dtypes: jnp.dtype, seed: int = 0) -> dict[str, object]:
-    """Leaves of many ranks, one of them empty, in the given dtypes by turns."""
-    shapes = {"scalar": (), "one": (1,), "vector": (5,), "empty": (0,), "hollow": (2, 0, 3), "deep": (2, 1, 3, 2)}
+    """Leaves of many ranks, some of them empty, in the given dtypes by turns."""
+    shapes = {
+        "scalar": (),
+        "one": (1,),
+        "vector": (5,),
+        "empty": (0,),
+        "hollow": (2, 0, 3),
+        "rowless": (0, 3),
+        "deep": (2, 1, 3, 2),
+    }
     draw = np.random.default_rng(seed).standard_normal
     leaves = {name: jnp.asarray(draw(shape), dtypes[i % len(dtypes)]) for i, (name, shape) in enumerate(shapes.items())}
     return {"left": {name: leaves.pop(name) for name in ("scalar", "deep")}, "right": [leaves, ()]}
@@ -117,12 +125,25 @@ def test_jit_scan_and_vmap_change_nothing(optimizer):
                 np.testing.assert_allclose(ours[step], theirs, rtol=1e-5, atol=1e-7)
 
 
+def of_size(size: float) -> dict[str, jax.Array]:
+    vector = jnp.array([size, -size, 0.0])
+    return {"vector": vector, "matrix": jnp.stack([vector, vector[::-1]])}
+
+
 @pytest.mark.parametrize("size", [0.0, 1e-38, 1e-20, 1e10], ids=str)
 def test_updates_are_finite_for_gradients_of_every_size(optimizer, size):
-    params = {"p": jnp.ones(3)}
-    grads = {"p": jnp.array([size, -size, 0.0])}
-    updates, state = steps(optimizer, [grads] * 3, params)
+    grads = of_size(size)
+    updates, state = steps(optimizer, [grads] * 3, jax.tree.map(jnp.ones_like, grads))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((updates, state)))
+
+
+@pytest.mark.parametrize("size", [1e20, 1e38], ids=str)
+def test_nothing_is_nan_after_a_gradient_whose_square_is_not_finite(optimizer, size):
+    """A second moment may be infinite from then on, and its coordinate stand still."""
+    (_, after), state = steps(optimizer, [of_size(size), of_size(1.0)], jax.tree.map(jnp.ones_like, of_size(1.0)))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(after))
+    floating = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    assert not any(np.any(np.isnan(leaf)) for leaf in floating)
 
 
 def test_a_guard_keeps_the_types_of_its_state(optimizer):

@@ -40,7 +40,8 @@ class Celo2(ArrayRule):
     which the published rule multiplies by zero, and of a third output, which it does not read. The state is 16 bytes a
     param. Untrained, $d$ is Adam's direction without correction of the start.
 
-    The published rule normalizes arrays of rank above 2 over their last two axes; here over all of them.
+    The published rule normalizes arrays of rank above 2 over their last two axes; here over all of them. It leaves
+    embeddings to AdamW as well: here a `Partition` does, with a part for them.
 
     **Arguments:** `key`: draws the weights. `hidden`: units of each hidden layer, at least two. `learning_rate`:
     $\eta$, the root mean square of a step; a meta-parameter, and what to tune. `weight_decay`: $\lambda$.

@@ -75,7 +75,8 @@ class Moments(eqx.Module):
         def average(old: tuple[Array, ...], new: Array, decays: Any) -> tuple[Array, ...]:
             return tuple(decays[i] * value + (1 - decays[i]) * new for i, value in enumerate(old))
 
-        squared = jnp.square(grad)
+        # A gradient above 1.8e19 has no finite square in float32, and what has taken an infinite one is lost for good.
+        squared = jnp.minimum(jnp.square(grad), 1e30)
         seen = squared + 1e-30
         axes = factored_axes(grad.shape)
         by_row, by_column = (seen, seen) if axes is None else (_mean(seen, axis) for axis in axes)

@@ -30,8 +30,8 @@ class Lion(FromOptax):
 class Muon(FromOptax):
     r"""Muon (Jordan et al., 2024): momentum whose matrices are orthogonalized by five Newton-Schulz iterations.
 
-    Arrays of rank other than 2 are left to Adam with Nesterov's momentum, at the same learning rate. A coordinate's
-    step depends on its whole matrix.
+    Arrays of rank other than 2, and empty ones, are left to Adam with Nesterov's momentum, at the same learning rate. A
+    coordinate's step depends on its whole matrix.
     """
 
     per_coordinate: ClassVar[bool] = False
@@ -40,7 +40,18 @@ class Muon(FromOptax):
     momentum: Float[Array, "..."] = _hyperparameter(0.95)
 
     def transformation(self) -> optax.GradientTransformation:
-        return optax.contrib.muon(self.learning_rate, beta=self.momentum, adam_eps_root=UNDER_ROOT)
+        return optax.contrib.muon(
+            self.learning_rate,
+            beta=self.momentum,
+            adam_eps_root=UNDER_ROOT,
+            muon_weight_dimension_numbers=_orthogonalized,
+        )
+
+
+def _orthogonalized(params: Params) -> Params:
+    """Which arrays are matrices; optax's own rule divides by the side of an empty one."""
+    numbers = optax.contrib.MuonDimensionNumbers()
+    return jax.tree.map(lambda leaf: numbers if leaf.ndim == 2 and leaf.size else None, params)
 
 
 class ScheduleFree(FromOptax):
