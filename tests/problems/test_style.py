@@ -143,3 +143,5 @@ def test_gram_ignores_where_things_are():
 def test_sides_that_the_network_cannot_halve_are_refused(network):
     with pytest.raises(ValueError, match=r"12 x 16 pixels.*multiples of 8"):
         StyleTransfer.of(np.zeros((1, 16, 12, 3), np.uint8), load_painting("great_wave", 16), network=network)
+    with pytest.raises(ValueError, match=r"The image is 16 x 12 pixels.*multiples of 8"):
+        StyleTransfer.of(np.zeros((1, 16, 16, 3), np.uint8), np.zeros((12, 16, 3), np.uint8), network=network)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from .base import ProblemFamily
 from .data.pictures import load_painting, load_photographs
 from .data.split import Split
-from .vgg import STRIDE, VGG16
+from .vgg import VGG16, check_sides
 
 STYLE_LAYERS = ("1_1", "2_1", "3_1", "4_1")
 CONTENT_LAYER = "3_3"
@@ -59,11 +59,7 @@ class StyleTransfer(ProblemFamily):
 
     def __check_init__(self) -> None:
         _, height, width, _ = self.photographs.shape
-        if height % STRIDE or width % STRIDE:
-            raise ValueError(
-                f"The photographs are {width} x {height} pixels, but the network halves its input until a side is an"
-                f" {STRIDE}th of it. Crop or resize both sides to multiples of {STRIDE}."
-            )
+        check_sides("The photographs are", height, width)
 
     @classmethod
     def of(
@@ -76,6 +72,8 @@ class StyleTransfer(ProblemFamily):
         """Build the family from pictures as bytes; the painting may have another size than the photographs.
 
         `network`: the embedded VGG16 unless another is given.
+
+        **Raises:** `ValueError` for a side, also of the painting, that is not a multiple of 8.
         """
         network = VGG16.load() if network is None else network
         features = eqx.filter_jit(network)(jnp.asarray(painting, jnp.float32))

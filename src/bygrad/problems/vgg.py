@@ -42,6 +42,7 @@ class VGG16(eqx.Module):
 
     def __call__(self, image: Float[Array, "h w 3"]) -> dict[str, Float[Array, "_ _ _"]]:
         """Return the activation after each convolution, `[h', w', channels]`, of an image with pixels in 0..255."""
+        check_sides("The image is", *image.shape[:2])
         x = (image / 255 - jnp.asarray(_MEAN)) / jnp.asarray(_DEVIATION)
         features = {}
         for number, block in enumerate(BLOCKS):
@@ -52,6 +53,15 @@ class VGG16(eqx.Module):
                 x = _convolve(x, self.weights[layer])
                 x = features[layer] = jax.nn.relu(x + self.biases[layer])
         return features
+
+
+def check_sides(what: str, height: int, width: int) -> None:
+    """Raise `ValueError` for sides that cannot be halved as often as the network does. `what`: "The image is", say."""
+    if height % STRIDE or width % STRIDE:
+        raise ValueError(
+            f"{what} {width} x {height} pixels, but the network halves its input until a side is an {STRIDE}th of it."
+            f" Crop or resize both sides to multiples of {STRIDE}."
+        )
 
 
 def _convolve(image: Float[Array, "h w i"], kernel: Float[Array, "k k i o"]) -> Float[Array, "h w o"]:
