@@ -134,7 +134,7 @@ class HeldOut(ProblemFamily):
         training = differentiable_loss(self.family)(params, instance, key)
         fixed = jax.lax.stop_gradient(params)
         # Another branch of the key: the same one would draw minibatches that are paired with those trained on. One that
-        # no `split` of the key gives either.
+        # no split into fewer than 19,998 keys gives.
         other = None if key is None else jax.random.fold_in(key, 0x4E1D)
         return self.family.held_out_loss(fixed, instance, other) + (training - jax.lax.stop_gradient(training))
 
