@@ -42,6 +42,8 @@ def test_a_row_says_whether_the_paper_is_beaten():
     assert level_row("it", None, 0.5, paper=0.7, at_least=True)["beats_paper"] is False
     assert level_row("it", None, math.inf, paper=0.7)["beats_paper"] is False
     assert level_row("it", 1.0, 0.5)["beats_paper"] is None
+    other = level_row("it", None, 0.5, paper=0.7, comparable=False)
+    assert (other["paper"], other["beats_paper"]) == (0.7, None)
 
 
 def test_a_row_holds_json_values():

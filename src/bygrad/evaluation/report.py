@@ -15,7 +15,8 @@
      "paper_scale": factor on its losses, where its figure has no unit,              # may be missing
      "meta_training": {"steps", "meta_loss", "validation_steps", "validation", "validation_label",
                        "baselines": {"Adam": level, ...}, "rollbacks": [{"step", "reason"}]} | null,
-     "levels": [{"what", "paper", "reach", "ours", "low", "high", "reached"}],       # may be missing
+     "levels": [{"what", "paper", "reach", "ours", "low", "high", "reached",
+                 "beats_paper"}],                                               # may be missing
      "pictures": {"caption", "columns": [title, ...],                                # may be missing
                   "rows": [{"label", "images": [{"shape": [h, w, 3], "data": bytes in base64}, ...]}, ...]},
      "configuration": {...}, "versions": {...}, "machine": ..., "command": ...,

@@ -97,6 +97,7 @@ def _report(task: Task, protocol: Protocol, done: dict[str, Any]) -> dict[str, A
                 ours["low"],
                 ours["high"],
                 paper=_paper(layers, hidden),
+                comparable=False,  # it may be of other images: `OF_IMAGES`
             )
         )
     wins = sum(level["reached"] for level in levels)

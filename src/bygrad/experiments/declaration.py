@@ -16,17 +16,17 @@ Budget = Literal["quick", "paper"]
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """A figure to reach: `measure` of a setting, the paper's own value where it has one, and the value to reach.
+    """A figure to reach: `measure` of a setting, and the value to reach. The paper's own is that of its figure.
 
     `reach` is None where the paper's claim is a failure: then what happens is reported and not judged. `relative`:
-    whether these figures are shares of the best tuned baseline's.
+    whether these figures are shares of the best tuned baseline's. `curve`: of the paper's figure, which is its own.
     """
 
     what: str
     measure: Literal["final", "area"]
-    paper: float | None
     reach: float | None
     relative: bool = False
+    curve: str = "LSTM"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,10 @@ import csv
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
+from .declaration import Level, Setting
+
 _LABELS = {"NAG": "Nesterov", "ADAM": "Adam"}
 _WITHOUT_UNIT = ("fig8L_neuralart_64", "fig8R_neuralart_128")
 """Figures whose axis has no absolute labels: their losses are known up to a factor."""
@@ -46,3 +50,23 @@ def paper_scale(figure: str, best: float) -> float | None:
         return None
     ends = [curve["losses"][-1] for name, curve in paper_curves(figure).items() if not name.startswith("LSTM")]
     return best / min(ends)
+
+
+def paper_level(setting: Setting, level: Level) -> float | None:
+    """Return what a level measures of the paper's own curve, over the setting's window or, where that has no point of
+    the curve, at its end; None without a figure."""
+    if setting.figure is None:
+        return None
+    curves = paper_curves(setting.figure)
+
+    def measured(curve: dict[str, list[float]]) -> float:
+        steps, losses = np.asarray(curve["steps"]), np.asarray(curve["losses"])
+        if level.measure == "area":  # before its first update, the LSTM's curve has no point, and is as after it
+            return float(np.sum(np.interp(np.arange(setting.horizon), steps, losses)))
+        inside = (steps > setting.horizon - setting.final_window) & (steps <= setting.horizon)
+        return float(np.mean(losses[inside]) if np.any(inside) else np.interp(setting.horizon, steps, losses))
+
+    ours = measured(curves[level.curve])
+    if not level.relative:
+        return ours
+    return ours / min(measured(curve) for name, curve in curves.items() if not name.startswith("LSTM"))

@@ -50,7 +50,7 @@ QUADRATIC = Experiment(
             horizon=100,
             final_window=1,
             figure="fig4L_quadratics",
-            levels=(Level("loss after 100 updates", "final", 0.0387, 0.0387),),
+            levels=(Level("loss after 100 updates", "final", 0.0387),),
         ),
     ),
 )
@@ -71,7 +71,7 @@ QUADRATIC_GAUSSIAN = Experiment(
             "quadratic-gaussian",
             horizon=100,
             final_window=1,
-            levels=(Level("sum over 100 steps, pre-update", "area", None, 49.0),),
+            levels=(Level("sum over 100 steps, pre-update", "area", 49.0),),
         ),
     ),
 )

@@ -27,7 +27,7 @@ from ..training import describe, validation_keys
 from ..workflows.folder import Kept, leaving_nothing
 from ..workflows.work import MEASURES, evaluate, meta_training_results, train_or_read, tune
 from .declaration import Experiment, Setting
-from .paper import OF_IMAGES, paper_curves, paper_scale
+from .paper import OF_IMAGES, paper_curves, paper_level, paper_scale
 from .study import Study, Task
 
 
@@ -106,7 +106,7 @@ def _compared(
     if setting.figure is not None:
         results["paper"] = paper_curves(setting.figure)
         results["paper_scale"] = paper_scale(setting.figure, best_baseline(results["optimizers"], "final")[1])
-        if "labels" in results["configuration"]["family"]:
+        if _of_images(results):
             results["convention"] = f"{CONVENTION} {OF_IMAGES}"
     return results
 
@@ -156,6 +156,10 @@ def _best_two(optimizers: dict[str, Any]) -> dict[str, Optimizer]:
     return {row["label"]: with_learning_rate(BASELINES[row["label"]](), row["learning_rate"]) for row in best}
 
 
+def _of_images(results: dict[str, Any]) -> bool:
+    return "labels" in results["configuration"]["family"]
+
+
 def _levels(setting: Setting, results: dict[str, Any], label: str) -> list[dict[str, Any]]:
     rows, learned = [], label.lower()
     for level in setting.levels:
@@ -164,5 +168,7 @@ def _levels(setting: Setting, results: dict[str, Any], label: str) -> list[dict[
         if level.relative:
             ours = ratio_to_best(results["optimizers"], learned, level.measure)[1]._asdict()
         what = f"{setting.title}: {level.what} (best tuned baseline: {rival} {best:.4g})"
-        rows.append(level_row(what, level.reach, ours["mean"], ours["low"], ours["high"], paper=level.paper))
+        paper, comparable = paper_level(setting, level), level.relative or not _of_images(results)
+        found = ours["mean"], ours["low"], ours["high"]
+        rows.append(level_row(what, level.reach, *found, paper=paper, comparable=comparable))
     return rows
