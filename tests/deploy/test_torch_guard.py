@@ -181,6 +181,50 @@ def test_four_losses_in_a_row_above_the_fallbacks_lose_a_trial_whatever_was_befo
     assert (watch.trials, watch.won, watch.trusted, verdicts[-1].moves) == (1, 0, False, "back")
 
 
+def never(step: int) -> bool:
+    return False
+
+
+@pytest.mark.filterwarnings("ignore:The guard was given no loss")
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize(
+    "told",
+    [
+        never,
+        lambda step: step % 5 < 4,
+        lambda step: step % 2 == 0,
+        lambda step: step >= 15,
+        lambda step: step % 40 < 23,
+    ],
+    ids=["never", "most", "half", "late", "in parts"],
+)
+def test_where_losses_are_missing_it_decides_as_in_jax(told, trusted, artifact):
+    """And one that lost does not move the params then."""
+    for name in ("climbs", "is better", "turns", "NaN"):
+        case, ours = CASES[name], parameters()
+        problem, other = Descent(), Descent()
+        optimizer = guarded(artifact, ours, InTorch(case.size, case.turn, case.later), trusted=trusted)
+        with jax.enable_x64(True):
+            learned = InJax(*map(jnp.asarray, (case.size, case.turn, case.later)))
+            guard = bygrad.Guard(learned, bygrad.Adam(0.01), trusted=trusted)
+            theirs = [jnp.asarray(leaf) for leaf in START]
+            state = guard.init(theirs)
+            for step in range(100):
+                value, grads = other.at(*map(np.asarray, theirs))
+                given = value if told(step) else None
+                loss = None if given is None else jnp.asarray(given)
+                theirs, state = step_in_jax(guard, [jnp.asarray(grad) for grad in grads], state, theirs, loss)
+                advance(optimizer, ours, problem, value=given)
+                for left, right in zip(ours, theirs, strict=True):
+                    np.testing.assert_allclose(left.detach(), right, rtol=1e-9, atol=1e-9, err_msg=f"{name}, {step}")
+            assert optimizer.report() == guard.report(state), name
+        report = optimizer.report()
+        if told is never:
+            assert report["learned_steps"] == (0 if name == "NaN" else 100) and report["trials"] == 0
+        elif name == "climbs" and not trusted:
+            assert report["won"] == 0 and report["learned_steps"] <= report["discarded"] + 15 * (not told(0))
+
+
 BAD = {
     "climbs": InTorch(-0.05),
     "random": InTorch(0.3, kind="random"),

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 import bygrad
+from bygrad._core.definitions import REFERENCE, RUN, UNTOLD
 from bygrad.optimizers import SGD, Adam, BestOf, Envelope, Guard, Optimizer, ScheduleFree
 from bygrad.optimizers.base import one_loss
 from bygrad.problems import MLPClassifier, ProblemFamily, find_family
@@ -290,6 +291,76 @@ def test_without_a_loss_it_says_that_it_cannot_compare():
         guard.update(jnp.ones(2), guard.init(jnp.ones(2)), jnp.ones(2))
 
 
+def with_losses(guard: Guard, told: list[bool]) -> tuple[float, Any, list[bool]]:
+    """On a bowl, with a loss where `told`: the last loss, the report, and the calls in which `learned` moved."""
+    traces, moved = [], []
+
+    @jax.jit
+    def step(point, state, value):
+        traces.append(None)
+        updates, state = guard.update(point, state, point, value=value)
+        return point + updates, state
+
+    point = jnp.ones(4)
+    state = guard.init(point)
+    for it in told:
+        before = state.learned_steps
+        point, state = step(point, state, jnp.sum(point**2) if it else None)
+        moved.append(bool(state.learned_steps > before))
+    assert len(traces) == len(set(told))  # one program with a loss, and one without
+    return float(jnp.sum(guard.settled(point, state) ** 2)), guard.report(state), moved
+
+
+@pytest.mark.filterwarnings("ignore:The guard was given no loss")
+@pytest.mark.parametrize("every", [2, 5])
+def test_a_missing_loss_does_not_hand_the_params_to_one_that_lost(every):
+    guard = Guard(SGD(-0.05), SGD(0.01))
+    all_told, report, _ = with_losses(guard, 200 * [True])
+    some_told, other, _ = with_losses(guard, [step % every < every - 1 for step in range(200)])
+    assert report["won"] == other["won"] == 0 and other["trials"] >= 1
+    assert other["learned_steps"] <= other["discarded"] <= 0.1 * 200 + 30
+    assert some_told <= 1.5 * all_told < 0.2
+
+
+@pytest.mark.filterwarnings("ignore:The guard was given no loss")
+@pytest.mark.parametrize(("told", "trials", "lost"), [(1, 1, 0), (8, 1, 1), (15, 1, 1)])
+def test_where_losses_stop_a_trial_is_as_long_as_it_was_to_be_and_is_not_won(told, trials, lost):
+    """In the fallback's part without having shown one, in the same later, and in the learned optimizer's."""
+    _, report, moved = with_losses(Guard(SGD(0.3), SGD(0.01)), told * [True] + 60 * [False])
+    assert (report["trials"], report["won"], report["discarded"]) == (trials, 0, 10 * lost)
+    assert np.flatnonzero(moved).tolist() == lost * list(range(11, 20))
+
+
+@pytest.mark.filterwarnings("ignore:The guard was given no loss")
+def test_a_lead_goes_on_without_losses_and_is_judged_by_the_next_two():
+    for later, rollbacks in ((-0.2, 0), (0.2, 1)):
+        learned, told = TurnsBad(14, later), 25 * [True] + 40 * [False] + 2 * [True]
+        _, report, moved = with_losses(Guard(learned, SGD(0.01)), told)
+        assert (report["won"], report["rollbacks"]) == (1, rollbacks) and all(moved[11:-1])
+        assert (report["discarded"] > 40) == (rollbacks == 1)
+
+
+@pytest.mark.filterwarnings("ignore:The guard was given no loss")
+def test_until_the_first_loss_the_learned_optimizer_moves_and_nothing_of_that_is_taken_back():
+    for trusted in (False, True):
+        guard = Guard(TurnsBad(30, 0.2), SGD(0.01), trusted=trusted)
+        last, report, moved = with_losses(guard, 30 * [False] + 60 * [True])
+        assert all(moved[:30]) and report["won"] == 0
+        assert last < 1e-3 < 4.0 * 0.98**60  # where the fallback would be that has to begin anew
+
+
+@pytest.mark.filterwarnings("ignore:The guard was given no loss")
+def test_without_params_nothing_is_tried():
+    guard, params = Guard(SGD(1.0), SGD(-1.0)), {"a": jnp.ones(4), "b": jnp.ones(())}
+    first = guard.init(params)
+    for phase, trusted, sign in ((UNTOLD, False, -1), (RUN, False, 1), (RUN, True, -1), (REFERENCE, True, 1)):
+        state = eqx.tree_at(lambda it: it.watch.phase, first, jnp.asarray(phase, jnp.int32))
+        state = eqx.tree_at(lambda it: it.watch.trusted, state, jnp.asarray(trusted))
+        updates, state = one_step(guard, params, state, None, None)
+        np.testing.assert_array_equal(updates["a"], sign * np.ones(4))
+        assert int(state.learned_steps) == (sign < 0)
+
+
 @pytest.mark.parametrize(
     ("losses", "won"),
     [
@@ -325,13 +396,16 @@ def test_a_lead_ends_where_the_loss_stops_falling_and_nothing_is_taken_back():
 
 
 class TurnsBad(Optimizer):
-    """Good for 60 steps, then climbs."""
+    """Good for `turn` steps, then climbs."""
+
+    turn: int = eqx.field(static=True, default=60)
+    later: float = eqx.field(static=True, default=0.5)
 
     def init(self, params):
         return jnp.zeros((), jnp.int32)
 
     def update(self, grads, state, params=None, *, value=None, key=None):
-        size = jnp.where(state < 60, -0.5, 0.5)
+        size = jnp.where(state < self.turn, -0.5, self.later)
         return jax.tree.map(lambda grad: size * grad, grads), state + 1
 
 

@@ -42,8 +42,8 @@ POWER_SCALE = 4.0
 """The powers are three numbers against hundreds of weights: so they need not go as far."""
 
 # When a guard lets the learned optimizer move
-RUN, REFERENCE, TRIAL = 0, 1, 2
-"""Phases: one optimizer moves on; the fallback's part of a trial; the learned optimizer's part."""
+RUN, REFERENCE, TRIAL, UNTOLD = 0, 1, 2, 3
+"""Phases: one optimizer moves on; the fallback's part of a trial; the learned optimizer's part; no loss came yet."""
 
 RISE = 3.0
 """Standard errors by which a loss must be above the best for a rise."""

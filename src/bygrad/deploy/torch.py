@@ -405,8 +405,9 @@ class LearnedOptimizer(Optimizer):
 
 
 _NO_LOSS = (
-    "The guard was given no loss, so it cannot compare: until it is, the learned optimizer moves the params, and all"
-    " that is left is that updates are finite. Call step(closure), or step(value=loss)."
+    "The guard was given no loss, so it cannot compare: until the first one, the learned optimizer moves the params,"
+    " and all that is left is that updates are finite; after it, whoever moved them goes on. Call step(closure), or"
+    " step(value=loss)."
 )
 
 

@@ -17,7 +17,7 @@ from .._core.types import Params, State
 from .base import Optimizer, Scheduled, check_parts, declare, one_loss, whole_steps
 from .envelope import Envelope
 from .hand_designed import Adam
-from .trials import REFERENCE, TRIAL, Seen, Steps, Trials, Watch
+from .trials import REFERENCE, RUN, TRIAL, UNTOLD, Seen, Steps, Trials, Watch
 
 
 class GuardState(eqx.Module):
@@ -69,11 +69,18 @@ class Guard(Optimizer, Scheduled):
     errors, and its own is by as much below that of its first window; and no new lowest window is a defeat only after
     $K / \text{share}$ calls. From then on, and until two trials in a row are won, it is judged as above.
 
+    **Calls without a loss:** until the first loss, `learned` moves the params, and nothing is promised but what is
+    always so. Later the verdict in force stands: whoever moved goes on. Such a call counts, so that a trial takes no
+    longer; but it is won only if at least two losses of the last $K/2$ were given, and where none of the fallback's
+    were, the fallback goes on without a trial. Between trials, a window waits for a loss, and under `learned` for two.
+    Without params, a trial waits, and the fallback moves.
+
     What this guarantees, whatever `learned` is:
 
-    - *Cost:* of the first $t$ calls at most $\text{share} \cdot t + 3 K$ are discarded, $K$ the longest window so far;
-      with a horizon, $\text{share}$ of that at most, but for the calls that a return from very far away takes (and a
-      window of four where it is trusted in a run that is too short for trials).
+    - *Cost:* of the first $t$ calls at most $\text{share} \cdot t + 3 K$ are discarded, $K$ the longest window so far,
+      with its waiting for losses; with a horizon, $\text{share}$ of that at most, but for that waiting and the calls
+      that a return from very far away takes (and a window of four where it is trusted in a run that is too short for
+      trials).
     - *Damage:* a loss that rises, or is not finite, lasts for one window. One that stands still lasts as long as
       it has fallen before, or two windows (trusted, $K / \text{share}$ calls) if that is longer.
     - *No worse than the fallback with as many steps:* while `learned` wins no trial, the path taken is the fallback's
@@ -207,7 +214,7 @@ class Guard(Optimizer, Scheduled):
         # What the fallback does in its part of a trial is no part of the learned optimizer's path. Not to take the
         # step, rather than to take it back, leaves a large state in place.
         rests = (nothing, state.learned, jnp.ones((), bool))
-        if state.watch is None or value is None:
+        if state.watch is None:
             ours, learned, intact = step(rests)
         else:
             ours, learned, intact = trees.seldom(state.watch.phase != REFERENCE, step, rests)
@@ -218,9 +225,15 @@ class Guard(Optimizer, Scheduled):
         allowed = inside if self.envelope is not None and self.envelope.action == "fall back" else jnp.asarray(True)
 
         moves, watch, updates = allowed, state.watch, trees.where(allowed, ours, theirs)
-        if state.watch is not None and value is not None and params is not None:
-            good = finite & jnp.isfinite(value)
-            seen = Seen(state.steps, params, value, good, allowed & intact)  # one replaced is not worth a trial
+        if state.watch is not None and params is None:
+            # Where nothing could be taken back, nothing is tried.
+            it = state.watch
+            moves = allowed & ((it.phase == UNTOLD) | ((it.phase == RUN) & it.trusted))
+            updates = trees.where(moves, ours, theirs)
+        elif state.watch is not None and params is not None:
+            told, loss = jnp.asarray(value is not None), jnp.zeros(()) if value is None else value
+            good = finite & jnp.isfinite(loss)
+            seen = Seen(state.steps, params, loss, told, good, allowed & intact)  # one replaced is not worth a trial
             verdict, watch = self.trials.decide(state.watch, seen)
             watch, fallback, updates = watch.moved(verdict, Steps(params, ours, theirs, fallback))
             moves = verdict.learned_moves
@@ -271,9 +284,9 @@ class Guard(Optimizer, Scheduled):
 
 
 _NO_LOSS = (
-    "The guard was given no loss, so it cannot compare: until it is, the learned optimizer moves the params, and all"
-    " that is left is that updates are finite. Call update(grads, state, params, value=loss), inside of transformations"
-    " that pass the value on."
+    "The guard was given no loss, so it cannot compare: until the first one, the learned optimizer moves the params,"
+    " and all that is left is that updates are finite; after it, whoever moved them goes on. Call update(grads,"
+    " state, params, value=loss), inside of transformations that pass the value on."
 )
 
 

@@ -22,6 +22,7 @@ from .._core.definitions import (
     STALE_PART,
     STALE_WINDOWS,
     TRIAL,
+    UNTOLD,
 )
 from .._core.results import Result
 from .._core.types import Params, State
@@ -65,6 +66,10 @@ class Losses(eqx.Module):
         deviation = 0.5 * jnp.pi**0.5 * self.jumps / jnp.maximum(self.count - 1, 1)
         return Level(jnp.where(self.count > 0, self.total / some, HUGE), deviation / jnp.sqrt(some))
 
+    def noise(self) -> Float[Array, ""]:
+        """Return the error of a single one."""
+        return self.level().error * jnp.sqrt(self.count)
+
 
 class Watch(eqx.Module):
     """Where the trials stand.
@@ -72,8 +77,8 @@ class Watch(eqx.Module):
     `point`, `point_state`: where to return to. In the fallback's part of a trial it is the learned optimizer's first
     step, with the fallback's state there; afterwards the fallback's next step from the last good point, with its state.
     `trusted`: whether the learned optimizer moves between trials. `returning`: calls that a return may still take.
-    `length`, `seen`, `losses`: the window. `highest`: loss of the fallback's part, or the first one of a run that the
-    learned optimizer begins; `above`: losses of the learned optimizer's part in a row that were higher. `begin`,
+    `length`, `seen`, `losses`: the window. `highest`: loss of the fallback's part, or the first one of a run
+    that the learned optimizer begins; `above`: losses of its part of a trial in a row that were higher. `begin`,
     `reference`, `best`: the level where the trial began, or that of the first window of such a run; the fallback's;
     the lowest since the learned optimizer moves. `led`, `fell`: calls since then, up to now and up to the lowest
     level. `hold`: no trial before this step. `discarded`: calls that the path taken does not contain. `horizon`: calls
@@ -142,12 +147,13 @@ class Steps(eqx.Module):
 
 
 class Seen(eqx.Module):
-    """What a call shows: the step, the params and the loss there, and whether `good` (loss and gradient are finite) and
-    `allowed` (by the envelope)."""
+    """What a call shows: the step, the params and the loss there, and whether that was `told` at all, whether all is
+    `good` (the gradient is finite, and a loss that was told) and `allowed` (by the envelope)."""
 
     step: Int[Array, ""]
     params: Params
     value: Float[Array, ""]
+    told: Bool[Array, ""]
     good: Bool[Array, ""]
     allowed: Bool[Array, ""]
 
@@ -183,7 +189,7 @@ class Trials(eqx.Module):
         return Watch(
             point=trees.widened(params),
             point_state=fallback_state,
-            phase=count,
+            phase=jnp.full_like(count, UNTOLD),
             trusted=jnp.asarray(self.trusted),
             returning=count,
             length=first,
@@ -208,32 +214,42 @@ class Trials(eqx.Module):
         )
 
     def decide(self, it: Watch, now: Seen) -> tuple[Verdict, Watch]:
-        """Take one call into account; the point stays what it was until `Watch.moved`."""
-        running, in_reference, in_trial = (it.phase == phase for phase in (RUN, REFERENCE, TRIAL))
+        """Take one call into account; the point stays what it was until `Watch.moved`.
+
+        One without a loss counts, so that no part of a trial is longer than it was to be; but what is decided by a loss
+        waits for one, and until the first of all nothing is watched.
+        """
+        begins = (it.phase == UNTOLD) & now.told
+        now_in = jnp.where(begins, RUN, it.phase)
+        running, in_reference, in_trial, untold = (now_in == phase for phase in (RUN, REFERENCE, TRIAL, UNTOLD))
         leads = in_trial | (running & it.trusted)
+        shown = now.told & now.good
         away = it.returning > 0
         arriving = trees.seldom(away, lambda _: ~trees.near(now.params, it.point), away)
         # In float64 where there is one: losses may differ by less than float32 can tell.
         seen, value = it.seen + 1, now.value.astype(it.highest.dtype)
         value = jnp.clip(jnp.nan_to_num(value, nan=HUGE), -HUGE, HUGE)
-        losses = it.losses.add(value, now.good & (2 * seen > it.length))
-        level, ended = losses.level(), seen >= it.length
+        losses = it.losses.add(value, shown & (2 * seen > it.length))
+        level, ended, several = losses.level(), seen >= it.length, losses.count >= 2
+        begin, reference = it.begin, it.reference
 
         # What this call ends, and how.
         favoured = (it.defeats == 0) & self.trusted
-        swap = in_reference & ended
+        # Nothing could be held against a part without a loss: no trial then, and the fallback's path goes on.
+        empty = in_reference & ended & (losses.count == 0) & ~now.told
+        swap = in_reference & ended & ~empty
         failed = leads & ~now.good
-        above = jnp.where(in_trial & (value > it.highest), it.above + 1, 0)
+        above = jnp.where(now.told, jnp.where(value > it.highest, it.above + 1, 0), it.above) * in_trial
         # One low loss may lie before those: it does not make up for them.
         judged = in_trial & ended & now.good & now.allowed & (above < HOPELESS)
-        better = level.clearly_below(it.reference, self.margin)
-        no_worse = favoured & ~it.reference.clearly_below(level, self.margin)
-        won = judged & (better | no_worse) & level.clearly_below(it.begin, self.margin)
+        better = level.clearly_below(reference, self.margin)
+        no_worse = favoured & ~reference.clearly_below(level, self.margin)
+        won = judged & several & (better | no_worse) & level.clearly_below(begin, self.margin)
         lost = in_trial & (~now.allowed | (above >= HOPELESS)) | judged & ~won
-        checked = running & it.trusted & ended & now.good
+        checked = running & it.trusted & ended & shown & several
         # The first window of a run has none before it, but it has its first loss, which is as noisy as the others.
         opening = running & it.trusted & (it.begin.mean >= HUGE)
-        first = Level(it.highest, level.error * jnp.sqrt(losses.count))
+        first = Level(it.highest, losses.noise())
         rose = checked & trees.where(opening, first, it.best).clearly_below(level, RISE)
         anew = won & ~favoured  # a lead that goes on is one
         lower = anew | (won | checked) & (level.mean < it.best.mean)
@@ -244,18 +260,19 @@ class Trials(eqx.Module):
         stalled = checked & ~rose & (led - fell >= jnp.maximum(patience, STALE_PART * led))
         back = failed | lost | rose
         kept = won | checked & ~rose & ~stalled
-        waited = running & ~it.trusted & ended & ~arriving
+        waited = running & ~it.trusted & ended & now.told & ~arriving
 
         start = running & (kept | waited) & now.good & now.allowed & due
-        jumps, good_point = swap | back | arriving, swap | kept
-        highest = jnp.where(in_reference, jnp.maximum(it.highest, value), it.highest)
+        # What was not watched is not to be taken back either.
+        jumps, good_point = swap | back | arriving, swap | kept | empty | (begins & now.good)
+        highest = jnp.where(in_reference & now.told, jnp.maximum(it.highest, value), it.highest)
         verdict = Verdict(
-            learned_moves=leads & now.allowed & ~jumps & ~start & ~stalled,
+            learned_moves=(leads | untold) & now.allowed & ~jumps & ~start & ~stalled,
             jumps=jumps,
             keeps_learned=start,
             keeps_fallback=good_point & ~start,
         )
-        fresh = start | swap | won | back | checked | waited | arriving
+        fresh = start | swap | empty | won | back | checked | waited | arriving | untold
         discarded = jnp.where(won, it.length, jnp.where(back, seen, arriving))
         defeat = back | stalled
         pause = it.length / self.share * PATIENCE ** it.defeats.astype(jnp.float32)
@@ -265,15 +282,15 @@ class Trials(eqx.Module):
         return verdict, Watch(
             point=it.point,
             point_state=it.point_state,
-            phase=jnp.select([start, swap, won | back], [REFERENCE, TRIAL, RUN], it.phase).astype(jnp.int32),
-            trusted=won | (it.trusted & ~defeat & now.allowed),
+            phase=jnp.select([start, swap, won | back | empty], [REFERENCE, TRIAL, RUN], now_in).astype(jnp.int32),
+            trusted=won | (it.trusted & ~defeat & (now.allowed | untold)),
             returning=jnp.where(back, RETURNS, jnp.where(arriving, it.returning - 1, 0)).astype(jnp.int32),
             length=jnp.where(start, length, it.length),
             seen=jnp.where(fresh, 0, seen),
             losses=trees.where(fresh, Losses.none(), losses),
             highest=jnp.where(start | opening & (led == 1), value, highest),
             above=above.astype(jnp.int32),
-            begin=trees.where(start & ~favoured | opening & ended, level, it.begin),
+            begin=trees.where(start & ~favoured | opening & checked, level, it.begin),
             reference=trees.where(swap, level, it.reference),
             best=trees.where(lower, level, it.best),
             led=led.astype(jnp.int32),

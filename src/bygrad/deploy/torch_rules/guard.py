@@ -136,10 +136,9 @@ class Guard(Rule, Scheduled):
             theirs = [torch.zeros_like(point) for point in wide]
             fallback = [_part(_FALLBACK, state) for state in states]
 
-        judged = self.judges and value is not None
         intact, ours = True, theirs
         # What the fallback does in its part of a trial is no part of the learned rule's path.
-        if not (judged and watch.phase == REFERENCE):
+        if watch.phase != REFERENCE:
             learned = [_part(_LEARNED, state) for state in states]
             moved = _steps(self.learned, shown, learned, params, value, rates)
             intact = _sound(moved, learned, params)
@@ -156,10 +155,9 @@ class Guard(Rule, Scheduled):
         allowed = inside or self.envelope is None or self.envelope.action != "fall back"
 
         moves, updates = allowed, ours if allowed else theirs
-        if judged:
-            assert value is not None
-            loss = float(_averaged(value, params) if self._together else value)
-            good = finite and math.isfinite(loss)
+        if self.judges:
+            loss = None if value is None else float(_averaged(value, params) if self._together else value)
+            good = finite and (loss is None or math.isfinite(loss))
             verdict = self._trials.decide(watch, counts.steps, loss, good, allowed and intact)
             moves, updates, here = verdict.moves == "learned", ours if verdict.moves == "learned" else theirs, fallback
             points = [state[_POINT] for state in states]

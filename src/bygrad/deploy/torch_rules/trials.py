@@ -16,6 +16,7 @@ from ..._core.definitions import (
     STALE_PART,
     STALE_WINDOWS,
     TRIAL,
+    UNTOLD,
 )
 from ..._core.results import Result
 
@@ -49,6 +50,10 @@ class Losses:
             return Level(HUGE)
         deviation = 0.5 * math.pi**0.5 * self.jumps / max(self.count - 1, 1)
         return Level(self.total / self.count, deviation / self.count**0.5)
+
+    def noise(self) -> float:
+        """Return the error of a single one."""
+        return self.level().error * self.count**0.5
 
 
 @dataclass
@@ -98,17 +103,26 @@ class Trials(NamedTuple):
     def begin(self) -> Watch:
         """Return what a run begins with."""
         first = min(max(SHORTEST, self.length(0)), self.window)  # as in JAX
-        return Watch(trusted=True, length=first) if self.trusted else Watch()
+        return Watch(UNTOLD, trusted=True, length=first) if self.trusted else Watch(UNTOLD)
 
-    def decide(self, it: Watch, step: int, value: float, good: bool, allowed: bool) -> Verdict:
-        """Take one call into account: change `it` and say what happens. `good`: loss and gradient are finite."""
+    def decide(self, it: Watch, step: int, value: float | None, good: bool, allowed: bool) -> Verdict:
+        """Take one call into account: change `it` and say what happens. `value`: the loss, if one was given. `good`:
+        the gradient is finite, and such a loss as well."""
+        if it.phase == UNTOLD:
+            if value is None:
+                return Verdict("learned" if allowed else "fallback")
+            it.phase = RUN
+            verdict = self.decide(it, step, value, good, allowed)
+            # What was not watched is not to be taken back either.
+            return verdict._replace(keeps=verdict.keeps or "fallback") if good else verdict
         it.seen += 1
-        value = min(max(value, -HUGE), HUGE) if value == value else HUGE
-        if good and 2 * it.seen > it.length:
-            it.losses.add(value)
+        if value is not None:
+            value = min(max(value, -HUGE), HUGE) if value == value else HUGE
+            if good and 2 * it.seen > it.length:
+                it.losses.add(value)
         if it.phase == REFERENCE:
             it.trusted &= allowed
-            return self._reference(it, value)
+            return self._reference(it, value, good)
         if it.phase == TRIAL:
             return self._trial(it, step, value, good, allowed)
         if it.trusted:
@@ -117,21 +131,29 @@ class Trials(NamedTuple):
             return self._pause(it, step, value, good and allowed)
         return Verdict("fallback")
 
-    def _reference(self, it: Watch, value: float) -> Verdict:
-        it.highest = max(it.highest, value)
+    def _reference(self, it: Watch, value: float | None, good: bool) -> Verdict:
+        if value is not None:
+            it.highest = max(it.highest, value)
         if it.seen < it.length:
             return Verdict("fallback")
+        if value is None and not it.losses.count:
+            # Nothing could be held against a part without a loss: no trial then, and the fallback's path goes on.
+            it.phase = RUN
+            self._anew(it)
+            return Verdict("fallback", "fallback")
         it.reference, it.phase = it.losses.level(), TRIAL
         self._anew(it)
         return Verdict("back", "fallback")
 
-    def _trial(self, it: Watch, step: int, value: float, good: bool, allowed: bool) -> Verdict:
-        it.above = it.above + 1 if value > it.highest else 0
+    def _trial(self, it: Watch, step: int, value: float | None, good: bool, allowed: bool) -> Verdict:
+        if value is not None:
+            it.above = it.above + 1 if value > it.highest else 0
         ended = it.seen >= it.length and good and allowed and it.above < HOPELESS
-        level = it.losses.level()
-        better, favoured = level.clearly_below(it.reference, self.margin), self._favours(it)
-        no_worse = favoured and not it.reference.clearly_below(level, self.margin)
-        if ended and (better or no_worse) and level.clearly_below(it.begin, self.margin):
+        level, several = it.losses.level(), it.losses.count >= 2
+        begin, reference = it.begin, it.reference
+        better, favoured = level.clearly_below(reference, self.margin), self._favours(it)
+        no_worse = favoured and not reference.clearly_below(level, self.margin)
+        if ended and several and (better or no_worse) and level.clearly_below(begin, self.margin):
             it.defeats = 0 if it.trusted else it.defeats
             it.phase, it.trusted = RUN, True
             it.led = it.led if favoured else 0  # a lead that goes on is one
@@ -145,20 +167,20 @@ class Trials(NamedTuple):
             return self._return(it, step, Result.LEARNED_LOST if good else Result.NOT_FINITE)
         return Verdict("learned")
 
-    def _lead(self, it: Watch, step: int, value: float, good: bool, allowed: bool) -> Verdict:
+    def _lead(self, it: Watch, step: int, value: float | None, good: bool, allowed: bool) -> Verdict:
         it.led += 1
         opening = it.begin.mean >= HUGE
-        it.highest = value if opening and it.led == 1 else it.highest
+        it.highest = value if opening and it.led == 1 and value is not None else it.highest
         if not good:
             it.rollbacks += 1
             return self._return(it, step, Result.NOT_FINITE)
-        if it.seen < it.length:
+        if it.seen < it.length or value is None or it.losses.count < 2:
             it.trusted = allowed
             return Verdict("learned" if allowed else "fallback")
         level = it.losses.level()
         before = it.best
         if opening:
-            before, it.begin = Level(it.highest, level.error * it.losses.count**0.5), level
+            before, it.begin = Level(it.highest, it.losses.noise()), level
         if before.clearly_below(level, RISE):
             it.rollbacks += 1
             return self._return(it, step, Result.LOSS_ROSE)
@@ -180,7 +202,9 @@ class Trials(NamedTuple):
         """Whether the learned rule has the benefit of the doubt."""
         return self.trusted and it.defeats == 0
 
-    def _pause(self, it: Watch, step: int, value: float, good: bool) -> Verdict:
+    def _pause(self, it: Watch, step: int, value: float | None, good: bool) -> Verdict:
+        if value is None:
+            return Verdict("fallback")
         if good and self._starts(it, step, value):
             return Verdict("fallback", "learned")
         self._anew(it)
