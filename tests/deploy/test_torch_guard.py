@@ -181,6 +181,18 @@ def test_four_losses_in_a_row_above_the_fallbacks_lose_a_trial_whatever_was_befo
     assert (watch.trials, watch.won, watch.trusted, verdicts[-1].moves) == (1, 0, False, "back")
 
 
+def test_one_loss_where_the_first_trial_begins_is_as_noisy_as_the_others():
+    """As `tests/optimizers/test_trials.py` has it."""
+    trials, rng, won, runs = torch_trials.Trials(10, 0.1, 2.0, 0.02), np.random.default_rng(0), 0, 1_000
+    means = np.array([1.0] + 10 * [6.0] + 10 * [1.0])
+    for losses in means + 0.5 * rng.standard_normal((runs, means.size)):
+        watch = trials.begin()
+        for step, loss in enumerate(losses.tolist()):
+            trials.decide(watch, step, loss, good=True, allowed=True)
+        won += watch.won
+    assert won <= 0.045 * runs
+
+
 def never(step: int) -> bool:
     return False
 

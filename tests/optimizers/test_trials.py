@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from bygrad._core.definitions import REFERENCE
-from bygrad.optimizers.trials import Seen, Trials, Watch
+from bygrad.optimizers.trials import Level, Seen, Trials, Watch
 
 
 def decided(trials: Trials, losses: jax.Array, told: jax.Array | None = None) -> Watch:
@@ -18,6 +18,22 @@ def decided(trials: Trials, losses: jax.Array, told: jax.Array | None = None) ->
 
     told = jnp.ones(losses.shape, bool) if told is None else told
     return jax.lax.scan(step, trials.init(point, ()), (jnp.arange(losses.size), losses, told))[0]
+
+
+def test_one_loss_where_the_first_trial_begins_is_as_noisy_as_the_others():
+    """The fallback climbs, and one that stands still is not to win because the loss before the trial was a high one."""
+    trials, runs = Trials(10, 0.1, 2.0, 0.02, jnp.zeros((), jnp.int32)), 4_000
+    means = jnp.array([1.0] + 10 * [6.0] + 10 * [1.0])
+    losses = means + 0.5 * jax.random.normal(jax.random.key(0), (runs, means.size))
+    watch = jax.jit(jax.vmap(lambda it: decided(trials, it)))(losses)
+    assert int(watch.trials.min()) == 1 and int(watch.won.sum()) <= 0.04 * runs  # 21 %, were that loss exact
+    better = losses.at[:, 11:].add(-3.0)
+    assert int(jax.jit(jax.vmap(lambda it: decided(trials, it)))(better).won.sum()) >= 0.95 * runs
+
+
+def test_a_level_has_the_error_of_others_only_where_it_has_none():
+    one, error = Level(jnp.asarray(1.0), jnp.asarray(0.0)), jnp.asarray(0.5)
+    assert one.or_error(error).error == 0.5 and Level(one.mean, jnp.asarray(0.1)).or_error(error).error < 0.2
 
 
 def test_a_call_without_a_loss_is_neither_above_nor_below():

@@ -41,6 +41,10 @@ class Level(eqx.Module):
         """Whether it is lower by more than `margin` standard errors of the difference."""
         return self.mean + margin * (self.error + other.error) < other.mean
 
+    def or_error(self, error: Float[Array, ""]) -> "Level":
+        """Return it with this error where it has none of its own: a single loss shows nothing of its noise."""
+        return Level(self.mean, jnp.where(self.error > 0, self.error, error))
+
 
 class Losses(eqx.Module):
     """Losses one after the other: how many, their sum, the last one, and the sum of the jumps between them."""
@@ -231,7 +235,7 @@ class Trials(eqx.Module):
         value = jnp.clip(jnp.nan_to_num(value, nan=HUGE), -HUGE, HUGE)
         losses = it.losses.add(value, shown & (2 * seen > it.length))
         level, ended, several = losses.level(), seen >= it.length, losses.count >= 2
-        begin, reference = it.begin, it.reference
+        begin, reference = (one.or_error(losses.noise()) for one in (it.begin, it.reference))
 
         # What this call ends, and how.
         favoured = (it.defeats == 0) & self.trusted

@@ -31,6 +31,9 @@ class Level:
     def clearly_below(self, other: "Level", margin: float) -> bool:
         return self.mean + margin * (self.error + other.error) < other.mean
 
+    def or_error(self, error: float) -> "Level":
+        return self if self.error > 0 else Level(self.mean, error)
+
 
 @dataclass
 class Losses:
@@ -150,7 +153,7 @@ class Trials(NamedTuple):
             it.above = it.above + 1 if value > it.highest else 0
         ended = it.seen >= it.length and good and allowed and it.above < HOPELESS
         level, several = it.losses.level(), it.losses.count >= 2
-        begin, reference = it.begin, it.reference
+        begin, reference = (one.or_error(it.losses.noise()) for one in (it.begin, it.reference))
         better, favoured = level.clearly_below(reference, self.margin), self._favours(it)
         no_worse = favoured and not reference.clearly_below(level, self.margin)
         if ended and several and (better or no_worse) and level.clearly_below(begin, self.margin):
