@@ -193,6 +193,14 @@ def test_one_loss_where_the_first_trial_begins_is_as_noisy_as_the_others():
     assert won <= 0.045 * runs
 
 
+def test_a_loss_that_is_not_finite_is_no_level_that_others_could_lie_below():
+    trials = torch_trials.Trials(10, 0.1, 0.0, 0.02)
+    watch = trials.begin()
+    for step, loss in enumerate([1.0] + 3 * [1.0] + [np.nan] + 6 * [1.0] + 4 * [1.5]):
+        trials.decide(watch, step, loss, good=bool(np.isfinite(loss)), allowed=True)
+    assert (watch.highest, watch.defeats, watch.discarded) == (1.0, 1, 4)
+
+
 def never(step: int) -> bool:
     return False
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from bygrad._core.definitions import REFERENCE
 from bygrad.optimizers.trials import Level, Seen, Trials, Watch
@@ -34,6 +35,15 @@ def test_one_loss_where_the_first_trial_begins_is_as_noisy_as_the_others():
 def test_a_level_has_the_error_of_others_only_where_it_has_none():
     one, error = Level(jnp.asarray(1.0), jnp.asarray(0.0)), jnp.asarray(0.5)
     assert one.or_error(error).error == 0.5 and Level(one.mean, jnp.asarray(0.1)).or_error(error).error < 0.2
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_loss_that_is_not_finite_is_no_level_that_others_could_lie_below(bad):
+    trials = Trials(10, 0.1, 0.0, 0.02, jnp.zeros((), jnp.int32))
+    losses = jnp.array([1.0] + 3 * [1.0] + [bad] + 6 * [1.0] + 4 * [1.5])
+    watch = decided(trials, losses)
+    assert float(decided(trials, losses[:10]).highest) == 1.0
+    assert (int(watch.defeats), int(watch.discarded)) == (1, 4)  # as soon as four lie above
 
 
 def test_a_call_without_a_loss_is_neither_above_nor_below():

@@ -81,7 +81,7 @@ class Watch(eqx.Module):
     `point`, `point_state`: where to return to. In the fallback's part of a trial it is the learned optimizer's first
     step, with the fallback's state there; afterwards the fallback's next step from the last good point, with its state.
     `trusted`: whether the learned optimizer moves between trials. `returning`: calls that a return may still take.
-    `length`, `seen`, `losses`: the window. `highest`: loss of the fallback's part, or the first one of a run
+    `length`, `seen`, `losses`: the window. `highest`: finite loss of the fallback's part, or the first one of a run
     that the learned optimizer begins; `above`: losses of its part of a trial in a row that were higher. `begin`,
     `reference`, `best`: the level where the trial began, or that of the first window of such a run; the fallback's;
     the lowest since the learned optimizer moves. `led`, `fell`: calls since then, up to now and up to the lowest
@@ -269,7 +269,7 @@ class Trials(eqx.Module):
         start = running & (kept | waited) & now.good & now.allowed & due
         # What was not watched is not to be taken back either.
         jumps, good_point = swap | back | arriving, swap | kept | empty | (begins & now.good)
-        highest = jnp.where(in_reference & now.told, jnp.maximum(it.highest, value), it.highest)
+        highest = jnp.where(in_reference & shown, jnp.maximum(it.highest, value), it.highest)
         verdict = Verdict(
             learned_moves=(leads | untold) & now.allowed & ~jumps & ~start & ~stalled,
             jumps=jumps,

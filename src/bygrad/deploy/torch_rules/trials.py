@@ -135,7 +135,7 @@ class Trials(NamedTuple):
         return Verdict("fallback")
 
     def _reference(self, it: Watch, value: float | None, good: bool) -> Verdict:
-        if value is not None:
+        if good and value is not None:
             it.highest = max(it.highest, value)
         if it.seen < it.length:
             return Verdict("fallback")
