@@ -245,6 +245,16 @@ def test_where_losses_are_missing_it_decides_as_in_jax(told, trusted, artifact):
             assert report["won"] == 0 and report["learned_steps"] <= report["discarded"] + 15 * (not told(0))
 
 
+def test_a_gradient_that_is_not_finite_is_a_defeat_where_the_learned_rule_leads(artifact):
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = guarded(artifact, [param], InTorch(0.1), trusted=True, fallback=InTorch(0.0))
+    for grad in (1.0, 1.0, float("nan")):
+        param.grad = torch.full((2,), grad)
+        optimizer.step(value=1.0)
+    assert bool((param == 1).all())
+    assert optimizer.report()["reason"].startswith("A loss or gradient of the learned optimizer was not finite")
+
+
 BAD = {
     "climbs": InTorch(-0.05),
     "random": InTorch(0.3, kind="random"),

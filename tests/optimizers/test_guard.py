@@ -361,6 +361,18 @@ def test_without_params_nothing_is_tried():
         assert int(state.learned_steps) == (sign < 0)
 
 
+def test_a_gradient_that_is_not_finite_is_a_defeat_where_the_learned_optimizer_leads():
+    params = {"a": jnp.ones(4), "b": jnp.ones(())}
+    guard = Guard(SGD(0.1), SGD(0.0), trusted=True)
+    state, point = guard.init(params), params
+    for grad in (1.0, 1.0, jnp.nan):
+        grads = jax.tree.map(lambda leaf, grad=grad: grad * jnp.ones_like(leaf), params)
+        updates, state = one_step(guard, grads, state, point, jnp.asarray(1.0))
+        point = jax.tree.map(jnp.add, point, updates)
+    np.testing.assert_allclose(point["a"], params["a"])
+    assert guard.report(state)["reason"].startswith("A loss or gradient of the learned optimizer was not finite")
+
+
 @pytest.mark.parametrize(
     ("losses", "won"),
     [

@@ -46,8 +46,9 @@ class Guard(Optimizer, Scheduled):
     r"""Lets `learned` move the params while it shows that it is better than `fallback`.
 
     **Always:** updates and states are finite, whatever gradients, params, values and `learned` are. A call with
-    gradients that are not finite moves nothing; where an output or state of `learned` is not finite, the fallback's
-    step is taken and `learned` starts afresh; where the fallback's is not, the update is zero.
+    gradients that are not finite moves nothing, or, where losses are given and `learned` leads, is its defeat: the
+    params return to the last good point. Where an output or state of `learned` is not finite, the fallback's step is
+    taken and `learned` starts afresh; where the fallback's is not, the update is zero.
 
     **With losses** (`value=` and `params`)**:** at the start, and then rarely, there is a *trial*. From one point the
     fallback takes $K$ steps; then, from the same point, the learned optimizer does. It goes on if the mean of its last
