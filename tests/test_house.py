@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "bygrad"
+HOUSE = Path(__file__).parents[1]
+SOURCE = HOUSE / "src" / "bygrad"
 
 # A room imports only rooms above it in this list; in any room, `_core` is above.
 ROOMS = (
@@ -247,3 +248,11 @@ def test_no_room_starts_jax_by_being_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_test_module_that_cannot_be_imported_is_an_error(tmp_path: Path) -> None:
+    module = tmp_path / "test_gone.py"
+    module.write_text("from bygrad import nothing_of_this_name\n\n\ndef test_nothing():\n    pass\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(HOUSE / "pyproject.toml")]
+    done = subprocess.run([*command, str(module)], capture_output=True, text=True)
+    assert done.returncode == pytest.ExitCode.INTERRUPTED and "cannot import name" in done.stdout, done.stdout
