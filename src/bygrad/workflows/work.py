@@ -53,10 +53,10 @@ METATRAINING = "metatraining"
 MEASURES = {"area": "area", "final": "final loss"}
 
 PIECE = 100
-"""Steps whose gradients are looked at together."""
+"""Steps at most whose gradients are looked at together."""
 
 ENTRIES = 10_000_000
-"""Gradient entries at most that are looked at in all."""
+"""Gradient entries at most that are looked at in all, and held at a time, but for those of a single step."""
 
 RUNS = 4
 """On how many instances."""
@@ -212,8 +212,10 @@ def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) 
 def _gradient_sizes(optimizer: Optimizer, family: ProblemFamily, keys: Any, recipe: Recipe) -> np.ndarray:
     """Run in pieces, and of large ones look at some entries, so that a long run does not fill the memory."""
     rng, inner, sizes = np.random.default_rng(recipe.seed), begin(optimizer, family, keys), []
-    pieces = [PIECE] * (recipe.horizon // PIECE) + [recipe.horizon % PIECE] * (recipe.horizon % PIECE > 0)
-    for steps in pieces:
+    of_a_step = sum(leaf.size for leaf in jax.tree.leaves(inner.params))
+    piece = max(1, min(PIECE, ENTRIES // of_a_step))
+    for done in range(0, recipe.horizon, piece):
+        steps = min(piece, recipe.horizon - done)
         inner, seen = _grads(optimizer, family, inner, steps)
         entries = np.concatenate([np.abs(np.ravel(leaf)) for leaf in jax.tree.leaves(seen)])
         most = ENTRIES * steps // recipe.horizon

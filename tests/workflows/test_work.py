@@ -1,0 +1,30 @@
+"""What the commands do beyond one function call."""
+
+import numpy as np
+import pytest
+
+from bygrad.optimizers import SGD
+from bygrad.problems import Quadratic
+from bygrad.training import Recipe
+from bygrad.workflows import work
+
+
+@pytest.mark.parametrize(("entries", "pieces"), [(10_000, [100, 30]), (400, [10] * 13), (7, [1] * 130)])
+def test_of_many_params_the_gradients_of_fewer_steps_are_held_together(entries, pieces, monkeypatch):
+    """Ten params of four instances are forty entries a step."""
+    taken, grads = [], work._grads
+
+    def spied(optimizer, family, inner, steps):
+        taken.append(steps)
+        return grads(optimizer, family, inner, steps)
+
+    recipe = Recipe(horizon=130, truncation=10)
+    whole = work.gradient_scale(SGD(0.01), Quadratic(10), recipe)
+    monkeypatch.setattr(work, "_grads", spied)
+    monkeypatch.setattr(work, "ENTRIES", entries)
+    found = work.gradient_scale(SGD(0.01), Quadratic(10), recipe)
+    assert taken == pieces
+    if entries >= 130 * 40:  # all are looked at
+        assert found == whole
+    elif entries == 400:
+        np.testing.assert_allclose(found["0.5"], whole["0.5"], rtol=0.5)
