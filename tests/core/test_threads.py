@@ -1,12 +1,14 @@
 """Threads for long calls: Ctrl-C does not wait for them, and they compute as the thread that asks does."""
 
+import os
+import signal
 import threading
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from bygrad._core.threads import Threads, in_thread
+from bygrad._core.threads import Threads, in_thread, interruptible
 
 
 def test_calls_compute_in_the_precision_of_who_asks():
@@ -49,3 +51,17 @@ def test_who_is_asked_to_stop_does_not_wait():
     with pytest.raises(KeyboardInterrupt):
         in_thread(over.wait, 60, asked=lambda: True)
     over.set()
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_ctrl_c_is_a_request_but_for_who_ignores_it(ignored):
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    try:
+        with interruptible() as asked:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert asked() is not ignored
+        assert signal.getsignal(signal.SIGINT) is (signal.SIG_IGN if ignored else signal.default_int_handler)
+        with interruptible() as asked:
+            assert in_thread(interruptible().__enter__)() is asked() is False
+    finally:
+        signal.signal(signal.SIGINT, handler)

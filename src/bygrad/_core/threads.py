@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
@@ -52,7 +53,11 @@ def in_thread(call: Callable[..., Result], *arguments: Any, asked: Callable[[], 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a request, which the caller looks for where it can stop; a second one interrupts."""
+    """Turn the first Ctrl-C into a request, which the caller looks for where it can stop; a second one interrupts.
+
+    Where the process ignores it, as what a script runs in the background does, or another program's handler is in
+    place, that stays.
+    """
     asked = False
 
     def ask(number: int, frame: Any) -> None:
@@ -61,11 +66,12 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked = True
 
-    try:
-        previous = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not the main thread: there are no signals to catch
+    # Outside of the main thread there are no signals to catch.
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         yield lambda: False
         return
+    previous = signal.signal(signal.SIGINT, ask)
     try:
         yield lambda: asked
     finally:
