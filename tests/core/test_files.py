@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bygrad._core import files
 from bygrad._core.files import (
     join_arrays_atomically,
     locked,
@@ -168,6 +169,26 @@ def test_a_lock_ends_with_the_process_that_holds_it(tmp_path: Path):
         process.kill()
     with locked(path, shared=True), locked(path, shared=True), pytest.raises(BlockingIOError), locked(path):
         pass
+    with locked(path):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no locks on Windows")
+@pytest.mark.parametrize("again", [False, True])
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(again, tmp_path: Path, monkeypatch):
+    """Between opening and locking it, who held it takes it away, and perhaps another makes one of the same name."""
+    path, flock = tmp_path / "lock", files.fcntl.flock
+
+    def late(*arguments: object) -> None:
+        path.unlink()
+        if again:
+            path.touch()
+        flock(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(BlockingIOError, match="Another process holds"):
+        patch.setattr(files.fcntl, "flock", late)
+        with locked(path):
+            pass
     with locked(path):
         pass
 

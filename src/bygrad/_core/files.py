@@ -135,7 +135,10 @@ def locked(path: Path, shared: bool = False) -> Iterator[None]:
     with path.open("ab+") as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+            # Who held it may have removed it meanwhile: a lock on a file without that name keeps nobody out.
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise BlockingIOError("It is another file by now.")
+        except (BlockingIOError, FileNotFoundError, PermissionError) as error:
             raise BlockingIOError(f"Another process holds {path}.") from error
         except OSError:  # a file system without locks
             pass
