@@ -29,6 +29,8 @@ def test_bytes_and_text_arrive(tmp_path: Path):
     path = tmp_path / "new" / "folder" / "file"
     write_atomically(path, b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff"
+    write_atomically(path, b"\x00", memoryview(b"\xff"))
+    assert path.read_bytes() == b"\x00\xff"
     write_text_atomically(path, "θ")
     assert path.read_text(encoding="utf-8") == "θ"
     write_arrays_atomically(path, {"x/a": np.arange(3), "cost": np.float64(2)})

@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from bygrad.training import CheckpointError, checkpoint
 
@@ -29,6 +31,11 @@ def state(seed: int = 0) -> dict[str, object]:
         "flag": jnp.asarray(True),
         "keys": jax.random.split(jax.random.key(seed), 2),
     }
+
+
+def of_every_kind() -> dict[str, jax.Array]:
+    dtypes = (np.bool_, np.uint8, np.int8, np.uint16, np.float16, np.int32, np.uint32, np.complex64)
+    return {np.dtype(dtype).name: jnp.arange(3).astype(dtype) for dtype in dtypes}
 
 
 def raw(leaf: jax.Array) -> tuple:
@@ -59,6 +66,25 @@ def test_everything_comes_back(path):
     np.testing.assert_array_equal(  # a restored key draws what the key would have drawn
         jax.random.normal(restored["keys"][0], (3,)), jax.random.normal(state()["keys"][0], (3,))
     )
+
+
+def test_it_is_the_file_that_safetensors_writes_but_not_held_in_memory(tmp_path):
+    path, tree = tmp_path / "state", {"a": jnp.zeros((1000, 1000), jnp.float32), **of_every_kind()}
+    tracemalloc.start()
+    checkpoint.save(path, tree, INFO)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < tree["a"].nbytes / 10
+    found = safetensors.numpy.load_file(path)
+    assert list(found) and same(
+        {name: jnp.asarray(leaf) for name, leaf in found.items()}, jax.tree.map(jnp.asarray, tree)
+    )
+    # Every number begins at a multiple of its size.
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    del header["__metadata__"]
+    assert all((8 + length + it["data_offsets"][0]) % found[name].itemsize == 0 for name, it in header.items())
 
 
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 100, -1], ids=str)

@@ -17,8 +17,8 @@ if sys.platform != "win32":
     import fcntl
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the new one, never a mixture.
+def write_atomically(path: str | os.PathLike[str], *data: bytes | memoryview) -> None:
+    """Write `data`, one after the other, to `path` so that a reader sees the old file or the new one, never a mixture.
 
     The bytes go to a temporary file beside `path`, reach the disk (`fsync`), and only then take the name; the
     folder is synchronized last, so that the name survives a power cut as well.
@@ -27,7 +27,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     and the temporary one removed.
     """
     with _whole_or_absent(Path(path)) as file:
-        file.write(data)
+        file.writelines(data)
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:

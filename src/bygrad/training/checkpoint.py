@@ -23,12 +23,22 @@ class CheckpointError(ValueError):
 
 
 def save(path: Path, tree: PyTree, info: dict[str, Any]) -> None:
-    """Write every array of `tree` under its path, and `info` (JSON) beside them, atomically."""
+    """Write every array of `tree` under its path, and `info` (JSON) beside them, atomically.
+
+    As safetensors, but array by array: `safetensors.numpy.save` would hold the whole file in memory as well.
+    """
     tensors = {name: _to_numpy(leaf) for name, leaf in trees.named_leaves(tree).items()}
     text = json.dumps(info)
     seal = hashlib.sha256(text.encode()).hexdigest()
-    metadata = {"info": text, "info_sha256": seal, "sha256": _digest(tensors, text)}
-    write_atomically(path, safetensors.numpy.save(tensors, metadata=metadata))
+    header: dict[str, Any] = {"__metadata__": {"info": text, "info_sha256": seal, "sha256": _digest(tensors, text)}}
+    order, end = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize), 0  # large numbers first: all aligned
+    for name in order:
+        array = tensors[name]
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": _code(array.dtype), "shape": array.shape, "data_offsets": (start, end)}
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    write_atomically(path, len(head).to_bytes(8, "little"), head, *(_bytes(tensors[name]) for name in order))
 
 
 def read_info(path: Path, data: bytes | None = None) -> dict[str, Any]:
@@ -119,6 +129,15 @@ def _to_numpy(leaf: jax.Array) -> np.ndarray:
     return np.ascontiguousarray(leaf).reshape(leaf.shape)
 
 
+def _bytes(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _code(dtype: np.dtype) -> str:
+    """The name that safetensors has for a dtype."""
+    return "BOOL" if dtype.kind == "b" else f"{dtype.kind.upper()}{8 * dtype.itemsize}"
+
+
 def _metadata(data: bytes) -> dict[str, str]:
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length])["__metadata__"]
@@ -128,5 +147,5 @@ def _digest(tensors: dict[str, np.ndarray], info: str) -> str:
     digest = hashlib.sha256(info.encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape} ".encode())
-        digest.update(tensors[name].tobytes())
+        digest.update(_bytes(tensors[name]))
     return digest.hexdigest()
