@@ -12,7 +12,7 @@ import pytest
 from bygrad.metagrads import Replay, choose_coordinates
 from bygrad.optimizers import LSTM, Adam
 from bygrad.problems import MLPClassifier, ProblemFamily
-from bygrad.unroll import Windows, rollout
+from bygrad.unroll import Windows, rollout, step_keys
 
 Choice = Callable[[jax.Array, int, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -183,3 +183,13 @@ def test_small_cotangents_in_half_precision_are_not_taken_for_none():
         for share in (1.0, 0.9)
     )
     np.testing.assert_allclose(part, exact, rtol=0.5, atol=0.2 * float(jnp.max(jnp.abs(exact))))
+
+
+def test_coordinates_are_not_drawn_from_a_key_of_the_next_step(windows, monkeypatch):
+    drawn, optimizer = [], LSTM(jax.random.key(0), (2,))
+    monkeypatch.setattr(Replay, "_replay", lambda *_, keys: drawn.append(keys))
+    state = Replay().init(optimizer, windows, jax.random.key(1))
+    _, end = Replay(0.5).estimate(optimizer, windows, state)
+    data = jax.random.key_data
+    for used in jax.vmap(step_keys)(end.key, end.step):
+        assert not np.any(np.all(data(used) == data(drawn[0]), axis=-1))

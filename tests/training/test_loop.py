@@ -30,8 +30,8 @@ from bygrad.metagrads import (
 )
 from bygrad.optimizers import LSTM, SGD, AdamWCosine, Nesterov, Optimizer, to_portable
 from bygrad.problems import HeldOut, Mixture, ProblemFamily, Quadratic
-from bygrad.training import Event, MetaTrained, Recipe, RolledBack, Stepped, Validated, Warned, meta_train
-from bygrad.training.advice import of_what_was_learned
+from bygrad.training import Event, MetaTrained, Recipe, RolledBack, Stepped, Validated, Warned, loop, meta_train
+from bygrad.training.advice import of_what_was_learned, refuse_what_cannot_fit
 from bygrad.training.devices import Devices
 from bygrad.training.loop import MAX_ROLLBACKS
 from bygrad.unroll import loss_curves
@@ -469,6 +469,26 @@ def test_a_schedule_is_trained_for_the_horizon_that_it_is_validated_on():
     trained = meta_train(optimizer, Still(), recipe)
     losses = loss_curves(optimizer, Still(), jax.random.split(jax.random.key(0), 1), 20)[0]
     np.testing.assert_allclose(trained.log.of(Stepped)[0].meta_loss, np.mean(losses[1:]), rtol=1e-5)
+
+
+def test_what_follows_a_rollback_is_not_drawn_from_the_keys_of_what_was_before(monkeypatch):
+    """A branch of a key is what the key of as many instances is split into."""
+    keys, begin = [], loop.begin
+
+    class Spied:
+        bytes_more = staticmethod(begin.bytes_more)
+
+        def __call__(self, *arguments):
+            keys.append(arguments[-1])
+            return begin(*arguments)
+
+    monkeypatch.setattr(loop, "begin", Spied())  # the first inner problems are the learner's to draw
+    recipe = Recipe(**TINY, meta_steps=20, validate_every=5, estimator=Faulty(7))
+    meta_train(Nesterov(0.1), Bowl(), recipe, watch=lambda event: None)
+    first = jax.random.split(jax.random.split(jax.random.key(recipe.seed))[0], 20)
+    drawn = {np.asarray(jax.random.key_data(key)).tobytes() for key in keys}
+    assert len(drawn) == 2
+    assert not drawn & {np.asarray(jax.random.key_data(key)).tobytes() for key in first}
 
 
 def test_the_seed_decides_everything():

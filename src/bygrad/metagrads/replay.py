@@ -21,6 +21,9 @@ from ..unroll import (
 )
 from .base import Estimate, Estimator
 
+COORDINATES_BRANCH = 2**31 + 0xC0
+"""Branch of the key of a step that coordinates are drawn from. Lower numbers are what the key is split into."""
+
 
 class Replay(Estimator):
     r"""Rolls a window out, then replays the optimizer alone on what it saw (`bygrad.unroll.replay`).
@@ -86,8 +89,9 @@ class Replay(Estimator):
         after = jnp.concatenate([trajectory.value[1:], trajectory.end_value[None]])
         losses = jnp.mean(after[windows.truncation - count :], axis=0)
         weights = jax.tree.map(lambda cot: cot / losses.size / count, cotangents(trajectory, count))
-        # Drawn from keys of the instances that the steps of the window have not used.
-        keys = jax.vmap(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), 1))(end.key, end.step)
+        # From the keys of the step that comes next, which are its loss's and its optimizer's in the lower branches.
+        ahead = jax.vmap(jax.random.fold_in)(end.key, end.step)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(ahead, COORDINATES_BRANCH)
         return Estimate(jnp.mean(losses), self._replay(optimizer, trajectory, weights, keys=keys), losses), end
 
     def _in_segments(self, optimizer: Optimizer, windows: Windows, state: Inner) -> tuple[Estimate, Inner]:

@@ -31,6 +31,9 @@ AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 MAX_ROLLBACKS = 10
 """After so many returns to a good state, going on is hopeless: the meta-learning-rate is then 1,000 times smaller."""
+ROLLBACK_BRANCH = 2**31 + 0xBAC
+"""Branch of the key of a training that the inner problems after its rollbacks are drawn from, counted from here. Lower
+numbers are its first instances'."""
 MEASURES = ("area", "final")
 """What a validation gives, in the order in which a `Learner` keeps scores."""
 
@@ -278,7 +281,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
     def _roll_back(self, learner: Learner, step: int, what: str) -> Learner:
         rollbacks, rate = int(learner.rollbacks) + 1, float(learner.rate) / 2
         optimizer, meta_state = learner.good
-        key = jax.random.fold_in(self.train_key, rollbacks)
+        key = jax.random.fold_in(self.train_key, ROLLBACK_BRANCH + rollbacks)
         inner = begin(optimizer, self.windows, self.recipe.estimator, self.devices, key)
         numbers = (
             jnp.asarray(step, jnp.int32),
