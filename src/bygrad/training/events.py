@@ -13,7 +13,7 @@ from .._core.files import write_text_atomically
 @dataclasses.dataclass(frozen=True)
 class Planned:
     """What is about to run: peak memory of a meta-step and of a validation, memory that is free (all in bytes), and
-    how long compiling took; and how many meta-steps there will be, if time does not end them before."""
+    how long compiling took; and how many meta-steps there will be, if they do not end before, after `limit` seconds."""
 
     step: int
     meta_step_bytes: int
@@ -22,6 +22,7 @@ class Planned:
     compile_seconds: float
     seconds: float
     meta_steps: int = 0
+    limit: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

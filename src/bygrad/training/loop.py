@@ -330,7 +330,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
         compile_seconds = time.perf_counter() - started
         available = self._afford({part: more for part, (_, more) in needs.items()}, learner.inner)
         sizes = needs["a meta-step"][0], needs["a validation"][0], available
-        self._tell(Planned(int(learner.step), *sizes, compile_seconds, self.seconds, self.recipe.meta_steps))
+        ends = self.recipe.meta_steps, self.recipe.seconds
+        self._tell(Planned(int(learner.step), *sizes, compile_seconds, self.seconds, *ends))
 
     def _afford(self, needs: Mapping[advice.Part, int], inner: Any = None) -> int:
         """Refuse to begin where a need, in bytes that are not there yet, is more than is free; return what is."""

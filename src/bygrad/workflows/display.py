@@ -22,8 +22,7 @@ class Display:
     """Progress on the terminal. Use it as a context; give its methods as `watch` to what runs.
 
     Lines that stay: what was tuned, every validation, every rollback and warning. Below them, on a terminal, one bar
-    that moves. `seconds`: when meta-training ends, where time decides. `levels`: what the tuned baselines reach in
-    `measure`, to hold the validations against.
+    that moves. `levels`: what the tuned baselines reach in `measure`, to hold the validations against.
     """
 
     def __init__(self, console: Console):
@@ -31,7 +30,7 @@ class Display:
         self.levels: Mapping[str, float] = {}
         self.measure: Literal["area", "final"] = "area"
         self.meta_steps = 0
-        self.seconds: float | None = None
+        self._seconds: float | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -82,7 +81,8 @@ class Display:
             self.say(self._validation(event), "bold" if event.best else "")
             self._quiet_since = time.perf_counter()
         elif isinstance(event, Planned):
-            self.meta_steps, self._loss, self._rates = event.meta_steps, math.nan, []
+            self.meta_steps, self._seconds = event.meta_steps, event.limit
+            self._loss, self._ratio, self._rates = math.nan, None, []
             self.say(
                 f"compiled in {event.compile_seconds:.0f} s; at its peak a meta-step holds"
                 f" {in_words(event.meta_step_bytes)}, a validation {in_words(event.validation_bytes)};"
@@ -99,17 +99,17 @@ class Display:
         self._rates = [*self._rates[-20:], (event.step, event.seconds)]
         (first, begun), (last, now) = self._rates[0], self._rates[-1]
         speed = (last - first) / (now - begun) if now > begun else 0.0
-        steps = f"{event.step}/{self.meta_steps}" if self.seconds is None else f"{event.step} meta-steps"
+        steps = f"{event.step}/{self.meta_steps}" if self._seconds is None else f"{event.step} meta-steps"
         note = f"{steps}  meta-loss {smooth:.4g}{self._clarity(event)}"
         left = math.nan
         if speed:  # of the first one nobody knows
             note += f"  {speed:.1f} meta-steps/s" if speed >= 1 else f"  {1 / speed:.1f} s a meta-step"
             left = (self.meta_steps - event.step) / speed
-        if self.seconds is None:
+        if self._seconds is None:
             self._show("meta-training", event.step, self.meta_steps, note)
         else:
-            left = max(0.0, self.seconds - event.seconds)
-            self._show("meta-training", round(event.seconds), round(self.seconds), note)
+            left = max(0.0, self._seconds - event.seconds)
+            self._show("meta-training", round(event.seconds), round(self._seconds), note)
         self._line_now_and_then(f"meta-training {note}" + ("" if math.isnan(left) else f", {left:.0f} s left"))
 
     def _clarity(self, event: Stepped) -> str:

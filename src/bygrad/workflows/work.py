@@ -82,7 +82,7 @@ def train(
     **Arguments:** `name`: what the artifact calls itself. `levels`: of tuned baselines, in the measure that the recipe
     selects by, to compare progress with.
     """
-    display.levels, display.measure, display.seconds = levels or {}, recipe.select, recipe.seconds
+    display.levels, display.measure = levels or {}, recipe.select
     trained = meta_train(optimizer, family, recipe, folder=folder / METATRAINING, resume=resume, watch=display.event)
     if jax.process_index() == 0:
         _keep(trained, family, recipe, folder, name)
