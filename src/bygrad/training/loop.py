@@ -300,15 +300,10 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 f"Meta-training stopped at meta-step {step}: {what}, for the {rollbacks}th time, although the"
                 f" meta-learning-rate was halved each time.{kept} The problem itself probably leaves its domain under"
                 " small steps: check its loss for divisions, logarithms and roots, or lower the optimizer's"
-                f" output_scale.{' Negative losses have no logarithm: leave out log (--log).' * self._takes_logarithms}"
+                " output_scale."
             )
         self._tell(RolledBack(step, f"{what}: back to the last validated state with half the rate", rate, self.seconds))
         return restored
-
-    @property
-    def _takes_logarithms(self) -> bool:
-        estimator = self.recipe.estimator
-        return bool(getattr(getattr(estimator, "estimator", estimator), "log", False))
 
     def _validation(self, learner: Learner) -> tuple[Any, ...]:
         return learner.optimizer, self.windows.family, self.validation_keys, self.recipe.horizon, self.devices
