@@ -170,7 +170,8 @@ def test_ctrl_c_does_not_wait_for_a_validation(uninterrupted, tmp_path, monkeypa
     assert min(event.step for event in news if isinstance(event, Stepped)) == 6
 
 
-def test_ctrl_c_does_not_wait_for_the_compiler(tmp_path, monkeypatch):
+@pytest.mark.parametrize("before", [None, RECIPE], ids=["alone", "before"])
+def test_ctrl_c_does_not_wait_for_the_compiler(before, tmp_path, monkeypatch):
     where, over = [], threading.Event()
 
     def compile_for_ever(*_: object) -> tuple[int, int]:
@@ -179,17 +180,20 @@ def test_ctrl_c_does_not_wait_for_the_compiler(tmp_path, monkeypatch):
         over.wait(60)
         return 0, 0
 
-    monkeypatch.setattr("bygrad.training.loop.bytes_of_meta_step", compile_for_ever)
+    recipe = dataclasses.replace(RECIPE, before=before)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt):
-            meta_train(Nesterov(0.05), FAMILY, RECIPE, folder=tmp_path / "run")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("bygrad.training.loop.bytes_of_meta_step", compile_for_ever)
+            meta_train(Nesterov(0.05), FAMILY, recipe, folder=tmp_path / "run")
     finally:
         signal.signal(signal.SIGINT, handler)
         over.set()
     # The main thread would be interrupted here as well, but not in a compiler.
     assert where and where[0] is not threading.main_thread()
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == ["log.jsonl"]
+    resumed = meta_train(Nesterov(0.05), FAMILY, recipe, folder=tmp_path / "run", resume=True)
+    assert len(resumed.log.of(Stepped)) == 12
 
 
 def test_what_ends_in_the_first_validation_can_be_resumed(uninterrupted, tmp_path):
@@ -312,12 +316,13 @@ def test_what_stopped_where_a_validation_led_back_goes_on_from_there(tmp_path):
     assert_same(resumed, reference, tmp_path)
 
 
-def test_what_is_finished_is_read_and_not_done_again(uninterrupted):
+def test_what_is_finished_is_read_and_not_done_again(uninterrupted, monkeypatch):
     reference, folder = uninterrupted("LSTM")
+    monkeypatch.setattr("bygrad.training.loop.bytes_available", lambda devices: 0)  # what does not run needs nothing
     make, recipe = SETTINGS["LSTM"]
     news = []
     again = meta_train(make(), FAMILY, recipe, folder=folder, resume=True, watch=news.append)
-    assert not [event for event in news if isinstance(event, Stepped | Validated)]
+    assert not [event for event in news if isinstance(event, Stepped | Validated | Planned)]
     assert digest(again.optimizer) == digest(reference.optimizer)
     assert story([again.best]) == story([reference.best])
 

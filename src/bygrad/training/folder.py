@@ -154,7 +154,12 @@ class Folder:
                         " Wait for it, choose another folder, or let all processes of a job share one meta-training"
                         " (--hosts auto)."
                     )
-                yield
+                try:
+                    yield
+                except KeyboardInterrupt:
+                    if self.path is not None and self.devices.lead and self.path.exists():
+                        (self.path / LOG).touch()  # it was begun, however early that was, and can be resumed
+                    raise
         except OSError as error:
             if error.errno not in FULL:
                 raise

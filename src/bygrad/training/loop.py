@@ -164,6 +164,9 @@ class _MetaTraining(Generic[AnyOptimizer]):
         """The part of the time that is over; 0 where the time does not decide."""
         return 0.0 if self.recipe.seconds is None else self.seconds / self.recipe.seconds
 
+    def _goes_on(self, learner: Learner) -> bool:
+        return int(learner.step) < self.recipe.meta_steps and self._spent < 1
+
     def refuse_what_cannot_work(self) -> None:
         """Have the estimator see the shapes of a meta-step, so that it raises what it would raise when that begins."""
         windows, estimator, _, train_key = self._rest
@@ -187,12 +190,13 @@ class _MetaTraining(Generic[AnyOptimizer]):
 
     def _run(self, resume: bool) -> MetaTrained[AnyOptimizer]:
         learner = self._restore() if resume else self._fresh()
-        self._plan(learner)
+        if self._goes_on(learner) or not _is_validated(learner):  # what is finished is only read
+            self._plan(learner)
         self._warn(learner, advice.of_idle_devices(self.devices, self.recipe.instances))
         with interruptible() as interrupted:
             if not resume:
                 self._save(learner)  # so that the folder can be resumed, whatever happens to the first validation
-            while int(learner.step) < self.recipe.meta_steps and self._spent < 1:
+            while self._goes_on(learner):
                 # Validation belongs to the step that follows it, so that a run resumed there validates once.
                 if int(learner.step) % self.recipe.validate_every == 0 and not _is_validated(learner):
                     learner = self._validate_and_save(learner, interrupted)
@@ -215,8 +219,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
     def _fresh(self) -> Learner:
         refuse_another(self.folder.path)
         rest = self._rest
-        self._afford({"the inner problems": begin.bytes_more(self.optimizer, *rest)})
-        learner = Learner.fresh(self.optimizer, *rest)
+        self._afford({"the inner problems": in_thread(begin.bytes_more, self.optimizer, *rest)})
+        learner = in_thread(Learner.fresh, self.optimizer, *rest)
         self.folder.begin()
         return learner
 
