@@ -1,8 +1,13 @@
 """The curriculum: who goes on to the next stage, when a stage ends, and that nothing is done twice."""
 
 import dataclasses
+import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -10,7 +15,7 @@ import numpy as np
 import pytest
 
 from bygrad.metagrads import FullES
-from bygrad.optimizers import SGD
+from bygrad.optimizers import SGD, Nesterov
 from bygrad.problems import Quadratic
 from bygrad.training import Curriculum, Recipe, Stepped, learn_by_curriculum
 from bygrad.unroll import loss_curves
@@ -72,8 +77,52 @@ def test_another_curriculum_and_a_used_folder_are_refused(graduated, folder):
     with pytest.raises(FileExistsError, match="already holds a curriculum"):
         learn_by_curriculum(SGD(0.02), FAMILY, CURRICULUM, folder=folder)
     other = Curriculum(RECIPE, horizons=(2, 4), runs=2)
-    with pytest.raises(ValueError, match="is another one"):
-        learn_by_curriculum(SGD(0.02), FAMILY, other, folder=folder, resume=True)
+    for changed, optimizer, family, curriculum in (
+        ("curriculum", SGD(0.02), FAMILY, other),
+        ("family", SGD(0.02), Quadratic(3), CURRICULUM),
+        ("optimizer", Nesterov(0.02), FAMILY, CURRICULUM),
+    ):
+        with pytest.raises(ValueError, match=rf"is another one \({changed} differ"):
+            learn_by_curriculum(optimizer, family, curriculum, folder=folder, resume=True)
+
+
+def test_a_folder_of_before_says_nothing_of_the_family_and_goes_on(graduated, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    found = json.loads((copy / "curriculum.json").read_text())
+    (copy / "curriculum.json").write_text(json.dumps({name: found[name] for name in ("curriculum", "losses")}))
+    again = learn_by_curriculum(SGD(0.02), FAMILY, CURRICULUM, folder=copy, resume=True)
+    assert again.rounds == graduated.rounds
+
+
+def test_there_must_be_something_to_resume_and_nothing_is_resumed_unasked(graduated, folder, tmp_path):
+    with pytest.raises(ValueError, match="no folder is given"):
+        learn_by_curriculum(SGD(0.02), FAMILY, CURRICULUM, resume=True)
+    with pytest.raises(FileNotFoundError, match=r"There is no curriculum in .*Start without resume"):
+        learn_by_curriculum(SGD(0.02), FAMILY, CURRICULUM, folder=tmp_path / "empty", resume=True)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "curriculum.json").unlink()
+    with pytest.raises(FileExistsError, match="already holds a meta-training"):
+        learn_by_curriculum(SGD(0.02), FAMILY, CURRICULUM, folder=copy)
+
+
+def test_ctrl_c_does_not_wait_for_a_judgement_and_what_it_ends_can_be_resumed(graduated, tmp_path, monkeypatch):
+    over = threading.Event()
+
+    def stuck(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        over.wait(60)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("bygrad.training.curriculum.compiled_loss_curves", stuck)
+            learn_by_curriculum(SGD(0.02), FAMILY, CURRICULUM, folder=tmp_path)
+        assert not over.is_set()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        over.set()
+    again = learn_by_curriculum(SGD(0.02), FAMILY, CURRICULUM, folder=tmp_path, resume=True)
+    assert again.rounds == graduated.rounds
 
 
 @pytest.mark.parametrize("horizons", [(2,), (4, 2), (3, 6)])

@@ -12,12 +12,13 @@ import numpy as np
 
 from .._core.files import read_json, write_text_atomically
 from .._core.sizes import is_whole
+from .._core.threads import in_thread
 from ..optimizers import Optimizer
 from ..problems import ProblemFamily
 from ..unroll import compiled_loss_curves
 from .events import Watcher
 from .folder import is_begun
-from .loop import meta_train
+from .loop import identity_of, meta_train
 from .recipe import Recipe, plain
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -113,9 +114,10 @@ def learn_by_curriculum(
     **Arguments:** `folder`, `resume`, `watch`: as for `meta_train`; each round has a folder of its own in `folder`, and
     a resumed curriculum repeats nothing that was done. `tell`: is called with every round.
 
-    **Raises:** as `meta_train`; `FileExistsError` if the folder holds a curriculum and `resume` is off; `ValueError` if
-    it holds another one, or before anything is learned if the estimator cannot do with one of the horizons;
-    `NotImplementedError` where the program runs as several processes.
+    **Raises:** as `meta_train`; `FileExistsError` if the folder holds a curriculum and `resume` is off,
+    `FileNotFoundError` if it holds none and `resume` is on; `ValueError` if it holds another one, or before anything is
+    learned if the estimator cannot do with one of the horizons; `NotImplementedError` where the program runs as several
+    processes.
     """
     if jax.process_count() > 1:
         raise NotImplementedError(
@@ -126,7 +128,10 @@ def learn_by_curriculum(
     for stage in range(len(curriculum.horizons) - 1):  # a later stage may ask for what the estimator does not do
         recipe = curriculum.recipe_of(stage, 1)
         eqx.filter_eval_shape(recipe.estimator.init, optimizer, recipe.windows(family), jax.random.key(0))
-    book = _Book.open(None if folder is None else Path(folder), curriculum, resume)
+    identity = {"curriculum": plain(vars(curriculum)), **identity_of(optimizer, family)}
+    if resume and folder is None:
+        raise ValueError("resume is on, but no folder is given, so there is nothing to go on with. Name the folder.")
+    book = _Book.open(None if folder is None else Path(folder), json.loads(json.dumps(identity)), resume)
     keys = jax.random.split(jax.random.key(curriculum.recipe.seed), curriculum.runs)
     course: list[Round] = []
 
@@ -134,7 +139,8 @@ def learn_by_curriculum(
         steps = curriculum.horizons[stage + 1]
         loss = book.loss_of(stage, number)
         if loss is None:
-            curves = np.asarray(compiled_loss_curves(optimizer, family, keys, steps))
+            # Ctrl-C does not wait for it, nor for its compiler.
+            curves = in_thread(lambda: np.asarray(compiled_loss_curves(optimizer, family, keys, steps)))
             late = curves[:, -max(1, round(curriculum.late * steps)) :]
             loss = float(np.mean(late)) if np.all(np.isfinite(late)) else np.inf
             book.enter(stage, number, loss)
@@ -154,7 +160,7 @@ def learn_by_curriculum(
                 family,
                 curriculum.recipe_of(stage, number),
                 folder=place,
-                resume=place is not None and is_begun(place),
+                resume=resume and place is not None and is_begun(place),
                 watch=watch,
             ).optimizer
             result = judge(current, stage, number, best)
@@ -172,23 +178,33 @@ class _Book:
         self.folder, self.identity, self.losses = folder, identity, losses
 
     @classmethod
-    def open(cls, folder: Path | None, curriculum: Curriculum, resume: bool) -> "_Book":
-        identity = json.loads(json.dumps(plain(vars(curriculum))))
+    def open(cls, folder: Path | None, identity: dict[str, Any], resume: bool) -> "_Book":
         path = None if folder is None else folder / "curriculum.json"
         if path is None or not path.exists():
-            return cls(folder, identity, {})
+            if resume:
+                raise FileNotFoundError(
+                    f"There is no curriculum in {folder}, so there is nothing to resume. Start without resume, or name"
+                    " the folder of an earlier run."
+                )
+            book = cls(folder, identity, {})
+            book.keep()  # so that it can be resumed, whatever happens to the first judgement
+            return book
         if not resume:
             raise FileExistsError(
                 f"{folder} already holds a curriculum, which a new one would overwrite. Go on with it (resume=True) or"
                 " choose another folder."
             )
         found = read_json(path)
-        if found["curriculum"] != identity:
+        losses = {name: float(loss) for name, loss in found.pop("losses").items()}
+        # Older files say nothing of the family and the optimizer.
+        if other := [
+            name for name in sorted(found | identity) if found.get(name, identity.get(name)) != identity[name]
+        ]:
             raise ValueError(
-                f"The curriculum in {folder} is another one, so resuming would give neither result. Resume with the"
-                " same settings, or start in another folder."
+                f"The curriculum in {folder} is another one ({', '.join(other)} differ), so resuming would give neither"
+                " result. Resume with the same settings, or start in another folder."
             )
-        return cls(folder, identity, {name: float(loss) for name, loss in found["losses"].items()})
+        return cls(folder, identity, losses)
 
     def folder_of(self, stage: int, number: int) -> Path | None:
         return None if self.folder is None else self.folder / f"stage-{stage}" / f"round-{number}"
@@ -198,9 +214,12 @@ class _Book:
 
     def enter(self, stage: int, number: int, loss: float) -> None:
         self.losses[f"{stage}/{number}"] = loss
+        self.keep()
+
+    def keep(self) -> None:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             # JSON has no infinity: as a word, which `float` reads back.
             losses = {name: loss if np.isfinite(loss) else "inf" for name, loss in self.losses.items()}
-            text = json.dumps({"curriculum": self.identity, "losses": losses}, indent=1)
+            text = json.dumps({**self.identity, "losses": losses}, indent=1)
             write_text_atomically(self.folder / "curriculum.json", text)

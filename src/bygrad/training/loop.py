@@ -111,6 +111,14 @@ def validation_keys(recipe: Recipe) -> Shaped[PRNGKeyArray, " runs"]:
     return jax.random.split(key, recipe.validation_runs)
 
 
+def identity_of(optimizer: Optimizer, family: ProblemFamily) -> dict[str, Any]:
+    """Write the family and the optimizer's configuration, which stay the same where a meta-training goes on."""
+    config = optimizer.config if isinstance(optimizer, Learned) else describe_module(optimizer)
+    identity = {"family": describe_family(family), "optimizer": {"name": type(optimizer).__name__, **config}}
+    # What a configuration leaves out, as it belongs to the network, and what older checkpoints do not have.
+    return identity | ({"depth": depth} if (depth := getattr(optimizer, "depth", None)) is not None else {})
+
+
 def _warn(event: Event) -> None:
     """What a program that watches nothing must hear of all the same."""
     if isinstance(event, Warned):
@@ -246,11 +254,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on: the recipe, the family and the optimizer's configuration."""
-        optimizer = {"name": type(self.optimizer).__name__}
-        optimizer |= self.optimizer.config if isinstance(self.optimizer, Learned) else describe_module(self.optimizer)
-        identity = describe(self.recipe) | {"family": describe_family(self.windows.family), "optimizer": optimizer}
-        # What a configuration leaves out, as it belongs to the network, and what older checkpoints do not have.
-        return identity | ({"depth": depth} if (depth := getattr(self.optimizer, "depth", None)) is not None else {})
+        return describe(self.recipe) | identity_of(self.optimizer, self.windows.family)
 
     @functools.cached_property
     def _digest(self) -> str:
