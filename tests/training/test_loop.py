@@ -249,6 +249,17 @@ def test_a_validation_that_shows_that_all_is_lost_leads_back_too():
     assert all(event.area <= max(start.area, 2 * lowest) for event in others)
 
 
+def test_what_diverged_at_first_can_lose_what_it_has_learned(monkeypatch):
+    """Validations that are not finite, then good, then worse than when they first were finite, and then good again."""
+    areas = iter([np.nan, np.nan, 5.0, 1.0, 4.0, 1e20, 2.0, 3.0])
+    losses = lambda *_: np.full((2, 2), next(areas))  # noqa: E731
+    monkeypatch.setattr("bygrad.training.loop._MetaTraining._validation_losses", losses)
+    recipe = Recipe(**TINY, meta_steps=7, validate_every=1)
+    trained = meta_train(SGD(0.1), Bowl(), recipe, watch=lambda event: None)
+    assert [event.step for event in trained.log.of(RolledBack)] == [5]
+    assert [event.area for event in trained.log.of(Validated)][2:] == [5.0, 1.0, 4.0, 2.0, 3.0]
+
+
 def test_where_the_last_is_kept_all_is_lost_as_soon_as_where_the_best_is(tmp_path: Path):
     """With every validation the area grows by less than twice, and after a few it is more than twice the lowest."""
     settings = {"horizon": 30, "truncation": 2, "meta_learning_rate": 0.02, "validate_every": 1, "meta_steps": 13}
@@ -357,6 +368,14 @@ def test_what_no_time_was_left_for_is_not_called_a_failure():
     assert "hardly improved" in told and "more time" in told and "output_scale" not in told
     assert "output_scale" in of_what_was_learned(LSTM(jax.random.key(0)), Recipe(), 5, 1.0, 1.5)
     assert of_what_was_learned(SGD(), recipe, 5, 1.0, 0.9) is None
+
+
+@pytest.mark.parametrize(("estimator", "shorter"), [(NRES(), False), (Forward(), True), (Clone(SGD()), True)], ids=repr)
+def test_shorter_windows_are_advised_where_they_are_kept(estimator, shorter):
+    recipe = Recipe(estimator=estimator)
+    with pytest.raises(MemoryError, match=r"Lower instances \(now 4\)") as caught:
+        refuse_what_cannot_fit({"a meta-step": 2}, 1, recipe, SGD(), Bowl())
+    assert ("truncation (now 20)" in str(caught.value)) is shorter
 
 
 def test_resuming_without_a_folder_is_refused():

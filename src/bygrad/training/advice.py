@@ -9,7 +9,7 @@ import numpy as np
 
 from .._core.memory import in_words
 from .._core.types import Params, State
-from ..metagrads import Replay
+from ..metagrads import Evolution, Replay
 from ..optimizers import Optimizer
 from ..problems import ProblemFamily
 from ..unroll import best_segment
@@ -37,7 +37,7 @@ def refuse_what_cannot_fit(
     instances = f"instances (now {recipe.instances})"
     remedies: dict[Part, str] = {
         "the inner problems": instances,
-        "a meta-step": f"{instances}, truncation (now {recipe.truncation}){_of_segments(recipe, inner)}",
+        "a meta-step": f"{instances}{_of_windows(recipe, inner)}",
         "a validation": f"validation_runs (now {recipe.validation_runs}; --validation-runs)",
     }
     for part, more in needs.items():
@@ -49,11 +49,14 @@ def refuse_what_cannot_fit(
             )
 
 
-def _of_segments(recipe: Recipe, inner: Any) -> str:
-    """Return the rest of a list of what to lower: where the window is kept whole, and less would be in segments."""
-    if inner is None or recipe.estimator != Replay() or not (segment := best_segment(inner, recipe.truncation)):
+def _of_windows(recipe: Recipe, inner: Any) -> str:
+    """Return the rest of a list of what to lower: where windows are kept, their length, or less of one at a time."""
+    if isinstance(recipe.estimator, Evolution):  # keeps nothing but where the window ends
         return ""
-    return f", or keep {segment} steps of a window at a time (Replay(segment={segment}), --segment {segment})"
+    rest = f", truncation (now {recipe.truncation})"
+    if inner is None or recipe.estimator != Replay() or not (segment := best_segment(inner, recipe.truncation)):
+        return rest
+    return f"{rest}, or keep {segment} steps of a window at a time (Replay(segment={segment}), --segment {segment})"
 
 
 def _of_the_state(optimizer: Optimizer, family: ProblemFamily) -> str:

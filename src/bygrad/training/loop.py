@@ -370,13 +370,15 @@ class _MetaTraining(Generic[AnyOptimizer]):
         measure = MEASURES.index(self.recipe.select)
         kept, at_the_start = float(learner.best_scores[1 + measure]), float(learner.start_scores[measure])
         # What is kept may be the last and not the best, and losses that double with every validation end anywhere.
-        earlier = (getattr(event, self.recipe.select) for event in self.folder.log.of(Validated) if event.best)
+        earlier = [getattr(event, self.recipe.select) for event in self.folder.log.of(Validated) if event.best]
         lowest = min([kept, *earlier])
+        # Of what diverges at first, the start is the first that was finite, and so the best by then.
+        first = next((it for it in (at_the_start, *earlier) if np.isfinite(it)), np.inf)
         # Before any has been finite, there is nothing better to go back to: what diverges at first may be on its way.
         if not finite and np.isfinite(lowest):
             return self._refuse(learner, f"validation gave an area of {area}")
         # Where nothing is left of what it had, meta-training seldom comes back from.
-        if score > at_the_start and score - lowest > abs(lowest):
+        if score > first and score - lowest > abs(lowest):
             what = f"validation gave {self.recipe.select} {score:.4g}, worse than at the start and than twice the best"
             return self._refuse(learner, what)
         best = finite and (score < lowest or self.recipe.keep == "last")
