@@ -1,7 +1,8 @@
 """Throughput on families of least-squares problems at stated success: a SciPy loop, vmap of Optimistix, and bygrad.
 
 What users run today (SciPy's `least_squares` in a loop: MINPACK where there are no bounds, as its documentation
-advises; for voxels also `leastsq`, which is MINPACK with nothing around it, on a model in NumPy), the compiled peer
+advises; for voxels and oscillations also `leastsq`, which is MINPACK with the least work around it, on a model and its
+Jacobian in NumPy, and for oral doses with a short first step instead of limits), the compiled peer
 (`jax.vmap` of `optimistix.least_squares` with Levenberg-Marquardt, at the tolerances of its documentation), and
 `bygrad.solve`, which is the same method in a refilled working set. All start where the family starts, in float64, and
 solve the same instances: simulated ones, and the 600 voxels of a real scan. Solved means: the cost is within 1e-3 of
@@ -21,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from _common import console, parser, show, write_record
 
-from bygrad.experiments.thousands.rivals import voxel_residuals
+from bygrad.experiments.thousands.judge import assess
+from bygrad.experiments.thousands.rivals import RIVALS
 from bygrad.problems import BallAndStick, DampedOscillation, LeastSquares, OralDose
-from bygrad.solvers import LevenbergMarquardt, solve
+from bygrad.solvers import Flat, LevenbergMarquardt, solve
 
 try:
     import optimistix as optx  # pyright: ignore[reportMissingImports]
@@ -74,15 +76,16 @@ def scipy_loop(family: LeastSquares) -> Callable[[np.ndarray], np.ndarray]:
     return lambda data: np.array([one(instance) for instance in data])
 
 
-def minpack_loop(family: BallAndStick, data: np.ndarray) -> np.ndarray:
-    """Call MINPACK itself on a model in NumPy: for residuals this cheap, SciPy's least work around each voxel."""
-    with jax.enable_x64(True):
-        starts = np.asarray(jax.vmap(lambda one: family.init(one, jax.random.key(0)))(jnp.asarray(data)))
-    residuals = voxel_residuals(family)
-    found: Any = [
-        optimize.leastsq(residuals, x, args=(one,), full_output=True) for x, one in zip(starts, data, strict=True)
-    ]
-    return np.array([0.5 * np.sum(result[2]["fvec"] ** 2) for result in found])
+def minpack_loops(family: LeastSquares, data: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
+    """Return what calls MINPACK itself, as the study of families does; starts are ready before."""
+    flat = Flat.of(family, data[0])
+    loops = {}
+    for rival in RIVALS:
+        if rival.name.startswith("SciPy leastsq") and rival.suits(family):
+            build = rival.build(flat)
+            run, ready = build.at(TOL), build.ready(data)
+            loops[rival.name] = lambda run=run, ready=ready: assess(flat, data, run(ready).x).cost
+    return loops
 
 
 def vmap_optimistix(family: LeastSquares) -> Callable[[np.ndarray], np.ndarray]:
@@ -120,8 +123,8 @@ def compare(family: LeastSquares, count: int, few: int) -> dict[str, dict[str, f
         loop, peer = scipy_loop(family), vmap_optimistix(family)
         measured["SciPy loop"] = timed(lambda: loop(data[:few]))
         measured["vmap of Optimistix"] = timed(lambda: peer(data))
-    if isinstance(family, BallAndStick):
-        measured["MINPACK, model in NumPy"] = timed(lambda: minpack_loop(family, data))
+    for name, run in minpack_loops(family, data[:few]).items():
+        measured[name] = timed(run)
     measured["bygrad"] = timed(lambda: solve(family, data, method=method).cost)
     measured["bygrad, tol 1e-8"] = timed(lambda: solve(family, data).cost)
     measured["bygrad, 3 starts"] = timed(lambda: solve(family, data, starts=3, method=method).cost)

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +30,18 @@ from bygrad.experiments.thousands.judge import (
     profile,
     time_to_solve,
 )
+from bygrad.experiments.thousands.measure import Row, measure
+from bygrad.experiments.thousands.numpy_models import cluster_energy, oscillation_model, voxel_model
 from bygrad.experiments.thousands.program_rivals import hard_program
 from bygrad.experiments.thousands.results import break_even_of, fastest, gains_of, median_seed
-from bygrad.experiments.thousands.rival import Rival
-from bygrad.experiments.thousands.rivals import RIVALS, scipy_least_squares, voxel_residuals
+from bygrad.experiments.thousands.rival import Outcome, Rival
+from bygrad.experiments.thousands.rivals import RIVALS, scipy_least_squares
 from bygrad.optimizers import LSTM, SGD
 from bygrad.problems import (
     BallAndStick,
+    DampedOscillation,
     LeastSquares,
+    LennardJones,
     MeanVariance,
     OralDose,
     QuadraticProgram,
@@ -307,7 +312,7 @@ class SoftBox(Box):
 def test_soft_rows_get_slack_variables_at_their_price():
     q, p = np.array([4.0, 0.5]), np.linspace(-4.0, 5.0, 91)
     program = hard_program(Flat.of(SoftBox(), q))
-    linear, low, high = program.vectors(q)
+    linear, low, high = (it[0] for it in program.vectors(q[None]))
     params = np.stack([p, 1 - p], axis=1)
     outside = np.abs(params - np.clip(params, 0, 1))
 
@@ -330,7 +335,8 @@ def test_solvers_of_others_find_the_minimum(rival):
     dictionary = RNG.normal(size=(5, 8)).astype(np.float32)
     sparse = SparseCoding(jnp.asarray(dictionary / np.linalg.norm(dictionary, axis=0)), jnp.ones((1, 5)))
     portfolio = MeanVariance.simulated(days=60, assets=6, window=30, cap=0.5)
-    families = sparse, portfolio, Box(), Decay(), Bowl(), OralDose(), BallAndStick.embedded()
+    oscillation, cluster = DampedOscillation(start="spectrum"), LennardJones(3)
+    families = sparse, portfolio, Box(), Decay(), Bowl(), OralDose(), BallAndStick.embedded(), oscillation, cluster
     family = next(it for it in families if rival.suits(it))
     instances = RNG.normal(size=(3, 5)) if family is sparse else draws(family, 3)
     flat = Flat.of(family, instances[0])
@@ -363,12 +369,54 @@ def test_scipy_fits_by_minpack_where_there_are_no_limits(family, method, monkeyp
     np.testing.assert_allclose(found.x, solve(family, data).x, rtol=1e-4)
 
 
-def test_the_voxels_of_numpy_are_those_of_the_family():
-    family = BallAndStick.embedded()
-    params, signals = RNG.normal(size=5), RNG.uniform(size=102)
-    with jax.enable_x64(True):
-        wanted = family.residuals(jnp.asarray(params), jnp.asarray(signals))
-    np.testing.assert_allclose(voxel_residuals(family)(params, signals), wanted, rtol=1e-6, atol=1e-8)
+def slopes_by_differences(f, x: np.ndarray) -> np.ndarray:
+    return np.array([(f(x + step) - f(x - step)) / 2e-6 for step in 1e-6 * np.eye(len(x))])
+
+
+@pytest.mark.parametrize(
+    ("family", "model"),
+    [(BallAndStick.embedded(), voxel_model), (DampedOscillation(points=17, noise=0.2), oscillation_model)],
+)
+def test_models_in_numpy_are_those_of_the_family(family, model):
+    one = draws(family, 1)[0]
+    residuals, slopes = model(family)
+    for params in RNG.normal(size=(5, 5)):
+        with jax.enable_x64(True):
+            wanted = family.residuals(jnp.asarray(params), jnp.asarray(one))
+        np.testing.assert_allclose(residuals(params, one), wanted, rtol=1e-6, atol=1e-8)
+        differences = slopes_by_differences(lambda x: residuals(x, one), params)
+        np.testing.assert_allclose(slopes(params, one), differences, rtol=1e-5, atol=1e-5)
+
+
+def test_the_clusters_of_numpy_are_those_of_the_family():
+    family = LennardJones(7)
+    energy = cluster_energy(family)
+    for shrink in (1.0, 0.5):  # of the second, many pairs are nearer than where the repulsion is capped
+        x = shrink * draws(family, 1, seed=3)[0].ravel()
+        with jax.enable_x64(True):
+            wanted = jax.value_and_grad(lambda x: family.loss(x.reshape(-1, 3), x.reshape(-1, 3), None))(jnp.asarray(x))
+        for found, it in zip(energy(x, None), wanted, strict=True):
+            np.testing.assert_allclose(found, it, rtol=1e-9)
+        differences = slopes_by_differences(lambda x: energy(x, None)[0], x)
+        np.testing.assert_allclose(energy(x, None)[1], differences, rtol=1e-4, atol=1e-2)
+
+
+def test_what_a_solver_of_others_is_given_is_ready_before_the_clock():
+    told = []
+
+    def run(ready):
+        told.append(ready)
+        return Outcome(ready[:, None], np.full(len(ready), time.perf_counter()), np.ones(len(ready)), ready > 0)
+
+    def ready(instances):
+        time.sleep(0.2)
+        return 2 * instances
+
+    row = Row("twice", "users", run, loops=True, ready=ready)
+    cell = measure(row, np.arange(5.0), lambda instances, x: Assessed(x[:, 0] - 2 * instances, np.zeros(5)), 1)
+    assert cell.wall < 0.1 and cell.finished.max() < 0.1
+    assert (cell.cost == 0).all()
+    assert [it.tolist() for it in told] == [[0.0, 2.0], [0.0, 2.0, 4.0, 6.0, 8.0], [0.0], [2.0]]
 
 
 def test_cvxpy_has_no_answer_where_a_program_is_infeasible():

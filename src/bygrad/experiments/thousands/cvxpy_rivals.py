@@ -4,10 +4,11 @@ import importlib
 from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from ...problems import MeanVariance
 from ...solvers import Flat
-from .program_rivals import hard_program
+from .program_rivals import hard_program, in_units
 from .rival import Build, looped
 
 
@@ -20,24 +21,28 @@ def cvxpy_program(flat: Flat) -> Build:
     cost = 0.5 * cp.quad_form(x, cp.psd_wrap(sparse.csc_matrix(quadratic))) + q @ x
     written: list[Any] = []
 
-    def write(low: np.ndarray, high: np.ndarray) -> None:
-        above, below = ~equations & np.isfinite(high), ~equations & np.isfinite(low)  # in every instance the same
+    def write(above: np.ndarray, below: np.ndarray) -> None:
         limits = [cp.Parameter(int(rows.sum())) for rows in (equations, above, below)]
         rows = matrix[equations] @ x == limits[0], matrix[above] @ x <= limits[1], matrix[below] @ x >= limits[2]
         here = [row for row, limit in zip(rows, limits, strict=True) if limit.size]
-        written.extend((cp.Problem(cp.Minimize(cost), here), limits, above, below))
+        written.extend((cp.Problem(cp.Minimize(cost), here), limits))
+
+    def ready(instances: PyTree) -> tuple[np.ndarray, ...]:
+        linear, low, high = vectors(instances)
+        above, below = ~equations & np.isfinite(high[0]), ~equations & np.isfinite(low[0])  # in all instances the same
+        if not written:
+            write(above, below)
+        return linear, high[:, equations], high[:, above], low[:, below]
 
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
-        q.value, low, high = vectors(one)
-        if not written:
-            write(low, high)
-        problem, limits, above, below = written
-        for limit, values in zip(limits, (high[equations], high[above], low[below]), strict=True):
-            limit.value = values
+        q.value, *values = one
+        problem, limits = written
+        for limit, value in zip(limits, values, strict=True):
+            limit.value = value
         found, iterations = _solve(cp, problem, x, tol)
         return found[: flat.size], iterations
 
-    return looped(one_by_one)
+    return looped(one_by_one, ready)
 
 
 def cvxpy_portfolio(flat: Flat) -> Build:
@@ -48,12 +53,15 @@ def cvxpy_portfolio(flat: Flat) -> Build:
     x, root = cp.Variable(n), cp.Parameter((n, n))
     problem = cp.Problem(cp.Minimize(cp.sum_squares(root @ x)), [cp.sum(x) == 1, x >= 0, x <= float(family.cap)])
 
+    def ready(covariances: np.ndarray) -> np.ndarray:
+        values, vectors = np.linalg.eigh(in_units(covariances))
+        return np.sqrt(np.maximum(values, 0.0))[:, :, None] * vectors.transpose(0, 2, 1)
+
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
-        values, vectors = np.linalg.eigh(one / np.mean(np.diag(one)))
-        root.value = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+        root.value = one
         return _solve(cp, problem, x, 0.1 * tol)  # of costs well below 1
 
-    return looped(one_by_one)
+    return looped(one_by_one, ready)
 
 
 def _solve(cp: Any, problem: Any, x: Any, tol: float) -> tuple[np.ndarray, float]:

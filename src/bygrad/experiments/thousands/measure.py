@@ -16,7 +16,7 @@ from ..._core.hosts import usable_cores
 from ...deploy.jax import versions
 from ...workflows.work import machine
 from .judge import Assessed
-from .rival import Outcome, Run
+from .rival import Outcome, Ready, Run, as_they_are
 
 BUSY = 0.5
 """A load average a core above which times say little."""
@@ -27,7 +27,7 @@ class Row:
     """A solver in a comparison.
 
     **Arguments:** `group`: what kind of solver (`GROUPS` in the report). `loops`: see `Rival`. `problem`: why there is
-    nothing to run. `note`: what to say beside the name.
+    nothing to run. `note`: what to say beside the name. `ready`: see `Build`.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Row:
     loops: bool = False
     problem: str | None = None
     note: str = ""
+    ready: Ready = as_they_are
 
 
 class Cell(NamedTuple):
@@ -64,14 +65,16 @@ class Cell(NamedTuple):
 def measure(row: Row, instances: PyTree, assess: Any, singles: int) -> Cell:
     """Solve twice, the second time on the clock, then a few instances alone; `assess` maps instances and x to worth.
 
-    A solver that loops is first given two instances only: what it compiles does not depend on their number.
+    What a solver of others wants to be given is ready before. A solver that loops is first given two instances only:
+    what it compiles does not depend on their number.
     """
     run, rows = row.run, trees.length(instances)
     assert run is not None
+    ready = row.ready(instances)
     first_rows = min(2, rows) if row.loops else rows
-    first, _ = _timed(run, trees.rows(instances, slice(first_rows)))
-    (wall, cpu), (began, found) = _timed(run, instances)
-    alone = [_timed(run, trees.rows(instances, slice(i % rows, i % rows + 1)))[0][0] for i in range(singles + 1)]
+    first, _ = _timed(run, trees.rows(ready, slice(first_rows)))
+    (wall, cpu), (began, found) = _timed(run, ready)
+    alone = [_timed(run, trees.rows(ready, slice(i % rows, i % rows + 1)))[0][0] for i in range(singles + 1)]
     assessed = assess(instances, found.x)
     return Cell(
         assessed.cost,

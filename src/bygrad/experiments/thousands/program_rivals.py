@@ -4,22 +4,21 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from ...problems import MeanVariance, QuadraticProgram
 from ...solvers import Flat
-from .rival import Build, looped
+from .rival import Build, looped, ready_by
 
 
 class HardProgram(NamedTuple):
-    """A quadratic program in which all rows must hold: P, A, which rows are equations, and q, l, u by instance."""
+    """A quadratic program in which all rows must hold: P, A, which rows are equations, and q, l, u of instances."""
 
     quadratic: Float[np.ndarray, "n n"]
     constraints: Float[np.ndarray, "m n"]
     equations: np.ndarray
-    vectors: Callable[[Any], tuple[np.ndarray, ...]]
+    vectors: Callable[[PyTree], tuple[np.ndarray, ...]]
 
 
 def hard_program(flat: Flat, slack: bool = True) -> HardProgram:
@@ -31,17 +30,17 @@ def hard_program(flat: Flat, slack: bool = True) -> HardProgram:
     assert isinstance(family, QuadraticProgram)
     quadratic, constraints = (np.asarray(it, float) for it in family.matrices)
     equations, price = np.asarray(family.equations), np.asarray(family.ceiling, float)
-    compiled = jax.jit(lambda one: family.vectors(one))
+    compute = ready_by(lambda one: family.vectors(one))  # a bound method would be hashed
     soft = np.isfinite(price) & slack
     count, params = int(soft.sum()), len(quadratic)
 
-    def vectors(one: Any) -> tuple[np.ndarray, ...]:
-        q, low, high = (np.asarray(it, float) for it in compiled(one))
-        never, free, zero = np.full(count, np.inf), np.full(count, -np.inf), np.zeros(count)
+    def vectors(instances: PyTree) -> tuple[np.ndarray, ...]:
+        q, low, high = (np.asarray(it, float) for it in compute(instances))
+        never, free, zero = (np.full((len(q), count), it) for it in (np.inf, -np.inf, 0.0))
         return (
-            np.concatenate([q, price[soft]]),
-            np.concatenate([low[~soft], low[soft], free, zero]),
-            np.concatenate([high[~soft], never, high[soft], never]),
+            np.concatenate([q, np.tile(price[soft], (len(q), 1))], axis=1),
+            np.concatenate([_part(low, ~soft), _part(low, soft), free, zero], axis=1),
+            np.concatenate([_part(high, ~soft), never, _part(high, soft), never], axis=1),
         )
 
     unit, none = np.eye(count), np.zeros((len(constraints) - count, count))
@@ -50,6 +49,11 @@ def hard_program(flat: Flat, slack: bool = True) -> HardProgram:
     whole = np.zeros((params + count, params + count))
     whole[:params, :params] = quadratic
     return HardProgram(whole, np.block(rows), np.concatenate([equations[~soft], np.zeros(3 * count, bool)]), vectors)
+
+
+def _part(values: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Take some columns, such that every row lies in one piece."""
+    return np.compress(which, values, axis=1)
 
 
 def osqp(flat: Flat, factor: float = 1.0) -> Build:
@@ -63,7 +67,7 @@ def osqp(flat: Flat, factor: float = 1.0) -> Build:
     solvers: dict[float, Any] = {}
 
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
-        q, low, high = vectors(one)
+        q, low, high = one
         if tol not in solvers:
             matrices = sparse.csc_matrix(np.triu(quadratic)), sparse.csc_matrix(constraints)
             solvers[tol] = _begin_osqp(module, matrices[0], q, matrices[1], low, high, factor * tol)
@@ -72,7 +76,7 @@ def osqp(flat: Flat, factor: float = 1.0) -> Build:
         x, iterations = _solve_osqp(solvers[tol], len(q))
         return x[: flat.size], iterations
 
-    return looped(one_by_one)
+    return looped(one_by_one, vectors)
 
 
 def _begin_osqp(module: Any, quadratic: Any, q: Any, constraints: Any, low: Any, high: Any, close: float) -> Any:
@@ -93,14 +97,18 @@ def clarabel(flat: Flat) -> Build:
     module: Any = importlib.import_module("clarabel")
     sparse: Any = importlib.import_module("scipy.sparse")
     quadratic, constraints, equations, vectors = hard_program(flat)
+    rows: list[np.ndarray] = []
     solvers: dict[float, Any] = {}
 
+    def ready(instances: PyTree) -> tuple[np.ndarray, np.ndarray]:
+        q, low, high = vectors(instances)
+        above, below = ~equations & np.isfinite(high[0]), ~equations & np.isfinite(low[0])  # in all instances the same
+        rows[:] = constraints[equations], constraints[above], -constraints[below]
+        return q, np.concatenate([_part(high, equations), _part(high, above), -_part(low, below)], axis=1)
+
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
-        q, low, high = vectors(one)
-        above, below = ~equations & np.isfinite(high), ~equations & np.isfinite(low)  # in every instance the same
-        b = np.concatenate([high[equations], high[above], -low[below]])
+        q, b = one
         if tol not in solvers:
-            rows = [constraints[equations], constraints[above], -constraints[below]]
             cones = [module.ZeroConeT(len(rows[0])), module.NonnegativeConeT(len(rows[1]) + len(rows[2]))]
             settings = module.DefaultSettings()
             settings.verbose = settings.presolve_enable = False
@@ -112,14 +120,14 @@ def clarabel(flat: Flat) -> Build:
         found = solvers[tol].solve()
         return np.array(found.x, float)[: flat.size], float(found.iterations)
 
-    return looped(one_by_one)
+    return looped(one_by_one, ready)
 
 
 class Split(NamedTuple):
-    """A hard program as solvers of small dense ones want it: limits of variables apart from general rows.
+    """A hard program as solvers of small ones want it: limits of variables apart from general rows.
 
-    `rows`: which rows of the program are general inequalities. `split` maps l or u to those of the variables, of these
-    rows, and of the equations.
+    `rows`: which rows of the program are general inequalities. `limits` maps l or u of instances to those of the
+    variables, of these rows, and of the equations; the second argument stands for no limit.
     """
 
     program: HardProgram
@@ -136,9 +144,9 @@ def split(flat: Flat) -> Split:
     rows = ~program.equations & ~simple
 
     def limits(values: np.ndarray, absent: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        variables = np.full(size, absent)
-        variables[at] = values[simple]
-        return variables, values[rows], values[program.equations]
+        variables = np.full((len(values), size), absent)
+        variables[:, at] = values[:, simple]
+        return variables, _part(values, rows), _part(values, program.equations)
 
     return Split(program, rows, limits)
 
@@ -155,9 +163,12 @@ def daqp(flat: Flat) -> Build:
     sense[len(sense) - int(equations.sum()) :] = 5  # an equation, active for good
     models: dict[float, Any] = {}
 
+    def ready(instances: PyTree) -> tuple[np.ndarray, ...]:
+        q, low, high = vectors(instances)
+        return q, np.concatenate(limits(high, 1e30), axis=1), np.concatenate(limits(low, -1e30), axis=1)
+
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
-        q, low, high = vectors(one)
-        above, below = np.concatenate(limits(high, 1e30)), np.concatenate(limits(low, -1e30))
+        q, above, below = one
         if tol not in models:
             models[tol] = module.Model()
             models[tol].setup(quadratic + 1e-4 * np.eye(len(q)), q, general, above, below, sense)
@@ -165,21 +176,28 @@ def daqp(flat: Flat) -> Build:
         x, _, _, information = models[tol].solve()
         return np.array(x, float), float(information["iterations"])
 
-    return looped(one_by_one)
+    return looped(one_by_one, ready)
 
 
 def piqp(flat: Flat) -> Build:
-    """Set PIQP up once, an interior-point method for small dense programs, then update the vectors and solve."""
+    """Set PIQP up once, an interior-point method with a dense and a sparse form, then update the vectors and solve."""
     module: Any = importlib.import_module("piqp")
+    sparse: Any = importlib.import_module("scipy.sparse")
     (quadratic, constraints, equations, vectors), rows, limits = split(flat)
-    matrices = [np.asfortranarray(it) for it in (quadratic, constraints[equations], constraints[rows])]
+    few = np.count_nonzero(constraints) < 0.1 * constraints.size
+    solver, form = (module.SparseSolver, sparse.csc_matrix) if few else (module.DenseSolver, np.asfortranarray)
+    matrices = [form(it) for it in (quadratic, constraints[equations], constraints[rows])]
     solvers: dict[float, Any] = {}
 
-    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
-        q, low, high = vectors(one)
+    def ready(instances: PyTree) -> tuple[np.ndarray, ...]:
+        q, low, high = vectors(instances)
         (x_high, above, given), (x_low, below, _) = limits(high, np.inf), limits(low, -np.inf)
+        return q, given, below, above, x_low, x_high
+
+    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
+        q, given, below, above, x_low, x_high = one
         if tol not in solvers:
-            solvers[tol] = module.DenseSolver()
+            solvers[tol] = solver()
             solvers[tol].settings.eps_abs = solvers[tol].settings.eps_rel = tol
             solvers[tol].setup(matrices[0], q, matrices[1], given, matrices[2], below, above, x_low, x_high)
         else:
@@ -188,7 +206,7 @@ def piqp(flat: Flat) -> Build:
         result = solvers[tol].result
         return np.array(result.x, float), float(result.info.iter)
 
-    return looped(one_by_one)
+    return looped(one_by_one, ready)
 
 
 def highs(flat: Flat) -> Build:
@@ -216,23 +234,38 @@ def highs(flat: Flat) -> Build:
         solver.passModel(model)
         return solver
 
+    def ready(instances: PyTree) -> tuple[np.ndarray, ...]:
+        q, low, high = vectors(instances)
+        (x_high, *above), (x_low, *below) = limits(high, np.inf), limits(low, -np.inf)
+        return q, x_low, x_high, np.concatenate(below, axis=1), np.concatenate(above, axis=1)
+
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
-        q, low, high = vectors(one)
+        q, x_low, x_high, below, above = one
         if tol not in solvers:
             solvers[tol] = begin()
         solver = solvers[tol]
-        (x_high, *above), (x_low, *below) = limits(high, np.inf), limits(low, -np.inf)
         solver.changeColsCost(len(columns), columns, q)
         solver.changeColsBounds(len(columns), columns, x_low, x_high)
-        solver.changeRowsBounds(len(lines), lines, np.concatenate(below), np.concatenate(above))
+        solver.changeRowsBounds(len(lines), lines, below, above)
         solver.run()
         return np.array(solver.getSolution().col_value, float), float(solver.getInfo().qp_iteration_count)
 
-    return looped(one_by_one)
+    return looped(one_by_one, ready)
+
+
+def in_units(covariances: Float[np.ndarray, "rows n n"]) -> Float[np.ndarray, "rows n n"]:
+    """Return the covariance of each window in units of its mean variance."""
+    return covariances / np.mean(np.diagonal(covariances, axis1=1, axis2=2), axis=1)[:, None, None]
+
+
+def _columns(covariances: Float[np.ndarray, "rows n n"]) -> Float[np.ndarray, "rows e"]:
+    """Return the upper triangle of each, column by column, as solvers of sparse programs have it."""
+    lower = np.tril_indices(covariances.shape[1])  # of the transpose, so that it runs along columns
+    return np.ascontiguousarray(in_units(covariances)[:, lower[1], lower[0]])
 
 
 def clarabel_portfolio(flat: Flat) -> Build:
-    """Choose portfolios one by one by Clarabel, with the covariance of each window in units of its mean variance."""
+    """Set Clarabel up once, then update the covariance, in units of its mean variance, and solve, from the start."""
     module: Any = importlib.import_module("clarabel")
     sparse: Any = importlib.import_module("scipy.sparse")
     family, n = flat.family, flat.size
@@ -240,17 +273,22 @@ def clarabel_portfolio(flat: Flat) -> Build:
     rows = sparse.csc_matrix(np.concatenate([np.ones((1, n)), -np.eye(n), np.eye(n)]))
     b, cones = np.concatenate([[1.0], np.zeros(n), np.full(n, family.cap)]), [module.ZeroConeT(1)]
     cones.append(module.NonnegativeConeT(2 * n))
+    pattern = sparse.csc_matrix(np.triu(np.ones((n, n))))
+    solvers: dict[float, Any] = {}
 
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
-        settings = module.DefaultSettings()
-        settings.verbose = False
-        settings.tol_gap_abs = settings.tol_gap_rel = 0.1 * tol  # of costs well below 1; constraints keep the default
-        scaled = sparse.csc_matrix(np.triu(one / np.mean(np.diag(one))))
-        solver = module.DefaultSolver(scaled, np.zeros(n), rows, b, cones, settings)
-        found = solver.solve()
+        if tol not in solvers:
+            settings = module.DefaultSettings()
+            settings.verbose = settings.presolve_enable = False
+            settings.tol_gap_abs = settings.tol_gap_rel = 0.1 * tol  # of costs well below 1
+            quadratic = sparse.csc_matrix((one, pattern.indices, pattern.indptr))
+            solvers[tol] = module.DefaultSolver(quadratic, np.zeros(n), rows, b, cones, settings)
+        else:
+            solvers[tol].update(P=one)
+        found = solvers[tol].solve()
         return np.array(found.x, float), float(found.iterations)
 
-    return looped(one_by_one)
+    return looped(one_by_one, _columns)
 
 
 def osqp_portfolio(flat: Flat) -> Build:
@@ -262,21 +300,19 @@ def osqp_portfolio(flat: Flat) -> Build:
     assert isinstance(family, MeanVariance)
     rows = sparse.csc_matrix(np.concatenate([np.ones((1, n)), np.eye(n)]))
     low, high = np.append(1.0, np.zeros(n)), np.append(1.0, np.full(n, float(family.cap)))
-    upper = np.tril_indices(n)  # of the transpose, so that it runs along columns
     pattern = sparse.csc_matrix(np.triu(np.ones((n, n))))
     solvers: dict[float, Any] = {}
 
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
-        values = (one / np.mean(np.diag(one))).T[upper]
         if tol not in solvers:
-            quadratic = sparse.csc_matrix((values, pattern.indices, pattern.indptr))
+            quadratic = sparse.csc_matrix((one, pattern.indices, pattern.indptr))
             # Costs are well below 1, and tolerances are on residuals.
             solvers[tol] = _begin_osqp(module, quadratic, np.zeros(n), rows, low, high, 0.1 * tol)
         else:
-            solvers[tol].update(Px=values)
+            solvers[tol].update(Px=one)
         return _solve_osqp(solvers[tol], n)
 
-    return looped(one_by_one)
+    return looped(one_by_one, _columns)
 
 
 def daqp_portfolio(flat: Flat) -> Build:
@@ -289,8 +325,7 @@ def daqp_portfolio(flat: Flat) -> Build:
     sense = np.append(np.zeros(n, np.int32), np.int32(5))  # the sum is an equation
 
     def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
-        scaled = np.ascontiguousarray(one / np.mean(np.diag(one)))
-        x, _, _, information = module.solve(scaled, linear, row, above, below, sense)
+        x, _, _, information = module.solve(one, linear, row, above, below, sense)
         return np.array(x, float), float(information["iterations"])
 
-    return looped(one_by_one)
+    return looped(one_by_one, in_units)

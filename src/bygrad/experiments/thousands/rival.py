@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from ..._core import trees
 from ...problems import Composite, LeastSquares, ProblemFamily, QuadraticProgram
 from ...solvers import Flat
 from ...solvers.solve import precision
@@ -27,8 +27,29 @@ class Outcome(NamedTuple):
 Run = Callable[[PyTree], Outcome]
 """Solves a batch of instances, rows of arrays."""
 
-Build = Callable[[float], Run]
-"""Maps a tolerance to what solves to it; what compiles, compiles once for all tolerances."""
+Ready = Callable[[PyTree], PyTree]
+"""Maps a batch of instances to what a solver is given of them, rows of NumPy arrays."""
+
+
+def as_they_are(instances: PyTree) -> PyTree:
+    """Give a solver the instances themselves."""
+    return instances
+
+
+class Build(NamedTuple):
+    """What `at` maps a tolerance to solves what `ready` makes of instances, and compiles once for all tolerances.
+
+    Who calls a solver in a loop has its vectors and starts in NumPy, so that `ready` is not on the clock. Ours get the
+    instances: they compute all of that while the clock runs.
+    """
+
+    at: Callable[[float], Run]
+    ready: Ready = as_they_are
+
+    def __call__(self, tol: float) -> Run:
+        """Return what solves instances to a tolerance, from the beginning."""
+        run = self.at(tol)
+        return lambda instances: run(self.ready(instances))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +81,19 @@ class Rival:
         return f"not installed: pip install {' '.join(absent)}" if absent else None
 
 
-def looped(solve_one: Callable[[Any, float], tuple[np.ndarray, float]]) -> Build:
-    """Return what solves instances one by one, from what maps instance and tolerance to params and evaluations."""
+def ready_by(one: Callable[[Any], PyTree]) -> Ready:
+    """Return what computes arrays for all instances at once, from a function of one in JAX."""
+    compiled = jax.jit(jax.vmap(one))
+
+    def ready(instances: PyTree) -> PyTree:
+        with precision(np.float64):
+            return jax.tree.map(np.array, compiled(instances))  # copies, as some solvers only take what can be written
+
+    return ready
+
+
+def looped(solve_one: Callable[[Any, float], tuple[np.ndarray, float]], ready: Ready = as_they_are) -> Build:
+    """Return what solves one by one, from what maps what is ready of one and a tolerance to params and evaluations."""
 
     def run(instances: PyTree, tol: float) -> Outcome:
         x, finished, evaluations = [], [], []
@@ -72,13 +104,14 @@ def looped(solve_one: Callable[[Any, float], tuple[np.ndarray, float]]) -> Build
             finished.append(time.perf_counter())
         return Outcome(np.stack(x), np.array(finished), np.array(evaluations, float), np.zeros(len(x), bool))
 
-    return lambda tol: in_double(lambda instances: run(instances, tol))
+    return Build(lambda tol: in_double(lambda instances: run(instances, tol)), ready)
 
 
 def each(instances: PyTree) -> Iterator[Any]:
     """Yield the rows of a batch."""
-    for row in range(trees.length(instances)):
-        yield trees.rows(instances, row)
+    leaves, structure = jax.tree.flatten(instances)
+    for row in zip(*leaves, strict=True):
+        yield jax.tree.unflatten(structure, row)
 
 
 def in_double(run: Run) -> Run:

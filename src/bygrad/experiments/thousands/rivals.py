@@ -5,16 +5,19 @@ import functools
 import importlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
 from ..._core import trees
 from ...problems import (
     BallAndStick,
+    DampedOscillation,
     LeastSquares,
+    LennardJones,
     MeanVariance,
     OralDose,
     ProblemFamily,
@@ -24,24 +27,50 @@ from ...problems import (
 from ...solvers import Flat
 from . import ours
 from .cvxpy_rivals import cvxpy_portfolio, cvxpy_program
+from .numpy_models import Cost, Model, cluster_energy, oscillation_model, voxel_model
 from .program_rivals import clarabel, clarabel_portfolio, daqp, daqp_portfolio, highs, osqp, osqp_portfolio, piqp
-from .rival import Build, Outcome, Rival, in_double, looped
+from .rival import Build, Outcome, Ready, Rival, in_double, looped, ready_by
 
 
-def _init(flat: Flat) -> Callable[[Any], np.ndarray]:
-    compiled = jax.jit(lambda one: flat.vector(flat.family.init(one, jax.random.key(0))))
-    return lambda one: np.asarray(compiled(one), float)
+class Fit(NamedTuple):
+    """An instance, where to start, the limits of its params, and whether there are none; or rows of them."""
+
+    instance: Any
+    start: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    free: Any
 
 
-def _limits(flat: Flat) -> Callable[[np.ndarray, Any], tuple[np.ndarray, np.ndarray, bool]]:
-    """Return what maps start and instance to the limits of params, and to whether there are none."""
-    compiled = jax.jit(lambda x, one: flat.bounds(x, one))  # a bound method would be hashed
+def begin(flat: Flat) -> Ready:
+    """Return what finds starts, within the limits."""
 
-    def limits(x: np.ndarray, one: Any) -> tuple[np.ndarray, np.ndarray, bool]:
-        low, high = (np.asarray(it) for it in compiled(x, one))
-        return low, high, bool(np.isinf(low).all() and np.isinf(high).all())
+    def start(one: Any) -> tuple[Array, Array, Array]:
+        x = flat.vector(flat.family.init(one, jax.random.key(0)))
+        low, high = flat.bounds(x, one)
+        return jnp.clip(x, low, high), low, high
 
-    return limits
+    compute = ready_by(start)
+
+    def ready(instances: PyTree) -> Fit:
+        x, low, high = (np.asarray(it, float) for it in compute(instances))
+        return Fit(instances, x, low, high, np.isinf(low).all(axis=1) & np.isinf(high).all(axis=1))
+
+    return ready
+
+
+def _close(tol: float) -> float:
+    """Return the tolerance of a fit, for the cost to be within another of the least."""
+    return min(0.1 * tol, 1e-4)
+
+
+def jax_model(flat: Flat) -> Model:
+    """Return a family's residuals and their slopes, compiled by JAX."""
+    family = flat.family
+    assert isinstance(family, LeastSquares)
+    values = jax.jit(lambda x, one: family.residuals(flat.params(x), one))
+    slopes = jax.jit(lambda x, one: jax.jacfwd(lambda x: family.residuals(flat.params(x), one))(x).T)
+    return Model(lambda x, one: np.asarray(values(x, one)), lambda x, one: np.asarray(slopes(x, one)))
 
 
 def scipy_least_squares(flat: Flat) -> Build:
@@ -50,57 +79,70 @@ def scipy_least_squares(flat: Flat) -> Build:
     As its documentation advises, by MINPACK (`lm`) where there are no limits, and by a trust region where there are.
     """
     optimize: Any = importlib.import_module("scipy.optimize")
-    family = flat.family
-    assert isinstance(family, LeastSquares)
-    values = jax.jit(lambda x, one: family.residuals(flat.params(x), one))
-    slopes = jax.jit(jax.jacfwd(lambda x, one: family.residuals(flat.params(x), one)))
-    init, limits = _init(flat), _limits(flat)
+    model = jax_model(flat)
 
-    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
-        start = init(one)
-        low, high, free = limits(start, one)
-        close = min(0.1 * tol, 1e-4)
+    def one_by_one(fit: Fit, tol: float) -> tuple[np.ndarray, float]:
+        close = _close(tol)
         found = optimize.least_squares(
-            lambda x: np.asarray(values(x, one)),
-            np.clip(start, low, high),
-            jac=lambda x: np.asarray(slopes(x, one)),
-            bounds=(low, high),
+            model.residuals,
+            fit.start,
+            jac=lambda x, one: model.slopes(x, one).T,
+            bounds=(fit.low, fit.high),
             x_scale="jac",
-            method="lm" if free else "trf",
+            method="lm" if fit.free else "trf",
             ftol=close,
             xtol=close,
             gtol=1e-8,
+            args=(fit.instance,),
         )
         return found.x, float(found.nfev)
 
-    return looped(one_by_one)
+    return looped(one_by_one, begin(flat))
 
 
-def voxel_residuals(family: BallAndStick) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Return the residuals of a voxel in NumPy, as a function of params and signals."""
-    bvals, bvecs = np.asarray(family.bvals, float), np.asarray(family.bvecs, float)
+def scipy_leastsq(flat: Flat, model: Model, factor: float = 100.0) -> Build:
+    """Fit one by one by `scipy.optimize.leastsq`, which is MINPACK with the least work around it, and has no limits.
 
-    def residuals(p: np.ndarray, signals: np.ndarray) -> np.ndarray:
-        n = np.array([np.sin(p[3]) * np.cos(p[4]), np.sin(p[3]) * np.sin(p[4]), np.cos(p[3])])
-        decay, fraction = bvals * np.exp(p[1]), np.sin(p[2]) ** 2
-        model = fraction * np.exp(-decay * (bvecs @ n) ** 2) + (1 - fraction) * np.exp(-decay)
-        return (np.exp(p[0]) * model - signals) / family.noise
-
-    return residuals
-
-
-def minpack_voxels(flat: Flat) -> Build:
-    """Fit voxels one by one by MINPACK itself on a model in NumPy: for residuals this cheap, the least work around."""
+    `factor`: bounds the first step; 100 is its default.
+    """
     optimize: Any = importlib.import_module("scipy.optimize")
-    assert isinstance(flat.family, BallAndStick)
-    residuals, init = voxel_residuals(flat.family), _init(flat)
 
-    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
-        close = min(0.1 * tol, 1e-4)
-        x, _, found, *_ = optimize.leastsq(residuals, init(one), (one,), full_output=True, ftol=close, xtol=close)
+    def one_by_one(fit: Fit, tol: float) -> tuple[np.ndarray, float]:
+        x, _, found, *_ = optimize.leastsq(
+            model.residuals,
+            fit.start,
+            (fit.instance,),
+            model.slopes,
+            full_output=True,
+            col_deriv=True,
+            ftol=_close(tol),
+            xtol=_close(tol),
+            factor=factor,
+        )
         return x, float(found["nfev"])
 
-    return looped(one_by_one)
+    return looped(one_by_one, begin(flat))
+
+
+def _leastsq_voxels(flat: Flat) -> Build:
+    family = flat.family
+    assert isinstance(family, BallAndStick)
+    return scipy_leastsq(flat, voxel_model(family))
+
+
+def _leastsq_oscillations(flat: Flat) -> Build:
+    family = flat.family
+    assert isinstance(family, DampedOscillation)
+    return scipy_leastsq(flat, oscillation_model(family))
+
+
+SHORT = 0.1
+"""Bound on the first step of fits of oral doses: without limits, the default leaves where fits lead back from."""
+
+
+def _leastsq_doses(flat: Flat) -> Build:
+    # Compiled by JAX: in NumPy the steps of the equation are calls one after the other, and take twice as long.
+    return scipy_leastsq(flat, jax_model(flat), SHORT)
 
 
 def _stripped(flat: Flat) -> Flat:
@@ -114,30 +156,45 @@ def _scipy_from_stripping(flat: Flat) -> Build:
 
 
 def _batched_from_stripping(flat: Flat) -> Build:
-    return functools.partial(ours.batched, _stripped(flat))
+    return Build(functools.partial(ours.batched, _stripped(flat)))
 
 
-def scipy_minimize(flat: Flat) -> Build:
-    """Minimize one by one by SciPy's L-BFGS-B, with value and gradient compiled by JAX."""
-    optimize: Any = importlib.import_module("scipy.optimize")
+def _leastsq_from_stripping(flat: Flat) -> Build:
+    flat = _stripped(flat)
+    return scipy_leastsq(flat, jax_model(flat), SHORT)
+
+
+def jax_cost(flat: Flat) -> Cost:
+    """Return a family's cost and gradient, compiled by JAX."""
     compiled = jax.jit(jax.value_and_grad(flat.loss))
-    init, limits = _init(flat), _limits(flat)
 
     def both(x: np.ndarray, one: Any) -> tuple[float, np.ndarray]:
         value, slope = compiled(x, one)
         return float(value), np.asarray(slope, float)
 
-    def one_by_one(one: Any, tol: float) -> tuple[np.ndarray, float]:
-        start = init(one)
-        low, high, free = limits(start, one)
-        bounds = None if free else list(zip(low, high, strict=True))
+    return both
+
+
+def scipy_minimize(flat: Flat, both: Cost | None = None) -> Build:
+    """Minimize one by one by SciPy's L-BFGS-B; `both` returns value and gradient, if not those compiled by JAX."""
+    optimize: Any = importlib.import_module("scipy.optimize")
+    both = both or jax_cost(flat)
+
+    def one_by_one(fit: Fit, tol: float) -> tuple[np.ndarray, float]:
+        bounds = None if fit.free else list(zip(fit.low, fit.high, strict=True))
         options = {"ftol": 1e-3 * tol, "gtol": 1e-3 * tol, "maxiter": 15_000, "maxfun": 15_000}
         found = optimize.minimize(
-            both, np.clip(start, low, high), (one,), jac=True, method="L-BFGS-B", bounds=bounds, options=options
+            both, fit.start, (fit.instance,), jac=True, method="L-BFGS-B", bounds=bounds, options=options
         )
         return found.x, float(found.nfev)
 
-    return looped(one_by_one)
+    return looped(one_by_one, begin(flat))
+
+
+def _minimize_clusters(flat: Flat) -> Build:
+    family = flat.family
+    assert isinstance(family, LennardJones)
+    return scipy_minimize(flat, cluster_energy(family))
 
 
 def optimistix_least_squares(flat: Flat) -> Build:
@@ -178,13 +235,13 @@ def _vmapped(one: Callable[[Any, Array], tuple[Array, Array]], batch: int = 1024
         for at in range(0, rows, batch):
             # The last batch is filled up, as another shape would compile again.
             pick = np.minimum(np.arange(at, at + min(batch, rows)), rows - 1)
-            x, steps = compiled(trees.rows(instances, pick), min(0.1 * tol, 1e-4))
+            x, steps = compiled(trees.rows(instances, pick), _close(tol))
             parts.append((np.asarray(x)[: rows - at], np.asarray(steps, float)[: rows - at]))
             finished[at : at + batch] = time.perf_counter()
         x, steps = (np.concatenate(it) for it in zip(*parts, strict=True))
         return Outcome(x, finished, steps, np.zeros(rows, bool))
 
-    return lambda tol: in_double(lambda instances: run(instances, tol))
+    return Build(lambda tol: in_double(lambda instances: run(instances, tol)))
 
 
 def coordinate_descent(flat: Flat) -> Build:
@@ -216,7 +273,7 @@ def coordinate_descent(flat: Flat) -> Build:
             finished[some] = time.perf_counter()
         return Outcome(x, finished, steps, np.zeros(len(instances), bool))
 
-    return lambda tol: lambda instances: run(instances, tol)
+    return Build(lambda tol: lambda instances: run(instances, tol))
 
 
 _SCIPY = {"scipy": "scipy"}
@@ -224,10 +281,14 @@ _OSQP, _CLARABEL = {"osqp": "osqp", **_SCIPY}, {"clarabel": "clarabel", **_SCIPY
 _CVXPY, _OPTIMISTIX = {"cvxpy": "cvxpy", **_CLARABEL}, {"optimistix": "optimistix"}
 RIVALS: tuple[Rival, ...] = (
     Rival("SciPy least_squares, loop", "users", _SCIPY, LeastSquares, scipy_least_squares),
-    Rival("MINPACK on NumPy, loop", "users", _SCIPY, BallAndStick, minpack_voxels),
+    Rival("SciPy leastsq, NumPy, loop", "users", _SCIPY, BallAndStick, _leastsq_voxels),
+    Rival("SciPy leastsq, NumPy, loop", "users", _SCIPY, DampedOscillation, _leastsq_oscillations),
+    Rival("SciPy leastsq, short first step, loop", "users", _SCIPY, OralDose, _leastsq_doses),
+    Rival("SciPy leastsq from curve stripping, loop", "users", _SCIPY, OralDose, _leastsq_from_stripping),
     Rival("SciPy least_squares from curve stripping, loop", "users", _SCIPY, OralDose, _scipy_from_stripping),
     Rival("batched, from curve stripping", "warm", {}, OralDose, _batched_from_stripping, loops=False),
     Rival("SciPy L-BFGS-B, loop", "users", _SCIPY, ProblemFamily, scipy_minimize),
+    Rival("SciPy L-BFGS-B, NumPy, loop", "users", _SCIPY, LennardJones, _minimize_clusters),
     Rival("scikit-learn coordinate descent", "users", {"sklearn": "scikit-learn"}, SparseCoding, coordinate_descent),
     Rival("OSQP, loop", "users", _OSQP, QuadraticProgram, osqp),
     Rival(
@@ -235,7 +296,7 @@ RIVALS: tuple[Rival, ...] = (
     ),
     Rival("OSQP, covariances updated, loop", "users", _OSQP, MeanVariance, osqp_portfolio),
     Rival("Clarabel, loop", "users", _CLARABEL, QuadraticProgram, clarabel),
-    Rival("Clarabel, a program each", "users", _CLARABEL, MeanVariance, clarabel_portfolio),
+    Rival("Clarabel, covariances updated, loop", "users", _CLARABEL, MeanVariance, clarabel_portfolio),
     Rival("CVXPY with parameters and Clarabel, loop", "users", _CVXPY, QuadraticProgram, cvxpy_program),
     Rival("CVXPY with a parameter and Clarabel, loop", "users", _CVXPY, MeanVariance, cvxpy_portfolio),
     Rival("HiGHS, loop", "compiled", {"highspy": "highspy", **_SCIPY}, QuadraticProgram, highs),

@@ -258,24 +258,28 @@ class _Comparison:
         order = np.arange(steps * sequences).reshape(steps, sequences).T
         return order[: max(1, self.effort.loops // steps)].ravel()
 
-    def _lazily(self, rival: Rival, tol: float) -> Run:
+    def _lazily(self, rival: Rival, tol: float) -> Row:
         """Build a rival when it is first run, once for all tolerances, so that an error is one of its own rows."""
-        built: list[Run] = []
+        runs: list[Run] = []
 
-        def run(instances: PyTree) -> Outcome:
+        def build() -> Build:
             if rival.name not in self.built:
                 self.built[rival.name] = rival.build(self.flat)
-            if not built:
-                built.append(self.built[rival.name](tol))
-            return built[0](instances)
+            return self.built[rival.name]
 
-        return run
+        def run(ready: PyTree) -> Outcome:
+            if not runs:
+                runs.append(build().at(tol))
+            return runs[0](ready)
+
+        ready = lambda instances: build().ready(instances)  # noqa: E731
+        return Row(rival.name, rival.group, run, rival.loops, rival.missing, ready=ready)
 
     def _rows(self, name: str, tol: float, cells: dict[tuple[str, float, str], Cell]) -> Iterator[Row]:
         """Yield the rows of a set at a tolerance. The multistart comes last: its starts depend on cells before."""
         factor = tol / self.case.tolerances[1]
         for rival in self.rivals:
-            yield Row(rival.name, rival.group, self._lazily(rival, tol), rival.loops, rival.missing)
+            yield self._lazily(rival, tol)
         yield Row("batched", "batched", ours.batched(self.flat, tol, self.case.dtype))
         yield from self._tuned_rows(name, factor)
         for number, solver in enumerate(self.solvers):
