@@ -44,7 +44,7 @@ FAMILIES: dict[str, LeastSquares] = {
 
 
 def timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float, float]:
-    """Return the costs, the CPU-seconds of a second run, and the seconds that the first took longer."""
+    """Return what a second run found, its CPU-seconds, and the seconds that the first took longer."""
     clock, began = time.process_time, time.process_time()
     run()
     first, began = clock() - began, clock()
@@ -76,16 +76,17 @@ def scipy_loop(family: LeastSquares) -> Callable[[np.ndarray], np.ndarray]:
     return lambda data: np.array([one(instance) for instance in data])
 
 
-def minpack_loops(family: LeastSquares, data: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
-    """Return what calls MINPACK itself, as the study of families does; starts are ready before."""
+def minpack_loops(family: LeastSquares, data: np.ndarray) -> dict[str, tuple[np.ndarray, float, float]]:
+    """Measure what calls MINPACK itself, as the study of families does; starts are ready before, costs come after."""
     flat = Flat.of(family, data[0])
-    loops = {}
+    measured = {}
     for rival in RIVALS:
         if rival.name.startswith("SciPy leastsq") and rival.suits(family):
             build = rival.build(flat)
             run, ready = build.at(TOL), build.ready(data)
-            loops[rival.name] = lambda run=run, ready=ready: assess(flat, data, run(ready).x).cost
-    return loops
+            x, seconds, compiling = timed(lambda run=run, ready=ready: run(ready).x)
+            measured[rival.name] = assess(flat, data, x).cost, seconds, compiling
+    return measured
 
 
 def vmap_optimistix(family: LeastSquares) -> Callable[[np.ndarray], np.ndarray]:
@@ -123,8 +124,7 @@ def compare(family: LeastSquares, count: int, few: int) -> dict[str, dict[str, f
         loop, peer = scipy_loop(family), vmap_optimistix(family)
         measured["SciPy loop"] = timed(lambda: loop(data[:few]))
         measured["vmap of Optimistix"] = timed(lambda: peer(data))
-    for name, run in minpack_loops(family, data[:few]).items():
-        measured[name] = timed(run)
+    measured |= minpack_loops(family, data[:few])
     measured["bygrad"] = timed(lambda: solve(family, data, method=method).cost)
     measured["bygrad, tol 1e-8"] = timed(lambda: solve(family, data).cost)
     measured["bygrad, 3 starts"] = timed(lambda: solve(family, data, starts=3, method=method).cost)
