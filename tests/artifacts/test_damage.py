@@ -135,16 +135,18 @@ def test_load_names_the_path_of_what_it_cannot_read(tmp_path: Path, data: bytes)
         load(tmp_path / "cut")
 
 
-def test_a_stranger_is_refused_before_it_is_read_whole(tmp_path: Path) -> None:
-    path = tmp_path / "large.safetensors"
+def test_a_stranger_is_refused_before_it_is_read_whole(tmp_path: Path, data: bytes) -> None:
     header = b'{"w":{"dtype":"F32","shape":[268435456],"data_offsets":[0,1073741824]}}'
-    with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + (1 << 30))  # sparse: takes no room on the disk
-    tracemalloc.start()
-    try:
-        with pytest.raises(ArtifactError, match="without a bygrad manifest"):
-            load(path)
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20
-    finally:
-        tracemalloc.stop()
+    other = len(header).to_bytes(8, "little") + header
+    path = tmp_path / "large.safetensors"
+    for begin, cause in ((other, "without a bygrad manifest"), (data, f"{1 << 30:,} bytes follow after the last")):
+        with path.open("wb") as file:
+            file.write(begin)
+            file.truncate(len(begin) + (1 << 30))  # sparse: takes no room on the disk
+        tracemalloc.start()
+        try:
+            with pytest.raises(ArtifactError, match=cause):
+                load(path)
+            assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        finally:
+            tracemalloc.stop()

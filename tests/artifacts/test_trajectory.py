@@ -59,6 +59,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "keys": (lambda it: it.pop("shapes"), "has the keys .*'steps', 'tolerance'"),
     "extra": (lambda it: it.update(seed=0), "has the keys"),
     "tolerance": (lambda it: it.update(tolerance=2.0), "has the tolerance 2.0"),
+    "loose": (lambda it: it.update(tolerance=0.02), "has the tolerance 0.02, which is no number above 0, up to 0.01"),
     "true": (lambda it: it.update(tolerance=True), "has the tolerance True"),
     "shapes": (lambda it: it["shapes"].update(vector=[-5]), "has the shapes"),
     "empty": (lambda it: it["shapes"].update(vector=[0]), "has the shapes"),

@@ -1,5 +1,6 @@
 """A file is whole or absent, whatever fails while it is written."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -16,6 +17,7 @@ from bygrad._core.files import (
     join_arrays_atomically,
     locked,
     read_json,
+    reading_arrays,
     refuse_unwritable,
     sweep,
     unwritable,
@@ -47,14 +49,69 @@ def test_whether_a_file_can_be_written_is_known_before(tmp_path: Path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(IsADirectoryError, match="is a folder"):
         refuse_unwritable(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "file" / "in" / "it")
     (tmp_path / "file").touch()
+    with pytest.raises(PermissionError, match="Nothing can be written in"):
+        refuse_unwritable(tmp_path / "link")
     for option in ("--out", "--json"):
         said = rf"Nothing can be written in .*file .*nothing was started.*choose another place \({option}\)"
         with pytest.raises(PermissionError, match=said):
             refuse_unwritable(tmp_path / "file" / "in" / "it", option)
 
 
-@pytest.mark.parametrize("data", [b'{"a": 1, "b": [2', b"", b"\xff\xfe{"])
+def test_what_a_link_points_to_is_written_and_the_link_stays(tmp_path: Path):
+    (tmp_path / "there").mkdir()
+    for name in ("old", "not yet"):
+        link, target = tmp_path / f"link to {name}", tmp_path / "there" / name
+        link.symlink_to(target)
+        for text in ("first", "second"):
+            write_text_atomically(link, text)
+            assert link.is_symlink() and target.read_text() == text
+    assert len(list((tmp_path / "there").iterdir())) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes on Windows")
+def test_a_device_and_a_pipe_stay_what_they_are(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path(os.devnull)):
+        for refuse in (refuse_unwritable, lambda path: write_atomically(path, b"data")):
+            with pytest.raises(FileExistsError, match=r"is a device or a pipe, .*Choose another name"):
+                refuse(path)
+        assert not path.is_file()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_must_be_new_takes_nobodys_name(links, tmp_path: Path, monkeypatch):
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", fail)
+    write_atomically(tmp_path / "file", b"first", new=True)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "dangling"):
+        with pytest.raises(FileExistsError, match=rf"{name} has appeared meanwhile and would be overwritten"):
+            write_atomically(tmp_path / name, b"second", new=True)
+    assert (tmp_path / "file").read_bytes() == b"first"
+    assert sorted(it.name for it in tmp_path.iterdir()) == ["dangling", "file"]
+
+
+def test_a_name_may_be_as_long_as_the_system_lets(tmp_path: Path):
+    path = tmp_path / ("n" * 255)
+    write_atomically(path, b"data")
+    assert path.read_bytes() == b"data"
+
+
+def test_an_array_without_a_name_is_damaged_too(tmp_path: Path):
+    with (tmp_path / "kept.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match=r"damaged \(it holds one array"), reading_arrays(tmp_path / "kept.npz"):
+        pass
+
+
+@pytest.mark.parametrize("data", [b'{"a": 1, "b": [2', b"", b"\xff\xfe{", b"[" * 100_000], ids=len)
 def test_what_is_damaged_is_named_with_a_remedy(data, tmp_path: Path):
     path = tmp_path / "kept.json"
     write_text_atomically(path, '{"a": "θ"}')
@@ -96,6 +153,22 @@ def test_a_full_disk_says_which_file_did_not_fit(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match=r"File too large: '.*kept'"):
         write_atomically(tmp_path / "kept", b"new")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are not synchronized on Windows")
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_may_not_synchronize_folders(code, tmp_path: Path, monkeypatch):
+    real = os.fsync
+
+    def only_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    with pytest.raises(OSError) if code == errno.EIO else contextlib.nullcontext():
+        write_atomically(tmp_path / "file", b"data")
+    assert (tmp_path / "file").read_bytes() == b"data"
 
 
 @pytest.mark.parametrize("write", [write_atomically, write_one_array])
@@ -195,9 +268,20 @@ def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(again, tmp_path: Pa
         pass
 
 
-def test_what_a_killed_write_left_is_swept_up_and_nothing_else(tmp_path: Path):
-    kept = [tmp_path / "a[1].npz", tmp_path / ".a1.npz.0f.tmp", tmp_path / "a[1].npz.tmp"]
-    for path in [*kept, tmp_path / ".a[1].npz.0f.tmp"]:
-        path.touch()
-    sweep(kept[0])
-    assert sorted(tmp_path.iterdir()) == sorted(kept)
+@pytest.mark.parametrize("name", ["a[1]", "n" * 200])
+def test_what_a_killed_write_left_is_swept_up_and_nothing_else(name, tmp_path: Path, monkeypatch):
+    def killed(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    unique = "0123456789abcdef"
+    others = [name, f".a1.{unique}.tmp", f".a[1].npz.{unique}.tmp", ".a[1].0f.tmp", f"{name}.{unique}.tmp"]
+    for other in others:
+        (tmp_path / other).touch()
+    monkeypatch.setattr(os, "replace", killed)
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / name, b"data")
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == len(others) + 1
+    sweep(tmp_path / name)
+    assert sorted(it.name for it in tmp_path.iterdir()) == sorted(others)

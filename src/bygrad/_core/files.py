@@ -1,7 +1,9 @@
 """Files that are whole or absent: nothing here leaves a half-written file behind."""
 
 import contextlib
+import errno
 import glob
+import hashlib
 import json
 import os
 import secrets
@@ -17,16 +19,18 @@ if sys.platform != "win32":
     import fcntl
 
 
-def write_atomically(path: str | os.PathLike[str], *data: bytes | memoryview) -> None:
+def write_atomically(path: str | os.PathLike[str], *data: bytes | memoryview, new: bool = False) -> None:
     """Write `data`, one after the other, to `path` so that a reader sees the old file or the new one, never a mixture.
 
     The bytes go to a temporary file beside `path`, reach the disk (`fsync`), and only then take the name; the
-    folder is synchronized last, so that the name survives a power cut as well.
+    folder is synchronized last, so that the name survives a power cut as well. Where `path` is a symbolic link, all of
+    this happens to what it points to. `new`: there must be no previous file.
 
-    **Raises:** `OSError` as the system gives it (disk full, read-only folder); the previous file is then untouched
+    **Raises:** `OSError` as the system gives it (disk full, read-only folder), and for a folder, a device or a pipe;
+    `FileExistsError` if `new` is on and something took the name in the meantime. The previous file is then untouched
     and the temporary one removed.
     """
-    with _whole_or_absent(Path(path)) as file:
+    with _whole_or_absent(Path(path), new) as file:
         file.writelines(data)
 
 
@@ -71,7 +75,10 @@ def reading_arrays(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
     **Raises:** `ValueError` if it is damaged, as `read_json`.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            raise ValueError("it holds one array without a name")
+        with found as arrays:
             yield arrays
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}), so what was kept there cannot be read. {AGAIN}") from error
@@ -85,7 +92,7 @@ def read_json(path: Path, remedy: str = AGAIN) -> Any:
     """
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}), so what was kept there cannot be read. {remedy}") from error
 
 
@@ -114,9 +121,8 @@ def refuse_unwritable(file: Path | None, option: str = "--out") -> None:
     """**Raises:** `OSError` if this file, should one be given, could not be written when all is done."""
     if file is None:
         return
-    if file.is_dir():
-        raise IsADirectoryError(f"{file} is a folder, so no file can be written by that name. Choose another name.")
-    if why := unwritable(file.parent, option):
+    _refuse_what_is_no_file(file)
+    if why := unwritable(_itself(file).parent, option):
         raise PermissionError(why)
 
 
@@ -147,28 +153,70 @@ def locked(path: Path, shared: bool = False) -> Iterator[None]:
 
 def sweep(path: Path) -> None:
     """Remove what writing a file left behind where the process was killed meanwhile. Nobody else may be writing it."""
-    for unfinished in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    path = _itself(path)
+    for unfinished in path.parent.glob(f"{glob.escape(_hidden(path.name))}.{'[0-9a-f]' * 16}.tmp"):
         unfinished.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _whole_or_absent(path: Path) -> Iterator[BinaryIO]:
+def _whole_or_absent(path: Path, new: bool = False) -> Iterator[BinaryIO]:
     """Give a file to write to, which takes the name of `path` when it is on the disk."""
+    _refuse_what_is_no_file(path)
+    path = path if new else _itself(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f"{_hidden(path.name)}.{secrets.token_hex(8)}.tmp")
     try:
         # Not by `tempfile`, whose files nobody else may read: this one may be read by whom the user's umask lets.
         with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if new:
+            _take_new_name(temporary, path)
+        else:
+            os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk says nothing of what did not fit
+        # A full disk says nothing of what did not fit.
+        if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)
         raise
     _synchronize_folder(path.parent)
+
+
+def _itself(path: Path) -> Path:
+    """Return the file behind a symbolic link, which a rename would replace."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _hidden(name: str) -> str:
+    """Return how the names of temporary files begin. A name may have 255 bytes, on some file systems 143."""
+    long = len(os.fsencode(name)) > 100
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest() if long else name}"
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, so no file can be written by that name. Choose another name.")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(
+            f"{path} is a device or a pipe, and a file that is whole or absent would take its place. Choose another"
+            " name."
+        )
+
+
+def _take_new_name(temporary: Path, path: Path) -> None:
+    """Rename a file, unless another has the name."""
+    try:
+        os.link(temporary, path)
+    except OSError:  # the name is taken, or the file system has no links, which leaves a moment between the two
+        if os.path.lexists(path):
+            raise FileExistsError(
+                f"{path} has appeared meanwhile and would be overwritten. Choose another name."
+            ) from None
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
 
 
 def _synchronize_folder(folder: Path) -> None:
@@ -178,5 +226,8 @@ def _synchronize_folder(folder: Path) -> None:
         return
     try:
         os.fsync(descriptor)
+    except OSError as error:  # the file has its name, on a file system that does not synchronize folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

@@ -3,13 +3,14 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .._core.files import write_atomically
 from .canonical_json import parse_object
 from .errors import ArtifactError
-from .layout import MAX_HEADER, check_seal, join, manifest_text, read_tensors, split
+from .layout import MAX_HEADER, Entry, check_seal, join, locate, manifest_text, read_tensors, split
 from .manifest import Manifest, check_schema
 from .tensors import compare, describe, own
 
@@ -56,11 +57,8 @@ def from_bytes(data: bytes) -> Artifact:
     **Raises:** `ArtifactError` unless `data` is byte for byte what `to_bytes` gives for the result. The structure is
     checked first, then the SHA-256 of the whole, then the manifest and each tensor against it.
     """
-    header, body = split(data)
-    text = manifest_text(header)
-    fields = parse_object(text, "the manifest")
-    check_schema(fields)  # before the rest, which a newer bygrad may lay out differently
-    tensors = read_tensors(header, body)
+    fields, entries, body = _look_at(data, len(data))
+    tensors = read_tensors(entries, body)
     check_seal(data)
     artifact = Artifact(Manifest.from_fields(fields), tensors)
     if join(artifact.manifest.to_json(), artifact.tensors) != data:
@@ -72,15 +70,25 @@ def from_bytes(data: bytes) -> Artifact:
     return artifact
 
 
-def save(path: str | os.PathLike[str], artifact: Artifact) -> None:
+def _look_at(data: bytes, length: int) -> tuple[dict[str, Any], list[Entry], memoryview]:
+    """Return the manifest and where the tensors are in a file of `length` bytes that begins with `data`, and what
+    follows its header there."""
+    header, body = split(data)
+    fields = parse_object(manifest_text(header), "the manifest")
+    check_schema(fields)  # before the rest, which a newer bygrad may lay out differently
+    return fields, locate(header, length - len(data) + len(body)), body
+
+
+def save(path: str | os.PathLike[str], artifact: Artifact, *, new: bool = False) -> None:
     """Write `artifact` to `path`, whole or not at all; missing folders are made.
 
-    The name should end in `.safetensors`: any program that reads safetensors can then show the tensors.
+    The name should end in `.safetensors`: any program that reads safetensors can then show the tensors. `new`: there
+    must be no previous file.
 
-    **Raises:** `ArtifactError` as `to_bytes` does; `OSError` as the system gives it. Either leaves a previous file
-    at `path` as it was.
+    **Raises:** `ArtifactError` as `to_bytes` does; `OSError` as the system gives it; `FileExistsError` where there is
+    a previous file and `new` is on. Each leaves a previous file at `path` as it was.
     """
-    write_atomically(path, to_bytes(artifact))
+    write_atomically(path, to_bytes(artifact), new)
 
 
 def load(path: str | os.PathLike[str]) -> Artifact:
@@ -98,7 +106,7 @@ def load(path: str | os.PathLike[str]) -> Artifact:
             )
         with path.open("rb") as file:
             data = file.read(8 + MAX_HEADER)
-            manifest_text(split(data)[0])  # a stranger is refused before its gigabytes are read
+            _look_at(data, os.fstat(file.fileno()).st_size)  # a stranger is refused before its gigabytes are read
             data += file.read()
         return from_bytes(data)
     except OSError as error:

@@ -9,6 +9,7 @@ own 64 digits written as zeros, and it comes first so that its place never varie
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,9 @@ import numpy as np
 from .canonical_json import dump, parse_object, shorten
 from .errors import ArtifactError
 from .tensors import check_dtype, check_shape, dtype_name, stored
+
+Entry = tuple[str, np.dtype[Any], tuple[int, ...], int, int]
+"""Name, dtype and shape of a tensor, and where it starts and ends after the header."""
 
 MAX_HEADER = 1 << 20
 """Bytes that a header may have at most, so that a false length cannot exhaust memory."""
@@ -118,8 +122,8 @@ def manifest_text(header: dict[str, Any]) -> str:
     return text
 
 
-def read_tensors(header: dict[str, Any], body: memoryview) -> dict[str, np.ndarray]:
-    """Return views of the tensors in `body`.
+def locate(header: dict[str, Any], length: int) -> list[Entry]:
+    """Return where the tensors lie in the `length` bytes after the header, in their order.
 
     **Raises:** `ArtifactError` naming the tensor, for a malformed entry, a length that does not fit shape and dtype,
     and bytes that belong to two tensors, to none, or are missing at the end.
@@ -136,14 +140,19 @@ def read_tensors(header: dict[str, Any], body: memoryview) -> dict[str, np.ndarr
                 _REWRITE,
             )
         end = stop
-    if len(body) < end:
-        raise _truncated(f"the tensors take {end:,} bytes, of which {len(body):,} are there")
-    if len(body) > end:
+    if length < end:
+        raise _truncated(f"the tensors take {end:,} bytes, of which {length:,} are there")
+    if length > end:
         raise ArtifactError(
-            f"{len(body) - end:,} bytes follow after the last tensor",
+            f"{length - end:,} bytes follow after the last tensor",
             "They belong to nothing, so the file is not the one that was saved",
             _COPY_AGAIN,
         )
+    return entries
+
+
+def read_tensors(entries: list[Entry], body: memoryview) -> dict[str, np.ndarray]:
+    """Return views of the tensors in `body`; `ArtifactError` naming one of a shape that no array can have."""
     result = {}
     for name, dtype, shape, start, stop in entries:
         try:
@@ -170,7 +179,7 @@ def check_seal(data: bytes) -> None:
         )
 
 
-def _entry(name: str, value: Any) -> tuple[str, np.dtype[Any], tuple[int, ...], int, int]:
+def _entry(name: str, value: Any) -> Entry:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise _at(name, f"the header's entry {shorten(value)} does not have exactly dtype, shape and data_offsets")
     try:
@@ -181,9 +190,7 @@ def _entry(name: str, value: Any) -> tuple[str, np.dtype[Any], tuple[int, ...], 
     ordered = isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)
     if not ordered or not 0 <= offsets[0] <= offsets[1] < 2**63:
         raise _at(name, f"the data_offsets {shorten(offsets)} are not two integers 0 <= start <= end < 2^63")
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     if offsets[1] - offsets[0] != count * dtype.itemsize:
         raise _at(
             name,

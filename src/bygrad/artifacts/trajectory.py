@@ -26,6 +26,9 @@ TOLERANCE = 1e-4
 shipped artifacts; a wrong sign, gate or feature shows at 1e-2 and more.
 """
 
+MAX_TOLERANCE = 1e-2
+"""What a file may allow: with more, a replay could be another rule's."""
+
 MAX_STEPS, MAX_COORDINATES = 100, 10_000
 """What a trajectory may have at most, so that a replay is quick whatever a file says."""
 
@@ -72,8 +75,8 @@ class Trajectory:
         if set(fields) != {"tolerance", "shapes", "steps"}:
             raise _bad(f"has the keys {shorten(sorted(fields))}, not shapes, steps and tolerance")
         tolerance, shapes, steps = fields["tolerance"], fields["shapes"], fields["steps"]
-        if not _is_number(tolerance) or not 0 < tolerance < 1:
-            raise _bad(f"has the tolerance {shorten(tolerance)}, which is no number between 0 and 1")
+        if not _is_number(tolerance) or not 0 < tolerance <= MAX_TOLERANCE:
+            raise _bad(f"has the tolerance {shorten(tolerance)}, which is no number above 0, up to {MAX_TOLERANCE}")
         if not isinstance(shapes, dict) or not shapes or not all(map(_is_shape, shapes.values())):
             raise _bad(f"has the shapes {shorten(shapes)}, which are no shapes of arrays by name")
         if sum(math.prod(shape) for shape in shapes.values()) > MAX_COORDINATES:
