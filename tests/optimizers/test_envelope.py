@@ -35,6 +35,30 @@ def test_it_is_read_from_an_artifact():
     assert Envelope.from_training({}).check(jnp.zeros(3))
 
 
+@pytest.mark.parametrize(
+    "training",
+    [
+        *({"recipe": {"horizon": it}} for it in (10**12, 10**400, 0, -5, True, 2.5, "2")),
+        *({"parameter_count": it} for it in (10**400, 0, -5, True, 2.5, [8], [9, 8], [0, 8], [8, 10**400], "88")),
+        *(
+            {"gradient_scale": {"0.01": low, "0.99": high}}
+            for low, high in ((0, 1), (-1, 1), (2, 1), (1e-9, 10**400), (1e-9, 1e39), (True, 1), (None, 1), ("0", 1))
+        ),
+    ],
+    ids=lambda training: f"{training}"[:60],
+)
+def test_what_is_no_size_is_not_known(training):
+    envelope = Envelope.from_training(training)
+    assert envelope.parameter_count is envelope.gradient_scale is envelope.horizon is None
+    assert updates(envelope, [0.1])[0] == pytest.approx([1.0])
+
+
+def test_sizes_of_a_mixture_and_of_a_large_network_are_known():
+    training = {"parameter_count": [8, 7 * 10**9], "gradient_scale": {"0.01": 1e-9, "0.99": 1}}
+    envelope = Envelope.from_training(training)
+    assert (envelope.parameter_count, envelope.gradient_scale) == ((8, 7 * 10**9), (1e-9, 1))
+
+
 def test_a_run_that_is_too_long_is_handed_over():
     sizes, report = updates(Envelope(horizon=2), [0.1] * 4)
     np.testing.assert_allclose(sizes, [1.0, 1.0, 0.5, 0.5])

@@ -21,6 +21,9 @@ HANDED_OVER = (
 LARGEST = 2**31 - 1
 """Number that can be counted: states count in 32 bits, as JAX does."""
 
+INFINITE = 3e38
+"""From where on no number is surely finite in float32."""
+
 NO_HORIZON = (
     "{} goes by how many steps a run will have, and was not told: its steps end as for a run of {:,}, and stay small"
     " after that. Give horizon=."
@@ -83,19 +86,28 @@ class TrainedSizes(NamedTuple):
 
 
 def trained_sizes(training: dict[str, Any]) -> TrainedSizes:
-    """Read them from `manifest.training`, which may hold any JSON: what is of another kind is not known."""
+    """Read them from `manifest.training`, which may hold any JSON: what is no such size is not known."""
     scale, recipe = (it if isinstance(it := training.get(name), dict) else {} for name in ("gradient_scale", "recipe"))
-    low, high = (it if isinstance(it := scale.get(name), int | float) else None for name in ("0.01", "0.99"))
-    count, horizon = training.get("parameter_count"), recipe.get("horizon")
-    match count:
-        case [int(least), int(most)]:  # of a mixture, whose members differ
+    match training.get("parameter_count"):
+        case [least, most] if _counts(least) and _counts(most) and least <= most:  # of a mixture, whose members differ
             count = least, most
-        case int():
-            pass
-        case _:
-            count = None
-    horizon = horizon if isinstance(horizon, int) else None
-    return TrainedSizes(count, None if low is None or high is None else (low, high), horizon)
+        case one:
+            count = one if _counts(one) else None
+    sizes = [it for q in ("0.01", "0.99") if _is_size(it := scale.get(q))]
+    horizon = recipe.get("horizon")
+    return TrainedSizes(
+        count,
+        (float(sizes[0]), float(sizes[1])) if len(sizes) == 2 and sizes[0] <= sizes[1] else None,
+        horizon if _counts(horizon, LARGEST) else None,
+    )
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < INFINITE
+
+
+def _counts(value: Any, most: int = 2**63 - 1) -> bool:
+    return is_whole(value) and 1 <= value <= most
 
 
 def is_near(size: int, trained: int | tuple[int, int], factor: float) -> bool:
