@@ -138,6 +138,35 @@ for rule in rules:
         assert after.sharding.is_equivalent_to(before.sharding, after.ndim)
 """
 
+ENSEMBLE = """
+import optax
+from bygrad.deploy import optax as as_optax
+from bygrad.optimizers import SGD, Adam, BestOf
+
+mesh = Mesh(np.array(jax.devices()), ("model",))
+rates = jnp.logspace(-2, 1, 8)  # where the guards of all devices do not do the same
+
+def run(transformation, params, rate):
+    state = transformation.init(params)
+
+    def step(carry, _):
+        params, state = carry
+        value, grads = jax.value_and_grad(lambda params: rate * jnp.sum(params**2))(params)
+        updates, state = transformation.update(grads, state, params, value=value)
+        return (optax.apply_updates(params, updates), state), value
+
+    return jax.lax.scan(step, (params, state), length=60)[1]
+
+for guard in (Adam(0.1), lambda learned: BestOf(learned, Adam(0.1))):
+    transformation = as_optax(SGD(0.3), guard=guard)
+    start = jnp.linspace(0.1, 1, 4) * jnp.ones((8, 1))
+    one = jax.jit(jax.vmap(lambda params, rate: run(transformation, params, rate)))(start, rates)
+    each = lambda params, rate: run(transformation, params[0], rate[0])[None]
+    eight = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=P("model"), out_specs=P("model")))(start, rates)
+    np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-6)
+    assert np.isfinite(eight).all()
+"""
+
 
 FEW = ["LSTM", "Controller", "Adam", "Guard"]  # enough to see whether another version of JAX divides arrays alike
 # Muon treats a matrix as a whole; the other baselines treat entries one by one, as Adam does.
@@ -161,6 +190,11 @@ def test_large_arrays_are_updated_in_blocks_where_they_are_certainly_on_one_devi
 @pytest.mark.slow
 def test_a_deployed_optimizer_takes_the_same_step_where_shardings_are_types():
     run(SHARDED.partition("mesh =")[0] + EXPLICIT)
+
+
+@pytest.mark.slow
+def test_devices_that_hold_runs_of_their_own_are_guarded_each_for_itself():
+    run(SHARDED.partition("mesh =")[0] + ENSEMBLE)
 
 
 def run(script, *names):

@@ -23,7 +23,7 @@ from .._core.types import Params, State
 from ..artifacts import Artifact, find
 from ..artifacts import load as load_artifact
 from ..optimizers import Controller, Coordinatewise, Envelope, Guard, Optimizer, Partition, Scheduled, declare
-from ..optimizers.base import bits_of
+from ..optimizers.base import bits_of, one_loss
 from .jax import from_artifact
 
 
@@ -147,12 +147,7 @@ def _update(
     if params is not None:
         params = _arrays("params", _bare(params))
         _check_alike(updates, params)
-    loss = None if value is None else jnp.asarray(value)
-    if loss is not None and loss.ndim:
-        raise ValueError(
-            f"value has the shape {list(loss.shape)}, but losses are compared as numbers. Give the loss that was"
-            " differentiated: the mean, say."
-        )
+    loss = None if value is None else one_loss(value)
     # The state that fits is computed where something went wrong, and not in every step that is not compiled.
     try:
         new_updates, new = _stepped(updates, state, params, loss, key)

@@ -296,9 +296,9 @@ def _values_of(state: State, rule: Coordinatewise) -> State:
 
 def _divided_like(param: Any, state: State) -> State:
     """Return `state`, leaves `[..., *c]`, with its coordinates on the devices where those of `param`, `[*c]`, are."""
-    if jax.device_count() == 1:
-        return state
     if isinstance(param, Tracer):
+        if jax.device_count() == 1:
+            return state
         # Where they will be is not known yet. Constants depend on nothing, and the compiler would leave them in one
         # place: adding a zero that is computed from the param lets its sharding spread to them.
         zero = jnp.where(jnp.isnan(param), 0, jnp.minimum(jnp.abs(param), 0))
