@@ -86,6 +86,17 @@ def test_a_rule_that_torch_does_not_have_is_a_remark(artifact, monkeypatch):
     assert in_torch.deviation is None and "LSTM cannot be run in PyTorch, which has Other" in in_torch.remark
 
 
+def test_what_a_framework_cannot_do_is_no_remark(artifact, monkeypatch):
+    from bygrad.deploy import verification
+
+    def fail(*arguments):
+        raise NotImplementedError("no such kernel")
+
+    monkeypatch.setattr(verification, "_in_jax", fail)
+    with pytest.raises(NotImplementedError, match="no such kernel"):
+        verify(artifact)
+
+
 def test_the_command_says_what_came_out(tmp_path, capsys):
     main(["verify", "paper/quadratic"])
     shown = capsys.readouterr().out
