@@ -1,6 +1,8 @@
 """A trained optimizer in a file does what it did before, or it does not load."""
 
+import importlib.metadata
 from pathlib import Path
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -12,7 +14,19 @@ import bygrad
 from bygrad.artifacts import Artifact, ArtifactError, Trajectory, shipped_names
 from bygrad.artifacts import load as load_artifact
 from bygrad.artifacts import save as save_artifact
-from bygrad.optimizers import LEARNED, LSTM, Adam, Optimizer, Partition, Preprocessor, Scaled
+from bygrad.deploy.jax import identify, versions
+from bygrad.optimizers import (
+    BASELINES,
+    LEARNED,
+    LSTM,
+    Adam,
+    Controller,
+    LogSign,
+    Optimizer,
+    Partition,
+    Preprocessor,
+    Scaled,
+)
 from bygrad.problems import Mixture, ProblemFamily
 
 pytestmark = pytest.mark.core
@@ -62,6 +76,24 @@ def test_what_was_said_about_it_is_kept(path):
     assert (dict(manifest.training), dict(manifest.validation)) == (ABOUT["training"], ABOUT["validation"])
     assert manifest.versions["bygrad"] == bygrad.__version__
     assert manifest.versions["jax"] == jax.__version__
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_a_file_is_of_its_own_precision_where_jax_is_of_another(name):
+    params, digest = {"conv/weight": jnp.ones((4, 3)), "b": jnp.zeros(3)}, identify(bygrad.load(name))["digest"]
+    with jax.enable_x64(True):
+        optimizer = bygrad.load(name)
+        assert identify(optimizer)["digest"] == digest
+        state = jax.eval_shape(optimizer.init, params)
+        updates, after = jax.eval_shape(optimizer.update, params, state, params, key=jax.random.key(0))
+        assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, state)
+        assert np.float64 not in [leaf.dtype for leaf in jax.tree.leaves((optimizer, state, updates))]
+
+
+def test_a_source_tree_that_is_not_installed_knows_its_version(monkeypatch):
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: real({"bygrad": "absent!"}.get(name, name)))
+    assert versions()["bygrad"] == bygrad.__version__
 
 
 def test_an_unknown_name_is_refused():
@@ -114,6 +146,55 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
     with pytest.raises(ValueError, match=r"could be written, but never read again \(.*Raw.*bygrad's own classes"):
         bygrad.export(LSTM(jax.random.key(0), (4, 3), Raw()), tmp_path / "raw.safetensors", **ABOUT)
     assert not list(tmp_path.iterdir())
+
+
+class Others:
+    """Classes of somebody's own, who took names of bygrad's."""
+
+    class LogSign(Preprocessor):
+        features: ClassVar[int] = 2
+        p: float = eqx.field(static=True, default=10.0)
+
+        def __call__(self, grads):
+            return jnp.stack([jnp.sign(grads), jnp.tanh(100 * grads)])
+
+    class Adam(Adam):
+        pass
+
+    class LSTM(LSTM):
+        pass
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: LSTM(jax.random.key(0), (2,), Others.LogSign()),
+        lambda: Others.LSTM(jax.random.key(0), (2,)),
+        lambda: Partition(parts={"a": LSTM(jax.random.key(0), (2,), Others.LogSign())}, rules=(("*", "a"),)),
+        lambda: Partition(parts={"a": Others.Adam()}, rules=(("*", "a"),)),
+    ],
+    ids=["a preprocessor", "a rule", "of a part", "a part"],
+)
+def test_what_has_a_name_of_bygrads_is_not_taken_for_it(build, tmp_path):
+    with pytest.raises(ValueError, match=r"never read again \(another would be read in its place.*bygrad's own"):
+        bygrad.export(build(), tmp_path / "it.safetensors", **ABOUT)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Controller(jax.random.key(0), 4).with_depth(7),
+        lambda: Partition(parts={"a": Controller(jax.random.key(0), 4).with_depth(7)}, rules=(("*", "a"),)),
+        lambda: LSTM(jax.random.key(0), (2,), LogSign(5.0), state_dtype="bfloat16"),
+        lambda: Partition(parts={name: kind() for name, kind in BASELINES.items()}, rules=(("*", "Adam"),)),
+    ],
+    ids=["depth", "depth of a part", "LSTM", "baselines"],
+)
+def test_what_is_not_default_is_given_back(build, tmp_path):
+    optimizer = build()
+    bygrad.export(optimizer, tmp_path / "it.safetensors", **ABOUT)
+    assert bygrad.load(tmp_path / "it.safetensors").config == optimizer.config
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Artifacts as optimizers in JAX."""
 
 import dataclasses
+import importlib
 import importlib.metadata
 import itertools
 import os
@@ -14,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._core import trees
 from ..artifacts import SCHEMA, SOLVER, Artifact, ArtifactError, Manifest, Step, Trajectory, describe, draw_steps, find
 from ..artifacts import load as load_artifact
 from ..artifacts import save as save_artifact
 from ..artifacts.trajectory import TOLERANCE
-from ..optimizers import LEARNED, Learned, Optimizer, Partition, Portable, from_portable, to_portable
+from ..optimizers import LEARNED, Controller, Learned, Optimizer, Partition, Portable, from_portable, to_portable
 
 
 def load(name: str | os.PathLike[str]) -> Optimizer:
@@ -61,11 +63,15 @@ def export(
     training: dict[str, Any],
     validation: dict[str, Any],
 ) -> Artifact:
-    """Write a learned optimizer as an artifact and return it, with a golden trajectory that `verify` replays.
+    """Write a learned optimizer as an artifact and return it, with a golden trajectory that `verify` replays. A file
+    that is there already is overwritten.
 
     **Arguments:** `name`: what the artifact calls itself, as in `mine/mnist`. `training`: what it was trained on and
     how, `bygrad.trained_on(optimizer, family, recipe)`, say, from which a guard reads where to hand over; of anything
     else it knows no limits. `validation`: what it reached on held-out instances. Both are JSON values.
+
+    **Raises:** `ValueError` for an optimizer that a file would not give back: a class in it is not bygrad's, whatever
+    its name, or its updates are not finite. Nothing is written then.
     """
     refuse_solver(optimizer)
     portable = to_portable(optimizer)
@@ -82,6 +88,13 @@ def export(
     artifact = Artifact(manifest, portable.tensors)
     try:
         kept = from_artifact(artifact)
+        if jax.tree.structure(kept) != jax.tree.structure(_without_depth(optimizer)):
+            raise ArtifactError(
+                "another would be read in its place: a class in it is not bygrad's, or has settings that a file does"
+                " not keep",
+                "It would take other steps",
+                "Build it from bygrad's own classes",
+            )
     except ArtifactError as error:
         with_trajectory(artifact, optimizer)  # what is not finite has another remedy
         raise ValueError(
@@ -93,6 +106,13 @@ def export(
     artifact = with_trajectory(artifact, kept)
     save_artifact(Path(path), artifact)
     return artifact
+
+
+def _without_depth(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer as a file keeps it: the depth is the network's."""
+    is_controller = lambda it: isinstance(it, Controller)  # noqa: E731
+    bare = lambda it: trees.replaced(it, depth=None) if is_controller(it) else it  # noqa: E731
+    return jax.tree.map(bare, optimizer, is_leaf=is_controller)
 
 
 def identify(optimizer: Optimizer) -> dict[str, Any]:
@@ -162,5 +182,7 @@ def _take_step(optimizer: Optimizer, state: Any, grads: Any, params: Any, value:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide results."""
-    packages = ("bygrad", "jax", "jaxlib", "equinox", "optax", "numpy")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    others = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "equinox", "optax", "numpy")}
+    # Not from metadata, which a source tree that is not installed has none of.
+    own = importlib.import_module("bygrad").__version__
+    return {"python": platform.python_version(), "bygrad": own, **others}

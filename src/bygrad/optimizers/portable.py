@@ -65,7 +65,7 @@ def from_portable(portable: Portable, classes: dict[str, type[Learned]]) -> Opti
                 f"Tensor {name} is {found.dtype}{list(found.shape)}, but {portable.name} with {portable.config} needs"
                 f" {leaf.dtype}{list(leaf.shape)}. Use the artifact with its own configuration."
             )
-    filled = trees.replace_leaves(skeleton, lambda name, leaf: jnp.asarray(portable.tensors[name], leaf.dtype))
+    filled = trees.replace_leaves(skeleton, lambda name, _: jnp.asarray(portable.tensors[name]))
     return cast(Optimizer, filled)
 
 
