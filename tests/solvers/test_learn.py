@@ -24,6 +24,7 @@ from bygrad.problems.structured import Bounded, LeastSquares
 from bygrad.solvers import (
     Damping,
     Flat,
+    GainRatio,
     LearnedSolver,
     LearnedStart,
     LevenbergMarquardt,
@@ -342,6 +343,52 @@ def test_a_file_gives_the_solver_back(learned, tmp_path):
     np.testing.assert_array_equal(ours.cost, theirs.cost)
     assert ours.tally == theirs.tally is not None
     assert type(load_solver(tmp_path / "fit.safetensors").family).__name__ == "Decay"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tol": "1e-3"},
+        {"heldout": None},
+        {"candidates": {"tuned": {}}},
+        {"within": {"5": [1]}},
+        {"signs": [{"what": "steps", "limit": 5.0}]},
+        {"unknown": 1},
+    ],
+    ids=str,
+)
+def test_a_card_that_cannot_be_read_is_refused(change, learned, tmp_path):
+    kept = save_solver(learned, path := tmp_path / "fit.safetensors")
+    validation = dict(kept.manifest.validation) | change
+    save(path, Artifact(dataclasses.replace(kept.manifest, validation=validation), kept.tensors))
+    with pytest.raises(ArtifactError, match=r"fit\.safetensors: its configuration does not describe a solver"):
+        load_solver(path, Decay())
+
+
+class Other:
+    """Classes of somebody's own, who took names of bygrad's."""
+
+    class LevenbergMarquardt(LevenbergMarquardt):
+        pass
+
+    class GainRatio(GainRatio):
+        pass
+
+    class LearnedStart(LearnedStart):
+        pass
+
+
+@pytest.mark.parametrize("part", ["method", "damping", "start"])
+def test_what_has_a_name_of_bygrads_is_not_taken_for_it(part, learned, tmp_path):
+    whitening = Whitening.of(jnp.asarray(decays(64), jnp.float32), jax.random.normal(jax.random.key(1), (64, 2)))
+    changes = {
+        "method": {"method": Other.LevenbergMarquardt()},
+        "damping": {"method": LevenbergMarquardt(damping=Other.GainRatio())},
+        "start": {"start": Other.LearnedStart.untrained(whitening, 1, jax.random.key(5))},
+    }
+    with pytest.raises(TypeError, match=r"no file could give it back\. Save solvers with bygrad's own"):
+        save_solver(dataclasses.replace(learned, **changes[part]), tmp_path / "fit.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_is_for_the_family_that_it_was_learned_for(learned, tmp_path):
@@ -729,6 +776,19 @@ def test_learning_is_not_begun_where_it_could_not_be_kept(tmp_path, display):
         learn_to_file(f"{FILE}:Decay", "60s", 1e-3, tmp_path, display)
     with pytest.raises(FileNotFoundError, match="Make it first"):
         learn_to_file(f"{FILE}:Decay", "60s", 1e-3, tmp_path / "none" / "fit.safetensors", display)
+
+
+def test_what_was_learned_is_kept_beside_what_appeared_meanwhile(learned, tmp_path, display, monkeypatch):
+    def learn(*arguments, **settings):
+        (tmp_path / "fit.safetensors").write_bytes(b"another's")
+        return learned
+
+    monkeypatch.setattr(solving, "learn", learn)
+    with pytest.raises(FileExistsError, match=r"has appeared meanwhile, so what was learned is in .*fit-[0-9a-f]{8}"):
+        learn_to_file(f"{FILE}:Decay", "60s", 1e-3, tmp_path / "fit.safetensors", display)
+    assert (tmp_path / "fit.safetensors").read_bytes() == b"another's"
+    (kept,) = tmp_path.glob("fit-*.safetensors")
+    assert load_solver(kept).card == learned.card
 
 
 def test_the_command_solves_and_reports(learned, tmp_path, capsys):

@@ -95,7 +95,7 @@ def pull(repo: str, *, revision: str, out: str | os.PathLike[str]) -> Artifact:
         except ArtifactError as error:
             cause = error.cause.removeprefix(f"{path}: ")
             raise ArtifactError(f"{where}: {cause}", error.consequence, error.remedy) from None
-    save(out, artifact)
+    save(out, artifact, new=True)
     return artifact
 
 

@@ -37,6 +37,7 @@ from ..solvers import (
     Whitening,
 )
 from ..solvers.base import check_part
+from ..solvers.drift import alarm, tally
 from ..solvers.fit import Reader, learned_parts
 from .jax import versions
 
@@ -48,14 +49,21 @@ _ARRAY = re.compile(r"\w+\[[\d, ]*\]")
 
 _NOT_NUMBERS = ("warm", "schedule", "reduced", "bound")
 
+_PARTS = LearnedStart, LearnedDoubt, CostLimit, LearnedDamping, LearnedWarmStart, LearnedSchedule
+
 _METHODS: dict[str, type[Any]] = {"ADMM": ADMM, "LBFGS": LBFGS, "ProximalGradient": ProximalGradient}
 
 
-def save_solver(solver: LearnedSolver, path: str | os.PathLike[str], *, family: str = "", name: str = "") -> Artifact:
-    """Write a learned solver to a file and return it as an artifact.
+def save_solver(
+    solver: LearnedSolver, path: str | os.PathLike[str], *, family: str = "", name: str = "", new: bool = False
+) -> Artifact:
+    """Write a learned solver to a file and return it as an artifact. A file that is there already is overwritten.
 
     **Arguments:** `family`: how `find_family` finds the family: a name, or path/to/file.py:Class. It is written down
-    with the SHA-256 of the file, since a solver belongs to one family. `name`: what the artifact calls itself.
+    with the SHA-256 of the file, since a solver belongs to one family. `name`: what the artifact calls itself. `new`:
+    raise `FileExistsError` rather than overwrite.
+
+    **Raises:** `TypeError` for a method or a part that is not bygrad's own: a file holds no code.
     """
     check_part("solver", solver, LearnedSolver)
     card = solver.card
@@ -89,7 +97,7 @@ def save_solver(solver: LearnedSolver, path: str | os.PathLike[str], *, family: 
         versions=versions(),
     )
     artifact = Artifact(manifest, tensors)
-    save_artifact(path, artifact)
+    save_artifact(path, artifact, new=new)
     return artifact
 
 
@@ -105,10 +113,6 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
     """
     if family is not None and not isinstance(family, str):
         check_is_family(family)
-    if not os.path.exists(path):
-        raise ArtifactError(
-            f"there is no file {path}", "No solver was loaded", "Check the path; `bygrad learn` writes such files"
-        )
     artifact = load_artifact(path)
     manifest = artifact.manifest
     config: dict[str, Any] = {"doubt": None} | manifest.config  # files that are older know none
@@ -140,34 +144,42 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
         usual = None
         if "usual/mean" in artifact.tensors:
             usual = Usual(*(artifact.tensors[f"usual/{name}"] for name in ("mean", "spread")))
-        return LearnedSolver(found, method, classical, start, *counts, card, config["dtype"], usual, doubt)
+        solver = LearnedSolver(found, method, classical, start, *counts, card, config["dtype"], usual, doubt)
+        if card is not None:  # it must be fit for what reads it
+            solver.report()
+            alarm(card, [tally(card, {}, 1)])
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, AssertionError) as error:
         raise ArtifactError(
             f"{path}: its configuration does not describe a solver ({type(error).__name__}: {error})",
             "The solver cannot be rebuilt",
             "Learn again, or load it with the bygrad that wrote it",
         ) from error
+    return solver
 
 
 def _describe(method: Method) -> dict[str, Any]:
     """Write a method's numbers down; arrays that `prepare` makes again are left out."""
-    if isinstance(method, LevenbergMarquardt):
+    if type(method) is LevenbergMarquardt:
         rule = method.damping.base if isinstance(method.damping, LearnedDamping) else method.damping
-        assert isinstance(rule, GainRatio)
+        if type(rule) is not GainRatio:
+            raise _holds_code(rule)
         numbers = {"initial": rule.initial, "shrink": rule.shrink, "tol": method.tol, "max_steps": method.max_steps}
     else:
         if type(method) not in _METHODS.values():
-            known = ", ".join(sorted({"LevenbergMarquardt", *_METHODS}))
-            raise TypeError(
-                f"{type(method).__name__} holds more than numbers (a proposal is code), so no file could give it back."
-                f" Save solvers with {known}; keep what a proposal of your own has learned with"
-                " equinox.tree_serialise_leaves."
-            )
+            raise _holds_code(method)
         fields = [field.name for field in dataclasses.fields(method) if field.name not in _NOT_NUMBERS]
         numbers = {name: getattr(method, name) for name in fields}
     return {"name": type(method).__name__} | {
         name: value if isinstance(value, bool | int) else float(value) for name, value in numbers.items()
     }
+
+
+def _holds_code(it: Any) -> TypeError:
+    known = ", ".join(sorted({"LevenbergMarquardt", *_METHODS}))
+    return TypeError(
+        f"{type(it).__name__} holds more than numbers (a proposal is code), so no file could give it back. Save solvers"
+        f" with bygrad's own {known}; keep what a proposal of your own has learned with equinox.tree_serialise_leaves."
+    )
 
 
 def _method(described: dict[str, Any]) -> Method:
@@ -182,6 +194,8 @@ def _sizes(network: Any) -> dict[str, Any] | None:
     """Say what sizes a part has, for `_blank`; a limit of the cost has none."""
     if network is None:
         return None
+    if type(network) not in _PARTS:
+        raise _holds_code(network)
     if isinstance(network, LearnedSchedule):
         return {"steps": len(network.rows), "metric": list(network.metric.shape)}
     if not isinstance(network, Reader):

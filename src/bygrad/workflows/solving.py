@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import math
+import os
+import secrets
 import struct
 import time
 import zipfile
@@ -50,10 +52,11 @@ def learn_to_file(
 ) -> LearnedSolver:
     """Learn a solver for a family by name and keep it in `out`.
 
-    **Raises:** before anything is learned, `FileExistsError` if `out` exists, `FileNotFoundError` without its folder or
-    `data`, `PermissionError` if nothing can be written there.
+    **Raises:** before anything is learned, `FileExistsError` if `out` exists `FileNotFoundError` without its folder or
+    `data`, `PermissionError` if nothing can be written there. If `out` appears meanwhile, also `FileExistsError`, and
+    the solver is kept beside it.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise FileExistsError(f"{out} already exists and would be overwritten. Choose another --out.")
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"There is no folder {out.absolute().parent} to write {out.name} to. Make it first.")
@@ -70,7 +73,12 @@ def learn_to_file(
         dtype=dtype,
         watch=_phase(display),
     )
-    save_solver(solver, out, family=family)
+    try:
+        save_solver(solver, out, family=family, new=True)
+    except FileExistsError as error:  # hours may be in what was learned
+        aside = out.with_name(f"{out.stem}-{secrets.token_hex(4)}{out.suffix}")
+        save_solver(solver, aside, family=family, new=True)
+        raise FileExistsError(f"{out} has appeared meanwhile, so what was learned is in {aside}.") from error
     return solver
 
 
