@@ -88,7 +88,7 @@ def save(path: str | os.PathLike[str], artifact: Artifact, *, new: bool = False)
     **Raises:** `ArtifactError` as `to_bytes` does; `OSError` as the system gives it; `FileExistsError` where there is
     a previous file and `new` is on. Each leaves a previous file at `path` as it was.
     """
-    write_atomically(path, to_bytes(artifact), new)
+    write_atomically(path, to_bytes(artifact), new=new)
 
 
 def load(path: str | os.PathLike[str]) -> Artifact:
