@@ -164,7 +164,9 @@ def _stepped(
     updates: Params, state: DeployedState, params: Params | None, loss: Array | None, key: PRNGKeyArray | None
 ) -> tuple[Params, State]:
     def step(updates: Params, state: DeployedState, params: Params | None, loss: Any, key: Any) -> tuple[Params, State]:
-        return state.optimizer.update(updates, state.state, params, value=loss, key=key)
+        # Products in full float32, as in PyTorch and where `verify` replays: accelerators would take fewer bits.
+        with jax.default_matmul_precision("highest"):
+            return state.optimizer.update(updates, state.state, params, value=loss, key=key)
 
     if not jax.sharding.get_abstract_mesh().explicit_axes:
         return step(updates, state, params, loss, key)

@@ -52,7 +52,7 @@ def learn_to_file(
 ) -> LearnedSolver:
     """Learn a solver for a family by name and keep it in `out`.
 
-    **Raises:** before anything is learned, `FileExistsError` if `out` exists `FileNotFoundError` without its folder or
+    **Raises:** before anything is learned, `FileExistsError` if `out` exists, `FileNotFoundError` without its folder or
     `data`, `PermissionError` if nothing can be written there. If `out` appears meanwhile, also `FileExistsError`, and
     the solver is kept beside it.
     """
