@@ -32,8 +32,8 @@ def seldom(flag: Bool[Array, ""], change: Callable[[Tree], Tree], tree: Tree) ->
     if not isinstance(flag, Tracer):  # a loop outside of a compiled function would be compiled anew with every call
         return change(tree) if bool(flag) else tree
 
-    # Inside `shard_map`, a tree that is the same on all devices is not any more where the flag is not, and its type says
-    # so. Elsewhere that would cost a second copy of the tree.
+    # Inside `shard_map`, a tree that is the same on all devices is not any more where the flag is not, as its type
+    # says. Elsewhere that would cost a second copy of the tree.
     alike = where if jax.sharding.get_abstract_mesh().manual_axes else lambda _, tree, __: tree
     tree = alike(flag, tree, tree)
 
