@@ -50,7 +50,13 @@ def updates(optimizer: Optimizer) -> list[object]:
     return results
 
 
-@pytest.mark.parametrize("name", LEARNED)
+FOR_ALL = ("LSTM", "Partition")
+"""Of layers, and of parts: what else there is travels by the same lines."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FOR_ALL else pytest.param(name, marks=pytest.mark.slow) for name in LEARNED]
+)
 def test_the_same_updates_bit_for_bit(name, tmp_path):
     optimizer = LEARNED[name](jax.random.key(1))
     bygrad.export(optimizer, tmp_path / "it.safetensors", **ABOUT)

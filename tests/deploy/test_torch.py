@@ -92,7 +92,12 @@ def run(optimizer: Any, params: list[Any], trees: Any) -> list[np.ndarray]:
     return [param.detach().float().numpy().copy() for param in params]
 
 
-@pytest.mark.parametrize("name", ["LSTM", *KINDS])
+SLOW = ("Controller with decay", "LSTM of three layers")
+
+
+@pytest.mark.parametrize(
+    "name", ["LSTM", *(pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in KINDS)]
+)
 def test_the_same_steps_as_in_jax(name, artifacts):
     """In float64 over a whole run; in float32 step by step, each from the state of the run in float64."""
     start, *trees = draw(0, 12)

@@ -265,8 +265,13 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, "float64") for name in BAD),
+        *(pytest.param(name, "bfloat16", marks=[pytest.mark.slow] * (name not in ("NaN", "climbs"))) for name in BAD),
+    ],
+)
 def test_without_noise_the_path_is_the_fallbacks_own_with_fewer_steps(name, dtype, artifact):
     dtype = getattr(torch, dtype)
     params, problem, steps = parameters(dtype), Descent(), 200

@@ -281,6 +281,7 @@ except TypeError as error:
 """
 
 
+@pytest.mark.slow
 def test_what_counts_something_is_a_whole_number(tmp_path):
     """In a process of its own, as annotations are not checked for a user."""
     done = subprocess.run([sys.executable, "-c", PARTS], capture_output=True, text=True, cwd=tmp_path)

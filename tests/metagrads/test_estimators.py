@@ -163,13 +163,17 @@ def test_replay_equals_backpropagation_on_the_families_of_the_package(name):
 
 
 # What differs in how it is differentiated; every rule's formula is held against NumPy elsewhere.
-DIFFERENTIATED = ("Controller", "GlobalLSTM", "RNNprop", "Partition", "AdamWCosine", "Adam", "LSTM")
+DIFFERENTIATED = ("GlobalLSTM", "RNNprop", "Partition", "AdamWCosine", "Adam", "Controller", "LSTM")
 
 
 @pytest.mark.core
 @pytest.mark.parametrize(
     ("family", "name"),
-    [("tanh", "LSTM"), *[("uniform", name) for name in DIFFERENTIATED]],
+    [
+        ("tanh", "LSTM"),
+        *[pytest.param("uniform", name, marks=pytest.mark.slow) for name in DIFFERENTIATED[:-3]],
+        *[("uniform", name) for name in DIFFERENTIATED[-3:]],
+    ],
     ids=str,
 )
 def test_backpropagation_with_second_derivatives_equals_finite_differences(family, name):
@@ -349,7 +353,11 @@ def test_a_state_in_half_precision_has_derivatives_where_large_arrays_are_update
     assert np.count_nonzero(found[0]) > 50
 
 
-@pytest.mark.parametrize("estimator", [Replay(), Forward(), Blend(), NRES()], ids=lambda it: type(it).__name__)
+@pytest.mark.parametrize(
+    "estimator",
+    [Replay(), *(pytest.param(it, marks=pytest.mark.slow) for it in (Forward(), Blend())), NRES()],
+    ids=lambda it: type(it).__name__,
+)
 def test_meta_parameters_in_half_precision_have_gradients_in_it(estimator):
     """Those in another dtype would make other meta-parameters of them, and another program of the second meta-step."""
 
@@ -402,7 +410,9 @@ class Judged(Quadratic):
 
 
 @pytest.mark.parametrize(
-    "estimator", [Replay(), Backprop(), Backprop(True), Forward(), NRES()], ids=lambda it: type(it).__name__
+    "estimator",
+    [Replay(), Backprop(), *(pytest.param(it, marks=pytest.mark.slow) for it in (Backprop(True), Forward())), NRES()],
+    ids=lambda it: type(it).__name__,
 )
 def test_those_that_differentiate_do_not_see_that_another_loss_is_held_out(estimator: Estimator):
     """Their meta-gradient stays that of the training loss: `differentiates` says whose does."""

@@ -112,7 +112,7 @@ for given in (dict(action="fallback"), dict(factor=0.5), dict(factor=float("nan"
 """
 
 
-@pytest.mark.parametrize("where", ["optimizers", "deploy.torch_rules.envelope"])
+@pytest.mark.parametrize("where", ["optimizers", pytest.param("deploy.torch_rules.envelope", marks=pytest.mark.slow)])
 def test_what_nothing_would_come_of_is_refused(where):
     pytest.importorskip("torch" if "torch" in where else "jax")
     # In a process of its own, since here the types are checked first.

@@ -87,7 +87,12 @@ def test_the_number_of_meta_parameters_is_that_of_the_paper(preprocess, count):
 @pytest.mark.core
 @pytest.mark.parametrize(
     ("layers", "preprocess"),
-    [((20, 20), LogSign()), ((20, 20), Scaled(0.5)), ((3,), LogSign(5.0)), ((4, 2, 3), LogSign())],
+    [
+        ((20, 20), LogSign()),
+        pytest.param((3,), LogSign(5.0), marks=pytest.mark.slow),
+        ((20, 20), Scaled(0.5)),
+        ((4, 2, 3), LogSign()),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-10), (False, 1e-5)], ids=["float64", "float32"])
@@ -160,7 +165,7 @@ def test_derivatives_of_a_layer_are_those_of_its_definition(features, units, x64
 
 @pytest.mark.parametrize(
     ("family", "preprocess"),
-    [(Quadratic(), Scaled()), (perceptron(), LogSign())],
+    [pytest.param(Quadratic(), Scaled(), marks=pytest.mark.slow), (perceptron(), LogSign())],
     ids=["quadratic", "perceptron"],
 )
 def test_an_untrained_optimizer_descends_and_has_a_meta_gradient_everywhere(family, preprocess):
@@ -191,7 +196,12 @@ def test_the_initial_step_is_the_size_of_the_steps_against_the_gradient(step, sc
 @pytest.mark.core
 @pytest.mark.parametrize(
     ("shape", "state_dtype"),
-    [((20,), "bfloat16"), ((21,), None), ((3, 5), None), ((3, 5), "bfloat16"), ((2, 2, 9), None)],
+    [
+        ((20,), "bfloat16"),
+        *(pytest.param(*it, marks=pytest.mark.slow) for it in (((3, 5), None), ((2, 2, 9), None))),
+        ((21,), None),
+        ((3, 5), "bfloat16"),
+    ],
     ids=str,
 )
 def test_large_arrays_are_updated_in_blocks_alike(monkeypatch, shape, state_dtype):

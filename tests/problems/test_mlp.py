@@ -144,6 +144,7 @@ for images, classes in given:
 """
 
 
+@pytest.mark.slow
 def test_every_image_is_bytes_and_has_a_label():
     """What no type checker has seen: here, one would come before the check."""
     done = subprocess.run([sys.executable, "-c", MISFITS], capture_output=True, text=True, timeout=100)

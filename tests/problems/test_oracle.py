@@ -151,6 +151,7 @@ np.testing.assert_array_equal(Oracle(ask, np.ones(2)).value_and_grad(jnp.ones(2)
 """
 
 
+@pytest.mark.slow
 def test_a_function_that_asks_another_oracle_does_not_wait_for_itself():
     """In a process of its own, which would never end."""
     done = subprocess.run([sys.executable, "-c", NESTED], capture_output=True, text=True, timeout=100)

@@ -181,7 +181,7 @@ def test_runs_on_a_mixture_are_runs_on_each_member_by_itself(judged):
     np.testing.assert_allclose(curves, (each[0] + 3 * each[1]) / 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize("wrap", [RandomStart, RandomScale, HeldOut, None])
+@pytest.mark.parametrize("wrap", [RandomStart, pytest.param(RandomScale, marks=pytest.mark.slow), HeldOut, None])
 def test_the_members_of_a_mixture_inside_of_another_family_run_by_themselves_too(wrap):
     members = perceptron(10), RandomStart(perceptron(10), 0.5, 2.0)
     mixture = Mixture(members, (1.0, 3.0))

@@ -361,7 +361,7 @@ class Sparse(Bowl):
         return jnp.sign(params) * jnp.maximum(jnp.abs(params) - self.shrink(step), 0.0)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64])
 def test_a_proximal_map_of_another_penalty_is_named_as_the_cause(dtype):
     data = np.random.default_rng(0).normal(size=(64, 2)) + 2.0
     right = solve(Sparse(), data, method=ProximalGradient(tol=1e-6), dtype=dtype)  # of x, in steps of a quarter

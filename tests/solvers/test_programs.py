@@ -214,7 +214,7 @@ def liar(fill: float, key: int = 0) -> LearnedWarmStart:
 
 
 @pytest.mark.parametrize("proves", [False, True], ids=["residuals", "bounds"])
-@pytest.mark.parametrize("fill", [np.nan, 1e30, -3.0, 0.7])
+@pytest.mark.parametrize("fill", [np.nan, 1e30, *(pytest.param(it, marks=pytest.mark.slow) for it in (-3.0, 0.7))])
 def test_no_warm_start_changes_what_is_solved(fill, proves, data):
     family = Plan(proves=proves)
     classical = solve(family, data, method=ADMM(tol=1e-6, max_steps=20_000), batch=64)

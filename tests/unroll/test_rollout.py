@@ -53,7 +53,11 @@ def run(optimizer: Optimizer, family: ProblemFamily, keys: jax.Array, steps: int
 
 @pytest.mark.parametrize(
     ("family", "name"),
-    [(Quadratic(4), "LSTM"), (perceptron(), "LSTM"), (Quadratic(4), "Adam"), (perceptron(), "AdamW")],
+    [
+        *(pytest.param(*it, marks=pytest.mark.slow) for it in ((Quadratic(4), "LSTM"), (Quadratic(4), "Adam"))),
+        (perceptron(), "LSTM"),
+        (perceptron(), "AdamW"),
+    ],
     ids=lambda it: it if isinstance(it, str) else type(it).__name__,
 )
 def test_a_batch_equals_a_loop_over_its_instances(family, name):
