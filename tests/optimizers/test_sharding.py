@@ -146,9 +146,7 @@ from bygrad.optimizers import SGD, Adam, BestOf
 mesh = Mesh(np.array(jax.devices()), ("model",))
 rates = jnp.logspace(-2, 1, 8)  # where the guards of all devices do not do the same
 
-def run(transformation, params, rate):
-    state = transformation.init(params)
-
+def run(transformation, params, state, rate):
     def step(carry, _):
         params, state = carry
         value, grads = jax.value_and_grad(lambda params: rate * jnp.sum(params**2))(params)
@@ -160,9 +158,13 @@ def run(transformation, params, rate):
 for guard in (Adam(0.1), lambda learned: BestOf(learned, Adam(0.1))):
     transformation = as_optax(SGD(0.3), guard=guard)
     start = jnp.linspace(0.1, 1, 4) * jnp.ones((8, 1))
-    one = jax.jit(jax.vmap(lambda params, rate: run(transformation, params, rate)))(start, rates)
-    each = lambda params, rate: run(transformation, params[0], rate[0])[None]
-    eight = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=P("model"), out_specs=P("model")))(start, rates)
+    given = start, jax.vmap(transformation.init)(start), rates
+    one = jax.jit(jax.vmap(lambda *it: run(transformation, *it)))(*given)
+    each = lambda *it: run(transformation, *jax.tree.map(lambda leaf: leaf[0], it))[None]
+    eight = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=P("model"), out_specs=P("model")))(*given)
+    params, state = jax.tree.map(lambda leaf: leaf[0], given[:2])  # the same on all devices, until the first step
+    step = lambda rate: transformation.update(rate[0] * params, state, params, value=rate[0])[0]
+    jax.eval_shape(jax.shard_map(step, mesh=mesh, in_specs=P("model"), out_specs=P("model")), rates)
     np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-6)
     assert np.isfinite(eight).all()
 """

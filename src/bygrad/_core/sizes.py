@@ -93,17 +93,16 @@ def trained_sizes(training: dict[str, Any]) -> TrainedSizes:
             count = least, most
         case one:
             count = one if _counts(one) else None
-    sizes = [it for q in ("0.01", "0.99") if _is_size(it := scale.get(q))]
+    sizes = _size(scale.get("0.01")), _size(scale.get("0.99"))
     horizon = recipe.get("horizon")
-    return TrainedSizes(
-        count,
-        (float(sizes[0]), float(sizes[1])) if len(sizes) == 2 and sizes[0] <= sizes[1] else None,
-        horizon if _counts(horizon, LARGEST) else None,
-    )
+    known = 0 < sizes[0] <= sizes[1]
+    return TrainedSizes(count, sizes if known else None, horizon if _counts(horizon, LARGEST) else None)
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < INFINITE
+def _size(value: Any) -> float:
+    """Return the size of a gradient; 0 for what is none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and 0 < value < INFINITE else 0.0
 
 
 def _counts(value: Any, most: int = 2**63 - 1) -> bool:

@@ -32,14 +32,12 @@ def seldom(flag: Bool[Array, ""], change: Callable[[Tree], Tree], tree: Tree) ->
     if not isinstance(flag, Tracer):  # a loop outside of a compiled function would be compiled anew with every call
         return change(tree) if bool(flag) else tree
 
-    # Inside `shard_map`, a tree that is the same on all devices is not any more where the flag is not, as its type
-    # says. Elsewhere that would cost a second copy of the tree.
-    alike = where if jax.sharding.get_abstract_mesh().manual_axes else lambda _, tree, __: tree
-    tree = alike(flag, tree, tree)
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        # Inside `shard_map` the flag may differ between devices, which the type of what a loop carries would have to say.
+        return where(flag, change(tree), tree)
 
     def once(carried: tuple[Any, Tree]) -> tuple[Any, Tree]:
-        flag, old = carried
-        return flag & False, alike(flag, change(old), old)
+        return jnp.zeros((), bool), change(carried[1])
 
     return jax.lax.while_loop(lambda carried: carried[0], once, (flag, tree))[1]
 

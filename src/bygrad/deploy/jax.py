@@ -1,11 +1,11 @@
 """Artifacts as optimizers in JAX."""
 
 import dataclasses
-import importlib
 import importlib.metadata
 import itertools
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -184,5 +184,5 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide results."""
     others = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "equinox", "optax", "numpy")}
     # Not from metadata, which a source tree that is not installed has none of.
-    own = importlib.import_module("bygrad").__version__
+    own = sys.modules[__name__.partition(".")[0]].__version__
     return {"python": platform.python_version(), "bygrad": own, **others}
