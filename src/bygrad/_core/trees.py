@@ -33,7 +33,7 @@ def seldom(flag: Bool[Array, ""], change: Callable[[Tree], Tree], tree: Tree) ->
         return change(tree) if bool(flag) else tree
 
     if jax.sharding.get_abstract_mesh().manual_axes:
-        # Inside `shard_map` the flag may differ between devices, which the type of what a loop carries would have to say.
+        # Inside `shard_map` the flag may differ between devices, as the type of what a loop carries would have to say.
         return where(flag, change(tree), tree)
 
     def once(carried: tuple[Any, Tree]) -> tuple[Any, Tree]:
