@@ -20,6 +20,7 @@ from ..evaluation import (
     area,
     best_baseline,
     bootstrap_mean,
+    bootstrap_ratio,
     final,
     level_row,
     loss_of,
@@ -57,8 +58,8 @@ def worth_of(
     are of. `spent`: seconds of the meta-training that the optimizer came from, None for one that needed none.
 
     **Returns:** The mean loss and the final one, at equal steps and at equal seconds, with those of the best baselines;
-    and `intervals`: the ends of what the runs say in pairs of the difference to that baseline, laid on its mean. A loss
-    that such an interval excludes is one that the runs tell apart.
+    and `intervals`: the ends of what the runs, in pairs, say of the ratio to that baseline, times its mean. A loss that
+    such an interval excludes is one that the runs tell apart.
     """
     horizon = protocol.horizon
     (area_label, best_area), (final_label, best_final) = (best_baseline(rows, key) for key in ("area", "final"))
@@ -113,11 +114,15 @@ def _runs(row: Mapping[str, Any], measure: str) -> np.ndarray:
 
 
 def _beside(ours: np.ndarray, theirs: np.ndarray) -> Interval:
-    """Return the mean of `ours`, with the interval of the difference to `theirs` over the same runs, laid on the mean
-    of `theirs`; where runs are lost there is no difference, and it is that of `ours` alone."""
+    """Return the mean of `ours`, with the interval of its ratio to that of `theirs` over the same runs, in pairs, times
+    the mean of `theirs`; of the difference, where losses may be negative. Where runs are lost there is none of the two,
+    and it is that of `ours` alone."""
     if not np.isfinite([ours, theirs]).all():
         return bootstrap_mean(ours)
-    return Interval(*(float(theirs.mean()) + end for end in bootstrap_mean(ours - theirs)))
+    level = float(theirs.mean())
+    if np.min([ours, theirs]) > 0:
+        return Interval(*(level * end for end in bootstrap_ratio(ours, theirs)))
+    return Interval(*(level + end for end in bootstrap_mean(ours - theirs)))
 
 
 def lbfgs_in_time(family: ProblemFamily, protocol: Protocol, seconds: float) -> tuple[np.ndarray, dict[str, Any]]:
