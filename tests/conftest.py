@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import signal
 import sys
 import tempfile
 
@@ -16,6 +17,9 @@ _FLAGS = ["--xla_backend_optimization_level=0"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones abort on a flag that they do not know
     _FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")])
+
+# What a script runs in the background ignores Ctrl-C, and so would all that tests stop by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What one worker, module or process has compiled, the others load: from a folder that goes when the first one ends.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

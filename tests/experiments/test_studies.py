@@ -117,7 +117,8 @@ def test_a_report_that_was_not_drawn_any_more_is_drawn_by_who_goes_on(tmp_path, 
     losses = {"mean": 1.0, "low": 0.9, "high": 1.1}
     row |= {"final": losses, "area": losses, "curve": [1.0, 1.0], "runs": 2, "diverged": 0}
     found: dict[str, object] = {"title": "kept", "experiment": "some", "convention": "", "command": "", "levels": []}
-    found |= {"horizon": 1, "runs": 2, "seed": 0, "optimizers": {"adam": row}, "specialization": {}, "seconds": {}}
+    found |= {"horizon": 1, "runs": 2, "seed": 0, "optimizers": {"adam": row}}
+    found |= {"specialization": {}, "seconds": {"meta_training": 1.0}}
     task, told = task_in(tmp_path), []
     task.claim(STUDIES["specialize"])
     (case, *_), objectives = specializations.CASES, specializations.OBJECTIVES

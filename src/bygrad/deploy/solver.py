@@ -113,6 +113,10 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
     """
     if family is not None and not isinstance(family, str):
         check_is_family(family)
+    if not os.path.exists(path):
+        raise ArtifactError(
+            f"there is no file {path}", "No solver was loaded", "Check the path; `bygrad learn` writes such files"
+        )
     artifact = load_artifact(path)
     manifest = artifact.manifest
     config: dict[str, Any] = {"doubt": None} | manifest.config  # files that are older know none
