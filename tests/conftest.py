@@ -1,10 +1,12 @@
 """What every test runs under: the CPU, checked annotations, and property tests that do not flicker."""
 
+import contextlib
 import importlib.metadata
 import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import hypothesis
 import jaxtyping
@@ -47,12 +49,9 @@ def _forget_compiled_programs():
         sys.modules["jax"].clear_caches()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _nothing_is_rendered(request: pytest.FixtureRequest):
-    """Rendering takes longer than what is tested here; `tests/evaluation` asks what comes of it."""
-    if request.path.parent.name not in ("experiments", "workflows"):
-        yield
-        return
+@contextlib.contextmanager
+def _nothing_is_rendered() -> Iterator[None]:
+    """Rendering takes longer than most of what is tested around it."""
     from matplotlib.figure import Figure
 
     def savefig(self: Figure, file, *, format, **options):
@@ -60,6 +59,20 @@ def _nothing_is_rendered(request: pytest.FixtureRequest):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", savefig)
+        yield
+
+
+@pytest.fixture
+def unrendered() -> Iterator[None]:
+    with _nothing_is_rendered():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _rooms_without_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        if request.path.parent.name in ("experiments", "workflows"):
+            stack.enter_context(_nothing_is_rendered())
         yield
 
 

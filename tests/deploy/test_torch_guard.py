@@ -138,7 +138,7 @@ def step_in_jax(guard: Any, grads: Any, state: Any, params: Any, value: Any) -> 
     ("dtype", "horizon", "trusted"),
     [
         pytest.param("float64", None, False, marks=pytest.mark.slow),
-        ("float32", 120, False),
+        pytest.param("float32", 120, False, marks=pytest.mark.slow),
         pytest.param("float64", None, True, marks=pytest.mark.slow),
         ("float64", 120, True),
         pytest.param("float64", 2_000, True, marks=pytest.mark.slow),
@@ -182,6 +182,7 @@ def test_four_losses_in_a_row_above_the_fallbacks_lose_a_trial_whatever_was_befo
     assert (watch.trials, watch.won, watch.trusted, verdicts[-1].moves) == (1, 0, False, "back")
 
 
+@pytest.mark.slow
 def test_one_loss_where_the_first_trial_begins_is_as_noisy_as_the_others():
     """As `tests/optimizers/test_trials.py` has it."""
     trials, rng, won, runs = torch_trials.Trials(10, 0.1, 2.0, 0.02), np.random.default_rng(0), 0, 1_000
@@ -211,13 +212,12 @@ def never(step: int) -> bool:
 @pytest.mark.parametrize(
     "told",
     [
-        never,
-        lambda step: step % 5 < 4,
-        lambda step: step % 2 == 0,
-        lambda step: step >= 15,
-        lambda step: step % 40 < 23,
+        pytest.param(never, id="never"),
+        pytest.param(lambda step: step % 5 < 4, id="most", marks=pytest.mark.slow),
+        pytest.param(lambda step: step % 2 == 0, id="half", marks=pytest.mark.slow),
+        pytest.param(lambda step: step >= 15, id="late", marks=pytest.mark.slow),
+        pytest.param(lambda step: step % 40 < 23, id="in parts"),
     ],
-    ids=["never", "most", "half", "late", "in parts"],
 )
 def test_where_losses_are_missing_it_decides_as_in_jax(told, trusted, artifact):
     """And one that lost does not move the params then."""
@@ -270,7 +270,7 @@ BAD = {
     ("name", "dtype"),
     [
         *((name, "float64") for name in BAD),
-        *(pytest.param(name, "bfloat16", marks=[pytest.mark.slow] * (name not in ("NaN", "climbs"))) for name in BAD),
+        *(pytest.param(name, "bfloat16", marks=[pytest.mark.slow] * (name != "climbs")) for name in BAD),
     ],
 )
 def test_without_noise_the_path_is_the_fallbacks_own_with_fewer_steps(name, dtype, artifact):

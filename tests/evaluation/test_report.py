@@ -98,6 +98,7 @@ def test_writes_every_file_and_returns_the_page(results, tmp_path):
         ElementTree.parse(page.parent / f"{name}.svg")
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_json_is_strict_and_reads_back_to_the_same_report(results, tmp_path):
     write_report(results, tmp_path / "first")
     text = (tmp_path / "first" / "results.json").read_text(encoding="utf-8")
@@ -143,6 +144,7 @@ def test_the_page_refers_to_nothing_outside_and_escapes_every_string(results, tm
     assert {name for pair in references for name in pair if name} <= set(parser.ids)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_time_is_told_by_parts_and_in_all_where_each_is_known(results, tmp_path):
     line = "tuning 1 s, meta-training 1 h 7 min, evaluation 10 min"
     assert f"<dd>{line}, in all 1 h 17 min</dd>" in write_report(results, tmp_path).read_text()
@@ -157,6 +159,7 @@ def test_levels_show_their_interval_or_say_that_there_is_none(results):
     assert [level_cells(level)[3] for level in results["levels"]] == ["0.250 [0.200, 0.300]", "2.00 (no interval)"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_what_is_lost_is_infinite_in_the_terminal_and_on_the_page(tmp_path, results):
     lost = [level_row("lost", 0.5, math.inf, *ends) for ends in ((), (math.inf, math.inf), (math.nan, math.nan))]
     some = level_row("some lost", 0.5, math.inf, 0.4, math.inf)
@@ -171,6 +174,7 @@ def test_what_is_lost_is_infinite_in_the_terminal_and_on_the_page(tmp_path, resu
     assert level_cells(level_row("ratio", 2.0, None, at_least=True))[2:5] == ("2.00", "–", "no")
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_median_of_lost_runs_is_infinite_on_the_page_too(results, tmp_path):
     results["optimizers"]["adam"].update(diverged=5, final=dict.fromkeys(("mean", "low", "high", "median"), math.inf))
     results["optimizers"]["lstm"]["final"]["median"] = 0.125
@@ -189,6 +193,7 @@ def test_a_level_is_written_as_finely_as_what_is_held_against_it():
     assert reach(1.2e-6, 3e-6, 2e-6, 4e-6) == "1.20e-06"
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_optional_parts_may_be_missing_and_old_figures_go(results, tmp_path):
     write_report(results, tmp_path)
     for key in ("paper", "levels", "machine", "versions", "seconds", "command", "configuration"):
@@ -202,6 +207,7 @@ def test_optional_parts_may_be_missing_and_old_figures_go(results, tmp_path):
     assert "Meta-training" not in page and "Levels" not in page
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_pictures_are_shown_as_they_were_painted(results, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     image = {"shape": [4, 6, 3], "data": base64.b64encode(pixels.tobytes()).decode()}
@@ -230,6 +236,7 @@ def test_without_matplotlib_the_data_are_written_and_the_error_names_the_extra(r
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_best_first_order_mean_is_bold_and_second_order_comes_last(results, tmp_path):
     page = write_report(results, tmp_path).read_text(encoding="utf-8")
     assert re.findall(r"<b>(.*?)</b>", page) == ["0.250 [0.225, 0.275]", "4.32 [3.89, 4.75]"]
@@ -240,7 +247,8 @@ def test_the_best_first_order_mean_is_bold_and_second_order_comes_last(results, 
     assert "* Second-order" in text and "0.1 " in text and "0.2 " in text and "1.23" in text
 
 
-@pytest.mark.parametrize("missing", [math.inf, math.nan, None])
+@pytest.mark.usefixtures("unrendered")
+@pytest.mark.parametrize("missing", [math.inf, *(pytest.param(it, marks=pytest.mark.slow) for it in (math.nan, None))])
 def test_a_diverged_optimizer_is_shown_and_never_best(results, tmp_path, missing):
     adam = results["optimizers"]["adam"]
     adam.update(diverged=2, final={"mean": missing, "low": 0.4, "high": missing})
@@ -263,7 +271,9 @@ def test_one_run_shows_no_interval(results):
     assert "[0.225" not in shown(results)
 
 
-@pytest.mark.parametrize("loss", [0.0, -1.0, 1e-300, 1e300, math.inf])
+@pytest.mark.parametrize(
+    "loss", [-1.0, 1e-300, 1e300, *(pytest.param(it, marks=pytest.mark.slow) for it in (0.0, math.inf))]
+)
 def test_loss_figures_take_any_loss(results, loss, tmp_path):
     for optimizer in results["optimizers"].values():
         optimizer["curve"] = [2.0, 1.0, loss, loss, loss]
@@ -336,6 +346,7 @@ def test_labels_keep_their_order_their_distance_and_the_axes(count):
     assert drawing.spread([0.5, 0.5], [1.0, 1.0]) == pytest.approx([0.0, 1.0])
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("paper", [0.2, None])
 def test_levels_speak_of_the_paper_only_where_it_has_one(paper, results, tmp_path):
     levels = [level | {"paper": paper} for level in results["levels"]]

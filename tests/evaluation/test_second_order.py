@@ -162,6 +162,7 @@ def test_a_mixture_of_one_is_judged_as_that_one_is():
     np.testing.assert_allclose(ran.test[0], ran.curves[0, :, -1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_line_search_costs_as_much_in_a_comparison_as_alone():
     """Under `vmap` it would evaluate what it does not ask for, and every run would wait for the others'."""
     calls = []
@@ -218,6 +219,7 @@ class Displaced(Quadratic):
         return jnp.sum((params - 3.0) ** 2)
 
 
+@pytest.mark.slow
 def test_a_line_search_wants_the_values_of_its_gradients():
     family, keys = Displaced(2), jax.random.split(jax.random.key(0), 2)
     ran = run_in_time(LBFGS(), np.ones(1), HeldOut(family), family, keys, 1e9, 12)
@@ -239,6 +241,7 @@ def test_without_an_objective_there_is_no_row_and_a_reason(given):
         family.loss(jnp.ones(2), (), None)
 
 
+@pytest.mark.slow
 def test_one_step_is_taken_even_if_it_does_not_fit():
     # By a program of the test before.
     family = MLPClassifier.from_data(DIGITS, hidden=4, scale=0.3)

@@ -117,6 +117,7 @@ def test_a_window_that_is_the_whole_run_counts_as_ever():
     np.testing.assert_allclose(late, plain, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_robust_form_keeps_what_late_losses_count_for():
     plain, late = (one_step(NRES(robust=True, late=late), Bowl())[0] for late in (None, 1.0))
     np.testing.assert_allclose(late.losses, plain.losses)
@@ -333,6 +334,7 @@ def test_the_meta_gradient_of_a_mixture_is_the_mean_over_its_members():
         one_step(Members(NRES()), Bowl())
 
 
+@pytest.mark.slow
 def test_members_say_of_particles_what_their_estimator_does():
     mixture = Mixture((Bowl(lost=0.5), Bowl()), (1.0, 1.0))
     estimate, _ = one_step(Members(Backprop()), mixture)

@@ -155,6 +155,7 @@ def test_one_that_is_trusted_and_bad_is_found_out_in_a_trial_at_the_latest(name)
         assert ends[i] <= losses[i, left - 2] + harm * losses[i, 0]
 
 
+@pytest.mark.slow
 def test_a_trusted_one_wins_where_it_cannot_be_told_from_the_fallback_and_another_does_not():
     """Two of one kind, in noise."""
     family, keys, won = Bowl(jnp.asarray(0.05)), jax.random.split(jax.random.key(8), RUNS), {}

@@ -89,8 +89,7 @@ def test_the_number_of_meta_parameters_is_that_of_the_paper(preprocess, count):
     ("layers", "preprocess"),
     [
         ((20, 20), LogSign()),
-        pytest.param((3,), LogSign(5.0), marks=pytest.mark.slow),
-        ((20, 20), Scaled(0.5)),
+        *(pytest.param(*it, marks=pytest.mark.slow) for it in (((3,), LogSign(5.0)), ((20, 20), Scaled(0.5)))),
         ((4, 2, 3), LogSign()),
     ],
     ids=str,
@@ -197,9 +196,10 @@ def test_the_initial_step_is_the_size_of_the_steps_against_the_gradient(step, sc
 @pytest.mark.parametrize(
     ("shape", "state_dtype"),
     [
-        ((20,), "bfloat16"),
-        *(pytest.param(*it, marks=pytest.mark.slow) for it in (((3, 5), None), ((2, 2, 9), None))),
-        ((21,), None),
+        *(
+            pytest.param(*it, marks=pytest.mark.slow)
+            for it in (((20,), "bfloat16"), ((3, 5), None), ((2, 2, 9), None), ((21,), None))
+        ),
         ((3, 5), "bfloat16"),
     ],
     ids=str,

@@ -289,7 +289,8 @@ def test_what_is_no_family_is_refused(given, says):
 
 # The same families at other sizes and with other labels: they take long to compile.
 SLOW = (
-    *("style", "style-32", "style-128-new", "mnist-40-units", "mnist-2-layers-wide"),
+    *("style", "style-32", "style-128-new", "mnist-40-units", "mnist-2-layers", "mnist-2-layers-wide"),
+    *("digits-sigmoid", "portfolio"),
     *(name for name in FAMILIES if name.startswith("cifar") and name != "cifar10"),
 )
 

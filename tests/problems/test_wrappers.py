@@ -165,7 +165,7 @@ def test_a_random_start_scales_the_initial_params_and_nothing_else():
             RandomStart(family, low, high)
 
 
-@pytest.mark.parametrize("judged", [False, True])
+@pytest.mark.parametrize("judged", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_runs_on_a_mixture_are_runs_on_each_member_by_itself(judged):
     members = perceptron(10), RandomStart(perceptron(10))
     mixture = Mixture(members, (1.0, 3.0))

@@ -63,7 +63,9 @@ def data() -> np.ndarray:
     return decays(16)
 
 
-@pytest.mark.parametrize("kind", ADVERSARIES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in ("nan", "huge"))) for kind in ADVERSARIES]
+)
 def test_any_damping_rule_ends_where_the_classical_one_does_or_says_that_it_did_not(kind, data):
     classical = solve(Decay(), data, batch=16)
     found = solve(Decay(), data, method=LevenbergMarquardt(Adversary(kind), max_steps=200), batch=16)
@@ -154,7 +156,7 @@ def ruined_solver(kind: str, ruin: str, coding: SparseCoding, market: MeanVarian
     ("ruin", "guard"),
     [
         ("nan", "certificate"),
-        ("random", "best_of_two"),
+        pytest.param("random", "best_of_two", marks=pytest.mark.slow),
         *(pytest.param(ruin, "certificate", marks=pytest.mark.slow) for ruin in RUINS if ruin != "nan"),
     ],
 )

@@ -260,7 +260,9 @@ def test_the_codes_of_an_orthonormal_dictionary_are_thresholds():
     np.testing.assert_allclose(found["weight"], np.where(used, -np.sign(spectrum), 0.0), atol=1e-12)
 
 
-@pytest.mark.parametrize("as_program", [False, True], ids=["composite", "program"])
+@pytest.mark.parametrize(
+    "as_program", [pytest.param(False, id="composite", marks=pytest.mark.slow), pytest.param(True, id="program")]
+)
 def test_a_projection_onto_the_simplex_moves_its_support_within_the_plane(as_program):
     points = np.random.default_rng(2).normal(size=(8, 6))
     if as_program:
@@ -347,7 +349,8 @@ def degenerate():
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.slow] * (number % 2)) for number, case in enumerate(degenerate())]
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * (number % 3 > 0)) for number, case in enumerate(degenerate())],
 )
 def test_what_has_no_derivative_is_nan_and_never_a_number(case):
     for by in jax.tree.leaves(both_ways(*degenerate()[case])):
@@ -392,7 +395,9 @@ def portfolios(count):
     return family, family.windows()[:: 2269 // count][:count]
 
 
-@pytest.mark.parametrize("build", [pytest.param(quadrotors, marks=pytest.mark.slow), codes_of_patches, portfolios])
+@pytest.mark.parametrize(
+    "build", [*(pytest.param(it, marks=pytest.mark.slow) for it in (quadrotors, codes_of_patches)), portfolios]
+)
 def test_derivatives_of_shipped_families_agree_with_finite_differences(build):
     (family, data), h = build(6), 1e-6
     direction = np.random.default_rng(0).normal(size=data.shape)

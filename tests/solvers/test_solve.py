@@ -166,7 +166,7 @@ class Positive(Written):
         return -instance, 0.0, np.inf
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64])
 def test_a_program_may_be_written_with_arrays_of_numpy_and_single_limits(dtype):
     wish = np.array([[0.6, 0.2, -1.0]])
     found = solve(Written(), wish, tol=1e-6, dtype=dtype)
@@ -192,7 +192,7 @@ def test_a_program_whose_parts_do_not_fit_is_refused_by_name(part, value, said):
         solve(wrong(), np.ones((2, 3)))
 
 
-@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("unit", [1e-6, *(pytest.param(it, marks=pytest.mark.slow) for it in (1.0, 1e6))])
 @pytest.mark.parametrize("method", [ProximalGradient(), Safeguarded(lambda x, step: x)], ids=["plain", "safeguarded"])
 def test_no_unit_of_a_loss_without_a_gap_changes_what_is_solved(unit, method):
     family, signal = Shrunk(unit), np.array([[3.0, 0.2, -1.0], [0.0, 0.0, 0.0], [0.3, 0.4, 0.1]])
@@ -728,7 +728,7 @@ def test_programs_without_a_solution_say_why():
     assert list(loose.status) == [-3]  # a row that is called an equation and is none
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)])
 def test_what_falls_forever_within_one_sided_limits_is_told_and_nothing_else(dtype):
     # With no curvature, q = A^T y is bounded on A x >= l exactly if y >= 0, by l y: its limits are a cone.
     rows, low = np.array([[2.0, -1.0], [0.5, 1.0]]), np.array([-1.0, 3.0])

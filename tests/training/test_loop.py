@@ -551,8 +551,11 @@ class Descent(Optimizer):
 @pytest.mark.parametrize(
     "estimator",
     [
-        *(Replay(), Replay(segment=1), Forward(), PES(), Imitate(Replay(), SGD())),
-        *(pytest.param(it, marks=pytest.mark.slow) for it in (NRES(), Clone(SGD()))),
+        *(Replay(), PES()),
+        *(
+            pytest.param(it, marks=pytest.mark.slow)
+            for it in (Replay(segment=1), Forward(), NRES(), Imitate(Replay(), SGD()), Clone(SGD()))
+        ),
     ],
     ids=repr,
 )

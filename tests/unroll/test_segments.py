@@ -52,7 +52,9 @@ def estimate(estimator: Replay, optimizer: Optimizer, windows: Windows, state: I
     return estimator.estimate(optimizer, windows, state)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(it, marks=[pytest.mark.slow] * (it in ("lstm", "adam"))) for it in KINDS]
+)
 def optimizer(request: pytest.FixtureRequest) -> Optimizer:
     with jax.enable_x64(True):
         return eqx.filter_jit(KINDS[request.param])()
