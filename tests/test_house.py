@@ -250,6 +250,7 @@ def test_no_room_starts_jax_by_being_imported() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_a_test_module_that_cannot_be_imported_is_an_error(tmp_path: Path) -> None:
     module = tmp_path / "test_gone.py"
     module.write_text("from bygrad import nothing_of_this_name\n\n\ndef test_nothing():\n    pass\n")

@@ -95,7 +95,8 @@ def test_a_partition_finds_the_convolutions():
 
 @pytest.mark.core
 @pytest.mark.parametrize(
-    ("images", "sides", "channels", "kernel"), [(32, (6, 5), (2, 3), 5), (3, (1, 4), (3, 1), 3)]
+    ("images", "sides", "channels", "kernel"),
+    [pytest.param(32, (6, 5), (2, 3), 5, marks=pytest.mark.slow), (3, (1, 4), (3, 1), 3)],
 )  # two blocks of 16, and one with fewer rows than the kernel
 def test_convolution_has_the_derivatives_of_another(images, sides, channels, kernel):
     """To the second order, in both orders of the modes; by hand they are only of the first."""

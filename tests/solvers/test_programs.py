@@ -292,9 +292,8 @@ def test_what_is_no_guess_is_refused(name, data):
             solve(Plan(), data[:2], **({"x0": found.x} | {name: wrong}))
 
 
-@pytest.mark.parametrize(
-    "proves", [pytest.param(False, id="residuals", marks=pytest.mark.slow), pytest.param(True, id="bounds")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("proves", [False, True], ids=["residuals", "bounds"])
 def test_of_a_guess_and_a_learned_warm_start_the_better_one_is_taken(proves, data):
     family, base = Plan(proves=proves), ADMM(tol=1e-4, max_steps=20_000, inner=1)
     exact = solve(Plan(), data, method=ADMM(tol=1e-9, max_steps=20_000), batch=64)

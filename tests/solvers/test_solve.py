@@ -257,7 +257,7 @@ def test_a_minimum_of_the_smooth_part_alone_is_none(method):
     np.testing.assert_allclose(found.x, np.sign(signal) * np.maximum(np.abs(signal) - 0.5, 0), atol=1e-3)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", [pytest.param(np.float64, marks=pytest.mark.slow), np.float32])
 @pytest.mark.parametrize("method", METHODS_WITHOUT_GAP.values(), ids=METHODS_WITHOUT_GAP.keys())
 def test_an_instance_that_is_flatter_than_others_is_not_solved_where_it_starts(method, dtype):
     scale = np.array([1.0, 0.1, 0.01, 1e-3, 1e-4])

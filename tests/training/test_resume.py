@@ -506,7 +506,12 @@ class HalfPrecision(Quadratic):
 
 
 @pytest.mark.parametrize(
-    "log_rate", [jnp.asarray(-2.3), np.float64(-2.3), np.array(-2.3)], ids=["weak", "number", "64"]
+    "log_rate",
+    [
+        pytest.param(jnp.asarray(-2.3), id="weak", marks=pytest.mark.slow),
+        pytest.param(np.float64(-2.3), id="number", marks=pytest.mark.slow),
+        pytest.param(np.array(-2.3), id="64"),
+    ],
 )
 def test_a_rule_has_from_the_first_step_the_types_that_it_keeps(log_rate, tmp_path, monkeypatch):
     """What ends before its first step resumes to the same, and nothing is compiled but what is planned."""

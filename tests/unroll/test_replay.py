@@ -47,7 +47,7 @@ def test_replay_of_gradient_descent_has_a_closed_form():
     np.testing.assert_allclose(replay(SGD(rate), trajectory, weights).learning_rate, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("block", [1, 4, 7, 10, 1000])
+@pytest.mark.parametrize("block", [1, *(pytest.param(it, marks=pytest.mark.slow) for it in (4, 10)), 7, 1000])
 def test_the_size_of_a_block_leaves_no_trace(block):
     count = 10
     with jax.enable_x64(True):

@@ -75,7 +75,13 @@ def test_segments_leave_no_trace(optimizer: Optimizer, monkeypatch: pytest.Monke
                 np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("estimator", [Replay(segment=1), Replay(0.5)], ids=["segments", "coordinates"])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        pytest.param(Replay(segment=1), id="segments", marks=pytest.mark.slow),
+        pytest.param(Replay(0.5), id="coordinates"),
+    ],
+)
 def test_a_part_whose_params_have_no_entries_leaves_the_others_as_they_are(estimator: Replay) -> None:
     class Hollow(Divided):
         def init(self, instance, key):
