@@ -41,6 +41,11 @@ def test_a_share_of_problems_is_drawn_by_pairs_of_runs():
     assert bootstrap_share(np.zeros((1, 2)), np.array([[1.0, -3.0]])) == (0.0, 0.0, 1.0)
     assert bootstrap_share(np.zeros((1, 2)), np.array([[1.0, -3.0]]), level=0.4) == (0.0, 0.0, 0.0)
     assert bootstrap_share(np.array([[1.0, np.inf]]), np.array([[np.inf, np.inf]])) == (0.0, 0.0, 1.0)
+    assert bootstrap_share(np.array([[1.0, 2.0]]), np.array([[np.nan, 0.0]])) == (1.0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="level=95"):
+        bootstrap_share(apart, apart, level=95.0)
+    with pytest.raises(ValueError, match="resamples=10"):
+        bootstrap_iqm(apart, resamples=10)
 
 
 def test_a_profile_is_the_share_of_runs_below_each_level():

@@ -63,6 +63,12 @@ def test_gauss_newton_takes_the_step_of_the_written_out_matrix():
         assert damping < method.init(params, start)  # the model foretold the fall well
 
 
+def test_gauss_newton_damps_whatever_the_sign_of_the_loss():
+    method = GaussNewton(damping=jnp.asarray(0.5))
+    up, down, none = (float(method.init((), jnp.asarray(value))) for value in (3.0, -3.0, 0.0))
+    assert up == down == 1.5 and none > 0
+
+
 class Line(LeastSquares):
     def sample(self, key):
         return ()

@@ -71,6 +71,8 @@ def test_a_ratio_to_what_is_lost_is_zero_and_of_what_is_lost_infinite():
     assert bootstrap_ratio([np.nan], [1.0]) == Interval(np.inf, np.inf, np.inf)
     assert bootstrap_ratio([1.0], [np.inf]) == Interval(0.0, 0.0, 0.0)
     assert bootstrap_ratio([np.inf], [np.nan]) == Interval(np.inf, np.inf, np.inf)
+    assert bootstrap_ratio([0.0, 0.0], [0.0, 0.0]) == Interval(1.0, 1.0, 1.0)
+    assert bootstrap_ratio([1.0], [0.0]) == Interval(np.inf, np.inf, np.inf)
 
 
 def test_a_single_run_has_an_interval_of_no_width():
@@ -107,6 +109,7 @@ def test_equal_seeds_give_equal_intervals():
         (lambda: bootstrap_mean([]), "no runs", "at least one run"),
         (lambda: bootstrap_ratio([], []), "no runs", "at least one run"),
         (lambda: bootstrap_ratio([1.0], [1.0, 2.0]), r"shape \(2,\)", "same problems"),
+        (lambda: bootstrap_ratio([-44.0, -1.0], [-40.0, np.nan]), "least of them is -40", "Compare differences"),
         (lambda: bootstrap_mean([[1.0, 2.0]]), r"shape \(1, 2\)", "`bootstrap_curves`"),
         (lambda: bootstrap_mean(np.array(1.0)), r"shape \(\)", "one number per run"),
         (lambda: bootstrap_curves([1.0]), r"shape \(1,\)", "`bootstrap_mean`"),

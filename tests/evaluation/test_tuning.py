@@ -224,6 +224,38 @@ def test_a_grid_is_continued_where_the_rate_that_is_confirmed_stands_at_its_edge
     assert len(found.learning_rates) > 5 and found.best_final > alone.learning_rates[-1]
 
 
+class Steady(ProblemFamily):
+    """After t steps the param is t times the rate. A second valley is as far away as one step at the highest rate."""
+
+    centre: float
+
+    def sample(self, key):
+        return ()
+
+    def init(self, instance, key):
+        return jnp.full(1, 1e-9)
+
+    def loss(self, params, instance, key):
+        return jnp.log10(params[0] / self.centre) ** 2 - 100 * jnp.exp(-(((params[0] - 10) / 0.5) ** 2))
+
+    def value_and_grad(self, params, instance, key):
+        return self.loss(params, instance, key), -jnp.ones(1)
+
+
+@pytest.mark.parametrize(
+    ("centre", "measures", "low", "high"),
+    [
+        pytest.param(0.2, ("final",), 1e-3, 10, id="not for the area"),
+        pytest.param(0.2, ("final", "area"), 1e-3, 10 ** (1 + 17 / 4), id="for the area"),
+        pytest.param(2e-4, ("final", "area"), 10 ** (-3 - 17 / 4), 10 ** (1 + 17 / 4), id="both ways"),
+    ],
+)
+def test_a_grid_is_continued_for_what_a_rate_is_chosen_by(centre, measures, low, high):
+    rates = tune(SGD(), Steady(centre), jax.random.key(0), horizon=2, runs=1, measures=measures).learning_rates
+    np.testing.assert_allclose(np.diff(np.log10(rates)), 0.25, rtol=1e-5)
+    np.testing.assert_allclose(rates[[0, -1]], (low, high), rtol=1e-5)
+
+
 def test_what_a_rate_is_not_chosen_by_is_not_confirmed(monkeypatch):
     class Stretched(Isotropic):  # best at the end at a higher rate than that of the least area
         def loss(self, params, instance, key):

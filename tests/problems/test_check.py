@@ -5,6 +5,7 @@ import functools
 import hashlib
 import inspect
 import json
+import random
 import runpy
 import sys
 import types
@@ -210,6 +211,30 @@ class DrawingLoss(Bowl):
         return jnp.sum(params["p"][np.random.randint(0, 3, 2)] ** 2)
 
 
+class FreshSample(Bowl):
+    def sample(self, key):
+        return jnp.asarray(np.random.default_rng().uniform(1.0, 2.0, 3), jnp.float32)
+
+
+class FreshNumber(Bowl):
+    def sample(self, key):
+        return np.random.default_rng().uniform(1.0, 2.0)
+
+
+class PythonLoss(Bowl):
+    def loss(self, params, instance, key):
+        return jnp.sum(params["p"] ** 2) * random.gauss(1.0, 0.1)
+
+
+class Holding(Bowl):
+    """Arrays that are made again for each trace, of which some are NaN, and a key."""
+
+    def loss(self, params, instance, key):
+        noise = jax.random.normal(jax.random.key(0), (3,))
+        weights = jnp.asarray(np.array([1.0, 2.0, np.nan]))
+        return jnp.sum(params["p"] ** 2 * jnp.nan_to_num(weights)) + jnp.sum(noise)
+
+
 class SeededLoss(Bowl):
     def loss(self, params, instance, key):
         np.random.seed(0)
@@ -253,9 +278,12 @@ REFUSED = [
     (CountingInit, ValueError, "CountingInit.init raised TypeError: Shapes must be 1D", "mend this one"),
     (NamedInstance, TypeError, r"NamedInstance.sample returned str at instance\['name'\]", "a field of the family"),
     (Unfrozen, TypeError, "Unfrozen.settings/of is a Settings, which has no hash", "frozen=True"),
-    (DrawingSample, ValueError, "DrawingSample.sample draws from numpy.random", "Draw from the key"),
-    (DrawingInit, ValueError, "DrawingInit.init draws from numpy.random", "Draw from the key"),
-    (DrawingLoss, ValueError, "DrawingLoss.loss draws from numpy.random", "Draw from the key"),
+    (DrawingSample, ValueError, "DrawingSample.sample draws from a generator of NumPy", "Draw from the key"),
+    (DrawingInit, ValueError, "DrawingInit.init draws from a generator of NumPy", "Draw from the key"),
+    (DrawingLoss, ValueError, "DrawingLoss.loss draws from a generator of NumPy", "Draw from the key"),
+    (FreshSample, ValueError, "FreshSample.sample draws from a generator of NumPy", "Draw from the key"),
+    (FreshNumber, ValueError, "FreshNumber.sample draws from a generator of NumPy", "Draw from the key"),
+    (PythonLoss, ValueError, "PythonLoss.loss draws from a generator of NumPy or Python", "Draw from the key"),
 ]
 
 
@@ -321,6 +349,7 @@ def test_numbers_are_instances_and_what_numpy_draws_the_same_each_time_is_no_dra
             return {"of": 3, "none": None, "key": key}
 
     check_family(Numbered(), jax.random.key(0))
+    check_family(Holding(), jax.random.key(0))
 
 
 def test_params_of_any_floating_dtype_pass():

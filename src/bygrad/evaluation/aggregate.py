@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int
 
-from .statistics import Interval, ends_of
+from .statistics import Interval, check_draws, ends_of
 
 Scores = Float[np.ndarray, "problems runs"]
 Draws = Float[np.ndarray, "resamples problems runs"]
@@ -42,20 +42,17 @@ def bootstrap_iqm(scores: Scores, *, resamples: int = 2_000, level: float = 0.95
     """Return `interquartile_mean` with its stratified percentile bootstrap interval: runs are drawn with replacement
     within each problem, so that the problems, which were chosen and not drawn, are all there in every draw.
 
-    **Raises:** `ValueError` for scores that are not `[problems, runs]` or that are empty.
+    **Raises:** `ValueError` for scores that are not `[problems, runs]` or that are empty, and as `bootstrap_mean` for a
+    level outside (0, 1) and for too few resamples.
 
     **Source:** as above, section 4.2.
     """
-    if scores.ndim != 2 or scores.size == 0:
-        raise ValueError(
-            f"scores have shape {scores.shape}, but runs are drawn within problems: give an array [problems, runs] with"
-            " one problem and one run or more."
-        )
 
     def of(draws: Indices) -> Float[np.ndarray, " resamples"]:
         return _middle_mean(_drawn(scores, draws))
 
-    return Interval(interquartile_mean(scores), *_ends(of, scores.shape, resamples, level, seed))
+    ends = _ends(of, scores.shape, resamples, level, seed)
+    return Interval(interquartile_mean(scores), *ends)
 
 
 def bootstrap_share(
@@ -64,7 +61,9 @@ def bootstrap_share(
     """Return the share of problems in which the mean over runs of `ours` is below that of `theirs`, with its stratified
     percentile bootstrap interval, drawn as in `bootstrap_iqm`: the same runs of both, which began alike.
 
-    A problem in which `ours` lost a run is not won.
+    A problem in which `ours` lost a run is not won; one in which only `theirs` did, is.
+
+    **Raises:** `ValueError` as `bootstrap_iqm`, and for scores of different shapes.
 
     **Example:**
 
@@ -72,12 +71,19 @@ def bootstrap_share(
         Interval(mean=0.5, low=0.5, high=0.5)
     """
 
+    if ours.shape != theirs.shape:
+        raise ValueError(
+            f"One has scores of shape {ours.shape}, the other of shape {theirs.shape}: there are no pairs of runs to"
+            " draw. Give those of the same runs of the same problems."
+        )
+
     def of(draws: Indices) -> Float[np.ndarray, " resamples"]:
-        means = (_drawn(scores, draws).mean(axis=2) for scores in (ours, theirs))
+        means = (_drawn(np.where(np.isfinite(it), it, np.inf), draws).mean(axis=2) for it in (ours, theirs))
         return np.less(*means).mean(axis=1)
 
+    ends = _ends(of, ours.shape, resamples, level, seed)
     everyone = np.broadcast_to(np.arange(ours.shape[1]), (1, *ours.shape))
-    return Interval(float(of(everyone)[0]), *_ends(of, ours.shape, resamples, level, seed))
+    return Interval(float(of(everyone)[0]), *ends)
 
 
 def _drawn(scores: Scores, draws: Indices) -> Draws:
@@ -92,7 +98,13 @@ def _ends(
     seed: int,
 ) -> tuple[float, float]:
     """Return the ends of the interval of a statistic of runs drawn within each problem, given by the indices of all."""
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(
+            f"scores have shape {shape}, but runs are drawn within problems: give an array [problems, runs] with one"
+            " problem and one run or more."
+        )
     problems, runs = shape
+    check_draws(runs, resamples, level)
     draws = np.random.default_rng(seed).integers(runs, size=(resamples, problems, runs))
     low, high = np.sort(of(draws))[ends_of(resamples, level)]
     return float(low), float(high)

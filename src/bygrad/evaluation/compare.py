@@ -21,7 +21,7 @@ from ..problems import ProblemFamily
 from .report import loss_of
 from .runs import SIDE_BY_SIDE, Curves, area, compile_curves, final, run_curves, run_in_chunks
 from .second_order import bfgs_curves, lbfgs_curves, no_objective
-from .statistics import Interval, bootstrap_curves, bootstrap_mean, bootstrap_ratio
+from .statistics import Interval, bootstrap_curves, bootstrap_mean, bootstrap_ratio, check_reference
 from .tuning import POINTS, Tuning, run_tuned, tune, with_learning_rate
 
 CONVENTION = (
@@ -371,10 +371,13 @@ def ratio_to_best(
     """Return the label of the best tuned hand-designed optimizer, and the ratio of another's mean to its mean.
 
     The interval is that over runs in pairs; of rows from before rows kept their runs, that of the other's mean alone.
+
+    **Raises:** `ValueError` where the best one's losses are negative, as `bootstrap_ratio`.
     """
     label, level = best_baseline(optimizers, measure)
     ours, best = optimizers[name], next(row for row in optimizers.values() if row["label"] == label)
     if not ("each_run" in ours and "each_run" in best):
+        check_reference([level])
         return label, Interval(*(loss_of(ours[measure][key]) / level for key in ("mean", "low", "high")))
     return label, bootstrap_ratio(*([loss_of(value) for value in row["each_run"][measure]] for row in (ours, best)))
 

@@ -96,8 +96,8 @@ class GaussNewton(SecondOrder):
     its sample is not taken. Damping goes by Levenberg and Marquardt: times 3/2 where the loss falls by less than a
     quarter of what the quadratic model says, times 2/3 where by more than three quarters.
 
-    **Arguments:** `damping`: $\lambda$ at the start, relative to the loss there: a loss times a constant changes
-    nothing. `batches`: see above. `products`: conjugate-gradient steps.
+    **Arguments:** `damping`: $\lambda$ at the start, relative to the size of the loss there: a loss times a constant
+    changes nothing. `batches`: see above. `products`: conjugate-gradient steps.
 
     **Source:** Martens, *Deep learning via Hessian-free optimization* (2010), sections 3 and 4.1 to 4.4, without its
     preconditioner and its warm start of the conjugate gradients.
@@ -108,7 +108,7 @@ class GaussNewton(SecondOrder):
     products: int = eqx.field(static=True, default=10)
 
     def init(self, params: Params, value: Scalar) -> Scalar:
-        return self.damping * value
+        return jnp.maximum(self.damping * jnp.abs(value), jnp.finfo(value.dtype).tiny)
 
     def step(
         self,

@@ -106,13 +106,14 @@ def bootstrap_ratio(
     Both have one number for each of the same runs. Runs are drawn in pairs, so that what makes a problem hard for both
     cancels: two optimizers are told apart by fewer runs than their own intervals suggest.
 
-    **Arguments:** `values`, `reference`: `[runs]`, run by run on the same problems; `reference` is positive. The others
-    as in `bootstrap_mean`. A value that is not finite makes the ratio infinite, and one of `reference` makes it 0, or
-    infinite where both are.
+    **Arguments:** `values`, `reference`: `[runs]`, run by run on the same problems; `reference` is never negative. The
+    others as in `bootstrap_mean`. A value that is not finite makes the ratio infinite, and one of `reference` makes it
+    0, or infinite where both are; where both means are 0 it is 1.
 
     **Returns:** `Interval(ratio, low, high)`.
 
-    **Raises:** `ValueError` as `bootstrap_mean` does, and for two lists of runs of different lengths.
+    **Raises:** `ValueError` as `bootstrap_mean` does, for two lists of runs of different lengths, and for a negative
+    reference.
 
     **Example:**
 
@@ -126,15 +127,26 @@ def bootstrap_ratio(
             " needs one number per run of both, from the same runs. Otherwise there are no pairs to draw."
             " Give both of the same problems, or use `bootstrap_mean` of each."
         )
+    check_reference(reference)
     pairs = np.stack([values, reference], axis=1)
     _check(pairs, resamples, level)
     whole = _means(np.ones((1, len(pairs))), pairs)
     drawn = np.concatenate([whole, _resampled_means(pairs, resamples, seed)], axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = drawn[0] / drawn[1]
-    ratios = np.where(np.isnan(ratios), np.inf, ratios)
+    ratios = np.where(np.isnan(ratios), np.where(drawn[0] == 0, 1.0, np.inf), ratios)
     low, high = np.sort(ratios[1:])[ends_of(resamples, level)]
     return Interval(float(ratios[0]), float(low), float(high))
+
+
+def check_reference(reference: ArrayLike) -> None:
+    """**Raises:** `ValueError` for what nothing is a share of."""
+    if np.any(np.less(reference, 0)):
+        raise ValueError(
+            f"A ratio to a mean of losses was asked for, and the least of them is {np.nanmin(reference):.6g}. Of losses"
+            " below zero the better one may have the larger ratio. Compare differences instead: `bootstrap_mean(values"
+            " - reference)`; or give the loss an offset, so that 0 is the least that it can be."
+        )
 
 
 def ends_of(resamples: int, level: float) -> list[int]:
@@ -150,7 +162,12 @@ def _check(curves: Float[np.ndarray, "..."], resamples: int, level: float) -> No
             "With other axes it is not known what to draw. For one number per run use `bootstrap_mean`; "
             "otherwise reshape so that runs come first and steps second."
         )
-    if curves.shape[0] == 0:
+    check_draws(curves.shape[0], resamples, level)
+
+
+def check_draws(runs: int, resamples: int, level: float) -> None:
+    """**Raises:** `ValueError` for no runs, a level outside (0, 1), and too few draws to reach the ends."""
+    if runs == 0:
         raise ValueError(
             "The bootstrap got no runs. A mean of nothing has no value, and a NaN would reach the report as a "
             "result. Pass at least one run, and 30 or more for an interval that means something."

@@ -98,8 +98,8 @@ def tune(
 ) -> Tuning:
     """Run a hand-designed optimizer at every learning rate of a log grid, on the same instances.
 
-    The grid has four rates a decade; when the best for either measure stands at an edge, the grid is continued that way
-    by as many rates again, so that the optimum is an interior one.
+    The grid has four rates a decade; where the best for a measure stands at an edge, the grid is continued that way by
+    as many rates again, so that the optimum is an interior one.
 
     **Arguments:** `runs`: instances to average over. `final_window`: how many last losses make the final loss.
     `points`: rates of a grid. `scale`: times 0.1 for gradient descent, and times 0.01 for the others, it is the middle
@@ -120,6 +120,9 @@ def tune(
         finals, areas = np.where(np.isfinite(measures), measures, np.inf)
         return finals, areas
 
+    def further(tuning: Tuning) -> list[np.ndarray]:
+        return beyond(tuning.learning_rates, {_best(getattr(tuning, name)) for name in measures}, points)
+
     centre = scale * CENTRES.get(type(optimizer).__name__, 1e-2)
     rates = centre * 10.0 ** ((np.arange(points) - points // 2) / _A_DECADE)
     finals, areas = measure(rates)
@@ -127,17 +130,16 @@ def tune(
     extensions = 0
     while True:
         tuning = Tuning(rates, finals, areas)
-        more = beyond(rates, {_best(finals), _best(areas)}, points)
-        if confirming_runs and (more is None or extensions == EXTENSIONS):
+        more = further(tuning)
+        if confirming_runs and (not more or extensions == EXTENSIONS):
             tuning = confirmed(tuning, optimizer, family, key, **options, more=confirming_runs, measures=measures)
-            more = beyond(rates, {_best(getattr(tuning, name)) for name in measures}, points)
-        if more is None or extensions == EXTENSIONS:
+            more = further(tuning)
+        if not more or extensions == EXTENSIONS:
             return dataclasses.replace(tuning, seconds=seconds)
-        new = measure(more)
-        order = np.argsort(np.concatenate([rates, more]))
-        rates, finals, areas = (
-            np.concatenate(pair)[order] for pair in ((rates, more), (finals, new[0]), (areas, new[1]))
-        )
+        for new in more:
+            order = np.argsort(np.concatenate([rates, new]))
+            both = ((rates, new), *zip((finals, areas), measure(new), strict=True))
+            rates, finals, areas = (np.concatenate(pair)[order] for pair in both)
         extensions += 1
 
 
@@ -187,11 +189,11 @@ def confirmed(
         losses = np.where(np.isnan(after), before + np.where(np.isfinite(rise), rise, 0.0), after)
 
 
-def beyond(rates: np.ndarray, best: Collection[int], points: int) -> np.ndarray | None:
-    """Return `points` rates more, beyond the edge of a grid at which one of the best stands; None where none does."""
-    if len(rates) - 1 in best:
-        return rates[-points:] * 10.0 ** (points / _A_DECADE)
-    return rates[:points] / 10.0 ** (points / _A_DECADE) if 0 in best else None
+def beyond(rates: np.ndarray, best: Collection[int], points: int) -> list[np.ndarray]:
+    """Return `points` rates more beyond each edge of a grid at which one of the best stands."""
+    above = [rates[-points:] * 10.0 ** (points / _A_DECADE)] if len(rates) - 1 in best else []
+    below = [rates[:points] / 10.0 ** (points / _A_DECADE)] if 0 in best else []
+    return above + below
 
 
 def run_tuned(

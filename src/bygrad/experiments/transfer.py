@@ -239,11 +239,10 @@ class _Measured:
         by_variant = on_tuning(rates)
         for _ in range(EXTENSIONS if len(rates) > 1 and not everywhere else 0):
             best_rates = {choose(_by_setting(values)) % len(rates) for values in by_variant.values()}
-            if (more := beyond(rates, best_rates, len(GRID))) is None:
-                break
-            order = np.argsort(np.append(rates, more))
-            rates, new = np.append(rates, more)[order], on_tuning(more)
-            by_variant = {key: np.append(it, new[key], axis=1)[:, order] for key, it in by_variant.items()}
+            for more in beyond(rates, best_rates, len(GRID)):
+                order = np.argsort(np.append(rates, more))
+                rates, new = np.append(rates, more)[order], on_tuning(more)
+                by_variant = {key: np.append(it, new[key], axis=1)[:, order] for key, it in by_variant.items()}
         settings = [(variant, rate) for variant in variants for rate in rates]
         losses = {key: _by_setting(values) for key, values in by_variant.items()}
         best = {key: choose(values) for key, values in losses.items()}

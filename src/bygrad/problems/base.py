@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import random
 import re
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -255,10 +256,11 @@ def _where(error: Exception) -> str:
 def _traced(what: str, function: Callable[..., Any], *inputs: Any) -> Any:
     """Return the shapes of what a function returns where it is compiled, and what is no array as it is.
 
-    **Raises:** `ValueError` if it raises there, or draws from the generator of NumPy: that is not the same twice.
+    **Raises:** `ValueError` if it raises there, or draws from a generator of NumPy or Python: its constants, or what
+    the generators have drawn, are then not the same twice.
     """
 
-    def trace() -> tuple[Any, Any]:
+    def trace() -> tuple[Any, list[Any]]:
         rest: list[Any] = []
 
         def arrays(*inputs: Any) -> Any:  # another function, so traced again
@@ -266,18 +268,28 @@ def _traced(what: str, function: Callable[..., Any], *inputs: Any) -> Any:
             rest.append(others)
             return returned
 
-        shape = jax.eval_shape(arrays, *inputs)
-        return eqx.combine(shape, rest[0]), np.random.get_state()
+        program, shape = jax.make_jaxpr(arrays, return_shape=True)(*inputs)
+        _, *state = np.random.get_state()
+        constants = [*program.consts, *jax.tree.leaves(rest[0]), *state, *random.getstate()[1:]]
+        return eqx.combine(shape, rest[0]), constants
 
     with blame(what):
-        (shape, (_, *once)), (_, (_, *twice)) = trace(), trace()
-    if not all(map(np.array_equal, once, twice)):
+        (shape, once), (_, twice) = trace(), trace()
+    if not all(map(_alike, once, twice)):
         raise ValueError(
-            f"{what} draws from numpy.random, which happens once, when it is compiled: all instances and steps would"
-            " have the same draw. Draw from the key, jax.random.normal(key, shape), or, of a problem outside of JAX,"
-            " make it an Oracle."
+            f"{what} draws from a generator of NumPy or Python, which happens once, when it is compiled: all instances"
+            " and steps would have the same draw. Draw from the key, jax.random.normal(key, shape), or, of a problem"
+            " outside of JAX, make it an Oracle."
         )
     return shape
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if one is other or not eqx.is_array_like(one):
+        return True
+    is_key = isinstance(one, jax.Array) and jnp.issubdtype(one.dtype, jax.dtypes.prng_key)
+    one, other = (np.asarray(jax.random.key_data(it) if is_key else it) for it in (one, other))
+    return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
 
 
 def _check_fields(name: str, family: ProblemFamily) -> None:
