@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.optimizers import LSTM, SGD
+from bygrad.optimizers import LSTM, SGD, Coordinatewise
 from bygrad.problems import Quadratic
 from bygrad.unroll import Trajectory, begin, cotangents, replay, replay_coordinates, rollout
 
@@ -67,6 +67,32 @@ def test_the_size_of_a_block_leaves_no_trace(block):
         whole = eqx.filter_jit(eqx.filter_grad(products))(optimizer)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
+
+
+class Ratio(Coordinatewise):
+    """Divides by its state, which is 1 at the start and never 0."""
+
+    log_rate: jax.Array
+
+    dtype = property(lambda self: jnp.float32)
+    block = property(lambda self: 8)
+
+    def start(self, shape):
+        return jnp.ones(shape)
+
+    def step(self, grads, state):
+        state = 0.9 * state + 0.1 * jnp.abs(grads)
+        return -jnp.exp(self.log_rate) * grads / state, state
+
+
+def test_what_fills_a_block_up_is_what_the_rule_has_seen():
+    """Updates are the rate times something, so that the derivative by its logarithm is the product with the updates."""
+    rule, family = Ratio(jnp.asarray(-3.0)), Quadratic(10)
+    inner = begin(rule, family, jax.random.split(jax.random.key(0), 1))
+    end, trajectory = rollout(rule, family, inner, 2)
+    ones = jnp.ones_like(trajectory.grads)
+    moved = np.sum(np.asarray(end.params - inner.params))
+    np.testing.assert_allclose(replay(rule, trajectory, ones).log_rate, moved, rtol=1e-5)
 
 
 def test_coordinates_without_cotangent_count_for_nothing():

@@ -10,7 +10,7 @@ and to pull fixed cotangents back through it alone.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import equinox as eqx
 import jax
@@ -114,7 +114,8 @@ def replay_coordinates(
 ) -> Coordinatewise:
     """Replay a coordinatewise optimizer block by block, so that the working set of a block stays in cache.
 
-    `state` has leaves `[..., c]`. The last block is filled up with coordinates whose cotangents are zero.
+    `state` has leaves `[..., c]`. The last block is filled up with the last coordinate, again and again, with cotangents
+    of zero: what no rule has ever seen, such as a state of zeros, might have no derivative, and zero times that is NaN.
     """
 
     def step(optimizer: Coordinatewise, state: State, grads: Array) -> tuple[Array, State]:
@@ -125,21 +126,22 @@ def replay_coordinates(
         return jax.tree.map(jnp.add, total, _pull(optimizer, step, state, grads, cots)), None
 
     dtype = optimizer.dtype
-    pieces = in_blocks((grads.astype(dtype), state, cots.astype(dtype)), optimizer.block)
+    seen = in_blocks((grads.astype(dtype), state), optimizer.block, "edge")
+    pieces = (*seen, in_blocks(cots.astype(dtype), optimizer.block, "constant"))
     zero = jax.tree.map(jnp.zeros_like, eqx.filter(optimizer, eqx.is_inexact_array))
     total, _ = jax.lax.scan(body, zero, pieces)
     return total
 
 
-def in_blocks(arrays: PyTree, block: int) -> PyTree:
-    """Cut arrays `[..., c]` into `[blocks, ..., block]`; the last block is filled up with zeros."""
+def in_blocks(arrays: PyTree, block: int, fill: Literal["constant", "edge"]) -> PyTree:
+    """Cut arrays `[..., c]` into `[blocks, ..., block]`; the last block is filled up with zeros or the last entry."""
 
     def split(array: Array) -> Array:
         count = array.shape[-1]
         width = max(1, min(block, count))
         blocks = -(-count // width)
         padding = [(0, 0)] * (array.ndim - 1) + [(0, blocks * width - count)]
-        array = jnp.pad(array, padding).reshape(*array.shape[:-1], blocks, width)
+        array = jnp.pad(array, padding, fill).reshape(*array.shape[:-1], blocks, width)
         return jnp.moveaxis(array, -2, 0)
 
     return jax.tree.map(split, arrays)
