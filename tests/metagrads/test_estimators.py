@@ -429,3 +429,25 @@ def test_those_that_differentiate_do_not_see_that_another_loss_is_held_out(estim
     training, judged = float(gradient(Judged(3))), float(gradient(HeldOut(Judged(3))))
     assert training != 0
     assert (judged == pytest.approx(training, rel=1e-4)) == estimator.differentiates
+
+
+class Slope(ProblemFamily):
+    """Params in half precision, whose gradient is 200 everywhere: a sum over 500 steps is no float16."""
+
+    def sample(self, key):
+        return ()
+
+    def init(self, instance, key):
+        return jnp.ones(4, jnp.float16)
+
+    def loss(self, params, instance, key):
+        return 200 * jnp.sum(params.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("estimator", [Replay(), Replay(segment=50)], ids=["whole", "in segments"])
+def test_replay_adds_up_in_float32_what_params_in_half_precision_are_moved_by(estimator):
+    steps, rule = 500, SGD(1e-8)
+    windows = Windows(Slope(), steps, steps, 4)
+    estimate, _ = eqx.filter_jit(estimator.estimate)(rule, windows, windows.begin(rule, jax.random.key(0)))
+    # After t updates the loss is the start's minus the rate times 4 t 200²: on average over t = 1..steps.
+    np.testing.assert_allclose(estimate.gradient.learning_rate, -4 * 200**2 * (steps + 1) / 2, rtol=1e-2)

@@ -126,7 +126,7 @@ class Replay(Estimator):
         keys: Shaped[PRNGKeyArray, " instances"],
     ) -> PyTree:
         count = max(1, round(self.coordinates * weights.shape[2]))
-        size = jnp.sqrt(jnp.sum(jnp.square(trees.widened(weights)), axis=0))  # in float16 small squares are zero
+        size = jnp.sqrt(jnp.sum(jnp.square(weights), axis=0))
         chosen, importance = jax.vmap(lambda size, key: choose_coordinates(size, count, key))(size, keys)
 
         def gather(array: Shaped[Array, "... b n"]) -> Shaped[Array, "... bm"]:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .._core import trees
 from .._core.types import State
 from ..optimizers import Coordinatewise, Optimizer, Partition
 from .lift import lift
@@ -27,7 +28,8 @@ AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 def cotangents(trajectory: Trajectory, last: int = 0) -> PyTree:
     r"""Return $G_t = \sum_{s=t+1}^K \nabla f_s$, $t = 0..K-1$, for the sum of the losses after each update; or, where
-    `last` is given, after each of the last so many."""
+    `last` is given, after each of the last so many. In float32 at least, as a sum over a long run leaves the range of
+    float16, and in bfloat16 stops growing."""
 
     def later(grads: Array, end: Array) -> Array:
         after = jnp.concatenate([grads[1:], end[None]])
@@ -35,7 +37,7 @@ def cotangents(trajectory: Trajectory, last: int = 0) -> PyTree:
             after = after.at[: after.shape[0] - last].set(0)
         return jnp.flip(jnp.cumsum(jnp.flip(after, 0), 0), 0)
 
-    return jax.tree.map(later, trajectory.grads, trajectory.end_grads)
+    return jax.tree.map(later, *trees.widened((trajectory.grads, trajectory.end_grads)))
 
 
 def replay(optimizer: AnyOptimizer, trajectory: Trajectory, weights: PyTree) -> AnyOptimizer:
@@ -51,12 +53,19 @@ def replay(optimizer: AnyOptimizer, trajectory: Trajectory, weights: PyTree) -> 
         state = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], -1), trajectory.start)
         return replay_coordinates(optimizer, grads, state, cots)
 
-    def step(optimizer: AnyOptimizer, state: State, seen: tuple) -> tuple[PyTree, State]:
-        grads, params, value, key = seen
-        return lift(optimizer).update(grads, state, params, value, key)
-
     seen = (trajectory.grads, trajectory.params, trajectory.value, trajectory.key)
-    return _pull(optimizer, step, trajectory.start, seen, weights)
+    return _pull(optimizer, watch, trajectory.start, seen, weights)
+
+
+def watch(optimizer: Optimizer, state: State, seen: tuple) -> tuple[PyTree, State]:
+    """Take a step of a batch as it was recorded, for somebody who pulls cotangents back through it.
+
+    In float32 at least: in half precision the updates would be, and so their cotangents, which vanish or overflow.
+    """
+    grads, params, value, key = seen
+    wide = trees.widened((grads, params))
+    updates, after = lift(optimizer, in_blocks=False).update(wide[0], state, wide[1], value, key)
+    return updates, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state)
 
 
 def _pull(

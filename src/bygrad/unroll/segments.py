@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .._core import trees
 from .._core.types import State
 from ..optimizers import Coordinatewise, Optimizer, Partition
 from ..problems import ProblemFamily
 from .lift import lift
-from .replay import cotangents, join_parts, seen_by_parts
+from .replay import cotangents, join_parts, seen_by_parts, watch
 from .rollout import Inner, Trajectory, observe, rollout
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -59,7 +60,7 @@ def replay_in_segments(
         return (jax.tree.map(jnp.add, theta, part), later, before), None
 
     nothing = jax.tree.map(jnp.zeros_like, eqx.filter((optimizer, end.optimizer_state), eqx.is_inexact_array))
-    (gradient, _, _), _ = jax.lax.scan(backward, (nothing[0], end_grads, nothing[1]), starts, reverse=True)
+    (gradient, _, _), _ = jax.lax.scan(backward, (nothing[0], trees.widened(end_grads), nothing[1]), starts, reverse=True)
     return end, losses, gradient
 
 
@@ -102,11 +103,10 @@ def _pull_back(
 
     def objective(moving: tuple[AnyOptimizer, State], fixed: tuple[AnyOptimizer, State]) -> Float[Array, ""]:
         optimizer, state = eqx.combine(moving, fixed)
-        lifted = lift(optimizer, in_blocks=False)
 
         def body(state: State, inputs: tuple) -> tuple[State, Array]:
-            (grads, params, value, key), cotangent = inputs
-            updates, state = lifted.update(grads, state, params, value, key)
+            seen, cotangent = inputs
+            updates, state = watch(optimizer, state, seen)
             products = jax.tree.map(lambda u, c: jnp.sum(u * c), updates, cotangent)
             return state, sum(jax.tree.leaves(products), start=jnp.zeros(()))
 
