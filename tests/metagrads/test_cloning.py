@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.metagrads import Clone, Replay
+from bygrad.metagrads import Clone, Estimate, Imitate, Replay
 from bygrad.metagrads.cloning import KEPT, LEAST
 from bygrad.optimizers import LSTM, SGD, Adam, Partition
 from bygrad.problems import Quadratic
@@ -37,6 +37,67 @@ def test_for_a_pupil_of_the_same_kind_the_loss_has_a_closed_form(rate):
     expected = share * (rate / taught - 1) / taught
     np.testing.assert_allclose(estimate.gradient.learning_rate, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.mean(estimate.losses), estimate.loss, rtol=1e-5)
+
+
+class Halves(Quadratic):
+    """Params in half precision, of such a size that the squares of their updates have none."""
+
+    def init(self, instance, key):
+        return (0.01 * super().init(instance, key)).astype(jnp.float16)
+
+    def loss(self, params, instance, key):
+        return 0.5 * jnp.sum(jnp.square(params.astype(jnp.float32)))
+
+
+@pytest.mark.parametrize("kind", [Clone, Imitate])
+def test_updates_of_params_in_half_precision_are_squared_in_float32(kind):
+    windows, taught, rate, share = dataclasses.replace(WINDOWS, family=Halves(5)), 0.01, 0.002, 1e6
+    estimator = Clone(SGD(taught)) if kind is Clone else Imitate(Replay(), SGD(taught), weight=share, every=1)
+    state = estimator.init(SGD(rate), windows, jax.random.key(0))
+    estimate, _ = estimator.estimate(SGD(rate), windows, state)
+    if kind is Clone:
+        size = np.mean(np.square(np.asarray(state.taught, np.float64)), axis=2)
+        share = np.mean(size / (size + LEAST * size.mean(axis=0)))
+        np.testing.assert_allclose(estimate.loss, 0.5 * share * (rate / taught - 1) ** 2, rtol=0.05)
+    np.testing.assert_allclose(estimate.gradient.learning_rate, share * (rate / taught - 1) / taught, rtol=0.05)
+
+
+class Broken(Quadratic):
+    """On some instances nothing is finite."""
+
+    def loss(self, params, instance, key):
+        return super().loss(params, instance, key) * jnp.where(instance[1][0] > 0.7, jnp.inf, 1.0)
+
+
+class Nothing(Replay):
+    """An estimator to which something can be added, whatever the family is like."""
+
+    def estimate(self, optimizer, windows, state):
+        zero = jax.tree.map(jnp.zeros_like, eqx.filter(optimizer, eqx.is_inexact_array))
+        return Estimate(jnp.zeros(()), zero, jnp.zeros(windows.instances)), state
+
+
+def test_runs_of_the_teacher_that_are_not_finite_are_left_out():
+    windows, taught, rate = dataclasses.replace(WINDOWS, family=Broken(5), instances=8), 0.05, 0.02
+    clone, pupil = Clone(SGD(taught)), SGD(rate)
+    estimate, state = clone.estimate(pupil, windows, clone.init(pupil, windows, jax.random.key(0)))
+    live = np.isfinite(estimate.losses)
+    assert 0 < live.sum() < 8 and float(estimate.lost) == pytest.approx(np.mean(~live))
+    np.testing.assert_allclose(estimate.loss, np.mean(estimate.losses[live]), rtol=1e-5)
+    size = np.mean(np.square(state.taught[:, live]), axis=2)
+    share = np.mean(size / (size + LEAST * size.mean(axis=0)))
+    np.testing.assert_allclose(estimate.gradient.learning_rate, share * (rate / taught - 1) / taught, rtol=1e-4)
+
+    imitate = Imitate(Nothing(), SGD(taught), weight=1.0, every=1)
+    estimate, state = imitate.estimate(pupil, windows, imitate.init(pupil, windows, jax.random.key(0)))
+    np.testing.assert_allclose(estimate.gradient.learning_rate, (rate - taught) / taught**2, rtol=1e-4)
+    assert 0 < np.sum(windows.done(state.shown)) < 8  # that are renewed before their time
+
+
+def test_a_teacher_that_diverges_everywhere_is_told():
+    recipe = Recipe(4, 4, 2, 40, 1e-2, 1.0, Clone(SGD(1e20)), validate_every=40, validation_runs=2)
+    with pytest.raises(FloatingPointError, match="no run of the teacher is finite.*lower its learning rate"):
+        meta_train(SGD(0.02), Quadratic(2), recipe, watch=lambda event: None)
 
 
 def test_what_is_recorded_is_the_teachers_run():

@@ -64,6 +64,12 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
 
 
+def finite_rows(tree: PyTree[Shaped[Array, "rows ..."]]) -> Bool[Array, " rows"]:
+    """Whether every entry of a row (first axis of every leaf) is finite, for each of them; of one leaf at least."""
+    flags = [jnp.all(jnp.isfinite(leaf.reshape(leaf.shape[0], -1)), axis=1) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(flags), axis=0)
+
+
 def _condensed(leaf: Array) -> Array:
     """Return fewer entries, which are finite if and only if all of the leaf are."""
     if leaf.ndim < 2 or leaf.size < 1024 or leaf.dtype not in (jnp.float32, jnp.float64):

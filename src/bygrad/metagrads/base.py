@@ -19,9 +19,9 @@ class Estimate(eqx.Module):
     `gradient`: with respect to $\theta$; the optimizer's structure, `None` for what is not a floating-point array.
     `losses`: the mean loss of each instance in the window.
 
-    Estimators that have a gradient for every particle say more: `square`, the mean of its squared norm, from which
-    `signal_to_noise` follows; the share of particles whose part in it was `clipped`; and the share that was `lost`, not
-    finite and left out.
+    `lost`: the share of instances that were not finite and were left out, of estimators that do so. Those that have a
+    gradient for every particle say more: `square`, the mean of its squared norm, from which `signal_to_noise` follows,
+    and the share of particles whose part in it was `clipped`.
     """
 
     loss: Scalar
@@ -68,6 +68,11 @@ class Estimator(eqx.Module):
         """Whether it follows the derivatives of the losses, and not their values alone. Those of a family that is
         judged by other data than it is trained on (`bygrad.problems.HeldOut`) are not of its values."""
         return True
+
+    @property
+    def when_all_are_lost(self) -> str:
+        """What has happened where all that an estimate is made of is `lost`."""
+        return "no window counted: its losses are not finite, or negative where their logarithm counts"
 
     @abc.abstractmethod
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Any:

@@ -46,6 +46,7 @@ class Clone(Estimator):
     so that the small steps late in a run count as well. About 1/2 is a pupil that stands still; this is the meta-loss
     that is reported. No problem is evaluated after the recording, so a meta-step costs what the optimizer costs: where
     a gradient is expensive, this finds a place to begin that learning from what is achieved would take long to find.
+    Instances on which the teacher's run is not finite are left out.
     The pupil never sees where its own mistakes lead; go on from there with another estimator (`Recipe.before`).
 
     **Arguments:** `teacher`: what to imitate, any optimizer; it does not learn. Its horizon is declared, the longest of
@@ -72,12 +73,18 @@ class Clone(Estimator):
     def differentiates(self) -> bool:
         return False  # but for the imitation loss, in which those of the problem do not occur
 
+    @property
+    def when_all_are_lost(self) -> str:
+        return "no run of the teacher is finite: it diverges on this family, so lower its learning rate"
+
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Recorded:
         keys = jax.random.split(key, windows.instances)
         teacher, lifted = as_teacher(self.teacher, windows.horizon), lift(optimizer)
         inner = begin(teacher, windows.family, keys)
         end, seen = rollout(teacher, windows.family, inner, windows.horizon)
-        seen, taught = arrange(lifted, lifted.init(inner.params), end, seen)
+        seen, taught, live = arrange(lifted, lifted.init(inner.params), end, seen)
+        # By this a checkpoint tells as well which instances are left out.
+        seen = eqx.tree_at(lambda it: it.end_value, seen, jnp.where(live, seen.end_value, jnp.nan))
         size = mean_squares(taught)
         size = size + LEAST * jnp.mean(size, axis=0)
         weight = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
@@ -103,14 +110,19 @@ class Clone(Estimator):
         pairs = zip(jax.tree.leaves(state.weights), jax.tree.leaves(errors), strict=True)
         each = (jnp.mean(0.5 * weight * mean_squares(error), axis=0) for weight, error in pairs)
         losses = sum(each, start=jnp.zeros(()))
+        live = jnp.isfinite(state.seen.end_value)
+        part = jnp.mean(windows.everywhere(live).astype(losses.dtype))
 
         def cotangent(weight: Array, error: Array) -> Array:
             scale = weight / weight.size / max(1, count_of(error))
             return scale.reshape(*scale.shape, *(1,) * (error.ndim - 2)) * error
 
         cots = jax.tree.map(cotangent, state.weights, errors)
+        # Of no instance at all, neither is a number.
+        gradient = jax.tree.map(lambda leaf: leaf / part, replay(optimizer, seen, cots))
         after = eqx.tree_at(lambda it: it.step, state, state.step + 1)
-        return Estimate(jnp.mean(losses), replay(optimizer, seen, cots), losses), after
+        told = jnp.where(live, losses, jnp.nan)
+        return Estimate(jnp.mean(losses) / part, gradient, told, lost=1 - jnp.mean(live.astype(losses.dtype))), after
 
 
 def _draw(

@@ -6,12 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._core import trees
 from .._core.types import Params, State
 from ..optimizers import Optimizer, declare
 from ..unroll import Inner, Lifted, Trajectory, Windows, lift, replay, rollout
+from . import particles
 from .base import Estimate, Estimator
 
 
@@ -71,7 +72,8 @@ class Imitate(Estimator):
 
     Divided by the teacher's own size, so that the loss is 1/2 for a pupil that stands still, and its gradient is of a
     size that does not depend on the learning rate. The teacher knows what to do late in a run, where a young pupil
-    never comes. The meta-loss that is reported is the estimator's.
+    never comes. Where a run of the teacher is not finite, it is left out, and a fresh one begins. The meta-loss that is
+    reported is the estimator's.
 
     **Arguments:** `estimator`: of the meta-gradient. `teacher`: what to imitate, any optimizer; it does not learn, and
     one with a schedule has that of the longest runs. `weight`: of the imitation's gradient. `every`: windows from one
@@ -137,22 +139,34 @@ class Imitate(Estimator):
         shown = windows.renew(teacher, shown)
         start = lifted.select(done, lifted.init(shown.params), pupil)
         end, seen = rollout(teacher, windows.family, shown, windows.truncation)
-        trajectory, taught = arrange(lifted, start, end, seen)
+        trajectory, taught, live = arrange(lifted, start, end, seen)
         pupil, updates = follow(lifted, trajectory)
         size = jnp.mean(windows.everywhere(jnp.mean(mean_squares(taught), axis=0)))
         count = sum(leaf.size for leaf in jax.tree.leaves(taught))
         scale = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0) / count
-        weights = jax.tree.map(lambda ours, theirs: scale * (ours - theirs), updates, taught)
-        return replay(optimizer, trajectory, weights), end, pupil
+        def cotangent(ours: Array, theirs: Array) -> Array:
+            return scale * jnp.where(trees.along_rows(live, ours[0]), ours - theirs, 0)
+
+        weights = jax.tree.map(cotangent, updates, taught)
+        return replay(optimizer, trajectory, weights), particles.give_up(windows, end, live), pupil
 
 
-def arrange(lifted: Lifted, start: State, end: Inner, seen: Trajectory) -> tuple[Trajectory, PyTree]:
-    """Return a teacher's run as its pupil sees it, from the pupil's state `start`, and the updates that were taken."""
+def arrange(
+    lifted: Lifted, start: State, end: Inner, seen: Trajectory
+) -> tuple[Trajectory, PyTree, Bool[Array, " instances"]]:
+    """Return a teacher's run as its pupil sees it, from the pupil's state `start`; the updates that were taken; and
+    which instances' runs are finite. Of the others, nothing but zeros is seen: there is nothing to imitate."""
     path = jax.tree.map(lambda leaf, last: jnp.concatenate([leaf, last[None]]), seen.params, end.params)
     taught = jax.vmap(lifted.see)(jax.tree.map(lambda leaf: leaf[1:] - leaf[:-1], path))
     grads, params = jax.vmap(lifted.see)(seen.grads), jax.vmap(lifted.see)(seen.params)
-    end_grads = lifted.see(seen.end_grads)
-    return Trajectory(start, grads, params, seen.value, seen.key, end_grads, seen.end_value), taught
+    steps, ends = (grads, params, seen.value, taught), (lifted.see(seen.end_grads), seen.end_value)
+    live = jnp.all(jax.vmap(trees.finite_rows)(steps), axis=0) & trees.finite_rows(ends)
+
+    def known(tree: PyTree) -> PyTree:
+        return trees.select_rows(live, tree, jax.tree.map(jnp.zeros_like, tree))
+
+    (grads, params, value, taught), (end_grads, end_value) = jax.vmap(known)(steps), known(ends)
+    return Trajectory(start, grads, params, value, seen.key, end_grads, end_value), taught, live
 
 
 def follow(lifted: Lifted, trajectory: Trajectory) -> tuple[State, PyTree]:
@@ -173,5 +187,6 @@ def count_of(tree: PyTree) -> int:
 
 def mean_squares(tree: PyTree) -> Float[Array, "steps instances"]:
     """Return the mean square of every step of every instance; 0 for a tree without entries."""
+    tree = trees.widened(tree)  # in float16, squares of updates below 1e-4 are zero
     leaves = [jnp.square(leaf).reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(tree)]
     return sum((jnp.sum(leaf, axis=-1) for leaf in leaves), start=jnp.zeros(())) / max(1, count_of(tree))

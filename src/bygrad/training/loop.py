@@ -278,7 +278,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
             if np.isfinite(loss + norm):
                 what = f"a step with a meta-learning-rate of {float(report.rate):.3g} left no finite meta-parameters"
             if report.lost is not None and float(report.lost) == 1:
-                what = "no window counted: its losses are not finite, or negative where their logarithm counts"
+                what = self.recipe.estimator.when_all_are_lost
             return self._roll_back(moved, step, what)
         # What nothing can be said of, such as the noise of a single meta-gradient, is not a number.
         told = (report.signal_to_noise, report.clipped, report.lost)
