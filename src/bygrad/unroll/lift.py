@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from .._core import trees
 from .._core.types import Params, State
-from ..optimizers import Coordinatewise, Optimizer, Partition, declare
+from ..optimizers import Coordinatewise, Optimizer, Partition, Scheduled, declare
 
 
 class Lifted(eqx.Module):
@@ -60,10 +60,27 @@ def lift(optimizer: Optimizer, *, in_blocks: bool = True) -> Lifted:
     """Return the way to apply `optimizer` to a batch of instances that suits its kind.
 
     `in_blocks=False` is for those who differentiate what it does (`Coordinatewise.step_in_blocks`).
+
+    **Raises:** `ValueError` for a coordinatewise rule whose state has no entry for each coordinate.
     """
     if isinstance(optimizer, Partition):
         return _Parts(optimizer, {name: lift(part, in_blocks=in_blocks) for name, part in optimizer.parts.items()})
-    return _Matrix(optimizer, in_blocks) if isinstance(optimizer, Coordinatewise) else _Mapped(optimizer)
+    if isinstance(optimizer, Coordinatewise):
+        _check_state(optimizer)
+        return _Matrix(optimizer, in_blocks)
+    return _Mapped(optimizer)
+
+
+def _check_state(rule: Coordinatewise) -> None:
+    """Refuse a state that cannot be cut into coordinates, such as one number for all of them."""
+    shape = (2, 3)
+    for leaf in jax.tree.leaves(jax.eval_shape(lambda: rule.start(shape))):
+        if leaf.shape[-2:] != shape:
+            raise ValueError(
+                f"{type(rule).__name__}.start({shape}) has a leaf of shape {leaf.shape} in its state, but a coordinatewise"
+                f" rule is run on parts of the coordinates, so every leaf must end in the shape {shape}, with an entry"
+                " for each. A counter of steps can be jnp.zeros(shape), which the rule counts up everywhere."
+            )
 
 
 def lift_by_vmap(optimizer: Optimizer) -> Lifted:
@@ -113,7 +130,11 @@ class _Matrix(Lifted):
         return trees.add(params, trees.from_matrix(updates, params))
 
     def init(self, params: Params, horizons: Int[Array, " instances"] | None = None) -> State:
-        return self.optimizer.init(jax.eval_shape(trees.to_matrix, params))
+        matrix = jax.eval_shape(trees.to_matrix, params)
+        if horizons is None or not isinstance(self.optimizer, Scheduled):
+            return self.optimizer.init(matrix)
+        begun = jax.vmap(lambda horizon: declare(self.optimizer, horizon).start(matrix.shape[1:]))(horizons)
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -2), begun)
 
     def update(self, grads: PyTree, state: State, params: PyTree, value: Any, key: Any) -> tuple[PyTree, State]:
         step = self.optimizer.step_in_blocks if self.in_blocks else self.optimizer.step
