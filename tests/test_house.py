@@ -134,6 +134,8 @@ def _forbidden_uses(module: Module) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"calls {name}, which runs code from a file"
             if name == "jax.config.update":
                 yield node.lineno, "calls jax.config.update, which changes the user's program"
+            if name in ("jax.random.key", "jax.random.PRNGKey") and not any(it.arg == "impl" for it in node.keywords):
+                yield node.lineno, f"calls {name}, whose kind of keys the user chooses: _core.draws.key_of does not"
             for keyword in node.keywords:
                 allowed = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
                 if keyword.arg == "allow_pickle" and not allowed:
@@ -186,6 +188,7 @@ def test_the_house_is_in_order() -> None:
         ("training/a.py", "x = eval('1')", "calls eval, which runs text as code"),
         ("training/a.py", "import jax\njax.config.update('jax_enable_x64', True)", "calls jax.config.update"),
         ("training/a.py", "from jax import config as c\nc.update('jax_enable_x64', True)", "calls jax.config.update"),
+        ("training/a.py", "import jax\njax.random.key(0)", "calls jax.random.key, whose kind"),
         ("training/a.py", "import jax as j\nj.config.jax_enable_x64 = True", "sets jax.config"),
     ],
 )

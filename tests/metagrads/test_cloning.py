@@ -96,7 +96,7 @@ def test_runs_of_the_teacher_that_are_not_finite_are_left_out():
 
 def test_a_teacher_that_diverges_everywhere_is_told():
     recipe = Recipe(4, 4, 2, 40, 1e-2, 1.0, Clone(SGD(1e20)), validate_every=40, validation_runs=2)
-    with pytest.raises(FloatingPointError, match="no run of the teacher is finite.*lower its learning rate"):
+    with pytest.raises(FloatingPointError, match=r"no run of the teacher is finite.*lower its learning rate"):
         meta_train(SGD(0.02), Quadratic(2), recipe, watch=lambda event: None)
 
 

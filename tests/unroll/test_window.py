@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bygrad.optimizers import LSTM, Adam, Controller
-from bygrad.problems import ProblemFamily, Quadratic
-from bygrad.unroll import Windows, rollout
+from bygrad.problems import Mixture, ProblemFamily, Quadratic
+from bygrad.unroll import Windows, apart, begin, rollout
 
 pytestmark = pytest.mark.core
 
@@ -88,6 +88,24 @@ def test_a_fresh_instance_is_not_the_noise_of_the_last_loss():
     noise = np.concatenate([np.asarray(seen.grads).reshape(-1, 3), np.asarray(seen.end_grads).reshape(-1, 3)])
     apart = np.abs(noise[:, None] - np.asarray(fresh)[None]).max(axis=-1)
     assert apart.min() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_a_run_depends_on_its_own_key_alone_whatever_its_kind(kind):
+    keys = jax.random.split(jax.random.key(0, impl=kind), 3)
+
+    def seen(keys):
+        inner = begin(Adam(), Echo(), keys)
+        return inner.instance, rollout(Adam(), Echo(), inner, 2)[1].grads, apart(Mixture((Echo(), Echo())), keys)[1][2]
+
+    together, alone = seen(keys), seen(keys[1:2])
+    for ours, theirs, axis in zip(together, alone, (0, 1, 0), strict=True):
+        np.testing.assert_array_equal(as_numbers(ours).take([1], axis), as_numbers(theirs))
+    assert len(np.unique(together[0], axis=0)) == 3
+
+
+def as_numbers(array):
+    return np.asarray(jax.random.key_data(array) if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else array)
 
 
 def test_runs_can_have_horizons_of_their_own():

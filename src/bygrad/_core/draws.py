@@ -28,6 +28,31 @@ def check_seed(seed: Any) -> None:
         raise ValueError(f"seed is {seed}, from which {why}. Give 0 or more, and less than 2^32.")
 
 
+KIND = "threefry2x32"
+"""The kind of keys that draw under `vmap` what each of them draws by itself. Of RBG keys, which JAX can be told to make
+by default, as many programs on TPUs do, the whole batch is drawn from the first."""
+
+
+def key_of(seed: Any) -> PRNGKeyArray:
+    """Return the key of a seed, of the one `KIND` whatever JAX makes by default."""
+    return jax.random.key(seed, impl=KIND)
+
+
+def own_keys(keys: Shaped[PRNGKeyArray, "..."]) -> Shaped[PRNGKeyArray, "..."]:
+    """Return keys of the one `KIND`: those that are given, or others made from all of their bits."""
+    if str(jax.random.key_impl(keys)) == KIND:
+        return keys
+
+    def convert(words: Array) -> PRNGKeyArray:
+        key = jax.random.wrap_key_data(words[:2], impl=KIND)
+        for word in words[2:]:
+            key = jax.random.fold_in(key, word)
+        return key
+
+    words = jax.random.key_data(keys)
+    return jax.vmap(convert)(words.reshape(-1, words.shape[-1])).reshape(keys.shape)
+
+
 def normals(keys: Shaped[PRNGKeyArray, " arrays"], shapes: Sequence[tuple[int, ...]]) -> list[Float[Array, "..."]]:
     """Draw standard normals of every shape, each from its own key; with JAX's own kind of keys, the numbers that
     `jax.random.normal` gives one by one.

@@ -39,16 +39,15 @@ class Learned:
         import json
 
         import equinox as eqx
-        import jax
 
-        from .._core.draws import check_seed
+        from .._core.draws import check_seed, key_of
         from ..optimizers import LEARNED, PREPROCESSORS
 
         if self.preprocess is not None:
             known(PREPROCESSORS, self.preprocess, "preprocessor")
         check_seed(seed)
         kind = known(LEARNED, self.optimizer, "learned optimizer")
-        own = eqx.filter_eval_shape(kind, jax.random.key(seed)).config
+        own = eqx.filter_eval_shape(kind, key_of(seed)).config
         options = {
             "preprocess": None if self.preprocess is None else {"name": self.preprocess},
             "output_scale": self.output_scale,
@@ -59,7 +58,7 @@ class Learned:
             changed = {} if self.config is None else dict(json.loads(self.config))
             if strange := [it for it in changed if it not in own or it in given]:
                 raise ValueError(f"{', '.join(strange)}: unknown, or given as an option as well")
-            return kind.from_config(own | given | changed, jax.random.key(seed))
+            return kind.from_config(own | given | changed, key_of(seed))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{self.optimizer} cannot have the configuration {self.config or given} ({error}), so there is nothing"

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core import trees
+from .._core.draws import key_of
 from ..artifacts import SCHEMA, SOLVER, Artifact, ArtifactError, Manifest, Step, Trajectory, describe, draw_steps, find
 from ..artifacts import load as load_artifact
 from ..artifacts import save as save_artifact
@@ -177,7 +178,7 @@ def replay(optimizer: Optimizer, steps: Sequence[Step]) -> list[dict[str, np.nda
 
 @eqx.filter_jit
 def _take_step(optimizer: Optimizer, state: Any, grads: Any, params: Any, value: Any) -> tuple[Any, Any]:
-    return optimizer.update(grads, state, params, value=value, key=jax.random.key(0))
+    return optimizer.update(grads, state, params, value=value, key=key_of(0))
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core import trees
+from .._core.draws import key_of
 from .._core.remarks import remark
 from ..artifacts import SOLVER, Artifact, ArtifactError, Manifest, describe, own_name
 from ..artifacts import load as load_artifact
@@ -220,7 +221,7 @@ def _blank(part: str, sizes: dict[str, Any], method: dict[str, Any]) -> Any:
         return LearnedSchedule(jnp.zeros((sizes["steps"], 3)), jnp.zeros(sizes["metric"]))
     if part == "doubt" and not sizes:
         return CostLimit(jnp.zeros(()))
-    inputs, params, key = jnp.zeros(sizes["inputs"]), jnp.zeros(sizes["params"]), jax.random.key(0)
+    inputs, params, key = jnp.zeros(sizes["inputs"]), jnp.zeros(sizes["params"]), key_of(0)
     whitening = Whitening(inputs, inputs, params, params)
     if part == "start":
         return LearnedStart.untrained(whitening, sizes["proposals"], key)

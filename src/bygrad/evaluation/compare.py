@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from .._core.draws import check_seed
+from .._core.draws import check_seed, key_of
 from .._core.memory import bytes_available, in_words
 from .._core.programs import Program
 from .._core.sizes import LARGEST, is_whole
@@ -105,7 +105,7 @@ class Protocol:
     @property
     def keys(self) -> tuple[PRNGKeyArray, PRNGKeyArray]:
         """Keys of the tuning and of the fresh instances, apart from each other and from those of meta-training."""
-        tuning, fresh = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), 0xE7A1))
+        tuning, fresh = jax.random.split(jax.random.fold_in(key_of(self.seed), 0xE7A1))
         return tuning, fresh
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from .._core import trees
+from .._core.draws import key_of
 from .._core.programs import Program
 from .._core.threads import in_thread
 from .._core.types import Instance, Params, Scalar
@@ -198,5 +199,5 @@ def objective(family: ProblemFamily, params: Params, instance: Instance) -> Scal
     """Return a family's objective without noise, or, where it gives none, the mean over a few minibatches."""
     if no_objective(family) is None:
         return family.loss(params, instance, None)
-    keys = jax.random.split(jax.random.key(0), JUDGED_ON)
+    keys = jax.random.split(key_of(0), JUDGED_ON)
     return jnp.mean(jax.lax.map(lambda key: family.loss(params, instance, key), keys))

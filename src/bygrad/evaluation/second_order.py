@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from .._core import trees
+from .._core.draws import key_of
 from .._core.types import Instance, Params, Scalar
 from ..problems import ProblemFamily, descended
 from ..problems.base import differentiable_loss
@@ -28,7 +29,7 @@ def no_objective(family: ProblemFamily) -> str | None:
         return family.loss(trees.rows(params, 0), trees.rows(instance, 0), None)
 
     try:
-        jax.eval_shape(objective, jax.random.key(0))
+        jax.eval_shape(objective, key_of(0))
     except Exception as error:  # whatever a user's loss raises when it gets no key means that it has none to give
         return ": ".join([type(error).__name__, *str(error).strip().split("\n")[:1]])
     return None

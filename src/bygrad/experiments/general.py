@@ -5,10 +5,10 @@ import json
 from typing import Any
 
 import equinox as eqx
-import jax
 import numpy as np
 
 from .._core.definitions import POWER_SCALE
+from .._core.draws import key_of
 from ..deploy.jax import export
 from ..evaluation import Sheet, area, final, run_curves, strict_json
 from ..metagrads import NRES, Members
@@ -73,7 +73,7 @@ def start(seed: int) -> Controller:
     Where R is far larger than elsewhere, the steps that suit all other problems end a run in its first updates, in
     saturated units, from where there is no meta-gradient: a power that began at 0 would never be learned.
     """
-    controller = Controller(jax.random.key(seed), reach=True)
+    controller = Controller(key_of(seed), reach=True)
     return eqx.tree_at(lambda it: it.powers, controller, controller.powers.at[2].set(-1 / POWER_SCALE))
 
 
@@ -170,7 +170,7 @@ def judge(optimizer: Optimizer, data: str, horizon: int, runs: int = 16) -> dict
     ratios = {}
     for name, family in held_out(data).items():
         curves = [
-            run_curves(declare(it, horizon), family, jax.random.key(0x9E4), horizon=horizon, runs=runs, chunk=runs)[0]
+            run_curves(declare(it, horizon), family, key_of(0x9E4), horizon=horizon, runs=runs, chunk=runs)[0]
             for it in (optimizer, Adam(3e-3, b2=0.99))  # pyright: ignore[reportArgumentType]
         ]
         areas, finals = ([float(np.mean(measure(it))) for it in curves] for measure in (area, lambda c: final(c, 20)))

@@ -5,9 +5,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from .._core.draws import key_of
 from .._core.files import read_json, write_text_atomically
 from ..deploy.jax import load
 from ..evaluation import Protocol, best_baseline, level_row, strict_json, write_report
@@ -89,7 +89,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
         return results
 
     family = find_family("mnist", data=task.data, split="train")
-    untrained = LSTM(jax.random.key(task.seed), output_scale=0.1, initial_step=0.1)
+    untrained = LSTM(key_of(task.seed), output_scale=0.1, initial_step=0.1)
     clone = train_or_read(untrained, family, cloning, folder / "clone", display, name="paper/mnist-long")
     trained = train_or_read(clone.optimizer, family, learning, folder, display, name="paper/mnist-imitation")
     tunings, seconds = tune(family, protocol, folder, display)

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from .._core.draws import key_of
 from .._core.types import PRNGKeyArray
 from ..deploy.jax import export, load
 from ..evaluation import Protocol, Sheet, best_baseline, number
@@ -114,7 +113,7 @@ def _train(label: str, repair: Repair, recipe: Recipe, folder: Path, task: Task)
     task.display.say(label, "bold")
     family = repair.change(find_family(LEARNED_ON, data=task.data, split="train"))
     recipe = dataclasses.replace(recipe, estimator=repair.estimator())
-    optimizer, name = repair.build(jax.random.key(task.seed)), f"repairs/{folder.name}"
+    optimizer, name = repair.build(key_of(task.seed)), f"repairs/{folder.name}"
     if repair.horizons is None:
         return train_or_read(optimizer, family, recipe, folder, task.display, name=name).optimizer
     stages = len(repair.horizons) - 1

@@ -4,9 +4,9 @@ import dataclasses
 import json
 from typing import Any
 
-import jax
 import numpy as np
 
+from .._core.draws import key_of
 from .._core.files import read_json, write_text_atomically
 from ..evaluation import (
     CONVENTION,
@@ -63,7 +63,7 @@ def reproduce(experiment: Experiment, task: Task) -> dict[str, Any]:
         lowest = {name: float(np.min(getattr(tuning, recipe.select))) for name, tuning in tunings.items()}
         display.tuned(MEASURES[recipe.select], lowest)
 
-    untrained, name = experiment.optimizer(jax.random.key(task.seed)), f"paper/{experiment.name}"
+    untrained, name = experiment.optimizer(key_of(task.seed)), f"paper/{experiment.name}"
     trained = train_or_read(untrained, family, recipe, folder, display, name=name, levels=levels)
 
     results = _compared(task, experiment, main, trained.optimizer, protocol, tunings)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
+from .._core.draws import key_of
 from .._core.files import read_json, write_text_atomically
 from .._core.types import PRNGKeyArray
 from ..artifacts import find
@@ -148,7 +149,7 @@ class _Measured:
         self.family, self.held_out = row.build(images, "train"), row.build(images, "test")
         self.horizon = max(1, round(row.horizon * effort.horizon))
         keys = jax.random.split(
-            jax.random.fold_in(jax.random.key(task.seed), 0x7AF), effort.tuning_runs + effort.runs
+            jax.random.fold_in(key_of(task.seed), 0x7AF), effort.tuning_runs + effort.runs
         )  # the same for every row
         self.tuning, self.reported = keys[: effort.tuning_runs], keys[effort.tuning_runs :]
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
+from .._core.draws import key_of
 from .._core.types import PRNGKeyArray
 from ..artifacts import load as load_artifact
 from ..deploy.jax import export, from_artifact
@@ -146,7 +146,7 @@ def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
     for label, build in contest.contenders.items():
         name, place = f"paper/{contest.name}-{slug(label)}", folder / slug(label)
         seeds = range(task.seed, task.seed + contest.trainings[task.budget])
-        start = lambda seed, build=build: build(jax.random.key(seed))  # noqa: E731
+        start = lambda seed, build=build: build(key_of(seed))  # noqa: E731
         outcomes = dict(train_seeds(start, family, recipe, seeds, place, task.display, name=name))
         trained[label] = [outcome.optimizer for outcome in outcomes.values()]
         # Their own validations are on instances of their own seeds, and so not to be compared.

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from .._core import trees
+from .._core.draws import own_keys
 from ..optimizers import Coordinatewise, Optimizer, Partition
 from ..unroll import Trajectory, Windows, begin, lift, replay, rollout
 from .base import Estimate, Estimator
@@ -78,7 +79,7 @@ class Clone(Estimator):
         return "no run of the teacher is finite: it diverges on this family, so lower its learning rate"
 
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Recorded:
-        keys = jax.random.split(key, windows.instances)
+        keys = own_keys(jax.random.split(key, windows.instances))
         teacher, lifted = as_teacher(self.teacher, windows.horizon), lift(optimizer)
         inner = begin(teacher, windows.family, keys)
         end, seen = rollout(teacher, windows.family, inner, windows.horizon)

@@ -144,6 +144,7 @@ class Imitate(Estimator):
         size = jnp.mean(windows.everywhere(jnp.mean(mean_squares(taught), axis=0)))
         count = sum(leaf.size for leaf in jax.tree.leaves(taught))
         scale = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0) / count
+
         def cotangent(ours: Array, theirs: Array) -> Array:
             return scale * jnp.where(trees.along_rows(live, ours[0]), ours - theirs, 0)
 

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from .._core.draws import key_of
 from .._core.sizes import whole_number
 from .._core.types import Params, State
 
@@ -87,7 +88,7 @@ class Learned(eqx.Module):
 
 def drawing_key(key: PRNGKeyArray | None) -> PRNGKeyArray:
     """Return a key to draw weights with: any will do where others take their place."""
-    return jax.random.key(0) if key is None else key
+    return key_of(0) if key is None else key
 
 
 class Scheduled(eqx.Module):

@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._core import trees
+from .._core.draws import key_of
 from .._core.types import Params, State
 from .base import Learned, Optimizer, Scheduled, check_parts, declare, drawing_key
 from .lstm import LSTM
@@ -56,7 +57,7 @@ class Partition(Optimizer, Learned, Scheduled):
         rules: Sequence[tuple[str, str]] = (("*conv*weight", "convolutions"), ("*", "rest")),
     ):
         if parts is None:
-            keys = jax.random.split(jax.random.key(0) if key is None else key)
+            keys = jax.random.split(key_of(0) if key is None else key)
             parts = {"convolutions": LSTM(keys[0]), "rest": LSTM(keys[1])}
         self.parts = dict(sorted(parts.items()))  # a tree's order, whatever the order in which they were named
         check_parts("A partition", *parts.values())

@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._core import trees
+from .._core.draws import key_of
 from .._core.programs import kind_of
 from .._core.types import Instance, Params, Scalar
 from ..problems import Bounded, Composite, LeastSquares, ProblemFamily, QuadraticProgram
@@ -70,7 +71,7 @@ def instance_like(family: ProblemFamily) -> PyTree:
     key = kind_of(family)
     if key not in _SAMPLED:  # tracing takes longer than to solve a hundred small problems
         try:
-            _SAMPLED[key] = eqx.filter_eval_shape(lambda family: family.sample(jax.random.key(0)), family)
+            _SAMPLED[key] = eqx.filter_eval_shape(lambda family: family.sample(key_of(0)), family)
         except Exception:  # a family that is only ever given its instances need not draw any
             _SAMPLED[key] = None
     return _SAMPLED[key]
@@ -147,7 +148,7 @@ class Flat(eqx.Module):
         key = kind_of(inputs)
         if key not in _PARAMS:  # tracing `init` takes longer than to solve a hundred small problems
             with blame(f"{type(family).__name__}.init"):
-                like = _shapes(lambda family, one: family.init(one, jax.random.key(0)), *inputs)
+                like = _shapes(lambda family, one: family.init(one, key_of(0)), *inputs)
             leaves, structure = jax.tree.flatten(like)
             if not leaves or any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in leaves):
                 found = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)
@@ -303,7 +304,7 @@ def _value_without_noise(params: Params, family: ProblemFamily, instance: Instan
         return value(None)
     except Exception as error:
         with blame(name):
-            value(jax.random.key(0))
+            value(key_of(0))
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"{name} works with a key, but without one it raised {type(error).__name__}: {reason}. Solvers need the"

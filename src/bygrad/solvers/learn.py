@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from .._core import trees
-from .._core.draws import check_seed
+from .._core.draws import check_seed, key_of
 from .._core.programs import Program
 from .._core.times import parse_seconds
 from .._core.types import Tick
@@ -140,7 +140,7 @@ def learn(
 def _instances(family: ProblemFamily, given: Any, heldout: int, seed: int) -> tuple[Any, Any]:
     """Return instances to learn from and instances to judge by."""
     if given is None:
-        keys = jax.random.split(jax.random.key(seed), 4096 + heldout)
+        keys = jax.random.split(key_of(seed), 4096 + heldout)
         try:
             with blame(f"{type(family).__name__}.sample"):
                 given = jax.tree.map(np.asarray, draws(family, keys))
@@ -294,7 +294,7 @@ def _learned(
     if least_squares:  # exact fits have no logarithm
         examples = examples._replace(cost=jnp.maximum(examples.cost, negligible))
     whitening = Whitening.of(jax.vmap(vector_of)(examples.instances), examples.params)
-    start_key, damping_key = jax.random.split(jax.random.key(seed))
+    start_key, damping_key = jax.random.split(key_of(seed))
     share = 0.55 if least_squares else 0.75 if several else 0.9
     start = LearnedStart.untrained(whitening, PROPOSALS, start_key)
     start = train_start(

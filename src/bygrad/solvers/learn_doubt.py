@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, PyTree
 
+from .._core.draws import key_of
 from .._core.types import Tick
 from .doubt import CostLimit, Doubt, LearnedDoubt
 from .fit import Batch, LearnedSolver
@@ -118,7 +119,7 @@ def learned_doubt(
     judged, taught = np.split(rows, [int(JUDGED * len(rows))])
     examples = _examples(tried, taught)
     whitening = Whitening.of(jax.vmap(vector_of)(examples.instances), examples.params)
-    doubt = LearnedDoubt.untrained(whitening, examples.cost, jax.random.key(seed))
+    doubt = LearnedDoubt.untrained(whitening, examples.cost, key_of(seed))
     doubt = train_doubt(doubt, examples, seconds, seed, watch, steps)
     asked = _examples(tried, judged)
     logits = np.asarray(jax.vmap(doubt)(asked.instances, asked.params, asked.cost)).reshape(len(judged), -1)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from .._core import trees
+from .._core.draws import key_of
 from .._core.types import Tick
 from ..problems import Composite, QuadraticProgram
 from .admm import ADMM
@@ -38,7 +39,7 @@ def learned_programs(
         return {"learned schedule": dataclasses.replace(base, method=method)}
     assert isinstance(base.family, QuadraticProgram) and isinstance(base.method, ADMM)
     examples = _examples(base, train, 0.25 * left(), watch)
-    warm = LearnedWarmStart.fitted(examples.instances, examples.params, flat.size, jax.random.key(seed))
+    warm = LearnedWarmStart.fitted(examples.instances, examples.params, flat.size, key_of(seed))
     warm = train_warm_start(warm, base.method, flat, examples, max(left(), 1.0), seed, watch, sample)
     return {"learned warm start": dataclasses.replace(base, method=dataclasses.replace(base.method, warm=warm))}
 

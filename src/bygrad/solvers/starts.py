@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from .._core import trees
+from .._core.draws import key_of
 from .._core.programs import Program
 from ..problems import Bounded, ProblemFamily
 from .base import Flat, parts_in_words
@@ -51,7 +52,7 @@ def _keys(seed: int, rows: int, each: int) -> np.ndarray:
     """Return the data of `each` keys for every row. Powers of two are drawn, so that few numbers of rows compile."""
     count = rows * each
     # Apart from the keys that instances are drawn from: where a restart is drawn as an instance is, it would be one.
-    key = jax.random.fold_in(jax.random.key(seed), STARTS_BRANCH)
+    key = jax.random.fold_in(key_of(seed), STARTS_BRANCH)
     drawn = jax.random.key_data(jax.random.split(key, 1 << max(count - 1, 0).bit_length()))
     return np.asarray(drawn)[:count].reshape(rows, each, drawn.shape[-1])  # a key does not hang on how many there are
 

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from .._core import trees
+from .._core.draws import key_of
 from .._core.types import Scalar, Tick
 from ..problems import LeastSquares, QuadraticProgram
 from .admm import ADMM
@@ -81,7 +82,7 @@ def train_start(
             logs = jnp.log1p(jnp.clip(jnp.nan_to_num((costs - zero) / floor, nan=1e6, posinf=1e6), 0.0, 1e6))
             return -0.3 * jax.nn.logsumexp(-logs / 0.3)
 
-        return jnp.mean(jax.vmap(lambda it: one(it if sample is None else sample(jax.random.key(it))))(batch))
+        return jnp.mean(jax.vmap(lambda it: one(it if sample is None else sample(key_of(it))))(batch))
 
     fresh = examples.instances if sample is None else _new(seed)
     start = _descend(start, nearest, examples, 0.35 * seconds, 3e-3, seed, "learning a start", watch, steps)
@@ -172,13 +173,13 @@ def train_schedule(
         learned = dataclasses.replace(prepared, schedule=schedule)
 
         def one(instance: Any) -> Scalar:
-            instance = instance if sample is None else sample(jax.random.key(instance))
+            instance = instance if sample is None else sample(key_of(instance))
 
             def step(at: Any, _: None) -> tuple[Any, Scalar]:
                 at = learned.step(flat, instance, at)
                 return at, jnp.log(jnp.clip(at.certificate / tol, 0.5, 1e6))
 
-            x = flat.vector(flat.family.init(instance, jax.random.key(0)))
+            x = flat.vector(flat.family.init(instance, key_of(0)))
             _, terms = jax.lax.scan(step, learned.start(flat, instance, x), length=length)
             return jnp.mean(terms[length // 3 :]) + 2 * jnp.maximum(terms[-1], 0.0)
 
@@ -231,7 +232,7 @@ def train_warm_start(
         known = trees.rows(examples, batch % count)
 
         def one(it: Array, instance: Any) -> Scalar:
-            value = certificate(warm, instance if sample is None else sample(jax.random.key(it)))
+            value = certificate(warm, instance if sample is None else sample(key_of(it)))
             real = jnp.isfinite(value)
             term = jnp.log(jnp.clip(jnp.where(real, value, 1.0) / tol, 0.1, 1e6))
             return jnp.where(real, term + 2 * jnp.maximum(term, 0.0), 0.0)

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from .._core.draws import key_of
 from .._core.memory import in_words
 from .._core.types import Params, State
 from ..metagrads import Evolution, Replay
@@ -63,7 +64,7 @@ def _of_the_state(optimizer: Optimizer, family: ProblemFamily) -> str:
     """Return what to say of an optimizer whose own state is most of what an instance takes."""
 
     def of_one() -> tuple[Params, State]:
-        key = jax.random.key(0)
+        key = key_of(0)
         params = family.init(family.sample(key), key)
         return params, optimizer.init(params)
 

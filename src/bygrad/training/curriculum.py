@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from .._core.draws import key_of
 from .._core.files import read_json, write_text_atomically
 from .._core.sizes import is_whole
 from .._core.threads import in_thread
@@ -127,12 +128,12 @@ def learn_by_curriculum(
         )
     for stage in range(len(curriculum.horizons) - 1):  # a later stage may ask for what the estimator does not do
         recipe = curriculum.recipe_of(stage, 1)
-        eqx.filter_eval_shape(recipe.estimator.init, optimizer, recipe.windows(family), jax.random.key(0))
+        eqx.filter_eval_shape(recipe.estimator.init, optimizer, recipe.windows(family), key_of(0))
     identity = {"curriculum": plain(vars(curriculum)), **identity_of(optimizer, family)}
     if resume and folder is None:
         raise ValueError("resume is on, but no folder is given, so there is nothing to go on with. Name the folder.")
     book = _Book.open(None if folder is None else Path(folder), json.loads(json.dumps(identity)), resume)
-    keys = jax.random.split(jax.random.key(curriculum.recipe.seed), curriculum.runs)
+    keys = jax.random.split(key_of(curriculum.recipe.seed), curriculum.runs)
     course: list[Round] = []
 
     def judge(optimizer: AnyOptimizer, stage: int, number: int, best: float) -> Round:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, Shaped
 
+from .._core.draws import key_of
 from .._core.hosts import LostProcessError, first_line
 from .._core.memory import bytes_available
 from .._core.remarks import remark
@@ -91,7 +92,7 @@ def meta_train(
             f"{type(optimizer).__name__} holds no array of floating-point numbers, so that there is nothing to learn."
             " Make what shall be learned an array, and not a static field."
         )
-    check_family(family, jax.random.key(recipe.seed))
+    check_family(family, key_of(recipe.seed))
     folder = None if folder is None else Path(folder)
     if recipe.before is not None and not (resume and has(folder, CHECKPOINT)):
         _MetaTraining(optimizer, family, recipe, None, None).refuse_what_cannot_work()  # before hours are spent on it
@@ -107,7 +108,7 @@ def meta_train(
 
 def validation_keys(recipe: Recipe) -> Shaped[PRNGKeyArray, " runs"]:
     """Return the keys of the runs that every validation is on."""
-    _, key = jax.random.split(jax.random.key(recipe.seed))
+    _, key = jax.random.split(key_of(recipe.seed))
     return jax.random.split(key, recipe.validation_runs)
 
 
@@ -156,7 +157,7 @@ class _MetaTraining(Generic[AnyOptimizer]):
             )
         # For those that keep their horizon in themselves; those that keep it in their state get every run's own.
         optimizer = settled(declare(optimizer, recipe.horizon))
-        train_key, _ = jax.random.split(jax.random.key(recipe.seed))
+        train_key, _ = jax.random.split(key_of(recipe.seed))
         self.windows, pace, self.optimizer, self.train_key, self.validation_keys = self.devices.place(
             (recipe.windows(family), Pace.of(recipe), optimizer, train_key, validation_keys(recipe))
         )

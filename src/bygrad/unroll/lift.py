@@ -77,9 +77,10 @@ def _check_state(rule: Coordinatewise) -> None:
     for leaf in jax.tree.leaves(jax.eval_shape(lambda: rule.start(shape))):
         if leaf.shape[-2:] != shape:
             raise ValueError(
-                f"{type(rule).__name__}.start({shape}) has a leaf of shape {leaf.shape} in its state, but a coordinatewise"
-                f" rule is run on parts of the coordinates, so every leaf must end in the shape {shape}, with an entry"
-                " for each. A counter of steps can be jnp.zeros(shape), which the rule counts up everywhere."
+                f"{type(rule).__name__}.start({shape}) has a leaf of shape {leaf.shape} in its state, but a"
+                " coordinatewise rule is run on parts of the coordinates, so every leaf must end in the shape"
+                f" {shape}, with an entry for each. A counter of steps can be jnp.zeros(shape), which the rule counts"
+                " up everywhere."
             )
 
 

@@ -123,8 +123,9 @@ def replay_coordinates(
 ) -> Coordinatewise:
     """Replay a coordinatewise optimizer block by block, so that the working set of a block stays in cache.
 
-    `state` has leaves `[..., c]`. The last block is filled up with the last coordinate, again and again, with cotangents
-    of zero: what no rule has ever seen, such as a state of zeros, might have no derivative, and zero times that is NaN.
+    `state` has leaves `[..., c]`. The last block is filled up with the last coordinate, again and again, with
+    cotangents of zero: what no rule has ever seen, such as a state of zeros, might have no derivative, and zero times
+    that is NaN.
     """
 
     def step(optimizer: Coordinatewise, state: State, grads: Array) -> tuple[Array, State]:

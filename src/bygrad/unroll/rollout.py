@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from .._core import trees
+from .._core.draws import own_keys
 from .._core.programs import Program
 from .._core.types import Instance, Params, State
 from ..optimizers import Optimizer, declare, evaluation_point, judged_elsewhere
@@ -44,14 +45,17 @@ class Trajectory(eqx.Module):
 def draw(
     family: ProblemFamily, keys: Shaped[PRNGKeyArray, " instances"]
 ) -> tuple[Instance, Params, Shaped[PRNGKeyArray, " instances"]]:
-    """Draw an instance, its initial params and the key of its run for every key."""
+    """Draw an instance, its initial params and the key of its run for every key.
+
+    A run depends on its own key alone, whatever kind of keys is given (`own_keys`).
+    """
 
     def one(key: PRNGKeyArray) -> tuple[Instance, Params, PRNGKeyArray]:
         sample_key, init_key, run_key = jax.random.split(key, 3)
         instance = family.sample(sample_key)
         return instance, family.init(instance, init_key), run_key
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(one)(own_keys(keys))
 
 
 def step_keys(run_key: PRNGKeyArray, step: Int[Array, ""]) -> tuple[PRNGKeyArray, PRNGKeyArray]:
@@ -154,7 +158,7 @@ def apart(
     parts = family.parts()
     if len(parts) == 1:
         return [(family, 1.0, keys)]
-    each = [jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i) for i in range(len(parts))]
+    each = [jax.vmap(jax.random.fold_in, in_axes=(0, None))(own_keys(keys), i) for i in range(len(parts))]
     return [(part, weight, its) for (part, weight), its in zip(parts, each, strict=True)]
 
 

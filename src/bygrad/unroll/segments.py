@@ -60,7 +60,8 @@ def replay_in_segments(
         return (jax.tree.map(jnp.add, theta, part), later, before), None
 
     nothing = jax.tree.map(jnp.zeros_like, eqx.filter((optimizer, end.optimizer_state), eqx.is_inexact_array))
-    (gradient, _, _), _ = jax.lax.scan(backward, (nothing[0], trees.widened(end_grads), nothing[1]), starts, reverse=True)
+    last = nothing[0], trees.widened(end_grads), nothing[1]
+    (gradient, _, _), _ = jax.lax.scan(backward, last, starts, reverse=True)
     return end, losses, gradient
 
 

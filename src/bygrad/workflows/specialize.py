@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
+from .._core.draws import key_of
 from .._core.files import read_json, write_text_atomically
 from .._core.times import parse_seconds
 from ..artifacts import load as load_artifact
@@ -161,7 +162,7 @@ def specialize(
     problems = judged = family
     if objective == "validation":
         problems, judged = (HeldOut(half) for half in halved(family))
-    check_family(problems, jax.random.key(seed))
+    check_family(problems, key_of(seed))
     identity = {"family": describe_family(family), "objective": objective, "horizon": horizon, "runs": runs}
     identity |= {"seed": seed, "budget": seconds, "pretrained": pretrained, "judged": describe_family(judged)}
     protocol = protocol_of(horizon, runs, seed)
@@ -290,7 +291,7 @@ class _Specialization:
     def _start(self, tunings: dict[str, Tuning]) -> tuple[Controller, str]:
         """Return the best of the tuned Adam and the tuned AdamW with a cosine, as controllers, and the pretrained one;
         and which it is."""
-        key, measure = jax.random.key(self.protocol.seed), measure_of(self.objective)
+        key, measure = key_of(self.protocol.seed), measure_of(self.objective)
         cosines = [name for name in tunings if isinstance(self.rivals[name](), AdamWCosine)]
         cosine = min(cosines, key=lambda name: np.min(getattr(tunings[name], measure)))
         constant, height = (getattr(tunings[name], f"best_{measure}") for name in ("Adam", cosine))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
+from .._core.draws import key_of
 from .._core.files import refuse_unwritable
 from .._core.memory import bytes_available, in_words
 from .._core.programs import Program
@@ -84,14 +85,14 @@ def paint(
         _refuse_to_be_killed(width, height)
     family, optimizer = StyleTransfer.of(photograph[None], painting), declare(optimizer, steps)
     content = eqx.filter_jit(family.content)(family.photographs[0])
-    start = family.init(content, jax.random.key(seed))
+    start = family.init(content, key_of(seed))
     now = Painting(start, optimizer.init(start), start, jnp.asarray(jnp.inf))
     for step in range(1, steps + 1):
-        key = jax.random.fold_in(jax.random.key(seed), step)
+        key = jax.random.fold_in(key_of(seed), step)
         now, loss = _step(now, optimizer, family, content, key)
         if tick is not None:
             tick(step, float(loss))
-    now, _ = _step(now, optimizer, family, content, jax.random.key(seed))  # looks at the last image
+    now, _ = _step(now, optimizer, family, content, key_of(seed))  # looks at the last image
     if not np.isfinite(now.best_loss):
         raise FloatingPointError(
             "No image had a finite loss, so there is nothing to show. This optimizer was not made for style transfer:"

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from .._core.draws import key_of
 from .._core.programs import Program
 from ..deploy.jax import export, identify, load, versions
 from ..evaluation import (
@@ -191,14 +192,14 @@ def trained_on(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) -> d
 
 
 def _parameter_count(family: ProblemFamily) -> int:
-    example = jax.eval_shape(lambda key: family.init(family.sample(key), key), jax.random.key(0))
+    example = jax.eval_shape(lambda key: family.init(family.sample(key), key), key_of(0))
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(example))
 
 
 def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) -> dict[str, float]:
     """Quantiles of the sizes of the nonzero gradient entries that a trained optimizer meets over its horizon; of a
     mixture, the lowest and the highest on any of its members, and the middle of the medians."""
-    keys = jax.random.split(jax.random.key(recipe.seed + 1), RUNS)
+    keys = jax.random.split(key_of(recipe.seed + 1), RUNS)
     optimizer = declare(optimizer, recipe.horizon)
     found = [_gradient_sizes(optimizer, member, its, recipe) for member, _, its in apart(family, keys)]
     if not (found := [it for it in found if it.size]):
@@ -268,7 +269,7 @@ def evaluate(
     interrupted evaluation has; it takes up what comes. `teacher`: what the learned one imitated (`compare`).
     """
     refuse_one_name([*learned, *(baselines if tunings is None else tunings)])
-    check_family(family, jax.random.key(protocol.seed))
+    check_family(family, key_of(protocol.seed))
     configuration = {"family": describe_family(family), "protocol": dataclasses.asdict(protocol)}
     configuration["optimizers"] = {name: identify(optimizer) for name, optimizer in learned.items()}
     whole, started, tuning = not kept, time.perf_counter(), None

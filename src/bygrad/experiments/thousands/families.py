@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..._core.draws import key_of
 from ...problems import (
     BallAndStick,
     DampedOscillation,
@@ -76,7 +77,7 @@ def draw(source: ProblemFamily | np.ndarray, count: int, seed: int) -> Any:
     """Draw instances as float64 NumPy arrays; of data, as many different rows as there are."""
     if isinstance(source, np.ndarray):
         return source[np.random.default_rng(seed).permutation(len(source))[:count]].astype(float)
-    rows = draws(source, jax.random.split(jax.random.key(seed), count))
+    rows = draws(source, jax.random.split(key_of(seed), count))
     return jax.tree.map(lambda leaf: np.asarray(leaf, float) if leaf.dtype == jnp.float32 else np.asarray(leaf), rows)
 
 
@@ -94,7 +95,7 @@ def _patches(split: str) -> SparseCoding:
 
 def flights(family: Any, sequences: int, steps: int, seed: int) -> np.ndarray:
     """Fly in a closed loop: the next state is the first that was planned, and a gust of a tenth of the spread."""
-    draws = jax.random.split(jax.random.key(seed), steps * sequences)
+    draws = jax.random.split(key_of(seed), steps * sequences)
     gusts = 0.1 * np.asarray(jax.vmap(family.sample)(draws), float).reshape(steps, sequences, -1)
     states = [10 * gusts[0]]
     for gust in gusts[1:]:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..._core import trees
+from ..._core.draws import key_of
 from ..._core.programs import Program
 from ...optimizers import Optimizer, declare
 from ...problems import Composite, LeastSquares, QuadraticProgram
@@ -175,7 +176,7 @@ def paper(
 @Program
 def _start(optimizer: Optimizer, flat: Flat, instances: PyTree) -> tuple[Inner, Array, Array]:
     rows = trees.length(instances)
-    keys = jax.random.split(jax.random.key(0), rows)
+    keys = jax.random.split(key_of(0), rows)
     params = jax.vmap(flat.family.init)(instances, keys)
     inner = Inner(params, lift(optimizer).init(params), instances, keys, jnp.zeros(rows, jnp.int32))
     return inner, jax.vmap(flat.vector)(params), jnp.full(rows, jnp.inf)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ..._core import trees
+from ..._core.draws import key_of
 from ...problems import (
     BallAndStick,
     DampedOscillation,
@@ -46,7 +47,7 @@ def begin(flat: Flat) -> Ready:
     """Return what finds starts, within the limits."""
 
     def start(one: Any) -> tuple[Array, Array, Array]:
-        x = flat.vector(flat.family.init(one, jax.random.key(0)))
+        x = flat.vector(flat.family.init(one, key_of(0)))
         low, high = flat.bounds(x, one)
         return jnp.clip(x, low, high), low, high
 
@@ -204,7 +205,7 @@ def optimistix_least_squares(flat: Flat) -> Build:
     assert isinstance(family, LeastSquares)
 
     def one(instance: Any, tol: Array) -> tuple[Array, Array]:
-        start = flat.vector(family.init(instance, jax.random.key(0)))
+        start = flat.vector(family.init(instance, key_of(0)))
         solver = optimistix.LevenbergMarquardt(rtol=tol, atol=tol)
         fun = lambda x, instance: family.residuals(flat.params(x), instance)  # noqa: E731
         found = optimistix.least_squares(fun, solver, start, args=instance, max_steps=256, throw=False)
@@ -218,7 +219,7 @@ def optimistix_minimise(flat: Flat) -> Build:
     optimistix: Any = importlib.import_module("optimistix")
 
     def one(instance: Any, tol: Array) -> tuple[Array, Array]:
-        start = flat.vector(flat.family.init(instance, jax.random.key(0)))
+        start = flat.vector(flat.family.init(instance, key_of(0)))
         solver = optimistix.BFGS(rtol=tol, atol=tol)
         found = optimistix.minimise(flat.loss, solver, start, args=instance, max_steps=1024, throw=False)
         return found.value, found.stats["num_steps"]

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
 from ..._core import trees
+from ..._core.draws import key_of
 from ..._core.files import read_json, write_arrays_atomically, write_text_atomically
 from ...deploy.jax import load
 from ...deploy.solver import load_solver, save_solver
@@ -212,7 +212,7 @@ class _Comparison:
                 validate_every=max(1, self.effort.meta_steps // 4),
                 seed=self.task.seed,
             )
-            optimizer, name = LSTM(jax.random.key(self.task.seed)), f"thousands/{self.case.name}"
+            optimizer, name = LSTM(key_of(self.task.seed)), f"thousands/{self.case.name}"
             train_or_read(optimizer, self.flat.family, recipe, folder, self.task.display, name=name)
         return load(path)
 
