@@ -1,5 +1,6 @@
 """Estimators from random directions: unbiased where they say so, and honest about noise, clipping and losses."""
 
+import dataclasses
 import functools
 
 import equinox as eqx
@@ -24,6 +25,7 @@ from bygrad.metagrads import (
     signal_to_noise,
 )
 from bygrad.metagrads import particles as pairs
+from bygrad.metagrads.blend import _precision
 from bygrad.optimizers import Adam, Optimizer
 from bygrad.problems import Mixture, ProblemFamily
 from bygrad.unroll import Windows
@@ -371,3 +373,21 @@ def test_estimators_say_whether_they_are_biased():
     for kind in (FullES, PES, NRES):
         assert kind(robust=True).biased and kind(log=True).biased and kind(largest=1.0).biased
     assert not Members(NRES()).biased and Members(TruncatedES()).biased
+
+
+def test_precisions_are_those_of_the_instances_of_all_devices():
+    """By `vmap` over parts in the place of devices; one instance is lost, and one number of another is not finite."""
+    draw = np.random.default_rng(0).normal(1, [1, 2, 3], (8, 3)).astype(np.float32)
+    draw[2, 1], live = np.inf, np.arange(8) != 5
+    draw[5] = np.nan
+    windows = Windows(Bowl(), 4, 4, 4, axis="devices")
+
+    def part(gradients, live):
+        return _precision(windows, gradients, live)
+
+    parts = jax.vmap(part, axis_name="devices")(draw.reshape(2, 4, 3), live.reshape(2, 4))
+    whole = _precision(dataclasses.replace(windows, axis=None), jnp.asarray(draw), jnp.asarray(live))
+    expected = 1 / np.var(draw[live][:, [0, 2]], axis=0)
+    for found in (*parts, whole):
+        np.testing.assert_allclose(found[jnp.array([0, 2])], expected, rtol=1e-5)
+        assert found[1] == 0

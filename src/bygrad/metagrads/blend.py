@@ -76,9 +76,8 @@ class Blend(Estimator):
 
 def _precision(windows: Windows, gradients: Array, live: Array) -> Array:
     """Return the inverse of the variance over all live instances; 0 where a gradient is not finite."""
-    everyone, alive = windows.everywhere(gradients), windows.everywhere(live)
-    rows = trees.along_rows(alive, everyone)
-    count = jnp.maximum(jnp.sum(alive), 1)
-    mean = jnp.sum(jnp.where(rows, everyone, 0), axis=0) / count
-    variance = jnp.sum(jnp.where(rows, jnp.square(everyone - mean), 0), axis=0) / count
+    rows = trees.along_rows(live, gradients)
+    count = jnp.maximum(windows.total(jnp.sum(live)), 1)
+    mean = windows.total(jnp.sum(jnp.where(rows, gradients, 0), axis=0)) / count
+    variance = windows.total(jnp.sum(jnp.where(rows, jnp.square(gradients - mean), 0), axis=0)) / count
     return jnp.where(jnp.isfinite(variance), 1 / jnp.maximum(variance, 1e-30), 0)

@@ -96,6 +96,10 @@ class Windows(eqx.Module):
         """Return the parts of an array, an entry for each instance, together from all devices."""
         return array if self.axis is None else jax.lax.all_gather(array, self.axis, tiled=True)
 
+    def total(self, array: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+        """Return the sum over all devices of what each has."""
+        return array if self.axis is None else jax.lax.psum(array, self.axis)
+
     def _fresh(
         self, optimizer: Optimizer, keys: Shaped[PRNGKeyArray, " instances"], how: Callable[[Optimizer], Lifted]
     ) -> Inner:
