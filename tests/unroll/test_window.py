@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.optimizers import LSTM, Adam, Controller
-from bygrad.problems import Mixture, ProblemFamily, Quadratic
+from bygrad._core import trees
+from bygrad.optimizers import LSTM, SGD, Adam, Controller
+from bygrad.problems import Mixture, Oracle, ProblemFamily, Quadratic
 from bygrad.unroll import Windows, apart, begin, rollout
 
 pytestmark = pytest.mark.core
@@ -66,6 +67,25 @@ def test_an_instance_is_renewed_when_its_horizon_is_over_and_only_then(name):
             assert int(inner.step[i]) == int(renewed.step[i]) + 2
     assert [i for i, _ in seen] == [2, 1, 0, 2]  # the oldest first
     assert len({params for _, params in seen}) == len(seen)  # and never the same problem again
+
+
+def test_instances_are_drawn_only_where_one_is_renewed():
+    drawn = []
+
+    def draw(seed):
+        drawn.append(seed)
+        return np.zeros(1)
+
+    windows = Windows(Oracle(lambda params, seed, instance: (params @ params, 2 * params), np.ones(2), draw), 6, 2, 2)
+    rule = SGD(0.1)
+    inner = eqx.filter_jit(windows.begin)(rule, jax.random.key(0))
+    jax.block_until_ready(inner)
+    renew, counts = eqx.filter_jit(windows.renew), []
+    for steps in ([0, 2], [4, 6], [2, 4]):
+        drawn.clear()
+        jax.block_until_ready(renew(rule, trees.replaced(inner, step=jnp.array(steps, jnp.int32))))
+        counts.append(len(drawn))
+    assert counts == [0, 2, 0]
 
 
 class Echo(ProblemFamily):

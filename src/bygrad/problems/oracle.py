@@ -25,7 +25,8 @@ class Oracle(ProblemFamily):
     does not differentiate at all. What would differentiate the function itself (`Backprop`) is refused.
 
     The functions run on the host, once for every instance and step, with NumPy arrays, in no certain order and never
-    two at a time. They must be pure: the same arguments, the same result. Keep JAX out of them: on large arrays a
+    two at a time. Meta-training draws instances and starts for all where one begins anew; on several devices, in every
+    window. They must be pure: the same arguments, the same result. Keep JAX out of them: on large arrays a
     program that runs inside another may wait for it forever.
 
     **Arguments:** `function`: takes params and a seed, and returns the value and the gradient, in the structure of the

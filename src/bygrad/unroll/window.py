@@ -65,15 +65,23 @@ class Windows(eqx.Module):
         return eqx.tree_at(lambda it: it.step, inner, ages * self.truncation)
 
     def renew(self, optimizer: Optimizer, inner: Inner, how: Callable[[Optimizer], Lifted] = lift) -> Inner:
-        """Replace the instances that have reached the horizon by fresh ones, each drawn from its predecessor's key."""
+        """Replace the instances that have reached the horizon by fresh ones, each drawn from its predecessor's key.
+
+        Where one has, as many are drawn as there are instances, and all but those that are needed thrown away; where
+        none has, nothing is, unless several devices share the instances.
+        """
         done = self.done(inner)
-        # Not the key of that step alone: the predecessor's last loss was drawn from it.
-        ended = jax.vmap(jax.random.fold_in)(inner.key, inner.step)
-        keys: Shaped[PRNGKeyArray, " instances"] = jax.vmap(jax.random.fold_in, (0, None))(ended, RENEWAL_BRANCH)
-        fresh = self._fresh(optimizer, keys, how)
-        state = how(optimizer).select(done, fresh.optimizer_state, inner.optimizer_state)
-        chosen = trees.select_rows(done, _without_state(fresh), _without_state(inner))
-        return trees.replaced(chosen, optimizer_state=state)
+
+        def renewed(inner: Inner) -> Inner:
+            # Not the key of that step alone: the predecessor's last loss was drawn from it.
+            ended = jax.vmap(jax.random.fold_in)(inner.key, inner.step)
+            keys: Shaped[PRNGKeyArray, " instances"] = jax.vmap(jax.random.fold_in, (0, None))(ended, RENEWAL_BRANCH)
+            fresh = self._fresh(optimizer, keys, how)
+            state = how(optimizer).select(done, fresh.optimizer_state, inner.optimizer_state)
+            chosen = trees.select_rows(done, _without_state(fresh), _without_state(inner))
+            return trees.replaced(chosen, optimizer_state=state)
+
+        return trees.seldom(jnp.any(done), renewed, inner)
 
     def done(self, inner: Inner) -> Bool[Array, " instances"]:
         """Whether each instance has reached its horizon."""
