@@ -1,5 +1,6 @@
 """Meta-gradients: replay equals backpropagation, backpropagation equals finite differences, and all are finite."""
 
+import dataclasses
 import functools
 from typing import get_args
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bygrad._core import trees
 from bygrad.metagrads import NRES, Backprop, Blend, Estimate, Estimator, Forward, Replay
 from bygrad.optimizers import (
     HAND_DESIGNED,
@@ -26,7 +28,7 @@ from bygrad.optimizers import (
 )
 from bygrad.problems import ConvClassifier, HeldOut, Mixture, MLPClassifier, ProblemFamily, Quadratic, find_family
 from bygrad.problems.mlp import Activation
-from bygrad.unroll import Windows, rollout
+from bygrad.unroll import Windows, lift, rollout
 
 OPTIMIZERS = LEARNED | HAND_DESIGNED
 
@@ -451,3 +453,47 @@ def test_replay_adds_up_in_float32_what_params_in_half_precision_are_moved_by(es
     estimate, _ = eqx.filter_jit(estimator.estimate)(rule, windows, windows.begin(rule, jax.random.key(0)))
     # After t updates the loss is the start's minus the rate times 4 t 200²: on average over t = 1..steps.
     np.testing.assert_allclose(estimate.gradient.learning_rate, -4 * 200**2 * (steps + 1) / 2, rtol=1e-2)
+
+
+class Cliff(ProblemFamily):
+    """Quadratics in two tensors; from the third step on, the gradient of some instances is not finite."""
+
+    def sample(self, key):
+        return jax.random.uniform(key)
+
+    def init(self, instance, key):
+        return {"weight": jax.random.normal(key, (3,)), "bias": jnp.ones(2)}
+
+    def loss(self, params, instance, key):
+        total = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params))
+        return total * (1 + instance) / jnp.where((instance > 0.6) & (total < 3.5), 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "name"), [(Replay(), "SGD"), (Replay(last=2), "SGD"), (Replay(segment=2), "Partition")], ids=repr
+)
+def test_instances_that_are_not_finite_are_left_out_of_a_replay(estimator, name):
+    rule = Partition(parts={"a": LSTM(jax.random.key(0), (2,)), "b": SGD(0.05)}, rules=(("bias", "b"), ("*", "a")))
+    rule = SGD(0.05) if name == "SGD" else rule
+    windows = Windows(Cliff(), 8, 4, 8)
+    inner = trees.replaced(windows.begin(rule, jax.random.key(0)), step=jnp.zeros(8, jnp.int32))
+    estimated = eqx.filter_jit(estimator.estimate)
+    estimate, after = estimated(rule, windows, inner)
+    live = np.isfinite(estimate.losses)
+    assert 0 < live.sum() < 8
+    np.testing.assert_allclose(estimate.lost, np.mean(~live), rtol=1e-6)
+    np.testing.assert_array_equal(windows.done(after), ~live)  # a fresh one takes their place
+
+    fewer = dataclasses.replace(windows, instances=int(live.sum()))
+    left = jax.tree.map(lambda leaf: leaf[live], trees.replaced(inner, optimizer_state=None))
+    left = trees.replaced(left, optimizer_state=lift(rule).init(left.params))
+    expected, _ = estimated(rule, fewer, left)
+    assert_equal(dataclasses.replace(estimate, losses=estimate.losses[live]), expected, 1e-5)
+
+
+def test_of_instances_none_of_which_is_finite_there_is_no_estimate():
+    windows = Windows(Cliff(), 8, 4, 2)
+    inner = windows.begin(SGD(0.05), jax.random.key(0))
+    inner = trees.replaced(inner, instance=jnp.full(2, 0.9), step=jnp.zeros(2, jnp.int32))
+    estimate, _ = eqx.filter_jit(Replay().estimate)(SGD(0.05), windows, inner)
+    assert estimate.lost == 1 and np.isnan(estimate.loss) and np.isnan(estimate.gradient.learning_rate)

@@ -17,6 +17,10 @@ class Backprop(Estimator):
     up in it, which stop growing in long windows: of 1,000 steps in bfloat16, to two thirds of what they are. `Replay`
     adds them up in float32.
 
+    An instance that is not finite, though it be one of thousands, leaves no meta-gradient of this meta-step, and
+    meta-training goes back to the last validated state with half the meta-learning-rate, ten times at most. Where runs
+    diverge now and then, `Replay` and evolution strategies leave them out.
+
     **Arguments:** `second_derivatives`: whether to differentiate what the optimizer sees with respect to the params
     (one Hessian-vector product a step). The paper does without, and then `Replay` gives the same for less.
     """

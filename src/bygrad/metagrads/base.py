@@ -4,8 +4,9 @@ import abc
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .._core.types import Scalar
 from ..optimizers import Optimizer
@@ -21,7 +22,8 @@ class Estimate(eqx.Module):
 
     `lost`: the share of instances that were not finite and were left out, of estimators that do so. Those that have a
     gradient for every particle say more: `square`, the mean of its squared norm, from which `signal_to_noise` follows,
-    and the share of particles whose part in it was `clipped`.
+    and the share of particles whose part in it was `clipped`. `weight`: by how much it counts where the estimates of
+    several devices are averaged; `None` where all count alike.
     """
 
     loss: Scalar
@@ -30,6 +32,18 @@ class Estimate(eqx.Module):
     square: Scalar | None = None
     clipped: Scalar | None = None
     lost: Scalar | None = None
+    weight: Scalar | None = None
+
+
+def mean_of_live(gradient: PyTree, losses: Float[Array, " instances"], live: Bool[Array, " instances"]) -> Estimate:
+    """Return an estimate from the instances that are not lost, as the mean over them; not a number if all are.
+
+    **Arguments:** `gradient`: the sum over those that are live, divided by the number of all.
+    """
+    part = jnp.mean(live.astype(losses.dtype))
+    loss = jnp.mean(jnp.where(live, losses, 0)) / part
+    gradient = jax.tree.map(lambda leaf: jnp.where(part > 0, leaf, 0) / part, gradient)
+    return Estimate(loss, gradient, losses, lost=1 - part, weight=part)
 
 
 def signal_to_noise(norm: Scalar, square: Scalar, particles: Scalar) -> Scalar:

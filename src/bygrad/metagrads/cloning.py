@@ -9,7 +9,7 @@ from .._core import trees
 from .._core.draws import own_keys
 from ..optimizers import Coordinatewise, Optimizer, Partition
 from ..unroll import Trajectory, Windows, begin, lift, replay, rollout
-from .base import Estimate, Estimator
+from .base import Estimate, Estimator, mean_of_live
 from .imitation import arrange, as_teacher, check_teacher, count_of, follow, mean_squares
 
 KEPT = 16
@@ -112,18 +112,14 @@ class Clone(Estimator):
         each = (jnp.mean(0.5 * weight * mean_squares(error), axis=0) for weight, error in pairs)
         losses = sum(each, start=jnp.zeros(()))
         live = jnp.isfinite(state.seen.end_value)
-        part = jnp.mean(windows.everywhere(live).astype(losses.dtype))
 
         def cotangent(weight: Array, error: Array) -> Array:
             scale = weight / weight.size / max(1, count_of(error))
             return scale.reshape(*scale.shape, *(1,) * (error.ndim - 2)) * error
 
         cots = jax.tree.map(cotangent, state.weights, errors)
-        # Of no instance at all, neither is a number.
-        gradient = jax.tree.map(lambda leaf: leaf / part, replay(optimizer, seen, cots))
         after = eqx.tree_at(lambda it: it.step, state, state.step + 1)
-        told = jnp.where(live, losses, jnp.nan)
-        return Estimate(jnp.mean(losses) / part, gradient, told, lost=1 - jnp.mean(live.astype(losses.dtype))), after
+        return mean_of_live(replay(optimizer, seen, cots), jnp.where(live, losses, jnp.nan), live), after
 
 
 def _draw(

@@ -13,13 +13,16 @@ from ..unroll import (
     Windows,
     cotangents,
     instance_axes,
+    of_live,
     replay,
     replay_coordinates,
     replay_in_segments,
     replay_parts,
     rollout,
+    without_lost,
 )
-from .base import Estimate, Estimator
+from . import particles
+from .base import Estimate, Estimator, mean_of_live
 
 COORDINATES_BRANCH = 2**31 + 0xC0
 """Branch of the key of a step that coordinates are drawn from. Lower numbers are what the key is split into."""
@@ -29,7 +32,8 @@ class Replay(Estimator):
     r"""Rolls a window out, then replays the optimizer alone on what it saw (`bygrad.unroll.replay`).
 
     Equal to `Backprop(second_derivatives=False)`, without a graph through the problem: neither its activations nor
-    second derivatives are needed, only values and gradients.
+    second derivatives are needed, only values and gradients. An instance whose losses or gradients are not finite is
+    left out, and a fresh one takes its place.
 
     For a coordinatewise optimizer, alone or as part of a partition, `coordinates < 1` replays a random part of each
     instance's coordinates. Coordinate $i$ is taken with probability proportional to a mixture of the size of its
@@ -89,10 +93,15 @@ class Replay(Estimator):
         after = jnp.concatenate([trajectory.value[1:], trajectory.end_value[None]])
         losses = jnp.mean(after[windows.truncation - count :], axis=0)
         weights = jax.tree.map(lambda cot: cot / losses.size / count, cotangents(trajectory, count))
+        # The sum of all of an instance's gradients is finite only if each of them is.
+        sums = jax.tree.map(lambda grads, weight: grads[0] + weight[0], trajectory.grads, weights)
+        live = jnp.isfinite(losses) & trees.finite_rows(sums)
+        trajectory, weights = without_lost(optimizer, trajectory, weights, live)
         # From the keys of the step that comes next, which are its loss's and its optimizer's in the lower branches.
         ahead = jax.vmap(jax.random.fold_in)(end.key, end.step)
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(ahead, COORDINATES_BRANCH)
-        return Estimate(jnp.mean(losses), self._replay(optimizer, trajectory, weights, keys=keys), losses), end
+        gradient = self._replay(optimizer, trajectory, weights, keys=keys)
+        return mean_of_live(gradient, losses, live), particles.give_up(windows, end, live)
 
     def _in_segments(self, optimizer: Optimizer, windows: Windows, state: Inner) -> tuple[Estimate, Inner]:
         if windows.truncation % self.segment:
@@ -102,7 +111,8 @@ class Replay(Estimator):
             )
         end, losses, gradient = replay_in_segments(optimizer, windows.family, state, windows.truncation, self.segment)
         gradient = jax.tree.map(lambda leaf: leaf / losses.size / windows.truncation, gradient)
-        return Estimate(jnp.mean(losses), gradient, losses), end
+        live = jnp.isfinite(losses)
+        return mean_of_live(gradient, losses, live), particles.give_up(windows, end, live)
 
     def _replay(
         self,
@@ -132,8 +142,9 @@ class Replay(Estimator):
         def gather(array: Shaped[Array, "... b n"]) -> Shaped[Array, "... bm"]:
             return trees.take_coordinates(array, chosen).reshape(*array.shape[:-2], -1)
 
+        seen = of_live(trajectory.live, trajectory.grads, 1)
         cots = gather(weights) * importance.reshape(-1)
-        return replay_coordinates(optimizer, gather(trajectory.grads), jax.tree.map(gather, trajectory.start), cots)
+        return replay_coordinates(optimizer, gather(seen), jax.tree.map(gather, trajectory.start), cots)
 
 
 UNIFORM = 0.3

@@ -30,8 +30,8 @@ class Stepped:
     """A meta-step: meta-loss of its windows, norm of the meta-gradient, meta-learning-rate, seconds since the start.
 
     The signal-to-noise ratio of the meta-gradient (squared; about 1 is noise): from how the particles differ, where the
-    estimator has any, else from how the last meta-gradients do; none where that cannot be told yet. Of the particles,
-    the shares of those whose part was clipped and that were lost.
+    estimator has any, else from how the last meta-gradients do; none where that cannot be told yet. The shares of the
+    particles whose part was clipped, and of the instances that were lost: not finite, and left out.
     """
 
     step: int

@@ -10,12 +10,12 @@ and to pull fixed cotangents back through it alone.
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from .._core import trees
 from .._core.types import State
@@ -49,23 +49,63 @@ def replay(optimizer: AnyOptimizer, trajectory: Trajectory, weights: PyTree) -> 
     if isinstance(optimizer, Partition):
         return replay_parts(optimizer, trajectory, weights, replay)
     if isinstance(optimizer, Coordinatewise):
-        grads, cots = (array.reshape(array.shape[0], -1) for array in (trajectory.grads, weights))
+        seen = of_live(trajectory.live, trajectory.grads, 1)
+        grads, cots = (array.reshape(array.shape[0], -1) for array in (seen, weights))
         state = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], -1), trajectory.start)
         return replay_coordinates(optimizer, grads, state, cots)
 
-    seen = (trajectory.grads, trajectory.params, trajectory.value, trajectory.key)
-    return _pull(optimizer, watch, trajectory.start, seen, weights)
+    def pulled(trajectory: Trajectory) -> AnyOptimizer:
+        step, seen = watch(trajectory)
+        return _pull(optimizer, step, trajectory.start, seen, weights)
+
+    if trajectory.live is None:
+        return pulled(trajectory)
+    # What is put in the place of something else is kept for the way back: 5 % of a meta-step, and it is seldom needed.
+    every = jnp.all(trajectory.live)
+    return jax.lax.cond(every, lambda: pulled(trees.replaced(trajectory, live=None)), lambda: pulled(trajectory))
 
 
-def watch(optimizer: Optimizer, state: State, seen: tuple) -> tuple[PyTree, State]:
-    """Take a step of a batch as it was recorded, for somebody who pulls cotangents back through it.
+def without_lost(
+    optimizer: Optimizer, trajectory: Trajectory, weights: PyTree, live: Bool[Array, " instances"]
+) -> tuple[Trajectory, PyTree]:
+    """Let instances that are not live count for nothing in a replay: with cotangents of zero, of what a live instance
+    saw, as zero times what is not finite is no zero. Where none is live, nothing comes of it that is finite."""
+    axes = lift(optimizer).axes(trajectory.start)
+
+    def replaced(start: State) -> State:
+        return jax.tree.map(lambda leaf, axis: of_live(live, leaf, axis), start, axes)
+
+    weights = jax.vmap(lambda weights: trees.select_rows(live, weights, jax.tree.map(jnp.zeros_like, weights)))(weights)
+    start = trees.seldom(~jnp.all(live), replaced, trajectory.start)
+    return trees.replaced(trajectory, start=start, live=live), weights
+
+
+def of_live(live: Bool[Array, " instances"] | None, tree: PyTree, axis: int) -> PyTree:
+    """Put what the first live instance has in the place of what those have that are not live; `axis`: theirs."""
+    if live is None:
+        return tree
+
+    def replaced(leaf: Array) -> Array:
+        first = jax.lax.dynamic_index_in_dim(leaf, jnp.argmax(live), axis)
+        return jnp.where(jnp.expand_dims(live, [i for i in range(leaf.ndim) if i != axis]), leaf, first)
+
+    return jax.tree.map(replaced, tree)
+
+
+def watch(trajectory: Trajectory) -> tuple[Callable[[Any, State, PyTree], tuple[PyTree, State]], PyTree]:
+    """Return how to take a step of a batch as it was recorded, for somebody who pulls cotangents back through it, and
+    what was recorded, step by step.
 
     In float32 at least: in half precision the updates would be, and so their cotangents, which vanish or overflow.
     """
-    grads, params, value, key = seen
-    wide = trees.widened((grads, params))
-    updates, after = lift(optimizer, in_blocks=False).update(wide[0], state, wide[1], value, key)
-    return updates, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state)
+
+    def step(optimizer: Optimizer, state: State, seen: tuple) -> tuple[PyTree, State]:
+        *observed, key = seen
+        grads, params, value = of_live(trajectory.live, trees.widened(observed), 0)
+        updates, after = lift(optimizer, in_blocks=False).update(grads, state, params, value, key)
+        return updates, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state)
+
+    return step, (trajectory.grads, trajectory.params, trajectory.value, trajectory.key)
 
 
 def _pull(
@@ -108,7 +148,8 @@ def seen_by_parts(optimizer: Partition, trajectory: Trajectory) -> dict[str, Tra
     seen = {}
     for name in trajectory.grads:
         start, grads, params, end_grads = (tree[name] for tree in arranged)
-        seen[name] = Trajectory(start, grads, params, trajectory.value, keys[name], end_grads, trajectory.end_value)
+        ends = end_grads, trajectory.end_value
+        seen[name] = Trajectory(start, grads, params, trajectory.value, keys[name], *ends, trajectory.live)
     return seen
 
 

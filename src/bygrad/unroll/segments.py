@@ -20,7 +20,7 @@ from .._core.types import State
 from ..optimizers import Coordinatewise, Optimizer, Partition
 from ..problems import ProblemFamily
 from .lift import lift
-from .replay import cotangents, join_parts, seen_by_parts, watch
+from .replay import cotangents, join_parts, of_live, seen_by_parts, watch, without_lost
 from .rollout import Inner, Trajectory, observe, rollout
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -36,7 +36,8 @@ def replay_in_segments(
 
     **Returns:** where the instances stand after the window; the mean of the losses after each update, for each
     instance; and the gradient of the sum over instances and steps of those losses, with respect to the optimizer:
-    what `rollout`, `cotangents` and `replay` give together.
+    what `rollout`, `cotangents` and `replay` give together. Instances that are not finite at the end are left out of
+    the gradient, and their losses are NaN.
     """
 
     def forward(inner: Inner, _: None) -> tuple[Inner, tuple[Inner, Array, Array]]:
@@ -47,6 +48,7 @@ def replay_in_segments(
     end_value, end_grads, _ = observe(lift(optimizer), family, end)
     # The window's first loss is no loss after an update, and never in the sum: it may be larger than all others.
     losses = (jnp.sum(rest, axis=0) + jnp.sum(firsts[1:], axis=0) + end_value) / steps
+    live = jnp.isfinite(losses) & trees.finite_rows(end_grads)
 
     def backward(carry: tuple[PyTree, PyTree, PyTree], start: Inner) -> tuple[tuple[PyTree, PyTree, PyTree], None]:
         theta, later, state_cotangent = carry
@@ -54,15 +56,16 @@ def replay_in_segments(
         # `later` sums the gradients from the segment's end on: it stands where the end's own gradient would.
         trajectory = rollout(optimizer, family, start, segment)[1]
         trajectory = eqx.tree_at(lambda it: it.end_grads, trajectory, later)
-        weights = cotangents(trajectory)
+        trajectory, weights = without_lost(optimizer, trajectory, cotangents(trajectory), live)
         part, before = _pull_back(optimizer, trajectory, weights, state_cotangent)
-        later = jax.tree.map(lambda grads, weight: grads[0] + weight[0], trajectory.grads, weights)
+        first = of_live(live, trees.rows(trajectory.grads, 0), 0)
+        later = jax.tree.map(lambda grads, weight: grads + weight[0], first, weights)
         return (jax.tree.map(jnp.add, theta, part), later, before), None
 
     nothing = jax.tree.map(jnp.zeros_like, eqx.filter((optimizer, end.optimizer_state), eqx.is_inexact_array))
     last = nothing[0], trees.widened(end_grads), nothing[1]
     (gradient, _, _), _ = jax.lax.scan(backward, last, starts, reverse=True)
-    return end, losses, gradient
+    return end, jnp.where(live, losses, jnp.nan), gradient
 
 
 def best_segment(inner: Inner, steps: int) -> int:
@@ -100,14 +103,14 @@ def _pull_back(
         return gradient, {name: before for name, (_, before) in pulled.items()}
     if isinstance(optimizer, Coordinatewise):
         return _pull_coordinates_back(optimizer, trajectory, weights, state_cotangent)
-    seen = (trajectory.grads, trajectory.params, trajectory.value, trajectory.key)
+    step, seen = watch(trajectory)
 
     def objective(moving: tuple[AnyOptimizer, State], fixed: tuple[AnyOptimizer, State]) -> Float[Array, ""]:
         optimizer, state = eqx.combine(moving, fixed)
 
         def body(state: State, inputs: tuple) -> tuple[State, Array]:
             seen, cotangent = inputs
-            updates, state = watch(optimizer, state, seen)
+            updates, state = step(optimizer, state, seen)
             products = jax.tree.map(lambda u, c: jnp.sum(u * c), updates, cotangent)
             return state, sum(jax.tree.leaves(products), start=jnp.zeros(()))
 
@@ -146,7 +149,8 @@ def _pull_coordinates_back(
         ends = jax.tree.map(lambda s, c: jnp.sum(s * c), eqx.filter(state, eqx.is_inexact_array), cots[1])
         return jnp.sum(terms) + sum(jax.tree.leaves(ends), start=jnp.zeros(()))
 
-    grads, weights, start, fixed_start = joined((trajectory.grads, weights, moving[1], fixed[1]))
+    seen = of_live(trajectory.live, trajectory.grads, 1)
+    grads, weights, start, fixed_start = joined((seen, weights, moving[1], fixed[1]))
     count = grads.shape[-1]
     width = min(optimizer.block, count)
 
