@@ -105,6 +105,35 @@ def test_a_curvature_that_the_equations_use_up_is_none():
     assert found.cost[0] == pytest.approx(0.5, abs=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_slope_that_cancels_along_the_equations_is_none(dtype):
+    """Equal shares are the optimum, since all of the slope, or of what curvature leaves of it, is along the equation."""
+    family = Program(*map(jnp.asarray, (np.eye(3), np.vstack([np.ones(3), np.eye(3)]), np.arange(4) == 0, [np.inf] * 4)))
+    linear = np.outer([0.0, 0.2, 0.7, -1 / 3], np.ones(3))
+    low, high = np.tile([1.0, 0.1, 0.1, 0.1], (4, 1)), np.tile([1.0, *[np.inf] * 3], (4, 1))
+    found = solve(family, (linear, low, high), batch=16, dtype=dtype)
+    assert found.success.all() and found.nit.max() < 100
+    np.testing.assert_allclose(found.x, 1 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("linear", "status"), [
+    ([1e6, 0.0, 0.1, 0.0], Status.UNBOUNDED),
+    ([1.0, 0.0, 1e-6, 0.0], Status.UNBOUNDED),
+    ([1e6, 1.0, 0.0, 0.0], Status.CERTIFIED),
+])  # fmt: skip
+def test_a_direction_that_nothing_holds_is_compared_with_its_own_slope(linear, status):
+    assert solved(np.diag([1.0, 1.0, 0.0, 0.0]), np.eye(4)[:2], linear, -np.ones(2), np.ones(2)).status == status
+
+
+def test_a_slope_that_only_rounding_moves_into_what_nothing_holds_is_none():
+    """Of least squares without an own curvature in some directions, of which one is seen but little."""
+    rng = np.random.default_rng(0)
+    root = np.linalg.qr(rng.normal(size=(6, 6)))[0][:, :4] * [1.0, 1.0, 1.0, 1e-4] @ rng.normal(size=(4, 6))
+    linear = -(root.T @ rng.normal(size=6)).astype(np.float32)
+    found = solved(root.T @ root, np.zeros((1, 6)), linear, [-1.0], [1.0])
+    assert found.status[0] != Status.UNBOUNDED
+
+
 @pytest.mark.parametrize("price", [1.0, 10.0, 100.0, 1000.0])
 def test_limits_with_a_price_contradict_nothing(price):
     """Half of x², at least 1 at a price, at most 0: the minimum is at 0, and costs the price."""

@@ -142,7 +142,10 @@ class ADMM(Method):
         assert isinstance(family, QuadraticProgram) and to is not None
         quadratic, constraints, linear, low, high = family.written_out(instance, x.dtype)
         given, other = low[to.equations], high[to.equations]
-        slope, size = jnp.linalg.norm(to.unseen.T @ linear), jnp.linalg.norm(linear)
+        falls, size = jnp.abs(to.unseen.T @ linear), jnp.linalg.norm(linear)
+        # Each direction is compared with its own terms, as the linear term may be large elsewhere.
+        rounding = jnp.maximum(ROUNDING * (jnp.abs(to.unseen.T) @ jnp.abs(linear)), to.blurred * size)
+        slope, downhill = jnp.linalg.norm(falls), jnp.any(falls > jnp.maximum(rounding, jnp.finfo(x.dtype).eps * size))
         limit_size, slope_size = _units(trees.largest(jnp.diag(quadratic)), size, low, high)
         own = jnp.maximum(*(jnp.where(jnp.isfinite(it), jnp.abs(it), 0.0)[to.limits] for it in (low, high)))
         # Equations that contradict each other, or are none: no point satisfies them.
@@ -158,6 +161,9 @@ class ADMM(Method):
         reduced = to.basis.T @ linear + to.pull @ given
         # A penalty of 1 balances limits with curvature; where there is little or none, this one does with the slope.
         pull, width = trees.largest(reduced), _widest(low, high)
+        # Where the slope cancels along the equations, what rounding leaves of it is no unit of anything.
+        terms = trees.largest(jnp.abs(to.basis.T) @ (jnp.abs(linear) + jnp.abs(push)))
+        pull = jnp.where(pull > 100 * jnp.finfo(x.dtype).eps * terms, pull, 0.0)
         # The unit of a row: its limits; where they are zero or none, what is as much in the metric of the reduction.
         row_size = jnp.where(own > 0, own, jnp.where(width > 0, width, pull) / to.scale)
         row_size = jnp.where(row_size > 0, jnp.minimum(10 * row_size, limit_size), limit_size)
@@ -183,7 +189,7 @@ class ADMM(Method):
             lowest=LOWEST * jnp.minimum(straight, 1.0),
             highest=HIGHEST * jnp.maximum(straight, 1.0),
         )
-        wrong, downhill = jnp.any(low > high) | (apart > self._exact(x)), slope > ROUNDING * size
+        wrong = jnp.any(low > high) | (apart > self._exact(x))
         at = Progress.begin(x, memory, dual)
         return at._replace(status=status_of((wrong, Status.CONTRADICTION), (downhill, Status.UNBOUNDED)))
 

@@ -39,7 +39,8 @@ class Reduced(NamedTuple):
     the gradient in orthonormal coordinates of the null space, with variables in even units (`_units`); `scale` $D$;
     `ceiling`: the largest multipliers of the scaled rows; `solve` $E^+$; `pull`: $T^\top P E^+$; `shift`: $D A E^+$;
     `quadratic`: $P E^+$; `consistent`: $E E^+$, the identity where the equations can hold for every $e$; `unseen`: the
-    directions that were left out; `equations` and `limits`: which rows of the program are which.
+    directions that were left out, and `blurred`: the share of a linear term that rounding moves into them; `equations`
+    and `limits`: which rows of the program are which.
     """
 
     basis: Float[Array, "n k"]
@@ -55,6 +56,7 @@ class Reduced(NamedTuple):
     quadratic: Float[Array, "n e"]
     consistent: Float[Array, "e e"]
     unseen: Float[Array, "n d"]
+    blurred: Float[Array, ""]
     equations: Int[Array, " e"]
     limits: Int[Array, " m"]
 
@@ -74,7 +76,8 @@ def reduce_program(
     are none.
     """
     _check_numbers(quadratic, constraints, equations, ceiling)
-    rank = max(RANK, *(100 * float(np.finfo(it.dtype).eps) for it in (quadratic, constraints)))
+    eps = max(float(np.finfo(it.dtype).eps) for it in (quadratic, constraints))
+    rank = max(RANK, 100 * eps)
     quadratic, constraints = quadratic.astype(float), constraints.astype(float)
     _check_convex(quadratic)
     which, limits = np.flatnonzero(equations), np.flatnonzero(~equations)
@@ -97,6 +100,8 @@ def reduce_program(
     whole = inner + seen.T @ seen
     values, vectors = np.linalg.eigh(whole)
     real = values > rank * max(values.max(initial=0.0), np.finfo(float).tiny)
+    # Rounding turns what was left out towards what was not by as much as it is of the smallest value of that.
+    turns = 10 * eps * values.max(initial=0.0) / values[real].min(initial=np.inf) * units.max() / units.min()
     root = vectors[:, real] / np.sqrt(values[real])
     weight, turn = np.linalg.eigh(root.T @ (seen.T @ seen) @ root)
     # A penalty may be so low, or so high, that rounding instead of zero would be a curvature, or a row.
@@ -119,6 +124,7 @@ def reduce_program(
         quadratic=quadratic @ solve,
         consistent=given @ solve,
         unseen=np.linalg.qr(units[:, None] * (free @ vectors[:, ~real]))[0],
+        blurred=np.asarray(turns),
         equations=which,
         limits=limits,
     )
