@@ -48,6 +48,13 @@ def test_demand_beyond_capacity_is_never_certified():
     assert list(found.success) == [True, False] and found.certificate[1] == np.inf
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_demand_costs_nothing_and_is_certified(dtype):
+    found = solve(two_buses(100.0), np.array([[0.0], [1e-6]]), method=ADMM(tol=1e-3), batch=16, dtype=dtype)
+    assert found.success.all() and found.cost[0] == 0.0 == found.certificate[0]
+    assert found.cost[1] == pytest.approx(1e-5, rel=1e-3)
+
+
 def test_flows_obey_kirchhoff():
     rng, lines = np.random.default_rng(0), np.array([[0, 1], [1, 2], [2, 0], [2, 3], [0, 3]])
     reactance, power = rng.uniform(0.1, 1.0, 5), rng.normal(size=4)
@@ -76,7 +83,7 @@ def test_the_merit_order_is_the_cheapest_way_to_serve_a_demand(grid):
     linear, total = grid.cost[:, 1], jnp.float32(60.0)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), grid)
-        outputs, value = (np.asarray(it) for it in wide._merit_order(linear.astype(float), total.astype(float)))
+        outputs, value = (np.asarray(it)[1] for it in wide._merit_order(linear.astype(float), total.astype(float)))
     slopes = 2 * np.asarray(grid.cost[:, 0], float) * outputs + np.asarray(linear, float)
     inside = (outputs > 1e-6) & (outputs < np.asarray(grid.capacity) - 1e-6)
     assert (slopes[outputs <= 1e-6] >= value - 1e-4).all() and (slopes[outputs > 1e-6] <= value + 1e-4).all()

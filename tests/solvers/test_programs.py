@@ -246,6 +246,13 @@ def test_a_cost_exceeds_the_minimum_by_no_larger_part_than_its_gap(size, rise, s
     assert cost - minimum <= gap * abs(minimum) * (1 + 1e-9) + 1e-9
 
 
+def test_an_optimum_that_costs_nothing_but_rounding_has_no_gap():
+    with jax.enable_x64(True):
+        cost, lowest = jnp.float64(1e-16), jnp.float64(-3e-16)
+        assert float(relative_gap(cost, lowest, 1.0)) == 0.0 and float(relative_gap(cost, lowest, 1e-3)) == 4.0
+        assert float(relative_gap(1 + cost, 1 + 2 * lowest, 1.0)) > 0  # a cost that is one keeps its gap
+
+
 def test_what_is_proven_is_not_iterated_and_all_else_is_solved(data):
     family = Plan(proves=True)
     exact = solve(family, data, method=ADMM(tol=1e-6, max_steps=20_000), batch=64)

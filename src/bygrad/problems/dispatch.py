@@ -118,7 +118,8 @@ class EconomicDispatch(QuadraticProgram):
 
     def init(self, instance: Float[Array, " buses"], key: PRNGKeyArray) -> Float[Array, " units"]:
         """Start with the cheapest outputs in a grid without limits (the merit order)."""
-        return self._serve(self._merit_order(self.cost[:, 1], jnp.sum(instance))[0], jnp.sum(instance))
+        outputs, _ = self._merit_order(self.cost[:, 1], jnp.sum(instance))
+        return self._serve(outputs[1], jnp.sum(instance))
 
     def certify(
         self, params: Float[Array, " units"], dual: Float[Array, " m"], instance: Float[Array, " buses"]
@@ -136,7 +137,8 @@ class EconomicDispatch(QuadraticProgram):
 
         # The bound's gradient is that at the optimum of both: those of the outputs and of the price vanish (Danskin).
         cheapest, value = jax.lax.stop_gradient(self._merit_order(slope, total))
-        least = cheapest @ (quadratic * cheapest + slope - value) + value * total
+        # Of both ends of the price, as the best one may be an end: that of no demand is the lowest there is.
+        least = jnp.maximum(*(jnp.sum(cheapest * (quadratic * cheapest + slope - value[:, None]), 1) + value * total))
         lowest = least - high @ jnp.maximum(mu, 0) + low @ jnp.maximum(-mu, 0)
         served = (total >= 0) & (total <= jnp.sum(self.capacity))
         return outputs, cost, jnp.where(served, lowest, -jnp.inf)
@@ -166,14 +168,17 @@ class EconomicDispatch(QuadraticProgram):
 
         least = slope - outputs / REACH
         ends = jnp.min(least), jnp.max(least + self.capacity / weight)
-        value = jax.lax.stop_gradient(_halve(lambda value: jnp.sum(at(value)) >= total, ends))
+        _, value = jax.lax.stop_gradient(_halve(lambda value: jnp.sum(at(value)) >= total, ends))
         # One more step, exact on a piece that is linear, whose derivative is that of the price.
         found = at(value)
         rise = jnp.sum(jnp.where((found > 0) & (found < self.capacity), weight, 0.0))
         return at(value + jnp.where(rise > 0, (total - jnp.sum(found)) / jnp.where(rise > 0, rise, 1.0), 0.0))
 
-    def _merit_order(self, slope: Float[Array, " units"], total: Scalar) -> tuple[Float[Array, " units"], Scalar]:
-        """Return the outputs that minimize the cost at a price of power, and the price at which they sum to `total`."""
+    def _merit_order(
+        self, slope: Float[Array, " units"], total: Scalar
+    ) -> tuple[Float[Array, "2 units"], Float[Array, " 2"]]:
+        """Return the outputs that minimize the cost at a price of power, and the price at which they sum to `total`: at
+        both ends of the narrow range that it is in, of which the second one serves as much."""
         curvature = 2 * self.cost[:, 0]
         curved = curvature > 0
 
@@ -183,12 +188,12 @@ class EconomicDispatch(QuadraticProgram):
             return jnp.where(curved, jnp.clip(inside, 0, self.capacity), step)
 
         ends = jnp.min(slope), jnp.max(slope + curvature * self.capacity)
-        value = _halve(lambda value: jnp.sum(outputs(value)) >= total, ends)
-        return outputs(value), value
+        values = jnp.stack(_halve(lambda value: jnp.sum(outputs(value)) >= total, ends))
+        return jax.vmap(outputs)(values), values
 
 
-def _halve(enough: Callable[[Scalar], Bool[Array, ""]], ends: tuple[Scalar, Scalar]) -> Scalar:
-    """Return the least value between two ends at which there is enough."""
+def _halve(enough: Callable[[Scalar], Bool[Array, ""]], ends: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
+    """Return two ends, between those given and close to each other, between which lies the least value of enough."""
 
     def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
@@ -196,7 +201,7 @@ def _halve(enough: Callable[[Scalar], Bool[Array, ""]], ends: tuple[Scalar, Scal
         met = enough(middle)
         return jnp.where(met, low, middle), jnp.where(met, middle, high)
 
-    return jax.lax.fori_loop(0, 32, halve, ends)[1]
+    return jax.lax.fori_loop(0, 32, halve, ends)
 
 
 def transfer_factors(

@@ -234,7 +234,7 @@ class ADMM(Method):
         certificate = jnp.max(jnp.stack([row_primal, dual, metric_dual, memory.missed]))
         if (found := family.certify(x, to.scale * y, instance)) is not None:
             x, cost, lowest = found
-            certificate = relative_gap(cost, lowest)
+            certificate = relative_gap(cost, lowest, self.terms(flat, instance, x, to.scale * y))
         finite = jnp.isfinite(primal) & jnp.isfinite(dual) & ~jnp.isnan(memory.missed)
         certificate = jnp.where(finite & ~jnp.isnan(certificate), certificate, jnp.inf)
 
@@ -252,6 +252,15 @@ class ADMM(Method):
         )
         memory = memory._replace(z=z, y=y, rho=rho)
         return Progress(x, cost, certificate, status, nit, at.nfev + self.inner, memory, to.scale * y)
+
+    def terms(self, flat: Flat, instance: Instance, x: Float[Array, " n"], dual: Float[Array, " m"]) -> Scalar:
+        """Return the size of what a cost, and a bound by multipliers, are sums of: beside what they cancel, rounding."""
+        family, to = flat.family, self.reduced
+        assert isinstance(family, QuadraticProgram) and to is not None
+        *_, linear, low, high = family.written_out(instance, x.dtype)
+        limits = jnp.where(dual > 0, high[to.limits], low[to.limits])
+        limits = jnp.where(jnp.isfinite(limits), jnp.abs(limits), 0.0)
+        return jnp.abs(linear) @ jnp.abs(x) + limits @ jnp.abs(dual)
 
     def _exact(self, x: Float[Array, " n"]) -> Scalar:
         """Return by how much constraints may contradict each other, as a residual, and still count as fulfilled."""
@@ -307,11 +316,13 @@ def _floating(matrix: Any) -> np.ndarray:
     return matrix if np.issubdtype(matrix.dtype, np.floating) else matrix.astype(float)
 
 
-def relative_gap(cost: Scalar, lowest: Scalar) -> Scalar:
+def relative_gap(cost: Scalar, lowest: Scalar, terms: Scalar | float = 0.0) -> Scalar:
     """Return the gap between a cost and a lower bound of the minimum, relative to the smaller of the two in size: where
-    they have one sign, the cost exceeds the minimum by no larger a part of it."""
-    size = jnp.minimum(jnp.abs(cost), jnp.abs(lowest))
-    return (cost - lowest) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
+    they have one sign, the cost exceeds the minimum by no larger a part of it. It is zero where both are rounding of
+    the `terms` that they are sums of, since an optimum that costs nothing has no part that could be told."""
+    size, kind = jnp.minimum(jnp.abs(cost), jnp.abs(lowest)), jnp.finfo(cost.dtype)
+    nothing = jnp.maximum(jnp.abs(cost), jnp.abs(lowest)) <= 10 * kind.eps * terms
+    return jnp.where(nothing, 0.0, (cost - lowest) / jnp.maximum(size, kind.tiny))
 
 
 def _units(curvature: Scalar, slope: Scalar, low: Array, high: Array) -> tuple[Scalar, Scalar]:

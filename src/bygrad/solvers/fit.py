@@ -292,7 +292,8 @@ def _proven(flat: Flat, instances: PyTree, own: Float[Array, "rows p"], method: 
         proposed, dual, _ = method.first(flat, instance, own)
         found = flat.family.certify(proposed, dual, instance)
         x, cost, lowest = (proposed, jnp.inf, -jnp.inf) if found is None else found
-        certificate = relative_gap(jnp.asarray(cost, x.dtype), jnp.asarray(lowest, x.dtype))
+        terms = method.terms(flat, instance, x, dual)
+        certificate = relative_gap(jnp.asarray(cost, x.dtype), jnp.asarray(lowest, x.dtype), terms)
         certificate = jnp.where(jnp.isnan(certificate), jnp.inf, certificate)
         return jnp.concatenate([x, dual, jnp.stack([cost, certificate])])
 
