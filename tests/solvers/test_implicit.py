@@ -155,6 +155,35 @@ def test_no_instances_have_no_derivatives():
     assert found["height"]["power"] is None and found["rate"]["data"].dtype == np.float64
 
 
+class Product(LeastSquares):
+    """Of two factors only the product is known; the third param has one value, in whatever unit."""
+
+    def sample(self, key):
+        return jnp.ones(2)
+
+    def init(self, instance, key):
+        return jnp.ones(3)
+
+    def residuals(self, params, instance):
+        return jnp.stack([params[0] * params[1] - instance[0], (1e-6 * params[2]) ** 3 - instance[1]])
+
+
+class Settled(Product):
+    """A bound holds the first factor, so that the other one is known."""
+
+    def bounds(self, instance):
+        return jnp.array([1.0, 0.0, 0.0]), jnp.full(3, np.inf)
+
+
+@pytest.mark.parametrize("family", [Product(), Settled()])
+def test_where_a_fit_is_not_unique_no_derivative_is_told(family):
+    nearly = np.array([1.0, 2.0 + 1e-9, 2e6])  # as a solver leaves it
+    with jax.enable_x64(True):
+        found = jax.jit(jax.jacrev(lambda one: implicit(family, nearly, one)))(np.array([2.0, 8.0]))
+    exact = [[0.0, 0.0], [1.0, 0.0], [0.0, 1e6 / 12]] if isinstance(family, Settled) else np.full((3, 2), np.nan)
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+
+
 class Codes(Composite):
     """The LASSO; the weight of the penalty belongs to the instance."""
 

@@ -46,13 +46,13 @@ def implicit(
 
     The last two have kinks, and the derivatives are those of the piece that the solution lies on. A few Newton steps
     from `params` lead to where $F$ is zero to rounding, so that the piece is known. Derivatives are **NaN** where they
-    do not (`params` are too far from the solution), where the solution lies on a kink (a coefficient about to leave
-    zero, a row that binds with multiplier zero), and where $F_z$ is singular to rounding (the solution is not unique,
-    or rows that bind depend on each other linearly).
+    do not (`params` are too far from the solution), and where the solution lies on a kink (a coefficient about to leave
+    zero, a row that binds with multiplier zero). Of every family they are NaN where $F_z$ is singular to rounding (the
+    solution is not unique, or rows that bind depend on each other linearly).
 
     **Arguments:** `params`: the solution of one instance, from `solve`. `instance`: the instance, in the same
     precision or a higher one. `dual`: for a quadratic program its multipliers, a row of `Solution.dual`. A smooth
-    family's loss must be twice differentiable there and the Hessian regular on the free params.
+    family's loss must be twice differentiable there.
 
     **Returns:** the same values; `jax.grad`, `jax.jvp` and `jax.vmap` of it work, in both modes, for first derivatives.
     `jacobian` returns the derivatives of a whole batch.
@@ -107,11 +107,22 @@ def implicit(
     held = x + (held - jax.lax.stop_gradient(held))
     gradient = jax.grad(flat.loss)(held, instance)
     fixed = jax.tree.map(jax.lax.stop_gradient, instance)
-    hessian = jax.lax.stop_gradient(jax.hessian(flat.loss)(x, fixed))
-    system = jnp.where(free[:, None] & free[None, :], hessian, jnp.diag(jnp.where(free, 0.0, 1.0)))
-    step = jnp.linalg.solve(system, jnp.where(free, gradient, 0.0))
-    # A Newton step from a fixed point has the theorem's derivative; its own value, which is rounding, is taken out.
-    return flat.params(held - (step - jax.lax.stop_gradient(step)))
+
+    def inverted(x: Array) -> tuple[Array, Array]:
+        """Return the inverse Hessian of the free params, and whether the Hessian is regular in whatever units."""
+        hessian = jax.lax.stop_gradient(jax.hessian(flat.loss)(x, fixed))
+        system = jnp.where(free[:, None] & free[None, :], hessian, jnp.diag(jnp.where(free, 0.0, 1.0)))
+        own = jnp.diagonal(system)
+        unit = jnp.where(own > 0, jax.lax.rsqrt(jnp.where(own > 0, own, 1.0)), 1.0)
+        system = unit[:, None] * system * unit
+        inverse = jnp.linalg.inv(system)
+        return unit[:, None] * inverse * unit, _regular(system, inverse)
+
+    residual = jnp.where(free, gradient, 0.0)
+    inverse, regular = inverted(x)
+    # What `x` is short of the solution may be all that makes it regular there.
+    regular &= inverted(x - inverse @ jax.lax.stop_gradient(residual))[1]
+    return flat.params(_tied(held, inverse, residual + _unless(regular, instance, x.dtype)))
 
 
 Drive = Callable[[Array, Instance], Array]
@@ -169,7 +180,6 @@ def _by_pieces(x: Float[Array, " p"], z: Array, drive: Drive, conditions: Condit
     system = jax.jacfwd(residual)(z, fixed)
     inverse = jnp.linalg.inv(system)
     eps = jnp.finfo(x.dtype).eps
-    regular = eps * jnp.linalg.norm(system, 1) * jnp.linalg.norm(inverse, 1) < SINGULAR
 
     driven = drive(z, fixed)
     size = jnp.maximum(trees.largest(jnp.concatenate([z, driven])), jnp.sqrt(jnp.finfo(x.dtype).tiny))
@@ -182,22 +192,31 @@ def _by_pieces(x: Float[Array, " p"], z: Array, drive: Drive, conditions: Condit
         return jax.jvp(lambda driven: conditions(z, driven, fixed), (driven + side * error * way,), (way,))[1]
 
     jump = jnp.maximum(trees.largest(slope(1) - slope(0)), trees.largest(slope(-1) - slope(0)))
-    known = regular & (error < jnp.sqrt(eps) * size) & (jump < jnp.cbrt(eps))
-    # In every direction: a limit that does not bind is not in the residual, though it might if it moved.
+    known = _regular(system, inverse) & (error < jnp.sqrt(eps) * size) & (jump < jnp.cbrt(eps))
+    return _tied(x, inverse[: x.size], residual(z, instance) + _unless(known, instance, x.dtype))
+
+
+def _regular(system: Array, inverse: Array) -> Array:
+    eps = jnp.finfo(system.dtype).eps
+    return eps * jnp.linalg.norm(system, 1) * jnp.linalg.norm(inverse, 1) < SINGULAR
+
+
+def _unless(known: Array, instance: Instance, dtype: Any) -> Array:
+    """Return what makes derivatives NaN where they are not known, in every direction: a limit that does not bind is not
+    in the residual, though it might if it moved."""
     real = [jnp.sum(leaf) for leaf in jax.tree.leaves(instance) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    unknown = jnp.where(known, 0.0, jnp.nan) * sum(real, jnp.zeros((), x.dtype))
-    return _tied(x, inverse[: x.size], residual(z, instance) + unknown)
+    return jnp.where(known, 0.0, jnp.nan) * sum(real, jnp.zeros((), dtype))
 
 
 @jax.custom_jvp
 def _tied(x: Array, inverse: Array, residual: Array) -> Array:
-    """Return `x`, whose derivative is that of a Newton step: it may be NaN where `x` is not."""
+    """Return `x`, to whose derivative that of a Newton step is added: it may be NaN where `x` is not."""
     return x
 
 
 @_tied.defjvp
 def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    return primals[0], -(primals[1] @ tangents[2])
+    return primals[0], tangents[0] - primals[1] @ tangents[2]
 
 
 def jacobian(
