@@ -131,6 +131,26 @@ def test_progress_counts_rows_and_not_their_starts(tmp_path, data, display, monk
     assert {total for _, total in told} == {100}
 
 
+def test_a_foreign_file_does_not_end_an_interrupted_run(tmp_path, data, monkeypatch):
+    out, display = tmp_path / "out.npz", Display(Console(width=500))
+    solve, calls = parts.Parts.keep, []
+
+    def interrupted(self, *given):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(solve(self, *given))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parts.Parts, "keep", interrupted)
+        solve_file(Line(), data, out, display, block=20)
+    np.savez(out, x=np.zeros(3))
+    with pytest.raises(FileExistsError, match="It is not of this run"):
+        solve_file(Line(), data, out, display, block=20, resume=True)
+    out.unlink()
+    assert solve_file(Line(), data, out, display, block=20, resume=True)["rows"] == 100  # no part is lost
+    is_solved(out, data)
+
+
 def test_a_finished_run_is_resumed_to_no_end_and_others_are_refused(tmp_path, data, monkeypatch, capsys):
     spy, out, display = Spy(monkeypatch), tmp_path / "out.npz", Display(Console(width=500))
     solve_file(Line(), data, out, display, block=20)

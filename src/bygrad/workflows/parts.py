@@ -97,9 +97,10 @@ class Parts:
         """
         self._identity, told = identity, False
         if self.index == 0:
-            if resume and not self._path.exists() and self._is_finished():
+            finished = resume and self._is_finished()
+            if finished and not self._path.exists():
                 display.say(f"{self.out} is finished: there is nothing to go on with")
-            elif self.out.exists() and not (resume and self._path.exists()):
+            elif self.out.exists() and not finished:
                 other = " It is not of this run, or of a version that does not say whose it is." * resume
                 raise FileExistsError(
                     f"{self.out} already exists and would be overwritten.{other} Choose another --out."
