@@ -189,10 +189,17 @@ def test_the_alarm_of_a_card_is_as_silent_as_it_says_and_sees_each_kind_of_drift
 
 
 def test_distances_are_in_spreads_from_the_mean():
-    usual = Usual.of({"a": np.array([[1.0, 5.0], [np.nan, 9.0], [3.0, 5.0]]), "b": np.zeros(3)})
+    usual = Usual.of({"a": np.array([[1.0, 5.0], [np.nan, 5.0], [3.0, 5.0]]), "b": np.zeros(3)})
     far = usual.distance({"a": np.array([[2.0, 5.0], [5.0, 5.0], [2.0, 20.0], [np.nan, 5.0]]), "b": np.zeros(4)})
     np.testing.assert_allclose(far, [0.0, 3.0, 3.0, np.inf])
     assert np.isinf(usual.distance({"a": np.ones((2, 3)), "b": np.zeros(2)})).all()
+
+
+def test_limits_that_are_none_are_far_only_where_they_seldom_were():
+    rows = np.array([[-1.0, np.inf, 0.0], [1.0, np.inf, 0.0]] * 100)
+    rows[::4, 2], rows[0, 0] = np.inf, np.inf
+    far = Usual.of(rows).distance(np.array([[2.0, np.inf, np.inf], [0.0, 3.0, 0.0], [np.inf, np.inf, 0.0]]))
+    np.testing.assert_allclose(far, [2.0, 3.0, np.inf], rtol=0.02)
 
 
 def test_a_number_with_few_values_is_as_far_away_in_every_precision():

@@ -148,7 +148,9 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
         counts = config["starts"], config["classical_starts"]
         usual = None
         if "usual/mean" in artifact.tensors:
-            usual = Usual(*(artifact.tensors[f"usual/{name}"] for name in ("mean", "spread")))
+            mean, spread = (artifact.tensors[f"usual/{name}"] for name in ("mean", "spread"))
+            # Older files do not say what may be infinite.
+            usual = Usual(mean, spread, artifact.tensors.get("usual/infinite", np.zeros_like(mean)))
         solver = LearnedSolver(found, method, classical, start, *counts, card, config["dtype"], usual, doubt)
         if card is not None:  # it must be fit for what reads it
             solver.report()

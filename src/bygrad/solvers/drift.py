@@ -19,34 +19,44 @@ SAYS = {
 }
 
 
+SELDOM = 0.01
+"""A number that is infinite in no larger share of the instances is far where it is."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Usual:
-    """Where the instances lie that were learned from: mean and spread of each of their numbers, in float32."""
+    """Where the instances lie that were learned from: mean and spread of each of their numbers where they are finite,
+    and in which share of the instances each is infinite, a limit that is none; in float32."""
 
     mean: Float[np.ndarray, " d"]
     spread: Float[np.ndarray, " d"]
+    infinite: Float[np.ndarray, " d"]
 
     @classmethod
     def of(cls, instances: PyTree[np.ndarray]) -> "Usual":
-        """Measure those that are finite; numbers that are always the same are in units of their own size."""
+        """Measure them; numbers that are always the same are in units of their own size."""
         rows = _vectors(instances)
-        finite = np.isfinite(rows).all(axis=1)
-        rows = rows[finite] if finite.any() else np.zeros((1, rows.shape[1]))
-        mean, spread = rows.mean(axis=0), rows.std(axis=0)
+        finite, infinite = np.isfinite(rows), np.isinf(rows).sum(axis=0) / max(len(rows), 1)
+        count = np.maximum(finite.sum(axis=0), 1)
+        mean = np.where(finite, rows, 0.0).sum(axis=0) / count
+        spread = np.sqrt(np.square(np.where(finite, rows, mean) - mean).sum(axis=0) / count)
         size = np.where(mean != 0, np.abs(mean), 1.0)
-        return cls(mean.astype(np.float32), np.where(spread > 1e-6 * size, spread, size).astype(np.float32))
+        spread = np.where(spread > 1e-6 * size, spread, size)
+        return cls(*(it.astype(np.float32) for it in (mean, spread, infinite)))
 
     def distance(self, instances: PyTree[np.ndarray]) -> Float[np.ndarray, " rows"]:
         """Return how many spreads from the mean the outermost number of each instance lies.
 
-        It is infinite for NaN, and for instances of another length. It is computed in float32 for all: where a number
-        has few values, a level of dose say, one beside the limit would be beyond it by rounding in another precision.
+        It is infinite for NaN, for what is infinite and seldom was, and for instances of another length. It is computed
+        in float32 for all: where a number has few values, a level of dose say, one beside the limit would be beyond it
+        by rounding in another precision.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             rows = _vectors(instances).astype(np.float32)
             if rows.shape[1] != len(self.mean):
                 return np.full(len(rows), np.inf)
-            far = np.max(np.abs(rows - self.mean) / self.spread, axis=1, initial=0.0)
+            away = np.abs(rows - self.mean) / self.spread
+            far = np.max(np.where(np.isinf(rows) & (self.infinite > SELDOM), 0.0, away), axis=1, initial=0.0)
         return np.where(np.isnan(far), np.inf, far)
 
 
