@@ -273,6 +273,9 @@ def test_slower_solutions_are_told(learned):
     assert "40 of 40 took more than 0 steps" in slow.solve(decays(40)).warnings[0]
     # A guess of the caller's was not measured when the card was made.
     assert slow.solve(decays(40), x0=solver.solve(decays(40)).x).warnings == ()
+    assert slow.solve(decays(40), dtype=np.float32).warnings == ()  # nor was another precision
+    with pytest.raises(ValueError, match="seed is -1"):
+        slow.solve(decays(40), seed=-1)
 
 
 def test_what_is_chance_in_each_call_is_drift_in_all_of_them(learned):

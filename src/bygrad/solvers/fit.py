@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._core import trees
+from .._core.draws import check_seed
 from .._core.programs import Program
 from .._core.types import Tick
 from ..problems import ProblemFamily, QuadraticProgram
@@ -120,9 +121,9 @@ class LearnedSolver:
         have been solved again by the classical solver from its own starts; what is solved is returned, or the lower
         cost of two. So an instance is unsolved only where both have failed, and the extra cost is at most the learned
         attempt. With `guard="best_of_two"` the classical solver runs on every instance, and no returned cost is above
-        the classical one, for twice the work (of quadratic programs, whose unsolved points may cost less than the
-        optimum: a solved point is returned wherever one of the two is solved). *Sketch:* the second run does not depend
-        on the first, and the better of two is taken.
+        the classical one by more than rounding, for twice the work (of quadratic programs, whose unsolved points may
+        cost less than the optimum: a solved point is returned wherever one of the two is solved). *Sketch:* the second
+        run does not depend on the first, and the better of two is taken.
 
         **Drift alarm:** `Solution.warnings` says so when more instances than chance allows were not solved at the first
         attempt, took more steps than all but 1 in 100 or 1 in 10 of the held-out instances, or lie further from those
@@ -130,7 +131,7 @@ class LearnedSolver:
         changed, a call warns with probability `1 - card.confidence` at most, over held-out and new instances;
         `alarm` adds up over calls. It sees what fails, is slow or is unusual in one of its numbers. It cannot see
         solutions that got worse without any of these: success of least squares and smooth families is a local minimum,
-        not the best. With `x0` it looks at the instances alone, since the card was measured without.
+        not the best. With `x0`, or in another `dtype`, it looks at the instances alone: the card was measured without.
 
         **Raises:** as `bygrad.solve`, and `ValueError` for instances of another size than its networks have learned.
         """
@@ -138,6 +139,7 @@ class LearnedSolver:
             raise ValueError(
                 f"guard is {guard!r}, which is not a guard. Choose {' or '.join(map(repr, get_args(SolverGuard)))}."
             )
+        check_seed(seed)
         dtype = np.dtype(dtype or self.dtype)
         with precision(dtype, self.family):
             refuse_traced(self, x0, dual0)
@@ -202,7 +204,7 @@ class LearnedSolver:
         if self.card is None:
             return None
         seen = {} if self.usual is None else {"distance": self.usual.distance(asked.instances)}
-        if asked.given is None:
+        if asked.given is None and np.dtype(asked.dtype) == self.dtype:
             seen |= {"unsolved": first["status"] <= 0, "steps": first["nit"]}
         return tally(self.card, seen, asked.rows)
 
