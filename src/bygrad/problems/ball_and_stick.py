@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Real
 
 from .data.embedded import read_arrays
 from .structured import LeastSquares
@@ -106,7 +106,8 @@ class BallAndStick(LeastSquares):
         n = jnp.stack([jnp.sin(theta) * jnp.cos(phi), jnp.sin(theta) * jnp.sin(phi), jnp.cos(theta)], axis=-1)
         return Tissue(jnp.exp(log_signal), jnp.exp(log_diffusivity), jnp.square(jnp.sin(alpha)), n)
 
-    def init(self, instance: Float[Array, " n"], key: PRNGKeyArray) -> Float[Array, " 5"]:
+    def init(self, instance: Real[Array, " n"], key: PRNGKeyArray) -> Float[Array, " 5"]:
+        instance = instance.astype(jnp.result_type(instance.dtype, float))  # scanners write whole numbers
         fitted = self.tensor.astype(instance.dtype) @ jnp.log(jnp.maximum(instance, 0.01))
         xx, yy, zz, xy, xz, yz = fitted[1:]
         matrix = jnp.stack([jnp.stack(row) for row in ((xx, xy, xz), (xy, yy, yz), (xz, yz, zz))])
@@ -119,8 +120,8 @@ class BallAndStick(LeastSquares):
         log_signal = jnp.where(finite, fitted[0], 0.0)
         return jnp.stack([log_signal, jnp.log(diffusivity), jnp.arcsin(jnp.sqrt(fraction)), theta, phi])
 
-    def restart(self, instance: Float[Array, " n"], key: PRNGKeyArray) -> Float[Array, " 5"]:
-        return self._draw(key).astype(instance.dtype)
+    def restart(self, instance: Real[Array, " n"], key: PRNGKeyArray) -> Float[Array, " 5"]:
+        return self._draw(key).astype(jnp.result_type(instance.dtype, float))
 
-    def residuals(self, params: Float[Array, " 5"], instance: Float[Array, " n"]) -> Float[Array, " n"]:
+    def residuals(self, params: Float[Array, " 5"], instance: Real[Array, " n"]) -> Float[Array, " n"]:
         return (self.signals(params) - instance) / self.noise

@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Real
 
 from .structured import LeastSquares
 
@@ -50,9 +50,9 @@ class DampedOscillation(LeastSquares):
         a, log_tau, f, phase, c = params
         return a * jnp.exp(-t * jnp.exp(-log_tau)) * jnp.cos(2 * jnp.pi * f * t + phase) + c
 
-    def init(self, instance: Float[Array, " points"], key: PRNGKeyArray) -> Float[Array, " 5"]:
+    def init(self, instance: Real[Array, " points"], key: PRNGKeyArray) -> Float[Array, " 5"]:
         if self.start == "constant":
-            return jnp.array([1.0, -0.7, 8.5, 0.0, 0.0], instance.dtype)
+            return jnp.array([1.0, -0.7, 8.5, 0.0, 0.0], jnp.result_type(instance.dtype, float))
         offset = jnp.mean(instance)
         t = jnp.linspace(0.0, 1.0, self.points)
         frequencies = jnp.linspace(1.0, 16.0, 91)
@@ -62,12 +62,12 @@ class DampedOscillation(LeastSquares):
         amplitude = jnp.abs(spectrum[best]) * 4 / self.points
         phase = jnp.angle(spectrum[best])
         return jnp.stack([amplitude, jnp.full_like(offset, -0.9), frequencies[best], phase, offset]).astype(
-            instance.dtype
+            jnp.result_type(instance.dtype, float)
         )
 
-    def restart(self, instance: Float[Array, " points"], key: PRNGKeyArray) -> Float[Array, " 5"]:
-        f, phase = jax.random.uniform(key, (2,), instance.dtype)
-        return jnp.stack([1.0, -0.7, 2 + 13 * f, jnp.pi * (2 * phase - 1), 0.0]).astype(instance.dtype)
+    def restart(self, instance: Real[Array, " points"], key: PRNGKeyArray) -> Float[Array, " 5"]:
+        f, phase = jax.random.uniform(key, (2,), jnp.result_type(instance.dtype, float))
+        return jnp.stack([1.0, -0.7, 2 + 13 * f, jnp.pi * (2 * phase - 1), 0.0]).astype(f.dtype)
 
-    def residuals(self, params: Float[Array, " 5"], instance: Float[Array, " points"]) -> Float[Array, " points"]:
+    def residuals(self, params: Float[Array, " 5"], instance: Real[Array, " points"]) -> Float[Array, " points"]:
         return (self.signal(params) - instance) / self.noise

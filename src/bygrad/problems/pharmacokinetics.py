@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Real
 
 from .structured import LeastSquares
 
@@ -82,11 +82,12 @@ class OralDose(LeastSquares):
         _, course = jax.lax.scan(advance, jnp.zeros((), params.dtype), (first, capacity / half * spans, second))
         return jnp.log(half * course[self.substeps - 1 :: self.substeps] + 1e-4)
 
-    def init(self, instance: Float[Array, " 12"], key: PRNGKeyArray) -> Float[Array, " 4"]:
+    def init(self, instance: Real[Array, " 12"], key: PRNGKeyArray) -> Float[Array, " 4"]:
+        instance = instance.astype(jnp.result_type(instance.dtype, float))
         center = self.center().astype(instance.dtype)
         return center if self.start == "middle" else self._stripped(instance, jnp.exp(center[3]))
 
-    def _stripped(self, instance: Float[Array, " 12"], half: Float[Array, ""]) -> Float[Array, " 4"]:
+    def _stripped(self, instance: Real[Array, " 12"], half: Float[Array, ""]) -> Float[Array, " 4"]:
         """Return the params that the curve shows, given $K_m$."""
         times, c = jnp.array(TIMES, instance.dtype), jnp.exp(instance)
         peak = jnp.argmax(c)
@@ -102,14 +103,14 @@ class OralDose(LeastSquares):
         absorption = -jnp.sum(rising * times * jnp.log(left)) / jnp.sum(rising * jnp.square(times))
         return jnp.log(jnp.stack([jnp.clip(absorption, 0.1, 12.0), DOSE / total, capacity, half]))
 
-    def restart(self, instance: Float[Array, " 12"], key: PRNGKeyArray) -> Float[Array, " 4"]:
-        spread = jnp.array(SPREAD, instance.dtype)
-        return self.init(instance, key) + spread * jax.random.normal(key, (4,), instance.dtype)
+    def restart(self, instance: Real[Array, " 12"], key: PRNGKeyArray) -> Float[Array, " 4"]:
+        first = self.init(instance, key)
+        return first + jnp.array(SPREAD, first.dtype) * jax.random.normal(key, (4,), first.dtype)
 
-    def bounds(self, instance: Float[Array, " 12"]) -> tuple[Array, Array]:
+    def bounds(self, instance: Real[Array, " 12"]) -> tuple[Array, Array]:
         return self.center() - 5.0, self.center() + 5.0
 
-    def residuals(self, params: Float[Array, " 4"], instance: Float[Array, " 12"]) -> Float[Array, " 12"]:
+    def residuals(self, params: Float[Array, " 4"], instance: Real[Array, " 12"]) -> Float[Array, " 12"]:
         return (self.log_concentrations(params) - instance) / self.noise
 
 

@@ -228,6 +228,18 @@ def _check_functions(params: Params, family: ProblemFamily, instance: Instance) 
             _check_program(name, params, family, instance)
         check_value(name, _value_without_noise(params, family, instance))
     if isinstance(family, Bounded):
+        with blame(f"{name}.restart"):
+            other = _shapes(lambda family, one: family.restart(one, jax.random.key(0)), family, instance)
+        (drawn, found), (wanted, like) = (
+            (leaves, trees.in_words(list(leaf.shape) for leaf in leaves.values()))
+            for leaves in map(trees.named_leaves, (other, params))
+        )
+        if jax.tree.structure(other) != jax.tree.structure(params) or found != like:
+            raise TypeError(
+                f"{name}.restart returned {parts_in_words(drawn)} of shape {found}, but params are"
+                f" {parts_in_words(wanted)} of shape {like}, so its numbers would be starts of others. Build it as"
+                " `init` builds params."
+            )
         with blame(f"{name}.bounds"):
             limits = _shapes(_pair_of_bounds, family, instance)
         structures = None if limits is None else [jax.tree.structure(limit) for limit in limits]
