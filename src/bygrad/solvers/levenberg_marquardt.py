@@ -110,7 +110,9 @@ class LevenbergMarquardt(Method):
     than a tenth of `tol`, or was below `tol`, relative to x, for every param by itself (beside a large one, steps of
     all others are small), or else left a certificate below the root of `tol`, or residuals that are rounding. What ends
     otherwise may be as good: a param that runs off to infinity, where the cost hardly falls any more, has no minimum to
-    certify.
+    certify, and the same holds of a start where $J^\top r$ vanishes, a maximum say: none of its steps leads away, so
+    that it is certified at once. Do not start there. Where squares of residuals are too small for the precision (in
+    float32, residuals below 1e-16 that are no rounding), nothing is: `status` is then `UNDERFLOW`.
 
     **Guarantee (any damping rule, also a learned one that fails):** a trial is taken only if it lowers the cost by at
     least `ACCEPT` times what the model predicts. So the cost never rises, and $x$ is the best point seen. A rule's
@@ -175,7 +177,14 @@ class LevenbergMarquardt(Method):
         size = jnp.linalg.norm(weight * x)
         small_step = taken & (jnp.linalg.norm(weight * (trial - x)) <= self.tol * size)
         each = jnp.all(jnp.abs(trial - x) <= self.tol * jnp.abs(x))
-        rounding = jnp.sqrt(2 * best) <= 100 * jnp.finfo(x.dtype).eps * size
+        kind = jnp.finfo(x.dtype)
+        rounding = jnp.sqrt(2 * best) <= 100 * kind.eps * size
+        # Of squares so small some are cut to zero. They tell what is below rounding, and exact zeros have no slope; of
+        # a J that is lost as well, nothing is known.
+        least = kind.tiny / kind.eps
+        lost = taken & (best < least) & (100 * kind.eps * size < (2 * least) ** 0.5)
+        lost &= jnp.any(slope != 0) | jnp.all(jnp.diagonal(gram) < least)
+        certificate = jnp.where(lost, jnp.inf, certificate)
         close = model.each | (certificate <= jnp.sqrt(self.tol)) | rounding
         small_gain = ~first & finite & (ratio <= 2) & (jnp.abs(gained) <= 0.1 * self.tol * best)
         small_gain &= model.predicted <= 0.1 * self.tol * at.cost
@@ -184,6 +193,7 @@ class LevenbergMarquardt(Method):
         scale = jnp.where(held, jnp.diagonal(gram), scale)
         status = status_of(
             (first & ~finite, Status.NOT_FINITE),
+            (lost, Status.UNDERFLOW),
             (certificate <= self.tol, Status.CERTIFIED),
             (small_gain & ~held, Status.SMALL_GAIN),
             (model.small & close, Status.SMALL_STEP),  # it has been taken, or it was too small to lower the cost

@@ -46,6 +46,11 @@ class Status(Code):
         "A step that must lower the cost where prox is the proximal map of penalty raises it. Check prox() against"
         " penalty(): the point that minimizes step * penalty(p) + |p - params|^2 / 2.",
     )
+    UNDERFLOW = (
+        -7,
+        "The squares of the residuals are too small for the precision, so that nothing is known of the cost. Give the"
+        " data in a larger unit, or use float64.",
+    )
 
 
 STATUS: dict[int, str] = {int(code): code.sentence for code in Status}
