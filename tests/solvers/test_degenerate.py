@@ -107,8 +107,10 @@ def test_a_curvature_that_the_equations_use_up_is_none():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_slope_that_cancels_along_the_equations_is_none(dtype):
-    """Equal shares are the optimum, since all of the slope, or of what curvature leaves of it, is along the equation."""
-    family = Program(*map(jnp.asarray, (np.eye(3), np.vstack([np.ones(3), np.eye(3)]), np.arange(4) == 0, [np.inf] * 4)))
+    """Equal shares are the optimum: all of the slope, or of what curvature leaves of it, is along the equation."""
+    family = Program(
+        *map(jnp.asarray, (np.eye(3), np.vstack([np.ones(3), np.eye(3)]), np.arange(4) == 0, [np.inf] * 4))
+    )
     linear = np.outer([0.0, 0.2, 0.7, -1 / 3], np.ones(3))
     low, high = np.tile([1.0, 0.1, 0.1, 0.1], (4, 1)), np.tile([1.0, *[np.inf] * 3], (4, 1))
     found = solve(family, (linear, low, high), batch=16, dtype=dtype)

@@ -9,7 +9,17 @@ import pytest
 import scipy.optimize
 from jaxtyping import Array
 
-from bygrad.problems import Oracle, OralDose, ProblemFamily, Quadratic, QuadrotorControl, SparseCoding
+from bygrad._core.programs import kept
+from bygrad.problems import (
+    BallAndStick,
+    DampedOscillation,
+    Oracle,
+    OralDose,
+    ProblemFamily,
+    Quadratic,
+    QuadrotorControl,
+    SparseCoding,
+)
 from bygrad.problems.structured import Bounded, Composite, LeastSquares, QuadraticProgram
 from bygrad.solvers import (
     ADMM,
@@ -25,6 +35,7 @@ from bygrad.solvers import (
     solve,
 )
 from bygrad.solvers.levenberg_marquardt import GainRatio, solve_spd
+from bygrad.solvers.solution import Status
 from bygrad.solvers.solve import best_start, default_method, fitting_method, rows_at_once
 from bygrad.solvers.starts import starting_points
 
@@ -393,6 +404,10 @@ def test_the_best_of_several_starts():
     }
     assert best_start(Quadratic(), starts, 3).tolist() == [1, 1]  # the lowest cost, and solved where two are alike
     assert best_start(Quadratic(), starts, 3, solved_first=True).tolist() == [0, 1]
+    starts["cost"] *= [1, 1, 1, 1 - 1e-15, 1, 1]  # which of two is lower by rounding decides nothing
+    assert best_start(Quadratic(), starts, 3).tolist() == [1, 1]
+    starts["cost"] *= [1, 1, 1, 1 - 1e-12, 1, 1]
+    assert best_start(Quadratic(), starts, 3).tolist() == [1, 0]
     # What a program has not solved may cost less than its optimum.
     assert best_start(QuadrotorControl.build(horizon=4), starts, 3).tolist() == [2, 2]
 
@@ -899,6 +914,21 @@ class Noisy(Rosenbrock):
         return super().loss(params, instance, None) * jax.random.uniform(key)
 
 
+class OtherStart(Decay):
+    def restart(self, instance, key):
+        return {"height": jnp.ones(2), "rate": jnp.ones((1,))}
+
+
+class OtherNames(Decay):
+    def restart(self, instance, key):
+        return {"rate": jnp.ones((1,)), "slope": jnp.ones(())}
+
+
+class NoRestart(Decay):
+    def restart(self, instance, key):
+        return key.nonsense
+
+
 class Broken(Rosenbrock):
     def loss(self, params, instance, key):
         return params["gone"]
@@ -910,6 +940,12 @@ class Broken(Rosenbrock):
     [
         (Halved(), r"Halved\.bounds returned .* not a pair of params"),
         (ThreeLimits(), r"limits of shape \[3\] for params of shape \[\] at height, .* a single number for all"),
+        (
+            OtherStart(),
+            r"OtherStart\.restart returned .* of shape \[2\], \[1\], but params are .* of shape \[\], \[1\]",
+        ),
+        (OtherNames(), r"OtherNames\.restart returned a tree of arrays rate, slope .* but params are .* height, rate"),
+        (NoRestart(), r"NoRestart\.restart raised .* mend this one first"),
         (WithNumber(), r"WithNumber\.loss returned float64\[\], int64\[\]; .* return nothing else"),
         (NoParams(), r"NoParams\.init returned a tree without arrays, but .* there must be some"),
         (ComplexParams(), r"ComplexParams\.init returned complex128\[2\], but params are real"),
@@ -962,6 +998,41 @@ def test_starts_that_are_all_the_same_are_told(decays):
     assert "All 3 starts of every instance are the same" in solve(Decay(), decays, starts=3, batch=16).warnings[0]
     assert solve(Scattered(), decays, starts=3, batch=16).warnings == ()
     assert solve(Decay(), decays, batch=16).warnings == ()
+    lost = np.where(np.arange(len(decays))[:, None] == 1, np.nan, decays)
+    assert "All 3 starts" in solve(FromData(), lost, starts=3, batch=16).warnings[0]
+    near = {"height": np.full(len(decays), 1.1), "rate": np.ones((len(decays), 1))}
+    assert "All 2 starts of every instance beside x0" in solve(Decay(), decays, x0=near, starts=3, batch=16).warnings[0]
+    assert solve(Scattered(), decays, x0=near, starts=3, batch=16).warnings == ()
+
+
+class FromData(Decay):
+    """Starts are NaN where the data are."""
+
+    def init(self, instance, key):
+        return {"height": instance[0], "rate": jnp.ones((1,))}
+
+
+@pytest.mark.parametrize("unit", [1e-18, 1e-24])
+def test_of_squares_that_vanish_nothing_is_certified_unless_residuals_are_zero(unit, decays):
+    data = np.concatenate([unit * decays[:3], np.zeros((1, 9))])
+    found = solve(FromData(), data, dtype=np.float32, batch=16)
+    assert (found.status[:3] == Status.UNDERFLOW).all() and np.isinf(found.certificate[:3]).all() and found.success[3]
+    assert solve(FromData(), data, batch=16).success.all()
+
+
+def test_products_are_exact_whatever_jax_would_keep_of_them(decays):
+    told = set()
+
+    class Told(Decay):
+        def residuals(self, params, instance):
+            told.add(jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
+            return super().residuals(params, instance)
+
+    solve(Told(), decays, dtype=np.float32, batch=16)
+    before = len(kept)
+    solve(Told(), decays, dtype=np.float32, batch=16)
+    assert told == {"highest"} and len(kept) == before
+    assert jax.config.jax_default_matmul_precision is None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_an_oracle_is_solved_in_its_own_precision():
@@ -1036,6 +1107,25 @@ def test_numbers_are_instances_however_they_are_stored(stored):
     found = solve(Third(), stored_rows)
     assert found.success.all()
     np.testing.assert_allclose(found.x, stored_rows.astype(float) / 3, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("family", "size"),
+    [
+        (DampedOscillation(start="constant"), 41),
+        (DampedOscillation(start="spectrum"), 41),
+        (BallAndStick.embedded(), 102),
+        (OralDose(), 12),
+        (OralDose(start="stripping"), 12),
+    ],
+)
+def test_whole_numbers_start_where_the_same_floating_point_numbers_do(family, size):
+    whole = np.random.default_rng(0).integers(1, 9, size).astype(np.uint16)
+    both = whole, whole.astype(np.float32)
+    for start in (family.init, family.restart):
+        ours, theirs = (jax.jit(lambda it, start=start: start(it, jax.random.key(0)))(data) for data in both)
+        assert ours.dtype == theirs.dtype == np.float32
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_the_precision_of_the_caller_is_left_alone(decays):

@@ -254,7 +254,7 @@ class ADMM(Method):
         return Progress(x, cost, certificate, status, nit, at.nfev + self.inner, memory, to.scale * y)
 
     def terms(self, flat: Flat, instance: Instance, x: Float[Array, " n"], dual: Float[Array, " m"]) -> Scalar:
-        """Return the size of what a cost, and a bound by multipliers, are sums of: beside what they cancel, rounding."""
+        """Return the size of what a cost, and a bound of it by multipliers, are sums of."""
         family, to = flat.family, self.reduced
         assert isinstance(family, QuadraticProgram) and to is not None
         *_, linear, low, high = family.written_out(instance, x.dtype)

@@ -1,6 +1,8 @@
 """`solve`: a batch of instances of one family, by the classical method that fits its structure."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -102,7 +104,7 @@ def solve(
         first = starting_points(flat, instances, rows, given, starts=starts, seed=seed, batch=batch, dtype=dtype)
         each = first.reshape(len(first) // starts, starts, first.shape[1])
         results = from_every_start(method, flat, instances, each, batch=batch, watch=watch)
-        warnings += told_if_alike(family, first[:, : flat.size], starts)
+        warnings += told_if_alike(family, first[:, : flat.size], starts, given is not None)
         return as_solution(flat, best_of(flat.family, results, starts), warnings=warnings)
 
 
@@ -152,7 +154,14 @@ def precision(dtype: Any, family: ProblemFamily | None = None) -> Any:
             "An Oracle is called outside of JAX, in whose threads float64 is off: it cannot be solved in float64 as it"
             " is. Give dtype=np.float32, or call jax.config.update('jax_enable_x64', True) before the Oracle is made."
         )
-    return jax.enable_x64(kind == np.float64)
+    return _computing(kind == np.float64)
+
+
+@contextlib.contextmanager
+def _computing(double: bool) -> Iterator[None]:
+    # Of products in float32, accelerators keep 8 to 11 bits unless told otherwise: certificates would be of other data.
+    with jax.enable_x64(double), jax.default_matmul_precision("highest"):
+        yield
 
 
 def rows_at_once(
@@ -217,15 +226,17 @@ def _compare(name: str, given: dict[str, Any], like: PyTree | None) -> tuple[str
     return ()
 
 
-def told_if_alike(family: ProblemFamily, first: np.ndarray, starts: int) -> tuple[str, ...]:
-    """Return a warning where all starts of every instance, rows of `first` one below the other, are the same."""
-    each = first.reshape(-1, starts, first.shape[1])
-    if starts == 1 or not len(each) or np.any(each != each[:, :1]):
+def told_if_alike(family: ProblemFamily, first: np.ndarray, starts: int, given: bool = False) -> tuple[str, ...]:
+    """Return a warning where all starts of every instance, rows of `first` one below the other, are the same; where
+    the first ones are `given`, all others."""
+    each = first.reshape(-1, starts, first.shape[1])[:, int(given) :]
+    alike = (each == each[:, :1]) | (np.isnan(each) & np.isnan(each[:, :1]))
+    if each.shape[1] < 2 or not len(each) or not alike.all():
         return ()
     draw = "restart" if isinstance(family, Bounded) else "init"
     return (
-        f"All {starts} starts of every instance are the same, so one would have found as much in less time. Let"
-        f" {type(family).__name__}.{draw} draw from its key, or give starts=1.",
+        f"All {each.shape[1]} starts of every instance{' beside x0' * given} are the same, so one would have found as"
+        f" much in less time. Let {type(family).__name__}.{draw} draw from its key, or give starts={1 + given}.",
     )
 
 
@@ -329,7 +340,8 @@ def best_of(family: ProblemFamily, rows: Rows, starts: int) -> Rows:
 def best_start(family: ProblemFamily, rows: Rows, starts: int, solved_first: bool = False) -> np.ndarray:
     """Return for each instance which of its starts, as rows one below the other, ended best.
 
-    The best has the lowest cost, and is solved if two have the same; with `solved_first`, the other way round. Unsolved
+    The best has the lowest cost, and is solved if two have the same but for rounding, which would else decide; with
+    `solved_first`, the other way round. Unsolved
     points of quadratic programs violate constraints, so that their costs cannot be compared: there the best is solved,
     with the smallest certificate.
     """
@@ -337,7 +349,10 @@ def best_start(family: ProblemFamily, rows: Rows, starts: int, solved_first: boo
         np.where(np.isnan(values), np.inf, values).reshape(-1, starts)
         for values in (rows["cost"], rows["certificate"], (rows["status"] <= 0).astype(float))
     )
-    order = [cost, unsolved] if not solved_first else [unsolved, cost]
+    lowest = cost.min(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # infinite ones
+        alike = (cost == lowest) | (cost - lowest <= 100 * np.finfo(cost.dtype).eps * np.abs(lowest))
+    order = [np.where(alike, lowest, cost), unsolved, cost] if not solved_first else [unsolved, cost]
     if isinstance(family, QuadraticProgram):
         order = [unsolved, certificate]
     return np.lexsort(order[::-1], axis=1)[:, 0]  # the last key counts first
