@@ -121,7 +121,7 @@ def test_replay_equals_backpropagation_without_second_derivatives(family, name, 
     with jax.enable_x64(x64):
         optimizer = build(name, x64)
         windows = Windows(FAMILIES[family], horizon=4, truncation=2, instances=2)
-        state = eqx.filter_jit(windows.begin)(optimizer, jax.random.key(1, impl="unsafe_rbg"))
+        state = eqx.filter_jit(windows.begin)(optimizer, jax.random.key(2))
         assert 4 in state.step + 2
         for _ in range(2):
             replayed, after = replay(optimizer, windows, state)
@@ -159,7 +159,7 @@ def test_replay_equals_backpropagation_on_the_families_of_the_package(name):
         optimizer = Nesterov(1e-5)  # small enough for all of them
         family = convolutional() if name == "convolution" else find_family(name)
         windows = Windows(family, horizon=2, truncation=2, instances=1)
-        state = eqx.filter_jit(windows.begin)(optimizer, jax.random.key(1, impl="unsafe_rbg"))
+        state = eqx.filter_jit(windows.begin)(optimizer, jax.random.key(1))
         assert_equal(
             replay(optimizer, windows, state)[0], backprop(optimizer, windows, state)[0], 1e-8 if x64 else 1e-5
         )
@@ -224,7 +224,7 @@ class HalfBlind(ProblemFamily):
 def test_meta_gradients_are_finite_where_gradients_vanish(name, horizon):
     optimizer = build(name, False)
     windows = Windows(HalfBlind(), horizon, truncation=1, instances=1)
-    state = eqx.filter_jit(windows.begin)(optimizer, jax.random.key(0, impl="unsafe_rbg"))
+    state = eqx.filter_jit(windows.begin)(optimizer, jax.random.key(0))
     # No third with `Backprop(False)`: its terms are part of the sum of `Backprop(True)`, where a NaN cannot cancel.
     for estimator in (Replay(), Backprop(True)):
         estimated, inner = eqx.filter_jit(estimator.estimate), state

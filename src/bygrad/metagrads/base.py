@@ -42,7 +42,7 @@ def mean_of_live(gradient: PyTree, losses: Float[Array, " instances"], live: Boo
     """
     part = jnp.mean(live.astype(losses.dtype))
     loss = jnp.mean(jnp.where(live, losses, 0)) / part
-    gradient = jax.tree.map(lambda leaf: jnp.where(part > 0, leaf, 0) / part, gradient)
+    gradient = jax.tree.map(lambda leaf: jnp.where(part > 0, leaf, 0) / part.astype(leaf.dtype), gradient)
     return Estimate(loss, gradient, losses, lost=1 - part, weight=part)
 
 

@@ -174,15 +174,16 @@ def _meta_step_of_part(
 
 def _mean(
     devices: Devices, estimate: Estimate, asked: Array | None
-) -> tuple[tuple[PyTree, Scalar], Any, Any, Any, Any]:
+) -> tuple[tuple[PyTree, Scalar], Array | None, Scalar | None, Scalar | None, Scalar | None]:
     """Average over the devices, in one message; gradient and loss by the weight of each device's estimate."""
-    weight, own = estimate.weight if devices.count > 1 else None, (estimate.gradient, estimate.loss)
-    if weight is not None:
-        own = jax.tree.map(lambda leaf: jnp.where(weight > 0, weight * leaf, 0), own)
-    own, weight, *rest = devices.mean((own, weight, asked, estimate.square, estimate.clipped, estimate.lost))
-    if weight is not None:
-        own = jax.tree.map(lambda leaf: leaf / weight, own)
-    return own, *rest
+    parts = (estimate.gradient, estimate.loss), asked, estimate.square, estimate.clipped, estimate.lost
+    weight = estimate.weight
+    if weight is None or devices.count == 1:
+        return devices.mean(parts)
+    weighted = jax.tree.map(lambda leaf: jnp.where(weight > 0, weight.astype(leaf.dtype) * leaf, 0), parts[0])
+    weighted, total, *others = devices.mean((weighted, weight, *parts[1:]))
+    asked, square, clipped, lost = others
+    return jax.tree.map(lambda leaf: leaf / total.astype(leaf.dtype), weighted), asked, square, clipped, lost
 
 
 begin = Program(_begin, runs="seldom")
