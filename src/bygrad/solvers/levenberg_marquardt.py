@@ -110,9 +110,9 @@ class LevenbergMarquardt(Method):
     than a tenth of `tol`, or was below `tol`, relative to x, for every param by itself (beside a large one, steps of
     all others are small), or else left a certificate below the root of `tol`, or residuals that are rounding. What ends
     otherwise may be as good: a param that runs off to infinity, where the cost hardly falls any more, has no minimum to
-    certify, and the same holds of a start where $J^\top r$ vanishes, a maximum say: none of its steps leads away, so
-    that it is certified at once. Do not start there. Where squares of residuals are too small for the precision (in
-    float32, residuals below 1e-16 that are no rounding), nothing is: `status` is then `UNDERFLOW`.
+    certify. What is certified is a point where $J^\top r$ vanishes, most often a minimum. A start may be one that is no
+    minimum, and is certified at once: do not start there. Nothing is certified where squares of residuals are too small
+    for the precision (in float32, of data below 1e-11, residuals below 1e-16): `status` is then `UNDERFLOW`.
 
     **Guarantee (any damping rule, also a learned one that fails):** a trial is taken only if it lowers the cost by at
     least `ACCEPT` times what the model predicts. So the cost never rises, and $x$ is the best point seen. A rule's
