@@ -91,12 +91,14 @@ class Parts:
     def claim(self, identity: dict[str, Any], resume: bool, display: Display) -> None:
         """Read how far the run of this identity is, after checking that the folder is this run's where it exists.
 
-        Where `out` exists as well, the run was killed after it had written `out`, and only the folder is left to
-        remove; where `out` alone exists and says that it is of this run, nothing is left to do. Processes other than 0
-        wait until that has said how large blocks are, or has joined all of them.
+        Where `out` exists as well and says that it is of this run, that was killed after it had written it, and only
+        the folder is left to remove; where there is no folder, nothing is left to do. Any other `out` stays. Processes
+        other than 0 wait until that has said how large blocks are, or has joined all of them.
         """
         self._identity, told = identity, False
         if self.index == 0:
+            if resume:
+                self._read_plan()
             finished = resume and self._is_finished()
             if finished and not self._path.exists():
                 display.say(f"{self.out} is finished: there is nothing to go on with")
@@ -109,7 +111,6 @@ class Parts:
                 raise FileExistsError(
                     f"{self.folder} holds an interrupted run. Go on with it (--resume), or remove the folder."
                 )
-            self._read_plan()
             return
         while not self.out.exists() and not self._read_plan():
             if not told:
