@@ -37,7 +37,7 @@ unit: .venv/.installed-test
 	@echo "pytest, `$(BIN)/python --version`"
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
-# What `unit` leaves out, for a change that reaches far: a quarter of an hour more. Every benchmark runs, at a small size.
+# What `unit` leaves out, for a change that reaches far: half an hour more. Every benchmark runs, at a small size.
 slow: .venv/.installed-test
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m slow
 
