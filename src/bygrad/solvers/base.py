@@ -229,7 +229,7 @@ def _check_functions(params: Params, family: ProblemFamily, instance: Instance) 
         check_value(name, _value_without_noise(params, family, instance))
     if isinstance(family, Bounded):
         with blame(f"{name}.restart"):
-            other = _shapes(lambda family, one: family.restart(one, jax.random.key(0)), family, instance)
+            other = _shapes(lambda family, one: family.restart(one, key_of(0)), family, instance)
         (drawn, found), (wanted, like) = (
             (leaves, trees.in_words(list(leaf.shape) for leaf in leaves.values()))
             for leaves in map(trees.named_leaves, (other, params))
