@@ -212,7 +212,7 @@ def never(step: int) -> bool:
 @pytest.mark.parametrize(
     "told",
     [
-        pytest.param(never, id="never"),
+        pytest.param(never, id="never", marks=pytest.mark.slow),
         pytest.param(lambda step: step % 5 < 4, id="most", marks=pytest.mark.slow),
         pytest.param(lambda step: step % 2 == 0, id="half", marks=pytest.mark.slow),
         pytest.param(lambda step: step >= 15, id="late", marks=pytest.mark.slow),

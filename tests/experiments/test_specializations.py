@@ -125,6 +125,7 @@ def test_lbfgs_knows_a_sample_of_what_begins_at_one_loss_for_all_minibatches():
     assert lbfgs_in_time(family, protocol, 60.0)[1]["minibatches"] == LBFGS_SAMPLE
 
 
+@pytest.mark.slow
 def test_lbfgs_descends_the_training_loss_where_it_is_judged_by_the_held_out_one():
     protocol = Protocol(30, runs=4, tuning_runs=1, second_order_runs=0)
     _, found = lbfgs_in_time(HeldOut(Split(0.0)), protocol, 60.0)

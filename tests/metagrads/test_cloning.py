@@ -161,6 +161,7 @@ def test_of_many_coordinates_some_are_kept():
         np.testing.assert_array_equal(whole.seen.grads[:, instance, chosen], state.seen.grads[:, instance])
 
 
+@pytest.mark.slow
 def test_what_is_kept_does_not_go_by_where_it_begins():
     """A start is normal, with mean 0, and so is the part of it that is drawn from another key."""
     windows = Windows(Quadratic(4 * KEPT, scale=1.0), horizon=1, truncation=1, instances=50)
@@ -181,6 +182,7 @@ class Parted(Quadratic):
         return super().loss(jnp.concatenate([params["conv"]["weight"], params["rest"]]), instance, key)
 
 
+@pytest.mark.slow
 def test_parts_are_cloned_together_as_the_whole():
     lstm, windows = LSTM(jax.random.key(1), (3,)), dataclasses.replace(WINDOWS, family=Parted(5))
     parts = Partition(parts={"convolutions": lstm, "rest": lstm})

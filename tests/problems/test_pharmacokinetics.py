@@ -41,6 +41,7 @@ def test_the_wright_omega_function_solves_its_equation(dtype, error):
     np.testing.assert_allclose(slope, w / (1 + w), rtol=4e-5 if dtype == np.float32 else 1e-12)
 
 
+@pytest.mark.slow
 def test_errors_are_as_small_as_the_family_says():
     with jax.enable_x64(True):
         draws = jax.random.normal(jax.random.key(0), (2000, 4), np.float64)
@@ -69,6 +70,7 @@ def test_nothing_is_left_long_after_all_is_eliminated_and_derivatives_know_it():
     np.testing.assert_allclose(found[-1], np.log(1e-4), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stripped_curve_is_nearer_than_the_middle_patient():
     middle, stripped = OralDose(), OralDose(start="stripping")
     patients = middle.center() + jnp.array(SPREAD) * jax.random.normal(jax.random.key(0), (256, 4))

@@ -169,7 +169,8 @@ def test_what_has_no_solution_teaches_nothing(tried):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(eqx.filter(doubt, eqx.is_inexact_array)))
 
 
-@pytest.mark.parametrize(("known", "candidates"), [pytest.param(3, 1, marks=pytest.mark.slow), (4, 3)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("known", "candidates"), [(3, 1), (4, 3)])
 def test_of_next_to_no_instances_no_doubt_is_learned(family, plain, known, candidates):
     data = signals(family, 60, 1)
     data[known:] = np.nan

@@ -446,6 +446,7 @@ class Weighted(Plan):
         return jnp.diag(jnp.asarray(self.weights)), super().matrices[1]
 
 
+@pytest.mark.slow
 def test_a_program_is_reduced_once_for_its_family_and_never_for_another(data, monkeypatch):
     reduced = []
     monkeypatch.setattr(admm, "reduce_program", lambda *given: reduced.append(given) or reduce_program(*given))

@@ -104,6 +104,7 @@ def bytes_needed(optimizer: Optimizer, truncation: int, segment: int) -> int:
     return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "segments"),
     [
