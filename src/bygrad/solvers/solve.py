@@ -341,9 +341,8 @@ def best_start(family: ProblemFamily, rows: Rows, starts: int, solved_first: boo
     """Return for each instance which of its starts, as rows one below the other, ended best.
 
     The best has the lowest cost, and is solved if two have the same but for rounding, which would else decide; with
-    `solved_first`, the other way round. Unsolved
-    points of quadratic programs violate constraints, so that their costs cannot be compared: there the best is solved,
-    with the smallest certificate.
+    `solved_first`, the other way round. Unsolved points of quadratic programs violate constraints, so that their costs
+    cannot be compared: there the best is solved, with the smallest certificate.
     """
     cost, certificate, unsolved = (
         np.where(np.isnan(values), np.inf, values).reshape(-1, starts)
