@@ -19,7 +19,7 @@ from bygrad.problems import LeastSquares, QuadraticProgram
 from bygrad.solvers import ADMM, STATUS, LearnedSolver, LevenbergMarquardt, solve
 from bygrad.solvers.card import Card
 from bygrad.solvers.drift import Usual
-from bygrad.workflows import Display, parts, solve_file, solving
+from bygrad.workflows import Display, instances, parts, solve_file, solving
 
 FILE = """
 import jax.numpy as jnp
@@ -187,7 +187,7 @@ def test_what_an_npz_holds_stays_on_the_disk_unless_it_is_compressed(tmp_path):
     join_arrays_atomically(tmp_path / "ours.npz", [tmp_path / "numpy.npz"], ["signal"], rows=5)
     for name in ("numpy", "ours", "compressed"):
         file = tmp_path / f"{name}.npz"
-        found = solving._arrays_in(file)
+        found = instances.arrays_in(file)
         assert found.keys() == ({"signal"} if name == "ours" else arrays.keys())
         for path, leaf in found.items():
             np.testing.assert_array_equal(leaf, arrays[path])
@@ -199,7 +199,7 @@ def test_what_an_npz_holds_stays_on_the_disk_unless_it_is_compressed(tmp_path):
     with zipfile.ZipFile(tmp_path / "short.npz", "w") as short:
         short.writestr("signal.npy", (tmp_path / "signal.npy").read_bytes()[:-8])
     with pytest.raises(ValueError, match="neither an npy nor an npz file"):
-        solving._arrays_in(tmp_path / "short.npz")
+        instances.arrays_in(tmp_path / "short.npz")
 
 
 @pytest.mark.parametrize("changed", ["data", "x0"])

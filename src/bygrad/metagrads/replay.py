@@ -13,7 +13,6 @@ from ..unroll import (
     Windows,
     cotangents,
     instance_axes,
-    of_live,
     replay,
     replay_coordinates,
     replay_in_segments,
@@ -142,9 +141,8 @@ class Replay(Estimator):
         def gather(array: Shaped[Array, "... b n"]) -> Shaped[Array, "... bm"]:
             return trees.take_coordinates(array, chosen).reshape(*array.shape[:-2], -1)
 
-        seen = of_live(trajectory.live, trajectory.grads, 1)
         cots = gather(weights) * importance.reshape(-1)
-        return replay_coordinates(optimizer, gather(seen), jax.tree.map(gather, trajectory.start), cots)
+        return replay_coordinates(optimizer, gather(trajectory.grads), jax.tree.map(gather, trajectory.start), cots)
 
 
 UNIFORM = 0.3

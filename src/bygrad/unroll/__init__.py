@@ -1,7 +1,7 @@
 """Runs an optimizer on problem instances: rollouts, what they record, and their replay."""
 
 from .lift import Lifted, lift, lift_by_vmap
-from .replay import cotangents, of_live, replay, replay_coordinates, replay_parts, without_lost
+from .replay import cotangents, replay, replay_coordinates, replay_parts, without_lost
 from .rollout import (
     Inner,
     Trajectory,
@@ -37,7 +37,6 @@ __all__ = [
     "lift_by_vmap",
     "loss_curves",
     "observe",
-    "of_live",
     "replay",
     "replay_coordinates",
     "replay_in_segments",

@@ -49,47 +49,32 @@ def replay(optimizer: AnyOptimizer, trajectory: Trajectory, weights: PyTree) -> 
     if isinstance(optimizer, Partition):
         return replay_parts(optimizer, trajectory, weights, replay)
     if isinstance(optimizer, Coordinatewise):
-        seen = of_live(trajectory.live, trajectory.grads, 1)
-        grads, cots = (array.reshape(array.shape[0], -1) for array in (seen, weights))
+        grads, cots = (array.reshape(array.shape[0], -1) for array in (trajectory.grads, weights))
         state = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], -1), trajectory.start)
         return replay_coordinates(optimizer, grads, state, cots)
-
-    def pulled(trajectory: Trajectory) -> AnyOptimizer:
-        step, seen = watch(trajectory)
-        return _pull(optimizer, step, trajectory.start, seen, weights)
-
-    if trajectory.live is None:
-        return pulled(trajectory)
-    # What is put in the place of something else is kept for the way back: 5 % of a meta-step, and it is seldom needed.
-    every = jnp.all(trajectory.live)
-    return jax.lax.cond(every, lambda: pulled(trees.replaced(trajectory, live=None)), lambda: pulled(trajectory))
+    step, seen = watch(trajectory)
+    return _pull(optimizer, step, trajectory.start, seen, weights)
 
 
 def without_lost(
     optimizer: Optimizer, trajectory: Trajectory, weights: PyTree, live: Bool[Array, " instances"]
 ) -> tuple[Trajectory, PyTree]:
-    """Let instances that are not live count for nothing in a replay: with cotangents of zero, of what a live instance
-    saw, as zero times what is not finite is no zero. Where none is live, nothing comes of it that is finite."""
-    axes = lift(optimizer).axes(trajectory.start)
+    """Let instances that are not live count for nothing in a replay: with cotangents of zero, of what the first live
+    instance saw, as zero times what is not finite is no zero. Where none is live, nothing comes of it that is finite.
+    """
+    seen = (trajectory.start, trajectory.grads, trajectory.params, trajectory.value)
+    steps = jax.tree.map(lambda leaf: 1, seen[1:])
+    axes = (lift(optimizer).axes(trajectory.start), *steps)
 
-    def replaced(start: State) -> State:
-        return jax.tree.map(lambda leaf, axis: of_live(live, leaf, axis), start, axes)
-
-    weights = jax.vmap(lambda weights: trees.select_rows(live, weights, jax.tree.map(jnp.zeros_like, weights)))(weights)
-    start = trees.seldom(~jnp.all(live), replaced, trajectory.start)
-    return trees.replaced(trajectory, start=start, live=live), weights
-
-
-def of_live(live: Bool[Array, " instances"] | None, tree: PyTree, axis: int) -> PyTree:
-    """Put what the first live instance has in the place of what those have that are not live; `axis`: theirs."""
-    if live is None:
-        return tree
-
-    def replaced(leaf: Array) -> Array:
+    def of_live(leaf: Array, axis: int) -> Array:
         first = jax.lax.dynamic_index_in_dim(leaf, jnp.argmax(live), axis)
         return jnp.where(jnp.expand_dims(live, [i for i in range(leaf.ndim) if i != axis]), leaf, first)
 
-    return jax.tree.map(replaced, tree)
+    weights = jax.vmap(lambda weights: trees.select_rows(live, weights, jax.tree.map(jnp.zeros_like, weights)))(weights)
+    # Before, and not while, it is replayed: what is put in the place of something else is kept for the way back.
+    seen = trees.seldom(~jnp.all(live), lambda seen: jax.tree.map(of_live, seen, axes), seen)
+    start, grads, params, value = seen
+    return trees.replaced(trajectory, start=start, grads=grads, params=params, value=value), weights
 
 
 def watch(trajectory: Trajectory) -> tuple[Callable[[Any, State, PyTree], tuple[PyTree, State]], PyTree]:
@@ -101,7 +86,7 @@ def watch(trajectory: Trajectory) -> tuple[Callable[[Any, State, PyTree], tuple[
 
     def step(optimizer: Optimizer, state: State, seen: tuple) -> tuple[PyTree, State]:
         *observed, key = seen
-        grads, params, value = of_live(trajectory.live, trees.widened(observed), 0)
+        grads, params, value = trees.widened(observed)
         updates, after = lift(optimizer, in_blocks=False).update(grads, state, params, value, key)
         return updates, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state)
 
@@ -149,7 +134,7 @@ def seen_by_parts(optimizer: Partition, trajectory: Trajectory) -> dict[str, Tra
     for name in trajectory.grads:
         start, grads, params, end_grads = (tree[name] for tree in arranged)
         ends = end_grads, trajectory.end_value
-        seen[name] = Trajectory(start, grads, params, trajectory.value, keys[name], *ends, trajectory.live)
+        seen[name] = Trajectory(start, grads, params, trajectory.value, keys[name], *ends)
     return seen
 
 

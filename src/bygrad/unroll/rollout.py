@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from .._core import trees
 from .._core.draws import own_keys
@@ -30,8 +30,7 @@ class Trajectory(eqx.Module):
 
     `grads`, `params`: arranged as by `Lifted.see`, leaves `[K, instances, ...]`. `value`: `[K, instances]`. `key`:
     `[K, instances]`. `start`: the optimizer's state before the window. `end_grads` and `end_value`: gradient and loss
-    after the last update, which the optimizer has not seen yet. `live`: the instances that count in a replay; `None`:
-    all (`without_lost`).
+    after the last update, which the optimizer has not seen yet.
     """
 
     start: State
@@ -41,7 +40,6 @@ class Trajectory(eqx.Module):
     key: Shaped[PRNGKeyArray, "k instances"]
     end_grads: PyTree
     end_value: Float[Array, " instances"]
-    live: Bool[Array, " instances"] | None = None
 
 
 def draw(

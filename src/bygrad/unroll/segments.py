@@ -20,7 +20,7 @@ from .._core.types import State
 from ..optimizers import Coordinatewise, Optimizer, Partition
 from ..problems import ProblemFamily
 from .lift import lift
-from .replay import cotangents, join_parts, of_live, seen_by_parts, watch, without_lost
+from .replay import cotangents, join_parts, seen_by_parts, watch, without_lost
 from .rollout import Inner, Trajectory, observe, rollout
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -58,8 +58,7 @@ def replay_in_segments(
         trajectory = eqx.tree_at(lambda it: it.end_grads, trajectory, later)
         trajectory, weights = without_lost(optimizer, trajectory, cotangents(trajectory), live)
         part, before = _pull_back(optimizer, trajectory, weights, state_cotangent)
-        first = of_live(live, trees.rows(trajectory.grads, 0), 0)
-        later = jax.tree.map(lambda grads, weight: grads + weight[0], first, weights)
+        later = jax.tree.map(lambda grads, weight: grads[0] + weight[0], trajectory.grads, weights)
         return (jax.tree.map(jnp.add, theta, part), later, before), None
 
     nothing = jax.tree.map(jnp.zeros_like, eqx.filter((optimizer, end.optimizer_state), eqx.is_inexact_array))
@@ -149,8 +148,7 @@ def _pull_coordinates_back(
         ends = jax.tree.map(lambda s, c: jnp.sum(s * c), eqx.filter(state, eqx.is_inexact_array), cots[1])
         return jnp.sum(terms) + sum(jax.tree.leaves(ends), start=jnp.zeros(()))
 
-    seen = of_live(trajectory.live, trajectory.grads, 1)
-    grads, weights, start, fixed_start = joined((seen, weights, moving[1], fixed[1]))
+    grads, weights, start, fixed_start = joined((trajectory.grads, weights, moving[1], fixed[1]))
     count = grads.shape[-1]
     width = min(optimizer.block, count)
 
