@@ -334,6 +334,57 @@ def test_the_depth_is_that_of_what_is_trained_and_not_of_what_has_a_gradient_now
     assert off(updates(lambda param: None)[:5], updates(torch.zeros_like)[:5]) < 1e-6
 
 
+@pytest.mark.parametrize("guarded", [False, True])
+def test_layers_that_are_frozen_under_way_make_no_step_of_the_others_larger(guarded, artifacts):
+    """Also where the run is resumed since then."""
+    rng = np.random.default_rng(0)
+    start, grads = ([rng.standard_normal((4, 4)) for _ in range(9)] for _ in range(2))
+    guard = TorchAdam(1e-2) if guarded else None
+
+    def last(frozen: bool, resumed: bool) -> np.ndarray:
+        params = tensors(start)
+        optimizer = LearnedOptimizer(params, artifacts["Controller"], horizon=200, guard=guard)
+        given = {"value": 1.0} if guarded else {}
+        for step in range(3):
+            set_grads(params, grads)
+            for param in params[:-1] if frozen and step else []:
+                param.requires_grad_(False)
+                param.grad = None
+            if resumed and step == 2:
+                saved = copy.deepcopy(optimizer.state_dict())
+                optimizer = LearnedOptimizer(params, artifacts["Controller"], horizon=200, guard=guard)
+                optimizer.load_state_dict(saved)
+            optimizer.step(**given)
+        return params[-1].detach().numpy()
+
+    for resumed in (False, True):
+        np.testing.assert_allclose(last(True, resumed), last(False, False), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_param_that_gets_another_shape_is_refused_and_one_of_another_dtype_goes_on(name, artifacts):
+    param = tensors([np.ones((2, 3))], torch.float32)[0]
+    optimizer = LearnedOptimizer([param], artifacts[name])
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    param.data, param.grad = param.data.double(), None
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert {it.dtype for it in optimizer.state[param].values() if it.is_floating_point()} >= {torch.float64}
+    before = param.data.clone()
+    for shape in ((3, 2), (2,)):
+        param.grad = None
+        param.data = torch.ones(shape, dtype=torch.float64)
+        param.grad = torch.ones_like(param)
+        with pytest.raises(ValueError, match=re.escape(f"for a param of shape {list(shape)}")):
+            optimizer.step()
+        assert torch.equal(param, torch.ones(shape, dtype=torch.float64))
+    param.grad, param.data = None, before.clone()
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert not torch.equal(param, before)
+
+
 @pytest.mark.parametrize("precision", ["highest", "medium"])
 def test_the_precision_of_a_users_products_is_none_of_a_rules(precision):
     artifact, before = load(find("paper/mnist")), torch.get_float32_matmul_precision()
@@ -557,6 +608,48 @@ def test_params_and_gradients_of_any_memory_layout(name, block, artifacts, monke
     LearnedOptimizer(strided, artifacts[name]).step()
     assert not strided[0].is_contiguous()
     np.testing.assert_allclose(strided[0].detach(), plain[0].detach(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["Controller with reach", "Controller with decay"])
+@pytest.mark.parametrize("block", [2**19, 100])
+@pytest.mark.parametrize("like", ["params", "gradients", "neither"])
+def test_moments_lie_in_memory_as_their_params_do(like, block, name, artifacts, monkeypatch):
+    """Channels last, say; a state that was saved of others is arranged so too."""
+    monkeypatch.setattr(torch_controller, "BLOCK", block)
+    rng = np.random.default_rng(0)
+    start, *grads = ([rng.standard_normal((70, 6, 3, 3)), rng.standard_normal(6)] for _ in range(4))
+    plain, last = tensors(start), tensors(start)
+    if like != "gradients":
+        last[0].data = last[0].data.contiguous(memory_format=torch.channels_last)
+    trained, optimizer = LearnedOptimizer(plain, artifacts[name]), LearnedOptimizer(last, artifacts[name])
+    run(trained, plain, grads[:1])
+    optimizer.load_state_dict(copy.deepcopy(trained.state_dict()))
+    last[0].data.copy_(plain[0].data)
+    last[1].data.copy_(plain[1].data)
+    for one in grads[1:]:
+        run(trained, plain, [one])
+        set_grads(last, one)
+        if like != "neither":
+            last[0].grad = last[0].grad.contiguous(memory_format=torch.channels_last)
+        optimizer.step()
+    for entry in ("mean", "square"):
+        assert optimizer.state[last[0]][entry].stride() == last[0].stride()
+    assert (last[0].is_contiguous()) == (like == "gradients")
+    for one, other in zip(last, plain, strict=True):
+        np.testing.assert_allclose(one.detach(), other.detach(), rtol=1e-10)
+
+
+def test_rates_that_differ_by_group_wait_for_no_device(artifacts):
+    """Tensors without data stand for an accelerator, from which no number could be read."""
+    params = [torch.nn.Parameter(torch.ones(3, device="meta")) for _ in range(4)]
+    groups = [{"params": params[:2]}, {"params": params[2:3], "lr": 0.5}, {"params": params[3:], "lr": torch.ones(())}]
+    rates = torch_controller._together([0.5, 0.5, 0.25, torch.tensor(2.0)], torch.ones(()))
+    assert rates.tolist() == [0.5, 0.5, 0.25, 2.0]
+    optimizer = LearnedOptimizer(groups, artifacts["Controller"], horizon=9)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert optimizer.state[params[0]]["mean"].device.type == "meta"
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -971,6 +1064,37 @@ def test_the_horizon_of_a_guard_comes_with_its_state(small):
     set_grads(params, [np.ones(3)])
     optimizer.step(value=1.0)
     assert optimizer.state_dict()["param_groups"][0]["guard"]["horizon"] == 100
+
+
+def test_the_horizon_of_a_guard_is_not_replaced_by_another(small):
+    params = tensors([np.ones(3)])
+    saved = LearnedOptimizer(params, small, guard=TorchAdam(0.01), horizon=100)
+    optimizer = LearnedOptimizer(params, small, guard=TorchAdam(0.01), horizon=200)
+    with pytest.raises(ValueError, match="saved in a run of 100 steps, and this optimizer was made for 200"):
+        optimizer.load_state_dict(saved.state_dict())
+
+
+def test_a_horizon_that_is_changed_under_way_is_remarked_on_and_saved_as_it_is(artifacts, recwarn):
+    params = tensors([np.ones((3, 3))])
+
+    def made(horizon: int) -> Any:
+        return LearnedOptimizer(params, artifacts["Controller"], horizon=horizon)
+
+    optimizer = made(100)
+    set_grads(params, [np.ones((3, 3))])
+    optimizer.step()
+    optimizer.param_groups[0]["horizon"] = 500
+    with pytest.warns(UserWarning, match="changed under way: params that have taken a step keep that of their first"):
+        optimizer.step()
+    recwarn.clear()
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match="saved in a run of 100 steps"):
+        made(500).load_state_dict(saved)
+    resumed = made(100)
+    resumed.load_state_dict(saved)
+    resumed.step()
+    assert not recwarn.list
 
 
 def test_a_schedule_of_what_would_be_ignored_is_refused(small):

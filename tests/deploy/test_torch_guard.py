@@ -535,6 +535,71 @@ def test_the_envelope_is_that_of_jax(artifact):
     assert optimizer.report()["outside"] == 12
 
 
+class Stepping(InTorch):
+    """Counts its steps, of all params."""
+
+    steps = 0
+
+    def step(self, grads, states, params, value=None):
+        self.steps += 1
+        return super().step(grads, states, params, value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_outside_its_envelope_for_good_the_learned_rule_takes_no_steps(share, artifact):
+    rule, params = Stepping(0.1), parameters()
+    options = {"envelope": Envelope(horizon=20), "share": share, "growth": 0.0}
+    optimizer = guarded(artifact, params, rule, **options)
+    with pytest.warns(UserWarning):
+        taken = [(advance(optimizer, params, Descent()), rule.steps)[1] for _ in range(30)]
+    assert taken[-1] == taken[19] > 0
+
+
+@pytest.mark.parametrize("init_scale", [2.0**16, 2.0**60])
+def test_a_gradient_scaler_lets_a_guard_return_from_where_no_scale_helps(init_scale, artifact):
+    """From a point whose loss overflows in half precision, that is; also where the first scales are too large."""
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = guarded(artifact, [weight], InTorch(-30.0, kind="number"))
+    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        wanted = torch.full((3,), 100.0, dtype=torch.float16)
+        loss = ((100 * weight).half() - wanted).square().float().mean() / 1e4
+        scaler.scale(loss).backward()
+        scaler.step(optimizer, value=loss)
+        scaler.update()
+        return float(loss.detach())
+
+    for _ in range(300):
+        loss = step()
+    assert loss < 1e-3 and weight.isfinite().all()
+    assert optimizer.report()["trials"] >= 1 and optimizer.report()["won"] == 0
+    assert 1.0 <= scaler.get_scale() < init_scale or init_scale == 2.0**16
+
+
+def test_a_gradient_scaler_changes_no_step_and_what_overflows_by_scale_alone_is_left_out(artifact):
+    def run(scaler: Any, unscale: bool = False) -> tuple[Any, dict[str, Any]]:
+        weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+        optimizer = guarded(artifact, [weight], InTorch(0.3))
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = weight.square().sum()
+            scaler.scale(loss).backward()
+            if unscale:
+                scaler.unscale_(optimizer)
+            scaler.step(optimizer, value=loss)
+            scaler.update()
+        return weight.detach(), optimizer.report()
+
+    plain = run(torch.amp.GradScaler("cpu", enabled=False))
+    for unscale in (False, True):
+        found = run(torch.amp.GradScaler("cpu", init_scale=2.0**10), unscale)
+        assert torch.equal(found[0], plain[0]) and found[1] == plain[1]
+    _, told = run(torch.amp.GradScaler("cpu", init_scale=2.0**127))  # too large for a step or two
+    assert told["bad_inputs"] == 0 and 50 <= told["steps"] < 60
+
+
 def test_an_envelope_refuses_and_warns_as_told(artifact):
     def run(action: str) -> None:
         params = parameters()

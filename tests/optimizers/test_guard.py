@@ -1,5 +1,6 @@
 """The guard: finite in all cases; the fallback's path where the learned optimizer is bad, else the learned one's."""
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -270,6 +271,16 @@ def test_no_trial_begins_that_the_envelope_would_end():
     for it, trials in ((long, 0), (guard.declare(100), 1)):
         _, _, state = run(it, Bowl(jnp.asarray(0.0)), jax.random.split(jax.random.key(5), 2), 90)
         assert set(state.watch.trials.tolist()) == {trials}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_outside_its_envelope_for_good_the_learned_optimizer_takes_no_steps(share):
+    for envelope, most in ((Envelope(horizon=20), 20), (Envelope(parameter_count=1_000), 0)):
+        guard = Guard(TurnsBad(), SGD(0.02), envelope=envelope, share=share, growth=0.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _, _, state = run(guard, Bowl(jnp.zeros(())), jax.random.split(jax.random.key(4), 1), 60)
+        assert int(state.learned[0]) <= most and int(state.outside[0]) == 60 - most
 
 
 def test_in_float64_an_offset_of_the_loss_changes_no_decision():

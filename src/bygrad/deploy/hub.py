@@ -26,8 +26,8 @@ def push(artifact: str | os.PathLike[str], repo: str, *, revision: str = "main",
     """Upload an artifact and its model card to a repository, which is made if there is none; return the commit.
 
     **Arguments:** `artifact`: a shipped artifact by name, or a file. `repo`: `owner/name`. `revision`: the branch to
-    commit to, made if there is none. `private`: whether a new repository is hidden. The token is that of `hf auth
-    login`, or `HF_TOKEN`.
+    commit to, made if there is none. `private`: hide a new repository; else it is as its owner, an organization
+    say, has new ones. The token is that of `hf auth login`, or `HF_TOKEN`.
 
     **Raises:** `ArtifactError` for a file that is not whole, or holds a solver; `ImportError` without the extra `hub`;
     `ConnectionError` with what the Hub answered.
@@ -42,7 +42,7 @@ def push(artifact: str | os.PathLike[str], repo: str, *, revision: str = "main",
         )
     with _explained(f"{read.manifest.name} could not be uploaded to {repo}"):
         api = hub.HfApi()
-        api.create_repo(repo, private=private, exist_ok=True)
+        api.create_repo(repo, private=private or None, exist_ok=True)
         if revision != "main":
             api.create_branch(repo, branch=revision, exist_ok=True)
         files = {FILE: to_bytes(read), "README.md": model_card(read.manifest, repo, FILE).encode()}

@@ -1,7 +1,5 @@
 """Artifacts as PyTorch optimizers. This module and what it imports never import JAX."""
 
-import functools
-import inspect
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,11 +14,29 @@ from .._core.remarks import remark
 from .._core.sizes import NO_HORIZON, horizons, whole_number
 from ..artifacts import Artifact, Step, find
 from ..artifacts import load as load_artifact
+from .torch_arguments import (
+    FIRST,
+    NO_LOSS,
+    OF_OTHER_RULES,
+    OTHER_HORIZON,
+    PAST,
+    SKIPS,
+    SMALL,
+    SMALL_RATE,
+    Kind,
+    check_horizon,
+    declare,
+    deepen,
+    horizon_of,
+    kind_of,
+    one_number,
+    with_guard,
+)
 from .torch_rules import RULES, Adam, Controller, Envelope, Guard, Rule, Scheduled, rule_of
 from .torch_rules.base import TensorState, exact
 from .torch_rules.controller import depth_of
 
-_THETA, _GUARD, _STEPS, _DEPTH = "theta", "guard", "steps", "depth"
+_THETA, _GUARD, _STEPS, _DEPTH, _DEEPEST = "theta", "guard", "steps", "depth", "deepest"
 
 __all__ = ["Adam", "Envelope", "Guard", "LearnedOptimizer", "Rule", "replay"]
 
@@ -78,17 +94,20 @@ class LearnedOptimizer(Optimizer):
         rule = rule_of(self._artifact)
         if depth is not None:
             depth = whole_number(depth, "depth", "tensors with two axes or more of the whole network")
-            _deepen(rule, self._artifact, depth)
-        self._rule: Rule = _guarded(rule, self._artifact, guard)
+            deepen(rule, self._artifact, depth)
+        self._rule: Rule = with_guard(rule, self._artifact, guard)
         horizon = None if horizon is None else whole_number(horizon)
         if horizon is not None:
-            _declare(self._rule, self._artifact, horizon)
+            declare(self._rule, self._artifact, horizon)
         self._largest_lr = 0.0  # so far
         self._told_of_losses = False
-        self._known: dict[Tensor, TensorState] = {}  # states that it began or has checked: any other is foreign
+        # States that it began or has checked, and for what tensors: any other is foreign.
+        self._known: dict[Tensor, tuple[TensorState, Kind]] = {}
+        self._skipped = 0  # steps one after the other whose gradients overflowed
         self._horizons: list[int | None] = []  # that the groups were made for, whatever is loaded into them
+        self._counted_for: list[int | None] = []  # those of the last step
         # In every param group, because tools that take state dicts apart keep these whole.
-        known = {_THETA: self._artifact.manifest.digest, _STEPS: 0} | self._memory()
+        known = {_THETA: self._artifact.manifest.digest, _STEPS: 0, _DEEPEST: 0} | self._memory()
         super().__init__(params, {"lr": lr, "horizon": horizon, _DEPTH: depth} | known)
         if isinstance(self._rule, Guard) and horizon is None and None not in self._horizons:
             self._rule.declare(max(it for it in self._horizons if it))  # its trials have to know as well
@@ -127,8 +146,8 @@ class LearnedOptimizer(Optimizer):
                 f"lr is {rate!r}, but it is a number that multiplies the steps that the optimizer was trained to take:"
                 " below 0 they would go uphill, and infinite ones lead nowhere. Give 1, or less for smaller steps."
             )
-        if not isinstance(rate, Tensor) and 0 < rate < _SMALL:
-            remark(_SMALL_RATE.format(f"is {rate}"))
+        if not isinstance(rate, Tensor) and 0 < rate < SMALL:
+            remark(SMALL_RATE.format(f"is {rate}"))
             self._largest_lr = math.inf  # told
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
@@ -149,7 +168,7 @@ class LearnedOptimizer(Optimizer):
         self._horizons.append(self.param_groups[-1]["horizon"])
 
     def _check_settings(self, group: Mapping[str, Any]) -> None:
-        for name in sorted(group.keys() & _OF_OTHER_RULES):
+        for name in sorted(group.keys() & OF_OTHER_RULES):
             if group[name]:  # tools that make the groups write a weight_decay of 0 into them, which is what they get
                 self._refuse(name)
 
@@ -198,13 +217,46 @@ class LearnedOptimizer(Optimizer):
     @torch.compiler.disable
     def _take_step(self, value: Any) -> None:
         # A closure may return anything: what learned rules see are gradients alone.
-        loss = None if value is None or type(self._rule) in RULES.values() else _number(value)
+        loss = None if value is None or type(self._rule) in RULES.values() else one_number(value)
+        if isinstance(self._rule, Guard) and self._overflows(self._rule, loss):
+            return
         with exact({param.device.type for group in self.param_groups for param in group["params"]}):
             self._move(loss)
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether `torch.amp.GradScaler` calls `step` also where gradients are not finite, and leaves their scale to
+        it. A guard has to see those: where a trial has led astray no scale helps, and nothing but it returns."""
+        return isinstance(self._rule, Guard) and self._rule.judges
+
+    def _overflows(self, guard: Guard, loss: Tensor | None) -> bool:
+        """Take the scale of a `GradScaler`, where there is one, off the gradients. Return whether it is only that which
+        is too large, so that the step is to be left out and will be taken with a smaller one."""
+        found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        params = [param for group in self.param_groups for param in group["params"]]
+        grads = [grad for param in params if (grad := param.grad) is not None]
+        if found is None or not grads:
+            return False
+        if not float(found):
+            self._skipped = 0
+            if scale is not None:
+                for grad in grads:
+                    grad.div_(scale.to(grad.device))
+            return False
+        self._skipped += 1
+        if self._skipped <= SKIPS and not guard.is_lost(loss, params):
+            return True
+        self._skipped = 0
+        return False
+
     def _move(self, value: Tensor | None) -> None:
         moving = [(param, group) for group in self.param_groups for param in group["params"]]
-        self._rule.attend([param for param, _ in moving if param.requires_grad or param.grad is not None])
+        trained = [param for param, _ in moving if param.requires_grad or param.grad is not None]
+        # The largest so far: where layers are frozen, the others' steps become no larger.
+        deepest = max(self.param_groups[0].get(_DEEPEST, 0), depth_of(trained))
+        for group in self.param_groups:
+            group[_DEEPEST] = deepest
+        self._rule.attend(trained, deepest)
         guarded = isinstance(self._rule, Guard)
         # A param that has none now may have moved in a trial that ends now.
         moving = [
@@ -218,12 +270,13 @@ class LearnedOptimizer(Optimizer):
                     " give dense gradients, nn.Embedding(..., sparse=False), and choose a Controller: an LSTM also"
                     " moves the rows whose gradient is zero."
                 )
-        if others := [it for it in params if (held := self.state[it]) and held is not self._known.get(it)]:
+        if others := [it for it in params if self.state[it] and not self._is_known(it)]:
             self._check({"state": self.state, "param_groups": self.param_groups})
             self._take(others)
         for param, group in moving:
             if not self.state[param]:
-                self.state[param] = self._known[param] = self._rule.start(param)
+                self.state[param] = self._rule.start(param)
+                self._known[param] = self.state[param], kind_of(param)
                 if (horizon := group.get("horizon")) is not None:
                     for entry in horizons(self.state[param]):
                         entry.fill_(horizon)
@@ -233,27 +286,31 @@ class LearnedOptimizer(Optimizer):
         # Tools that take state dicts apart begin the states by a step at rates of 0, without a loss.
         if asks and not self._told_of_losses and any(rates):
             self._told_of_losses = True
-            remark(_NO_LOSS)
+            remark(NO_LOSS)
         self._rule.move(grads, states, params, rates, value)
         self._remember()
 
     def _count(self) -> None:
         """Count the step, and say what would go unseen: what a scheduler sets of another optimizer, and, once, rates of
         one, and a horizon that is past. In Python alone: the steps that tensors count lie on devices."""
+        horizons = [group.get("horizon") for group in self.param_groups]
+        if any(now != before for now, before in zip(horizons, self._counted_for, strict=False)):
+            remark(OTHER_HORIZON)
+        self._counted_for = horizons
         steps = self.param_groups[0].get(_STEPS, 0) + 1
         for group in self.param_groups:
             group[_STEPS] = steps
-        if steps <= _FIRST:
+        if steps <= FIRST:
             for group in self.param_groups:
                 self._check_settings(group)
             rates = [group["lr"] for group in self.param_groups]
             self._largest_lr = max(self._largest_lr, *(math.inf if isinstance(it, Tensor) else it for it in rates))
-            if steps == _FIRST and 0 < self._largest_lr < _SMALL:
-                told = f"was at most {self._largest_lr:g} in the first {_FIRST} steps"
-                remark(_SMALL_RATE.format(told))
+            if steps == FIRST and 0 < self._largest_lr < SMALL:
+                told = f"was at most {self._largest_lr:g} in the first {FIRST} steps"
+                remark(SMALL_RATE.format(told))
         end = max(group.get("horizon") or self._own_horizon or 0 for group in self.param_groups)
         if end and steps == end + 1:
-            remark(_PAST.format(end))
+            remark(PAST.format(end))
 
     @property
     def _own_horizon(self) -> int | None:
@@ -272,7 +329,10 @@ class LearnedOptimizer(Optimizer):
     def __repr__(self) -> str:
         """As torch's own, but of a guard what it falls back to, and not all that it remembers."""
         short = {_GUARD: self._rule.settings["fallback"]} if isinstance(self._rule, Guard) else {}
-        groups = [{name: it for name, it in (group | short).items() if name != "params"} for group in self.param_groups]
+        hidden = {"params", _DEEPEST}
+        groups = [
+            {name: it for name, it in (group | short).items() if name not in hidden} for group in self.param_groups
+        ]
         shown = (
             f"\nParameter Group {number}\n" + "".join(f"    {name}: {group[name]}\n" for name in sorted(group))
             for number, group in enumerate(groups)
@@ -311,6 +371,7 @@ class LearnedOptimizer(Optimizer):
             self._take([param for param in ours if self.state.get(param)])
             if isinstance(self._rule, Guard):
                 self._rule.remember(read["param_groups"][0][_GUARD])
+            self._counted_for = []
 
         hooks = [
             self.register_load_state_dict_pre_hook(before),
@@ -329,10 +390,12 @@ class LearnedOptimizer(Optimizer):
             group[_DEPTH] = self.defaults[_DEPTH]
         for param in params:
             entries, fresh = self.state[param], self._checked(self.state[param], param)
-            self.state[param] = self._known[param] = entries | {
-                name: entries[name].detach().to(entry.device, entry.dtype, copy=True).reshape(entry.shape)
+            taken = {  # in memory as the rule lays it out
+                name: torch.empty_like(entry).copy_(entries[name].detach().reshape(entry.shape))
                 for name, entry in fresh.items()
             }
+            self.state[param] = entries | taken
+            self._known[param] = self.state[param], kind_of(param)
 
     def _check(self, state_dict: dict[str, Any]) -> None:
         manifest, guarded = self._artifact.manifest, isinstance(self._rule, Guard)
@@ -357,16 +420,13 @@ class LearnedOptimizer(Optimizer):
                 )
             if isinstance(self._rule, Guard):
                 self._check_guard(group[_GUARD].get("settings", {}), self._rule.settings)
+                # The groups' own are those of a rule that goes by them, and a guard does in any case.
+                check_horizon(group[_GUARD].get("horizon") or None, self.defaults["horizon"])
         alike = zip(state_dict["param_groups"], self.param_groups, self._horizons, strict=False)  # torch counts them
         for group, ours, horizon in alike:
             states = [state_dict["state"].get(index, {}) for index in group["params"]]
-            saved = next((int(it) for it in [group.get("horizon"), *map(_horizon, states)] if it is not None), None)
-            if None not in (saved, horizon) and saved != horizon:
-                raise ValueError(
-                    f"The state dict was saved in a run of {saved} steps, and this optimizer was made for"
-                    f" {horizon}: the rule goes by the length that its run began with. Give horizon={saved}, or"
-                    " start with a fresh state."
-                )
+            begun = [*map(horizon_of, states), group.get("horizon")]  # whatever the group was set to afterwards
+            check_horizon(next((int(it) for it in begun if it is not None), None), horizon)
             for entries, param in zip(states, ours["params"], strict=False):
                 if entries:
                     self._checked(entries, param)
@@ -382,9 +442,10 @@ class LearnedOptimizer(Optimizer):
             if found != entry.shape and not flat:
                 held = f"no {name}" if found is None else f"{name} of shape {list(found)}"
                 raise ValueError(
-                    f"The state dict holds {held} for a param of shape {list(param.shape)}, whose state has"
-                    f" {list(entry.shape)}: it is that of another model, and means nothing to these coordinates. Load"
-                    " the state of this one, with its params in the same order, or start with a fresh state."
+                    f"The state holds {held} for a param of shape {list(param.shape)}, whose state has"
+                    f" {list(entry.shape)}: it is that of another model, or the param has another shape since then, and"
+                    " it means nothing to these coordinates. Load the state of this model, with its params in the same"
+                    " order, or start with a fresh state (of one param: `del optimizer.state[param]`)."
                 )
         return fresh
 
@@ -398,88 +459,12 @@ class LearnedOptimizer(Optimizer):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = {
-            name: getattr(self, name) for name in ("_artifact", "_rule", "_largest_lr", "_told_of_losses", "_horizons")
-        }
-        return {**super().__getstate__(), **ours, "_known": {}}
+        kept = ("_artifact", "_rule", "_largest_lr", "_told_of_losses", "_horizons", "_counted_for", "_skipped")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}, "_known": {}}
 
-
-_NO_LOSS = (
-    "The guard was given no loss, so it cannot compare: until the first one, the learned optimizer moves the params,"
-    " and all that is left is that updates are finite; after it, whoever moved them goes on. Call step(closure), or"
-    " step(value=loss)."
-)
-
-
-_OF_OTHER_RULES = {"weight_decay", "momentum", "dampening", "nesterov", "betas", "eps", "amsgrad", "maximize", "alpha"}
-_OF_OTHER_RULES |= {"centered", "lr_decay", "etas", "step_sizes", "lambd", "momentum_decay"}
-"""Settings of torch's optimizers that would change a step, did the rule have them; other keys are labels of users,
-schedulers, and optimizers around this one: `rho` is a number of SAM's more often than of Adadelta's."""
-
-_SMALL, _FIRST = 0.02, 100
-"""Of a rate that is taken for Adam's, and how many steps a scheduler may keep it so small, in a warm-up."""
-
-_SMALL_RATE = (
-    "lr {}: it multiplies the steps that the optimizer was trained to take, so that they become as small. It is not a"
-    " learning rate as Adam's: leave it out, or give 1, for the steps as they were trained, in schedulers too."
-)
-
-_PAST = (
-    "The run has passed its horizon of {:,} steps: the rule's own steps stay as small as at the end of a run, and a"
-    " guard tries nothing more. A horizon counts calls of step(), not epochs or micro-batches: give horizon= as many as"
-    " the run will have, from its start."
-)
-
-
-def _number(loss: Any) -> Tensor:
-    """Return a loss as a tensor without axes; `TypeError` for what a guard cannot compare."""
-    if isinstance(loss, int | float | np.number | np.ndarray):
-        loss = torch.from_numpy(np.array(loss, float))  # whatever the default dtype and device are
-    if not (isinstance(loss, Tensor) and loss.numel() == 1):
-        found = f"of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise TypeError(
-            f"The loss is {found}, and a guard compares numbers. Give the one that was differentiated, the mean, say:"
-            " step(value=loss), or a closure that returns it."
-        )
-    return loss.detach().reshape(())
-
-
-def _guarded(rule: Rule, artifact: Artifact, guard: Rule | Callable[[Rule], Rule] | None) -> Rule:
-    if guard is None:
-        return rule
-    if isinstance(guard, Rule):
-        return Guard(rule, guard, envelope=Envelope.from_training(artifact.manifest.training))
-    guarded = guard(rule) if inspect.isroutine(guard) or isinstance(guard, functools.partial) else None
-    if not isinstance(guarded, Rule):
-        raise TypeError(
-            f"guard is {guard!r}: there is nothing to fall back to. Give bygrad.deploy.torch.Adam(1e-3), say, or a"
-            " function from the bare rule to a guarded one."
-        )
-    return guarded
-
-
-def _horizon(state: Mapping[str, Any]) -> Any:
-    """The horizon in the state of a tensor, if there is one."""
-    return next(iter(horizons(state)), None)
-
-
-def _declare(rule: Rule, artifact: Artifact, horizon: int) -> None:
-    if not isinstance(rule, Scheduled):
-        raise ValueError(
-            f"{artifact.manifest.name} has the rule {artifact.manifest.optimizer}, whose steps do not depend on how"
-            f" long a run will be: horizon={horizon} would change nothing. Leave it out, and use a learning-rate"
-            " scheduler."
-        )
-    rule.declare(horizon)
-
-
-def _deepen(rule: Rule, artifact: Artifact, depth: int) -> None:
-    if not isinstance(rule, Controller):
-        raise ValueError(
-            f"{artifact.manifest.name} has the rule {artifact.manifest.optimizer}, whose steps do not depend on the"
-            f" depth of the network: depth={depth} would change nothing. Leave it out."
-        )
-    rule.depth = depth
+    def _is_known(self, param: Tensor) -> bool:
+        held, kind = self._known.get(param, (None, None))
+        return held is self.state[param] and kind == kind_of(param)
 
 
 def replay(artifact: Artifact, steps: Sequence[Step]) -> list[dict[str, np.ndarray]]:

@@ -215,15 +215,15 @@ class Guard(Optimizer, Scheduled):
         # What the fallback does in its part of a trial is no part of the learned optimizer's path. Not to take the
         # step, rather than to take it back, leaves a large state in place.
         rests = (nothing, state.learned, jnp.ones((), bool))
-        if state.watch is None:
-            ours, learned, intact = step(rests)
-        else:
-            ours, learned, intact = trees.seldom(state.watch.phase != REFERENCE, step, rests)
-        ours = trees.where(finite, trees.where(intact, ours, theirs), nothing)
-
         border, strange = self._border(shown, state)
-        inside = border == Result.UNDECIDED
-        allowed = inside if self.envelope is not None and self.envelope.action == "fall back" else jnp.asarray(True)
+        inside, allowed, active = border == Result.UNDECIDED, jnp.asarray(True), None
+        if self.envelope is not None and self.envelope.action == "fall back":
+            allowed = inside
+            active = (border != Result.OUTSIDE_SIZE) & (border != Result.OUTSIDE_HORIZON)  # which are left for good
+        if state.watch is not None:
+            active = (state.watch.phase != REFERENCE) & (True if active is None else active)
+        ours, learned, intact = step(rests) if active is None else trees.seldom(active, step, rests)
+        ours = trees.where(finite, trees.where(intact, ours, theirs), nothing)
 
         moves, watch, updates = allowed, state.watch, trees.where(allowed, ours, theirs)
         if state.watch is not None and params is None:

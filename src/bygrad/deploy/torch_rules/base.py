@@ -40,8 +40,11 @@ class Rule(abc.ABC):
     def start(self, param: Tensor) -> TensorState:
         """Return the state of one tensor before its first step."""
 
-    def attend(self, params: Sequence[Tensor]) -> None:  # noqa: B027
-        """Be told before a step what is trained as a whole: a step may be that of a part, which has gradients now."""
+    def attend(self, params: Sequence[Tensor], depth: int) -> None:  # noqa: B027
+        """Be told before a step what is trained as a whole: a step may be that of a part, which has gradients now.
+
+        **Arguments:** `params`: all that is trained. `depth`: the most of them that had two axes or more, so far.
+        """
 
     @abc.abstractmethod
     def step(

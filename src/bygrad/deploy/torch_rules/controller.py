@@ -6,6 +6,7 @@ tensors, and few programs on an accelerator.
 
 # pyright: reportPrivateImportUsage=false
 
+import itertools
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,7 +77,7 @@ class Controller(Rule, Scheduled):
         self.depth: int | None = None
         """Of a network whose other tensors this rule does not see; None: counted from what is trained."""
         self._counted: int | None = None
-        """What was counted (`attend`); None: from the gradients of a step."""
+        """What was counted (`attend`); None: to be counted from the gradients of a step."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_constants": {}}  # they lie on devices that a reader may not have
@@ -90,17 +91,16 @@ class Controller(Rule, Scheduled):
 
     def start(self, param: Tensor) -> TensorState:
         dtype = compute_dtype(param)
-        scalar = torch.zeros((), dtype=dtype, device=param.device)
         return {
-            "mean": torch.zeros(param.shape, dtype=dtype, device=param.device),
-            "square": torch.zeros(param.shape, dtype=dtype, device=param.device),
-            "peak": scalar,
+            "mean": _zeros_like(param),  # which lies in memory as the param does, channels last, say
+            "square": _zeros_like(param),
+            "peak": torch.zeros((), dtype=dtype, device=param.device),
             "step": torch.zeros((), dtype=torch.int32, device=param.device),
             "horizon": torch.full((), self._horizon, dtype=torch.int32, device=param.device),
         }
 
-    def attend(self, params: Sequence[Tensor]) -> None:
-        self._counted = depth_of(params)
+    def attend(self, params: Sequence[Tensor], depth: int) -> None:
+        self._counted = depth
 
     def step(
         self,
@@ -109,7 +109,7 @@ class Controller(Rule, Scheduled):
         params: Sequence[Tensor],
         value: Tensor | None = None,
     ) -> list[Tensor]:
-        updates = [torch.zeros(grad.shape, dtype=compute_dtype(grad), device=grad.device) for grad in grads]
+        updates = [_zeros_like(grad) for grad in grads]
         self._step(grads, states, params, [1.0] * len(grads), updates)
         return updates
 
@@ -135,10 +135,10 @@ class Controller(Rule, Scheduled):
         depth = math.log((self.depth or self._counted or depth_of(grads)) / 2)
         for (device, dtype), indices in grouped(grads).items():
             wide = [grads[index].to(dtype) for index in indices]
-            known = self._constants_for(device, dtype, wide, depth)
             ours, points = [states[index] for index in indices], [params[index] for index in indices]
             steps, horizons = [state["step"] for state in ours], [state["horizon"] for state in ours]
             means, squares = [state["mean"] for state in ours], [state["square"] for state in ours]
+            known = self._constants_for(device, dtype, means, depth)
             peaks = [state["peak"] for state in ours]
             count, horizon = torch.stack([*steps, *horizons]).to(dtype).view(2, -1)
             unbias1, unbias2 = -1 / torch.expm1((count + 1) * known.log_kept)
@@ -170,11 +170,11 @@ class Controller(Rule, Scheduled):
             _move(wide, means, squares, [targets[index] for index in indices], known, *factors, decay)
 
     def _constants_for(
-        self, device: torch.device, dtype: torch.dtype, grads: Sequence[Tensor], depth: float
+        self, device: torch.device, dtype: torch.dtype, means: Sequence[Tensor], depth: float
     ) -> "_Constants":
         """What no step changes, once for all: to send it to an accelerator in every step would wait for that."""
-        shapes = tuple(grad.shape for grad in grads)
-        if (key := (device, dtype, shapes, depth)) not in self._constants:
+        shapes, strides = tuple(mean.shape for mean in means), tuple(mean.stride() for mean in means)
+        if (key := (device, dtype, shapes, strides, depth)) not in self._constants:
             if len(self._constants) == 16:  # params take turns in having gradients
                 self._constants.clear()
 
@@ -192,13 +192,13 @@ class Controller(Rule, Scheduled):
                 log_kept=here(torch.nn.functional.logsigmoid(self._decays.to(dtype))[:, None]),
                 floors=here(torch.tensor(floors, dtype=dtype, device="cpu")),
                 half_axes=here(torch.tensor([len(shape) / 2 for shape in shapes], dtype=dtype, device="cpu")),
-                exponents=here(POWER_SCALE * log_sizes(grads, depth).to(dtype) @ self._powers[:2].to(dtype)),
+                exponents=here(POWER_SCALE * log_sizes(means, depth).to(dtype) @ self._powers[:2].to(dtype)),
                 times=_Times(dtype, device),
                 samples=samples,
                 grids=Grids(samples.grids, shapes, dtype, device) if self._reach else None,
                 width=width,
                 blocks=cuts,
-                workspaces=_workspaces(cuts, shapes, dtype) if device.type == "cpu" else [None] * len(cuts),
+                workspaces=_workspaces(cuts, shapes, strides, dtype) if device.type == "cpu" else [None] * len(cuts),
             )
         return self._constants[key]
 
@@ -245,15 +245,19 @@ class _Times:
 
 
 def _together(rates: Sequence[Rate], like: Tensor) -> Rate:
-    """Return the rates of tensors of the params: a number, or one for each."""
-
-    def entry(rate: Rate) -> Tensor:
-        return torch.as_tensor(rate, dtype=like.dtype, device=like.device).reshape(())
-
-    if all(rate is rates[0] for rate in rates):
-        # A number stays one: to send it to an accelerator would wait for that.
-        return entry(rates[0]) if isinstance(rates[0], Tensor) else rates[0]
-    return torch.stack([entry(rate) for rate in rates])
+    """Return the rates of tensors of the params, numbers or tensors themselves: one for all, or one for each."""
+    alike = itertools.groupby(rates, key=lambda rate: (id(rate),) if isinstance(rate, Tensor) else rate)
+    runs = [list(run) for _, run in alike]
+    if len(runs) == 1 and not isinstance(rates[0], Tensor):
+        return rates[0]
+    # A number is filled in where the params are: to send it to an accelerator would wait for that.
+    parts = [
+        rate.to(like.device, like.dtype).reshape(1).expand(count)
+        if isinstance(rate, Tensor)
+        else torch.full((count,), rate, dtype=like.dtype, device=like.device)
+        for rate, count in ((run[0], len(run)) for run in runs)
+    ]
+    return torch.cat(parts)
 
 
 def _move(
@@ -271,10 +275,8 @@ def _move(
     added besides in proportion to it, the params, and its factors."""
     (_, b2), (c1, c2) = known.kept, known.taken
     each_along_mean, each_along_grad, each_epsilon = _numbers(along_mean), along_grad.unbind(), _numbers(epsilon)
-    grads = [_lined_up(grad, known.width) for grad in grads]
-    lined_up = [_lined_up(target, known.width) for target in targets]
     points, along_points = ([], ()) if decay is None else (decay[0], decay[1].unbind())
-    points = [_lined_up(point, known.width) for point in points]
+    grads, lined_up, points = (_lined_up(leaves, means, known.width) for leaves in (grads, targets, points))
     for pieces, workspace in zip(known.blocks, known.workspaces, strict=True):
         owners = [piece.tensor for piece in pieces]
         grad, mean, square, target = (_cut(leaves, pieces) for leaves in (grads, means, squares, lined_up))
@@ -304,15 +306,20 @@ def _numbers(factors: Tensor) -> Any:
 
 
 def _workspaces(
-    cuts: Sequence[Sequence[Piece]], shapes: Sequence[Sequence[int]], dtype: torch.dtype
+    cuts: Sequence[Sequence[Piece]],
+    shapes: Sequence[Sequence[int]],
+    strides: Sequence[Sequence[int]],
+    dtype: torch.dtype,
 ) -> list[list[list[Tensor]] | None]:
-    """Return memory for two quantities of every block, in the shapes of its pieces: the same for all."""
+    """Return memory for two quantities of every block, arranged as its pieces are: the same for all."""
     sizes = [[stop - start for _, start, stop in pieces] for pieces in cuts]
     memory = torch.empty(2, max(map(sum, sizes), default=0), dtype=dtype, device="cpu")
     return [
         [
             [
-                part.view(shapes[piece.tensor]) if len(part) == math.prod(shapes[piece.tensor]) else part
+                part.as_strided(shapes[piece.tensor], strides[piece.tensor])
+                if len(part) == math.prod(shapes[piece.tensor])
+                else part
                 for piece, part in zip(pieces, row[: sum(of_pieces)].split(of_pieces), strict=True)
             ]
             for row in memory
@@ -321,14 +328,28 @@ def _workspaces(
     ]
 
 
-def _lined_up(leaf: Tensor, width: int) -> Tensor:
-    """Return a tensor that can be cut, where its size is above `width`: else it moves as it is."""
-    return leaf.contiguous() if leaf.numel() > width else leaf
+def _zeros_like(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf, dtype=compute_dtype(leaf), memory_format=torch.preserve_format)
+
+
+def _lined_up(leaves: Sequence[Tensor], means: Sequence[Tensor], width: int) -> list[Tensor]:
+    """Return tensors that can be cut, where their size is above `width`: arranged in memory as their moments are, which
+    have no gaps. Others move as they are."""
+
+    def line_up(leaf: Tensor, mean: Tensor) -> Tensor:
+        alike = leaf.numel() <= width or leaf.stride() == mean.stride()
+        return leaf if alike else torch.empty_like(mean, dtype=leaf.dtype).copy_(leaf)
+
+    return [*map(line_up, leaves, means)]
 
 
 def _cut(leaves: Sequence[Tensor], pieces: Sequence[Piece]) -> list[Tensor]:
+    """Return pieces of tensors, in the order in which these lie in memory."""
     whole = [(leaves[index], start, stop) for index, start, stop in pieces]
-    return [leaf if stop - start == leaf.numel() else leaf.view(-1)[start:stop] for leaf, start, stop in whole]
+    return [
+        leaf if stop - start == leaf.numel() else leaf.as_strided((stop - start,), (1,), leaf.storage_offset() + start)
+        for leaf, start, stop in whole
+    ]
 
 
 def _features(products: Tensor, peak: Tensor, known: _Constants) -> tuple[list[Tensor], Tensor, Tensor]:

@@ -108,10 +108,10 @@ class Guard(Rule, Scheduled):
         state = _named(_LEARNED, self.learned.start(param)) | _named(_FALLBACK, fallback)
         return state | _point(_widened(param).clone(), fallback) if self.judges else state
 
-    def attend(self, params: Sequence[Tensor]) -> None:
+    def attend(self, params: Sequence[Tensor], depth: int) -> None:
         self._size = sum(param.numel() for param in params)
         for rule in (self.learned, self.fallback):
-            rule.attend(params)
+            rule.attend(params, depth)
 
     def step(
         self,
@@ -136,9 +136,14 @@ class Guard(Rule, Scheduled):
             theirs = [torch.zeros_like(point) for point in wide]
             fallback = [_part(_FALLBACK, state) for state in states]
 
+        border = self._border([grad for grad in shown if grad is not None], params)
+        inside = border == Result.UNDECIDED
+        allowed = inside or self.envelope is None or self.envelope.action != "fall back"
+        left = not allowed and border in (Result.OUTSIDE_SIZE, Result.OUTSIDE_HORIZON)  # for good
+
         intact, ours = True, theirs
         # What the fallback does in its part of a trial is no part of the learned rule's path.
-        if watch.phase != REFERENCE:
+        if watch.phase != REFERENCE and not left:
             learned = [_part(_LEARNED, state) for state in states]
             moved = _steps(self.learned, shown, learned, params, value, rates)
             intact = _sound(moved, learned, params)
@@ -150,13 +155,9 @@ class Guard(Rule, Scheduled):
                 state |= _named(_LEARNED, memory)
             ours = moved if intact and finite else theirs
 
-        border = self._border([grad for grad in shown if grad is not None], params)
-        inside = border == Result.UNDECIDED
-        allowed = inside or self.envelope is None or self.envelope.action != "fall back"
-
         moves, updates = allowed, ours if allowed else theirs
         if self.judges:
-            loss = None if value is None else float(_averaged(value, params) if self._together else value)
+            loss = None if value is None else self._judged(value, params)
             good = finite and (loss is None or math.isfinite(loss))
             verdict = self._trials.decide(watch, counts.steps, loss, good, allowed and intact)
             moves, updates, here = verdict.moves == "learned", ours if verdict.moves == "learned" else theirs, fallback
@@ -196,6 +197,10 @@ class Guard(Rule, Scheduled):
     ) -> None:
         if updates := self.step(grads, states, params, value, rates):
             torch._foreach_add_(list(params), updates)
+
+    def is_lost(self, value: Tensor | None, params: Sequence[Tensor]) -> bool:
+        """Whether a loss was told that is not finite."""
+        return value is not None and not math.isfinite(self._judged(value, params))
 
     def settle(self, states: Sequence[TensorState], params: Sequence[Tensor]) -> None:
         """Put the params where they should be kept if the run ends here: where a trial is under way, to where the
@@ -239,6 +244,9 @@ class Guard(Rule, Scheduled):
         watch["losses"] = Losses(**watch["losses"])
         self.counts, self.watch = Counts(**memory["counts"]), Watch(**watch)
         self._trials = self._trials._replace(horizon=memory["horizon"])
+
+    def _judged(self, value: Tensor, params: Sequence[Tensor]) -> float:
+        return float(_averaged(value, params) if self._together else value)
 
     def _border(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> Result:
         if self.envelope is None:

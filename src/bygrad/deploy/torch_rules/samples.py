@@ -24,6 +24,7 @@ class Samples:
             for (rows, columns), (down, across) in zip(matrices, steps, strict=True)
         ]
         self._strides = [(down * columns, across) for (_, columns), (down, across) in zip(matrices, steps, strict=True)]
+        self._entries: dict[int, Tensor] = {}  # where they are, of tensors that do not lie in this order in memory
         sizes = [down * across for down, across in self.grids]
         self._sizes = torch.tensor([max(1, size) for size in sizes], dtype=dtype, device=device)[:, None, None]
         memory = torch.zeros(6, len(sizes), max(sizes), dtype=dtype, device=device)
@@ -38,10 +39,18 @@ class Samples:
         """Look at gradients, params and the two moments."""
         for places, leaves in zip(self._places, quantities, strict=True):
             seen = [
-                leaf.contiguous().as_strided(grid, apart)
-                for leaf, grid, apart in zip(leaves, self.grids, self._strides, strict=True)
+                leaf.as_strided(grid, apart, leaf.storage_offset()) if leaf.is_contiguous() else self._take(leaf, index)
+                for index, (leaf, grid, apart) in enumerate(zip(leaves, self.grids, self._strides, strict=True))
             ]
             torch._foreach_copy_(places, seen)
+
+    def _take(self, leaf: Tensor, index: int) -> Tensor:
+        """Look at a tensor that lies in memory in another order: channels last, say."""
+        if index not in self._entries:
+            (rows, columns), (down, across) = self.grids[index], self._strides[index]
+            entries = down * torch.arange(rows)[:, None] + across * torch.arange(columns)
+            self._entries[index] = entries.to(leaf.device)
+        return torch.take(leaf, self._entries[index])
 
     def move(
         self, kept: Sequence[float], taken: Sequence[float], unbias1: Tensor, unbias2: Tensor, epsilon: float
