@@ -151,6 +151,16 @@ def test_a_traceback_is_there_for_those_who_ask(monkeypatch):
         main(["reproduce", "mnits"])
 
 
+def test_a_device_that_is_out_of_memory_is_told_with_a_remedy(monkeypatch, capsys, tmp_path):
+    def fail(*arguments, **settings):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nmore for developers")
+
+    monkeypatch.setattr("bygrad.workflows.work.meta_train", fail)
+    said = refusal(["train", "--family", "quadratic", *SHORT, "--out", str(tmp_path / "run")], capsys)
+    assert "ran out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.), so the command stopped" in said
+    assert "add --resume. Lower what is held at a time (--instances," in said and "developers" not in said
+
+
 def test_train_writes_an_optimizer_that_loads(trained):
     assert {path.name for path in trained.iterdir()} == {"metatraining", "optimizer.safetensors"}
     assert type(bygrad.load(trained / "optimizer.safetensors")) is LEARNED["LSTM"]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bygrad.artifacts import Artifact, ArtifactError, describe
+from bygrad.artifacts import Artifact, ArtifactError, describe, to_compute_with
 from bygrad.artifacts.tensors import own
 
 
@@ -17,6 +17,13 @@ def test_values_that_are_not_finite_are_refused(artifact: Artifact, value: float
         describe(tensors)
     with pytest.raises(ArtifactError, match="'w' has 1 of 6 values that are not finite"):
         Artifact(artifact.manifest, tensors)
+
+
+def test_rules_compute_in_float32_at_least_and_with_what_it_holds() -> None:
+    found = to_compute_with({"h": np.ones(2, np.float16), "w": np.ones(2), "n": np.ones(2, np.int32)})
+    assert {name: it.dtype.name for name, it in found.items()} == {"h": "float32", "w": "float64", "n": "int32"}
+    with pytest.raises(ArtifactError, match=r"'w' has 1 of 2 values that are not finite, .* inf at index \(1,\)"):
+        to_compute_with({"w": np.array([1.0, 1e39])})
 
 
 @pytest.mark.parametrize(

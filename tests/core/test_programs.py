@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import os
 import re
 import sys
 import weakref
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad._core import memory, programs
+from bygrad._core import cgroups, programs
+from bygrad._core.hosts import usable_cores
 from bygrad._core.memory import bytes_available, in_words
 from bygrad._core.programs import Program
 from bygrad.metagrads import Replay
@@ -295,8 +297,8 @@ def test_control_groups_may_have_less_than_the_machine(version, tmp_path, monkey
         (top / path / "memory.stat").write_text(f"anon 5\n{stat}")
 
     own = tmp_path / "cgroup"
-    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(memory, "_OWN_CGROUPS", own)
+    monkeypatch.setattr(cgroups, "_TOP", tmp_path)
+    monkeypatch.setattr(cgroups, "_OWN", own)
     own.write_text("5:cpu,memory:/job/step\n4:pids:/\n" if version == 1 else "0::/job/step\n")
     group("job/step", 9000, 2000, 500)
     assert bytes_available() == 7500
@@ -313,6 +315,33 @@ def test_control_groups_may_have_less_than_the_machine(version, tmp_path, monkey
     assert bytes_available() > 9000
     own.unlink()
     assert bytes_available() > 9000
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_quota_of_a_control_group_bounds_the_cores(version, tmp_path, monkeypatch):
+    top = tmp_path / "cpu,cpuacct" if version == 1 else tmp_path
+
+    def group(path: str, quota: int, period: int) -> None:
+        (top / path).mkdir(parents=True, exist_ok=True)
+        if version == 1:
+            (top / path / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+            (top / path / "cpu.cfs_period_us").write_text(f"{period}\n")
+        else:
+            (top / path / "cpu.max").write_text(f"{'max' if quota < 0 else quota} {period}\n")
+
+    own = tmp_path / "cgroup"
+    monkeypatch.setattr(cgroups, "_TOP", tmp_path)
+    monkeypatch.setattr(cgroups, "_OWN", own)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    own.write_text("5:cpu,cpuacct:/job/step\n" if version == 1 else "0::/job/step\n")
+    assert usable_cores() == 64
+    group("job/step", -1, 100_000)
+    assert usable_cores() == 64
+    group("job", 250_000, 100_000)
+    assert usable_cores() == 3
+    group("", 100_000, 100_000)
+    assert usable_cores() == 1
 
 
 @pytest.mark.core

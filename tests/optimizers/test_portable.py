@@ -113,6 +113,35 @@ def test_a_configuration_that_does_not_exist_is_refused(portable, change):
         from_portable(portable._replace(config=portable.config | change), LEARNED)
 
 
+@pytest.mark.parametrize("name", ["RNNprop", "MLPRule", "Celo2", "STAR"])
+def test_a_setting_that_left_no_trace_in_the_tensors_is_not_guessed(name):
+    whole = to_portable(LEARNED[name](jax.random.key(0)))
+    for key in whole.config:
+        config = {other: value for other, value in whole.config.items() if other != key}
+        with pytest.raises(ValueError, match=f"is not one of {name} .*{key}"):
+            from_portable(whole._replace(config=config), LEARNED)
+
+
+@pytest.mark.parametrize("added", ["state_dtype", "weight_decay"])
+def test_settings_that_older_files_lack_are_what_they_were(added):
+    for name in ("LSTM", "Controller"):
+        whole = to_portable(LEARNED[name](jax.random.key(0)))
+        config = {key: value for key, value in whole.config.items() if key != added}
+        assert to_portable(from_portable(whole._replace(config=config), LEARNED)).config == whole.config
+
+
+@pytest.mark.parametrize("where", [{"layers": [2] * 101}, {"parts": {"a": {"config": {"hidden": [2] * 10_000}}}}])
+def test_a_configuration_that_would_take_hours_to_build_is_refused_at_once(portable, where):
+    with pytest.raises(ValueError, match=r"a list of (101|10,000) numbers, and no rule has more than 100 layers"):
+        from_portable(portable._replace(config=portable.config | where), LEARNED)
+
+
+def test_an_error_is_no_longer_than_one_can_read(portable):
+    with pytest.raises(ValueError, match="is not one of LSTM") as caught:
+        from_portable(portable._replace(config=portable.config | {"preprocess": {"name": "x" * 10_000}}), LEARNED)
+    assert len(str(caught.value)) < 1_000
+
+
 @pytest.mark.parametrize("key", ["layers", "preprocess", "output_scale"])
 def test_a_configuration_that_lacks_something_is_refused(portable, key):
     config = {name: value for name, value in portable.config.items() if name != key}

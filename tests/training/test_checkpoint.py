@@ -87,6 +87,21 @@ def test_it_is_the_file_that_safetensors_writes_but_not_held_in_memory(tmp_path)
     assert all((8 + length + it["data_offsets"][0]) % found[name].itemsize == 0 for name, it in header.items())
 
 
+def test_complex_numbers_come_back(tmp_path):
+    values = [1 + 2j, complex(-0.0, -0.0), complex(np.inf, -1e-300)]
+    with jax.enable_x64(True):
+        tree = {name: jnp.asarray(values, name) for name in ("complex64", "complex128")}
+        tree["one"] = jnp.asarray(-2j, "complex128")
+        checkpoint.save(tmp_path / "it", tree, INFO)
+        assert same(checkpoint.restore(tmp_path / "it", tree), tree)
+
+
+def test_what_no_checkpoint_can_hold_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="dtype float4_e2m1fn, which no checkpoint can hold"):
+        checkpoint.save(tmp_path / "it", {"a": jnp.ones(3, jnp.float4_e2m1fn)}, INFO)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 100, -1], ids=str)
 def test_a_truncated_file_is_refused(path, keep):
     path.write_bytes(path.read_bytes()[:keep])

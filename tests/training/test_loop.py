@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from jax.sharding import Mesh
 
 from bygrad.metagrads import (
     NRES,
@@ -320,6 +321,10 @@ family, recipe = bygrad.Quadratic(2), bygrad.Recipe(horizon=2, truncation=2)
 for call in (
     lambda: bygrad.meta_train(optax.adam(1e-2), family, recipe),
     lambda: bygrad.meta_train(bygrad.LSTM, family, recipe),
+    lambda: bygrad.meta_train(bygrad.LSTM(jax.random.key(0)), family, Curriculum(recipe)),
+    lambda: bygrad.Recipe(seconds="10m"),
+    lambda: bygrad.Recipe(meta_learning_rate="1e-2"),
+    lambda: bygrad.Recipe(clip=None),
     lambda: bygrad.Recipe(estimator=bygrad.NRES),
     lambda: bygrad.Recipe(instances=4.0),
     lambda: bygrad.Recipe(meta_steps=True),
@@ -349,7 +354,9 @@ def test_what_is_of_the_wrong_kind_is_refused_by_name():
     """In a process of its own, as annotations are not checked for a user."""
     done = subprocess.run([sys.executable, "-c", WRONG], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    said = ["no optimizer of this package"] * 2 + ["no estimator of meta-gradients"] + ["no whole number"] * 5
+    said = ["no optimizer of this package"] * 2 + ["a Curriculum is for bygrad.training.learn_by_curriculum"]
+    said += ["seconds is '10m', which is no number", "rate is '1e-2', which is no number", "clip is None, which is no"]
+    said += ["no estimator of meta-gradients"] + ["no whole number"] * 5
     said += ["before is 5, which cannot be carried out first"]
     said += ["no optimizer of this package"] * 2 + ["pairs must differ"] * 2
     said += ["segment is 2.5, but counts steps", "a whole number of at least 1 for every"]
@@ -594,6 +601,21 @@ def test_that_no_loss_has_a_logarithm_is_told():
     recipe = Recipe(**TINY, meta_steps=20, estimator=NRES(log=True))
     with pytest.raises(FloatingPointError, match="no window counted: its losses are not finite, or negative where"):
         meta_train(Descent(jnp.asarray(-1.0)), Below(), recipe, watch=lambda event: None)
+
+
+def test_data_that_every_device_would_have_a_copy_of_must_fit(monkeypatch, tmp_path):
+    """Devices of one machine's cores share its memory."""
+
+    class Large(Bowl):
+        data: jax.Array = eqx.field(default_factory=lambda: jnp.zeros(1000))
+
+    mesh = Mesh(np.array(jax.devices()[:1]), ("instances",))
+    monkeypatch.setattr(Devices, "sharing", classmethod(lambda cls, instances: cls(mesh, 0)))
+    monkeypatch.setattr(Devices, "count", 2)
+    monkeypatch.setattr(loop, "bytes_available", lambda devices: 3_999)
+    with pytest.raises(MemoryError, match=r"3.906 KiB of memory for the family's data on each device.*JAX_NUM_CPU_DEV"):
+        meta_train(SGD(), Large(), Recipe(**TINY), folder=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_idle_devices_are_told(monkeypatch):

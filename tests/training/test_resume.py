@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import math
 import os
 import re
 import signal
@@ -35,7 +36,10 @@ from bygrad.training import (
     Warned,
     meta_train,
 )
+from bygrad.training.devices import Devices
+from bygrad.training.folder import Folder
 from bygrad.training.learner import curves
+from bygrad.training.loop import identity_of
 
 from .estimators import Upward
 
@@ -423,6 +427,20 @@ def test_another_setting_of_a_rule_from_outside_is_refused(tmp_path):
     # Arrays are those of the checkpoint.
     again = meta_train(Momentum(jnp.asarray(0.9), SGD(1.0)), FAMILY, short, folder=tmp_path, resume=True)
     assert digest(again.optimizer) == digest(first.optimizer)
+
+
+def test_a_setting_that_is_nan_or_a_set_is_the_same_in_the_next_process(tmp_path):
+    class Limited(Momentum):
+        limit: float = eqx.field(static=True, default=float("nan"))
+        names: frozenset[str] = eqx.field(static=True, default=frozenset("abcdefgh"))
+
+    identity = identity_of(Limited(jnp.asarray(0.5), SGD(0.1)), FAMILY)
+    assert identity["optimizer"]["names"] == "frozenset['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h']"  # by hash in others
+    folder = Folder(tmp_path, Devices.sharing(1))
+    folder.save(0, {}, {"recipe": identity | {"most": math.inf}})
+    assert folder.read(identity | {"most": math.inf}).info
+    with pytest.raises(CheckpointError, match="most was Infinity, is -Infinity"):
+        folder.read(identity | {"most": -math.inf})
 
 
 FAMILY_FILE = """

@@ -1,5 +1,6 @@
 """Files of instances: how they are divided, shared by several processes, resumed, and joined."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -348,6 +349,31 @@ def test_process_0_says_what_it_waits_for_and_another_may_take_it_over(tmp_path,
     assert spy.sizes == [20]
     is_solved(out, data)
     assert solve_file(Line(), data, out, display, block=20, place=(1, 2))["rows"] == 0  # it came too late
+
+
+def test_no_process_takes_what_is_there_already_for_its_own_results(tmp_path, data, display):
+    out = tmp_path / "out.npz"
+    solve_file(Line(), data, out, display, block=20)
+    np.save(other := tmp_path / "other.npy", np.load(data)[::-1])
+    for place in ((0, 2), (1, 2)):
+        with pytest.raises(FileExistsError, match="already exists and would be overwritten"):
+            solve_file(Line(), other, out, display, block=20, place=place)
+    assert not list(tmp_path.glob(".out.npz.parts/*.npz"))
+    is_solved(out, data)
+
+
+def test_who_waits_for_long_asks_whether_process_0_is_there(tmp_path, data, capsys, monkeypatch):
+    pauses = itertools.count()
+
+    def give_up(seconds: float) -> None:
+        if next(pauses) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts.time, "sleep", give_up)
+    monkeypatch.setattr(parts, "LONG", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        solve_file(Line(), data, tmp_path / "out.npz", Display(Console(width=500)), place=(1, 2))
+    assert capsys.readouterr().out.count("process 0 has written nothing yet. If it has ended") == 1
 
 
 def test_a_file_of_params_is_where_the_classical_method_starts(tmp_path, data, display, monkeypatch):

@@ -14,15 +14,16 @@ def test_of_many_params_the_gradients_of_fewer_steps_are_held_together(entries, 
     """Ten params of four instances are forty entries a step."""
     taken, grads = [], work._grads
 
-    def spied(optimizer, family, inner, steps):
+    def spied(fixed, inner, steps):
         taken.append(steps)
-        return grads(optimizer, family, inner, steps)
+        return grads(fixed, inner, steps)
 
-    recipe = Recipe(horizon=130, truncation=10)
+    told, recipe = [], Recipe(horizon=130, truncation=10)
     whole = work.gradient_scale(SGD(0.01), Quadratic(10), recipe)
     monkeypatch.setattr(work, "_grads", spied)
     monkeypatch.setattr(work, "ENTRIES", entries)
-    found = work.gradient_scale(SGD(0.01), Quadratic(10), recipe)
+    found = work.gradient_scale(SGD(0.01), Quadratic(10), recipe, lambda *it: told.append(it))
+    assert told == [("measuring gradients", sum(pieces[:i]), 130) for i in range(len(pieces))]
     assert taken == pieces
     if entries >= 130 * 40:  # all are looked at
         assert found == whole

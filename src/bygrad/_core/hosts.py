@@ -10,6 +10,8 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
+from . import cgroups
+
 HEARTBEAT_SECONDS = 30
 """How long a process may be silent before the others give up. Heartbeats have a thread of their own, so that compiling
 or computing does not silence them; JAX's own default is 100."""
@@ -23,8 +25,9 @@ class LostProcessError(ConnectionError):
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    """Return how many cores this process may use, by its affinity and by the quotas of its control groups."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min([cores, *cgroups.cores()])
 
 
 def parse_hosts(hosts: str) -> dict[str, Any]:

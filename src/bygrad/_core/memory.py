@@ -1,13 +1,11 @@
 """How much memory there is."""
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import psutil
 
-_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+from . import cgroups
 
 
 def bytes_available(devices: int = 1) -> int:
@@ -18,36 +16,7 @@ def bytes_available(devices: int = 1) -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return min([psutil.virtual_memory().available, *_free_in_cgroups()]) // devices
-
-
-def _free_in_cgroups() -> Iterator[int]:
-    """Yield what the control groups of this process leave it: a container, a job or a service may hold less than its
-    machine. Each lies in others with limits of their own. Files in the cache count as used, but make room when asked.
-    """
-    try:
-        lines = _OWN_CGROUPS.read_text().splitlines()
-    except OSError:
-        return
-    for _, kinds, path in (line.split(":", 2) for line in lines):
-        if not kinds:
-            top, limit, used, cached = _CGROUPS, "memory.max", "memory.current", "inactive_file"
-        elif "memory" in kinds.split(","):  # version 1
-            top, limit, used = _CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cached = "total_inactive_file"
-        else:
-            continue
-        # In a container, the path may be the machine's, and only the top be there.
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if not folder.is_relative_to(top):
-                break
-            try:
-                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                most, held = (int((folder / name).read_text()) for name in (limit, used))
-                yield most - held + int(stat[cached])
-            except (OSError, ValueError, KeyError):  # no such group, or no limit
-                continue
+    return min([psutil.virtual_memory().available, *cgroups.free_bytes()]) // devices
 
 
 def in_words(count: int) -> str:

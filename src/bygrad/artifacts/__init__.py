@@ -13,7 +13,7 @@ from .errors import ArtifactError
 from .file import Artifact, from_bytes, load, save, to_bytes
 from .manifest import SCHEMA, SOLVER, Manifest, own_name
 from .shipped import find, shipped_names
-from .tensors import TensorSpec, describe
+from .tensors import TensorSpec, describe, to_compute_with
 from .trajectory import Step, Trajectory, draw_steps
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "save",
     "shipped_names",
     "to_bytes",
+    "to_compute_with",
 ]

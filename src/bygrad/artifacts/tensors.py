@@ -95,6 +95,19 @@ def own(tensors: Mapping[Any, Any]) -> dict[str, np.ndarray]:
     return result
 
 
+def to_compute_with(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return tensors as rules compute with them: those of half precision widened, in which what a rule adds to divisors
+    and roots would be zero.
+
+    **Raises:** `ArtifactError` naming the tensor, for values above what float32 holds, in which most rules compute.
+    """
+    wide = {name: it.astype(np.float32) if it.dtype == np.float16 else it for name, it in tensors.items()}
+    for name, array in wide.items():
+        with np.errstate(over="ignore"):
+            _check_finite(name, array.astype(np.float32) if array.dtype == np.float64 else array)
+    return wide
+
+
 def dtype_name(array: np.ndarray) -> str:
     """Return the safetensors name of the dtype of an array that `own` has accepted."""
     return _CODES[array.dtype.newbyteorder("<")]

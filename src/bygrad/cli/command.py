@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from .._core.hosts import INCOMPLETE, LostProcessError, usable_cores
+from .._core.hosts import INCOMPLETE, LostProcessError, first_line, usable_cores
 from .._core.remarks import visible
 from .artifacts import inspect, pull, push, verify
 from .experiments import evaluate, list_names, reproduce, specialize, stylize
@@ -55,8 +55,8 @@ def run(arguments: list[str] | None = None) -> None:
                 args=arguments,
             )
     except KeyboardInterrupt:
-        kept = name in commands and "resume" in signature(commands[name]).parameters
-        saved = " Add --resume to the same command to go on from what was saved, if it came so far." if kept else ""
+        go_on = " Add --resume to the same command to go on from what was saved, if it came so far."
+        saved = go_on if _resumes(commands, name) else ""
         Console(stderr=True).print(f"Interrupted.{saved}")
         interrupt()
     except BrokenPipeError:  # the reader of a pipe has gone, `head`, say; where Rich prints, it ends in this way itself
@@ -70,13 +70,27 @@ def run(arguments: list[str] | None = None) -> None:
             raise
         _refuse(error)
         leave(2)
-    except Exception:
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error) and not os.environ.get("BYGRAD_TRACEBACK"):  # JAX's, which loads late
+            kept = " What was saved by then is kept: add --resume." if _resumes(commands, name) else ""
+            _refuse(
+                MemoryError(
+                    f"A device ran out of memory ({first_line(error)}), so the command stopped.{kept} Lower what is"
+                    " held at a time (--instances, --validation-runs, --truncation, --batch), or use a device with more"
+                    " memory."
+                )
+            )
+            leave(2)
         if not in_job():
             raise
         traceback.print_exc()
         leave(1)
     finally:
         withhold()
+
+
+def _resumes(commands: dict[str, Callable[..., Any]], name: str) -> bool:
+    return name in commands and "resume" in signature(commands[name]).parameters
 
 
 def _refuse(error: Exception) -> None:

@@ -17,7 +17,19 @@ import numpy as np
 
 from .._core import trees
 from .._core.draws import key_of
-from ..artifacts import SCHEMA, SOLVER, Artifact, ArtifactError, Manifest, Step, Trajectory, describe, draw_steps, find
+from ..artifacts import (
+    SCHEMA,
+    SOLVER,
+    Artifact,
+    ArtifactError,
+    Manifest,
+    Step,
+    Trajectory,
+    describe,
+    draw_steps,
+    find,
+    to_compute_with,
+)
 from ..artifacts import load as load_artifact
 from ..artifacts import save as save_artifact
 from ..artifacts.trajectory import TOLERANCE
@@ -47,10 +59,9 @@ def from_artifact(artifact: Artifact) -> Optimizer:
             "There is no optimizer in it",
             "Use it with `bygrad solve` and `bygrad report`, or bygrad.load_solver",
         )
+    portable = Portable(manifest.optimizer, manifest.config, manifest.features, to_compute_with(artifact.tensors))
     try:
-        return from_portable(
-            Portable(manifest.optimizer, manifest.config, manifest.features, dict(artifact.tensors)), LEARNED
-        )
+        return from_portable(portable, LEARNED)
     except ValueError as error:
         cause, _, rest = str(error).partition(". ")
         raise ArtifactError(cause, "The optimizer cannot be rebuilt from it", rest.rstrip(".")) from error

@@ -64,6 +64,9 @@ class Learned(eqx.Module):
     feature_version: eqx.AbstractClassVar[int]
     """Version of what the rule computes from gradients: raised when old meta-parameters would mean something else."""
 
+    added_later: ClassVar[frozenset[str]] = frozenset()
+    """Settings that files from before them do not have, and that change nothing where they are left out."""
+
     @property
     @abc.abstractmethod
     def config(self) -> dict[str, Any]:
@@ -79,10 +82,13 @@ class Learned(eqx.Module):
 
     @classmethod
     def of_file(cls, config: dict[str, Any], key: PRNGKeyArray | None = None) -> "Learned":
-        """As `from_config`, but refuse what this class does not have: a later version's may compute something else."""
+        """As `from_config`, but refuse what this class does not have, as a later version's may compute something else,
+        and what is missing, as nothing is to be guessed."""
         optimizer = cls.from_config(config, key)
         if unknown := sorted(set(config) - set(optimizer.config)):
             raise ValueError(f"it has no {', '.join(unknown)}")
+        if missing := sorted(set(optimizer.config) - set(config) - cls.added_later):
+            raise ValueError(f"it lacks {', '.join(missing)}")
         return optimizer
 
 

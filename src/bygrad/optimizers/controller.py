@@ -104,6 +104,7 @@ class Controller(Optimizer, Learned, Scheduled):
     """
 
     feature_version: ClassVar[int] = 3
+    added_later = frozenset({"weight_decay"})
 
     inputs: Float[Array, "hidden tensor_features"]
     times: Float[Array, "hidden time_features"]

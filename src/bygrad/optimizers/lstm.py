@@ -148,6 +148,7 @@ class LSTM(Coordinatewise, Learned):
     """
 
     feature_version: ClassVar[int] = 1
+    added_later = frozenset({"state_dtype"})
 
     layers: tuple[Cell, ...]
     head: Float[Array, " units"]

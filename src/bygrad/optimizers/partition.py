@@ -1,6 +1,7 @@
 """An optimizer made of optimizers, each for its part of the params, as section 3.3 of Andrychowicz et al. (2016)."""
 
 import fnmatch
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -17,6 +18,11 @@ from .lstm import LSTM
 
 Rules = tuple[tuple[str, str], ...]
 """Pairs of a pattern and the name of the part for paths that match it."""
+
+
+@functools.lru_cache(maxsize=2**14)  # of many arrays with a rule each, to look through all is slow
+def _owner(rules: tuple[tuple[str, str], ...], path: str) -> str | None:
+    return next((name for pattern, name in rules if fnmatch.fnmatchcase(path, pattern)), None)
 
 
 class Partition(Optimizer, Learned, Scheduled):
@@ -96,7 +102,7 @@ class Partition(Optimizer, Learned, Scheduled):
 
     def owner(self, path: str) -> str | None:
         """Return the name of the part that a path belongs to, None if no pattern fits it."""
-        return next((name for pattern, name in self.rules if fnmatch.fnmatchcase(path, pattern)), None)
+        return _owner(self.rules, path)
 
     def part_of(self, path: str) -> str:
         """Return the name of the part that a path belongs to; `ValueError` if no pattern fits it."""

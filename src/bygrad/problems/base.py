@@ -350,6 +350,8 @@ def _kind(leaf: Any) -> Any:
         return f"{leaf.dtype}{list(leaf.shape)}"
     if isinstance(leaf, functools.partial):
         return f"{_kind(leaf.func)}{leaf.args}{leaf.keywords}"
+    if isinstance(leaf, set | frozenset):  # whose order is another in every process
+        return f"{type(leaf).__name__}{sorted(str(_kind(it)) for it in leaf)}"
     leaf = getattr(leaf, "__func__", leaf)
     if callable(leaf) and hasattr(leaf, "__name__"):
         return f"{getattr(leaf, '__module__', '')}.{getattr(leaf, '__qualname__', leaf.__name__)}"

@@ -17,7 +17,7 @@ from ..unroll import best_segment
 from .devices import Devices
 from .recipe import Recipe
 
-Part = Literal["the inner problems", "a meta-step", "a validation"]
+Part = Literal["the family's data on each device", "the inner problems", "a meta-step", "a validation"]
 
 MUCH = 10
 """An optimizer's state of more than so many times its params is the first thing to make smaller."""
@@ -37,6 +37,7 @@ def refuse_what_cannot_fit(
     """
     instances = f"instances (now {recipe.instances})"
     remedies: dict[Part, str] = {
+        "the family's data on each device": "the number of devices (of cores, that is JAX_NUM_CPU_DEVICES)",
         "the inner problems": instances,
         "a meta-step": f"{instances}{_of_windows(recipe, inner)}",
         "a validation": f"validation_runs (now {recipe.validation_runs}; --validation-runs)",

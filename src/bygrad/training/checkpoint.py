@@ -99,17 +99,21 @@ def restore(path: Path, like: Tree, data: bytes | None = None) -> Tree:
 
 def _raw(leaf: jax.Array) -> jax.Array:
     """A leaf as it is stored: keys as their numbers; floats that NumPy does not have as their bits, whole numbers of
-    less than a byte as bytes."""
+    less than a byte as bytes, complex numbers of 128 bits as their two parts: safetensors has those of 64."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(leaf)
     if (bits := _bits(leaf.dtype)) is not None:
         return leaf.view(bits)
+    if leaf.dtype == jnp.complex128:
+        return jnp.stack([leaf.real, leaf.imag], axis=-1)
     return leaf.astype(jnp.int8) if _is_small(leaf.dtype) else leaf
 
 
 def _unraw(found: np.ndarray, dtype: Any) -> np.ndarray:
     if _bits(dtype) is not None:
         return found.view(dtype)
+    if dtype == jnp.complex128:
+        return found.view(dtype)[..., 0]
     return found.astype(dtype) if _is_small(dtype) else found
 
 
@@ -135,6 +139,11 @@ def _bytes(array: np.ndarray) -> memoryview:
 
 def _code(dtype: np.dtype) -> str:
     """The name that safetensors has for a dtype."""
+    if dtype.kind not in "biuf" and dtype != np.complex64:
+        raise CheckpointError(
+            f"An array has the dtype {dtype}, which no checkpoint can hold, so training could not be resumed. Use"
+            " another dtype, or train without a folder."
+        )
     return "BOOL" if dtype.kind == "b" else f"{dtype.kind.upper()}{8 * dtype.itemsize}"
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,11 @@ class Saved:
         return checkpoint.restore(self.path, like, self.data)
 
 
+def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
+    """With NaN and infinity as words: the one is not equal to itself."""
+    return json.loads(json.dumps(identity), parse_constant=str)
+
+
 class Folder:
     """Where a meta-training keeps its checkpoint and its log; without a path, nowhere.
 
@@ -102,7 +108,8 @@ class Folder:
                 " the folder of an earlier run."
             )
         saved = Saved(path, data, checkpoint.read_info(path, data))
-        if (recorded := saved.info["recipe"]) != identity:
+        recorded, identity = _comparable(saved.info["recipe"]), _comparable(identity)
+        if recorded != identity:
             # What a file leaves out is what a recipe says where nothing was chosen.
             default = {name: getattr(Recipe, name, None) for name in recorded | identity}
             was, now = default | recorded, default | identity

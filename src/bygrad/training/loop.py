@@ -82,6 +82,11 @@ def meta_train(
     if resume and folder is None:
         raise ValueError("resume is on, but no folder is given, so there is nothing to go on with. Name the folder.")
     recipe = Recipe() if recipe is None else recipe
+    if not isinstance(recipe, Recipe):
+        raise TypeError(
+            f"meta_train was given {recipe!r:.80}, which says nothing of how to learn. Give a Recipe; a Curriculum is"
+            " for bygrad.training.learn_by_curriculum."
+        )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"meta_train was given {optimizer!r:.80}, which is no optimizer of this package and has nothing to learn."
@@ -156,10 +161,14 @@ class _MetaTraining(Generic[AnyOptimizer]):
                 " an estimator that needs losses alone, such as NRES(robust=True), or train on the family inside."
             )
         # For those that keep their horizon in themselves; those that keep it in their state get every run's own.
-        optimizer = settled(declare(optimizer, recipe.horizon))
+        self.optimizer = optimizer = settled(declare(optimizer, recipe.horizon))
+        self.windows = recipe.windows(family)
+        if self.devices.count > 1:  # each has all of it; of one device, it is there already
+            arrays = filter(eqx.is_array, jax.tree.leaves(family))
+            self._afford({"the family's data on each device": sum(it.size * it.dtype.itemsize for it in arrays)})
         train_key, _ = jax.random.split(key_of(recipe.seed))
         self.windows, pace, self.optimizer, self.train_key, self.validation_keys = self.devices.place(
-            (recipe.windows(family), Pace.of(recipe), optimizer, train_key, validation_keys(recipe))
+            (self.windows, Pace.of(recipe), optimizer, train_key, validation_keys(recipe))
         )
         self.constant = (self.windows, recipe.estimator, pace, self.devices)
         self.seconds_before, self.started = 0.0, time.perf_counter()

@@ -1,6 +1,7 @@
 """Everything that decides what a meta-training does."""
 
 import dataclasses
+import numbers
 from typing import Any, Literal
 
 import equinox as eqx
@@ -69,6 +70,14 @@ class Recipe:
                 raise TypeError(f"{name} is {value!r}, which is no whole number. Give one.")
             object.__setattr__(self, name, int(value))  # Equinox warns of NumPy's, among static fields
         check_seed(self.seed)
+        for name in ("meta_learning_rate", "clip", "meta_b2", "seconds"):
+            value = getattr(self, name)
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, numbers.Real | None)
+                or (value is None) > (name == "seconds")
+            ):
+                raise TypeError(f"{name} is {value!r}, which is no number. Give one.")
         for name in (*counts, "final_window", "meta_learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: nothing would be learned. Give a positive number.")

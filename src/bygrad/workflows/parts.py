@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import time
 import zipfile
 from collections.abc import Iterator
@@ -39,8 +40,8 @@ WARNINGS, TALLY = "warnings", "tally"
 MANY = 10
 """Warnings that are told; of a million blocks, each may have its own."""
 
-PAUSE = 1.0
-"""Seconds between two looks at what other processes have written."""
+PAUSE, LONG = 1.0, 60.0
+"""Seconds between two looks at what other processes have written, and after which it is asked whether they are."""
 
 
 class Parts:
@@ -112,21 +113,34 @@ class Parts:
                     f"{self.folder} holds an interrupted run. Go on with it (--resume), or remove the folder."
                 )
             return
+        since = time.monotonic()
         while not self.out.exists() and not self._read_plan():
             if not told:
                 display.say(f"process {self.index} waits for the first blocks of process 0")
-            told = True
+                told = True
+            if time.monotonic() - since > LONG:
+                display.say(
+                    "process 0 has written nothing yet. If it has ended, what it said tells why: end this process as"
+                    " well, and start all of them again."
+                )
+                since = math.inf
             time.sleep(PAUSE)
+        if self.out.exists() and not self._path.exists() and not self._is_finished():
+            raise FileExistsError(f"{self.out} already exists and would be overwritten. Choose another --out.")
 
     def _seal(self) -> bytes:
-        """What `out` says of whose it is, in the comment of its archive."""
-        return hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest().encode()
+        """What `out` says of whose it is, in the comment of its archive: the whole, which process 0 knows, and what the
+        others do."""
+        known = {name: it for name, it in self._identity.items() if name != "contents"}
+        texts = (json.dumps(it, sort_keys=True).encode() for it in (self._identity, known))
+        return b" ".join(hashlib.sha256(text).hexdigest().encode() for text in texts)
 
     def _is_finished(self) -> bool:
         """Whether `out` has been written by a run of this identity."""
         try:
             with zipfile.ZipFile(self.out) as whole:
-                return whole.comment == self._seal()
+                ours, theirs = (it.split() for it in (self._seal(), whole.comment))
+                return theirs[:1] == ours[:1] if self.index == 0 else theirs[1:] == ours[1:]
         except (OSError, zipfile.BadZipFile):
             return False
 

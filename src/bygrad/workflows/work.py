@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 
 from .._core.draws import key_of
 from .._core.programs import Program
+from .._core.threads import in_thread
 from ..deploy.jax import export, identify, load, versions
 from ..evaluation import (
     CONVENTION,
@@ -86,7 +87,7 @@ def train(
     display.levels, display.measure = levels or {}, recipe.select
     trained = meta_train(optimizer, family, recipe, folder=folder / METATRAINING, resume=resume, watch=display.event)
     if jax.process_index() == 0:
-        _keep(trained, family, recipe, folder, name)
+        _keep(trained, family, recipe, folder, name, display)
     meet("kept")
     return trained
 
@@ -152,21 +153,26 @@ def finished(folder: Path) -> MetaTrained[Optimizer] | None:
     return MetaTrained(load(artifact), dataclasses.replace(best[-1], seconds=log.events[-1].seconds), log)
 
 
-def _keep(trained: MetaTrained[Any], family: ProblemFamily, recipe: Recipe, folder: Path, name: str) -> None:
+def _keep(
+    trained: MetaTrained[Any], family: ProblemFamily, recipe: Recipe, folder: Path, name: str, display: Display
+) -> None:
     export(
         trained.optimizer,
         folder / "optimizer.safetensors",
         name=name,
-        training=trained_on(trained.optimizer, family, recipe),
+        training=trained_on(trained.optimizer, family, recipe, display.phase),
         # Infinite where no validation was finite, and the optimizer is the one that came in.
         validation=strict_json({key: getattr(trained.best, key) for key in ("step", "area", "final")}),
     )
 
 
-def trained_on(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) -> dict[str, Any]:
+def trained_on(
+    optimizer: Optimizer, family: ProblemFamily, recipe: Recipe, watch: Callable[[str, int, int], None] | None = None
+) -> dict[str, Any]:
     """Return what an artifact says of its training, for `export`; an `Envelope` reads from it where a guard hands over.
 
-    **Arguments:** `optimizer`: the trained one. `family`, `recipe`: those that `meta_train` was given.
+    **Arguments:** `optimizer`: the trained one. `family`, `recipe`: those that `meta_train` was given. `watch`: is
+    called with what is done, how many steps of how many.
 
     **Returns:** The family and the recipe in words, the number of params (the least and the most, where members of a
     mixture differ), and the sizes of the gradients that the optimizer meets, for which it runs on four instances, of
@@ -185,7 +191,7 @@ def trained_on(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) -> d
         {
             "family": describe_family(family),
             "parameter_count": counts.pop() if len(counts) == 1 else [min(counts), max(counts)],
-            "gradient_scale": gradient_scale(optimizer, family, recipe),
+            "gradient_scale": gradient_scale(optimizer, family, recipe, watch),
             "recipe": describe(recipe),
         }
     )
@@ -196,12 +202,30 @@ def _parameter_count(family: ProblemFamily) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(example))
 
 
-def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) -> dict[str, float]:
+def gradient_scale(
+    optimizer: Optimizer,
+    family: ProblemFamily,
+    recipe: Recipe,
+    watch: Callable[[str, int, int], None] | None = None,
+) -> dict[str, float]:
     """Quantiles of the sizes of the nonzero gradient entries that a trained optimizer meets over its horizon; of a
     mixture, the lowest and the highest on any of its members, and the middle of the medians."""
     keys = jax.random.split(key_of(recipe.seed + 1), RUNS)
     optimizer = declare(optimizer, recipe.horizon)
-    found = [_gradient_sizes(optimizer, member, its, recipe) for member, _, its in apart(family, keys)]
+    starts = range(0, RUNS, most := recipe.validation_runs)  # for so many at a time there was room
+    parts = [(member, [its[at : at + most] for at in starts]) for member, _, its in apart(family, keys)]
+    done, of = 0, len(parts) * len(starts) * recipe.horizon
+
+    def told(steps: int) -> None:
+        nonlocal done
+        if watch is not None:
+            watch("measuring gradients", done, of)
+        done += steps
+
+    found = [
+        np.concatenate([_gradient_sizes(optimizer, member, some, recipe, told) for some in its])
+        for member, its in parts
+    ]
     if not (found := [it for it in found if it.size]):
         return {}
     of_members = {q: [float(np.quantile(it, q)) for it in found] for q in (0.01, 0.1, 0.5, 0.9, 0.99)}
@@ -210,14 +234,18 @@ def gradient_scale(optimizer: Optimizer, family: ProblemFamily, recipe: Recipe) 
     }
 
 
-def _gradient_sizes(optimizer: Optimizer, family: ProblemFamily, keys: Any, recipe: Recipe) -> np.ndarray:
-    """Run in pieces, and of large ones look at some entries, so that a long run does not fill the memory."""
+def _gradient_sizes(
+    optimizer: Optimizer, family: ProblemFamily, keys: Any, recipe: Recipe, told: Callable[[int], None]
+) -> np.ndarray:
+    """Run in pieces, and of large ones look at some entries, so that a long run does not fill the memory; `told` is
+    called with the steps of each before it."""
     rng, inner, sizes = np.random.default_rng(recipe.seed), begin(optimizer, family, keys), []
     of_a_step = sum(leaf.size for leaf in jax.tree.leaves(inner.params))
     piece = max(1, min(PIECE, ENTRIES // of_a_step))
     for done in range(0, recipe.horizon, piece):
         steps = min(piece, recipe.horizon - done)
-        inner, seen = _grads(optimizer, family, inner, steps)
+        told(steps)
+        inner, seen = in_thread(_grads, (optimizer, family), inner, steps)
         entries = np.concatenate([np.abs(np.ravel(leaf)) for leaf in jax.tree.leaves(seen)])
         most = ENTRIES * steps // recipe.horizon
         sizes.append(entries if len(entries) <= most else rng.choice(entries, most))
@@ -225,10 +253,12 @@ def _gradient_sizes(optimizer: Optimizer, family: ProblemFamily, keys: Any, reci
     return sizes[(sizes > 0) & np.isfinite(sizes)]
 
 
-@Program
-def _grads(optimizer: Optimizer, family: ProblemFamily, inner: Inner, steps: int) -> tuple[Inner, PyTree]:
-    inner, seen = rollout(optimizer, family, inner, steps)
+def _seen_grads(fixed: tuple[Optimizer, ProblemFamily], inner: Inner, steps: int) -> tuple[Inner, PyTree]:
+    inner, seen = rollout(*fixed, inner, steps)
     return inner, seen.grads
+
+
+_grads = Program(_seen_grads, donate="all-except-first")  # a state may be twenty times its params
 
 
 def tune(

@@ -1,7 +1,7 @@
 """The rules of learned optimizers in PyTorch, one file for each: what `bygrad.optimizers` computes, without JAX."""
 
 from ..._core.sizes import IN_TORCH
-from ...artifacts import Artifact, ArtifactError
+from ...artifacts import Artifact, ArtifactError, to_compute_with
 from .adam import Adam
 from .base import Rule, Scheduled
 from .controller import Controller
@@ -30,10 +30,11 @@ def rule_of(artifact: Artifact) -> Rule:
             "Its meta-parameters would mean something else",
             "Use the bygrad that it was written with, or train it again",
         )
+    tensors = to_compute_with(artifact.tensors)
     try:
         if unknown := sorted(set(manifest.config) - rule.settings):
             raise ValueError(f"it has no {', '.join(unknown)}")
-        return rule(manifest.config, artifact.tensors)
+        return rule(manifest.config, tensors)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"the configuration and tensors of {manifest.name} are not those of {manifest.optimizer}"
