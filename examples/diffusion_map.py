@@ -28,6 +28,6 @@ for axes, sheet in zip(figure.subplots(1, 3), (0, 2, 4), strict=True):
     _, u, v = np.moveaxis(direction[sheet], -1, 0)
     axes.quiver(i, j, u, v, pivot="mid", headwidth=0, headlength=0, headaxislength=0, scale=11, width=0.01, color="w")
     axes.set(title=f"sheet {sheet}", xticks=[], yticks=[])
-figure.colorbar(image, label="volume fraction of the stick")
+figure.colorbar(image, label="volume fraction of the fibers")
 if len(sys.argv) > 2:
     figure.savefig(sys.argv[2], dpi=64)

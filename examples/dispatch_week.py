@@ -32,6 +32,6 @@ above.stackplot(hours / 24, *power, colors=colors, labels=list(kinds))
 above.set(ylabel="GW", xlim=(0, hours[-1] / 24))
 above.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True, frameon=False, title="$/MWh")
 below.semilogy(hours / 24, np.maximum(solution.certificate, 1e-9), ".", markersize=2, color="0.3")
-below.set(xlabel="day", ylabel="proven gap")
+below.set(xlabel="day", ylabel="proven gap,\nshare of the cost")
 if len(sys.argv) > 2:
     figure.savefig(sys.argv[2], dpi=80)

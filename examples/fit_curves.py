@@ -24,13 +24,16 @@ for family, row, times, units in (
 ):
     data = np.asarray(jax.vmap(family.sample)(keys), float)
     solution = bygrad.solve(family, data, starts=5)
-    model = jax.vmap(patients.log_concentrations if family is patients else signals.signal)
+    # Signals between their samples as well; a patient's curve has a corner at every draw of blood.
+    fine = times if family is patients else np.linspace(0, 1, 8 * (signals.points - 1) + 1)
+    model = jax.vmap(patients.log_concentrations if family is patients else DampedOscillation(len(fine)).signal)
     begins, ends = np.asarray(model(jax.vmap(family.init)(data, keys))), np.asarray(model(solution.x))
     print(f"{type(family).__name__}: {solution.success.mean():.0%} solved, {solution.nit.mean():.0f} steps of 5 starts")
     for axes, one, begin, end in zip(row, data, begins, ends, strict=True):
-        axes.plot(times, begin, ":", color="0.6")
-        axes.plot(times, end)
-        axes.plot(times, one, "k.", markersize=4)
+        axes.plot(fine, begin, ":", color="0.6", label="start")
+        axes.plot(fine, end, label="fit")
+        axes.plot(times, one, "k.", markersize=4, label="data")
     row[0].set(xlabel=units[0], ylabel=units[1])
+above[0, 0].legend(frameon=False, fontsize="small")
 if len(sys.argv) > 2:
     figure.savefig(sys.argv[2], dpi=80)

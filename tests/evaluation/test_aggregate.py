@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bygrad.evaluation import bootstrap_iqm, bootstrap_share, interquartile_mean, performance_profile, run_grid
+from bygrad.evaluation import bootstrap_iqm, bootstrap_share, interquartile_mean, run_grid
 from bygrad.optimizers import SGD, Controller, ScheduleFree
 from bygrad.problems import ProblemFamily
 
@@ -46,11 +46,6 @@ def test_a_share_of_problems_is_drawn_by_pairs_of_runs():
         bootstrap_share(apart, apart, level=95.0)
     with pytest.raises(ValueError, match="resamples=10"):
         bootstrap_iqm(apart, resamples=10)
-
-
-def test_a_profile_is_the_share_of_runs_below_each_level():
-    scores = np.array([[1.0, 2.0], [4.0, np.inf]])
-    np.testing.assert_array_equal(performance_profile(scores, np.array([0.5, 1.0, 3.0, 9.0])), [0, 0.25, 0.5, 0.75])
 
 
 class Bowl(ProblemFamily):

@@ -3,7 +3,7 @@
 import pytest
 
 from bygrad.evaluation.drawing import COLOURS
-from bygrad.evaluation.figures import loss_curves, losses_in_time, meta_training_curve, profiles, tuning_curves
+from bygrad.evaluation.figures import loss_curves, losses_in_time, meta_training_curve, profiles, ratios, tuning_curves
 
 
 def test_profiles_show_where_shares_change():
@@ -16,6 +16,22 @@ def test_profiles_show_where_shares_change():
     assert [line.get_color() for line in axes.lines] == [COLOURS["adam"], COLOURS["sgd"]]
     same = profiles({"measure": "loss", "profiles": {"Adam": {**slow, "shares": [1.0] * 5}}})
     assert same.axes[0].get_xlim()[0] < same.axes[0].get_xlim()[1]
+
+
+def test_ratios_beyond_the_axis_stand_as_arrows_at_its_ends():
+    rows = {
+        "ours": {"kind": "learned", "label": "ours", "values": [0.9, 1.1, 0.1], "mean": 0.95},
+        "L-BFGS": {"kind": "second-order", "label": "L-BFGS", "values": [30.0, float("inf"), None], "mean": 30.0},
+    }
+    (axes,) = ratios({"ratios": rows, "measure": "share"}).axes
+    drawn = [(line.get_marker(), line.get_xdata().tolist(), set(line.get_ydata())) for line in axes.lines[:-1]]
+    assert drawn == [
+        (".", [0.9, 1.1], {0}), ("<", [0.5], {0}), (">", [], set()), ("|", [0.95], {0}),
+        (".", [], set()), ("<", [], set()), (">", [2.0, 2.0, 2.0], {1}), ("|", [2.0], {1}),
+    ]  # fmt: skip
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["ours", "L-BFGS"]
+    low, high = axes.get_ylim()
+    assert low > 1 and high < 0  # the first one on top
 
 
 def test_losses_against_seconds_end_where_their_steps_do():

@@ -33,7 +33,7 @@ from bygrad.experiments.thousands.judge import (
 from bygrad.experiments.thousands.measure import Row, measure
 from bygrad.experiments.thousands.numpy_models import cluster_energy, oscillation_model, voxel_model
 from bygrad.experiments.thousands.program_rivals import hard_program
-from bygrad.experiments.thousands.results import break_even_of, fastest, gains_of, median_seed
+from bygrad.experiments.thousands.results import _level, break_even_of, fastest, gains_of, median_seed
 from bygrad.experiments.thousands.rival import Outcome, Rival
 from bygrad.experiments.thousands.rivals import RIVALS, scipy_least_squares
 from bygrad.optimizers import LSTM, SGD
@@ -456,6 +456,17 @@ def tiny_cases() -> tuple[Case, ...]:
         Case("bowl", "A bowl", Bowl, lambda: Bowl(3.0), "three times as far", (1e-2, 1e-3, 1e-5), goals=(goal,)),
         Case("box", "A box", Box, Box, "not at all", (1e-2, 1e-3, 1e-4), sequence=wander),
     )
+
+
+def test_of_several_seeds_the_middle_one_reaches_a_level_and_not_the_best():
+    rows = [row("compiled", 100.0, 1.0), row("tuned", 50.0, 1.0)]
+    rows += [row("learned", rate, 1.0, f"learned, seed {seed}") for seed, rate in enumerate((290.0, 310.0, 280.0))]
+    case = Case("box", "A box", Box, Box, "not at all", (1e-2,))
+    family = {"sets": {"held out": {"0.01": rows}}}
+    level = _level(family, case, Goal("ours", "classical or learned", "compiled", 3.0, tolerance=0))
+    assert (level["ours"], level["reached"]) == (2.9, False) and "seed 0" in level["what"]
+    rows[1]["throughput"] = 320.0
+    assert _level(family, case, Goal("ours", "classical or learned", "compiled", 3.0, tolerance=0))["ours"] == 3.2
 
 
 def task_in(folder, resume: bool = False) -> tuple[Task, io.StringIO]:

@@ -1,6 +1,6 @@
 """Fair comparison: equally tuned baselines, statistics, figures and the report."""
 
-from .aggregate import bootstrap_iqm, bootstrap_share, interquartile_mean, performance_profile
+from .aggregate import bootstrap_iqm, bootstrap_share, interquartile_mean
 from .compare import (
     CONVENTION,
     Protocol,
@@ -52,7 +52,6 @@ __all__ = [
     "loss_of",
     "no_objective",
     "number",
-    "performance_profile",
     "ratio_to_best",
     "refuse_one_name",
     "results_table",

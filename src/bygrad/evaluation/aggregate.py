@@ -108,11 +108,3 @@ def _ends(
     draws = np.random.default_rng(seed).integers(runs, size=(resamples, problems, runs))
     low, high = np.sort(of(draws))[ends_of(resamples, level)]
     return float(low), float(high)
-
-
-def performance_profile(scores: Scores, levels: Float[np.ndarray, " levels"]) -> Float[np.ndarray, " levels"]:
-    """Return the share of runs, every problem counting alike, whose score is at most each level.
-
-    **Source:** Dolan and Moré, *Benchmarking optimization software with performance profiles* (2002).
-    """
-    return np.mean(scores[..., None] <= levels, axis=(0, 1))

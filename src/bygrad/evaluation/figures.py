@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # the annotations below name matplotlib in full, so that they
 
 _INCH = 72.0  # points
 _LINE = 20  # characters of a name's line
+_SHARES = 0.5, 2.0
+"""Between which shares of a reference's loss are drawn."""
 _PAPER_ROOM = 0.42
 """Inches below the panels for the names of the paper's curves."""
 
@@ -380,6 +382,37 @@ def _where_shares_change(entries: Iterable[Mapping[str, Any]]) -> tuple[float, f
         starts.append(levels[max(int(np.argmax(shares > shares[0])) - 1, 0)])
         ends.append(levels[int(np.argmax(shares >= shares[-1]))])
     return min(starts), max(ends)
+
+
+@styled
+def ratios(results: Results) -> "matplotlib.figure.Figure":
+    """Losses as shares of a reference's: a dot for every problem and an upright stroke for their mean, a line for each
+    optimizer. What lies beyond the axis stands as an arrow at its end.
+
+    **Arguments:** `results`: `measure`, the label of the axis; `ratios`, for each optimizer its `label`, `kind`,
+    `values`, one for each problem, and `mean`.
+    """
+    from matplotlib.figure import Figure
+
+    entries = list(results["ratios"].values())
+    room, height = 0.3 + 0.075 * max(len(entry["label"]) for entry in entries), 0.24 * len(entries)
+    width = room + 4.6
+    figure = Figure(figsize=(width, height + 0.6))
+    grid = {"left": room / width, "right": 0.98, "bottom": 0.5 / (height + 0.6), "top": 1 - 0.1 / (height + 0.6)}
+    axes = figure.subplots(gridspec_kw=grid)
+    for place, entry in enumerate(entries):
+        values, colour = floats(entry["values"]), "#0072B2" if entry["kind"] == "learned" else GREY
+        low, high = _SHARES
+        for marker, those in ((".", (values > low) & (values < high)), ("<", values <= low), (">", ~(values < high))):
+            at = np.clip(np.nan_to_num(values[those], nan=high), low, high)
+            axes.plot(at, np.full(len(at), place), marker, color=colour, alpha=0.6, clip_on=False)
+        axes.plot(np.clip(entry["mean"], low, high), place, "|", color=colour, markersize=13, markeredgewidth=2)
+    axes.axvline(1, color="black", linewidth=0.6, zorder=0)
+    set_scale(axes.xaxis, _SHARES, log=True)
+    axes.set_yticks(range(len(entries)), [entry["label"] for entry in entries])
+    axes.set_ylim(len(entries) - 0.4, -0.6)
+    axes.set_xlabel(results["measure"])
+    return figure
 
 
 @styled

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from .._core.files import write_text_atomically
-from ..evaluation import bootstrap_iqm, bootstrap_share, level_row, loss_of, performance_profile, write_report
+from ..evaluation import bootstrap_iqm, bootstrap_share, level_row, loss_of, write_report
 from ..evaluation.drawing import save
-from ..evaluation.figures import profiles
+from ..evaluation.figures import ratios
 from ..evaluation.report import html_figure, html_page, html_table, number
 
 MEASURES = {
@@ -30,7 +30,6 @@ CALIBRATED = {name: f"{name}, one rate" for name in ("AdamWCosine", "ScheduleFre
 without tuning."""
 
 REFERENCE = "Adam"
-LEVELS = np.logspace(-1, 1, 81)
 REACH = {CALIBRATED["AdamWCosine"]: 0.8, REFERENCE: 0.6}
 """Shares of rows in which an untuned optimizer should beat these."""
 TOLD = {
@@ -51,21 +50,19 @@ def aggregate(rows: Rows, learned: Sequence[str], outside: Collection[str] = ())
     `aggregates`: for every column and measure, the interquartile mean over rows and runs of the loss relative to tuned
     Adam's mean in the row, with its interval; and the share of runs that diverged. `won`: for every learned
     optimizer, rival (or several at once) and measure, in how many rows it is below, and in how many of those outside.
-    `profiles`, `levels`, `summary`: for the figure, the report and the terminal.
+    `levels`, `summary`: for the report and the terminal.
     """
     kinds = {name: entry["kind"] for name, entry in next(iter(rows.values()))["optimizers"].items()}
     rates = {name: calibrate(rows, name) for name in CALIBRATED if name in kinds}
     columns = _columns(rows, rates)
     kinds |= {CALIBRATED[name]: kinds[name] for name in rates}
-    table, aggregates, drawn = {}, {}, {}
+    table, aggregates = {}, {}
     for name, cells in columns.items():
         shown = (*MEASURES, "rate", "schedule", "seconds")
         table[name] = {row: {key: cell[key] for key in shown} for row, cell in cells.items()}
         scores = {measure: _runs(cells, measure) / _means(columns[REFERENCE], measure) for measure in MEASURES}
         aggregates[name] = {"kind": kinds[name], "diverged": float(np.mean([cell["lost"] for cell in cells.values()]))}
         aggregates[name] |= {measure: bootstrap_iqm(its)._asdict() for measure, its in scores.items()}
-        shares = performance_profile(scores["mean"], LEVELS).tolist()
-        drawn[name] = {"label": name, "kind": kinds[name], "levels": LEVELS.tolist(), "shares": shares}
     won: dict[str, Any] = {name: {} for name in learned}
     levels, summary = [], []
     for name in learned:
@@ -87,7 +84,6 @@ def aggregate(rows: Rows, learned: Sequence[str], outside: Collection[str] = ())
         "won": won,
         "outside": len(set(outside) & set(rows)),
         "calibrated": rates,
-        "profiles": drawn,
         "levels": levels,
         "summary": summary,
         "axes": {row: entry["axis"] for row, entry in rows.items()},
@@ -188,9 +184,9 @@ def _cell(entry: Mapping[str, Any], settings: Mapping[str, int], curves: np.ndar
 
 
 def write_transfer_report(found: Mapping[str, Any], results: dict[str, Any], folder: Path) -> Path:
-    """Write `report.html`, the profiles, and beside them, in `base`, the report of the base row; return the page."""
+    """Write `report.html`, its figure, and beside them, in `base`, the report of the base row; return the page."""
     write_report(results, folder / "base")
-    save(profiles({"profiles": found["profiles"], "measure": "mean loss over tuned Adam's"}), folder / "profiles")
+    save(ratios({"ratios": _ratios(found), "measure": "mean loss, as a share of tuned Adam's"}), folder / "ratios")
     write_text_atomically(folder / "results.json", (folder / "base" / "results.json").read_text())
     columns = list(found["table"])
     parts = [
@@ -214,7 +210,8 @@ def write_transfer_report(found: Mapping[str, Any], results: dict[str, Any], fol
         '<p class="notes">Losses relative to the mean of tuned Adam in the row: below 1 is better. A run that ends in a'
         " loss that is not finite has diverged, and counts as infinite.</p>",
         html_figure(
-            (folder / "profiles.svg").read_text(), "Share of runs whose mean loss is at most so many times Adam's."
+            (folder / "ratios.svg").read_text(),
+            "Mean losses as shares of tuned Adam's: a dot for each row, a stroke for all together; arrows lie beyond.",
         ),
     ]
     for measure, text in MEASURES.items():
@@ -229,6 +226,16 @@ def write_transfer_report(found: Mapping[str, Any], results: dict[str, Any], fol
     ]
     write_text_atomically(folder / "report.html", html_page("Transfer", parts))
     return folder / "report.html"
+
+
+def _ratios(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the figure shows."""
+    table, drawn = found["table"], {}
+    for name, cells in table.items():
+        values = [cell["mean"] / table[REFERENCE][row]["mean"] for row, cell in cells.items()]
+        told = found["aggregates"][name]
+        drawn[name] = {"label": name, "kind": told["kind"], "values": values, "mean": told["mean"]["mean"]}
+    return drawn
 
 
 def _aggregate_cells(name: str, entry: Mapping[str, Any]) -> list[str]:

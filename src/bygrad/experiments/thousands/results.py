@@ -207,8 +207,9 @@ def break_even_of(rows: Sequence[Mapping[str, Any]], cards: Mapping[int, Card]) 
 
 def _level(family: Mapping[str, Any], case: Case, goal: Goal) -> dict[str, Any]:
     tol = f"{case.tolerances[goal.tolerance]:g}"
-    rows = family["sets"]["held out"][tol]
-    ours = median_seed(rows) if goal.ours == "learned" else fastest(rows, _groups(goal.ours))
+    rows, learned = family["sets"]["held out"][tol], median_seed(family["sets"]["held out"][tol])
+    rows = [row for row in rows if row["group"] != "learned"] + ([] if learned is None else [learned])
+    ours = fastest(rows, _groups(goal.ours))
     rival = None if ours is None else fastest(rows, _groups(goal.against), ours)
     ratio = gain(_rate(ours), _rate(rival))
     said = ""
