@@ -9,6 +9,14 @@ from bygrad.training import Recipe
 from bygrad.workflows import work
 
 
+def test_gradients_are_measured_where_a_run_starts_at_its_instance():
+    class Anywhere(Quadratic):
+        def init(self, instance, key):
+            return instance[1]
+
+    assert work.gradient_scale(SGD(0.01), Anywhere(3), Recipe(horizon=4, truncation=2))
+
+
 @pytest.mark.parametrize(("entries", "pieces"), [(10_000, [100, 30]), (400, [10] * 13), (7, [1] * 130)])
 def test_of_many_params_the_gradients_of_fewer_steps_are_held_together(entries, pieces, monkeypatch):
     """Ten params of four instances are forty entries a step."""

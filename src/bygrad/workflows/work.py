@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from .._core import trees
 from .._core.draws import key_of
 from .._core.programs import Program
 from .._core.threads import in_thread
@@ -239,7 +240,8 @@ def _gradient_sizes(
 ) -> np.ndarray:
     """Run in pieces, and of large ones look at some entries, so that a long run does not fill the memory; `told` is
     called with the steps of each before it."""
-    rng, inner, sizes = np.random.default_rng(recipe.seed), begin(optimizer, family, keys), []
+    # Copied, as what starts at its instance shares its memory, and memory can be given up once only.
+    rng, inner, sizes = np.random.default_rng(recipe.seed), trees.copied(begin(optimizer, family, keys)), []
     of_a_step = sum(leaf.size for leaf in jax.tree.leaves(inner.params))
     piece = max(1, min(PIECE, ENTRIES // of_a_step))
     for done in range(0, recipe.horizon, piece):
