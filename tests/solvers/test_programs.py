@@ -246,6 +246,27 @@ def test_a_cost_exceeds_the_minimum_by_no_larger_part_than_its_gap(size, rise, s
     assert cost - minimum <= gap * abs(minimum) * (1 + 1e-9) + 1e-9
 
 
+def test_costs_and_gaps_are_the_best_so_far_as_iterates_swing(data):
+    """A good start is not lost, whatever ADMM makes of it first."""
+    family = Plan(proves=True)
+    with jax.enable_x64(True):
+        flat = Flat.of(family, jax.ShapeDtypeStruct(data.shape[1:], jnp.float64))
+        method = ADMM(rho=1e-3, inner=1, tol=-1.0).prepare(flat, jnp.float64)
+        instances = jnp.asarray(data[:20], jnp.float64)
+        lowest = solve(family, data[:20], tol=1e-9).cost
+        start = jax.vmap(lambda one: method.start(flat, one, family.init(one, jax.random.key(0))))(instances)
+
+        def step(at: Any, _: None) -> tuple[Any, Any]:
+            at = jax.vmap(lambda one, at: method.step(flat, one, at))(instances, at)
+            return at, (at.cost, at.memory.bound)
+
+        _, (costs, bounds) = jax.lax.scan(step, start, None, length=60)
+    assert np.all(np.diff(costs, axis=0) <= 0) and np.all(np.diff(bounds, axis=0) >= 0)
+    assert np.all(costs[0] <= start.cost) and np.all(bounds[0] >= start.memory.bound)
+    assert np.all(costs >= lowest - 1e-7) and np.all(bounds <= lowest + 1e-7)
+    assert np.all((costs - bounds)[-1] < 0.1 * (costs - bounds)[0])
+
+
 def test_an_optimum_that_costs_nothing_but_rounding_has_no_gap():
     with jax.enable_x64(True):
         cost, lowest = jnp.float64(1e-16), jnp.float64(-3e-16)
