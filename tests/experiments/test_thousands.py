@@ -461,7 +461,7 @@ def tiny_cases() -> tuple[Case, ...]:
 def test_of_several_seeds_the_middle_one_reaches_a_level_and_not_the_best():
     rows = [row("compiled", 100.0, 1.0), row("tuned", 50.0, 1.0)]
     rows += [row("learned", rate, 1.0, f"learned, seed {seed}") for seed, rate in enumerate((290.0, 310.0, 280.0))]
-    case = Case("box", "A box", Box, Box, "not at all", (1e-2,))
+    case = Case("box", "A box", Box, Box, "not at all", (1e-2, 1e-3, 1e-4))
     family = {"sets": {"held out": {"0.01": rows}}}
     level = _level(family, case, Goal("ours", "classical or learned", "compiled", 3.0, tolerance=0))
     assert (level["ours"], level["reached"]) == (2.9, False) and "seed 0" in level["what"]

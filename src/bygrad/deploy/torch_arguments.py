@@ -72,6 +72,7 @@ def one_number(loss: Any) -> Tensor:
 
 
 def with_guard(rule: Rule, artifact: Artifact, guard: Rule | Callable[[Rule], Rule] | None) -> Rule:
+    """Return the rule with its guard, if there is to be one; `TypeError` for what is none."""
     if guard is None:
         return rule
     if isinstance(guard, Rule):
@@ -86,6 +87,7 @@ def with_guard(rule: Rule, artifact: Artifact, guard: Rule | Callable[[Rule], Ru
 
 
 def check_horizon(saved: int | None, ours: int | None) -> None:
+    """Refuse the state of a run of another length, with a `ValueError`, where both lengths are known."""
     if None not in (saved, ours) and saved != ours:
         raise ValueError(
             f"The state dict was saved in a run of {saved} steps, and this optimizer was made for {ours}: the rule goes"
@@ -99,6 +101,7 @@ def horizon_of(state: Mapping[str, Any]) -> Any:
 
 
 def declare(rule: Rule, artifact: Artifact, horizon: int) -> None:
+    """Tell a rule how long the run will be; `ValueError` where that makes no difference."""
     if not isinstance(rule, Scheduled):
         raise ValueError(
             f"{artifact.manifest.name} has the rule {artifact.manifest.optimizer}, whose steps do not depend on how"
@@ -109,6 +112,7 @@ def declare(rule: Rule, artifact: Artifact, horizon: int) -> None:
 
 
 def deepen(rule: Rule, artifact: Artifact, depth: int) -> None:
+    """Tell a rule how deep the whole network is; `ValueError` where that makes no difference."""
     if not isinstance(rule, Controller):
         raise ValueError(
             f"{artifact.manifest.name} has the rule {artifact.manifest.optimizer}, whose steps do not depend on the"
