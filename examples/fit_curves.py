@@ -34,6 +34,6 @@ for family, row, times, units in (
         axes.plot(fine, end, label="fit")
         axes.plot(times, one, "k.", markersize=4, label="data")
     row[0].set(xlabel=units[0], ylabel=units[1])
-above[0, 0].legend(frameon=False, fontsize="small")
+above[0].legend(frameon=False, fontsize="small")
 if len(sys.argv) > 2:
     figure.savefig(sys.argv[2], dpi=80)

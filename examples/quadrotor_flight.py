@@ -40,6 +40,6 @@ middle.set(xlabel="seconds", ylabel="height, metres")
 right.plot(seconds[:-1], np.stack(thrust)[..., 0], linewidth=0.7)
 for limit in (9.6 - HOVER, 13.0 - HOVER):
     right.axhline(limit, color="k", linewidth=0.5, linestyle=":")
-right.set(xlabel="seconds", ylabel="a rotor's thrust above hovering, its limits")
+right.set(xlabel="seconds", ylabel="thrust above hovering")
 if len(sys.argv) > 2:
     figure.savefig(sys.argv[2], dpi=80)
