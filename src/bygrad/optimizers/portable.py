@@ -60,8 +60,7 @@ def from_portable(portable: Portable, classes: dict[str, type[Learned]]) -> Opti
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
             f"The configuration {config} is not one of {portable.name} ({type(error).__name__}: {_in_short(error)}),"
-            " so"
-            " the optimizer cannot be rebuilt. The file was written by another version, or by something else."
+            " so the optimizer cannot be rebuilt. The file was written by another version, or by something else."
         ) from error
     wanted = trees.named_leaves(eqx.filter(skeleton, lambda leaf: hasattr(leaf, "shape")))
     if different := sorted(set(wanted) ^ set(portable.tensors)):

@@ -72,11 +72,8 @@ class Recipe:
         check_seed(self.seed)
         for name in ("meta_learning_rate", "clip", "meta_b2", "seconds"):
             value = getattr(self, name)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, numbers.Real | None)
-                or (value is None) > (name == "seconds")
-            ):
+            unlimited = name == "seconds" and value is None
+            if not unlimited and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
                 raise TypeError(f"{name} is {value!r}, which is no number. Give one.")
         for name in (*counts, "final_window", "meta_learning_rate", "clip"):
             if not getattr(self, name) > 0:
