@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .._core.types import Instance, Params, Scalar
@@ -19,9 +20,12 @@ ACCEPT = 1e-4
 LOWEST, HIGHEST = 1e-12, 1e12
 """Limits of the damping. The upper one ends an instance: steps that small change nothing."""
 
-
 STRONG = 1.0
 """Steps that a damping above this made small say nothing about the minimum."""
+
+
+SMALL = 8
+"""Up to so many params, products and factors of matrices are written out: a call for each instance takes longer."""
 
 
 class Model(NamedTuple):
@@ -168,7 +172,8 @@ class LevenbergMarquardt(Method):
         keep = lambda new, old: jnp.where(taken, new, old)  # noqa: E731
         x, best = keep(model.trial, at.x), keep(cost, at.cost)
         gram, slope = keep(gram, model.gram), keep(slope, model.slope)
-        scale = jnp.maximum(model.scale, jnp.diagonal(gram))
+        own = jnp.diagonal(gram)
+        scale = jnp.maximum(model.scale, own)
         seen = Seen(first, taken, jnp.where(finite, ratio, -1.0), best, gained, at.nit, x, gram, slope)
         trial, predicted, free, damping, strongest, given = self._propose(flat, instance, seen, scale, model.damping)
 
@@ -178,19 +183,21 @@ class LevenbergMarquardt(Method):
         small_step = taken & (jnp.linalg.norm(weight * (trial - x)) <= self.tol * size)
         each = jnp.all(jnp.abs(trial - x) <= self.tol * jnp.abs(x))
         kind = jnp.finfo(x.dtype)
-        rounding = jnp.sqrt(2 * best) <= 100 * kind.eps * size
+        # Of what residuals are sums of here: the scale may be of steeper points.
+        exact = 100 * kind.eps * jnp.linalg.norm(jnp.sqrt(own) * x)
+        rounding = jnp.sqrt(2 * best) <= exact
         # Of squares so small some are cut to zero. They tell what is below rounding, and exact zeros have no slope; of
         # a J that is lost as well, nothing is known.
         least = kind.tiny / kind.eps
-        lost = taken & (best < least) & (100 * kind.eps * size < (2 * least) ** 0.5)
-        lost &= jnp.any(slope != 0) | jnp.all(jnp.diagonal(gram) < least)
+        lost = taken & (best < least) & (exact < (2 * least) ** 0.5)
+        lost &= jnp.any(slope != 0) | jnp.all(own < least)
         certificate = jnp.where(lost, jnp.inf, certificate)
         close = model.each | (certificate <= jnp.sqrt(self.tol)) | rounding
         small_gain = ~first & finite & (ratio <= 2) & (jnp.abs(gained) <= 0.1 * self.tol * best)
         small_gain &= model.predicted <= 0.1 * self.tol * at.cost
         # Where damping made a step small, perhaps the scale is of steeper points, long past: it begins anew.
         held = (small_step & (strongest > STRONG)) | (small_gain & (model.strongest > STRONG))
-        scale = jnp.where(held, jnp.diagonal(gram), scale)
+        scale = jnp.where(held, own, scale)
         status = status_of(
             (first & ~finite, Status.NOT_FINITE),
             (lost, Status.UNDERFLOW),
@@ -244,13 +251,30 @@ def _evaluate(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Array, 
         return values, values
 
     jacobian, values = jax.jacfwd(residuals, has_aux=True)(x)
-    # One product for all, of what is computed once: XLA would evaluate the model again for each that it goes into.
-    columns = jax.lax.optimization_barrier(jnp.concatenate([jacobian, values[:, None]], axis=1))
-    products = columns.T @ columns
+    # All products of what is computed once: XLA would evaluate the model again for each that it goes into.
+    products = _products(jax.lax.optimization_barrier(jnp.concatenate([jacobian, values[:, None]], axis=1)))
     cost, gram, slope = 0.5 * products[-1, -1], products[:-1, :-1], products[:-1, -1]
     finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(gram)) & jnp.all(jnp.isfinite(slope))
     zero = lambda it: jnp.where(finite, it, 0.0)  # noqa: E731
     return jnp.where(finite, cost, jnp.inf), zero(gram), zero(slope), finite
+
+
+def _products(columns: Float[Array, "n k"]) -> Float[Array, "k k"]:
+    """Return the products of all pairs of columns.
+
+    Of few columns by one sum of them all, in a single pass: a product of matrices for each instance, as small as these,
+    takes two to eight times as long.
+    """
+    size = columns.shape[1]
+    if size > SMALL + 1:
+        return columns.T @ columns
+    pairs = [(i, j) for i in range(size) for j in range(i + 1)]
+    each = tuple(columns[:, i] * columns[:, j] for i, j in pairs)
+    zeros = (jnp.zeros((), columns.dtype),) * len(pairs)
+    sums = jax.lax.reduce(each, zeros, lambda some, more: tuple(a + b for a, b in zip(some, more, strict=True)), (0,))
+    where = np.zeros((size, size), int)
+    where[tuple(np.transpose(pairs))] = np.arange(len(pairs))
+    return jnp.stack(sums)[np.maximum(where, where.T)]
 
 
 def _certificate(gram: Array, slope: Array, cost: Scalar, free: Array) -> Scalar:
@@ -269,11 +293,11 @@ def _certificate(gram: Array, slope: Array, cost: Scalar, free: Array) -> Scalar
 def solve_spd(matrix: Float[Array, "p p"], target: Float[Array, " p"]) -> Float[Array, " p"]:
     """Solve a small symmetric positive definite system; NaN where it is not positive definite.
 
-    Up to 8 unknowns the factorization is written out: under `vmap` its operations then run over the whole batch, where
-    a call of LAPACK for each instance would cost more than the arithmetic in it.
+    Up to `SMALL` unknowns the factorization is written out: under `vmap` its operations then run over the whole batch,
+    where a call of LAPACK for each instance would cost more than the arithmetic in it.
     """
     size = matrix.shape[0]
-    if size > 8:
+    if size > SMALL:
         return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(matrix), True), target)
     lower: list[list[Any]] = [[None] * size for _ in range(size)]
     inverse: list[Any] = []
