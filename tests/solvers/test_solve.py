@@ -34,7 +34,8 @@ from bygrad.solvers import (
     learn,
     solve,
 )
-from bygrad.solvers.levenberg_marquardt import GainRatio, solve_spd
+from bygrad.solvers.damping import GainRatio
+from bygrad.solvers.small import solve_spd
 from bygrad.solvers.solution import Status
 from bygrad.solvers.solve import best_start, default_method, fitting_method, rows_at_once
 from bygrad.solvers.starts import starting_points

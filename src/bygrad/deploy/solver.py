@@ -24,6 +24,7 @@ from ..solvers import (
     LBFGS,
     Card,
     CostLimit,
+    Damping,
     GainRatio,
     LearnedDamping,
     LearnedDoubt,
@@ -34,6 +35,7 @@ from ..solvers import (
     LevenbergMarquardt,
     Method,
     ProximalGradient,
+    TrustRegion,
     Usual,
     Whitening,
 )
@@ -53,6 +55,8 @@ _NOT_NUMBERS = ("warm", "schedule", "reduced", "bound")
 _PARTS = LearnedStart, LearnedDoubt, CostLimit, LearnedDamping, LearnedWarmStart, LearnedSchedule
 
 _METHODS: dict[str, type[Any]] = {"ADMM": ADMM, "LBFGS": LBFGS, "ProximalGradient": ProximalGradient}
+
+_RULES: dict[str, type[Damping]] = {"GainRatio": GainRatio, "TrustRegion": TrustRegion}
 
 
 def save_solver(
@@ -166,19 +170,23 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
 
 def _describe(method: Method) -> dict[str, Any]:
     """Write a method's numbers down; arrays that `prepare` makes again are left out."""
+    rule = None
     if type(method) is LevenbergMarquardt:
         rule = method.damping.base if isinstance(method.damping, LearnedDamping) else method.damping
-        if type(rule) is not GainRatio:
+        if type(rule) not in _RULES.values():
             raise _holds_code(rule)
-        numbers = {"initial": rule.initial, "shrink": rule.shrink, "tol": method.tol, "max_steps": method.max_steps}
+        numbers = {name: getattr(rule, name) for name in _numbers_of(rule)}
+        numbers |= {"tol": method.tol, "max_steps": method.max_steps}
     else:
         if type(method) not in _METHODS.values():
             raise _holds_code(method)
-        fields = [field.name for field in dataclasses.fields(method) if field.name not in _NOT_NUMBERS]
-        numbers = {name: getattr(method, name) for name in fields}
-    return {"name": type(method).__name__} | {
-        name: value if isinstance(value, bool | int) else float(value) for name, value in numbers.items()
-    }
+        numbers = {name: getattr(method, name) for name in _numbers_of(method)}
+    described = {name: value if isinstance(value, bool | int) else float(value) for name, value in numbers.items()}
+    return {"name": type(method).__name__} | ({} if rule is None else {"damping": type(rule).__name__}) | described
+
+
+def _numbers_of(it: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(it) if field.name not in _NOT_NUMBERS]
 
 
 def _holds_code(it: Any) -> TypeError:
@@ -192,9 +200,14 @@ def _holds_code(it: Any) -> TypeError:
 def _method(described: dict[str, Any]) -> Method:
     numbers = {name: value for name, value in described.items() if name != "name"}
     if described["name"] == "LevenbergMarquardt":
-        rule = GainRatio(numbers.pop("initial"), numbers.pop("shrink"))
-        return LevenbergMarquardt(damping=rule, **numbers)
+        return LevenbergMarquardt(damping=_rule(described), tol=numbers["tol"], max_steps=numbers["max_steps"])
     return _METHODS[described["name"]](**numbers)
+
+
+def _rule(described: dict[str, Any]) -> Damping:
+    """Return the classical damping rule of a method; files that are older do not name it."""
+    rule = _RULES[described.get("damping", "GainRatio")]
+    return rule(**{name: described[name] for name in _numbers_of(rule)})
 
 
 def _sizes(network: Any) -> dict[str, Any] | None:
@@ -231,8 +244,7 @@ def _blank(part: str, sizes: dict[str, Any], method: dict[str, Any]) -> Any:
         return LearnedDoubt.blank(whitening, jnp.zeros((2, 2)), key)
     if part == "warm":
         return LearnedWarmStart.blank(whitening, sizes["size"], key)
-    rule = GainRatio(method["initial"], method["shrink"])
-    return LearnedDamping.untrained(whitening, rule, key, sizes["steps"])
+    return LearnedDamping.untrained(whitening, _rule(method), key, sizes["steps"])
 
 
 def _read(part: str, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Any:

@@ -4,6 +4,7 @@ from .admm import ADMM
 from .base import Flat, Method, Progress
 from .card import Card
 from .certificate import failure_bound, percentile_bound
+from .damping import Damping, GainRatio, Seen, TrustRegion
 from .doubt import CostLimit, Doubt, LearnedDoubt
 from .drift import Usual
 from .engine import run
@@ -12,7 +13,7 @@ from .implicit import implicit, jacobian
 from .lbfgs import LBFGS
 from .learn import classical_method, learn
 from .learned import LearnedDamping, LearnedStart, Whitening
-from .levenberg_marquardt import Damping, GainRatio, LevenbergMarquardt, Seen
+from .levenberg_marquardt import LevenbergMarquardt
 from .proximal import ProximalGradient
 from .reduction import Reduced, reduce_program
 from .safeguarded import Safeguarded
@@ -47,6 +48,7 @@ __all__ = [
     "Solution",
     "Status",
     "Tally",
+    "TrustRegion",
     "Usual",
     "Whitening",
     "classical_method",

@@ -21,13 +21,14 @@ from ..problems.base import blame, check_is_family
 from .admm import ADMM
 from .base import Flat, Method, certified
 from .candidates import REFERENCE, BestKnown, is_solved, keep_best, work_clock
+from .damping import GainRatio, TrustRegion
 from .drift import Usual
 from .fit import LearnedSolver, proposals
 from .lbfgs import LBFGS
 from .learn_doubt import doubting
 from .learn_programs import learned_programs
 from .learned import LearnedDamping, LearnedStart, Whitening, vector_of
-from .levenberg_marquardt import GainRatio, LevenbergMarquardt
+from .levenberg_marquardt import LevenbergMarquardt
 from .proximal import ProximalGradient
 from .solution import Solution, Status
 from .solve import as_rows, check_tolerance, count_rows, flat_of_rows, precision, told_if_alike
@@ -188,7 +189,8 @@ def _grid(family: ProblemFamily, tol: float, slope: float = 1.0) -> list[Method]
     `slope`: size of the gradients at the starts, if that is below 1: a tolerance for them must be smaller still.
     """
     if isinstance(family, LeastSquares):
-        rules = [GainRatio(initial, shrink) for shrink in (1 / 3, 0.1) for initial in (1e-2, 1e-1, 1e-3, 1.0)]
+        rules = [TrustRegion(initial) for initial in (0.1, 1.0, 10.0, 0.01)]
+        rules += [GainRatio(initial, shrink) for shrink in (1 / 3, 0.1) for initial in (1e-2, 1.0)]
         # A looser tolerance saves less than a step, and of the few tuning instances none may tell what it loses.
         return [LevenbergMarquardt(damping=rule, tol=0.1 * tol) for rule in rules]
     if isinstance(family, Composite):
@@ -309,9 +311,7 @@ def _learned(
         started |= doubting(most, start, apart, *judged, max(0.1 * seconds, 1.0), seed, watch)
     if not isinstance(base.method, LevenbergMarquardt):
         return started
-    rule = base.method.damping
-    assert isinstance(rule, GainRatio)
-    damping = LearnedDamping.untrained(whitening, rule, damping_key)
+    damping = LearnedDamping.untrained(whitening, base.method.damping, damping_key)
     propose = lambda flat, instances, own: proposals(start, 1, flat, instances, own)  # noqa: E731
     first = in_blocks(propose, flat, (jax.tree.map(np.asarray, examples.instances), own), len(own), 1024, np.float32)
     damping = train_damping(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from .._core import trees
 from .._core.types import Instance, Scalar
 from .base import Flat
-from .levenberg_marquardt import Damping, GainRatio, Seen
+from .damping import Damping, Seen
 
 START_WIDTH, DAMPING_WIDTH = 96, 32
 """Hidden units of each of the two layers: a start is computed once, a damping in every step."""
@@ -111,11 +111,11 @@ class LearnedDamping(Damping):
 
     network: eqx.nn.MLP
     whitening: Whitening
-    base: GainRatio
+    base: Damping
     steps: int = eqx.field(static=True, default=8)
 
     @classmethod
-    def untrained(cls, whitening: Whitening, base: GainRatio, key: PRNGKeyArray, steps: int = 8) -> "LearnedDamping":
+    def untrained(cls, whitening: Whitening, base: Damping, key: PRNGKeyArray, steps: int = 8) -> "LearnedDamping":
         """Return the classical rule, ready to be trained."""
         params = whitening.params_mean.size
         inputs = whitening.instance_mean.size + 2 * params + params * (params - 1) // 2 + 6

@@ -1,31 +1,23 @@
 """Levenberg–Marquardt for thousands of least-squares problems at once."""
 
-import abc
 from typing import Any, ClassVar, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from .._core.types import Instance, Params, Scalar
+from .._core.types import Instance, Scalar
 from ..problems import LeastSquares
 from .base import Flat, Method, Progress, check_part, status_of
+from .damping import HIGHEST, LOWEST, Damping, Seen, TrustRegion
+from .small import products_of, solve_spd
 from .solution import Status
 
 ACCEPT = 1e-4
 """The share of the predicted decrease that a step must reach."""
 
-LOWEST, HIGHEST = 1e-12, 1e12
-"""Limits of the damping. The upper one ends an instance: steps that small change nothing."""
-
 STRONG = 1.0
 """Steps that a damping above this made small say nothing about the minimum."""
-
-
-SMALL = 8
-"""Up to so many params, products and factors of matrices are written out: a call for each instance takes longer."""
 
 
 class Model(NamedTuple):
@@ -46,58 +38,6 @@ class Model(NamedTuple):
     small: Bool[Array, ""]
     each: Bool[Array, ""]
     damping: Any
-
-
-class Seen(NamedTuple):
-    """What a damping rule sees after a trial: whether it was taken, and the model where the instance stands now."""
-
-    first: Bool[Array, ""]
-    taken: Bool[Array, ""]
-    ratio: Scalar
-    cost: Scalar
-    gained: Scalar
-    nit: Any
-    x: Float[Array, " p"]
-    gram: Float[Array, "p p"]
-    slope: Float[Array, " p"]
-
-
-class Damping(eqx.Module):
-    """How strongly each param is held back: the one choice that Levenberg–Marquardt leaves open."""
-
-    @abc.abstractmethod
-    def start(self, instance: Instance, x: Float[Array, " p"]) -> Params:
-        """Return the rule's state before the first step."""
-
-    @abc.abstractmethod
-    def next(self, seen: Seen, state: Params) -> tuple[Float[Array, " p"], Scalar, Params]:
-        """Return the damping of each param (relative to the scale), a factor on the step, and the new state."""
-
-
-class GainRatio(Damping):
-    r"""Nielsen's rule: $\lambda \gets \lambda \max(s, 1 - (2\varrho - 1)^3)$ after a step with gain ratio $\varrho$.
-
-    After a rejected one $\lambda \gets \lambda \nu$ and $\nu \gets 2 \nu$.
-
-    **Arguments:** `initial`: damping of the first step, relative to the diagonal of the Gram matrix. `shrink`: the
-    smallest factor $s$ after a good step.
-
-    **Source:** Nielsen, *Damping parameter in Marquardt's method* (1999), equation 2.4.
-    """
-
-    initial: float | Array = 1e-2
-    shrink: float | Array = 1 / 3
-
-    def start(self, instance: Instance, x: Float[Array, " p"]) -> tuple[Array, Array]:
-        return jnp.full((), self.initial, x.dtype), jnp.full((), 2.0, x.dtype)
-
-    def next(self, seen: Seen, state: Any) -> tuple[Array, Scalar, Any]:
-        value, growth = state
-        good = value * jnp.maximum(self.shrink, 1 - (2 * jnp.clip(seen.ratio, 0, 1) - 1) ** 3)
-        value = jnp.where(seen.first, value, jnp.where(seen.taken, good, value * growth))
-        growth = jnp.where(seen.taken, 2.0, 2 * growth)
-        value = jnp.clip(value, LOWEST, HIGHEST * 10)
-        return jnp.full_like(seen.x, value), jnp.ones((), seen.x.dtype), (value, growth)
 
 
 class LevenbergMarquardt(Method):
@@ -136,7 +76,7 @@ class LevenbergMarquardt(Method):
 
     solves: ClassVar = LeastSquares
 
-    damping: Damping = GainRatio()
+    damping: Damping = TrustRegion()
     tol: float | Array = 1e-8
     max_steps: int | Array = 100
 
@@ -174,8 +114,11 @@ class LevenbergMarquardt(Method):
         gram, slope = keep(gram, model.gram), keep(slope, model.slope)
         own = jnp.diagonal(gram)
         scale = jnp.maximum(model.scale, own)
-        seen = Seen(first, taken, jnp.where(finite, ratio, -1.0), best, gained, at.nit, x, gram, slope)
-        trial, predicted, free, damping, strongest, given = self._propose(flat, instance, seen, scale, model.damping)
+        low, high = flat.bounds(x, instance)
+        free = ~(((x <= low) & (slope > 0)) | ((x >= high) & (slope < 0)))
+        ratio = jnp.where(finite, ratio, -1.0)
+        seen = Seen(first, taken, ratio, best, gained, at.nit, x, gram, slope, scale, free)
+        trial, predicted, damping, strongest, given = self._propose(seen, low, high, model.damping)
 
         certificate = _certificate(gram, slope, best, free)
         weight = jnp.sqrt(scale)
@@ -209,10 +152,8 @@ class LevenbergMarquardt(Method):
         memory = Model(trial, gram, slope, scale, predicted, strongest, small_step & ~held, each, damping)
         return Progress(x, best, certificate, status, at.nit + 1, at.nfev + 1, memory)
 
-    def _propose(
-        self, flat: Flat, instance: Instance, seen: Seen, scale: Array, state: Any
-    ) -> tuple[Array, Scalar, Array, Any, Scalar, Scalar]:
-        rule_state, rejected = state
+    def _propose(self, seen: Seen, low: Array, high: Array, state: Any) -> tuple[Array, Scalar, Any, Scalar, Scalar]:
+        (rule_state, rejected), scale, free = state, seen.scale, seen.free
         damping, factor, rule_state = self.damping.next(seen, rule_state)
         rejected = jnp.where(seen.taken, 0.0, rejected + 1)
         # A rule that answers nonsense is held like one that answers well: growing damping, finite factors. The
@@ -222,9 +163,6 @@ class LevenbergMarquardt(Method):
         factor = jnp.clip(jnp.nan_to_num(factor, nan=1.0), 0.1, 2.0)
         factor = jnp.where(rejected > 4, 1.0, factor)
 
-        low, high = flat.bounds(seen.x, instance)
-        held = ((seen.x <= low) & (seen.slope > 0)) | ((seen.x >= high) & (seen.slope < 0))
-        free = ~held
         system = jnp.where(free[:, None] & free[None, :], seen.gram, 0.0)
         diagonal = jnp.where(free, damping * jnp.where(scale > 0, scale, 1.0), 1.0)
         step = solve_spd(system + jnp.diag(diagonal), jnp.where(free, -seen.slope, 0.0))
@@ -238,7 +176,7 @@ class LevenbergMarquardt(Method):
         # Where the damping is too weak for this precision there is no step, which says nothing about the minimum
         # either. It predicts nothing, so it is rejected, and the damping grows.
         strongest = jnp.maximum(strongest, jnp.where(factorized, 0.0, 2 * STRONG))
-        return trial, predicted, free, (rule_state, rejected), strongest, jnp.max(damping)
+        return trial, predicted, (rule_state, rejected), strongest, jnp.max(damping)
 
 
 def _evaluate(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Array, Array, Array]:
@@ -252,29 +190,11 @@ def _evaluate(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Array, 
 
     jacobian, values = jax.jacfwd(residuals, has_aux=True)(x)
     # All products of what is computed once: XLA would evaluate the model again for each that it goes into.
-    products = _products(jax.lax.optimization_barrier(jnp.concatenate([jacobian, values[:, None]], axis=1)))
+    products = products_of(jax.lax.optimization_barrier(jnp.concatenate([jacobian, values[:, None]], axis=1)))
     cost, gram, slope = 0.5 * products[-1, -1], products[:-1, :-1], products[:-1, -1]
     finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(gram)) & jnp.all(jnp.isfinite(slope))
     zero = lambda it: jnp.where(finite, it, 0.0)  # noqa: E731
     return jnp.where(finite, cost, jnp.inf), zero(gram), zero(slope), finite
-
-
-def _products(columns: Float[Array, "n k"]) -> Float[Array, "k k"]:
-    """Return the products of all pairs of columns.
-
-    Of few columns by one sum of them all, in a single pass: a product of matrices for each instance, as small as these,
-    takes two to eight times as long.
-    """
-    size = columns.shape[1]
-    if size > SMALL + 1:
-        return columns.T @ columns
-    pairs = [(i, j) for i in range(size) for j in range(i + 1)]
-    each = tuple(columns[:, i] * columns[:, j] for i, j in pairs)
-    zeros = (jnp.zeros((), columns.dtype),) * len(pairs)
-    sums = jax.lax.reduce(each, zeros, lambda some, more: tuple(a + b for a, b in zip(some, more, strict=True)), (0,))
-    where = np.zeros((size, size), int)
-    where[tuple(np.transpose(pairs))] = np.arange(len(pairs))
-    return jnp.stack(sums)[np.maximum(where, where.T)]
 
 
 def _certificate(gram: Array, slope: Array, cost: Scalar, free: Array) -> Scalar:
@@ -288,29 +208,3 @@ def _certificate(gram: Array, slope: Array, cost: Scalar, free: Array) -> Scalar
     decrement = 0.5 * jnp.abs(slope @ step) / jnp.where(cost > 0, cost, 1.0)
     # What cannot be factorized in this precision is not certified.
     return jnp.where(jnp.isfinite(cost) & jnp.isfinite(decrement), decrement, jnp.inf)
-
-
-def solve_spd(matrix: Float[Array, "p p"], target: Float[Array, " p"]) -> Float[Array, " p"]:
-    """Solve a small symmetric positive definite system; NaN where it is not positive definite.
-
-    Up to `SMALL` unknowns the factorization is written out: under `vmap` its operations then run over the whole batch,
-    where a call of LAPACK for each instance would cost more than the arithmetic in it.
-    """
-    size = matrix.shape[0]
-    if size > SMALL:
-        return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(matrix), True), target)
-    lower: list[list[Any]] = [[None] * size for _ in range(size)]
-    inverse: list[Any] = []
-    for j in range(size):
-        rest = matrix[j, j] - sum((lower[j][k] ** 2 for k in range(j)), start=jnp.zeros((), matrix.dtype))
-        inverse.append(jax.lax.rsqrt(rest))
-        for i in range(j + 1, size):
-            dot = sum((lower[i][k] * lower[j][k] for k in range(j)), start=jnp.zeros((), matrix.dtype))
-            lower[i][j] = (matrix[i, j] - dot) * inverse[j]
-    half: list[Any] = []
-    for i in range(size):
-        half.append((target[i] - sum(lower[i][k] * half[k] for k in range(i))) * inverse[i])
-    solution: list[Any] = [None] * size
-    for i in reversed(range(size)):
-        solution[i] = (half[i] - sum(lower[k][i] * solution[k] for k in range(i + 1, size))) * inverse[i]
-    return jnp.stack(solution)
