@@ -92,7 +92,7 @@ class TrustRegion(Damping):
             length = jnp.linalg.norm(found)
             return length, found @ solve_spd(damped, found) / length**2
 
-        least = jnp.asarray(64 * kind.eps, seen.x.dtype)
+        least = jnp.asarray(LOWEST, seen.x.dtype)
         whole, fall = step(least)
         inside = jnp.isfinite(whole) & (whole <= 1.1 * radius)
         low = jnp.nan_to_num((whole / radius - 1) / fall, nan=0.0, posinf=0.0)

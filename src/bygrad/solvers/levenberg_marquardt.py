@@ -16,6 +16,9 @@ from .solution import Status
 ACCEPT = 1e-4
 """The share of the predicted decrease that a step must reach."""
 
+STEEPEST = 1e8
+"""Times the square of a slope here that the square of one long past may count: more would hold a param fast."""
+
 STRONG = 1.0
 """Steps that a damping above this made small say nothing about the minimum."""
 
@@ -113,7 +116,7 @@ class LevenbergMarquardt(Method):
         x, best = keep(model.trial, at.x), keep(cost, at.cost)
         gram, slope = keep(gram, model.gram), keep(slope, model.slope)
         own = jnp.diagonal(gram)
-        scale = jnp.maximum(model.scale, own)
+        scale = jnp.maximum(jnp.where(taken, jnp.minimum(model.scale, STEEPEST * own), model.scale), own)
         low, high = flat.bounds(x, instance)
         free = ~(((x <= low) & (slope > 0)) | ((x >= high) & (slope < 0)))
         ratio = jnp.where(finite, ratio, -1.0)
