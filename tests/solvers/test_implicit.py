@@ -15,7 +15,7 @@ from .families import Decay, decays
 
 @pytest.mark.parametrize("limited", [False, True], ids=["free", "bounds"])
 def test_derivatives_agree_with_finite_differences(limited):
-    family, h = Decay(limited=limited), 1e-5
+    family, h = Decay(limited=limited), 1e-4  # rounding leaves 1e-9 of a solution open
     data = decays(8)
     direction = np.random.default_rng(0).normal(size=9)
     exact = LevenbergMarquardt(tol=1e-16, max_steps=200)

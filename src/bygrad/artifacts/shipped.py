@@ -34,6 +34,11 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
     if os.path.isfile(path):  # and not path.is_file(), which raises for a name that is too long
         return path
     text = os.fspath(name_or_path)
+    inside = path / f"optimizer{_SUFFIX}"
+    if os.path.isfile(inside):
+        raise ArtifactError(
+            f"{shorten(text)} is a folder", "There is nothing to load", f"Give the file in it, {inside}"
+        )
     close = difflib.get_close_matches(text.removesuffix(_SUFFIX), names, n=1)
     raise ArtifactError(
         f"{shorten(text)} is neither a file nor the name of an optimizer that comes with bygrad",

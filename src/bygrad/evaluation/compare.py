@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from concurrent.futures import as_completed
 from typing import Any, Literal
@@ -258,6 +259,8 @@ def compare(
             if tuning.best_area != tuning.best_final:
                 curves, _ = run(with_learning_rate(optimizer, tuning.best_area), name)
             summary["area"] = interval_of(area(curves))
+            # Runs lost at either of the two rates: each counts as infinite in its own measure.
+            summary["diverged"] = max(summary["diverged"], int(np.sum(~np.isfinite(curves).all(axis=1))))
             summary["each_run"]["area"] = _short(area(curves))
             summary["area_curve"] = _short(curves.mean(axis=0))
             summary["area_learning_rate"] = tuning.best_area
@@ -324,9 +327,10 @@ def _second_order(
     summary = summarize("second-order", label, curves, seconds, protocol)
     summary["note"] = (
         "Sees the objective without noise (all data) and evaluates it several times a step, in a line search: its steps"
-        " are not the others' steps. Compare by wall-clock."
-        + f" Its means are over the first {runs} of the others' {protocol.runs} runs."
-        * (runs < protocol.runs)
+        " are not the others' steps."
+        + f" Its seconds are those of one run at a time; the others run {protocol.chunk} side by side and share theirs."
+        * (protocol.chunk > 1)
+        + f" Its means are over the first {runs} of the others' {protocol.runs} runs." * (runs < protocol.runs)
     )
     return summary
 
@@ -371,10 +375,13 @@ def ratio_to_best(
     """Return the label of the best tuned hand-designed optimizer, and the ratio of another's mean to its mean.
 
     The interval is that over runs in pairs; of rows from before rows kept their runs, that of the other's mean alone.
+    Where the best one lost a run there is no ratio: it is infinite, from 0.
 
     **Raises:** `ValueError` where the best one's losses are negative, as `bootstrap_ratio`.
     """
     label, level = best_baseline(optimizers, measure)
+    if not math.isfinite(level):
+        return label, Interval(math.inf, 0.0, math.inf)
     ours, best = optimizers[name], next(row for row in optimizers.values() if row["label"] == label)
     if not ("each_run" in ours and "each_run" in best):
         check_reference([level])
@@ -383,6 +390,21 @@ def ratio_to_best(
 
 
 def best_baseline(optimizers: Mapping[str, Mapping[str, Any]], measure: str) -> tuple[str, float]:
-    """Return label and mean of the tuned hand-designed optimizer that is best in `measure` (`final` or `area`)."""
+    """Return label and mean of the tuned hand-designed optimizer that is best in `measure` (`final` or `area`).
+
+    Of those that all lost runs, it is the one that lost fewest, and then the one with the lowest median.
+
+    **Raises:** `ValueError` where there is none.
+    """
     rows = [row for row in optimizers.values() if row["kind"] == "hand-designed"]
-    return min(((row["label"], loss_of(row[measure]["mean"])) for row in rows), key=lambda pair: pair[1])
+    if not rows:
+        raise ValueError(
+            "There is no tuned hand-designed optimizer among the results, so that there is no best one. Tune some by"
+            " tune_baselines, and give what it returns to compare."
+        )
+    best = min(rows, key=lambda row: (loss_of(row[measure]["mean"]), _lost(row), loss_of(row[measure].get("median"))))
+    return best["label"], loss_of(best[measure]["mean"])
+
+
+def _lost(row: Mapping[str, Any]) -> int:
+    return int(row.get("diverged") or 0)

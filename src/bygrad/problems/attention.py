@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from .._core.draws import normals
@@ -48,6 +49,11 @@ class CharacterModel(Classifier):
             raise ValueError(
                 f"width={self.width}, heads={self.heads}, window={self.window}, batch={self.batch}: there is no such"
                 " transformer or minibatch. Give positive numbers, and a width that the heads divide."
+            )
+        if not isinstance(self.text, Tracer) and np.max(np.asarray(self.text), initial=0) >= self.characters:
+            raise ValueError(
+                f"The text holds the number {np.max(np.asarray(self.text))}, but its characters are 0 to"
+                f" {self.characters - 1}: the loss would be no number. Number them from 0, or say how many there are."
             )
         trained, size = self.entries
         if min(trained, self.held_out or size) <= self.window:

@@ -140,7 +140,7 @@ class EconomicDispatch(QuadraticProgram):
         # Of both ends of the price, as the best one may be an end: that of no demand is the lowest there is.
         least = jnp.maximum(*(jnp.sum(cheapest * (quadratic * cheapest + slope - value[:, None]), 1) + value * total))
         lowest = least - high @ jnp.maximum(mu, 0) + low @ jnp.maximum(-mu, 0)
-        served = (total >= 0) & (total <= jnp.sum(self.capacity))
+        served = (total >= 0) & (total <= jnp.sum(self.capacity.astype(total.dtype)))
         return outputs, cost, jnp.where(served, lowest, -jnp.inf)
 
     def repair(self, params: Float[Array, " units"], instance: Float[Array, " buses"]) -> Float[Array, " units"]:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._core.sizes import is_whole
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
 from .base import ProblemFamily, differentiable_loss
 
@@ -68,6 +69,8 @@ def hold_out(family: AnyFamily, count: int | None = None) -> AnyFamily:
     >>> hold_out(find_family("mnist")).held_out
     2000
     """
+    if count is not None and not is_whole(count):
+        raise ValueError(f"count is {count!r}, which is no number of images or characters to hold out. Give 2000, say.")
     if count is not None and not _contains(family, DataFamily):
         raise ValueError(
             f"{type(family).__name__} has no images or text of which the last {count} could be held out. Leave held_out"
@@ -78,7 +81,7 @@ def hold_out(family: AnyFamily, count: int | None = None) -> AnyFamily:
         if not isinstance(part, DataFamily):
             return part
         trained, size = part.entries
-        kept = (size - trained or size // 5) if count is None else count
+        kept = (size - trained or max(1, size // 5)) if count is None else count
         return dataclasses.replace(part, held_out=kept)  # pyright: ignore[reportCallIssue]
 
     return jax.tree.map(divide, family, is_leaf=lambda part: isinstance(part, DataFamily))

@@ -20,7 +20,8 @@ class MeanVariance(Composite):
     mean-variance efficient portfolios, one for each target. The covariance changes from window to window, so that the
     instances share no matrix; the constraints are in the proximal map, a projection.
 
-    An instance is $S$ of a window, divided by its largest eigenvalue. The gap is that of Frank and Wolfe,
+    An instance is $S$ of a window, divided by its largest eigenvalue; it must be positive semidefinite, as a covariance
+    is (of data with gaps, an estimate need not be): nothing else is convex. The gap is that of Frank and Wolfe,
     $\max_v \nabla f(w)^\top (w - v)$ over the portfolios $v$: for a convex $f$ it bounds $f(w) - \min f$. It is
     infinite where $w$ is no portfolio, beyond rounding. The loss is finite there: half the squared violation times 100
     is added, as in a `QuadraticProgram`.

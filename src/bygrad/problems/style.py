@@ -75,6 +75,12 @@ class StyleTransfer(ProblemFamily):
 
         **Raises:** `ValueError` for a side, also of the painting, that is not a multiple of 8.
         """
+        for name, picture in (("photographs", photographs), ("painting", painting)):
+            if np.asarray(picture).dtype != np.uint8 or np.size(picture) == 0:
+                raise ValueError(
+                    f"The {name} are {np.asarray(picture).dtype} of shape {list(np.shape(picture))}, but pictures are"
+                    " bytes, 0 to 255: numbers from 0 to 1 would be black. Give at least one, as uint8."
+                )
         network = VGG16.load() if network is None else network
         features = eqx.filter_jit(network)(jnp.asarray(painting, jnp.float32))
         grams = {layer: gram(features[layer]) for layer in STYLE_LAYERS}

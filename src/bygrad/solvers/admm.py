@@ -150,10 +150,10 @@ class ADMM(Method):
         slope, downhill = jnp.linalg.norm(falls), jnp.any(falls > jnp.maximum(rounding, jnp.finfo(x.dtype).eps * size))
         limit_size, slope_size = _units(trees.largest(jnp.diag(quadratic)), size, low, high)
         own = jnp.maximum(*(jnp.where(jnp.isfinite(it), jnp.abs(it), 0.0)[to.limits] for it in (low, high)))
-        # Equations that contradict each other, or are none: no point satisfies them.
-        apart = jnp.maximum(trees.largest(to.consistent @ given - given), trees.largest(other - given)) / (
-            1 + trees.largest(given)
-        )
+        # Equations that contradict each other, or are none: no point satisfies them. Each by its own terms, as those of
+        # others may be large.
+        misfit = jnp.maximum(jnp.abs(to.consistent @ given - given), jnp.abs(other - given))
+        apart = trees.largest(misfit / (1 + jnp.abs(to.consistent) @ jnp.abs(given)))
         origin = to.solve @ given
         push = to.quadratic @ given
         shift = to.shift @ given
@@ -192,7 +192,8 @@ class ADMM(Method):
             highest=HIGHEST * jnp.maximum(straight, 1.0),
             bound=jnp.full((), -jnp.inf, x.dtype),
         )
-        wrong = jnp.any(low > high) | (apart > self._exact(x))
+        nowhere = (low > high) | (low == jnp.inf) | (high == -jnp.inf)
+        wrong = jnp.any(nowhere) | (apart > self._exact(x))
         at, _ = self._best(flat, instance, Progress.begin(x, memory, dual), x, dual)
         return at._replace(status=status_of((wrong, Status.CONTRADICTION), (downhill, Status.UNBOUNDED)))
 
@@ -341,10 +342,13 @@ def _floating(matrix: Any) -> np.ndarray:
 def relative_gap(cost: Scalar, lowest: Scalar, terms: Scalar | float = 0.0) -> Scalar:
     """Return the gap between a cost and a lower bound of the minimum, relative to the smaller of the two in size: where
     they have one sign, the cost exceeds the minimum by no larger a part of it. It is zero where both are rounding of
-    the `terms` that they are sums of, since an optimum that costs nothing has no part that could be told."""
+    the `terms` that they are sums of, since an optimum that costs nothing has no part that could be told. A bound above
+    the cost by more than rounding is wrong, and proves nothing: the gap is infinite."""
     size, kind = jnp.minimum(jnp.abs(cost), jnp.abs(lowest)), jnp.finfo(cost.dtype)
-    nothing = jnp.maximum(jnp.abs(cost), jnp.abs(lowest)) <= 10 * kind.eps * terms
-    return jnp.where(nothing, 0.0, (cost - lowest) / jnp.maximum(size, kind.tiny))
+    largest = jnp.maximum(jnp.abs(cost), jnp.abs(lowest))
+    gap = jnp.maximum(cost - lowest, 0.0) / jnp.maximum(size, kind.tiny)
+    gap = jnp.where(lowest - cost > 1e3 * kind.eps * jnp.maximum(largest, terms), jnp.inf, gap)
+    return jnp.where(largest <= 10 * kind.eps * terms, 0.0, gap)
 
 
 def _units(curvature: Scalar, slope: Scalar, low: Array, high: Array) -> tuple[Scalar, Scalar]:

@@ -216,6 +216,11 @@ def _check_functions(params: Params, family: ProblemFamily, instance: Instance) 
                 f"{name}.residuals returned a {type(found).__name__}, not one array, so it is not known what to square."
                 " Join the parts, jnp.concatenate([...])."
             )
+        if found.shape == () and sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) > 1:
+            raise ValueError(
+                f"{name}.residuals returned a single number, which is squared and summed once more, so that one slope"
+                " is all that is known of all params. Return the residuals themselves, one for each measurement."
+            )
         if jnp.issubdtype(found.dtype, jnp.complexfloating):
             raise TypeError(
                 f"{name}.residuals returned {found.dtype}{list(found.shape)}, whose squares are no cost. Return real"

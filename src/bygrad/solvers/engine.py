@@ -65,7 +65,7 @@ def run(
     rows, waiting = len(x), 0
     results: Rows = {}
     if rows == 0:
-        return _empty(x)
+        return _empty(x, method.multipliers(flat))
     size = capacity(rows, batch)
     slots = np.full(size, -1)
     working: Working | None = None
@@ -173,10 +173,12 @@ def _harvest(results: Rows, rows: int, slots: np.ndarray, at: Progress) -> None:
     slots[done] = -1
 
 
-def _empty(x: np.ndarray) -> Rows:
+def _empty(x: np.ndarray, multipliers: int) -> Rows:
     real, whole = np.empty(0, x.dtype), np.empty(0, np.int32)
     counts = {"status": whole, "nit": whole, "nfev": whole}
-    return {"x": x, "cost": real, "certificate": real, "finished": np.empty(0), **counts}
+    return {"x": x, "cost": real, "certificate": real, "finished": np.empty(0), **counts} | (
+        {"dual": np.empty((0, multipliers), x.dtype)}
+    )
 
 
 def _begun(method: Method, flat: Flat, instances: PyTree, x: Array, real: Bool[Array, " rows"]) -> Working:

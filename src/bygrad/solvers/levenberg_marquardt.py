@@ -26,10 +26,10 @@ STRONG = 1.0
 class Model(NamedTuple):
     r"""The quadratic model at x, and the trial that it proposes.
 
-    `gram` is $J^\top J$, `slope` $J^\top r$, `scale` the largest diagonal of the Gram matrix so far (Marquardt's, as in
-    MINPACK: steps do not depend on the units of the params). `predicted`: the decrease that the trial promises;
-    `strongest`: the largest damping behind it, relative to the Gram matrix at x. `small`: whether it is a small step,
-    though damping is weak; `each`: whether every param's own part of it is.
+    `gram` is $J^\top J$, `slope` $J^\top r$, `scale` the largest diagonal of the Gram matrix so far, but at most
+    `STEEPEST` times the one here (MINPACK's: steps do not depend on the units of the params). `predicted`: the decrease
+    that the trial promises; `strongest`: the largest damping behind it, relative to the Gram matrix at x. `small`:
+    whether it is a small step, though damping is weak; `each`: whether every param's own part of it is.
     """
 
     trial: Float[Array, " p"]

@@ -25,7 +25,11 @@ class Status(Code):
         -1,
         "The cost or its derivatives are not finite at the start. Check the instance for NaN, and the start.",
     )
-    STUCK = -2, "No step lowers the cost, and the certificate is above the tolerance. Loosen tol, or use float64."
+    STUCK = (
+        -2,
+        "No step lowers the cost, and the certificate is above the tolerance. If only a little, loosen tol, or use"
+        " float64; if far, params may have lost all influence here: start nearer, set bounds, or try more starts.",
+    )
     CONTRADICTION = (
         -3,
         "No point satisfies the constraints: a direction proves it, or limits contradict each other or an equation."
@@ -49,7 +53,7 @@ class Status(Code):
     UNDERFLOW = (
         -7,
         "The squares of the residuals are too small for the precision, so that nothing is known of the cost. Give the"
-        " data in a larger unit, or use float64.",
+        " data in a larger unit, or use float64; data that are all zero have a fit of zero, which x is near to.",
     )
 
 

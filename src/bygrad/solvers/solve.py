@@ -191,7 +191,7 @@ def flat_of_rows(
     try:
         return Flat.of(family, one), warnings
     except ValueError as error:
-        raise ValueError(f"{error} {warnings[0]}" if warnings else str(error)) from error
+        raise ValueError(f"{warnings[0]} {error}" if warnings else str(error)) from error
 
 
 def _compare(name: str, given: dict[str, Any], like: PyTree | None) -> tuple[str, ...]:
@@ -266,6 +266,11 @@ def as_rows(instances: PyTree[Any], dtype: Any) -> tuple[PyTree[np.ndarray], int
         )
 
     def convert(leaf: Any) -> np.ndarray:
+        if np.ma.is_masked(leaf):
+            raise TypeError(
+                "The instances are a masked array with masked entries, which a model would take for data. Give the mask"
+                " as a part of the instance, as weights of 1 and 0 by which residuals multiply what they compare."
+            )
         array = np.asarray(leaf)
         if np.dtype(dtype) == np.float32 and array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size:
             kept = np.iinfo(np.int32 if array.dtype.kind == "i" else np.uint32)
@@ -328,7 +333,8 @@ def from_every_start(
     watch: Tick | None = None,
 ) -> Rows:
     """Solve every instance from each of its starts, `[rows, starts, p]`; those of one instance stay together."""
-    every = jax.tree.map(lambda leaf: np.repeat(leaf, starts.shape[1], axis=0), instances)
+    several = starts.shape[1]  # of a single one no copy is made: a file may be larger than memory
+    every = instances if several == 1 else jax.tree.map(lambda leaf: np.repeat(leaf, several, axis=0), instances)
     return run(method, flat, every, starts.reshape(-1, starts.shape[2]), batch=batch, watch=watch)
 
 
@@ -341,8 +347,9 @@ def best_start(family: ProblemFamily, rows: Rows, starts: int, solved_first: boo
     """Return for each instance which of its starts, as rows one below the other, ended best.
 
     The best has the lowest cost, and is solved if two have the same but for rounding, which would else decide; with
-    `solved_first`, the other way round. Unsolved points of quadratic programs violate constraints, so that their costs
-    cannot be compared: there the best is solved, with the smallest certificate.
+    `solved_first`, the other way round. Points of quadratic programs may violate constraints, so that their costs
+    cannot be compared: there the best is solved, with the smallest certificate. Those of a family that proves its
+    solutions (`certify`) satisfy them all.
     """
     cost, certificate, unsolved = (
         np.where(np.isnan(values), np.inf, values).reshape(-1, starts)
@@ -352,7 +359,7 @@ def best_start(family: ProblemFamily, rows: Rows, starts: int, solved_first: boo
     with np.errstate(invalid="ignore"):  # infinite ones
         alike = (cost == lowest) | (cost - lowest <= 100 * np.finfo(cost.dtype).eps * np.abs(lowest))
     order = [np.where(alike, lowest, cost), unsolved, cost] if not solved_first else [unsolved, cost]
-    if isinstance(family, QuadraticProgram):
+    if isinstance(family, QuadraticProgram) and type(family).certify is QuadraticProgram.certify:
         order = [unsolved, certificate]
     return np.lexsort(order[::-1], axis=1)[:, 0]  # the last key counts first
 

@@ -117,7 +117,7 @@ def _whatever_is_in(file: Path, only: Collection[str]) -> dict[str, np.ndarray]:
             reason = f" ({error})" if opened.read(6).startswith((b"\x93NUMPY", b"PK")) else ""
         raise ValueError(
             f"{file} is neither an npy nor an npz file of numbers{reason}, so nothing can be read from it. Write it by"
-            " numpy.save or numpy.savez."
+            ' numpy.save or numpy.savez (from text: numpy.save("data.npy", numpy.loadtxt("data.csv", delimiter=","))).'
         ) from error
     if found.ndim == 0:
         raise ValueError(f"{file} holds a single number, not an array. Its first axis must run over instances.")

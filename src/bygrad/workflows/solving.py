@@ -127,6 +127,8 @@ def solve_file(
     if block is not None and block < 1:
         raise ValueError(f"block is {block}, so no row would ever be solved. Give 1 or more, or None.")
     settings = {"tol": tol, "max_steps": max_steps, "starts": starts, "dtype": dtype, "x0": x0, "guard": guard}
+    if Path(out).suffix != ".npz":
+        raise ValueError(f"The results go into {out}, but they are an npz file, whatever its name. Let it end in .npz.")
     chosen: dict[str, Any] = {name: it for name, it in settings.items() if it is not None}
     _refuse_settings(solver, chosen)
     if not isinstance(solver, LearnedSolver):
