@@ -298,3 +298,21 @@ def test_curves_that_do_not_fit_into_memory_are_refused_before_anything_is_tuned
     for call in (tune_baselines, lambda *given: compare({}, {}, *given)):
         with pytest.raises(MemoryError, match="2,000,000,000 runs of 100,000 steps take"):
             call(Quadratic(2), protocol)
+
+
+def test_baselines_are_judged_on_other_instances_than_they_were_tuned_on(monkeypatch):
+    module, keys = sys.modules["bygrad.evaluation.compare"], {}
+
+    def spied(name, real):
+        def spy(optimizer, family, key, **options):
+            keys.setdefault(name, set()).add(tuple(np.asarray(jax.random.key_data(key)).tolist()))
+            return real(optimizer, family, key, **options)
+
+        monkeypatch.setattr(module, name, spy)
+
+    spied("tune", module.tune)
+    spied("run_curves", module.run_curves)
+    protocol = Protocol(3, runs=2, tuning_runs=2, second_order_runs=0, final_window=1, chunk=2)
+    tunings = tune_baselines(Quadratic(2), protocol, {"SGD": SGD})
+    compare({}, tunings, Quadratic(2), protocol, baselines={"SGD": SGD})
+    assert len(keys["tune"]) == len(keys["run_curves"]) == 1 and not keys["tune"] & keys["run_curves"]

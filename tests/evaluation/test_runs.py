@@ -1,5 +1,7 @@
 """Runs on fresh instances: the same for every optimizer, and independent of how they are cut into pieces."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,13 @@ def test_pieces_leave_no_trace():
     pieces, _ = run_curves(optimizer, perceptron(), jax.random.key(1), chunk=2, tick=tick, **options)
     np.testing.assert_allclose(pieces, whole, rtol=1e-5)
     assert told == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_seconds_are_those_of_a_step_of_one_run(monkeypatch):
+    ticks = iter([10.0, 10.0 + 6.0])
+    monkeypatch.setattr(runs_module, "time", types.SimpleNamespace(perf_counter=lambda: next(ticks)))
+    _, seconds = run_curves(SGD(0.05), perceptron(), jax.random.key(1), chunk=2, horizon=3, runs=6)
+    assert seconds == pytest.approx(6.0 / (2 * 3))  # the first two of six runs were timed
 
 
 def test_all_optimizers_start_from_the_same_instances_and_minibatches():

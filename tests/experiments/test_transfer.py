@@ -98,6 +98,18 @@ def test_a_grid_goes_on_until_the_best_rate_is_within_it(tmp_path):
     losses, rates = np.asarray(tuned["mean"], float)[:, 0], np.asarray(tuned["rates"])
     assert len(rates) > 2 * RATES  # without and with a cosine
     assert rates.min() < rates[choose(losses[:, None])] < rates.max()
+    keys = [
+        set(map(tuple, np.asarray(jax.random.key_data(it)).tolist())) for it in (measured.tuning, measured.reported)
+    ]
+    assert list(map(len, keys)) == [1, 1] and not keys[0] & keys[1]
+
+
+def test_a_row_with_larger_losses_does_not_decide_the_one_rate_for_all():
+    rates = [1e-3, 1e-2]
+    small, large = (
+        {"optimizers": {"AdamWCosine": entry([[a] * 2, [b] * 2], rates)}} for a, b in ((1.0, 2.0), (2000.0, 1100.0))
+    )
+    assert calibrate({"small": small, "large": large}, "AdamWCosine") == 1e-3
 
 
 def entry(mean: list[list[float]], rates: list[float] | None, kind: str = "hand-designed") -> dict[str, object]:

@@ -139,6 +139,7 @@ def test_random_units_change_the_gradients_and_not_the_losses():
         np.testing.assert_allclose(a, scale * b, rtol=2e-5, atol=1e-7)
     units = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(instance[1])])
     assert np.all(np.abs(np.log(units)) <= 2.0) and np.unique(units).size == units.size
+    assert np.log(units).min() < -1.5 and np.log(units).max() > 1.5  # as often smaller as larger
     assert not np.array_equal(jax.tree.leaves(scaled.sample(jax.random.key(1))[1])[0], jax.tree.leaves(instance[1])[0])
     with pytest.raises(ValueError, match="spread is 50"):
         RandomScale(family, spread=50.0)

@@ -93,6 +93,13 @@ def test_masked_entries_are_not_taken_for_data():
     np.testing.assert_allclose(solve(Constant(), np.ma.masked_array(np.ones((1, 6)))).x, 1)
 
 
+def test_a_solution_is_told_in_a_line():
+    low = np.array([[np.inf, 0.0, 0.0], [-np.inf, 0.0, 0.0], [-np.inf, 0.0, 0.0]])
+    high = np.array([[np.inf, 1.0, 1.0], [-np.inf, 1.0, 1.0], [np.inf, 1.0, 1.0]])
+    found = solve(Rows(equal=False), {"low": low, "high": high})
+    assert repr(found) == "Solution(3 rows: 1 solved, 2 with status -3; x [3, 2])"
+
+
 def test_a_batch_of_none_has_the_shapes_of_any_other():
     none = {name: np.zeros((0, 3)) for name in ("low", "high")}
     assert solve(Rows(equal=False), none).dual.shape == (0, 3)

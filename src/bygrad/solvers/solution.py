@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._core import trees
 from .._core.results import Code
 
 RUNNING = 100
@@ -119,6 +120,12 @@ class Solution:
 
     def __len__(self) -> int:
         return len(self.status)
+
+    def __repr__(self) -> str:
+        codes, counts = np.unique(self.status[self.status <= 0], return_counts=True)
+        rest = "".join(f", {count:,} with status {code}" for code, count in zip(codes, counts, strict=True))
+        shapes = trees.in_words(list(np.shape(leaf)) for leaf in jax.tree.leaves(self.x))
+        return f"Solution({len(self):,} rows: {int(np.sum(self.success)):,} solved{rest}; x {shapes})"
 
 
 def side_by_side(leaves: Sequence[np.ndarray]) -> np.ndarray:
