@@ -122,3 +122,11 @@ def test_errors_say_what_and_what_to_do(call, what, remedy):
     with pytest.raises(ValueError, match=what) as error:
         call()
     assert remedy in str(error.value)
+
+
+@pytest.mark.parametrize(("runs", "covered"), [(2, 0.5), (4, 0.82)])
+def test_intervals_of_few_runs_cover_as_little_as_reports_say(runs, covered):
+    draws = np.random.default_rng(0).normal(size=(400, runs))
+    intervals = [bootstrap_mean(some) for some in draws]
+    share = np.mean([interval.low <= 0 <= interval.high for interval in intervals])
+    assert abs(share - covered) < 0.06

@@ -174,11 +174,9 @@ def _harvest(results: Rows, rows: int, slots: np.ndarray, at: Progress) -> None:
 
 
 def _empty(x: np.ndarray, multipliers: int) -> Rows:
-    real, whole = np.empty(0, x.dtype), np.empty(0, np.int32)
+    real, whole, dual = np.empty(0, x.dtype), np.empty(0, np.int32), np.empty((0, multipliers), x.dtype)
     counts = {"status": whole, "nit": whole, "nfev": whole}
-    return {"x": x, "cost": real, "certificate": real, "finished": np.empty(0), **counts} | (
-        {"dual": np.empty((0, multipliers), x.dtype)}
-    )
+    return {"x": x, "dual": dual, "cost": real, "certificate": real, "finished": np.empty(0), **counts}
 
 
 def _begun(method: Method, flat: Flat, instances: PyTree, x: Array, real: Bool[Array, " rows"]) -> Working:

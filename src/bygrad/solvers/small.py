@@ -15,7 +15,7 @@ def products_of(columns: Float[Array, "n k"]) -> Float[Array, "k k"]:
     """Return the products of all pairs of columns.
 
     Of few columns by one sum of them all, in a single pass: a product of matrices for each instance, as small as these,
-    takes two to eight times as long.
+    takes longer.
     """
     size = columns.shape[1]
     if size > SMALL + 1:
