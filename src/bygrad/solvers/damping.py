@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._core.types import Instance, Params, Scalar
-from .small import solve_spd
+from .small import Factor
 
 LOWEST, HIGHEST = 1e-12, 1e12
 """Limits of the damping. The upper one ends an instance: steps that small change nothing."""
@@ -87,10 +87,10 @@ class TrustRegion(Damping):
 
         def step(value: Scalar) -> tuple[Scalar, Scalar]:
             """Return the length of the step with this damping, and by which factor of it the damping's rise cuts it."""
-            damped = matrix + value * one
-            found = solve_spd(damped, slope)
-            length = jnp.linalg.norm(found)
-            return length, found @ solve_spd(damped, found) / length**2
+            factor = Factor.of(matrix + value * one)
+            found = factor.backward(factor.forward(slope))
+            square = found @ found
+            return jnp.sqrt(square), jnp.sum(factor.forward(found) ** 2) / square
 
         least = jnp.asarray(LOWEST, seen.x.dtype)
         whole, fall = step(least)

@@ -40,9 +40,6 @@ LONGEST = 200
 
 Rows = dict[str, np.ndarray]
 
-Working = tuple[Any, Progress]
-"""Instances, and how far each is."""
-
 
 def run(
     method: Method,
@@ -68,29 +65,28 @@ def run(
         return _empty(x, method.multipliers(flat))
     size = capacity(rows, batch)
     slots = np.full(size, -1)
-    working: Working | None = None
-    given: Any = None
+    at: Progress | None = None
+    ours, starts = None, None
     while waiting < rows or np.any(slots >= 0):
-        if working is not None and waiting == rows and (smaller := _smaller(slots)) < size:
+        if at is not None and waiting == rows and (smaller := _smaller(slots)) < size:
             size, kept = smaller, np.flatnonzero(slots >= 0)
             pick = np.resize(kept, size)
             slots = np.where(np.arange(size) < len(kept), slots[pick], -1)
-            working, given = _take(working, pick, slots >= 0), None
+            at, ours, starts = _take(at, pick, slots >= 0), trees.rows(ours, pick), None
         free = np.flatnonzero(slots < 0)[: rows - waiting]
         fresh = np.zeros(size, bool)
         fresh[free] = True
         slots[free] = np.arange(waiting, waiting + len(free))
         waiting += len(free)
         if len(free):
-            source = np.maximum(slots, 0)
-            given = trees.rows((instances, x), source)
-        if working is None:
-            working = _begin(method, flat, *given, fresh)
+            ours, starts = trees.rows((instances, x), np.maximum(slots, 0))
+        if at is None:
+            at = _begin(method, flat, ours, starts, fresh)
             fresh = np.zeros(size, bool)
         enough = size - max(1, size // REFILL) if waiting < rows else size // SHRINK if size > SMALLEST else 0
-        refill = None if given is None else (*given, fresh)
-        working = _advance((method, flat, refill, np.asarray(enough, np.int32)), working)
-        _harvest(results, rows, slots, working[1])
+        refill = None if starts is None else (starts, fresh)
+        at = _advance((method, flat, ours, refill, np.asarray(enough, np.int32)), at)
+        _harvest(results, rows, slots, at)
         if watch is not None:
             watch("solving", waiting - int(np.sum(slots >= 0)), rows)
     return results
@@ -179,40 +175,39 @@ def _empty(x: np.ndarray, multipliers: int) -> Rows:
     return {"x": x, "dual": dual, "cost": real, "certificate": real, "finished": np.empty(0), **counts}
 
 
-def _begun(method: Method, flat: Flat, instances: PyTree, x: Array, real: Bool[Array, " rows"]) -> Working:
+def _begun(method: Method, flat: Flat, instances: PyTree, x: Array, real: Bool[Array, " rows"]) -> Progress:
     def start(one: PyTree, x: Array) -> Progress:
         at, (low, high) = method.start(flat, one, x), flat.bounds(x, one)
         return at._replace(status=jnp.where(jnp.any(low > high), jnp.int32(Status.CONTRADICTION), at.status))
 
     at = jax.vmap(start)(instances, x)
-    return instances, at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
+    return at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
 
 
 _begin = Program(_begun)
 
 
 @Program
-def _take(working: Working, pick: Int[Array, " rows"], real: Bool[Array, " rows"]) -> Working:
-    instances, at = trees.rows(working, pick)
-    return instances, at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
+def _take(at: Progress, pick: Int[Array, " rows"], real: Bool[Array, " rows"]) -> Progress:
+    at = trees.rows(at, pick)
+    return at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
 
 
-Refill = tuple[PyTree, Array, Bool[Array, " rows"]]
-"""Instances, where they start, and which of the rows do."""
+Refill = tuple[Array, Bool[Array, " rows"]]
+"""Where the rows start, and which of them do."""
 
 
-def _advanced(given: tuple[Method, Flat, Refill | None, Int[Array, ""]], working: Working) -> Working:
+def _advanced(given: tuple[Method, Flat, PyTree, Refill | None, Int[Array, ""]], at: Progress) -> Progress:
     """Take steps until no more than `enough` rows run. What has finished stays as it is.
 
-    `given`: method, family, and `enough`; before it the `refill`, of which `fresh` rows begin first. None in smaller
-    working sets, which are never refilled: they compile in less time for it.
+    `given`: method, family, the instances of the rows, the `refill`, of which `fresh` rows begin first, and `enough`.
+    Smaller working sets are never refilled. They compile in less time without.
     """
-    method, flat, refill, enough = given
+    method, flat, ours, refill, enough = given
     if refill is not None:
-        instances, x, fresh = refill
-        begin = lambda: trees.select_rows(fresh, _begun(method, flat, instances, x, fresh), working)  # noqa: E731
-        working = jax.lax.cond(jnp.any(fresh), begin, lambda: working)
-    ours, at = working
+        x, fresh = refill
+        begin = lambda: trees.select_rows(fresh, _begun(method, flat, ours, x, fresh), at)  # noqa: E731
+        at = jax.lax.cond(jnp.any(fresh), begin, lambda: at)
 
     def go_on(carry: tuple[Any, Progress]) -> Array:
         count, at = carry
@@ -225,7 +220,7 @@ def _advanced(given: tuple[Method, Flat, Refill | None, Int[Array, ""]], working
         after = after._replace(status=jnp.where(late, jnp.int32(Status.OUT_OF_STEPS), after.status))
         return count + 1, trees.select_rows(at.status == RUNNING, after, at)
 
-    return ours, jax.lax.while_loop(go_on, body, (jnp.int32(0), at))[1]
+    return jax.lax.while_loop(go_on, body, (jnp.int32(0), at))[1]
 
 
 _advance = Program(_advanced, donate="all-except-first")  # a working set is changed where it lies

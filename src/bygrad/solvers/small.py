@@ -1,6 +1,6 @@
 """Algebra of matrices so small that a call for each instance of a batch would take longer than the arithmetic in it."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,27 +29,53 @@ def products_of(columns: Float[Array, "n k"]) -> Float[Array, "k k"]:
     return jnp.stack(sums)[np.maximum(where, where.T)]
 
 
-def solve_spd(matrix: Float[Array, "p p"], target: Float[Array, " p"]) -> Float[Array, " p"]:
-    """Solve a small symmetric positive definite system; NaN where it is not positive definite.
+class Factor(NamedTuple):
+    """The factor L of a small symmetric positive definite matrix; NaN where the matrix is not positive definite.
 
-    Up to `SMALL` unknowns the factorization is written out: under `vmap` its operations then run over the whole batch,
-    where a call of LAPACK for each instance would cost more than the arithmetic in it.
+    Up to `SMALL` unknowns it is written out: under `vmap` its operations then run over the whole batch, where a call of
+    LAPACK for each instance would cost more than the arithmetic in it.
     """
-    size = matrix.shape[0]
-    if size > SMALL:
-        return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(matrix), True), target)
-    lower: list[list[Any]] = [[None] * size for _ in range(size)]
-    inverse: list[Any] = []
-    for j in range(size):
-        rest = matrix[j, j] - sum((lower[j][k] ** 2 for k in range(j)), start=jnp.zeros((), matrix.dtype))
-        inverse.append(jax.lax.rsqrt(rest))
-        for i in range(j + 1, size):
-            dot = sum((lower[i][k] * lower[j][k] for k in range(j)), start=jnp.zeros((), matrix.dtype))
-            lower[i][j] = (matrix[i, j] - dot) * inverse[j]
-    half: list[Any] = []
-    for i in range(size):
-        half.append((target[i] - sum(lower[i][k] * half[k] for k in range(i))) * inverse[i])
-    solution: list[Any] = [None] * size
-    for i in reversed(range(size)):
-        solution[i] = (half[i] - sum(lower[k][i] * solution[k] for k in range(i + 1, size))) * inverse[i]
-    return jnp.stack(solution)
+
+    lower: Any
+    """`[p, p]`, or the entries below the diagonal, where it is written out."""
+    inverse: tuple[Any, ...]
+    """One over each entry of the diagonal, where it is written out."""
+
+    @classmethod
+    def of(cls, matrix: Float[Array, "p p"]) -> "Factor":
+        size = matrix.shape[0]
+        if size > SMALL:
+            return cls(jnp.linalg.cholesky(matrix), ())
+        lower: list[list[Any]] = [[] for _ in range(size)]
+        inverse: list[Any] = []
+        for j in range(size):
+            inverse.append(jax.lax.rsqrt(matrix[j, j] - sum(it**2 for it in lower[j])))
+            for i in range(j + 1, size):
+                dot = sum(lower[i][k] * lower[j][k] for k in range(j))
+                lower[i].append((matrix[i, j] - dot) * inverse[j])
+        return cls(lower, tuple(inverse))
+
+    def forward(self, target: Float[Array, " p"]) -> Float[Array, " p"]:
+        """Return the solution of L h = target: its square is that of the matrix' inverse between two targets."""
+        if not self.inverse:
+            return jax.scipy.linalg.solve_triangular(self.lower, target, lower=True)
+        half: list[Any] = []
+        for i, scale in enumerate(self.inverse):
+            half.append((target[i] - sum(self.lower[i][k] * half[k] for k in range(i))) * scale)
+        return jnp.stack(half)
+
+    def backward(self, half: Float[Array, " p"]) -> Float[Array, " p"]:
+        """Return the solution of L' x = half."""
+        if not self.inverse:
+            return jax.scipy.linalg.solve_triangular(self.lower, half, lower=True, trans=1)
+        size = len(self.inverse)
+        found: list[Any] = [None] * size
+        for i in reversed(range(size)):
+            found[i] = (half[i] - sum(self.lower[k][i] * found[k] for k in range(i + 1, size))) * self.inverse[i]
+        return jnp.stack(found)
+
+
+def solve_spd(matrix: Float[Array, "p p"], target: Float[Array, " p"]) -> Float[Array, " p"]:
+    """Solve a small symmetric positive definite system; NaN where it is not positive definite."""
+    factor = Factor.of(matrix)
+    return factor.backward(factor.forward(target))
