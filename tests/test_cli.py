@@ -128,6 +128,7 @@ def test_list_shows_every_name(capsys):
         (["train", "--family", "quadratic", "--config", '{"layers": []}'], ["layers is ()", "at least one layer"]),
         (["evaluate", "paper/nothing", "--family", "quadratic"], ["'paper/nothing' is neither a file nor"]),
         (["inspect", "paper/nothing"], ["'paper/nothing' is neither a file nor"]),
+        (["inspect", "/"], ["'/' is a folder without an optimizer"]),
         (["inspect", __file__], [Path(__file__).name]),
     ],
     ids=lambda it: " ".join(it[:5]).replace(str(Path(__file__).parent), "") if isinstance(it, list) else None,
@@ -614,3 +615,8 @@ def test_levels_are_held_against_what_there_is(tmp_path, capsys):
     finish({"levels": [level | it for it in against]}, tmp_path, None)
     said = [line.partition("]")[2] for line in capsys.readouterr().out.splitlines()[:4]]
     assert said == ["", "; paper 3.00", "; to reach 1.00: NOT reached", "; paper 3.00, to reach 4.00: reached"]
+
+
+def test_the_version_is_told(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"bygrad {bygrad.__version__}\n"

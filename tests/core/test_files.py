@@ -285,3 +285,17 @@ def test_what_a_killed_write_left_is_swept_up_and_nothing_else(name, tmp_path: P
     assert len(list(tmp_path.iterdir())) == len(others) + 1
     sweep(tmp_path / name)
     assert sorted(it.name for it in tmp_path.iterdir()) == sorted(others)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no /dev on Windows")
+def test_the_file_that_output_is_redirected_to_is_not_replaced(tmp_path: Path):
+    log = tmp_path / "log.txt"
+    log.write_text("yesterday\n")
+    program = "import sys; from pathlib import Path; from bygrad._core.files import write_atomically as write\n"
+    program += "try: write(Path(sys.argv[1]), b'data')\nexcept FileExistsError as error: print(error)"
+    for name in ("/dev/stdout", str(log)):
+        with log.open("a") as out:
+            subprocess.run([sys.executable, "-c", program, name], stdout=out, check=True)
+    first, *told = log.read_text().splitlines()
+    assert first == "yesterday" and len(told) == 2
+    assert all("is the file that this program's own output goes to" in line for line in told)

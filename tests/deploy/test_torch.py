@@ -1168,6 +1168,7 @@ def refused(kind, message, **arguments):
 for guard in (torch.optim.Adam, Adam, "Adam", 3, lambda rule: None):
     remedy = "nothing to fall back to. Give bygrad.deploy.torch.Adam(1e-3)"
     refused(TypeError, remedy, artifact="paper/mnist", guard=guard)
+refused(TypeError, "which names no artifact", artifact=1e-3)
 for fallback in (torch.optim.Adam([weight]), Adam):
     of_rules = lambda rule: Guard(rule, fallback)
     refused(TypeError, "which is no rule of this package", artifact="paper/mnist", guard=of_rules)

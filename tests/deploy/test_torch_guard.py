@@ -697,8 +697,11 @@ def test_the_constants_are_those_of_jax():
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(ValueError, match=r"window=2.*could not judge.*Give window >= 4"):
+    with pytest.raises(ValueError, match=r"window=2.*could not judge.*Give a whole window >= 4"):
         Guard(InTorch(0.1), Adam(), window=2)
+    with pytest.raises(ValueError, match="margin=nan"):
+        Guard(InTorch(0.1), Adam(), margin=float("nan"))
+    Guard(InTorch(0.1), Adam(), share=0.02)  # growth follows
     with pytest.raises(ValueError, match=r"learning_rate=-1.*are no Adam"):
         Adam(-1.0)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bygrad._core import trees
-from bygrad.metagrads import NRES, Backprop, Blend, Estimate, Estimator, Forward, Replay
+from bygrad.metagrads import NRES, Backprop, Blend, Estimate, Estimator, Forward, Members, Replay
 from bygrad.optimizers import (
     HAND_DESIGNED,
     LEARNED,
@@ -498,3 +498,42 @@ def test_of_instances_none_of_which_is_finite_there_is_no_estimate():
     inner = trees.replaced(inner, instance=jnp.full(2, 0.9), step=jnp.zeros(2, jnp.int32))
     estimate, _ = eqx.filter_jit(Replay().estimate)(SGD(0.05), windows, inner)
     assert estimate.lost == 1 and np.isnan(estimate.loss) and np.isnan(estimate.gradient.learning_rate)
+
+
+class Holed(Quadratic):
+    """Quadratics of which some are lost at the first step, more of them the larger the share is."""
+
+    share: float = eqx.field(static=True, default=0.3)
+
+    def loss(self, params, instance, key):
+        lost = jax.random.uniform(jax.random.key(jnp.sum(jnp.abs(instance[1]) * 1e6).astype(int))) < self.share
+        return super().loss(params, instance, key) * jnp.where(lost, jnp.nan, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "family"),
+    [
+        (Replay(), Holed(3)),
+        (Members(Replay()), Mixture((Holed(3, share=0.6), Holed(2, share=0.1)))),
+        (Members(NRES()), Mixture((Holed(3, share=0.6), Holed(2, share=0.1)))),
+    ],
+    ids=["replay", "replay of members", "particles of members"],
+)
+def test_the_mean_over_devices_is_that_over_all_instances_wherever_those_are_that_are_lost(estimator, family):
+    rule, devices = SGD(0.1), 4
+    whole = Windows(family, 4, 2, 16)
+    here = dataclasses.replace(whole, instances=16 // devices, axis="devices")
+    state = estimator.init(rule, whole, jax.random.key(3))
+    axes = estimator.axes(rule, state)
+
+    def divide(axis, leaf):
+        return jnp.moveaxis(leaf.reshape(*leaf.shape[:axis], devices, -1, *leaf.shape[axis + 1 :]), axis, 0)
+
+    parts = jax.tree.map(divide, axes, state)
+    each, _ = jax.vmap(lambda part: estimator.estimate(rule, here, part), axis_name="devices")(parts)
+    expected, _ = estimator.estimate(rule, whole, state)
+    lost = np.asarray(each.lost)
+    assert len(set(lost.tolist())) > 1 and 0.1 < lost.mean() < 0.7
+    np.testing.assert_allclose(lost.mean(), expected.lost, rtol=1e-6)
+    np.testing.assert_allclose(jnp.mean(each.loss), expected.loss, rtol=1e-5)
+    np.testing.assert_allclose(jnp.mean(each.gradient.learning_rate), expected.gradient.learning_rate, rtol=1e-5)

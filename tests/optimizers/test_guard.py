@@ -483,8 +483,11 @@ def test_params_and_state_can_be_donated(kind):
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(ValueError, match=r"window=2.*could not judge.*Give window >= 4"):
+    with pytest.raises(ValueError, match=r"window=2.*could not judge.*Give a whole window >= 4"):
         Guard(Adam(), window=2)
+    with pytest.raises(ValueError, match="margin=nan"):
+        Guard(Adam(), margin=float("nan"))
+    assert Guard(Adam(), share=0.02).trials.growth == 0.01
     guard, params = Guard(Adam()), jnp.ones(2)
     with pytest.raises(ValueError, match=r"a value but no params.*share=0"):
         guard.update(params, guard.init(params), value=jnp.ones(()))

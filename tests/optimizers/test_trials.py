@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bygrad._core.definitions import REFERENCE
+from bygrad._core.definitions import REFERENCE, TRIAL
 from bygrad.optimizers.trials import Level, Seen, Trials, Watch
 
 
@@ -30,6 +30,30 @@ def test_one_loss_where_the_first_trial_begins_is_as_noisy_as_the_others():
     assert int(watch.trials.min()) == 1 and int(watch.won.sum()) <= 0.04 * runs  # 21 %, were that loss exact
     better = losses.at[:, 11:].add(-3.0)
     assert int(jax.jit(jax.vmap(lambda it: decided(trials, it)))(better).won.sum()) >= 0.95 * runs
+
+
+def test_defeats_are_forgotten_with_the_second_of_two_trials_that_are_won():
+    """The fallback stands still. The learned optimizer loses, wins and then climbs, and wins from there on."""
+    trials, point, yes = Trials(4, 0.5, 0.0, 0.0, jnp.zeros((), jnp.int32)), jnp.zeros(()), jnp.ones((), bool)
+
+    @jax.jit
+    def call(watch: Watch, count: int, loss: float) -> Watch:
+        seen = Seen(jnp.asarray(count), point, jnp.asarray(loss), yes, yes, yes)
+        return trials.decide(watch, seen)[1]
+
+    watch, loss, told = trials.init(point, ()), 1.0, []
+    for count in range(1500):
+        wins, defeats, trusted = int(watch.won), int(watch.defeats), bool(watch.trusted)
+        if int(watch.phase) == TRIAL:
+            loss += -0.05 if defeats else 0.05
+        elif trusted:
+            loss += 0.05 if wins == 1 else -0.05
+        watch = call(watch, count, loss)
+        if int(watch.won) > wins:
+            told.append((trusted, defeats, int(watch.defeats)))
+    # The first follows a trial that was lost, the second a lead that climbed.
+    assert told[:2] == [(False, 1, 1), (False, 2, 2)]
+    assert told[2] == (True, 2, 0)
 
 
 def test_a_level_has_the_error_of_others_only_where_it_has_none():

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from bygrad.metagrads import Estimate
+from bygrad.metagrads.base import mean_of_live
+from bygrad.problems import Quadratic
 from bygrad.training import Recipe
 from bygrad.training.devices import AXIS, Devices
-from bygrad.training.learner import Pace, _mean
+from bygrad.training.learner import Pace
+from bygrad.unroll import Windows
 
 
 @pytest.mark.parametrize("spent", [0.0, 0.5, 1.0])
@@ -26,16 +28,16 @@ def test_the_meta_learning_rate_rises_and_falls_along_a_cosine(warmup, spent):
 
 def test_devices_count_by_what_is_left_of_their_instances():
     """By `vmap` in the place of three devices, of which the last has lost all of its instances."""
-    devices = Devices(Mock(Mesh, size=3), 0)
-    gradients, weights = np.array([[1.0, 2.0], [5.0, -6.0], [np.nan, 0.0]]), np.array([1.0, 0.5, 0.0])
+    devices, windows = Devices(Mock(Mesh, size=3), 0), Windows(Quadratic(2), 1, 1, 2, axis=AXIS)
+    live = np.array([[1, 1], [1, 0], [0, 0]], bool)
+    gradients, losses = np.array([[1.0, 2.0], [5.0, np.nan], [np.inf, np.nan]]), np.array([[3.0, 4.0], [8, 9], [1, 1]])
 
-    def mean(gradient, weight):
-        estimate = Estimate(gradient[0], {"a": gradient}, jnp.zeros(4), lost=1 - weight, weight=weight)
-        (gradient, loss), _, _, _, lost = _mean(devices, estimate, None)
-        return gradient["a"], loss, lost
+    def mean(gradients, losses, live):
+        # What comes back from a replay of none is rubbish.
+        total = jnp.where(jnp.any(live), jnp.sum(jnp.where(live, gradients, 0)) / 2, jnp.nan)
+        estimate = mean_of_live(windows, {"a": total}, losses, live)
+        return devices.mean((estimate.gradient["a"], estimate.loss, estimate.lost))
 
-    found = jax.vmap(mean, axis_name=AXIS)(jnp.asarray(gradients), jnp.asarray(weights))
-    expected = (gradients[0] + 0.5 * gradients[1]) / 1.5
-    for gradient, loss, lost in zip(*found, strict=True):
-        np.testing.assert_allclose(gradient, expected, rtol=1e-6)
-        np.testing.assert_allclose([loss, lost], [expected[0], 0.5], rtol=1e-6)
+    found = jax.vmap(mean, axis_name=AXIS)(jnp.asarray(gradients), jnp.asarray(losses), jnp.asarray(live))
+    for values, expected in zip(found, (8 / 3, 5.0, 0.5), strict=True):
+        np.testing.assert_allclose(values, 3 * [expected], rtol=1e-6)

@@ -31,7 +31,19 @@ from bygrad.metagrads import (
 )
 from bygrad.optimizers import LSTM, SGD, AdamWCosine, Nesterov, Optimizer, to_portable
 from bygrad.problems import HeldOut, Mixture, ProblemFamily, Quadratic
-from bygrad.training import Event, MetaTrained, Recipe, RolledBack, Stepped, Validated, Warned, loop, meta_train
+from bygrad.training import (
+    CheckpointError,
+    Event,
+    MetaTrained,
+    Recipe,
+    RolledBack,
+    Stepped,
+    Validated,
+    Warned,
+    best_of,
+    loop,
+    meta_train,
+)
 from bygrad.training.advice import of_what_was_learned, refuse_what_cannot_fit
 from bygrad.training.devices import Devices
 from bygrad.training.loop import MAX_ROLLBACKS
@@ -178,6 +190,29 @@ def test_a_meta_gradient_that_is_not_finite_leads_back_with_half_the_rate():
     rates(trained, recipe)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(trained.optimizer))
     assert trained.best.area < trained.log.of(Validated)[0].area
+
+
+def test_the_best_so_far_is_read_from_the_folder(tmp_path: Path):
+    recipe = Recipe(**TINY, meta_steps=20, meta_learning_rate=0.03, validate_every=5)
+    trained = meta_train(Nesterov(0.1), Bowl(), recipe, folder=tmp_path / "run")
+    best = best_of(tmp_path / "run", Nesterov(0.7))
+    for ours, theirs in zip(jax.tree.leaves(best), jax.tree.leaves(trained.optimizer), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(CheckpointError, match="holds another state"):
+        best_of(tmp_path / "run", SGD(0.1))
+    with pytest.raises(FileNotFoundError, match="no optimizer has been kept"):
+        best_of(tmp_path, Nesterov(0.7))
+
+
+def test_who_resumes_with_another_optimizer_hears_that_it_is_not_the_one_that_goes_on(tmp_path: Path):
+    recipe = Recipe(**TINY, meta_steps=2)
+    first = meta_train(Nesterov(0.1), Bowl(), recipe, folder=tmp_path / "run")
+    same = meta_train(Nesterov(0.1), Bowl(), recipe, folder=tmp_path / "run", resume=True, watch=lambda event: None)
+    other = meta_train(Nesterov(0.2), Bowl(), recipe, folder=tmp_path / "run", resume=True, watch=lambda event: None)
+    told = [[event.message for event in it.log.of(Warned)] for it in (same, other)]
+    assert not any("differs from the one" in message for message in told[0])
+    assert any("Nesterov that is given differs from the one" in message for message in told[1])
+    assert first.optimizer.learning_rate == other.optimizer.learning_rate
 
 
 def test_the_state_gone_back_to_is_the_one_that_validated(tmp_path: Path):

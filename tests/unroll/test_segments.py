@@ -96,6 +96,31 @@ def test_a_part_whose_params_have_no_entries_leaves_the_others_as_they_are(estim
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+class Hit(Divided):
+    """One gradient of the first half of the instances is infinite in the middle of a run, and no loss tells."""
+
+    def value_and_grad(self, params, instance, key):
+        value, grads = jax.value_and_grad(self.loss)(params, instance, key)
+        hit = jnp.sum(jnp.square(instance)) > 5
+        bad = hit & (jax.random.uniform(key) < 0.4)
+        return value, jax.tree.map(lambda leaf: jnp.where(bad, jnp.inf, leaf), grads)
+
+
+def test_an_instance_with_a_gradient_that_is_not_finite_is_left_out_of_segments_as_of_the_whole():
+    optimizer = divided(first=lstm(2), second=lstm(2), idle=lstm(2))  # which survive it: they see logarithms, cut
+    windows = Windows(Hit(5), 6, 6, 16)
+    state = windows.begin(optimizer, jax.random.key(1))
+    whole, _ = estimate(Replay(), optimizer, windows, state)
+    ours, _ = estimate(Replay(segment=2), optimizer, windows, state)
+    assert 0 < whole.lost < 1 and np.isfinite(whole.loss)
+    for a, b in zip(
+        jax.tree.leaves((ours.lost, ours.loss, ours.gradient)),
+        jax.tree.leaves((whole.lost, whole.loss, whole.gradient)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def bytes_needed(optimizer: Optimizer, truncation: int, segment: int) -> int:
     windows = Windows(Divided(4000), truncation, truncation, 4)  # many blocks of coordinates
     state = eqx.filter_eval_shape(windows.begin, optimizer, jax.random.key(1))

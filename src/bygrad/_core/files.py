@@ -203,6 +203,18 @@ def _refuse_what_is_no_file(path: Path) -> None:
             f"{path} is a device or a pipe, and a file that is whole or absent would take its place. Choose another"
             " name."
         )
+    if any(_is_written_to(stream, path) for stream in (1, 2)):
+        raise FileExistsError(
+            f"{path} is the file that this program's own output goes to, and would be replaced, with all that stands in"
+            " it. Choose another name."
+        )
+
+
+def _is_written_to(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:  # it is closed, or there is no file yet
+        return False
 
 
 def _take_new_name(temporary: Path, path: Path) -> None:

@@ -39,6 +39,12 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
         raise ArtifactError(
             f"{shorten(text)} is a folder", "There is nothing to load", f"Give the file in it, {inside}"
         )
+    if os.path.exists(path):
+        raise ArtifactError(
+            f"{shorten(text)} is a folder without an optimizer, or a device",
+            "There is nothing to load",
+            "Give the path of a file",
+        )
     close = difflib.get_close_matches(text.removesuffix(_SUFFIX), names, n=1)
     raise ArtifactError(
         f"{shorten(text)} is neither a file nor the name of an optimizer that comes with bygrad",

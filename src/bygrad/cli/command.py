@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import metadata
 from inspect import signature
 from typing import Any
 
@@ -43,6 +44,9 @@ def run(arguments: list[str] | None = None) -> None:
         "report": report,
     }
     name = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+    if name in ("--version", "-V"):
+        print(f"bygrad {metadata.version('bygrad')}")
+        return
     _keep_compiled_programs()
     if name in ("train", "specialize") and "jax" not in sys.modules:
         _let_cores_share_instances()

@@ -90,6 +90,11 @@ class LearnedOptimizer(Optimizer):
         guard: Rule | Callable[[Rule], Rule] | None = None,
         depth: int | None = None,
     ) -> None:
+        if not isinstance(artifact, Artifact | str | os.PathLike):
+            raise TypeError(
+                f"LearnedOptimizer was given {artifact!r}, which names no artifact. Give the name of one or its file"
+                " after the params, 'general/controller', say; a factor on its steps is lr."
+            )
         self._artifact = artifact if isinstance(artifact, Artifact) else load_artifact(find(artifact))
         rule = rule_of(self._artifact)
         if depth is not None:

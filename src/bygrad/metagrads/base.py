@@ -22,8 +22,7 @@ class Estimate(eqx.Module):
 
     `lost`: the share of instances that were not finite and were left out, of estimators that do so. Those that have a
     gradient for every particle say more: `square`, the mean of its squared norm, from which `signal_to_noise` follows,
-    and the share of particles whose part in it was `clipped`. `weight`: by how much it counts where the estimates of
-    several devices are averaged; `None` where all count alike.
+    and the share of particles whose part in it was `clipped`.
     """
 
     loss: Scalar
@@ -32,18 +31,22 @@ class Estimate(eqx.Module):
     square: Scalar | None = None
     clipped: Scalar | None = None
     lost: Scalar | None = None
-    weight: Scalar | None = None
 
 
-def mean_of_live(gradient: PyTree, losses: Float[Array, " instances"], live: Bool[Array, " instances"]) -> Estimate:
+def mean_of_live(
+    windows: Windows, gradient: PyTree, losses: Float[Array, " instances"], live: Bool[Array, " instances"]
+) -> Estimate:
     """Return an estimate from the instances that are not lost, as the mean over them; not a number if all are.
+
+    The mean over the devices of what this returns is that over all instances: each counts alike, wherever it is.
 
     **Arguments:** `gradient`: the sum over those that are live, divided by the number of all.
     """
-    part = jnp.mean(live.astype(losses.dtype))
+    here = live.astype(losses.dtype)
+    part = jnp.mean(windows.everywhere(here))
     loss = jnp.mean(jnp.where(live, losses, 0)) / part
-    gradient = jax.tree.map(lambda leaf: jnp.where(part > 0, leaf, 0) / part.astype(leaf.dtype), gradient)
-    return Estimate(loss, gradient, losses, lost=1 - part, weight=part)
+    gradient = jax.tree.map(lambda leaf: jnp.where(jnp.any(live), leaf, 0) / part.astype(leaf.dtype), gradient)
+    return Estimate(loss, gradient, losses, lost=1 - jnp.mean(here))
 
 
 def signal_to_noise(norm: Scalar, square: Scalar, particles: Scalar) -> Scalar:

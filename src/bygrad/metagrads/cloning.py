@@ -119,7 +119,7 @@ class Clone(Estimator):
 
         cots = jax.tree.map(cotangent, state.weights, errors)
         after = eqx.tree_at(lambda it: it.step, state, state.step + 1)
-        return mean_of_live(replay(optimizer, seen, cots), jnp.where(live, losses, jnp.nan), live), after
+        return mean_of_live(windows, replay(optimizer, seen, cots), jnp.where(live, losses, jnp.nan), live), after
 
 
 def _draw(

@@ -66,7 +66,6 @@ class Members(Estimator):
             square=square,
             clipped=_mean([it.clipped for it in estimates]),
             lost=_mean([it.lost for it in estimates]),
-            weight=_mean([it.weight for it in estimates]),
         )
         return estimate, tuple(inner for _, inner in pairs)
 

@@ -100,7 +100,7 @@ class Replay(Estimator):
         ahead = jax.vmap(jax.random.fold_in)(end.key, end.step)
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(ahead, COORDINATES_BRANCH)
         gradient = self._replay(optimizer, trajectory, weights, keys=keys)
-        return mean_of_live(gradient, losses, live), particles.give_up(windows, end, live)
+        return mean_of_live(windows, gradient, losses, live), particles.give_up(windows, end, live)
 
     def _in_segments(self, optimizer: Optimizer, windows: Windows, state: Inner) -> tuple[Estimate, Inner]:
         if windows.truncation % self.segment:
@@ -111,7 +111,7 @@ class Replay(Estimator):
         end, losses, gradient = replay_in_segments(optimizer, windows.family, state, windows.truncation, self.segment)
         gradient = jax.tree.map(lambda leaf: leaf / losses.size / windows.truncation, gradient)
         live = jnp.isfinite(losses)
-        return mean_of_live(gradient, losses, live), particles.give_up(windows, end, live)
+        return mean_of_live(windows, gradient, losses, live), particles.give_up(windows, end, live)
 
     def _replay(
         self,

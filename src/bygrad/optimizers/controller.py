@@ -69,7 +69,8 @@ class Controller(Optimizer, Learned, Scheduled):
 
     Where all inputs of a layer are large and of one sign, as the pixels of bright images are, its gradient has columns
     of one sign each. There a step of $\eta$ moves every output by $\eta$ times the *number* of inputs, and elsewhere by
-    its root. The features $f$ of a tensor do not change when the loss is multiplied by a number:
+    its root. The features $f$ of a tensor do not change when the loss is multiplied by a number, as long as gradients
+    stay well above Adam's constant of 1e-8:
 
     1. $\mathrm{rms}(n)$ and 2. $\mathrm{rms}(q)$; 3. $\cos(n, q)$;
     4. $\frac14 \ln$ of $\mathrm{rms}(g)$ over the largest it has been;

@@ -1,7 +1,8 @@
 """What the small per-parameter networks see of an array of params, and the networks: shared by the rules that use them.
 
 The arithmetic is bound by memory, not by multiplications, so no matrix [params, features] is made for a large array:
-the network is unrolled over its units, and everything from the features to the update is one loop over the params.
+the network is unrolled over its units, and everything from the features to the update is one loop over the params. Of
+networks with layers of more than `UNROLLED_UNITS` units the matrices are made: 8 bytes a param and unit.
 Features that are constant along an axis stay at that size: their share of a unit is summed once a row or column.
 """
 

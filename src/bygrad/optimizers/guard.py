@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from .._core import trees
 from .._core.remarks import remark
 from .._core.results import Result
-from .._core.sizes import HANDED_OVER, beyond
+from .._core.sizes import HANDED_OVER, beyond, is_whole
 from .._core.types import Params, State
 from .base import Optimizer, Scheduled, check_parts, declare, one_loss, whole_steps
 from .envelope import Envelope
@@ -98,9 +98,10 @@ class Guard(Optimizer, Scheduled):
     inside, around each of the two.
 
     **Arguments:** `fallback`: `Adam(1e-3)` unless you know better. `window`: $K$, in calls; windows grow with the run,
-    to `growth` times the calls so far, so that late and slow progress can be told from noise. `share`: of the calls
-    that may be discarded; 0 judges no losses and needs no params. `margin`: in standard errors. `envelope`: what
-    `learned` was trained on. `trusted`: see there. Memory: the params and the fallback's state once more.
+    to `growth` times the calls so far (0.02, or half of the share if that is less), so that late and slow progress can
+    be told from noise. `share`: of the calls that may be discarded; 0 judges no losses and needs no params. `margin`:
+    in standard errors. `envelope`: what `learned` was trained on. `trusted`: see there. Memory: the params and the
+    fallback's state once more.
 
     >>> from bygrad.optimizers import SGD
     >>> guard = Guard(SGD(-0.1), Adam(0.1))  # a "learned" optimizer that climbs
@@ -130,14 +131,22 @@ class Guard(Optimizer, Scheduled):
         window: int = 10,
         share: float = 0.1,
         margin: float = 2.0,
-        growth: float = 0.02,
+        growth: float | None = None,
         envelope: Envelope | None = None,
         trusted: bool = False,
     ):
-        if window < 4 or not 0 <= share <= 0.5 or margin < 0 or not (0 <= growth <= share / 2 or share == 0):
+        growth = min(0.02, share / 2) if growth is None else growth
+        if not (
+            is_whole(window)
+            and window >= 4
+            and 0 <= share <= 0.5
+            and margin >= 0
+            and (0 <= growth <= share / 2 or share == 0)
+        ):
             raise ValueError(
                 f"window={window}, share={share}, margin={margin}, growth={growth}: the guard could not judge, or not"
-                " keep to its share. Give window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
+                " keep to its share. Give a whole window >= 4, 0 <= share <= 0.5, margin >= 0 and"
+                " 0 <= growth <= share / 2."
             )
         self.learned, self.fallback = learned, Adam(jnp.asarray(1e-3)) if fallback is None else fallback
         check_parts("A guard", self.learned, self.fallback)

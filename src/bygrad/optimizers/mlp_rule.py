@@ -35,7 +35,8 @@ class MLPRule(ArrayRule):
     $\beta = 0.9$ over the root of the mean square, as in Adam, in units of its own root mean square: a step of $s$.
 
     **Arguments:** `key`: draws the weights. `hidden`: units of each hidden layer, at least two; 4 and 4, or 32 and 32,
-    in publications. `step_size`, `magnitude_scale`: $s$ and $c$, by default the published ones.
+    in publications. With more than 8, an update takes 8 bytes a param and unit beside the state. `step_size`,
+    `magnitude_scale`: $s$ and $c$, by default the published ones.
 
     **Example:**
 

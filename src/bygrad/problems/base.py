@@ -9,7 +9,7 @@ import inspect
 import random
 import re
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
@@ -18,6 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .._core import trees
 from .._core.programs import Program, is_array
@@ -389,10 +390,21 @@ FAMILY_CHANGED = (
 def digest_family(family: ProblemFamily) -> str:
     """SHA-256 of the files that a family is written in, and of its arrays: what was found before either was mended does
     not belong to what is found after."""
+    return _digest(family, _sources(family))
+
+
+def digest_rule(rule: eqx.Module) -> str:
+    """SHA-256 of an optimizer's arrays, and of the file of its class where that is none of this package: a version of
+    ours trains as another did."""
+    own = type(rule).__module__.partition(".")[0] == __name__.partition(".")[0]
+    return _digest(rule, () if own else _written(type(rule)))
+
+
+def _digest(tree: PyTree, sources: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
-    for source in _sources(family):
+    for source in sources:
         digest.update(source)
-    for leaf in jax.tree.leaves(family):
+    for leaf in jax.tree.leaves(tree):
         if eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         digest.update(np.asarray(leaf).tobytes() if eqx.is_array_like(leaf) else b"")
@@ -402,11 +414,16 @@ def digest_family(family: ProblemFamily) -> str:
 def _sources(family: ProblemFamily) -> Iterator[bytes]:
     """Read where a family is written, the functions that it was given (`Oracle`) and the families inside it."""
     for written in (type(family), *filter(inspect.isfunction, vars(family).values())):
-        with contextlib.suppress(OSError, TypeError, SyntaxError):  # typed into a notebook, it has no file
-            if written.__module__ == "__main__":  # the rest of a script changes without it: resume=True
-                yield inspect.getsource(written).encode()
-            else:
-                yield Path(inspect.getfile(written)).read_bytes()
+        yield from _written(written)
     for part in jax.tree.leaves(family, is_leaf=lambda it: it is not family and isinstance(it, ProblemFamily)):
         if isinstance(part, ProblemFamily):
             yield from _sources(part)
+
+
+def _written(what: Any) -> Iterator[bytes]:
+    """Read where a class or a function is written."""
+    with contextlib.suppress(OSError, TypeError, SyntaxError):  # typed into a notebook, it has no file
+        if what.__module__ == "__main__":  # the rest of a script changes without it: resume=True
+            yield inspect.getsource(what).encode()
+        else:
+            yield Path(inspect.getfile(what)).read_bytes()

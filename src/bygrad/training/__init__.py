@@ -5,7 +5,7 @@ from .checkpoint import CheckpointError
 from .curriculum import Curriculum, Graduated, Round, learn_by_curriculum
 from .devices import from_lead, meet
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
-from .folder import is_begun
+from .folder import best_of, is_begun
 from .loop import MetaTrained, meta_train, validation_keys
 from .recipe import Recipe, describe
 from .search import PatternSearch
@@ -27,6 +27,7 @@ __all__ = [
     "Validated",
     "Warned",
     "Watcher",
+    "best_of",
     "describe",
     "from_lead",
     "is_begun",

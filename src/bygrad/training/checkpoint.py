@@ -57,11 +57,11 @@ def read_info(path: Path, data: bytes | None = None) -> dict[str, Any]:
         ) from error
 
 
-def restore(path: Path, like: Tree, data: bytes | None = None) -> Tree:
+def restore(path: Path, like: Tree, data: bytes | None = None, among: str = "") -> Tree:
     """Read a tree of the structure, shapes and dtypes of `like`, whose leaves may be `jax.ShapeDtypeStruct`; anything
     else is refused by name. Arrays are NumPy's, so that none is put on a device that does not keep it; keys are JAX's.
 
-    `data`: the content of the file, where somebody has read it.
+    `data`: the content of the file, where somebody has read it. `among`: how the names begin that are wanted.
     """
     read_info(path, data)
     try:
@@ -74,6 +74,7 @@ def restore(path: Path, like: Tree, data: bytes | None = None) -> Tree:
             f"{path} is damaged: its content does not have the SHA-256 it was written with, and going on from it would"
             " train something else. Start again in another folder, or put back a copy of the file."
         )
+    tensors = {name.removeprefix(among): tensor for name, tensor in tensors.items() if name.startswith(among)}
     wanted = trees.named_leaves(like)
     if different := sorted(set(wanted) ^ set(tensors)):
         raise CheckpointError(

@@ -6,15 +6,20 @@ import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from .._core.files import locked, sweep
+from ..optimizers import Optimizer
 from . import checkpoint
 from .devices import Devices, from_lead, meet
 from .events import Log
 from .recipe import Recipe
+
+AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 CHECKPOINT, LOG, BEFORE = "checkpoint.safetensors", "log.jsonl", "before"
 """In the folder of a meta-training: its checkpoint, its log, and the folder of what was carried out before it."""
@@ -64,6 +69,25 @@ class Saved:
 def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
     """With NaN and infinity as words: the one is not equal to itself."""
     return json.loads(json.dumps(identity), parse_constant=str)
+
+
+def best_of(folder: Path | str, optimizer: AnyOptimizer) -> AnyOptimizer:
+    """Return the best optimizer so far of a meta-training that was interrupted, or that stopped.
+
+    **Arguments:** `folder`: that was given to `meta_train`. `optimizer`: one of the same configuration, the one that
+    training began with, say; its arrays are replaced.
+
+    **Raises:** `FileNotFoundError` where there is no checkpoint, `CheckpointError` for one of another optimizer.
+    """
+    folder = Path(folder)
+    path = next((it for it in (folder / CHECKPOINT, folder / BEFORE / CHECKPOINT) if it.exists()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"There is no checkpoint in {folder}, so no optimizer has been kept there. Give the folder of a"
+            " meta-training (of the command, the folder `metatraining` in its own)."
+        )
+    kept = checkpoint.restore(path, eqx.filter(optimizer, eqx.is_array), among="best/")
+    return eqx.combine(jax.tree.map(jnp.asarray, kept), optimizer)
 
 
 class Folder:

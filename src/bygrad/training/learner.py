@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 from .._core import trees
 from .._core.programs import Program
 from .._core.types import Scalar
-from ..metagrads import Estimate, Estimator, signal_to_noise
+from ..metagrads import Estimator, signal_to_noise
 from ..optimizers import Optimizer
 from ..problems import ProblemFamily
 from ..unroll import Windows, loss_curves
@@ -155,7 +155,9 @@ def _meta_step_of_part(
     (windows, estimator, pace, devices), learner, spent = kept
     windows = dataclasses.replace(windows, instances=windows.instances // devices.count, axis=devices.axis)
     estimate, inner = estimator.estimate(learner.optimizer, windows, inner)
-    (gradient, loss), asked, square, clipped, lost = _mean(devices, estimate, asked)
+    gradient, loss, asked, square, clipped, lost = devices.mean(
+        (estimate.gradient, estimate.loss, asked, estimate.square, estimate.clipped, estimate.lost)
+    )
     directions, meta_state = meta_optimizer(pace.clip, pace.b2).update(gradient, learner.meta_state)
     rate = learner.rate * pace.rate(learner.step, spent)
     optimizer = eqx.apply_updates(learner.optimizer, jax.tree.map(lambda d: (-rate * d).astype(d.dtype), directions))
@@ -170,20 +172,6 @@ def _meta_step_of_part(
         ratio = signal_to_noise(norm, square, windows.instances * devices.count * (1 - lost))
     asked = None if asked is None else asked[0]
     return moved, inner, Report(loss, norm, rate, finite, asked, ratio, clipped, lost)
-
-
-def _mean(
-    devices: Devices, estimate: Estimate, asked: Array | None
-) -> tuple[tuple[PyTree, Scalar], Array | None, Scalar | None, Scalar | None, Scalar | None]:
-    """Average over the devices, in one message; gradient and loss by the weight of each device's estimate."""
-    parts = (estimate.gradient, estimate.loss), asked, estimate.square, estimate.clipped, estimate.lost
-    weight = estimate.weight
-    if weight is None or devices.count == 1:
-        return devices.mean(parts)
-    weighted = jax.tree.map(lambda leaf: jnp.where(weight > 0, weight.astype(leaf.dtype) * leaf, 0), parts[0])
-    weighted, total, *others = devices.mean((weighted, weight, *parts[1:]))
-    asked, square, clipped, lost = others
-    return jax.tree.map(lambda leaf: leaf / total.astype(leaf.dtype), weighted), asked, square, clipped, lost
 
 
 begin = Program(_begin, runs="seldom")

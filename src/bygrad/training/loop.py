@@ -20,7 +20,7 @@ from .._core.remarks import remark
 from .._core.threads import Threads, in_thread, interruptible
 from ..optimizers import Learned, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family, is_held_out
-from ..problems.base import FAMILY_CHANGED, describe_module, digest_family
+from ..problems.base import FAMILY_CHANGED, describe_module, digest_family, digest_rule
 from . import advice
 from .devices import Devices, least
 from .events import Event, Log, Planned, RolledBack, Stepped, Validated, Warned, Watcher
@@ -35,6 +35,10 @@ MAX_ROLLBACKS = 10
 ROLLBACK_BRANCH = 2**31 + 0xBAC
 """Branch of the key of a training that the inner problems after its rollbacks are drawn from, counted from here. Lower
 numbers are its first instances'."""
+ANOTHER_START = (
+    "The {} that is given differs from the one that the meta-training in {} began with, in its numbers or in the file"
+    " of its class. What goes on is what is in the folder; to train the one that is given, choose another folder."
+)
 MEASURES = ("area", "final")
 """What a validation gives, in the order in which a `Learner` keeps scores."""
 
@@ -76,7 +80,7 @@ def meta_train(
     `FileExistsError`: the folder holds a meta-training and `resume` is off, or another process is at work in it.
     `OSError`: the folder cannot be written to, or no longer; it holds the last checkpoint then. `CheckpointError`: the
     checkpoint does not fit. `KeyboardInterrupt`: after Ctrl-C, when everything is saved. `FloatingPointError`:
-    meta-training is not finite whatever the meta-learning-rate; the best optimizer so far is in the checkpoint.
+    meta-training is not finite whatever the meta-learning-rate; `best_of` reads the best optimizer so far.
     `LostProcessError`: another process is gone; the folder holds the last checkpoint.
     """
     if resume and folder is None:
@@ -260,6 +264,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
         # Not an error: data may differ in a last digit.
         if saved.info.get("family_digest", self._digest) != self._digest:
             self._warn(learner, FAMILY_CHANGED.format(type(self.windows.family).__name__, self.folder.path))
+        if self._start != saved.info.get("start", self._start):
+            self._warn(learner, ANOTHER_START.format(type(self.optimizer).__name__, self.folder.path))
         return learner
 
     def _identity(self) -> dict[str, Any]:
@@ -270,8 +276,15 @@ class _MetaTraining(Generic[AnyOptimizer]):
     def _digest(self) -> str:
         return digest_family(self.windows.family)
 
+    @functools.cached_property
+    def _start(self) -> str | None:
+        """What tells the optimizer that is given from others of its kind: its arrays, and the file of an own rule. Of
+        what another stage came before, only that stage's is known to who resumes."""
+        return None if self.recipe.before is not None else digest_rule(self.optimizer)
+
     def _save(self, learner: Learner) -> None:
-        info = {"recipe": self._identity(), "seconds": self.seconds, "family_digest": self._digest}
+        info = {"recipe": self._identity(), "seconds": self.seconds}
+        info |= {"family_digest": self._digest, "start": self._start}
         self.folder.save(int(learner.step), eqx.filter(learner, eqx.is_array), info)
 
     def _advance(self, learner: Learner, interrupted: Callable[[], bool]) -> tuple[Learner, bool]:
@@ -313,7 +326,9 @@ class _MetaTraining(Generic[AnyOptimizer]):
         )
         if rollbacks > MAX_ROLLBACKS:
             self._save(restored)
-            kept = " The best optimizer so far is in the checkpoint." if self.folder.saved is not None else ""
+            kept = ""
+            if self.folder.saved is not None and np.isfinite(float(restored.best_scores[1])):
+                kept = " bygrad.training.best_of has the best optimizer so far, from the folder."
             raise FloatingPointError(
                 f"Meta-training stopped at meta-step {step}: {what}, for the {rollbacks}th time, although the"
                 f" meta-learning-rate was halved each time.{kept} The problem itself probably leaves its domain under"

@@ -36,19 +36,22 @@ def replay_in_segments(
 
     **Returns:** where the instances stand after the window; the mean of the losses after each update, for each
     instance; and the gradient of the sum over instances and steps of those losses, with respect to the optimizer:
-    what `rollout`, `cotangents` and `replay` give together. Instances that are not finite at the end are left out of
-    the gradient, and their losses are NaN.
+    what `rollout`, `cotangents` and `replay` give together. Instances whose losses or gradients are not finite are
+    left out of the gradient, and their losses are NaN.
     """
 
-    def forward(inner: Inner, _: None) -> tuple[Inner, tuple[Inner, Array, Array]]:
+    def forward(inner: Inner, _: None) -> tuple[Inner, tuple[Inner, Array, Array, Array]]:
         end, trajectory = rollout(optimizer, family, inner, segment)
-        return end, (_without_problems(inner), trajectory.value[0], jnp.sum(trajectory.value[1:], axis=0))
+        values = trajectory.value
+        # The sum of all of an instance's gradients is finite only if each of them is.
+        finite = trees.finite_rows(jax.tree.map(lambda grads: jnp.sum(grads, axis=0), trajectory.grads))
+        return end, (_without_problems(inner), values[0], jnp.sum(values[1:], axis=0), finite)
 
-    end, (starts, firsts, rest) = jax.lax.scan(forward, inner, None, length=steps // segment)
+    end, (starts, firsts, rest, finite) = jax.lax.scan(forward, inner, None, length=steps // segment)
     end_value, end_grads, _ = observe(lift(optimizer), family, end)
     # The window's first loss is no loss after an update, and never in the sum: it may be larger than all others.
     losses = (jnp.sum(rest, axis=0) + jnp.sum(firsts[1:], axis=0) + end_value) / steps
-    live = jnp.isfinite(losses) & trees.finite_rows(end_grads)
+    live = jnp.isfinite(losses) & jnp.all(finite, axis=0) & trees.finite_rows(end_grads)
 
     def backward(carry: tuple[PyTree, PyTree, PyTree], start: Inner) -> tuple[tuple[PyTree, PyTree, PyTree], None]:
         theta, later, state_cotangent = carry

@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 
 from ..._core.remarks import remark
 from ..._core.results import Result
-from ..._core.sizes import beyond
+from ..._core.sizes import beyond, is_whole
 from .base import Rate, Rule, Scheduled, TensorState, compute_dtype, multiplied
 from .envelope import Envelope
 from .trials import REFERENCE, RUN, TRIAL, Level, Losses, Trials, Watch
@@ -57,15 +57,23 @@ class Guard(Rule, Scheduled):
         window: int = 10,
         share: float = 0.1,
         margin: float = 2.0,
-        growth: float = 0.02,
+        growth: float | None = None,
         envelope: Envelope | None = None,
         trusted: bool = False,
         together: bool = True,
     ) -> None:
-        if window < 4 or not 0 <= share <= 0.5 or margin < 0 or not (0 <= growth <= share / 2 or share == 0):
+        growth = min(0.02, share / 2) if growth is None else growth
+        if not (
+            is_whole(window)
+            and window >= 4
+            and 0 <= share <= 0.5
+            and margin >= 0
+            and (0 <= growth <= share / 2 or share == 0)
+        ):
             raise ValueError(
                 f"window={window}, share={share}, margin={margin}, growth={growth}: the guard could not judge, or not"
-                " keep to its share. Give window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
+                " keep to its share. Give a whole window >= 4, 0 <= share <= 0.5, margin >= 0 and"
+                " 0 <= growth <= share / 2."
             )
         for part in (learned, fallback):
             if not isinstance(part, Rule):
