@@ -375,6 +375,7 @@ def test_a_checkpoint_restores_what_is_in_the_state(params, tmp_path):
 def test_a_rule_that_goes_by_the_horizon_says_so_where_none_is_given(recwarn):
     deployed("paper/mnist")
     deployed("general/controller", horizon=400)
+    deployed("general/controller", guard=lambda it: Guard(it, Adam(1e-3)).declare(200))
     both = deployed("general/controller", guard=lambda it: BestOf(it, Adam(1e-3)), horizon=400)
     assert not recwarn
     assert int(both.init(jnp.ones(2)).optimizer.learned.horizon) == 200
@@ -469,6 +470,19 @@ def test_numbers_are_params_too(small):
     arrays = {"a": jnp.asarray(1.0)}
     expected, _ = transformation.update({"a": jnp.asarray(0.25)}, transformation.init(arrays), arrays)
     assert updates == expected and updates["a"] != 0
+
+
+@pytest.mark.parametrize("guard", [None, Adam(1e-3)], ids=["bare", "guarded"])
+def test_updates_of_gradients_in_lower_precision_are_as_exact_as_the_params(guard):
+    params = {"w": jnp.linspace(-1.0, 1.0, 40).reshape(8, 5), "b": jnp.ones(5)}
+    rough = jax.tree.map(lambda leaf: (0.3 * leaf).astype(jnp.bfloat16), params)
+    exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rough)
+    transformation = deployed("general/controller", guard=guard, horizon=100)
+    state = transformation.init(params)
+    ours, theirs = (transformation.update(grads, state, params, value=1.0)[0] for grads in (rough, exact))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_array_equal(a, b)
 
 
 def test_other_dtypes_are_refused_by_name(small):

@@ -634,7 +634,7 @@ def test_that_no_loss_has_a_logarithm_is_told():
             return super().loss(params, instance, key) - 1_000
 
     recipe = Recipe(**TINY, meta_steps=20, estimator=NRES(log=True))
-    with pytest.raises(FloatingPointError, match="no window counted: its losses are not finite, or negative where"):
+    with pytest.raises(FloatingPointError, match="no window counted: losses or gradients are not finite"):
         meta_train(Descent(jnp.asarray(-1.0)), Below(), recipe, watch=lambda event: None)
 
 

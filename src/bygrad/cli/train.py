@@ -46,6 +46,12 @@ class Learned:
         if self.preprocess is not None:
             known(PREPROCESSORS, self.preprocess, "preprocessor")
         check_seed(seed)
+        if "/" in self.optimizer or self.optimizer.endswith((".py", ".safetensors")):
+            raise ValueError(
+                f"--optimizer {self.optimizer} looks like a file, but the command begins with untrained rules of its"
+                " own. In Python any rule can be trained, and a trained one further:"
+                " bygrad.meta_train(bygrad.load(FILE), family, recipe)."
+            )
         kind = known(LEARNED, self.optimizer, "learned optimizer")
         own = eqx.filter_eval_shape(kind, key_of(seed)).config
         options = {

@@ -87,13 +87,16 @@ def optax(
     if not isinstance(optimizer, Optimizer):
         artifact = optimizer if isinstance(optimizer, Artifact) else load_artifact(find(optimizer))
         optimizer, envelope = from_artifact(artifact), Envelope.from_training(artifact.manifest.training)
-        if horizon is None and (own := horizons(artifact.tensors)):
-            remark(NO_HORIZON.format(artifact.manifest.name, int(min(own))))
     if depth is not None:
         optimizer = _deepened(optimizer, depth)
     deployed = _guarded(optimizer, guard, envelope)
     if horizon is not None:
         deployed = _declared(deployed, horizon)
+    elif artifact is not None and (own := horizons(artifact.tensors)):
+        # A function for the guard may have declared one.
+        now = [it for it in horizons(trees.named_leaves(deployed)) if not isinstance(it, Tracer)]
+        if int(min(own)) in map(int, now):
+            remark(NO_HORIZON.format(artifact.manifest.name, int(min(own))))
     # A function that a layer of Equinox holds, its activation, travels in the structure of the state.
     deployed = jax.tree.map(lambda leaf: Partial(leaf) if callable(leaf) else leaf, deployed)
     _check_theta(deployed)
@@ -147,6 +150,7 @@ def _update(
     if params is not None:
         params = _arrays("params", _bare(params))
         _check_alike(updates, params)
+        updates = _as_exact_as(updates, params)
     loss = None if value is None else one_loss(value)
     # The state that fits is computed where something went wrong, and not in every step that is not compiled.
     try:
@@ -309,6 +313,18 @@ def _arrays(what: str, tree: PyTree) -> PyTree:
     # NumPy's in the precision that JAX computes in.
     held = (jax.Array, jax.ShapeDtypeStruct)
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, held) else jnp.asarray(leaf), tree)
+
+
+def _as_exact_as(grads: Params, params: Params) -> Params:
+    """Widen gradients in lower precision than their params, or the updates, in the dtype of the gradients, would be
+    rounded to it."""
+
+    def widened(grad: Array, param: Array) -> Array:
+        wide = jnp.promote_types(grad.dtype, param.dtype)
+        return grad if grad.dtype == wide else grad.astype(wide)
+
+    leaves, structure = jax.tree.flatten(grads)
+    return jax.tree.unflatten(structure, map(widened, leaves, jax.tree.leaves(params)))
 
 
 def _layout(tree: PyTree) -> Any:

@@ -89,7 +89,7 @@ class Estimator(eqx.Module):
     @property
     def when_all_are_lost(self) -> str:
         """What has happened where all that an estimate is made of is `lost`."""
-        return "no window counted: its losses are not finite, or negative where their logarithm counts"
+        return "no window counted: losses or gradients are not finite, or losses negative where logarithms count"
 
     @abc.abstractmethod
     def init(self, optimizer: Optimizer, windows: Windows, key: PRNGKeyArray) -> Any:

@@ -140,7 +140,8 @@ class Folder:
             pairs = ", ".join(f"{name} was {was[name]}, is {now[name]}" for name in was if was[name] != now[name])
             raise checkpoint.CheckpointError(
                 f"The checkpoint in {self.path} was made with another recipe ({pairs}), so resuming would give"
-                " neither result. Resume with the same settings, or start in another folder."
+                " neither result. Resume with the same settings, or start in another folder; in Python, with what was"
+                " learned here: bygrad.meta_train(bygrad.training.best_of(folder, optimizer), ...)."
             )
         return saved
 

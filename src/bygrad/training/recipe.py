@@ -1,6 +1,7 @@
 """Everything that decides what a meta-training does."""
 
 import dataclasses
+import math
 import numbers
 from typing import Any, Literal
 
@@ -76,7 +77,7 @@ class Recipe:
             if not unlimited and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
                 raise TypeError(f"{name} is {value!r}, which is no number. Give one.")
         for name in (*counts, "final_window", "meta_learning_rate", "clip"):
-            if not getattr(self, name) > 0:
+            if not getattr(self, name) > 0 or (name == "meta_learning_rate" and math.isinf(self.meta_learning_rate)):
                 raise ValueError(f"{name} is {getattr(self, name)}: nothing would be learned. Give a positive number.")
         for name in (*counts, "final_window"):
             if getattr(self, name) > LARGEST:
