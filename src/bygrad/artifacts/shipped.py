@@ -39,7 +39,7 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
         raise ArtifactError(
             f"{shorten(text)} is a folder", "There is nothing to load", f"Give the file in it, {inside}"
         )
-    if os.path.exists(path):
+    if os.path.exists(text):
         raise ArtifactError(
             f"{shorten(text)} is a folder without an optimizer, or a device",
             "There is nothing to load",
