@@ -56,6 +56,18 @@ def beyond(horizon: int, until: int, first: int) -> str:
     )
 
 
+def check_trials(window: int, share: float, margin: float, growth: float | None) -> float:
+    """Return the growth of a guard's windows, by default as much as fits the share; refuse what could not judge."""
+    growth = min(0.02, share / 2) if growth is None else growth
+    windows = is_whole(window) and window >= 4 and (share == 0 or 0 <= growth <= share / 2)
+    if not (windows and 0 <= share <= 0.5 and margin >= 0):
+        raise ValueError(
+            f"window={window}, share={share}, margin={margin}, growth={growth}: the guard could not judge, or not keep"
+            " to its share. Give a whole window >= 4, 0 <= share <= 0.5, margin >= 0 and 0 <= growth <= share / 2."
+        )
+    return growth
+
+
 def whole_number(given: Any, name: str = "horizon", counted: str = "steps of a run") -> int:
     """Return a horizon, or what else is counted, as an integer; `ValueError` for what is no such number."""
     number = given.item() if getattr(given, "ndim", None) == 0 else given

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from .._core import trees
 from .._core.remarks import remark
 from .._core.results import Result
-from .._core.sizes import HANDED_OVER, beyond, is_whole
+from .._core.sizes import HANDED_OVER, beyond, check_trials
 from .._core.types import Params, State
 from .base import Optimizer, Scheduled, check_parts, declare, one_loss, whole_steps
 from .envelope import Envelope
@@ -135,19 +135,7 @@ class Guard(Optimizer, Scheduled):
         envelope: Envelope | None = None,
         trusted: bool = False,
     ):
-        growth = min(0.02, share / 2) if growth is None else growth
-        if not (
-            is_whole(window)
-            and window >= 4
-            and 0 <= share <= 0.5
-            and margin >= 0
-            and (0 <= growth <= share / 2 or share == 0)
-        ):
-            raise ValueError(
-                f"window={window}, share={share}, margin={margin}, growth={growth}: the guard could not judge, or not"
-                " keep to its share. Give a whole window >= 4, 0 <= share <= 0.5, margin >= 0 and"
-                " 0 <= growth <= share / 2."
-            )
+        growth = check_trials(window, share, margin, growth)
         self.learned, self.fallback = learned, Adam(jnp.asarray(1e-3)) if fallback is None else fallback
         check_parts("A guard", self.learned, self.fallback)
         until = envelope.horizon if envelope is not None and envelope.action == "fall back" else None

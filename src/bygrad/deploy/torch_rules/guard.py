@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 
 from ..._core.remarks import remark
 from ..._core.results import Result
-from ..._core.sizes import beyond, is_whole
+from ..._core.sizes import beyond, check_trials
 from .base import Rate, Rule, Scheduled, TensorState, compute_dtype, multiplied
 from .envelope import Envelope
 from .trials import REFERENCE, RUN, TRIAL, Level, Losses, Trials, Watch
@@ -62,19 +62,7 @@ class Guard(Rule, Scheduled):
         trusted: bool = False,
         together: bool = True,
     ) -> None:
-        growth = min(0.02, share / 2) if growth is None else growth
-        if not (
-            is_whole(window)
-            and window >= 4
-            and 0 <= share <= 0.5
-            and margin >= 0
-            and (0 <= growth <= share / 2 or share == 0)
-        ):
-            raise ValueError(
-                f"window={window}, share={share}, margin={margin}, growth={growth}: the guard could not judge, or not"
-                " keep to its share. Give a whole window >= 4, 0 <= share <= 0.5, margin >= 0 and"
-                " 0 <= growth <= share / 2."
-            )
+        growth = check_trials(window, share, margin, growth)
         for part in (learned, fallback):
             if not isinstance(part, Rule):
                 raise TypeError(
