@@ -31,15 +31,15 @@ from families import Decay
 SOLVE = """
 from bygrad.solvers import engine, solve
 
-used, advance = set(), engine._advance
+used, finish = set(), engine._finish
 def spy(*arguments):
-    after = advance(*arguments)
+    after = finish(*arguments)
     used.update(device.id for leaf in jax.tree.leaves(after) for device in leaf.devices())
     return after
-engine._advance = spy
+engine._finish = spy
 told = []
 data = np.load(sys.argv[2])
-found = solve(Decay(), data, starts=2, seed=3, batch=64, watch=lambda what, done, of: told.append((done, of)))
+found = solve(Decay(), data, starts=2, seed=3, batch=16, watch=lambda what, done, of: told.append((done, of)))
 alone = list(used)
 used.clear()
 with jax.default_device(jax.devices()[2]):
@@ -96,13 +96,13 @@ def two_devices(monkeypatch):
 
 
 def test_every_device_computes_as_who_asks(two_devices, monkeypatch):
-    found, advance = [], engine._advance
+    found, finish = [], engine._finish
 
     def spy(*arguments):
         found.append((jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64))
-        return advance(*arguments)
+        return finish(*arguments)
 
-    monkeypatch.setattr(engine, "_advance", spy)
+    monkeypatch.setattr(engine, "_finish", spy)
     with jax.default_matmul_precision("highest"):
         solution = solve(Decay(), decays(4))
     assert len(found) >= 2 and set(found) == {("highest", True)}
@@ -119,7 +119,7 @@ def hears_ctrl_c():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no pthread_kill on Windows")
 def test_who_interrupts_waits_for_no_device_and_all_of_them_end(two_devices, hears_ctrl_c, monkeypatch):
-    over, finished, told, advance, before = threading.Event(), [], [], engine._advance, set(threading.enumerate())
+    over, finished, told, finish, before = threading.Event(), [], [], engine._finish, set(threading.enumerate())
     once = threading.Lock()
 
     def slow(*arguments):
@@ -127,9 +127,9 @@ def test_who_interrupts_waits_for_no_device_and_all_of_them_end(two_devices, hea
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         over.wait(60)
         finished.append(None)
-        return advance(*arguments)
+        return finish(*arguments)
 
-    monkeypatch.setattr(engine, "_advance", slow)
+    monkeypatch.setattr(engine, "_finish", slow)
     with pytest.raises(KeyboardInterrupt):
         solve(Decay(), decays(4), watch=lambda *_: told.append(None))
     assert not finished

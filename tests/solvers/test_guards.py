@@ -14,7 +14,7 @@ import pytest
 
 from bygrad import problems
 from bygrad.deploy.solver import save_solver
-from bygrad.problems import Bounded, Composite, MeanVariance, QuadraticProgram, SparseCoding
+from bygrad.problems import Bounded, Composite, MeanVariance, SparseCoding
 from bygrad.solvers import (
     ADMM,
     LBFGS,
@@ -172,7 +172,7 @@ def test_ruined_numbers_cost_time_and_nothing_else(kind, ruin, guard, coding, ma
     np.testing.assert_allclose(found.cost[good], classical.cost[good], rtol=2e-2, atol=2e-2)
     if guard == "certificate":  # what was learned is slow at worst
         np.testing.assert_array_equal(found.used_fallback, ~good)
-    elif isinstance(solver.family, QuadraticProgram):
+    elif type(solver.family) is MeanVariance:  # its points may violate constraints a little, so costs say nothing
         assert (found.certificate[good] <= classical.certificate[good]).all()
     else:
         assert (found.cost[good] <= classical.cost[good]).all()

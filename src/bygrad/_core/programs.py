@@ -36,6 +36,16 @@ OPTIONS: dict[Runs, dict[str, Any]] = {
 """Options for CPUs. With those of `seldom` a program compiles in much less time (`benchmarks/compile_times.py`), and
 most run as fast. With those of `once` it compiles sooner still, and may run more slowly."""
 
+ANY_ORDER: dict[str, Any] = {
+    "xla_cpu_enable_fast_math": True,
+    "xla_cpu_fast_math_honor_nans": True,
+    "xla_cpu_fast_math_honor_infs": True,
+    "xla_cpu_fast_math_honor_division": True,
+    "xla_cpu_fast_math_honor_functions": True,
+}
+"""Options for CPUs with which sums of several things at once use the lanes of the processor: terms are added in another
+order. Nothing else is relaxed: what is NaN or infinite stays so, and functions are as exact."""
+
 _ARRAY = object()
 
 
@@ -93,7 +103,8 @@ class Program(Generic[Result]):
     second meta-training finds it compiled.
 
     **Arguments:** `function`: pure. `donate`: the arguments whose memory may be reused, as in `equinox.filter_jit`.
-    `runs`: how often it will, which decides how long to compile it.
+    `runs`: how often it will, which decides how long to compile it. `any_order`: whether the order in which terms are
+    added may change, and rounding with it.
 
     While JAX traces another function, a call becomes a part of that one.
     """
@@ -103,9 +114,10 @@ class Program(Generic[Result]):
         function: Callable[..., Result],
         donate: Literal["all", "all-except-first", "none"] = "none",
         runs: Runs = "often",
+        any_order: bool = False,
     ) -> None:
         self._function, self._donate = function, donate
-        self._runs: Runs = runs
+        self._options = OPTIONS[runs] | (ANY_ORDER if any_order else {})
 
     def __call__(self, *arguments: Any) -> Result:
         leaves, structure = jax.tree.flatten(arguments)
@@ -145,7 +157,7 @@ class Program(Generic[Result]):
 
         traced.__name__ = getattr(self._function, "__name__", type(self._function).__name__)
         lowered = jax.jit(traced, donate_argnums=0).lower(*self._arrays(leaves, structure))
-        return _Compiled(_compile(lowered, self._runs), told[0])
+        return _Compiled(_compile(lowered, self._options), told[0])
 
     def _arrays(self, leaves: list[Any], structure: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Return the arrays of a call: those whose memory may be reused, and the others."""
@@ -167,19 +179,19 @@ class _Compiled:
         return result if self._rest is None else eqx.combine(result, self._rest)
 
 
-def _compile(lowered: Any, runs: Runs) -> Any:
+def _compile(lowered: Any, wanted: dict[str, Any]) -> Any:
     try:
-        return lowered.compile(_options(runs))
+        return lowered.compile(_options(wanted))
     except jax.errors.JaxRuntimeError as error:
         if "No such compile option" not in str(error):
             raise
         return lowered.compile()  # another version of XLA: the options change nothing but the time
 
 
-def _options(runs: Runs) -> dict[str, Any] | None:
+def _options(wanted: dict[str, Any]) -> dict[str, Any] | None:
     """Return the options to compile with, but for those that the environment chooses."""
     flags = os.environ.get("XLA_FLAGS", "")
-    options = {name: value for name, value in OPTIONS[runs].items() if name not in flags}
+    options = {name: value for name, value in wanted.items() if name not in flags}
     return options if options and jax.default_backend() == "cpu" else None
 
 

@@ -347,6 +347,13 @@ class Method(eqx.Module):
     batch: ClassVar[int] = 256
     """Instances that are worked on at once, unless the caller says otherwise: small problems then stay in cache."""
 
+    refill: ClassVar[int] = 4
+    """Rows are given to other instances when one in so many has finished: more often where a step costs much and a
+    start little. What idle rows and starts cost is then about the same."""
+
+    any_order: ClassVar[bool] = False
+    """Whether terms may be added in another order than they are written (`Program`): where a step is many sums."""
+
     solves: ClassVar[type[ProblemFamily]] = ProblemFamily
     """The structure that a family must have."""
 

@@ -1,23 +1,24 @@
 """Runs a method on a batch of any size: a working set of fixed size, refilled as instances finish.
 
-`vmap` of a loop runs until the *slowest* instance has stopped. Here a chunk of steps runs on a working set until some
-of its instances have finished; the host keeps their results and gives their rows to instances that wait. When none
-wait, the rows that still run move together into a smaller working set. All programs have shapes of the working set
-alone: a batch of any size compiles the same few.
+`vmap` of a loop runs until the *slowest* instance has stopped. Here steps run on a working set until some of its
+instances have finished; these are noted, and their rows go to others that wait in a queue, all in one program. The host
+fills the queue and reads the notes. When none wait, the rows that still run move together into a smaller working set.
+All programs have shapes of the working set alone: a batch of any size compiles the same few.
 
 With several devices, each solves a part of the rows by itself.
 """
 
+import math
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._core import trees
 from .._core.programs import Program
@@ -32,13 +33,41 @@ SHRINK = 4
 SMALLEST = 16
 """Rows of the smallest working set: below, a step costs about the same."""
 
-REFILL = 4
-"""A chunk ends when one in so many rows has finished: idle rows and the look of the host then cost about the same."""
+QUEUE = 8
+"""So many working sets wait in a queue, where they have room: the host then costs next to nothing."""
 
-LONGEST = 200
-"""Steps of a chunk at most, for whoever watches."""
+FIRST, SECONDS = 64, 0.3
+"""Steps that a program takes at most, at first, and about how long it may run: who watches or interrupts waits for it.
+"""
 
 Rows = dict[str, np.ndarray]
+
+ROOM = 2**24
+"""Numbers that wait in a queue, and that are noted, at most: of rows that are longer, fewer wait."""
+
+
+class Work(NamedTuple):
+    """A working set: how far it is, the instances of its rows, and which of the batch each is, -1 for none."""
+
+    at: Progress
+    instances: PyTree
+    which: Int[Array, " rows"]
+
+
+class Queue(NamedTuple):
+    """Instances that wait, and their starts: numbers `first` to `end` of the batch, without the last."""
+
+    instances: PyTree
+    x: Float[Array | np.ndarray, "rows p"]
+    first: Any
+    end: Any
+
+
+class Notes(NamedTuple):
+    """Which instances had finished when, -1 for none, and how they ended."""
+
+    which: Int[Array, "*looks rows"]
+    at: Progress
 
 
 def run(
@@ -59,37 +88,37 @@ def run(
     """
     if len(devices := devices_for(len(x))) > 1:
         return _on_devices(method, flat, instances, x, devices, batch=batch, watch=watch)
-    rows, waiting = len(x), 0
-    results: Rows = {}
+    rows, results = len(x), {}
     if rows == 0:
         return _empty(x, method.multipliers(flat))
     size = capacity(rows, batch)
-    slots = np.full(size, -1)
-    at: Progress | None = None
-    ours, starts = None, None
-    while waiting < rows or np.any(slots >= 0):
-        if at is not None and waiting == rows and (smaller := _smaller(slots)) < size:
-            size, kept = smaller, np.flatnonzero(slots >= 0)
-            pick = np.resize(kept, size)
-            slots = np.where(np.arange(size) < len(kept), slots[pick], -1)
-            at, ours, starts = _take(at, pick, slots >= 0), trees.rows(ours, pick), None
-        free = np.flatnonzero(slots < 0)[: rows - waiting]
-        fresh = np.zeros(size, bool)
-        fresh[free] = True
-        slots[free] = np.arange(waiting, waiting + len(free))
-        waiting += len(free)
-        if len(free):
-            ours, starts = trees.rows((instances, x), np.maximum(slots, 0))
-        if at is None:
-            at = _begin(method, flat, ours, starts, fresh)
-            fresh = np.zeros(size, bool)
-        enough = size - max(1, size // REFILL) if waiting < rows else size // SHRINK if size > SMALLEST else 0
-        refill = None if starts is None else (starts, fresh)
-        at = _advance((method, flat, ours, refill, np.asarray(enough, np.int32)), at)
-        _harvest(results, rows, slots, at)
+    lot = size * _lots(method, flat, instances, x, size)
+    which = np.arange(size, dtype=np.int32)
+    place = np.minimum(which, rows - 1)
+    work = _begin(method, flat, trees.rows(instances, place), x[place], np.where(which < rows, which, -1))
+    waiting, most = min(size, rows), FIRST
+    while True:
+        began, steps = time.perf_counter(), np.asarray(most, np.int32)
+        if waiting < rows:
+            place, ends = np.minimum(np.arange(waiting, waiting + lot), rows - 1), (waiting, min(rows, waiting + lot))
+            first, end = (np.asarray(it, np.int32) for it in ends)
+            queue = Queue(trees.rows(instances, place), x[place], first, end)
+            work, notes, next_ = _advance((method, flat, queue, steps), work)
+            waiting = int(next_)
+        else:
+            work, which = _finish((method, flat, steps), work)
+            notes = Notes(which, work.at)
+        _keep(results, rows, notes)
+        left = np.flatnonzero(np.asarray(work.which) >= 0)
         if watch is not None:
-            watch("solving", waiting - int(np.sum(slots >= 0)), rows)
-    return results
+            watch("solving", waiting - len(left), rows)
+        if waiting == rows and not len(left):
+            return results
+        if waiting == rows and (smaller := _smaller(size, len(left))) < size:
+            size = smaller
+            work = _take(work, np.resize(left, size), np.arange(size) < len(left))
+        # Another twice as long at most: the first one compiles, and ends early where few wait.
+        most = int(np.clip(most * SECONDS / (time.perf_counter() - began), 1, 2 * most))
 
 
 def devices_for(rows: int) -> Sequence[Any]:
@@ -148,25 +177,30 @@ def capacity(rows: int, batch: int) -> int:
     return size
 
 
-def _smaller(slots: np.ndarray) -> int:
-    size, running = len(slots), int(np.sum(slots >= 0))
+def _smaller(size: int, running: int) -> int:
     while size > SMALLEST and size // SHRINK >= running:
         size //= SHRINK
     return size
 
 
-def _harvest(results: Rows, rows: int, slots: np.ndarray, at: Progress) -> None:
-    """Keep the results of the rows that have finished, and free their slots."""
-    done = (slots >= 0) & (np.asarray(at.status) != RUNNING)
-    fields = at._replace(memory=None)._asdict() | {"finished": np.full(len(slots), time.perf_counter())}
+def _lots(method: Method, flat: Flat, instances: PyTree[np.ndarray], x: np.ndarray, size: int) -> int:
+    """Return how many working sets may wait: of long rows fewer than `QUEUE`, as they take room, and notes of them."""
+    waiting = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(instances)) + x.shape[1]
+    noted = method.refill * (x.shape[1] + method.multipliers(flat))
+    return int(np.clip(ROOM // (size * (waiting + noted)), 1, QUEUE))
+
+
+def _keep(results: Rows, rows: int, notes: Notes) -> None:
+    """Keep the results of the instances that have finished."""
+    which = np.asarray(notes.which)
+    done = which >= 0
+    fields = notes.at._asdict() | {"finished": np.full(which.shape, time.perf_counter())}
+    del fields["memory"]
     for name, field in fields.items():
-        if field is None or not np.any(done):
-            continue
         values = np.asarray(field)
         if name not in results:
-            results[name] = np.empty((rows, *values.shape[1:]), values.dtype)
-        results[name][slots[done]] = values[done]
-    slots[done] = -1
+            results[name] = np.empty((rows, *values.shape[which.ndim :]), values.dtype)
+        results[name][which[done]] = values[done]
 
 
 def _empty(x: np.ndarray, multipliers: int) -> Rows:
@@ -184,43 +218,97 @@ def _begun(method: Method, flat: Flat, instances: PyTree, x: Array, real: Bool[A
     return at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
 
 
-_begin = Program(_begun)
+@Program
+def _begin(method: Method, flat: Flat, instances: PyTree, x: Array, which: Int[Array, " rows"]) -> Work:
+    return Work(_begun(method, flat, instances, x, which >= 0), instances, which)
 
 
 @Program
-def _take(at: Progress, pick: Int[Array, " rows"], real: Bool[Array, " rows"]) -> Progress:
-    at = trees.rows(at, pick)
-    return at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
+def _take(work: Work, pick: Int[Array, " rows"], real: Bool[Array, " rows"]) -> Work:
+    at, instances, which = trees.rows(work, pick)
+    at = at._replace(status=jnp.where(real, at.status, jnp.int32(Status.OUT_OF_STEPS)))
+    return Work(at, instances, jnp.where(real, which, -1))
 
 
-Refill = tuple[Array, Bool[Array, " rows"]]
-"""Where the rows start, and which of them do."""
+def _stepped(
+    method: Method, flat: Flat, work: Work, enough: int, steps: Int[Array, ""]
+) -> tuple[Work, Int[Array, ""], Int[Array, " rows"]]:
+    """Take steps until no more than `enough` rows run, or until none of the `steps` is left. What has finished stays as
+    it is.
 
-
-def _advanced(given: tuple[Method, Flat, PyTree, Refill | None, Int[Array, ""]], at: Progress) -> Progress:
-    """Take steps until no more than `enough` rows run. What has finished stays as it is.
-
-    `given`: method, family, the instances of the rows, the `refill`, of which `fresh` rows begin first, and `enough`.
-    Smaller working sets are never refilled. They compile in less time without.
+    **Returns:** the working set, in which it has no number any more, the steps that are left, and its numbers.
     """
-    method, flat, ours, refill, enough = given
-    if refill is not None:
-        x, fresh = refill
-        begin = lambda: trees.select_rows(fresh, _begun(method, flat, ours, x, fresh), at)  # noqa: E731
-        at = jax.lax.cond(jnp.any(fresh), begin, lambda: at)
+    instances = work.instances
 
-    def go_on(carry: tuple[Any, Progress]) -> Array:
-        count, at = carry
-        return (count < LONGEST) & (jnp.sum(at.status == RUNNING) > enough)
+    def go_on(carry: tuple[Array, Progress]) -> Array:
+        left, at = carry
+        return (left > 0) & (jnp.sum(at.status == RUNNING) > enough)
 
-    def body(carry: tuple[Any, Progress]) -> tuple[Any, Progress]:
-        count, at = carry
-        after = jax.vmap(lambda one, at: method.step(flat, one, at))(ours, at)
+    def body(carry: tuple[Array, Progress]) -> tuple[Array, Progress]:
+        left, at = carry
+        after = jax.vmap(lambda one, at: method.step(flat, one, at))(instances, at)
         late = (after.status == RUNNING) & (after.nit >= method.max_steps)
         after = after._replace(status=jnp.where(late, jnp.int32(Status.OUT_OF_STEPS), after.status))
-        return count + 1, trees.select_rows(at.status == RUNNING, after, at)
+        return left - 1, trees.select_rows(at.status == RUNNING, after, at)
 
-    return jax.lax.while_loop(go_on, body, (jnp.int32(0), at))[1]
+    left, at = jax.lax.while_loop(go_on, body, (steps, work.at))
+    done = at.status != RUNNING
+    return Work(at, instances, jnp.where(done, -1, work.which)), left, jnp.where(done, work.which, -1)
 
 
-_advance = Program(_advanced, donate="all-except-first")  # a working set is changed where it lies
+def _advanced(given: tuple[Method, Flat, Queue, Int[Array, ""]], work: Work) -> tuple[Work, Notes, Int[Array, ""]]:
+    """Solve instances until none waits in the queue; return what is noted, and which of the batch waits next.
+
+    `given`: method, family, the queue, and the most steps.
+    """
+    method, flat, queue, steps = given
+    size = len(work.which)
+    few = max(1, size // method.refill)
+    looks = len(queue.x) // few + 1  # each time so many are given away, but for the last
+
+    def go_on(carry: tuple[Array, Array, Array, Work, Notes]) -> Array:
+        left, look, waiting, *_ = carry
+        return (left > 0) & (waiting < queue.end) & (look < looks)
+
+    def body(carry: tuple[Array, Array, Array, Work, Notes]) -> tuple[Array, Array, Array, Work, Notes]:
+        left, look, waiting, work, notes = carry
+        work, left, which = _stepped(method, flat, work, size - few, left)
+        note = Notes(which, work.at._replace(memory=None))
+        notes = jax.tree.map(lambda many, one: many.at[look].set(one), notes, note)
+        free = work.which < 0
+        number = waiting + jnp.cumsum(free, dtype=jnp.int32) - 1
+        fresh = free & (number < queue.end)
+        instances, x = trees.rows((queue.instances, queue.x), jnp.minimum(number, queue.end - 1) - queue.first)
+        instances = trees.select_rows(fresh, instances, work.instances)
+        at = trees.select_rows(fresh, _begun(method, flat, instances, x, fresh), work.at)
+        work = Work(at, instances, jnp.where(fresh, number, work.which))
+        return left, look + 1, waiting + jnp.sum(fresh, dtype=jnp.int32), work, notes
+
+    blank = jax.tree.map(lambda leaf: jnp.zeros((looks, *leaf.shape), leaf.dtype), work.at._replace(memory=None))
+    notes = Notes(jnp.full((looks, size), -1, jnp.int32), blank)
+    _, _, waiting, work, notes = jax.lax.while_loop(go_on, body, (steps, jnp.int32(0), queue.first, work, notes))
+    return work, notes, waiting
+
+
+def _finished(given: tuple[Method, Flat, Int[Array, ""]], work: Work) -> tuple[Work, Int[Array, " rows"]]:
+    """Take steps until the working set may shrink; return it, and which instances have finished.
+
+    `given`: method, family, and the most steps. Without a queue this compiles in less time.
+    """
+    method, flat, steps = given
+    size = len(work.which)
+    work, _, which = _stepped(method, flat, work, size // SHRINK if size > SMALLEST else 0, steps)
+    return work, which
+
+
+# A working set is changed where it lies.
+_ADVANCE = {order: Program(_advanced, donate="all-except-first", any_order=order) for order in (False, True)}
+_FINISH = {order: Program(_finished, donate="all-except-first", any_order=order) for order in (False, True)}
+
+
+def _advance(given: tuple[Method, Flat, Queue, Any], work: Work) -> tuple[Work, Notes, Int[Array, ""]]:
+    return _ADVANCE[given[0].any_order](given, work)
+
+
+def _finish(given: tuple[Method, Flat, Any], work: Work) -> tuple[Work, Int[Array, " rows"]]:
+    return _FINISH[given[0].any_order](given, work)

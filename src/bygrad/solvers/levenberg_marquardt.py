@@ -77,6 +77,8 @@ class LevenbergMarquardt(Method):
     **Source:** Marquardt (1963); Moré, *The Levenberg–Marquardt algorithm: implementation and theory* (1978).
     """
 
+    refill: ClassVar[int] = 8  # nothing is computed at a start
+    any_order: ClassVar[bool] = True  # a step computes all products of the Jacobian's columns
     solves: ClassVar = LeastSquares
 
     damping: Damping = TrustRegion()
@@ -187,13 +189,12 @@ def _evaluate(flat: Flat, instance: Instance, x: Array) -> tuple[Scalar, Array, 
     family = flat.family
     assert isinstance(family, LeastSquares)
 
-    def residuals(x: Array) -> tuple[Array, Array]:
-        values = jnp.ravel(family.residuals(flat.params(x), instance))
-        return values, values
+    def along(direction: Array) -> tuple[Array, Array]:
+        residuals = lambda x: jnp.ravel(family.residuals(flat.params(x), instance))  # noqa: E731
+        return jax.jvp(residuals, (x,), (direction,))
 
-    jacobian, values = jax.jacfwd(residuals, has_aux=True)(x)
-    # All products of what is computed once: XLA would evaluate the model again for each that it goes into.
-    products = products_of(jax.lax.optimization_barrier(jnp.concatenate([jacobian, values[:, None]], axis=1)))
+    values, slopes = jax.vmap(along, out_axes=(None, 0))(jnp.eye(x.size, dtype=x.dtype))
+    products = products_of(jnp.concatenate([slopes, values[None]]))
     cost, gram, slope = 0.5 * products[-1, -1], products[:-1, :-1], products[:-1, -1]
     finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(gram)) & jnp.all(jnp.isfinite(slope))
     zero = lambda it: jnp.where(finite, it, 0.0)  # noqa: E731

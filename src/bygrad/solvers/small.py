@@ -11,18 +11,21 @@ SMALL = 8
 """Up to so many params everything is written out."""
 
 
-def products_of(columns: Float[Array, "n k"]) -> Float[Array, "k k"]:
-    """Return the products of all pairs of columns.
+def products_of(rows: Float[Array, "k n"]) -> Float[Array, "k k"]:
+    """Return the products of all pairs of rows, which are computed only once.
 
-    Of few columns by one sum of them all, in a single pass: a product of matrices for each instance, as small as these,
+    Of few rows by one sum of them all, in a single pass: a product of matrices for each instance, as small as these,
     takes longer.
     """
-    size = columns.shape[1]
+    size = len(rows)
     if size > SMALL + 1:
-        return columns.T @ columns
+        rows = jax.lax.optimization_barrier(rows)
+        return rows @ rows.T
+    # XLA would compute what the rows come from again for each product.
+    each_row = jax.lax.optimization_barrier(tuple(rows))
     pairs = [(i, j) for i in range(size) for j in range(i + 1)]
-    each = tuple(columns[:, i] * columns[:, j] for i, j in pairs)
-    zeros = (jnp.zeros((), columns.dtype),) * len(pairs)
+    each = tuple(each_row[i] * each_row[j] for i, j in pairs)
+    zeros = (jnp.zeros((), rows.dtype),) * len(pairs)
     sums = jax.lax.reduce(each, zeros, lambda some, more: tuple(a + b for a, b in zip(some, more, strict=True)), (0,))
     where = np.zeros((size, size), int)
     where[tuple(np.transpose(pairs))] = np.arange(len(pairs))

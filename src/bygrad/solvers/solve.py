@@ -67,7 +67,7 @@ def solve(
     - `seed`: of these draws. `batch`: rows that are worked on at once; by default few enough to stay in cache
       (`Method.batch`), so give more on an accelerator.
     - `dtype`: precision of the computation. Normal equations need float64, whatever `jax_enable_x64` says.
-    - `watch`: told `("solving", finished, rows)` after every chunk; of several starts, each is a row here.
+    - `watch`: told `("solving", finished, rows)` every third of a second or so; of several starts, each is a row here.
 
     **Returns:** `Solution`.
 
