@@ -31,12 +31,12 @@ from families import Decay
 SOLVE = """
 from bygrad.solvers import engine, solve
 
-used, finish = set(), engine._finish
+used, begin = set(), engine._begin
 def spy(*arguments):
-    after = finish(*arguments)
+    after = begin(*arguments)
     used.update(device.id for leaf in jax.tree.leaves(after) for device in leaf.devices())
     return after
-engine._finish = spy
+engine._begin = spy
 told = []
 data = np.load(sys.argv[2])
 found = solve(Decay(), data, starts=2, seed=3, batch=16, watch=lambda what, done, of: told.append((done, of)))

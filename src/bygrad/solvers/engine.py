@@ -55,12 +55,13 @@ class Work(NamedTuple):
 
 
 class Queue(NamedTuple):
-    """Instances that wait, and their starts: numbers `first` to `end` of the batch, without the last."""
+    """Instances that wait, and their starts: numbers `first` to `end` of `rows` of the batch, without the last."""
 
     instances: PyTree
-    x: Float[Array | np.ndarray, "rows p"]
+    x: Float[Array | np.ndarray, "lot p"]
     first: Any
     end: Any
+    rows: Any
 
 
 class Notes(NamedTuple):
@@ -96,13 +97,13 @@ def run(
     which = np.arange(size, dtype=np.int32)
     place = np.minimum(which, rows - 1)
     work = _begin(method, flat, trees.rows(instances, place), x[place], np.where(which < rows, which, -1))
-    waiting, most = min(size, rows), FIRST
+    waiting, most, queued = min(size, rows), FIRST, size < rows
     while True:
         began, steps = time.perf_counter(), np.asarray(most, np.int32)
-        if waiting < rows:
-            place, ends = np.minimum(np.arange(waiting, waiting + lot), rows - 1), (waiting, min(rows, waiting + lot))
-            first, end = (np.asarray(it, np.int32) for it in ends)
-            queue = Queue(trees.rows(instances, place), x[place], first, end)
+        if queued:
+            place = np.minimum(np.arange(waiting, waiting + lot), rows - 1)
+            numbers = (np.asarray(it, np.int32) for it in (waiting, min(rows, waiting + lot), rows))
+            queue = Queue(trees.rows(instances, place), x[place], *numbers)
             work, notes, next_ = _advance((method, flat, queue, steps), work)
             waiting = int(next_)
         else:
@@ -115,7 +116,7 @@ def run(
         if waiting == rows and not len(left):
             return results
         if waiting == rows and (smaller := _smaller(size, len(left))) < size:
-            size = smaller
+            size, queued = smaller, False
             work = _take(work, np.resize(left, size), np.arange(size) < len(left))
         # Another twice as long at most: the first one compiles, and ends early where few wait.
         most = int(np.clip(most * SECONDS / (time.perf_counter() - began), 1, 2 * most))
@@ -183,6 +184,11 @@ def _smaller(size: int, running: int) -> int:
     return size
 
 
+def _remainder(size: int) -> int:
+    """Return how many may still run when a working set shrinks, or ends."""
+    return size // SHRINK if size > SMALLEST else 0
+
+
 def _lots(method: Method, flat: Flat, instances: PyTree[np.ndarray], x: np.ndarray, size: int) -> int:
     """Return how many working sets may wait: of long rows fewer than `QUEUE`, as they take room, and notes of them."""
     waiting = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(instances)) + x.shape[1]
@@ -231,7 +237,7 @@ def _take(work: Work, pick: Int[Array, " rows"], real: Bool[Array, " rows"]) -> 
 
 
 def _stepped(
-    method: Method, flat: Flat, work: Work, enough: int, steps: Int[Array, ""]
+    method: Method, flat: Flat, work: Work, enough: int | Int[Array, ""], steps: Int[Array, ""]
 ) -> tuple[Work, Int[Array, ""], Int[Array, " rows"]]:
     """Take steps until no more than `enough` rows run, or until none of the `steps` is left. What has finished stays as
     it is.
@@ -257,22 +263,25 @@ def _stepped(
 
 
 def _advanced(given: tuple[Method, Flat, Queue, Int[Array, ""]], work: Work) -> tuple[Work, Notes, Int[Array, ""]]:
-    """Solve instances until none waits in the queue; return what is noted, and which of the batch waits next.
+    """Solve instances until none waits in the queue or, where it is the last, the working set may shrink; return what
+    is noted, and which of the batch waits next.
 
     `given`: method, family, the queue, and the most steps.
     """
     method, flat, queue, steps = given
     size = len(work.which)
     few = max(1, size // method.refill)
-    looks = len(queue.x) // few + 1  # each time so many are given away, but for the last
+    looks = len(queue.x) // few + 2  # each time so many are given away, but for the last, and where none waits
 
     def go_on(carry: tuple[Array, Array, Array, Work, Notes]) -> Array:
-        left, look, waiting, *_ = carry
-        return (left > 0) & (waiting < queue.end) & (look < looks)
+        left, look, waiting, work, _ = carry
+        more = (waiting == queue.rows) & (jnp.sum(work.which >= 0) > _remainder(size))
+        return (left > 0) & (look < looks) & ((waiting < queue.end) | more)
 
     def body(carry: tuple[Array, Array, Array, Work, Notes]) -> tuple[Array, Array, Array, Work, Notes]:
         left, look, waiting, work, notes = carry
-        work, left, which = _stepped(method, flat, work, size - few, left)
+        enough = jnp.where(waiting < queue.end, size - few, _remainder(size))
+        work, left, which = _stepped(method, flat, work, enough, left)
         note = Notes(which, work.at._replace(memory=None))
         notes = jax.tree.map(lambda many, one: many.at[look].set(one), notes, note)
         free = work.which < 0
@@ -296,8 +305,7 @@ def _finished(given: tuple[Method, Flat, Int[Array, ""]], work: Work) -> tuple[W
     `given`: method, family, and the most steps. Without a queue this compiles in less time.
     """
     method, flat, steps = given
-    size = len(work.which)
-    work, _, which = _stepped(method, flat, work, size // SHRINK if size > SMALLEST else 0, steps)
+    work, _, which = _stepped(method, flat, work, _remainder(len(work.which)), steps)
     return work, which
 
 

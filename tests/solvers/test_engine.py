@@ -1,0 +1,76 @@
+"""Whatever the sizes of working sets and queues, every instance ends as it does alone."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bygrad.solvers import ADMM, LBFGS, LevenbergMarquardt, Status, engine, solve
+
+from .families import Decay, decays
+from .test_programs import Plan
+
+METHODS = {"least squares": LevenbergMarquardt(), "smooth": LBFGS()}
+
+
+class Contrary(Decay):
+    """Limits cross where the first sample is negative."""
+
+    def bounds(self, instance):
+        low = {"height": jnp.zeros(()), "rate": jnp.zeros((1,))}
+        high = {"height": jnp.where(instance[0] < 0, -1.0, 9.0), "rate": jnp.full((1,), 9.0)}
+        return low, high
+
+
+@pytest.fixture(scope="module")
+def mixed() -> np.ndarray:
+    """Instances of which some are NaN and some cannot be solved, side by side."""
+    data = decays(150)
+    data[[3, 64, 149]] = np.nan
+    data[20:45, 0] = -1.0
+    return data
+
+
+@pytest.fixture(scope="module")
+def at_once(mixed) -> dict:
+    """All of them in one working set, from which none waits."""
+    return {name: solve(Contrary(), mixed, method=method, batch=256) for name, method in METHODS.items()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_who_waits_in_a_queue_ends_as_who_does_not(name, batch, mixed, at_once):
+    told = []
+    found = solve(
+        Contrary(), mixed, method=METHODS[name], batch=batch, watch=lambda _, done, rows: told.append((done, rows))
+    )
+    expected = at_once[name]
+    assert (expected.status[20:45] == Status.CONTRADICTION).all() and (expected.status[:3] > 0).all()
+    np.testing.assert_array_equal(found.status, expected.status)
+    np.testing.assert_array_equal(found.nit, expected.nit)
+    np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-9)
+    np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-6, atol=1e-9)
+    assert told == sorted(told) and told[-1] == (150, 150)
+    assert np.isfinite(found.finished).all()
+
+
+@settings(max_examples=8, deadline=None)
+@given(rows=st.integers(1, 150), most=st.sampled_from((1, 3, 64)), room=st.sampled_from((1, 2**24)))
+def test_neither_short_programs_nor_short_queues_lose_an_instance(rows, most, room, mixed, at_once):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "FIRST", most)
+        patch.setattr(engine, "SECONDS", 0.0)  # one step for each program from the second on
+        patch.setattr(engine, "ROOM", room)
+        found = solve(Contrary(), mixed[:rows], batch=16)
+    np.testing.assert_array_equal(found.status, at_once["least squares"].status[:rows])
+    np.testing.assert_array_equal(found.nit, at_once["least squares"].nit[:rows])
+
+
+def test_multipliers_come_back_with_their_instance():
+    linear = np.random.default_rng(0).normal(size=(70, 4))
+    method = ADMM(tol=1e-5, max_steps=20_000)
+    few, many = (solve(Plan(), linear, method=method, batch=batch) for batch in (16, 128))
+    assert many.success.all()
+    np.testing.assert_array_equal(few.nit, many.nit)
+    np.testing.assert_allclose(few.dual, many.dual, rtol=1e-6, atol=1e-8)
