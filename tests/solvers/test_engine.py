@@ -67,6 +67,11 @@ def test_neither_short_programs_nor_short_queues_lose_an_instance(rows, most, ro
     np.testing.assert_array_equal(found.nit, at_once["least squares"].nit[:rows])
 
 
+def test_many_quick_programs_overflow_no_count(monkeypatch):
+    monkeypatch.setattr(engine, "SECONDS", 1e9)  # each may take twice as many steps as the one before
+    assert solve(Decay(), decays(600), batch=1).success.all()
+
+
 def test_multipliers_come_back_with_their_instance():
     linear = np.random.default_rng(0).normal(size=(70, 4))
     method = ADMM(tol=1e-5, max_steps=20_000)

@@ -36,14 +36,14 @@ SMALLEST = 16
 QUEUE = 8
 """So many working sets wait in a queue, where they have room: the host then costs next to nothing."""
 
-FIRST, SECONDS = 64, 0.3
-"""Steps that a program takes at most, at first, and about how long it may run: who watches or interrupts waits for it.
-"""
-
-Rows = dict[str, np.ndarray]
-
 ROOM = 2**24
 """Numbers that wait in a queue, and that are noted, at most: of rows that are longer, fewer wait."""
+
+FIRST, SECONDS, MOST = 64, 0.3, 2**20
+"""Steps that the first program takes at most; about how long each may run, as who watches or interrupts waits for it;
+and the most steps of any, since quick ones say nothing about how many there is time for."""
+
+Rows = dict[str, np.ndarray]
 
 
 class Work(NamedTuple):
@@ -55,7 +55,7 @@ class Work(NamedTuple):
 
 
 class Queue(NamedTuple):
-    """Instances that wait, and their starts: numbers `first` to `end` of `rows` of the batch, without the last."""
+    """Instances that wait, and their starts: numbers `first` to `end`, without the last, of `rows` in the batch."""
 
     instances: PyTree
     x: Float[Array | np.ndarray, "lot p"]
@@ -118,8 +118,8 @@ def run(
         if waiting == rows and (smaller := _smaller(size, len(left))) < size:
             size, queued = smaller, False
             work = _take(work, np.resize(left, size), np.arange(size) < len(left))
-        # Another twice as long at most: the first one compiles, and ends early where few wait.
-        most = int(np.clip(most * SECONDS / (time.perf_counter() - began), 1, 2 * most))
+        # The first one may have compiled, and any may have ended early: they lead to others step by step.
+        most = int(np.clip(most * SECONDS / (time.perf_counter() - began), 1, min(2 * most, MOST)))
 
 
 def devices_for(rows: int) -> Sequence[Any]:
