@@ -434,7 +434,9 @@ def gains(results: Results) -> "matplotlib.figure.Figure":
         for x, factor in zip(at, factors, strict=True):
             if np.isfinite(factor):
                 align = "bottom" if factor >= 1 else "top"
-                axes.text(x, factor, f"{factor:.2g}", ha="center", va=align, fontsize=7)
+                axes.text(
+                    x, factor, f"{factor:.0f}" if factor >= 100 else f"{factor:.2g}", ha="center", va=align, fontsize=7
+                )
     axes.axhline(1.0, color=GREY, linewidth=0.8)
     every = floats([it.get(step) for it in results["gains"].values() for step in steps])
     every = every[np.isfinite(every) & (every > 0)]
