@@ -9,17 +9,29 @@ import numpy as np
 import pytest
 
 from bygrad.deploy.solver import load_solver, save_solver
-from bygrad.problems import DampedOscillation
+from bygrad.problems import DampedOscillation, LeastSquares
 from bygrad.solvers import (
     CostLimit,
     LearnedDoubt,
+    LearnedRestart,
     LearnedSolver,
     LearnedStart,
     LevenbergMarquardt,
     Whitening,
     solve,
 )
-from bygrad.solvers.learn_doubt import Tried, cheapest_limit, cost_limit, every_start, is_low, learned_doubt, so_far
+from bygrad.solvers.learn_doubt import (
+    Ended,
+    Tried,
+    cheapest_limit,
+    cost_limit,
+    divided,
+    every_start,
+    is_low,
+    learned_doubt,
+    learned_restart,
+    so_far,
+)
 from bygrad.solvers.learn_doubt import doubting as doubting_solvers
 from bygrad.solvers.starts import draws
 
@@ -31,7 +43,7 @@ def family() -> DampedOscillation:
     return DampedOscillation()
 
 
-def signals(family: DampedOscillation, count: int, seed: int) -> np.ndarray:
+def signals(family: LeastSquares, count: int, seed: int) -> np.ndarray:
     return np.asarray(draws(family, jax.random.split(jax.random.key(seed), count)), float)
 
 
@@ -41,13 +53,30 @@ def plain(family) -> LearnedSolver:
 
 
 @pytest.fixture(scope="module")
-def tried(family, plain) -> Tried:
-    return every_start(plain, signals(family, 1000, 1), 1e-3, 0.0, 0)
+def ended(family, plain) -> Ended:
+    return every_start(plain, signals(family, 1000, 1), 0)
+
+
+@pytest.fixture(scope="module")
+def tried(ended) -> Tried:
+    return ended.judged(1e-3, 0.0)
 
 
 @pytest.fixture(scope="module")
 def doubting(plain, tried) -> LearnedSolver:
-    return dataclasses.replace(plain, doubt=learned_doubt(tried, tried.solved[:, -1], 0.0, 0, steps=600))
+    parts = divided(np.ones(1000, bool), 0)
+    return learned_doubt(plain, tried, tried.solved[:, -1], parts, 0.0, 0, steps=600)
+
+
+def whitening_of(ended: Ended) -> Whitening:
+    return Whitening.of(jnp.asarray(ended.instances, jnp.float32), jnp.asarray(ended.lowest()[1], jnp.float32))
+
+
+@pytest.fixture(scope="module")
+def knowing(doubting, ended) -> LearnedSolver:
+    """A solver that also has a network for where to look again, which has learned nothing."""
+    restart = LearnedRestart.untrained(whitening_of(ended), jax.random.key(0))
+    return dataclasses.replace(doubting, restart=restart, starts=2)
 
 
 def saying(logit: float, limit: float = 0.0) -> LearnedDoubt:
@@ -95,7 +124,7 @@ def test_of_an_empty_batch_nothing_is_doubted(family, plain, guard):
 @pytest.mark.parametrize("kind", [pytest.param("cost", marks=pytest.mark.slow), "network"])
 def test_doubt_spares_starts_and_finds_as_much(kind, family, plain, tried, doubting):
     if kind == "cost":
-        doubting = dataclasses.replace(plain, doubt=cost_limit(tried))
+        doubting = cost_limit(plain, tried)
     data = signals(family, 400, 5)
     best = solve(family, data, starts=12, seed=9)
     share = lambda found: np.mean(found.cost <= best.cost * (1 + 1e-3))  # noqa: E731
@@ -105,6 +134,48 @@ def test_doubt_spares_starts_and_finds_as_much(kind, family, plain, tried, doubt
     assert share(spared) > share(every) - 0.015
     assert spared.nfev.mean() < 0.6 * every.nfev.mean()
     assert (spared.cost <= one.cost * (1 + 1e-9)).all()
+
+
+class Twins(LeastSquares):
+    """Two minima, near a and -a, of which the first is lower; every start is at 1 or at -1, by chance."""
+
+    def sample(self, key):
+        return jax.random.uniform(key, (1,), minval=0.5, maxval=2.0)
+
+    def init(self, instance, key):
+        return jnp.where(jax.random.bernoulli(key), 1.0, -1.0).astype(instance.dtype)[None]
+
+    def residuals(self, params, instance):
+        return jnp.concatenate([params**2 - instance**2, 0.1 * (params - instance)])
+
+
+def test_a_second_start_that_is_learned_finds_more_than_another_classical_one():
+    plain = LearnedSolver(Twins(), LevenbergMarquardt(), LevenbergMarquardt(), None, STARTS, STARTS)
+    ended = every_start(plain, signals(Twins(), 500, 1), 0)
+    restart = learned_restart(whitening_of(ended), ended, np.arange(500), 1e-3, 1e-6, 0.0, 0, steps=500)
+    two = dataclasses.replace(plain, starts=2, doubt=CostLimit(jnp.asarray(1e-3)))
+    data = signals(Twins(), 200, 2)
+    found, classical = (it.solve(data, seed=3) for it in (dataclasses.replace(two, restart=restart), two))
+    np.testing.assert_allclose(found.x, data, atol=1e-6)
+    assert 0.15 < np.mean(classical.x < 0) < 0.35  # of two starts, both are wrong for one in four
+
+
+@pytest.mark.parametrize("ruin", [np.nan, np.inf, -1e30])
+def test_a_second_start_that_is_nonsense_costs_time_and_nothing_else(family, plain, knowing, ruin):
+    data = signals(family, 40, 2)
+    bad = jax.tree.map(lambda leaf: leaf * ruin if eqx.is_inexact_array(leaf) else leaf, knowing.restart)
+    found = dataclasses.replace(knowing, restart=bad, doubt=saying(1.0)).solve(data, seed=3, batch=16)
+    one = solve(family, data, seed=3, batch=16)
+    assert found.success.all()
+    assert (found.cost <= one.cost * (1 + 1e-9)).all() and (found.nfev > one.nfev).all()
+
+
+def test_what_two_starts_leave_is_solved_from_all(family, plain):
+    """A solver that learned to take two of four starts falls back on all of them."""
+    data, impatient = signals(family, 4, 2), LevenbergMarquardt(tol=1e-12, max_steps=2)
+    solver = dataclasses.replace(plain, method=impatient, classical=impatient, doubt=saying(1.0), starts=2)
+    found = solver.solve(data)
+    assert found.used_fallback.all() and (found.nit >= 2 * (2 + STARTS)).all()
 
 
 def test_answers_so_far_are_the_running_minimum():
@@ -124,22 +195,26 @@ def test_the_limit_is_the_cheapest_that_loses_next_to_nothing():
     first = rng.random(1000) < 0.8
     logits = np.stack([np.where(first, -1.0, 1.0), np.full(1000, -2.0)], axis=1) + 0.1 * rng.random((1000, 2))
     solved = np.stack([first, np.ones(1000, bool), np.ones(1000, bool)], axis=1)
-    right = cheapest_limit(logits, solved, 0.998)
+    right, starts = cheapest_limit(logits, solved, 0.998)
+    assert starts == 2  # a third one finds nothing more
     assert np.max(logits[first, 0]) <= right <= np.sort(logits[~first, 0])[2]
     # One that says nothing of use: all starts of all instances, but for what may be lost.
     useless = rng.random((1000, 2))
-    limit = cheapest_limit(useless, np.stack([first, first, np.ones(1000, bool)], axis=1), 0.998)
-    assert np.mean(useless[:, 0] > limit) > 0.9
-    none = cheapest_limit(useless, np.zeros((1000, 3), bool), 0.5)
-    assert np.float32(none) == np.finfo(np.float32).min  # all starts, and a number that a file takes
+    limit, starts = cheapest_limit(useless, np.stack([first, first, np.ones(1000, bool)], axis=1), 0.998)
+    assert np.mean(useless[:, 0] > limit) > 0.9 and starts == 3
+    none, starts = cheapest_limit(useless, np.zeros((1000, 3), bool), 0.5)
+    assert np.float32(none) == np.finfo(np.float32).min  # a number that a file takes
+    assert starts == 3
     lost = np.where(first[:, None], useless, np.inf)
-    assert np.isfinite(np.float32(cheapest_limit(lost, np.ones((1000, 3), bool), 0.5)))
+    assert np.isfinite(np.float32(cheapest_limit(lost, np.ones((1000, 3), bool), 0.5)[0]))
 
 
-@pytest.mark.parametrize("kind", ["cost", "network"])
-def test_a_file_gives_the_doubt_back(kind, family, doubting, tmp_path):
+@pytest.mark.parametrize("kind", ["cost", "network", "restart"])
+def test_a_file_gives_the_doubt_back(kind, family, doubting, knowing, tmp_path):
     if kind == "cost":
         doubting = dataclasses.replace(doubting, doubt=CostLimit(jnp.float32(20.0)))
+    elif kind == "restart":
+        doubting = knowing
     save_solver(doubting, tmp_path / "fit.bygrad")
     again, data = load_solver(tmp_path / "fit.bygrad", family), signals(family, 30, 6)
     assert again.digest == doubting.digest != dataclasses.replace(doubting, doubt=None).digest
@@ -155,18 +230,26 @@ def test_time_that_tuning_has_spent_ends_the_training_too():
     def watch(what: str, done: int, total: int) -> None:
         assert 0 <= done <= total  # the training would otherwise go on for ever
 
-    learned_doubt(tried, lowest[:, -1], -5.0, 0, watch)
+    plain = LearnedSolver(DampedOscillation(), LevenbergMarquardt(), LevenbergMarquardt(), None, STARTS, STARTS)
+    learned_doubt(plain, tried, lowest[:, -1], divided(np.ones(64, bool), 0), -5.0, 0, watch)
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_what_has_no_solution_teaches_nothing(tried):
-    broken = tried._replace(cost=tried.cost.copy(), x=tried.x.copy())
+def test_what_has_no_solution_teaches_nothing(plain, ended):
+    broken = ended._replace(cost=ended.cost.copy(), x=ended.x.copy())
     broken.cost[600:610, 0], broken.x[600:610, 0] = 1e60, -1e60  # beyond float32
     broken.cost[:300], broken.x[:300] = np.inf, np.nan  # in every start
     broken.cost[300:600, 0], broken.x[300:600, 0] = np.inf, np.nan  # in the first
-    doubt = learned_doubt(broken, broken.solved[:, -1], 0.0, 0, steps=20)
-    assert np.isfinite(cost_limit(broken).limit)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(eqx.filter(doubt, eqx.is_inexact_array)))
+    parts = divided(np.isfinite(broken.lowest()[0]), 0)
+    assert not np.isin(np.arange(300), np.concatenate(parts)).any()
+    tried = broken.judged(1e-3, 0.0)
+    doubt = learned_doubt(plain, tried, tried.solved[:, -1], parts, 0.0, 0, steps=20).doubt
+    assert np.isfinite(cost_limit(plain, tried).doubt.limit)
+    restart = learned_restart(whitening_of(ended), broken, parts[1], 1e-3, 0.0, 0.0, 0, steps=20)
+    assert restart is not None
+    assert learned_restart(whitening_of(ended), broken, parts[1][:9], 1e-3, 0.0, 0.0, 0) is None  # from next to nothing
+    for network in (doubt, restart):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array)))
 
 
 @pytest.mark.slow
@@ -177,7 +260,7 @@ def test_of_next_to_no_instances_no_doubt_is_learned(family, plain, known, candi
     whitening = Whitening(jnp.zeros(41), jnp.ones(41), jnp.zeros(5), jnp.ones(5))
     start = LearnedStart.untrained(whitening, 2, jax.random.key(0))
     found = doubting_solvers(plain, start, data, 1e-3, 0.0, 0.0, 0)
-    assert len(found) == candidates and "tuned, up to 4 starts" in found
+    assert len(found) == candidates and next(iter(found)).startswith("tuned, up to ")
     assert all(it.doubt is not None and np.isfinite(it.doubt.limit) for it in found.values())
 
 

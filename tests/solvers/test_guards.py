@@ -191,6 +191,8 @@ def test_the_costs_of_proposals_are_evaluations(data):
     np.testing.assert_array_equal(found.nfev, plain.nfev + 3 + 2)
     again = {"height": np.ones(()), "rate": np.ones(1)}
     np.testing.assert_array_equal(solver.solve(data, x0=again, batch=16).nfev, plain.nfev + 3 + 3)
+    single = dataclasses.replace(solver, start=start.only([1]))  # of one proposal the cost is computed once
+    np.testing.assert_array_equal(single.solve(data, batch=16).nfev, plain.nfev + 1 + 1)
 
 
 def test_the_better_of_two_has_the_lower_cost_even_where_it_ran_out_of_steps(data):

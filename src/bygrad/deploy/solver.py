@@ -28,6 +28,7 @@ from ..solvers import (
     GainRatio,
     LearnedDamping,
     LearnedDoubt,
+    LearnedRestart,
     LearnedSchedule,
     LearnedSolver,
     LearnedStart,
@@ -52,7 +53,7 @@ _ARRAY = re.compile(r"\w+\[[\d, ]*\]")
 
 _NOT_NUMBERS = ("warm", "schedule", "reduced", "bound")
 
-_PARTS = LearnedStart, LearnedDoubt, CostLimit, LearnedDamping, LearnedWarmStart, LearnedSchedule
+_PARTS = LearnedStart, LearnedDoubt, CostLimit, LearnedRestart, LearnedDamping, LearnedWarmStart, LearnedSchedule
 
 _METHODS: dict[str, type[Any]] = {"ADMM": ADMM, "LBFGS": LBFGS, "ProximalGradient": ProximalGradient}
 
@@ -124,7 +125,7 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
         )
     artifact = load_artifact(path)
     manifest = artifact.manifest
-    config: dict[str, Any] = {"doubt": None} | manifest.config  # files that are older know none
+    config: dict[str, Any] = {"doubt": None, "restart": None} | manifest.config  # files that are older
     if manifest.optimizer != SOLVER or manifest.features != FEATURES:
         raise ArtifactError(
             f"{path}: it holds {manifest.optimizer}, features {manifest.features}, not {SOLVER}, features {FEATURES}",
@@ -135,8 +136,9 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
     learned = manifest.training.get("family")
     _compare(path, learned if isinstance(learned, dict) else {}, found)
     try:
-        start, doubt, damping, warm, schedule = (
-            _read(part, config, artifact.tensors) for part in ("start", "doubt", "damping", "warm", "schedule")
+        start, doubt, restart, damping, warm, schedule = (
+            _read(part, config, artifact.tensors)
+            for part in ("start", "doubt", "restart", "damping", "warm", "schedule")
         )
         method, classical = _method(config["method"]), _method(config["classical"])
         if damping is not None:
@@ -155,7 +157,7 @@ def load_solver(path: str | os.PathLike[str], family: ProblemFamily | str | None
             mean, spread = (artifact.tensors[f"usual/{name}"] for name in ("mean", "spread"))
             # Older files do not say what may be infinite.
             usual = Usual(mean, spread, artifact.tensors.get("usual/infinite", np.zeros_like(mean)))
-        solver = LearnedSolver(found, method, classical, start, *counts, card, config["dtype"], usual, doubt)
+        solver = LearnedSolver(found, method, classical, start, *counts, card, config["dtype"], usual, doubt, restart)
         if card is not None:  # it must be fit for what reads it
             solver.report()
             alarm(card, [tally(card, {}, 1)])
@@ -242,6 +244,8 @@ def _blank(part: str, sizes: dict[str, Any], method: dict[str, Any]) -> Any:
         return LearnedStart.untrained(whitening, sizes["proposals"], key)
     if part == "doubt":
         return LearnedDoubt.blank(whitening, jnp.zeros((2, 2)), key)
+    if part == "restart":
+        return LearnedRestart.untrained(whitening, key)
     if part == "warm":
         return LearnedWarmStart.blank(whitening, sizes["size"], key)
     return LearnedDamping.untrained(whitening, _rule(method), key, sizes["steps"])

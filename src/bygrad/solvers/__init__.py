@@ -12,7 +12,7 @@ from .fit import LearnedSolver
 from .implicit import implicit, jacobian
 from .lbfgs import LBFGS
 from .learn import classical_method, learn
-from .learned import LearnedDamping, LearnedStart, Whitening
+from .learned import LearnedDamping, LearnedRestart, LearnedStart, Whitening
 from .levenberg_marquardt import LevenbergMarquardt
 from .proximal import ProximalGradient
 from .reduction import Reduced, reduce_program
@@ -34,6 +34,7 @@ __all__ = [
     "GainRatio",
     "LearnedDamping",
     "LearnedDoubt",
+    "LearnedRestart",
     "LearnedSchedule",
     "LearnedSolver",
     "LearnedStart",

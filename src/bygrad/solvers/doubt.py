@@ -14,7 +14,7 @@ from .._core.types import Instance, Scalar, Tick
 from ..problems import ProblemFamily
 from .base import Flat, Method
 from .engine import Rows, run
-from .learned import Whitening, cut
+from .learned import LearnedRestart, Whitening, cut
 from .solve import best_start, take
 from .starts import in_blocks
 
@@ -93,14 +93,18 @@ def until_believed(
     instances: PyTree[np.ndarray],
     starts: Float[np.ndarray, "rows starts p"],
     *,
+    restart: LearnedRestart | None = None,
     batch: int,
     watch: Tick | None = None,
 ) -> Rows:
-    """Solve all instances from their first start, those that are doubted or not solved from the next, and so on."""
-    dtype = starts.dtype
+    """Solve all instances from their first start, those that are doubted or not solved from the next, and so on.
+
+    Where `restart` is given, the second start is where it says, and the others follow.
+    """
+    dtype, learned = starts.dtype, int(restart is not None)
     results = run(method, flat, instances, starts[:, 0], batch=batch, watch=watch)
     open_ = np.arange(len(starts))
-    for number in range(1, starts.shape[1] if len(starts) else 1):
+    for number in range(1, starts.shape[1] + learned if len(starts) else 1):
         some = trees.rows(instances, open_)
         found = some, results["x"][open_], results["cost"][open_]
         again = in_blocks(_doubts, flat, found, len(open_), batch, dtype, doubt) > 0
@@ -109,9 +113,20 @@ def until_believed(
         if not len(open_):
             break
         some = trees.rows(instances, open_)
-        second = run(method, flat, some, starts[open_, number], batch=batch, watch=watch)
+        if number == 1 and restart is not None:
+            begin = restarted(restart, flat, some, results["x"][open_], batch)
+        else:
+            begin = starts[open_, number - learned]
+        second = run(method, flat, some, begin, batch=batch, watch=watch)
         results, _ = merged(flat.family, results, open_, second)
     return results
+
+
+def restarted(
+    restart: LearnedRestart, flat: Flat, instances: PyTree[np.ndarray], x: Float[np.ndarray, "rows p"], batch: int
+) -> Float[np.ndarray, "rows p"]:
+    """Return where to start again after solutions `x`."""
+    return in_blocks(_restarted, flat, (instances, x), len(x), batch, x.dtype, restart)
 
 
 def merged(
@@ -128,6 +143,14 @@ def merged(
     for name, values in take(pairs, 2, better).items():
         after[name][where] = values
     return after, better == 1
+
+
+@Program
+def _restarted(
+    flat: Flat, instances: PyTree, x: Float[Array, "rows p"], restart: LearnedRestart
+) -> Float[Array, "rows p"]:
+    again = lambda one, x: flat.allowed(restart(one, x).astype(x.dtype), one)  # noqa: E731
+    return jax.vmap(again)(instances, x)
 
 
 @Program

@@ -27,10 +27,11 @@ from .._core.types import Tick
 from .base import Flat, Method, Progress
 from .solution import RUNNING, Status
 
-SHRINK = 4
-"""A working set shrinks when no more than one in so many of its rows run. Each size is compiled once."""
+SHRINK = 8
+"""A working set shrinks when no more than one in so many of its rows run. Each size is compiled once: with 4, three
+sizes are, which takes half as long again, and a batch of 2,048 no less time."""
 
-SMALLEST = 16
+SMALLEST = 32
 """Rows of the smallest working set: below, a step costs about the same."""
 
 QUEUE = 8
@@ -97,26 +98,23 @@ def run(
     which = np.arange(size, dtype=np.int32)
     place = np.minimum(which, rows - 1)
     work = _begin(method, flat, trees.rows(instances, place), x[place], np.where(which < rows, which, -1))
-    waiting, most, queued = min(size, rows), FIRST, size < rows
+    waiting, most = min(size, rows), FIRST
     while True:
-        began, steps = time.perf_counter(), np.asarray(most, np.int32)
-        if queued:
-            place = np.minimum(np.arange(waiting, waiting + lot), rows - 1)
-            numbers = (np.asarray(it, np.int32) for it in (waiting, min(rows, waiting + lot), rows))
-            queue = Queue(trees.rows(instances, place), x[place], *numbers)
-            work, notes, next_ = _advance((method, flat, queue, steps), work)
-            waiting = int(next_)
-        else:
-            work, which = _finish((method, flat, steps), work)
-            notes = Notes(which, work.at)
+        began, place = time.perf_counter(), np.minimum(np.arange(waiting, waiting + lot), rows - 1)
+        numbers = (np.asarray(it, np.int32) for it in (waiting, min(rows, waiting + lot), rows))
+        queue = Queue(trees.rows(instances, place), x[place], *numbers)
+        work, notes, next_ = _advance((method, flat, queue, np.asarray(most, np.int32)), work)
+        waiting = int(next_)
         _keep(results, rows, notes)
         left = np.flatnonzero(np.asarray(work.which) >= 0)
         if watch is not None:
             watch("solving", waiting - len(left), rows)
         if waiting == rows and not len(left):
             return results
-        if waiting == rows and (smaller := _smaller(size, len(left))) < size:
-            size, queued = smaller, False
+        if waiting == rows and len(left) <= _remainder(size):
+            while len(left) <= _remainder(size):
+                size = _remainder(size)
+            lot = size * _lots(method, flat, instances, x, size)
             work = _take(work, np.resize(left, size), np.arange(size) < len(left))
         # The first one may have compiled, and any may have ended early: they lead to others step by step.
         most = int(np.clip(most * SECONDS / (time.perf_counter() - began), 1, min(2 * most, MOST)))
@@ -171,22 +169,17 @@ def _on_devices(
 
 
 def capacity(rows: int, batch: int) -> int:
-    """Return the size of the working set: about as many as there are rows, `batch` divided by a power of `SHRINK`."""
+    """Return the size of the working set to begin with, of those that one of `batch` rows shrinks to: with half of its
+    rows without an instance it would be too large, and others can wait."""
     size = batch
     while size > SMALLEST and size >= 2 * rows:
-        size //= SHRINK
-    return size
-
-
-def _smaller(size: int, running: int) -> int:
-    while size > SMALLEST and size // SHRINK >= running:
-        size //= SHRINK
+        size = _remainder(size)
     return size
 
 
 def _remainder(size: int) -> int:
-    """Return how many may still run when a working set shrinks, or ends."""
-    return size // SHRINK if size > SMALLEST else 0
+    """Return how many may still run when a working set shrinks, which is its next size, or ends."""
+    return max(size // SHRINK, SMALLEST) if size > SMALLEST else 0
 
 
 def _lots(method: Method, flat: Flat, instances: PyTree[np.ndarray], x: np.ndarray, size: int) -> int:
@@ -299,24 +292,9 @@ def _advanced(given: tuple[Method, Flat, Queue, Int[Array, ""]], work: Work) -> 
     return work, notes, waiting
 
 
-def _finished(given: tuple[Method, Flat, Int[Array, ""]], work: Work) -> tuple[Work, Int[Array, " rows"]]:
-    """Take steps until the working set may shrink; return it, and which instances have finished.
-
-    `given`: method, family, and the most steps. Without a queue this compiles in less time.
-    """
-    method, flat, steps = given
-    work, _, which = _stepped(method, flat, work, _remainder(len(work.which)), steps)
-    return work, which
-
-
 # A working set is changed where it lies.
 _ADVANCE = {order: Program(_advanced, donate="all-except-first", any_order=order) for order in (False, True)}
-_FINISH = {order: Program(_finished, donate="all-except-first", any_order=order) for order in (False, True)}
 
 
 def _advance(given: tuple[Method, Flat, Queue, Any], work: Work) -> tuple[Work, Notes, Int[Array, ""]]:
     return _ADVANCE[given[0].any_order](given, work)
-
-
-def _finish(given: tuple[Method, Flat, Any], work: Work) -> tuple[Work, Int[Array, " rows"]]:
-    return _FINISH[given[0].any_order](given, work)

@@ -1,11 +1,12 @@
 """A solver that was learned for a family: what `learn` returns, and how it solves without ever being trusted."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
@@ -26,7 +27,7 @@ from .card import Card, report
 from .doubt import Doubt, LearnedDoubt, merged, until_believed
 from .drift import Usual, alarm, tally
 from .engine import Rows, run
-from .learned import LearnedDamping, LearnedStart
+from .learned import LearnedDamping, LearnedRestart, LearnedStart
 from .levenberg_marquardt import LevenbergMarquardt
 from .proximal import ProximalGradient
 from .solution import Solution, Status, Tally
@@ -47,7 +48,7 @@ from .warm import LearnedWarmStart
 
 SolverGuard = Literal["certificate", "best_of_two"]
 
-Reader = LearnedStart | LearnedDoubt | LearnedDamping | LearnedWarmStart
+Reader = LearnedStart | LearnedDoubt | LearnedRestart | LearnedDamping | LearnedWarmStart
 """A network that reads instances, and was whitened for instances of one size."""
 
 
@@ -79,7 +80,8 @@ class LearnedSolver:
     tried. `classical`, `classical_starts`: the tuned classical solver that takes over where the learned one fails.
     `dtype`: the precision in which it was measured, and solves. `usual`: where the instances lie that it was learned
     from, for the drift alarm. `doubt`: which solutions are worth another start, up to `starts`; without it, all are.
-    With it, the first start is the learned one, if there is one, and all others are classical.
+    With it, the first start is the learned one, if there is one, and all others are classical, but for the second where
+    there is a `restart`: that says where to look after a solution that is doubted.
     """
 
     family: ProblemFamily
@@ -92,6 +94,7 @@ class LearnedSolver:
     dtype: str = "float64"
     usual: Usual | None = None
     doubt: Doubt | None = None
+    restart: LearnedRestart | None = None
 
     def __post_init__(self) -> None:
         check_is_family(self.family)
@@ -156,7 +159,8 @@ class LearnedSolver:
             failed, fallback, both = results["status"] <= 0, np.zeros(rows, bool), guard == "best_of_two"
             again = np.ones(rows, bool) if both else failed
             # With doubt alone, what is not solved has been tried from every classical start.
-            others = self.start is not None or self.method is not self.classical or (both and self.doubt is not None)
+            others = self.start is not None or self.restart is not None or self.method is not self.classical
+            others |= self.doubt is not None and (both or self.starts < self.classical_starts)
             if others and again.any():
                 second = self._classically(asked.those(again))
                 results, better = merged(self.family, results, np.flatnonzero(again), second, solved_first=not both)
@@ -175,7 +179,7 @@ class LearnedSolver:
     @property
     def digest(self) -> str:
         """SHA-256 of all that decides what it answers, but for the family's own code; the same in every process."""
-        parts = self.family, self.method, self.classical, self.start, self.doubt
+        parts = self.family, self.method, self.classical, self.start, self.doubt, self.restart
         # Static fields stand in the structure. An object without a text of its own shows its address there.
         structure = re.sub(r" at 0x[0-9a-f]+", "", str(jax.tree.structure(parts)))
         digest = hashlib.sha256(repr((structure, self.starts, self.classical_starts, self.dtype)).encode())
@@ -210,9 +214,11 @@ class LearnedSolver:
 
     def starting(self, asked: Batch) -> np.ndarray:
         """Return where each instance starts, `[rows, starts, p]`: at the best proposals of a network, or classically;
-        with doubt, at the best proposal first and classically then, as proposals are too much alike."""
+        with doubt, at the best proposal first and classically then, as proposals are too much alike. Where the second
+        one is learned, it is left out, as it depends on where the first one ends."""
         flat, instances, rows, given, seed, batch, dtype, _ = asked
         classical = self.starts if self.start is None or self.doubt is not None else 1
+        classical -= self.restart is not None
         settings: Any = {"starts": classical, "seed": seed, "batch": batch, "dtype": dtype}
         own = starting_points(flat, instances, rows, given if self.start is None else None, **settings)
         own = own.reshape(rows, classical, own.shape[-1])
@@ -231,18 +237,40 @@ class LearnedSolver:
             return _proven_first(method, asked, starts[:, 0])
         how: Any = {"batch": asked.at_once, "watch": asked.watch}
         if self.doubt is not None:
+            how |= {"restart": self.restart}
             results = until_believed(self.doubt, method, asked.flat, asked.instances, starts, **how)
         else:
             each = from_every_start(method, asked.flat, asked.instances, starts, **how)
             results = best_of(self.family, each, self.starts)
-        # Costs of proposals are looked at before the first step.
-        compared = self.starts if self.doubt is None else 1
-        tried = 0 if self.start is None else self.start.proposals + compared + (1 if asked.given is None else 2)
+        if self.start is None:
+            return results
+        # Costs of proposals are looked at before the first step, and again those of the best of them.
+        proposed, best = self.start.proposals, self.starts if self.doubt is None else 1
+        tried = proposed + (best if best < proposed else 0) + (1 if asked.given is None else 2)
         return results | {"nfev": results["nfev"] + tried}
 
     def _classically(self, asked: Batch) -> Rows:
-        starts = self.classical_starts
-        return dataclasses.replace(self, method=self.classical, start=None, doubt=None, starts=starts)._attempt(asked)
+        return classical_only(self, self.classical_starts)._attempt(asked)
+
+
+@contextlib.contextmanager
+def ready(
+    solver: LearnedSolver, instances: PyTree[np.ndarray], seed: int, watch: Tick | None = None
+) -> Iterator[tuple[Batch, Method]]:
+    """Yield instances as a solver takes them, and its method; until it is left, the solver's precision holds."""
+    dtype = np.dtype(solver.dtype)
+    with precision(dtype, solver.family):
+        some, rows = as_rows(instances, dtype)
+        assert rows is not None
+        flat, _ = flat_of_rows(solver.family, some, rows)
+        method = with_arrays(solver.method, dtype).prepare(flat, dtype)
+        at_once = rows_at_once(solver.method, None, flat, some)
+        yield Batch(flat, some, rows, None, seed, at_once, dtype, watch), method
+
+
+def classical_only(solver: LearnedSolver, starts: int) -> LearnedSolver:
+    """Return the tuned classical solver of a learned one, with so many starts for each instance."""
+    return dataclasses.replace(solver, method=solver.classical, start=None, doubt=None, restart=None, starts=starts)
 
 
 def learned_parts(solver: LearnedSolver) -> dict[str, Any]:
@@ -252,6 +280,7 @@ def learned_parts(solver: LearnedSolver) -> dict[str, Any]:
     return {
         "start": solver.start,
         "doubt": solver.doubt,
+        "restart": solver.restart,
         "damping": damping if isinstance(damping, LearnedDamping) else None,
         "warm": method.warm if isinstance(method, ADMM) else None,
         "schedule": method.schedule if isinstance(method, ProximalGradient) else None,

@@ -27,6 +27,7 @@ from .fit import LearnedSolver, proposals
 from .lbfgs import LBFGS
 from .learn_doubt import doubting
 from .learn_programs import learned_programs
+from .learn_start import with_enough_proposals
 from .learned import LearnedDamping, LearnedStart, Whitening, vector_of
 from .levenberg_marquardt import LevenbergMarquardt
 from .proximal import ProximalGradient
@@ -58,7 +59,8 @@ DOUBTED = 4096
 """Instances at most that are solved from all starts, to learn which solutions are to be doubted."""
 
 PROPOSALS = 8
-"""Starts that a network proposes: each costs an evaluation without derivatives."""
+"""Starts that a network proposes at first: each costs an evaluation without derivatives, so that of some families fewer
+are kept."""
 
 
 def learn(
@@ -261,11 +263,11 @@ def _passes(family: ProblemFamily, starts: Sequence[int]) -> int:
 def _reserved(base: LearnedSolver, train: Any, held: Any, passes: int, left: float, seed: int) -> tuple[Any, float]:
     """Return the held-out instances that there is time to compare on, and the seconds to keep back for that.
 
-    It is estimated from a full working set of other instances, solved twice: first with compilation, as new candidates
+    It is estimated from two working sets of other instances, solved twice: first with compilation, as new candidates
     will be. At most half of what is `left` is kept back; what does not fit is left out, down to `FEWEST` instances.
     """
     rows = trees.length(held)
-    count = min(rows, base.method.batch)
+    count = min(rows, 2 * base.method.batch)  # what compiles is the queue's program, which larger batches need
     some, times = trees.rows(train, slice(count)), []
     for _ in range(2):
         began = time.perf_counter()
@@ -302,11 +304,12 @@ def _learned(
     start = train_start(
         start, flat, examples, max(share * left(), 1.0), seed, watch, sample=sample, negligible=negligible
     )
-    started = {f"learned start, best {n}": _with_starts(base, n, start) for n in FEW}
+    some = int(np.clip(0.08 * seconds / (each * max(STARTS)), FEWEST, DOUBTED))
+    apart = trees.rows(train, slice(-some, None))  # the last that a start is learned from, if at all
+    judged = tol, 1e-6 * negligible  # 1e-12 of what costs are at the starts, as in `BestKnown`
+    start = with_enough_proposals(base, start, apart, *judged, seed)
+    started = {f"learned start, best {n}": _with_starts(base, n, start) for n in FEW if n <= start.proposals}
     if several:
-        some = int(np.clip(0.08 * seconds / (each * max(STARTS)), FEWEST, DOUBTED))
-        apart = trees.rows(train, slice(-some, None))  # the last that a start is learned from, if at all
-        judged = tol, 1e-6 * negligible  # 1e-12 of what costs are at the starts, as in `BestKnown`
         most = _with_starts(base, max(STARTS))
         started |= doubting(most, start, apart, *judged, max(0.1 * seconds, 1.0), seed, watch)
     if not isinstance(base.method, LevenbergMarquardt):
@@ -325,16 +328,17 @@ def _learned(
 def _solved(
     base: LearnedSolver, train: Any, left: Callable[[], float], seed: int, watch: Tick | None
 ) -> tuple[Examples, float]:
-    """Solve instances for a quarter of the time that is left; return them, and the seconds that a start takes."""
-    parts, rows, seconds, began = [], trees.length(train), left(), time.perf_counter()
+    """Solve instances for a quarter of the time that is left; return them, and the seconds that a start takes once
+    all is compiled."""
+    parts, rows, seconds, each = [], trees.length(train), left(), np.inf
     for at in range(TUNING, rows, 512):
         if parts and left() < 0.75 * seconds:
             break
-        part = trees.rows(train, slice(at, at + 512))
+        part, began = trees.rows(train, slice(at, at + 512)), time.perf_counter()
         parts.append((part, base.solve(part, seed=seed + at)))
+        each = min(each, (time.perf_counter() - began) / (trees.length(part) * base.starts))
         if watch is not None:
             watch("solving examples", min(at + 512, rows), rows)
-    each = (time.perf_counter() - began) / (sum(len(solved) for _, solved in parts) * base.starts)
     return _examples(parts), each
 
 

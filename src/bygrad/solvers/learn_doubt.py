@@ -10,17 +10,21 @@ from jaxtyping import Bool, Float, PyTree
 
 from .._core.draws import key_of
 from .._core.types import Tick
-from .doubt import CostLimit, Doubt, LearnedDoubt
-from .fit import Batch, LearnedSolver
-from .learned import LearnedStart, Whitening, vector_of
-from .solve import as_rows, flat_of_rows, from_every_start, precision, rows_at_once, with_arrays
-from .training import Doubted, single, train_doubt
+from .doubt import CostLimit, LearnedDoubt, restarted
+from .engine import run
+from .fit import LearnedSolver, ready
+from .learned import LearnedRestart, LearnedStart, Whitening, vector_of
+from .solve import from_every_start
+from .training import Doubted, Mistaken, single, train_doubt, train_restart
 
 JUDGED = 0.25
 """Share of the instances that the limit is chosen on, and nothing trained."""
 
 LOST = 0.005
 """Share of the instances that may be lost against all classical starts of each."""
+
+MISTAKES = 50
+"""Solutions that are not the lowest, from which a network at least learns where the lowest is."""
 
 
 def doubting(
@@ -33,29 +37,34 @@ def doubting(
     seed: int,
     watch: Tick | None = None,
 ) -> dict[str, LearnedSolver]:
-    """Return solvers that take another start only where it is worth it: of the classical starts, by a limit of the cost
-    and by a network, and of a learned start with classical ones after it. Where next to none of the instances has a
-    finite cost, no network is learned.
+    """Return solvers that take another start only where it is worth it: of the classical starts, by a limit of the
+    cost; by a network, with another one that says where to look next; and both after a learned start. Where next to
+    none of the instances has a finite cost, no network is learned.
 
     **Arguments:** `solver`: classical, with the most starts. `instances`: to learn from. `tol`, `nothing`: a cost is
     lower if it is by more than that, relative and absolute. `seconds`: for each network.
     """
     # Whatever the doubt is, with one there are classical starts after the learned one.
     started = dataclasses.replace(solver, start=start, doubt=CostLimit(jnp.asarray(-jnp.inf)))
-    own, learned = (every_start(it, instances, tol, nothing, seed, watch) for it in (solver, started))
-    best = np.minimum(own.cost[:, -1:], learned.cost[:, -1:])
-    classical = is_low(own.cost[:, -1:], best, tol, nothing)[:, 0]
-    own, learned = (it._replace(solved=is_low(it.cost, best, tol, nothing)) for it in (own, learned))
-    doubts: dict[str, tuple[LearnedSolver, Doubt]] = {
-        "tuned": (solver, cost_limit(own, float(np.mean(classical)) - LOST))
-    }
-    if JUDGED * np.isfinite(np.maximum(own.cost[:, -1], learned.cost[:, -1])).sum() >= 1:
-        doubts |= {
-            "learned doubt": (solver, learned_doubt(own, classical, seconds, seed, watch)),
-            "learned start and doubt": (started, learned_doubt(learned, classical, seconds, seed, watch)),
-        }
-    up_to = f"up to {solver.starts} starts"
-    return {f"{name}, {up_to}": dataclasses.replace(it, doubt=doubt) for name, (it, doubt) in doubts.items()}
+    own, learned = (every_start(it, instances, seed, watch) for it in (solver, started))
+    ways = {"learned doubt": (solver, own), "learned start and doubt": (started, learned)}
+    parts, best = divided(np.isfinite(own.lowest()[0]) & np.isfinite(learned.lowest()[0]), seed), own.beside(learned)
+    restart = learned_restart(start.whitening, best, parts[1], tol, nothing, seconds, seed, watch)
+    if restart is not None:
+        anew = {name: again(it, restart, ended, seed, watch) for name, (it, ended) in ways.items()}
+        best = best.beside(anew["learned doubt"]).beside(anew["learned start and doubt"])
+        for name, (it, ended) in ways.items():
+            lowest = best.lowest()[0]
+            two, other = (np.sum(way.judged(tol, nothing, lowest).solved[parts[0], 1]) for way in (anew[name], ended))
+            if two > other:  # it finds more than a second classical start
+                ways[name] = dataclasses.replace(it, restart=restart), anew[name]
+    lowest = best.lowest()[0]
+    classical = is_low(own.lowest()[0], lowest, tol, nothing)
+    found = {"tuned": cost_limit(solver, own.judged(tol, nothing, lowest), float(np.mean(classical)) - LOST)}
+    if len(parts[0]):
+        for name, (it, ended) in ways.items():
+            found[name] = learned_doubt(it, ended.judged(tol, nothing, lowest), classical, parts, seconds, seed, watch)
+    return {f"{name}, up to {it.starts} starts": it for name, it in found.items()}
 
 
 class Tried(NamedTuple):
@@ -69,62 +78,117 @@ class Tried(NamedTuple):
     solved: Bool[np.ndarray, "rows starts"]
 
 
-def every_start(
-    solver: LearnedSolver,
-    instances: PyTree[np.ndarray],
+class Ended(NamedTuple):
+    """Where every start of some instances ended, infinitely high where that is no number."""
+
+    instances: PyTree[np.ndarray]
+    cost: Float[np.ndarray, "rows starts"]
+    x: Float[np.ndarray, "rows starts p"]
+
+    def beside(self, other: "Ended") -> "Ended":
+        """Return these starts and others of the same instances."""
+        cost, x = (np.concatenate([mine, theirs], axis=1) for mine, theirs in zip(self[1:], other[1:], strict=True))
+        return Ended(self.instances, cost, x)
+
+    def lowest(self) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, "rows p"]]:
+        """Return the lowest cost of each instance, and where it is."""
+        rows, best = np.arange(len(self.cost)), np.argmin(self.cost, axis=1)
+        return self.cost[rows, best], self.x[rows, best]
+
+    def judged(self, tol: float, nothing: float, best: Float[np.ndarray, " rows"] | None = None) -> Tried:
+        """Return what was found after each start; solved is what is as low as `best`, by default the lowest."""
+        cost, x = so_far(self.cost, self.x)
+        lowest = is_low(cost, cost[:, -1:], tol, nothing)
+        solved = lowest if best is None else is_low(cost, best[:, None], tol, nothing)
+        return Tried(self.instances, cost, x, lowest, solved)
+
+
+def every_start(solver: LearnedSolver, instances: PyTree[np.ndarray], seed: int, watch: Tick | None = None) -> Ended:
+    """Solve instances from all starts that the solver has for each."""
+    with ready(solver, instances, seed, watch) as (asked, method):
+        flat, some, starts = asked.flat, asked.instances, solver.starting(asked)
+        found = from_every_start(method, flat, some, starts, batch=asked.at_once, watch=watch)
+    cost, x = (found[name].reshape(asked.rows, -1, *found[name].shape[1:]) for name in ("cost", "x"))
+    return Ended(some, np.where(np.isfinite(cost), cost, np.inf), x[..., : flat.size])
+
+
+def again(solver: LearnedSolver, restart: LearnedRestart, ended: Ended, seed: int, watch: Tick | None = None) -> Ended:
+    """Solve instances from where `restart` says, after their first start, instead of from their last one."""
+    with ready(solver, ended.instances, seed, watch) as (asked, method):
+        begin = restarted(restart, asked.flat, asked.instances, ended.x[:, 0], asked.at_once)
+        found = run(method, asked.flat, asked.instances, begin, batch=asked.at_once, watch=watch)
+    cost = np.where(np.isfinite(found["cost"]), found["cost"], np.inf)
+    order = [0, -1, *range(1, ended.cost.shape[1] - 1)]
+    both = ended._replace(cost=ended.cost[:, :-1], x=ended.x[:, :-1]).beside(
+        Ended(ended.instances, cost[:, None], found["x"][:, None])
+    )
+    return both._replace(cost=both.cost[:, order], x=both.x[:, order])
+
+
+def learned_restart(
+    whitening: Whitening,
+    ended: Ended,
+    taught: np.ndarray,
     tol: float,
     nothing: float,
-    seed: int,
-    watch: Tick | None = None,
-) -> Tried:
-    """Solve instances from all starts that the solver has for each.
-
-    **Arguments:** `tol`, `nothing`: a cost is lower if it is by more than that, relative and absolute.
-    """
-    dtype = np.dtype(solver.dtype)
-    with precision(dtype, solver.family):
-        some, rows = as_rows(instances, dtype)
-        assert rows is not None
-        flat, _ = flat_of_rows(solver.family, some, rows)
-        method = with_arrays(solver.method, dtype).prepare(flat, dtype)
-        batch = rows_at_once(solver.method, None, flat, some)
-        starts = solver.starting(Batch(flat, some, rows, None, seed, batch, dtype, watch))
-        found = from_every_start(method, flat, some, starts, batch=batch, watch=watch)
-    cost, x = (found[name].reshape(rows, solver.starts, *found[name].shape[1:]) for name in ("cost", "x"))
-    cost, x = so_far(cost, x[..., : flat.size])
-    lowest = is_low(cost, cost[:, -1:], tol, nothing)
-    return Tried(some, cost, x, lowest, lowest)
-
-
-def cost_limit(tried: Tried, least: float = 1 - LOST) -> CostLimit:
-    """Return the cost above which other starts pay, if `least` is the share to solve."""
-    asked = np.asarray(single(tried.cost[:, :-1]))
-    return CostLimit(jnp.asarray(cheapest_limit(asked, tried.solved, least), jnp.float32))
-
-
-def learned_doubt(
-    tried: Tried,
-    classical: Bool[np.ndarray, " rows"],
     seconds: float,
     seed: int,
     watch: Tick | None = None,
     steps: int | None = None,
-) -> LearnedDoubt:
-    """Learn from most of the instances which solutions are not the lowest, and choose the limit on the others.
+) -> LearnedRestart | None:
+    """Return a network that has learned from the rows `taught` where the lowest solution is, seen from the others of an
+    instance; None where fewer than `MISTAKES` of these differ from it."""
+    cost, x = ended.lowest()
+    with np.errstate(over="ignore"):
+        real = np.isfinite(ended.x.astype(np.float32)).all(axis=2)
+    wrong = real & np.isfinite(ended.cost) & ~is_low(ended.cost, cost[:, None], tol, nothing)
+    rows, starts = np.nonzero(wrong & np.isin(np.arange(len(cost)), taught)[:, None])
+    if len(rows) < MISTAKES:
+        return None
+    instances = jax.tree.map(lambda leaf: single(leaf[rows]), ended.instances)
+    examples = Mistaken(instances, single(ended.x[rows, starts]), single(x[rows]))
+    return train_restart(LearnedRestart.untrained(whitening, key_of(seed)), examples, seconds, seed, watch, steps)
 
-    **Arguments:** `classical`: whether an instance is solved by all classical starts. Of those that the limit is chosen
-    on, at most `LOST` fewer are to be: as a share of all instances, chance would decide whether any limit is enough.
+
+def divided(known: Bool[np.ndarray, " rows"], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of the known rows to judge by, and which to learn from."""
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(known))
+    return rows[: int(JUDGED * len(rows))], rows[int(JUDGED * len(rows)) :]
+
+
+def cost_limit(solver: LearnedSolver, tried: Tried, least: float = 1 - LOST) -> LearnedSolver:
+    """Return a solver with the cost above which other starts pay, if `least` is the share to solve."""
+    asked = np.asarray(single(tried.cost[:, :-1]))
+    limit, starts = cheapest_limit(asked, tried.solved, least)
+    return dataclasses.replace(solver, starts=starts, doubt=CostLimit(jnp.asarray(limit, jnp.float32)))
+
+
+def learned_doubt(
+    solver: LearnedSolver,
+    tried: Tried,
+    classical: Bool[np.ndarray, " rows"],
+    parts: tuple[np.ndarray, np.ndarray],
+    seconds: float,
+    seed: int,
+    watch: Tick | None = None,
+    steps: int | None = None,
+) -> LearnedSolver:
+    """Return a solver that has learned which solutions are not the lowest.
+
+    **Arguments:** `classical`: whether an instance is solved by all classical starts. Of those that the limit and the
+    number of starts are chosen on, at most `LOST` fewer are to be: as a share of all instances, chance would decide
+    whether any limit is enough. `parts`: the rows for that, and those to learn from (`divided`).
     """
-    rows = np.random.default_rng(seed).permutation(np.flatnonzero(np.isfinite(tried.cost[:, -1])))
-    judged, taught = np.split(rows, [int(JUDGED * len(rows))])
+    judged, taught = parts
     examples = _examples(tried, taught)
     whitening = Whitening.of(jax.vmap(vector_of)(examples.instances), examples.params)
     doubt = LearnedDoubt.untrained(whitening, examples.cost, key_of(seed))
     doubt = train_doubt(doubt, examples, seconds, seed, watch, steps)
     asked = _examples(tried, judged)
     logits = np.asarray(jax.vmap(doubt)(asked.instances, asked.params, asked.cost)).reshape(len(judged), -1)
-    limit = cheapest_limit(logits, tried.solved[judged], float(np.mean(classical[judged])) - LOST)
-    return dataclasses.replace(doubt, limit=jnp.asarray(limit, jnp.float32))
+    limit, starts = cheapest_limit(logits, tried.solved[judged], float(np.mean(classical[judged])) - LOST)
+    doubt = dataclasses.replace(doubt, limit=jnp.asarray(limit, jnp.float32))
+    return dataclasses.replace(solver, starts=starts, doubt=doubt)
 
 
 def so_far(
@@ -140,27 +204,30 @@ def so_far(
 
 
 def is_low(
-    cost: Float[np.ndarray, "rows starts"], best: Float[np.ndarray, "rows 1"], tol: float, nothing: float
-) -> Bool[np.ndarray, "rows starts"]:
+    cost: Float[np.ndarray, "*shape"], best: Float[np.ndarray, "*like"], tol: float, nothing: float
+) -> Bool[np.ndarray, "*shape"]:
     """Say which costs are as low as the best, within what counts."""
     return cost <= best + tol * np.abs(best) + nothing
 
 
 def cheapest_limit(
     doubts: Float[np.ndarray, "rows fewer"], solved: Bool[np.ndarray, "rows starts"], least: float
-) -> float:
-    """Return the limit at which instances take the fewest starts, of those at which a share of `least` is solved; if
-    there is none, the one at which they take all starts. It is finite, as all that is kept in a file must be.
+) -> tuple[float, int]:
+    """Return the limit, and the most starts of an instance, at which instances take the fewest, of those at which a
+    share of `least` is solved; if there are none, those at which they take all starts. The limit is finite, as all that
+    is kept in a file must be.
 
     **Arguments:** `doubts`: after each start but the last. `solved`: whether an instance is solved after each start.
     """
-    after = np.concatenate([doubts, np.full((len(doubts), 1), -np.inf)], axis=1)
-    most = float(np.finfo(np.float32).max)
-    cheapest, fewest = -most, np.inf
+    rows, starts = solved.shape
+    largest = float(np.finfo(np.float32).max)
+    cheapest, fewest = (-largest, starts), np.inf
     for limit in np.quantile(doubts, np.linspace(0.0, 1.0, 201), method="lower"):
-        stop = np.argmax(after <= limit, axis=1)
-        if np.mean(stop) < fewest and np.mean(solved[np.arange(len(stop)), stop]) >= least:
-            cheapest, fewest = float(np.clip(limit, -most, most)), float(np.mean(stop))
+        believed = np.argmax(np.column_stack([doubts <= limit, np.ones(rows, bool)]), axis=1)
+        for most in range(2, starts + 1):
+            stop = np.minimum(believed, most - 1)
+            if np.mean(stop) < fewest and np.mean(solved[np.arange(rows), stop]) >= least:
+                cheapest, fewest = (float(np.clip(limit, -largest, largest)), most), float(np.mean(stop))
     return cheapest
 
 

@@ -1,18 +1,22 @@
 """What is learned inside a solver: where to start, and how strongly Levenberg–Marquardt is damped."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._core import trees
+from .._core.draws import key_of
 from .._core.types import Instance, Scalar
 from .base import Flat
 from .damping import Damping, Seen
 
-START_WIDTH, DAMPING_WIDTH = 96, 32
+START_WIDTH, RESTART_WIDTH, DAMPING_WIDTH = 96, 64, 32
 """Hidden units of each of the two layers: a start is computed once, a damping in every step."""
 
 
@@ -77,6 +81,17 @@ class LearnedStart(eqx.Module):
         network = eqx.nn.MLP(inputs, proposals * params, START_WIDTH, 2, activation=jax.nn.gelu, key=key)
         return cls(network, whitening, proposals)
 
+    def only(self, which: Sequence[int]) -> "LearnedStart":
+        """Return the network without its other proposals."""
+        rows = np.ravel(np.arange(len(self.network.layers[-1].weight)).reshape(self.proposals, -1)[list(which)])
+        blank = LearnedStart.untrained(self.whitening, len(which), key_of(0))
+        *hidden, last = self.network.layers
+        assert last.bias is not None
+        kept = last.weight[rows], last.bias[rows]
+        last = eqx.tree_at(lambda it: (it.weight, it.bias), blank.network.layers[-1], kept)
+        network = eqx.tree_at(lambda it: it.layers, blank.network, (*hidden, last))
+        return dataclasses.replace(blank, network=network)
+
     def propose(self, instance: Instance) -> Float[Array, "proposals p"]:
         """Return the network's starts, in float32."""
         fixed = jax.lax.stop_gradient(self.whitening)
@@ -87,15 +102,40 @@ class LearnedStart(eqx.Module):
         """Return the `count` best of the proposals and the family's `own` start, or several, the best one first."""
         own, single = jnp.atleast_2d(own), lambda it: it.astype(jnp.float32)
         proposed = jax.vmap(lambda x: flat.allowed(x.astype(own.dtype), instance))(self.propose(instance))
-        # Most are told apart in float32, at half of the cost; those that are left are compared exactly.
-        rough = jax.tree.map(lambda leaf: single(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, instance)
-        order = _cheapest_first(jax.vmap(lambda x: flat.loss(single(x), rough))(proposed), proposed)
-        candidates = jnp.concatenate([jax.vmap(lambda x: flat.allowed(x, instance))(own), proposed[order[:count]]])
+        if count < self.proposals:
+            # Most are told apart in float32, at half of the cost; those that are left are compared exactly.
+            real = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)  # noqa: E731
+            rough = jax.tree.map(lambda leaf: single(leaf) if real(leaf) else leaf, instance)
+            order = _cheapest_first(jax.vmap(lambda x: flat.loss(single(x), rough))(proposed), proposed)
+            proposed = proposed[order[:count]]
+        candidates = jnp.concatenate([jax.vmap(lambda x: flat.allowed(x, instance))(own), proposed])
         costs = jax.vmap(lambda x: flat.loss(x, instance))(candidates)
         order = _cheapest_first(costs, candidates)
         # Where there are fewer finite candidates than asked for, the first is repeated.
-        finite = _real(costs, candidates)[order[:count], None]
-        return jnp.where(finite, candidates[order[:count]], candidates[order[0]])
+        places = np.arange(count)
+        order = order[np.where(places < len(order), places, 0)]
+        return jnp.where(_real(costs, candidates)[order, None], candidates[order], candidates[order[0]])
+
+
+class LearnedRestart(eqx.Module):
+    """A network from an instance and a solution that is not the lowest to where a lower one may be: families whose
+    minima come in pairs, or lie a period apart, tell where the others are."""
+
+    network: eqx.nn.MLP
+    whitening: Whitening
+
+    @classmethod
+    def untrained(cls, whitening: Whitening, key: PRNGKeyArray) -> "LearnedRestart":
+        """Return a network that is ready to be trained."""
+        inputs, params = whitening.instance_mean.size, whitening.params_mean.size
+        network = eqx.nn.MLP(inputs + params, params, RESTART_WIDTH, 2, activation=jax.nn.gelu, key=key)
+        return cls(network, whitening)
+
+    def __call__(self, instance: Instance, x: Float[Array, " p"]) -> Float[Array, " p"]:
+        """Return the params to start from again, in float32."""
+        fixed = jax.lax.stop_gradient(self.whitening)
+        seen = jnp.concatenate([self.whitening.instance(instance), self.whitening.params(x)])
+        return fixed.params_mean + fixed.params_scale * _shielded(self.network(seen))
 
 
 class LearnedDamping(Damping):

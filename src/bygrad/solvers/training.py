@@ -19,7 +19,7 @@ from ..problems import LeastSquares, QuadraticProgram
 from .admm import ADMM
 from .base import Flat
 from .doubt import LearnedDoubt
-from .learned import LearnedDamping, LearnedStart
+from .learned import LearnedDamping, LearnedRestart, LearnedStart
 from .levenberg_marquardt import LevenbergMarquardt
 from .proximal import ProximalGradient
 from .schedule import LearnedSchedule
@@ -148,6 +148,32 @@ def train_doubt(
         return jnp.mean(optax.losses.sigmoid_binary_cross_entropy(logits, batch.lower))
 
     return _descend(doubt, loss, examples, seconds, 3e-3, seed, "learning to doubt", watch, steps)
+
+
+class Mistaken(NamedTuple):
+    """Rows of instances, of solutions that are not the lowest, and of the lowest that are known, in float32."""
+
+    instances: PyTree
+    params: Float[Array, "rows p"]
+    lowest: Float[Array, "rows p"]
+
+
+def train_restart(
+    restart: LearnedRestart,
+    examples: Mistaken,
+    seconds: float,
+    seed: int,
+    watch: Tick | None = None,
+    steps: int | None = None,
+) -> LearnedRestart:
+    """Fit the lowest solutions, from what was found instead."""
+
+    def loss(restart: LearnedRestart, batch: Mistaken) -> Scalar:
+        scale = jax.lax.stop_gradient(restart.whitening.params_scale)
+        apart = (jax.vmap(restart)(batch.instances, batch.params) - batch.lowest) / scale
+        return jnp.mean(optax.losses.huber_loss(apart))
+
+    return _descend(restart, loss, examples, seconds, 3e-3, seed, "learning where to look again", watch, steps)
 
 
 def train_schedule(

@@ -16,6 +16,7 @@ from ..._core.programs import Program
 from ...optimizers import Optimizer, declare
 from ...problems import Composite, LeastSquares, QuadraticProgram
 from ...solvers import ADMM, LBFGS, Flat, LearnedSolver, LevenbergMarquardt, Method, Solution, classical_method, solve
+from ...solvers.fit import classical_only
 from ...solvers.learn_doubt import cost_limit, every_start
 from ...solvers.solution import side_by_side
 from ...solvers.solve import precision
@@ -65,9 +66,7 @@ def tuned(solver: LearnedSolver) -> LearnedSolver:
 
 def with_starts(solver: LearnedSolver, starts: int) -> LearnedSolver:
     """Return the tuned classical solver with so many starts for each instance."""
-    return dataclasses.replace(
-        solver, method=solver.classical, start=None, doubt=None, starts=starts, classical_starts=starts
-    )
+    return dataclasses.replace(classical_only(solver, starts), classical_starts=starts)
 
 
 MOST = 5
@@ -78,7 +77,7 @@ def where_costly(solver: LearnedSolver, past: PyTree, tol: float, seed: int) -> 
     """Return the tuned classical solver that takes another start, up to `MOST`, where a solution costs more than most
     that were the best of all starts, on past instances. Nothing of it is learned but one number."""
     solver = with_starts(solver, MOST)
-    return dataclasses.replace(solver, doubt=cost_limit(every_start(solver, past, tol, 0.0, seed)))
+    return cost_limit(solver, every_start(solver, past, seed).judged(tol, 0.0))
 
 
 class Past(NamedTuple):
