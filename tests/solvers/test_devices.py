@@ -96,13 +96,13 @@ def two_devices(monkeypatch):
 
 
 def test_every_device_computes_as_who_asks(two_devices, monkeypatch):
-    found, finish = [], engine._finish
+    found, finish = [], engine._advance
 
     def spy(*arguments):
         found.append((jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64))
         return finish(*arguments)
 
-    monkeypatch.setattr(engine, "_finish", spy)
+    monkeypatch.setattr(engine, "_advance", spy)
     with jax.default_matmul_precision("highest"):
         solution = solve(Decay(), decays(4))
     assert len(found) >= 2 and set(found) == {("highest", True)}
@@ -119,7 +119,7 @@ def hears_ctrl_c():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no pthread_kill on Windows")
 def test_who_interrupts_waits_for_no_device_and_all_of_them_end(two_devices, hears_ctrl_c, monkeypatch):
-    over, finished, told, finish, before = threading.Event(), [], [], engine._finish, set(threading.enumerate())
+    over, finished, told, finish, before = threading.Event(), [], [], engine._advance, set(threading.enumerate())
     once = threading.Lock()
 
     def slow(*arguments):
@@ -129,7 +129,7 @@ def test_who_interrupts_waits_for_no_device_and_all_of_them_end(two_devices, hea
         finished.append(None)
         return finish(*arguments)
 
-    monkeypatch.setattr(engine, "_finish", slow)
+    monkeypatch.setattr(engine, "_advance", slow)
     with pytest.raises(KeyboardInterrupt):
         solve(Decay(), decays(4), watch=lambda *_: told.append(None))
     assert not finished
