@@ -354,12 +354,13 @@ def test_several_starts_are_never_worse():
 def test_starts_are_independent_and_do_not_hang_on_how_many_others_there_are():
     flat, data = Flat.of(OralDose(), np.zeros(12)), np.zeros((9, 12))
 
-    def drawn(rows: int) -> np.ndarray:
-        x = starting_points(flat, data[:rows], rows, None, starts=3, seed=5, batch=4, dtype=np.float64)
-        return x.reshape(rows, 3, 4)
+    def drawn(rows: int, starts: int = 3) -> np.ndarray:
+        x = starting_points(flat, data[:rows], rows, None, starts=starts, seed=5, batch=4, dtype=np.float64)
+        return x.reshape(rows, starts, 4)
 
     many = drawn(9)
     np.testing.assert_array_equal(many[:3], drawn(3))
+    np.testing.assert_array_equal(many[:, :2], drawn(9, starts=2))
     assert len(np.unique(many[:, 1:])) == 9 * 2 * 4
 
 

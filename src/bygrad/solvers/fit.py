@@ -100,6 +100,11 @@ class LearnedSolver:
         check_is_family(self.family)
         for method in (self.method, self.classical):
             fitting_method(self.family, method)
+        if self.restart is not None and (self.doubt is None or self.starts < 2):
+            raise ValueError(
+                f"restart says where to look again after a solution that is doubted, but doubt is {self.doubt} and"
+                f" there are {self.starts} starts, so nothing would. Give a doubt and two starts, or no restart."
+            )
 
     def solve(
         self,

@@ -77,9 +77,10 @@ def learn(
     r"""Learn a solver for a family: tuned, with a learned start, with learned damping, whatever is cheapest and wins.
 
     1. The classical solver is tuned on 20 instances, and tried with 1, 2, 3 and 5 starts, where these differ.
-    2. A network from the instance to several starts is learned from solved instances.
+    2. A network from the instance to several starts is learned from solved instances, and keeps those that pay.
     3. Networks that doubt solutions are learned, so that a further start is spent only where it finds less: one for the
        family's own starts, one for a learned start with such ones after it. A limit of the cost is tried as well.
+       Another network says where to look after a solution that is doubted.
     4. A network for the damping of Levenberg–Marquardt is learned through its unrolled steps (least squares only).
 
     Composite problems get a learned schedule instead, quadratic programs a learned warm start: there one start is

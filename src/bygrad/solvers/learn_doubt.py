@@ -48,17 +48,16 @@ def doubting(
     started = dataclasses.replace(solver, start=start, doubt=CostLimit(jnp.asarray(-jnp.inf)))
     own, learned = (every_start(it, instances, seed, watch) for it in (solver, started))
     ways = {"learned doubt": (solver, own), "learned start and doubt": (started, learned)}
-    parts, best = divided(np.isfinite(own.lowest()[0]) & np.isfinite(learned.lowest()[0]), seed), own.beside(learned)
-    restart = learned_restart(start.whitening, best, parts[1], tol, nothing, seconds, seed, watch)
+    parts = divided(np.isfinite(own.lowest()[0]) & np.isfinite(learned.lowest()[0]), seed)
+    lowest = own.beside(learned).lowest()[0]
+    restart = learned_restart(start.whitening, own.beside(learned), parts[1], tol, nothing, seconds, seed, watch)
     if restart is not None:
         anew = {name: again(it, restart, ended, seed, watch) for name, (it, ended) in ways.items()}
-        best = best.beside(anew["learned doubt"]).beside(anew["learned start and doubt"])
+        lowest = np.min([lowest, *(ended.lowest()[0] for ended in anew.values())], axis=0)
+        by_two = lambda ended: np.sum(ended.judged(tol, nothing, lowest).solved[parts[0], 1])  # noqa: E731
         for name, (it, ended) in ways.items():
-            lowest = best.lowest()[0]
-            two, other = (np.sum(way.judged(tol, nothing, lowest).solved[parts[0], 1]) for way in (anew[name], ended))
-            if two > other:  # it finds more than a second classical start
+            if by_two(anew[name]) > by_two(ended):  # otherwise a second classical start finds as much
                 ways[name] = dataclasses.replace(it, restart=restart), anew[name]
-    lowest = best.lowest()[0]
     classical = is_low(own.lowest()[0], lowest, tol, nothing)
     found = {"tuned": cost_limit(solver, own.judged(tol, nothing, lowest), float(np.mean(classical)) - LOST)}
     if len(parts[0]):
@@ -118,11 +117,9 @@ def again(solver: LearnedSolver, restart: LearnedRestart, ended: Ended, seed: in
         begin = restarted(restart, asked.flat, asked.instances, ended.x[:, 0], asked.at_once)
         found = run(method, asked.flat, asked.instances, begin, batch=asked.at_once, watch=watch)
     cost = np.where(np.isfinite(found["cost"]), found["cost"], np.inf)
-    order = [0, -1, *range(1, ended.cost.shape[1] - 1)]
-    both = ended._replace(cost=ended.cost[:, :-1], x=ended.x[:, :-1]).beside(
-        Ended(ended.instances, cost[:, None], found["x"][:, None])
+    return ended._replace(
+        cost=np.insert(ended.cost[:, :-1], 1, cost, axis=1), x=np.insert(ended.x[:, :-1], 1, found["x"], axis=1)
     )
-    return both._replace(cost=both.cost[:, order], x=both.x[:, order])
 
 
 def learned_restart(

@@ -33,7 +33,6 @@ def starting_points(
     rows = len(given) if rows is None and given is not None else rows
     if rows is None:
         raise ValueError("The instances hold no arrays, so their number is not known. Give x0, one row for each.")
-    keys = _keys(seed, rows, starts + 1)
     sound = np.zeros(rows, bool) if given is None else np.all(np.isfinite(given), axis=1)
     columns = []
     for start in range(starts):
@@ -41,20 +40,19 @@ def starting_points(
             columns.append(given)
             continue
         program = _inits if start == 0 else _restarts
-        columns.append(in_blocks(program, flat, (instances, keys[:, start]), rows, batch, dtype))
+        columns.append(in_blocks(program, flat, (instances, _keys(seed, rows, start)), rows, batch, dtype))
     if given is not None:
         columns = [np.pad(column, ((0, 0), (0, given.shape[1] - column.shape[1]))) for column in columns]
         columns[0] = np.where(sound[:, None], given, columns[0])
     return np.stack(columns, axis=1).reshape(rows * starts, columns[0].shape[1])
 
 
-def _keys(seed: int, rows: int, each: int) -> np.ndarray:
-    """Return the data of `each` keys for every row. Powers of two are drawn, so that few numbers of rows compile."""
-    count = rows * each
+def _keys(seed: int, rows: int, start: int) -> np.ndarray:
+    """Return the data of a key for every row, for one of its starts: no key hangs on how many rows or starts there are.
+    Powers of two are drawn, so that few numbers of rows compile."""
     # Apart from the keys that instances are drawn from: where a restart is drawn as an instance is, it would be one.
-    key = jax.random.fold_in(key_of(seed), STARTS_BRANCH)
-    drawn = jax.random.key_data(jax.random.split(key, 1 << max(count - 1, 0).bit_length()))
-    return np.asarray(drawn)[:count].reshape(rows, each, drawn.shape[-1])  # a key does not hang on how many there are
+    key = jax.random.fold_in(jax.random.fold_in(key_of(seed), STARTS_BRANCH), start)
+    return np.asarray(jax.random.key_data(jax.random.split(key, 1 << max(rows - 1, 0).bit_length())))[:rows]
 
 
 def guesses(
