@@ -28,11 +28,11 @@ from .base import Flat, Method, Progress
 from .solution import RUNNING, Status
 
 SHRINK = 8
-"""A working set shrinks when no more than one in so many of its rows run. Each size is compiled once: with 4, three
-sizes are, which takes half as long again, and a batch of 2,048 no less time."""
+"""A working set shrinks when no more than one in so many of its rows run. Each size is compiled once, for seconds: with
+4 there would be one more, and a batch of 2,048 takes as long."""
 
 SMALLEST = 32
-"""Rows of the smallest working set: below, a step costs about the same."""
+"""Rows of the smallest working set: smaller ones would save less in the end of a batch than they take to compile."""
 
 QUEUE = 8
 """So many working sets wait in a queue, where they have room: the host then costs next to nothing."""
