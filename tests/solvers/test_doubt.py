@@ -33,6 +33,7 @@ from bygrad.solvers.learn_doubt import (
     so_far,
 )
 from bygrad.solvers.learn_doubt import doubting as doubting_solvers
+from bygrad.solvers.learn_start import dropped, with_enough_proposals
 from bygrad.solvers.starts import draws
 
 STARTS = 4
@@ -66,6 +67,13 @@ def tried(ended) -> Tried:
 def doubting(plain, tried) -> LearnedSolver:
     parts = divided(np.ones(1000, bool), 0)
     return learned_doubt(plain, tried, tried.solved[:, -1], parts, 0.0, 0, steps=600)
+
+
+def shaped(start: LearnedStart, biases: np.ndarray) -> LearnedStart:
+    """A start that proposes the same whatever the instance, in units of the params' spread."""
+    blank = jax.tree.map(lambda leaf: 0 * leaf if eqx.is_inexact_array(leaf) else leaf, start.network)
+    network = eqx.tree_at(lambda it: it.layers[-1].bias, blank, jnp.asarray(biases, jnp.float32))
+    return dataclasses.replace(start, network=network)
 
 
 def whitening_of(ended: Ended) -> Whitening:
@@ -160,6 +168,36 @@ def test_a_second_start_that_is_learned_finds_more_than_another_classical_one():
     assert 0.3 < wrong.mean() < 0.7
     np.testing.assert_allclose(found.x, data, atol=1e-6)
     assert 0.3 < np.mean(classical.x[wrong] < 0) < 0.7 and (classical.x[~wrong] > 0).all()
+
+
+def test_of_the_proposals_those_are_kept_that_are_asked_for():
+    whitening = Whitening(jnp.zeros(3), jnp.ones(3), jnp.array([1.0, 2.0]), jnp.array([1.0, 3.0]))
+    start = LearnedStart.untrained(whitening, 4, jax.random.key(0))
+    instance = jnp.array([0.3, -1.0, 2.0])
+    kept = start.only([3, 1])
+    assert kept.proposals == 2
+    np.testing.assert_allclose(kept.propose(instance), start.propose(instance)[jnp.array([3, 1])], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("proposed", "kept"),
+    # Where the right minimum is proposed first of all, once is enough; where it lies on either side, both are needed.
+    [((1.0, -3.0, 1.0, -3.0), [1.0]), ((1.0, -1.0, 1.0, -1.0), [-1.0, 1.0])],
+)
+def test_no_more_proposals_are_kept_than_what_is_solved_needs(proposed, kept):
+    either_side = len(kept) == 2
+    data = signals(Twins(), 300, 3) * (np.where(np.arange(300) % 2, 1, -1)[:, None] if either_side else 1)
+    whitening = Whitening(jnp.zeros(1), jnp.ones(1), jnp.zeros(1), jnp.ones(1))
+    start = shaped(LearnedStart.untrained(whitening, 4, jax.random.key(0)), np.array(proposed))
+    plain = LearnedSolver(Twins(), LevenbergMarquardt(), LevenbergMarquardt(), None, 1, 1)
+    enough = with_enough_proposals(plain, start, data, 1e-3, 1e-6, 0)
+    np.testing.assert_allclose(np.sort(enough.propose(jnp.ones(1))[:, 0]), kept, rtol=1e-6)
+
+
+def test_proposals_are_dropped_in_the_order_in_which_they_are_missed_least():
+    # The last column is the family's own start. Without the third, one instance in two has none that is near.
+    costs = np.array([[1.0, 1.1, 50.0, 90.0], [80.0, 70.0, 1.0, 90.0]])
+    assert dropped(costs, np.zeros(2)) == [1, 0, 2]
 
 
 @pytest.mark.parametrize("ruin", [np.nan, np.inf, -1e30])
