@@ -1,5 +1,6 @@
 """Threads for long calls: Ctrl-C does not wait for them, and they compute as the thread that asks does."""
 
+import _thread
 import os
 import signal
 import threading
@@ -44,6 +45,25 @@ def test_whoever_leaves_waits_for_nothing_and_what_has_not_begun_never_does():
     over.set()
     running.result()
     assert ran == ["first"]
+
+
+@pytest.mark.parametrize("wait", [in_thread, lambda call: list(Threads(1).map(lambda _: call(), [0]))])
+def test_no_ctrl_c_is_missed_by_who_falls_asleep(wait):
+    """A signal that comes just before does not end the wait, and neither does this."""
+    over, waited = threading.Event(), []
+
+    def call() -> None:
+        _thread.interrupt_main()
+        waited.append(over.wait(60))
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            wait(call)
+        assert not waited
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        over.set()
 
 
 def test_who_is_asked_to_stop_does_not_wait():

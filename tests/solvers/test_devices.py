@@ -1,5 +1,6 @@
 """Several devices, and a process that is killed: the same solutions as of one device, in one go."""
 
+import _thread
 import json
 import os
 import signal
@@ -117,14 +118,13 @@ def hears_ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no pthread_kill on Windows")
 def test_who_interrupts_waits_for_no_device_and_all_of_them_end(two_devices, hears_ctrl_c, monkeypatch):
     over, finished, told, finish, before = threading.Event(), [], [], engine._advance, set(threading.enumerate())
     once = threading.Lock()
 
     def slow(*arguments):
         if once.acquire(blocking=False):
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            _thread.interrupt_main()  # as a signal that comes just before the main thread falls asleep
         over.wait(60)
         finished.append(None)
         return finish(*arguments)

@@ -170,6 +170,18 @@ def test_a_second_start_that_is_learned_finds_more_than_another_classical_one():
     assert 0.3 < np.mean(classical.x[wrong] < 0) < 0.7 and (classical.x[~wrong] > 0).all()
 
 
+def test_a_learned_second_start_is_kept_where_it_finds_more():
+    plain = LearnedSolver(Twins(), LevenbergMarquardt(), LevenbergMarquardt(), None, STARTS, STARTS)
+    data = signals(Twins(), 600, 1)
+    whitening = Whitening(jnp.zeros(1), jnp.ones(1), jnp.zeros(1), jnp.ones(1))
+    start = shaped(LearnedStart.untrained(whitening, 1, jax.random.key(0)), np.array([-1.2]))  # often the wrong minimum
+    found = doubting_solvers(plain, start, data, 1e-3, 1e-6, 0.0, 0)
+    assert [name.split(",")[0] for name in found] == ["tuned", "learned doubt", "learned start and doubt"]
+    kept = {name.split(",")[0]: it.restart is not None for name, it in found.items()}
+    assert kept == {"tuned": False, "learned doubt": True, "learned start and doubt": True}
+    assert all(it.doubt is not None for it in found.values())
+
+
 def test_of_the_proposals_those_are_kept_that_are_asked_for():
     whitening = Whitening(jnp.zeros(3), jnp.ones(3), jnp.array([1.0, 2.0]), jnp.array([1.0, 3.0]))
     start = LearnedStart.untrained(whitening, 4, jax.random.key(0))

@@ -3,14 +3,17 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
 
 Result = TypeVar("Result")
+
+_SHORT = 0.1
+"""Seconds of one wait. A Ctrl-C that comes just before Python falls asleep does not wake it: it is heard after."""
 
 
 class Threads(ThreadPoolExecutor):
@@ -19,7 +22,8 @@ class Threads(ThreadPoolExecutor):
     Nothing in Python stops a compiled program, and the main thread hears of Ctrl-C only between two calls. So long
     programs run here, and the main thread waits for their results, where Ctrl-C reaches it at once. Calls that have not
     begun by then are dropped; those that have are left to themselves, and only the end of the interpreter waits for
-    them. Calls compute in the precision, and on the device, of the thread that submits them.
+    them. Calls compute in the precision, and on the device, of the thread that submits them. Wait for them by `map`,
+    `completed` or `awaited`: these never miss a Ctrl-C.
     """
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -32,10 +36,29 @@ class Threads(ThreadPoolExecutor):
 
         return super().submit(call)
 
+    def map(  # pyright: ignore[reportIncompatibleMethodOverride] (nobody here gives a timeout)
+        self, fn: Callable[..., Result], *iterables: Iterable[Any]
+    ) -> Iterator[Result]:
+        futures = [self.submit(fn, *arguments) for arguments in zip(*iterables, strict=True)]
+        return (awaited(future) for future in futures)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.shutdown(wait=False, cancel_futures=True)
+
+
+def completed(futures: Iterable[Future[Result]]) -> Iterator[Future[Result]]:
+    """Yield futures in the order in which they end."""
+    left = set(futures)
+    while left:
+        done, left = wait(left, timeout=_SHORT, return_when=FIRST_COMPLETED)
+        yield from done
+
+
+def awaited(future: Future[Result]) -> Result:
+    """Wait for a future, and return its result."""
+    return next(completed([future])).result()
 
 
 def in_thread(call: Callable[..., Result], *arguments: Any, asked: Callable[[], bool] | None = None) -> Result:
@@ -45,8 +68,8 @@ def in_thread(call: Callable[..., Result], *arguments: Any, asked: Callable[[], 
     """
     with Threads(1) as pool:
         future = pool.submit(call, *arguments)
-        while asked is not None and not wait([future], timeout=0.1).done:
-            if asked():
+        while not wait([future], timeout=_SHORT).done:
+            if asked is not None and asked():
                 raise KeyboardInterrupt
         return future.result()
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from concurrent.futures import as_completed
 from typing import Any, Literal
 
 import jax
@@ -15,7 +14,7 @@ from .._core.draws import check_seed, key_of
 from .._core.memory import bytes_available, in_words
 from .._core.programs import Program
 from .._core.sizes import LARGEST, is_whole
-from .._core.threads import Threads
+from .._core.threads import Threads, completed
 from .._core.types import PRNGKeyArray, Tick
 from ..optimizers import BASELINES, PAPER_BASELINES, Baselines, FromOptax, Optimizer, declare
 from ..problems import ProblemFamily
@@ -150,7 +149,7 @@ def tune_baselines(
     # Side by side, because most of the time goes into compiling, which fills one core.
     with Threads(SIDE_BY_SIDE) as pool:
         names = {pool.submit(tuned, build): name for name, build in baselines.items() if name not in tunings}
-        for future in as_completed(names):
+        for future in completed(names):
             name = names[future]
             tunings[name] = future.result()
             results[name] = tunings[name].as_json()

@@ -44,8 +44,9 @@ def doubting(
     **Arguments:** `solver`: classical, with the most starts. `instances`: to learn from. `tol`, `nothing`: a cost is
     lower if it is by more than that, relative and absolute. `seconds`: for each network.
     """
-    # Whatever the doubt is, with one there are classical starts after the learned one.
-    started = dataclasses.replace(solver, start=start, doubt=CostLimit(jnp.asarray(-jnp.inf)))
+    # Whatever the doubt is, with one there are classical starts after a learned one, and there may be a restart.
+    solver = dataclasses.replace(solver, doubt=CostLimit(jnp.asarray(-jnp.inf)))
+    started = dataclasses.replace(solver, start=start)
     own, learned = (every_start(it, instances, seed, watch) for it in (solver, started))
     ways = {"learned doubt": (solver, own), "learned start and doubt": (started, learned)}
     parts = divided(np.isfinite(own.lowest()[0]) & np.isfinite(learned.lowest()[0]), seed)

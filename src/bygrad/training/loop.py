@@ -17,7 +17,7 @@ from .._core.draws import key_of
 from .._core.hosts import LostProcessError, first_line
 from .._core.memory import bytes_available
 from .._core.remarks import remark
-from .._core.threads import Threads, in_thread, interruptible
+from .._core.threads import Threads, awaited, in_thread, interruptible
 from ..optimizers import Learned, Optimizer, declare
 from ..problems import ProblemFamily, check_family, describe_family, is_held_out
 from ..problems.base import FAMILY_CHANGED, describe_module, digest_family, digest_rule
@@ -352,8 +352,8 @@ class _MetaTraining(Generic[AnyOptimizer]):
         with Threads(2) as pool:  # side by side: XLA compiles much of a program on a single core
             meta_step, validating = pool.submit(bytes_of_meta_step, self.constant, learner), pool.submit(of_validation)
             needs: dict[advice.Part, tuple[int, int]] = {
-                "a meta-step": meta_step.result(),
-                "a validation": validating.result(),
+                "a meta-step": awaited(meta_step),
+                "a validation": awaited(validating),
             }
         compile_seconds = time.perf_counter() - started
         available = self._afford({part: more for part, (_, more) in needs.items()}, learner.inner)
