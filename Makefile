@@ -58,7 +58,7 @@ newest: .venv313/.installed-test
 
 # `make bench RECORDS=benchmarks/records` renews most of what `docs/results.md` quotes, whose table of commands has the
 # options of the others: on a machine with nothing else to do.
-bench: .venv/.installed-report
+bench: .venv/.installed-test
 	@for script in benchmarks/[!_]*.py; do \
 		echo "$$script"; \
 		$(BIN)/python "$$script" --json "$(RECORDS)/`basename $$script .py`.json" || exit 1; \
