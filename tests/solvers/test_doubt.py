@@ -175,7 +175,7 @@ def test_a_learned_second_start_is_kept_where_it_finds_more():
     data = signals(Twins(), 600, 1)
     whitening = Whitening(jnp.zeros(1), jnp.ones(1), jnp.zeros(1), jnp.ones(1))
     start = shaped(LearnedStart.untrained(whitening, 1, jax.random.key(0)), np.array([-1.2]))  # often the wrong minimum
-    found = doubting_solvers(plain, start, data, 1e-3, 1e-6, 0.0, 0)
+    found = doubting_solvers(plain, start, data, 1e-3, 1e-6, lambda: 0.0, 0)
     assert [name.split(",")[0] for name in found] == ["tuned", "learned doubt", "learned start and doubt"]
     kept = {name.split(",")[0]: it.restart is not None for name, it in found.items()}
     assert kept == {"tuned": False, "learned doubt": True, "learned start and doubt": True}

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._core.draws import SEEDS
 from ..problems import ProblemFamily
 from .base import certified
 from .card import Card
@@ -46,17 +47,21 @@ def keep_best(
     `scale`: what costs are where nothing is solved. `usual`: where the instances lie that were learned from.
     """
     began, family = time.perf_counter(), base.family
-    classical = {name: solver for name, solver in solvers.items() if name.startswith("tuned")}
+    classical = {
+        name: dataclasses.replace(solver, classical=base.classical, classical_starts=solver.starts)
+        for name, solver in solvers.items()
+        if name.startswith("tuned")
+    }
     measured = {name: _measure(solver, held, seed) for name, solver in classical.items()}
     # Learned ones fall back on the classical one that solves most, and are measured with it.
     starts = _most_solved(family, classical, measured, tol, scale).starts
     finished = lambda it: dataclasses.replace(it, classical=base.classical, classical_starts=starts)  # noqa: E731
-    solvers = {name: finished(solver) for name, solver in solvers.items()}
+    solvers = classical | {name: finished(solver) for name, solver in solvers.items() if name not in classical}
     measured |= {name: _measure(it, held, seed) for name, it in solvers.items() if name not in classical}
     # The reference that success is measured against: every candidate, and ten starts.
     found = [it for it, _ in measured.values()]
     if len(classical) > 1:  # otherwise further starts find no more
-        found.append(dataclasses.replace(base, start=None, starts=REFERENCE).solve(held, seed=seed + 1))
+        found.append(dataclasses.replace(base, start=None, starts=REFERENCE).solve(held, seed=(seed + 1) % SEEDS))
     best = BestKnown.of(found, scale)
     candidates = {name: _summary(family, it, time_, best, tol) for name, (it, time_) in measured.items()}
     kept = _choose(candidates)

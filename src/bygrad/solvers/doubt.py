@@ -14,7 +14,7 @@ from .._core.types import Instance, Scalar, Tick
 from ..problems import ProblemFamily
 from .base import Flat, Method
 from .engine import Rows, run
-from .learned import LearnedRestart, Whitening, cut
+from .learned import LearnedRestart, Whitening, cut, network
 from .solve import best_start, take
 from .starts import in_blocks
 
@@ -71,8 +71,8 @@ class LearnedDoubt(Doubt):
     def blank(cls, whitening: Whitening, costs: Float[Array, "2 2"], key: PRNGKeyArray) -> "LearnedDoubt":
         """Return an untrained network of the sizes that the whitening says, which doubts half of all."""
         inputs = whitening.instance_mean.size + whitening.params_mean.size + 2
-        network = eqx.nn.MLP(inputs, "scalar", WIDTH, 2, activation=jax.nn.gelu, key=key)
-        return cls(network=network, whitening=whitening, costs=costs, limit=jnp.zeros(()))
+        untrained = network(inputs, "scalar", WIDTH, jax.nn.gelu, key)
+        return cls(network=untrained, whitening=whitening, costs=costs, limit=jnp.zeros(()))
 
     def __call__(self, instance: Instance, x: Float[Array, " p"], cost: Scalar) -> Scalar:
         middle, spread = jax.lax.stop_gradient(self.costs)

@@ -122,7 +122,7 @@ class LearnedSolver:
 
         `x0`, with `dual0` for quadratic programs, is a guess of the caller's, the last solution say. It is one more
         proposal beside those of a learned start and of a learned warm start, of which the better one is taken; where
-        neither was learned, and in the classical solver, it is the first start.
+        neither was learned, it is the first start. The classical solver that takes over has starts of its own.
 
         **Guarantee** (any network, also one that answers nonsense): with `guard="certificate"`, every instance that is
         returned as a success has ended by the stopping rules of the method, which the network cannot change. All others
@@ -165,9 +165,9 @@ class LearnedSolver:
             again = np.ones(rows, bool) if both else failed
             # With doubt alone, what is not solved has been tried from every classical start.
             others = self.start is not None or self.restart is not None or self.method is not self.classical
-            others |= self.doubt is not None and (both or self.starts < self.classical_starts)
+            others |= given is not None or (self.doubt is not None and (both or self.starts < self.classical_starts))
             if others and again.any():
-                second = self._classically(asked.those(again))
+                second = self._classically(asked.those(again)._replace(given=None))
                 results, better = merged(self.family, results, np.flatnonzero(again), second, solved_first=not both)
                 fallback[again] = better if both else True
             warnings += self.alarm([counted])
@@ -186,11 +186,14 @@ class LearnedSolver:
         """SHA-256 of all that decides what it answers, but for the family's own code; the same in every process."""
         parts = self.family, self.method, self.classical, self.start, self.doubt, self.restart
         # Static fields stand in the structure. An object without a text of its own shows its address there.
-        structure = re.sub(r" at 0x[0-9a-f]+", "", str(jax.tree.structure(parts)))
+        structure = without_addresses(str(jax.tree.structure(parts)))
         digest = hashlib.sha256(repr((structure, self.starts, self.classical_starts, self.dtype)).encode())
         for name, leaf in trees.named_leaves(parts).items():
-            array = np.asarray(leaf) if eqx.is_array_like(leaf) else np.zeros(0)
-            digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+            if eqx.is_array_like(leaf):
+                array = np.asarray(leaf)
+                digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+            else:
+                digest.update(f"{name} {without_addresses(repr(leaf))}".encode())
         return digest.hexdigest()
 
     def report(self) -> str:
@@ -256,6 +259,11 @@ class LearnedSolver:
 
     def _classically(self, asked: Batch) -> Rows:
         return classical_only(self, self.classical_starts)._attempt(asked)
+
+
+def without_addresses(text: str) -> str:
+    """Return the text of an object without where it lies in the memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 @contextlib.contextmanager

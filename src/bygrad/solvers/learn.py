@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from .._core import trees
-from .._core.draws import check_seed, key_of
+from .._core.draws import SEEDS, check_seed, key_of
 from .._core.programs import Program
 from .._core.times import parse_seconds
 from .._core.types import Tick
@@ -32,7 +32,7 @@ from .learned import LearnedDamping, LearnedStart, Whitening, vector_of
 from .levenberg_marquardt import LevenbergMarquardt
 from .proximal import ProximalGradient
 from .solution import Solution, Status
-from .solve import as_rows, check_tolerance, count_rows, flat_of_rows, precision, told_if_alike
+from .solve import as_rows, check_tolerance, count_rows, flat_of_rows, precision, refuse_wide, told_if_alike
 from .starts import draws, in_blocks, starting_points
 from .training import Examples, single, train_damping, train_start
 
@@ -58,6 +58,9 @@ bound on the steps that 99 in 100 take."""
 DOUBTED = 4096
 """Instances at most that are solved from all starts, to learn which solutions are to be doubted."""
 
+ENOUGH = 0.05
+"""Share of the time for learning that must be left for a damping to be learned."""
+
 PROPOSALS = 8
 """Starts that a network proposes at first: each costs an evaluation without derivatives, so that of some families fewer
 are kept."""
@@ -81,7 +84,8 @@ def learn(
     3. Networks that doubt solutions are learned, so that a further start is spent only where it finds less: one for the
        family's own starts, one for a learned start with such ones after it. A limit of the cost is tried as well.
        Another network says where to look after a solution that is doubted.
-    4. A network for the damping of Levenberg–Marquardt is learned through its unrolled steps (least squares only).
+    4. A network for the damping of Levenberg–Marquardt is learned through its unrolled steps (least squares only, and
+       where a twentieth of the time for learning is left).
 
     Composite problems get a learned schedule instead, quadratic programs a learned warm start: there one start is
     enough, and the certificate says what is solved.
@@ -133,10 +137,11 @@ def learn(
     tuned = time.perf_counter()
     sample = family.sample if instances is None else None
     left = lambda: seconds - reserved - (time.perf_counter() - began)  # noqa: E731
-    if certified(family):
-        solvers |= learned_programs(base, train, left, seed, watch, sample)
-    else:
-        solvers |= _learned(_with_starts(base, min(3, max(starts))), train, tol, left, seed, watch, sample)
+    with jax.enable_x64(False):  # networks and their training are in float32, whatever JAX computes in by default
+        if certified(family):
+            solvers |= learned_programs(base, train, left, seed, watch, sample)
+        else:
+            solvers |= _learned(_with_starts(base, min(3, max(starts))), train, tol, left, seed, watch, sample)
     learning = {"tuning": tuned - began, "training": time.perf_counter() - tuned}
     return keep_best(base, solvers, held, tol, seed, learning, work_clock() - work, scale, Usual.of(train))
 
@@ -156,6 +161,8 @@ def _instances(family: ProblemFamily, given: Any, heldout: int, seed: int) -> tu
         if (rows := count_rows(given)) is not None and rows > (most := MOST + heldout):
             given = trees.rows(given, np.sort(rng.choice(rows, most, replace=False)))
     arrays, rows = as_rows(given, np.float64)
+    for leaf in jax.tree.leaves(arrays):
+        refuse_wide(leaf, "Networks learn in float32: give them")
     if rows is None:
         raise ValueError("The instances of this family hold no arrays, so there is nothing to learn about them.")
     if heldout < FEWEST:
@@ -305,15 +312,18 @@ def _learned(
     start = train_start(
         start, flat, examples, max(share * left(), 1.0), seed, watch, sample=sample, negligible=negligible
     )
-    some = int(np.clip(0.08 * seconds / (each * max(STARTS)), FEWEST, DOUBTED))
+    # Each is solved from classical starts, after a learned one, and where a restart says.
+    some = int(np.clip(0.08 * seconds / (each * 2 * (max(STARTS) + 1)), FEWEST, DOUBTED))
     apart = trees.rows(train, slice(-some, None))  # the last that a start is learned from, if at all
     judged = tol, 1e-6 * negligible  # 1e-12 of what costs are at the starts, as in `BestKnown`
     start = with_enough_proposals(base, start, apart, *judged, seed)
     started = {f"learned start, best {n}": _with_starts(base, n, start) for n in FEW if n <= start.proposals}
     if several:
         most = _with_starts(base, max(STARTS))
-        started |= doubting(most, start, apart, *judged, max(0.1 * seconds, 1.0), seed, watch)
-    if not isinstance(base.method, LevenbergMarquardt):
+        each_network = lambda: max(min(0.1 * seconds, 0.3 * left()), 1.0)  # noqa: E731
+        started |= doubting(most, start, apart, *judged, each_network, seed, watch)
+    # The damping's program takes longest to compile: it is not begun where no time would be left to train it.
+    if not isinstance(base.method, LevenbergMarquardt) or left() / max(seconds, 1e-3) < ENOUGH:
         return started
     damping = LearnedDamping.untrained(whitening, base.method.damping, damping_key)
     propose = lambda flat, instances, own: proposals(start, 1, flat, instances, own)  # noqa: E731
@@ -336,7 +346,7 @@ def _solved(
         if parts and left() < 0.75 * seconds:
             break
         part, began = trees.rows(train, slice(at, at + 512)), time.perf_counter()
-        parts.append((part, base.solve(part, seed=seed + at)))
+        parts.append((part, base.solve(part, seed=(seed + at) % SEEDS)))
         each = min(each, (time.perf_counter() - began) / (trees.length(part) * base.starts))
         if watch is not None:
             watch("solving examples", min(at + 512, rows), rows)

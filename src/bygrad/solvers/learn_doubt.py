@@ -1,6 +1,7 @@
 """How `learn` learns to doubt: which solutions are worth another start."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,10 @@ LOST = 0.005
 MISTAKES = 50
 """Solutions that are not the lowest, from which a network at least learns where the lowest is."""
 
+NUMBERS = 2**28
+"""Numbers at most in the instances of the examples that a network learns from, an instance with every start of it: in
+float32, 1 GiB."""
+
 
 def doubting(
     solver: LearnedSolver,
@@ -33,7 +38,7 @@ def doubting(
     instances: PyTree[np.ndarray],
     tol: float,
     nothing: float,
-    seconds: float,
+    seconds: Callable[[], float],
     seed: int,
     watch: Tick | None = None,
 ) -> dict[str, LearnedSolver]:
@@ -42,7 +47,7 @@ def doubting(
     none of the instances has a finite cost, no network is learned.
 
     **Arguments:** `solver`: classical, with the most starts. `instances`: to learn from. `tol`, `nothing`: a cost is
-    lower if it is by more than that, relative and absolute. `seconds`: for each network.
+    lower if it is by more than that, relative and absolute. `seconds`: says how many there are for the next network.
     """
     # Whatever the doubt is, with one there are classical starts after a learned one, and there may be a restart.
     solver = dataclasses.replace(solver, doubt=CostLimit(jnp.asarray(-jnp.inf)))
@@ -51,7 +56,7 @@ def doubting(
     ways = {"learned doubt": (solver, own), "learned start and doubt": (started, learned)}
     parts = divided(np.isfinite(own.lowest()[0]) & np.isfinite(learned.lowest()[0]), seed)
     lowest = own.beside(learned).lowest()[0]
-    restart = learned_restart(start.whitening, own.beside(learned), parts[1], tol, nothing, seconds, seed, watch)
+    restart = learned_restart(start.whitening, own.beside(learned), parts[1], tol, nothing, seconds(), seed, watch)
     if restart is not None:
         anew = {name: again(it, restart, ended, seed, watch) for name, (it, ended) in ways.items()}
         lowest = np.min([lowest, *(ended.lowest()[0] for ended in anew.values())], axis=0)
@@ -63,7 +68,8 @@ def doubting(
     found = {"tuned": cost_limit(solver, own.judged(tol, nothing, lowest), float(np.mean(classical)) - LOST)}
     if len(parts[0]):
         for name, (it, ended) in ways.items():
-            found[name] = learned_doubt(it, ended.judged(tol, nothing, lowest), classical, parts, seconds, seed, watch)
+            tried = ended.judged(tol, nothing, lowest)
+            found[name] = learned_doubt(it, tried, classical, parts, seconds(), seed, watch)
     return {f"{name}, up to {it.starts} starts": it for name, it in found.items()}
 
 
@@ -143,6 +149,9 @@ def learned_restart(
     rows, starts = np.nonzero(wrong & np.isin(np.arange(len(cost)), taught)[:, None])
     if len(rows) < MISTAKES:
         return None
+    if len(rows) > (most := examples_at_most(ended.instances)):
+        kept = np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False))
+        rows, starts = rows[kept], starts[kept]
     instances = jax.tree.map(lambda leaf: single(leaf[rows]), ended.instances)
     examples = Mistaken(instances, single(ended.x[rows, starts]), single(x[rows]))
     return train_restart(LearnedRestart.untrained(whitening, key_of(seed)), examples, seconds, seed, watch, steps)
@@ -152,6 +161,11 @@ def divided(known: Bool[np.ndarray, " rows"], seed: int) -> tuple[np.ndarray, np
     """Return which of the known rows to judge by, and which to learn from."""
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(known))
     return rows[: int(JUDGED * len(rows))], rows[int(JUDGED * len(rows)) :]
+
+
+def examples_at_most(instances: PyTree[np.ndarray]) -> int:
+    """Return how many examples with instances of this size are learned from."""
+    return max(MISTAKES, NUMBERS // max(1, sum(leaf[:1].size for leaf in jax.tree.leaves(instances))))
 
 
 def cost_limit(solver: LearnedSolver, tried: Tried, least: float = 1 - LOST) -> LearnedSolver:
@@ -178,7 +192,7 @@ def learned_doubt(
     whether any limit is enough. `parts`: the rows for that, and those to learn from (`divided`).
     """
     judged, taught = parts
-    examples = _examples(tried, taught)
+    examples = _examples(tried, taught[: max(1, examples_at_most(tried.instances) // tried.cost.shape[1])])
     whitening = Whitening.of(jax.vmap(vector_of)(examples.instances), examples.params)
     doubt = LearnedDoubt.untrained(whitening, examples.cost, key_of(seed))
     doubt = train_doubt(doubt, examples, seconds, seed, watch, steps)

@@ -59,7 +59,8 @@ def dropped(costs: Float[np.ndarray, "rows more"], lowest: Float[np.ndarray, " r
 
     **Arguments:** `costs`: of the proposals and, last, of the classical start. `lowest`: costs after solving.
     """
-    excess = np.maximum(np.nan_to_num(costs - lowest[:, None], nan=np.inf), 0.0)
+    with np.errstate(invalid="ignore"):  # no proposal of an instance may have a finite cost, nor what is solved
+        excess = np.maximum(np.nan_to_num(costs - lowest[:, None], nan=np.inf), 0.0)
     middle = float(np.nan_to_num(np.median(excess.min(axis=1)), posinf=0.0))
     logs = np.log1p(np.minimum(excess / (middle if middle > 0 else 1.0), 1e6))
     left, order = list(range(logs.shape[1] - 1)), []

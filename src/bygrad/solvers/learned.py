@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._core import trees
 from .._core.draws import key_of
+from .._core.programs import Program
 from .._core.types import Instance, Scalar
 from .base import Flat
 from .damping import Damping, Seen
@@ -35,19 +36,7 @@ class Whitening(eqx.Module):
         Numbers of instances that are not finite, limits that are none, do not count: mean 0 and spread 1 where all are.
         What is always the same, but for rounding, is in units of its own size.
         """
-        middle = jnp.median(params, axis=0)
-        away = jnp.abs(params - middle)
-        instances = jnp.where(jnp.isfinite(instances), instances, jnp.nan)
-        # In units of the largest: 1e20 squared, a limit that is none or a density, is no float32.
-        largest = jnp.maximum(jnp.nan_to_num(jnp.nanmax(jnp.abs(instances), axis=0)), jnp.finfo(jnp.float32).tiny)
-        mean = jnp.nan_to_num(jnp.nanmean(instances / largest, axis=0)) * largest
-        return cls(
-            mean,
-            unit_of(jnp.nanstd(instances / largest, axis=0) * largest, jnp.abs(mean)),
-            middle,
-            # Most solutions may be alike, and the others not; of these, some may have run off.
-            unit_of(1.4826 * jnp.median(away, axis=0), jnp.maximum(jnp.abs(middle), jnp.quantile(away, 0.75, axis=0))),
-        )
+        return cls(*_measured(instances, params))
 
     def instance(self, instance: Instance) -> Float[Array, " d"]:
         """Return the instance in units of its spread, in float32, cut where it lies far outside."""
@@ -78,8 +67,7 @@ class LearnedStart(eqx.Module):
     def untrained(cls, whitening: Whitening, proposals: int, key: PRNGKeyArray) -> "LearnedStart":
         """Return a network that proposes the middle of the params, whatever the instance."""
         inputs, params = whitening.instance_mean.size, whitening.params_mean.size
-        network = eqx.nn.MLP(inputs, proposals * params, START_WIDTH, 2, activation=jax.nn.gelu, key=key)
-        return cls(network, whitening, proposals)
+        return cls(network(inputs, proposals * params, START_WIDTH, jax.nn.gelu, key), whitening, proposals)
 
     def only(self, which: Sequence[int]) -> "LearnedStart":
         """Return the network without its other proposals."""
@@ -128,8 +116,7 @@ class LearnedRestart(eqx.Module):
     def untrained(cls, whitening: Whitening, key: PRNGKeyArray) -> "LearnedRestart":
         """Return a network that is ready to be trained."""
         inputs, params = whitening.instance_mean.size, whitening.params_mean.size
-        network = eqx.nn.MLP(inputs + params, params, RESTART_WIDTH, 2, activation=jax.nn.gelu, key=key)
-        return cls(network, whitening)
+        return cls(network(inputs + params, params, RESTART_WIDTH, jax.nn.gelu, key), whitening)
 
     def __call__(self, instance: Instance, x: Float[Array, " p"]) -> Float[Array, " p"]:
         """Return the params to start from again, in float32."""
@@ -159,10 +146,10 @@ class LearnedDamping(Damping):
         """Return the classical rule, ready to be trained."""
         params = whitening.params_mean.size
         inputs = whitening.instance_mean.size + 2 * params + params * (params - 1) // 2 + 6
-        network = eqx.nn.MLP(inputs, params + 1, DAMPING_WIDTH, 2, activation=jax.nn.gelu, key=key)
-        last = network.layers[-1]
+        untrained = network(inputs, params + 1, DAMPING_WIDTH, jax.nn.gelu, key)
+        last = untrained.layers[-1]
         zero = eqx.tree_at(lambda it: (it.weight, it.bias), last, (jnp.zeros_like(last.weight), jnp.zeros(params + 1)))
-        return cls(eqx.tree_at(lambda it: it.layers[-1], network, zero), whitening, base, steps)
+        return cls(eqx.tree_at(lambda it: it.layers[-1], untrained, zero), whitening, base, steps)
 
     def start(self, instance: Instance, x: Float[Array, " p"]) -> Any:
         return self.whitening.instance(instance), self.base.start(instance, x)
@@ -197,6 +184,31 @@ class LearnedDamping(Damping):
         parts = (features, self.whitening.params(seen.x), cosines, correlations, course)
         inputs = jnp.concatenate([part.astype(jnp.float32) for part in parts])
         return cut(jax.lax.stop_gradient(inputs), 10.0)
+
+
+@Program
+def _measured(instances: Float[Array, "rows d"], params: Float[Array, "rows p"]) -> tuple[Array, Array, Array, Array]:
+    middle = jnp.median(params, axis=0)
+    away = jnp.abs(params - middle)
+    instances = jnp.where(jnp.isfinite(instances), instances, jnp.nan)
+    # In units of the largest: 1e20 squared, a limit that is none or a density, is no float32.
+    largest = jnp.maximum(jnp.nan_to_num(jnp.nanmax(jnp.abs(instances), axis=0)), jnp.finfo(jnp.float32).tiny)
+    mean = jnp.nan_to_num(jnp.nanmean(instances / largest, axis=0)) * largest
+    return (
+        mean,
+        unit_of(jnp.nanstd(instances / largest, axis=0) * largest, jnp.abs(mean)),
+        middle,
+        # Most solutions may be alike, and the others not; of these, some may have run off.
+        unit_of(1.4826 * jnp.median(away, axis=0), jnp.maximum(jnp.abs(middle), jnp.quantile(away, 0.75, axis=0))),
+    )
+
+
+@Program
+def network(
+    inputs: int, outputs: int | Literal["scalar"], width: int, activation: Any, key: PRNGKeyArray
+) -> eqx.nn.MLP:
+    """Return a network of two hidden layers: by one program, as every shape of its arrays would need several."""
+    return eqx.nn.MLP(inputs, outputs, width, 2, activation=activation, key=key)
 
 
 def vector_of(instance: PyTree[Any]) -> Float[Array, " d"]:

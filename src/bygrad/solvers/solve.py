@@ -272,20 +272,26 @@ def as_rows(instances: PyTree[Any], dtype: Any) -> tuple[PyTree[np.ndarray], int
                 " as a part of the instance, as weights of 1 and 0 by which residuals multiply what they compare."
             )
         array = np.asarray(leaf)
-        if np.dtype(dtype) == np.float32 and array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size:
-            kept = np.iinfo(np.int32 if array.dtype.kind == "i" else np.uint32)
-            if array.min() < kept.min or array.max() > kept.max:
-                raise ValueError(
-                    f"The instances hold whole numbers up to {max(abs(int(array.min())), int(array.max())):,}, of which"
-                    " 32 bits, all that JAX has beside float32, would keep another number. Solve in float64"
-                    " (dtype=np.float64), or give them as floating-point numbers."
-                )
+        if np.dtype(dtype) == np.float32:
+            refuse_wide(array, "Solve in float64 (dtype=np.float64), or give them")
         # JAX knows floats that NumPy does not (bfloat16), and no integers whose bytes are the other way round (FITS).
         floating = jnp.issubdtype(array.dtype, jnp.floating)
         return array.astype(dtype if floating else array.dtype.newbyteorder("="), copy=False)
 
     arrays = jax.tree.map(convert, instances)
     return arrays, count_rows(arrays)
+
+
+def refuse_wide(array: np.ndarray, remedy: str) -> None:
+    """**Raises:** `ValueError` for whole numbers that need more than 32 bits."""
+    if array.dtype.kind not in "iu" or array.dtype.itemsize < 8 or not array.size:
+        return
+    kept, least, most = np.iinfo(f"{array.dtype.kind}4"), int(array.min()), int(array.max())
+    if least < kept.min or most > kept.max:
+        raise ValueError(
+            f"The instances hold whole numbers up to {max(abs(least), most):,}, of which 32 bits, all that JAX has"
+            f" beside float32, would keep another number. {remedy} as floating-point numbers."
+        )
 
 
 def refuse_traced(*given: Any) -> None:

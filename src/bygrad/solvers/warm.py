@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._core.types import Instance, Scalar
-from .learned import Whitening, unit_of, vector_of
+from .learned import Whitening, network, unit_of, vector_of
 
 WIDTH = 128
 """Hidden units of each of the two layers: the network costs as much as one or two iterations."""
@@ -55,12 +55,12 @@ class LearnedWarmStart(eqx.Module):
     def blank(cls, whitening: Whitening, size: int, key: PRNGKeyArray) -> "LearnedWarmStart":
         """Return a start that answers the mean, whatever the instance."""
         inputs, outputs = whitening.instance_mean.size, whitening.params_mean.size
-        network = eqx.nn.MLP(inputs, outputs + 1, WIDTH, 2, activation=jax.nn.relu, key=key)
-        last = network.layers[-1]
+        untrained = network(inputs, outputs + 1, WIDTH, jax.nn.relu, key)
+        last = untrained.layers[-1]
         zero = eqx.tree_at(lambda it: (it.weight, it.bias), last, (jnp.zeros_like(last.weight), jnp.zeros(outputs + 1)))
         linear = eqx.nn.Linear(inputs, outputs, use_bias=False, key=key)
         linear = eqx.tree_at(lambda it: it.weight, linear, jnp.zeros((outputs, inputs)))
-        return cls(eqx.tree_at(lambda it: it.layers[-1], network, zero), linear, whitening, size)
+        return cls(eqx.tree_at(lambda it: it.layers[-1], untrained, zero), linear, whitening, size)
 
     def __call__(self, instance: Instance) -> tuple[Float[Array, " n"], Float[Array, " m"], Scalar]:
         """Return params, multipliers of the inequality rows, and the logarithm of a factor on the penalty."""
