@@ -58,8 +58,8 @@ bound on the steps that 99 in 100 take."""
 DOUBTED = 4096
 """Instances at most that are solved from all starts, to learn which solutions are to be doubted."""
 
-ENOUGH = 0.05
-"""Share of the time for learning that must be left for a damping to be learned."""
+ENOUGH = 15.0
+"""Seconds that must be left for a damping to be learned: its program alone takes about ten to compile."""
 
 PROPOSALS = 8
 """Starts that a network proposes at first: each costs an evaluation without derivatives, so that of some families fewer
@@ -85,7 +85,7 @@ def learn(
        family's own starts, one for a learned start with such ones after it. A limit of the cost is tried as well.
        Another network says where to look after a solution that is doubted.
     4. A network for the damping of Levenberg–Marquardt is learned through its unrolled steps (least squares only, and
-       where a twentieth of the time for learning is left).
+       where 15 s are left for it).
 
     Composite problems get a learned schedule instead, quadratic programs a learned warm start: there one start is
     enough, and the certificate says what is solved.
@@ -320,10 +320,9 @@ def _learned(
     started = {f"learned start, best {n}": _with_starts(base, n, start) for n in FEW if n <= start.proposals}
     if several:
         most = _with_starts(base, max(STARTS))
-        each_network = lambda: max(min(0.1 * seconds, 0.3 * left()), 1.0)  # noqa: E731
+        each_network = lambda: max(min(0.1 * seconds, 0.2 * left()), 1.0)  # noqa: E731
         started |= doubting(most, start, apart, *judged, each_network, seed, watch)
-    # The damping's program takes longest to compile: it is not begun where no time would be left to train it.
-    if not isinstance(base.method, LevenbergMarquardt) or left() / max(seconds, 1e-3) < ENOUGH:
+    if not isinstance(base.method, LevenbergMarquardt) or left() < ENOUGH:
         return started
     damping = LearnedDamping.untrained(whitening, base.method.damping, damping_key)
     propose = lambda flat, instances, own: proposals(start, 1, flat, instances, own)  # noqa: E731
