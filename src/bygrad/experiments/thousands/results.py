@@ -14,6 +14,8 @@ from .judge import MARGIN, Kind, break_even, excess, gain, profile, time_to_solv
 from .measure import Cell, Row
 
 CLASSICAL = ("batched", "tuned", "multistart", "warm")
+OTHERS = ("compiled", "peer")
+"""Groups of others' compiled solvers, of small programs or by `vmap`."""
 SHARES = (0.5, 0.9, 0.99, 1.0)
 Results = Mapping[str, Any]
 """What `results_of` returns, JSON values."""
@@ -76,7 +78,7 @@ def _family(block: Block, cores: int) -> dict[str, Any]:
             for seed, it in block.cards.items()
         ],
     }
-    found["gains"] = {f"{tol:g}": gains_of(sets["held out"][f"{tol:g}"]) for tol in case.tolerances}
+    found["gains"] = {f"{tol:g}": gains_of(sets["held out"][f"{tol:g}"], block.cards) for tol in case.tolerances}
     found["break_even"] = {
         f"{tol:g}": break_even_of(sets["held out"][f"{tol:g}"], block.cards) for tol in case.tolerances
     }
@@ -164,18 +166,33 @@ def median_seed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return dict(ran[(len(ran) - 1) // 2]) if ran else None
 
 
-def gains_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _card(row: Mapping[str, Any], cards: Mapping[int, Card]) -> Card:
+    """Return the card of a learned row."""
+    return next(card for seed, card in cards.items() if learned_label(seed) == row["name"])
+
+
+def gains_of(rows: Sequence[Mapping[str, Any]], cards: Mapping[int, Card]) -> dict[str, Any]:
     """Return what batching, tuning and learning are worth, each by itself, and with what success.
 
     Batching: the batched core over the fastest of what users run. Tuning: over that core, with one start. Learning: the
-    median seed over the fastest classical row, of however many starts, that solves as much. `lower` says which of the
-    factors comes with less success than that of what it is over.
+    median seed over the fastest classical row, of however many starts, that solves as much; None where nothing learned
+    was kept, as that row is a classical one then. `lower` says which of the factors comes with less success than that
+    of what it is over.
     """
     learned = median_seed(rows)
+    if learned is not None and not _card(learned, cards).pays:
+        learned = None
     rival = None if learned is None else fastest(rows, CLASSICAL, learned)
-    users, core, tuned = (fastest(rows, (group,)) for group in ("users", "batched", "tuned"))
+    users, others, core, tuned = (fastest(rows, it) for it in (("users",), OTHERS, ("batched",), ("tuned",)))
     pairs = {"batching": (core, users), "tuning": (tuned, core), "learning": (learned, rival)}
-    stages = {"users": users, "batched": core, "tuned": tuned, "best classical": rival, "learned": learned}
+    stages = {
+        "users": users,
+        "others": others,
+        "batched": core,
+        "tuned": tuned,
+        "best classical": rival,
+        "learned": learned,
+    }
     return {
         **{step: gain(_rate(after), _rate(before)) for step, (after, before) in pairs.items()},
         "lower": [step for step, (after, before) in pairs.items() if falls_short(after, before)],
@@ -190,13 +207,16 @@ def _rate(row: Mapping[str, Any] | None) -> float | None:
 
 
 def break_even_of(rows: Sequence[Mapping[str, Any]], cards: Mapping[int, Card]) -> dict[str, Any]:
-    """Return how many instances repay tuning, learning, their comparison and compilation, against four rivals."""
+    """Return how many instances repay tuning, learning, their comparison and compilation, against five rivals; nothing
+    where nothing learned was kept."""
     ours = median_seed(rows)
-    if ours is None:
+    if ours is None or not (card := _card(ours, cards)).pays:
         return {}
-    card = next(card for seed, card in cards.items() if learned_label(seed) == ours["name"])
-    spent = sum(card.seconds.values()) + ours["compiling"]
-    groups = {"users": ("users",), "batched": ("batched",), "tuned": ("tuned",), "best classical": CLASSICAL}
+    # Later seeds find the programs that the first one compiled.
+    compiling = max(row["compiling"] for row in rows if row["group"] == "learned" and "compiling" in row)
+    spent = sum(card.seconds.values()) + compiling
+    groups = {"users": ("users",), "others": OTHERS, "batched": ("batched",), "tuned": ("tuned",)}
+    groups |= {"best classical": CLASSICAL}
     rivals = {name: fastest(rows, group, ours) for name, group in groups.items()}
     counts = {
         name: None if row is None else break_even(spent, 1 / row["throughput"], 1 / ours["throughput"])

@@ -61,8 +61,8 @@ def begin(flat: Flat) -> Ready:
 
 
 def _close(tol: float) -> float:
-    """Return the tolerance of a fit, for the cost to be within another of the least."""
-    return min(0.1 * tol, 1e-4)
+    """Return the tolerance of a fit, for the cost to be within another of the least: that of `classical_method`."""
+    return 0.1 * tol
 
 
 def jax_model(flat: Flat) -> Model:

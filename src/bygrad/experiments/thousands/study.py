@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -72,7 +73,14 @@ def _carry_out(task: Task) -> dict[str, Any]:
     unknown = [name for name in task.families if name not in names]
     if unknown:
         raise ValueError(f"No family of this study is called {unknown[0]!r}. Known: {', '.join(names)}.")
-    return compare(task, EFFORTS[task.budget], [case for case in CASES if case.name in (task.families or names)])
+    asked = {*(task.families or names), *(_finished(task.folder) if task.resume else ())}
+    return compare(task, EFFORTS[task.budget], [case for case in CASES if case.name in asked])
+
+
+def _finished(folder: Path) -> list[str]:
+    """Return the families that the report in a folder tells of, which go on being a part of it."""
+    path = folder / "results.json"
+    return list(read_json(path)["families"]) if path.exists() else []
 
 
 def compare(task: Task, effort: Effort, cases: Sequence[Case]) -> dict[str, Any]:
@@ -92,6 +100,8 @@ def compare(task: Task, effort: Effort, cases: Sequence[Case]) -> dict[str, Any]
             "yellow",
         )
         around["also_measured_on"] = {key: now[key] for key in ("machine", "usable_cores")}
+    if now["busy"] and not around["busy"]:  # what is measured now counts as well
+        around |= {key: now[key] for key in ("busy", "load_at_start")}
     write_text_atomically(path, json.dumps(around))
     if around["busy"]:
         task.display.say(
@@ -139,10 +149,10 @@ class _Comparison:
         self.built: dict[str, Build] = {}
         self.known = {name: self._known(name, instances) for name, instances in self.sets.items()}
         past = draw(family, effort.past, seed + 3)
-        self.past = self._attempt("past", lambda: ours.Past.of(self.flat, past))
+        # Of what was measured before, neither is needed again.
+        self.past = functools.cache(lambda: ours.Past.of(self.flat, past))
+        self.costly = functools.cache(lambda: self._where_costly(past))
         self.solvers = [self._attempt("learn", lambda s=s: self._learned(s)) for s in range(effort.seeds)]
-        several = not certified(family)
-        self.costly = self._attempt("costs", lambda: self._where_costly(past)) if several else None
         self.lstm = self._attempt("the paper's optimizer", self._trained)
 
     def _attempt(self, what: str, make: Callable[[], Any]) -> Any:
@@ -310,14 +320,12 @@ class _Comparison:
         if classical.starts > 1:
             note = f"{classical.starts} starts, as tuned"
             yield Row("multistart", "multistart", ours.learned(classical, factor), note=note)
-            where, note = "multistart where costs are high", f"up to {ours.MOST} starts"
-            if isinstance(self.costly, LearnedSolver):
-                yield Row(where, "multistart", ours.learned(self.costly, factor), note=note)
-            else:
-                yield Row(where, "multistart", None, problem=str(self.costly))
-        if isinstance(self.past, ours.Past):
-            run, note = ours.nearest(self.flat, first, self.past, factor), f"of {len(self.past.x)} solved ones"
-            yield Row("nearest neighbour's solution", "warm", run, note=note)
+            note = f"up to {ours.MOST} starts"
+            costly = lambda: ours.learned(self.costly(), factor)  # noqa: E731
+            yield _made_when_run("multistart where costs are high", "multistart", costly, note)
+        nearest = lambda: ours.nearest(self.flat, first, self.past(), factor)  # noqa: E731
+        note = f"of {self.effort.past} solved ones"
+        yield _made_when_run("nearest neighbour's solution", "warm", nearest, note)
         if name == "sequence":
             yield Row("previous solution", "warm", ours.previous(self.flat, first, self.effort.sequences, factor))
 
@@ -328,6 +336,17 @@ class _Comparison:
         run = ours.paper(self.lstm, self.flat, self.kind, known, tol, self.effort.horizon)
         note = "stops at the best known cost" + ("" if self.effort.meta_steps else f"; {SHIPPED}, as shipped")
         return Row("the paper's LSTM", "paper", run, note=note)
+
+
+def _made_when_run(name: str, group: str, make: Callable[[], Run], note: str) -> Row:
+    """Return a row of a solver that is made when it is first run, and off the clock."""
+    made = functools.cache(make)
+
+    def ready(instances: PyTree) -> PyTree:
+        made()
+        return instances
+
+    return Row(name, group, lambda instances: made()(instances), note=note, ready=ready)
 
 
 THOUSANDS = Study(
