@@ -128,7 +128,9 @@ def main() -> None:
 
     if options.quick:
         options.instances, options.steps = 8, 1
-    first, second = (int(core) for core in options.cores.split(","))
+    if len(cores := {int(core) for core in options.cores.split(",")}) != 2:
+        command.error(f"needs two cores to divide the work between, and got {options.cores}: give --cores 0,1, say")
+    first, second = sorted(cores)
     both, total, steps = {first, second}, options.instances, options.steps
     sizes = [total, total // 2, total // 4, total // 8]
     alone = measure(sizes, steps, 1, [{first}])["meta_step"]
