@@ -4,7 +4,7 @@
 
 Each row is one meta-step's gradient: a window of 20 inner steps. "plain autodiff" is what one writes first: the LSTM
 with coordinates as rows, `vmap` over the instances, `jax.grad` through the scan of inner steps (gradients cut, as in
-the paper). "PyTorch loop" is what public reproductions do (`_pytorch.py`; `pip install 'bygrad[torch]'`), with as many
+the paper). "PyTorch loop" is what public reproductions do (`_pytorch.py`; `pip install torch`), with as many
 threads as it takes by itself, and with one, since threads that wait use CPU-seconds too. All rows compute the same
 meta-gradient (checked here), but the subsampled ones, whose estimates have the same mean. Times are the least of some
 repeats; CPU-seconds are over all threads. The limit is the arithmetic of the LSTM, forward and backward, at the rate of
@@ -86,7 +86,7 @@ def run_pytorch(optimizer: LSTM, windows: Windows, inner: Inner, repeats: int) -
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
-        console.print("No row for PyTorch, which is not installed: pip install 'bygrad[torch]'")
+        console.print("No row for PyTorch, which is not installed: pip install torch")
         return {}
     from _pytorch import meta_gradient
 

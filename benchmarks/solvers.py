@@ -9,7 +9,7 @@ solve the same instances: simulated ones, and the 600 voxels of a real scan. Sol
 the best that any of them, or bygrad with five starts, has found. Seconds are CPU-seconds, as SciPy has one thread; the
 first call of each, which compiles, is not counted and stated apart.
 
-Needs scipy and optimistix: pip install 'bygrad[solvers]'.
+Needs scipy and optimistix: pip install scipy optimistix.
 """
 
 import sys
@@ -31,7 +31,7 @@ try:
     import optimistix as optx  # pyright: ignore[reportMissingImports]
     from scipy import optimize  # pyright: ignore[reportMissingImports]
 except ImportError as error:
-    console.print(f"{error}: nothing is compared without SciPy and Optimistix. pip install 'bygrad[solvers]'")
+    console.print(f"{error}: nothing is compared without SciPy and Optimistix. pip install scipy optimistix")
     sys.exit(0)
 
 TOL = 1e-3

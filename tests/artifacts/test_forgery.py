@@ -151,7 +151,7 @@ def test_a_newer_schema_says_so_before_all_else(data: bytes) -> None:
     header, body = unpack(with_manifest(data, lambda manifest: manifest.update(schema=3)))
     header["w"]["dtype"] = "F8_E4M3"
     header["__metadata__"]["blake3"] = "x"
-    refused(pack(header, body), cause, "pip install --upgrade bygrad")
+    refused(pack(header, body), cause, "Upgrade bygrad")
 
 
 def test_a_changed_manifest_with_a_right_seal_is_still_read_strictly(data: bytes) -> None:

@@ -24,7 +24,7 @@ from bygrad.deploy import optax as deployed
 from bygrad.deploy.jax import from_artifact
 from bygrad.optimizers import LEARNED, LSTM, Controller, Optimizer, Scaled, declare
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'bygrad[torch]'")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
 
 from bygrad.deploy.torch import Adam as TorchAdam  # noqa: E402
 from bygrad.deploy.torch import Guard as TorchGuard  # noqa: E402

@@ -23,7 +23,7 @@ from bygrad.artifacts import Artifact, describe, find, load
 from bygrad.deploy import optax as in_jax
 from bygrad.optimizers import Optimizer, envelope, trials
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'bygrad[torch]'")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
 
 from bygrad.deploy.torch import Adam, Envelope, Guard, LearnedOptimizer, Rule  # noqa: E402
 from bygrad.deploy.torch_rules import envelope as torch_envelope  # noqa: E402

@@ -316,7 +316,7 @@ def test_download_that_fails(
         load_images("hf:ylecun/mnist")
 
 
-def test_download_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'bygrad\[data\]'"):
+    with pytest.raises(ImportError, match=r"pip install datasets pillow"):
         load_images("hf:ylecun/mnist")

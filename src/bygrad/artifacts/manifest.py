@@ -158,7 +158,7 @@ def check_schema(fields: dict[str, Any]) -> None:
         raise ArtifactError(
             f"written by a newer bygrad (schema {shorten(schema)}; this one reads up to {SCHEMA})",
             "What it says could be misread, so it is not read at all",
-            "Upgrade: pip install --upgrade bygrad",
+            "Upgrade bygrad",
         )
 
 

@@ -26,8 +26,8 @@ def require_results(file: Path | None, folder: Path) -> None:
         raise IsADirectoryError(f"--json {file} would be a folder, that of the report. Choose another name.")
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
-            "matplotlib is not installed, so the report at the end could not be drawn, and nothing was started. Install"
-            " the extra: pip install 'bygrad[report]'."
+            "matplotlib is not installed, so the report at the end could not be drawn, and nothing was started."
+            " Install it: pip install matplotlib."
         )
 
 

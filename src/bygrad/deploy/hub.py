@@ -29,8 +29,8 @@ def push(artifact: str | os.PathLike[str], repo: str, *, revision: str = "main",
     commit to, made if there is none. `private`: hide a new repository; else it is as its owner, an organization
     say, has new ones. The token is that of `hf auth login`, or `HF_TOKEN`.
 
-    **Raises:** `ArtifactError` for a file that is not whole, or holds a solver; `ImportError` without the extra `hub`;
-    `ConnectionError` with what the Hub answered.
+    **Raises:** `ArtifactError` for a file that is not whole, or holds a solver; `ImportError` without
+    `huggingface_hub`; `ConnectionError` with what the Hub answered.
     """
     hub = _library()
     read = load(find(artifact))
@@ -105,7 +105,7 @@ def _library() -> Any:
     except ImportError as error:
         raise ImportError(
             f"The Hub needs the library `huggingface_hub`, which is not installed ({error}). Install it with:"
-            " pip install 'bygrad[hub]'."
+            " pip install huggingface_hub."
         ) from error
     return huggingface_hub
 

@@ -75,7 +75,7 @@ def _missing_in_torch(artifact: Artifact) -> str:
     """Say why it cannot be replayed in PyTorch; nothing where it can."""
     if artifact.manifest.optimizer not in IN_TORCH:
         return f"{artifact.manifest.optimizer} cannot be run in PyTorch, which has {', '.join(IN_TORCH)}"
-    return "" if importlib.util.find_spec("torch") else "PyTorch is not installed: pip install 'bygrad[torch]'"
+    return "" if importlib.util.find_spec("torch") else "PyTorch is not installed: pip install torch"
 
 
 def _in_torch(artifact: Artifact, golden: Trajectory) -> list[dict[str, np.ndarray]]:

@@ -141,7 +141,7 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
     except ImportError as error:
         raise ImportError(
             "matplotlib is not installed, so the figures and report.html were not written. The results are safe in "
-            f"{data}. Install the extra with `pip install 'bygrad[report]'` and call `write_report` on them again."
+            f"{data}. Install it with `pip install matplotlib` and call `write_report` on them again."
         ) from error
     from . import drawing, figures
 

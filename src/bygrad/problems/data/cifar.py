@@ -52,7 +52,7 @@ def decode_jpegs(name: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarr
     except ImportError as error:
         raise ImportError(
             f"{name} holds JPEGs, which are decoded with Pillow, and it is not installed ({error}). Install it with:"
-            " pip install 'bygrad[data]'."
+            " pip install pillow."
         ) from error
     decoded = {}
     for split in ("train", "test"):

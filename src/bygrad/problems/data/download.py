@@ -20,7 +20,7 @@ def download(name: str) -> dict[str, np.ndarray]:
 
     **Returns:** The arrays `x_train`, `y_train`, `x_test` and `y_test` as the data set holds them.
 
-    **Raises:** `ImportError` without the extra `data`; `ConnectionError` when the download fails; `ValueError` when
+    **Raises:** `ImportError` without the libraries; `ConnectionError` when the download fails; `ValueError` when
     there is no such data set, split or column.
     """
     try:
@@ -28,7 +28,7 @@ def download(name: str) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise ImportError(
             f"hf:{name} needs the Hugging Face library `datasets`, which is not installed ({error}). "
-            "Install it with: pip install 'bygrad[data]'."
+            "Install it with: pip install datasets pillow."
         ) from error
     arrays = {}
     for split in ("train", "test"):

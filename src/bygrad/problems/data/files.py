@@ -67,8 +67,8 @@ def _pillow() -> tuple[Any, Any]:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ImportError(
-            f"Pictures are read and written with Pillow, which is not installed ({error}). Install it with: pip install"
-            " 'bygrad[report]'."
+            f"Pictures are read and written with Pillow, which is not installed ({error}). Install it with:"
+            " pip install pillow."
         ) from error
     return Image, ImageOps
 

@@ -117,13 +117,12 @@ def load_images(source: str | os.PathLike[str] = "mnist") -> ImageData:
         - `"mnist"` (the default, because it needs neither files nor network): the first 10,000 training and 2,000
             test images of MNIST, embedded in the package;
         - the path of an `.npz` file with the arrays `x_train`, `y_train`, `x_test` and `y_test`, or, with each image a
-            JPEG, `jpeg_train`, `offset_train`, `label_train` and the same for the test set (needs Pillow, in the extra
-            `data`);
+            JPEG, `jpeg_train`, `offset_train`, `label_train` and the same for the test set (needs Pillow);
         - the path of a folder of IDX files, MNIST's own format (`train-images-idx3-ubyte` and the three others,
             plain or `.gz`), or of one of these files; the others are read beside it;
         - the path of CIFAR-10's folder of binary files (`data_batch_1.bin` and the five others), or of one of them;
         - `"hf:owner/name"`, such as `"hf:ylecun/mnist"`: a data set on the Hugging Face hub with the splits `train`
-            and `test`. It is downloaded, and kept in that library's cache; needs `pip install 'bygrad[data]'`.
+            and `test`. It is downloaded, and kept in that library's cache; needs `pip install datasets pillow`.
 
         A `~` at the beginning is the home folder.
 
