@@ -159,7 +159,7 @@ class Schedule:
     ] = "area"
     keep: Annotated[
         Literal["best", "last"],
-        arg(help="Which optimizer to keep; the last, where validations are too few to tell, as of a Clone."),
+        arg(help="Which optimizer to keep; the last, where validations are too few to tell."),
     ] = "best"
 
     def build(self, estimator: Any, seed: int) -> Any:
