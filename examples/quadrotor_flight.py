@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 import bygrad
 from bygrad.problems import QuadrotorControl
-from bygrad.problems.control import HOVER
 from bygrad.solvers import ADMM
 
 family, steps = QuadrotorControl.build(), int(sys.argv[1]) if len(sys.argv) > 1 else 60
@@ -38,7 +37,7 @@ middle.plot(seconds, course[..., 5], linewidth=0.7)
 middle.axhline(1, color="k", linewidth=0.5, linestyle=":")
 middle.set(xlabel="seconds", ylabel="height, metres")
 right.plot(seconds[:-1], np.stack(thrust)[..., 0], linewidth=0.7)
-for limit in (9.6 - HOVER, 13.0 - HOVER):
+for limit in family.limits[:, -1]:  # lowest and highest thrust; those of the states come before
     right.axhline(limit, color="k", linewidth=0.5, linestyle=":")
 right.set(xlabel="seconds", ylabel="thrust above hovering")
 if len(sys.argv) > 2:
