@@ -1,5 +1,6 @@
 """The controller that comes with the package: what it was trained on, and that it helps where it was not."""
 
+import dataclasses
 import io
 import json
 import math
@@ -51,11 +52,39 @@ def test_a_controller_that_diverges_where_it_is_judged_is_kept_all_the_same(tmp_
     module = sys.modules[mixture.__module__]
     trained = MetaTrained(Controller(jax.random.key(0)), Validated(0, 1.0, 1.0, True, 0.0), Log(None))
     monkeypatch.setattr("bygrad.workflows.work.train", lambda *_, **__: trained)
-    monkeypatch.setattr(module, "judge", lambda *_: {"deep": {"area": math.inf, "final": 0.5}})
-    GENERAL.carry_out(Task("quick", tmp_path, Display(Console(file=io.StringIO()))))
-    (scores,) = load(tmp_path / "controller.safetensors").manifest.validation["held_out"].values()
-    assert scores == {"deep": {"area": None, "final": 0.5}}
-    assert json.loads((tmp_path / "results.json").read_text())["chosen"] == 0
+    judged = []
+    monkeypatch.setattr(module, "judge", lambda *_: judged.append(0) or {"deep": {"area": math.inf, "final": 0.5}})
+    for resume in (False, True):
+        GENERAL.carry_out(Task("quick", tmp_path, Display(Console(file=io.StringIO())), resume=resume))
+        (scores,) = load(tmp_path / "controller.safetensors").manifest.validation["held_out"].values()
+        assert scores == {"deep": {"area": None, "final": 0.5}}
+        assert json.loads((tmp_path / "results.json").read_text())["chosen"] == 0
+    assert len(judged) == 1  # what is judged is kept, infinite or not
+
+
+def test_who_resumes_judges_the_seeds_that_are_not_judged_and_chooses_among_all(tmp_path, monkeypatch):
+    module, judged = sys.modules[mixture.__module__], []
+    starts = iter(range(10))
+    monkeypatch.setattr(
+        "bygrad.workflows.work.train",
+        lambda *_, **__: MetaTrained(
+            Controller(jax.random.key(next(starts))), Validated(0, 1.0, 1.0, True, 0.0), Log(None)
+        ),
+    )
+
+    def judge(*_):
+        judged.append(len(judged))
+        if len(judged) == 3:
+            raise KeyboardInterrupt
+        return {"deep": {"area": float(len(judged)), "final": 1.0}}
+
+    monkeypatch.setattr(module, "judge", judge)
+    task = Task("paper", tmp_path, Display(Console(file=io.StringIO())))
+    with pytest.raises(KeyboardInterrupt):
+        GENERAL.carry_out(task)
+    results = GENERAL.carry_out(dataclasses.replace(task, resume=True))
+    assert len(judged) == 4 and results["chosen"] == 0
+    assert [row["deep"]["area"] for row in results["scores"].values()] == [1.0, 2.0, 4.0]
 
 
 @pytest.mark.parametrize("which", [pytest.param("small", marks=pytest.mark.slow), "inputs of one sign"])

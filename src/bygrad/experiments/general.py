@@ -10,13 +10,14 @@ import numpy as np
 from .._core.definitions import POWER_SCALE
 from .._core.draws import key_of
 from ..deploy.jax import export
-from ..evaluation import Sheet, area, final, run_curves, strict_json
+from ..evaluation import Sheet, area, final, loss_of, run_curves, strict_json
 from ..metagrads import NRES, Members
 from ..optimizers import Adam, Controller, Optimizer, declare
 from ..problems import CharacterModel, Mixture, MLPClassifier, ProblemFamily, Quadratic, describe_family
 from ..problems.catalogue import digit_images
 from ..problems.data import ImageData
 from ..training import Recipe, describe
+from ..workflows.folder import Kept
 from ..workflows.work import train_seeds
 from .declaration import Budget
 from .small_networks import convolutional, perceptron
@@ -129,12 +130,15 @@ def _carry_out(task: Task) -> dict[str, Any]:
     """
     seeds, recipe = list(range(task.seed, task.seed + SEEDS[task.budget])), RECIPES[task.budget]
     task.claim(GENERAL, recipe=describe(recipe))
-    family, scores, optimizers = mixture(task.data), {}, {}
+    family, optimizers = mixture(task.data), {}
+    kept = Kept(task.folder / "judged.json")
     trainings = train_seeds(start, family, recipe, seeds, task.folder, task.display, name="general/controller")
     for seed, trained in trainings:
         optimizers[seed] = trained.optimizer
-        scores[str(seed)] = judge(trained.optimizer, task.data, RECIPE.horizon // 2)
-        task.display.say(f"seed {seed}: best at meta-step {trained.best.step}, {json.dumps(scores[str(seed)])}")
+        if str(seed) not in kept:
+            kept[str(seed)] = judge(trained.optimizer, task.data, RECIPE.horizon // 2)
+        task.display.say(f"seed {seed}: best at meta-step {trained.best.step}, {json.dumps(kept[str(seed)])}")
+    scores = {str(seed): _ratios_of(kept[str(seed)]) for seed in seeds}
     chosen = min(seeds, key=lambda seed: mean_ratio(scores[str(seed)]))
     export(
         optimizers[chosen],
@@ -176,6 +180,11 @@ def judge(optimizer: Optimizer, data: str, horizon: int, runs: int = 16) -> dict
         areas, finals = ([float(np.mean(measure(it))) for it in curves] for measure in (area, lambda c: final(c, 20)))
         ratios[name] = {"area": areas[0] / areas[1], "final": finals[0] / finals[1]}
     return ratios
+
+
+def _ratios_of(kept: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float]]:
+    """Read what `judge` has returned, and `Kept` may have written: in JSON nothing is infinite."""
+    return {name: {measure: loss_of(it) for measure, it in ratios.items()} for name, ratios in kept.items()}
 
 
 def mean_ratio(scores: dict[str, dict[str, float]]) -> float:
