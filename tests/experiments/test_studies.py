@@ -80,6 +80,22 @@ def test_all_runs_everything_once_goes_on_after_a_failure_and_writes_an_index(tm
     assert [resumed for _, _, resumed in ran[3:]] == [True, False, True]  # the second has left nothing
 
 
+def test_all_goes_on_with_the_settings_that_it_began_with_or_not_at_all(tmp_path):
+    ran = []
+    every = everything({"one": Study("one", "The first", lambda task: ran.append(task.seed) or {"levels": []})})
+    every.carry_out(task_in(tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    changes = {"budget": ("quick", "paper"), "seed": (0, 1), "data": ("mnist", "other.npz")}
+    for name, (was, now) in changes.items():
+        says = f"holds another experiment .{name} was {was}, is {now}.*Resume with the same arguments"
+        with pytest.raises(ValueError, match=says):
+            every.carry_out(dataclasses.replace(task_in(tmp_path, resume=True), **{name: now}))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before and ran == [0]
+    # Other artifacts may be tested, as in `transfer` alone.
+    every.carry_out(task_in(tmp_path, resume=True, artifacts=("paper/mnist",)))
+    assert ran == [0, 0]
+
+
 def test_a_folder_is_claimed_for_a_study_and_its_results_say_where_they_come_from(tmp_path):
     task, study = task_in(tmp_path, seed=3), Study("some", "Something", dict)
     task.claim(study, steps=5)

@@ -7,7 +7,6 @@ from typing import Any
 
 from .._core.files import write_text_atomically
 from ..evaluation import LEVEL_HEADINGS, Picture, Sheet, level_cells, strict_json, write_page
-from ..workflows.folder import refuse_used
 from .declaration import Experiment
 from .reproduce import carry_out
 from .study import Study, Task
@@ -17,12 +16,12 @@ def everything(experiments: Mapping[str, Experiment | Study]) -> Study:
     """Return the study that carries all of `experiments` out, each in a folder of its own, and writes an index.
 
     The index is written anew after each of them. What an interrupted run has left is resumed. An experiment that
-    cannot run (data that are not there, say) is named in the index with the reason, and the others go on.
+    cannot run (data that are not there, say) is named in the index with the reason, and the others go on. A folder that
+    was begun with another budget, seed or data is refused as a whole: one index would be of both.
     """
 
     def run(task: Task) -> dict[str, Any]:
-        if not task.resume:
-            refuse_used(task.folder)
+        task.claim(study)
         levels: dict[str, list[dict[str, Any]]] = {}
         refused: dict[str, str] = {}
         for number, (name, experiment) in enumerate(experiments.items()):
@@ -38,7 +37,8 @@ def everything(experiments: Mapping[str, Experiment | Study]) -> Study:
         rows = [level for of_one in levels.values() for level in of_one]
         return {"experiment": "all", "title": "All experiments", "levels": rows, "refused": refused}
 
-    return Study("all", "Every experiment, resumed where it stopped, with one index of all levels", run)
+    study = Study("all", "Every experiment, resumed where it stopped, with one index of all levels", run)
+    return study
 
 
 def _write_index(task: Task, levels: Mapping[str, list[dict[str, Any]]], refused: Mapping[str, str]) -> None:
