@@ -343,6 +343,21 @@ def test_resuming_draws_nothing_and_runs_no_teacher_again(tmp_path, monkeypatch)
     assert_same(resumed, reference, folder)
 
 
+def test_what_watches_may_end_it_and_nothing_is_lost(uninterrupted, tmp_path):
+    make, recipe = SETTINGS["Nesterov"]
+    reference, _ = uninterrupted("Nesterov")
+
+    def fail() -> None:
+        raise RuntimeError("the plot is closed")
+
+    with pytest.raises(RuntimeError, match="the plot is closed"):
+        meta_train(make(), FAMILY, recipe, folder=tmp_path, watch=at(Stepped, 8, fail))
+    news = []
+    resumed = meta_train(make(), FAMILY, recipe, folder=tmp_path, resume=True, watch=news.append)
+    assert next(event.step for event in news if isinstance(event, Stepped)) == 9  # the last validation was at 5
+    assert_same(resumed, reference, tmp_path)
+
+
 def test_a_folder_in_use_is_not_overwritten(uninterrupted):
     _, folder = uninterrupted("Nesterov")
     before = {path: path.read_bytes() for path in folder.iterdir()}

@@ -67,7 +67,7 @@ def meta_train(
     `resume`: go on from the folder's checkpoint, to the same result, bit for bit on the same machine, as if there had
     been no interruption; where the family's file or data changed in between, that is warned of, and what stopped before
     its first checkpoint begins anew. `watch`: is called with every event; without, what is to be warned of is a Python
-    warning.
+    warning. An exception of its own at a meta-step ends this, when everything is saved.
 
     All devices are used, and where the program runs as several processes (`jax.distributed.initialize`, before
     anything else), those of all processes; each must make the same call. The instances are divided among them; the
@@ -306,7 +306,13 @@ class _MetaTraining(Generic[AnyOptimizer]):
         # What nothing can be said of, such as the noise of a single meta-gradient, is not a number.
         told = (report.signal_to_noise, report.clipped, report.lost)
         more = (None if it is None or np.isnan(it) else float(it) for it in told)
-        self._tell(Stepped(step, loss, norm, float(report.rate), self.seconds, *more))
+        try:
+            self._tell(Stepped(step, loss, norm, float(report.rate), self.seconds, *more))
+        except Exception:
+            # What watches may end it. Of several processes the others know nothing of that, and would not save.
+            if jax.process_count() == 1:
+                self._save(moved)
+            raise
         return moved
 
     def _roll_back(self, learner: Learner, step: int, what: str) -> Learner:
