@@ -36,7 +36,7 @@ from bygrad.workflows.specialize import (
     protocol_of,
     specialize,
 )
-from bygrad.workflows.worth import _seconds_saved, sentences
+from bygrad.workflows.worth import _beside_lbfgs, _seconds_saved, sentences
 
 HORIZON = 12
 TUNING = Tuning(np.array([0.01, 0.03]), final=np.array([1.0, 2.0]), area=np.array([2.0, 1.0]))
@@ -343,7 +343,7 @@ def test_a_loss_that_leaves_its_domain_at_once_is_told(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-LBFGS = {"runs": 8, "steps": 7, "minibatches": 16}
+LBFGS = {"runs": 8, "steps": 7, "minibatches": 16, "low": 0.5, "high": 1.5}
 
 
 def test_worth_in_words_says_when_no_time_is_saved():
@@ -373,9 +373,6 @@ def test_worth_in_words_says_when_no_time_is_saved():
     assert "repay" in sentences(worth | {"seconds_saved_per_run": 0.5, "break_even_runs": 180})[-1]
     start = worth | {"seconds_saved_per_run": 0.5, "seconds_of_meta_training": None}
     assert sentences(start)[-1].startswith("nothing that was learned is in it")
-    there = {"final_loss": 1.0, "ours_there": [4.0, 3.0, 5.0]}
-    ahead = worth | {"second_order_at_equal_seconds": LBFGS | there}
-    assert "0.25 x that of this optimizer in as many. Use L-BFGS instead" in sentences(ahead)[2]
     negative = {"mean_loss": -2.5, "best_mean_loss": -2.0, "mean_loss_at_equal_seconds": -1.0, "final_loss": math.inf}
     mean, final, *_ = sentences(worth | negative | {"best_final_loss": -3.0})
     assert "0.5 below that of the best tuned baseline (Adam) at equal steps, 1 above at equal seconds" in mean
@@ -385,6 +382,30 @@ def test_worth_in_words_says_when_no_time_is_saved():
     _, final, beside, _ = sentences(worth | lost)
     assert "final loss: as infinite as that of the best tuned baseline (Nesterov)" in final
     assert "as infinite as that of this optimizer in as many" in beside
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "factor", "advice"),
+    [
+        ([4.0, 3.0, 5.0], {}, "0.25 x", "use"),
+        ([4.0, 0.9, 7.0], {}, "0.25 x", "unsure"),
+        ([0.8, 0.6, 1.1], {}, "1.25 x", "unsure"),
+        ([0.5, 0.4, 0.6], {}, "2.00 x", "none"),
+        ([4.0, 4.0, 4.0], {"runs": 1}, "0.25 x", "unsure"),
+        # Of lost runs there are no ratios: an interval is held against an interval.
+        ([None, 2.0, None], {}, "0.00 x", "use"),
+        ([None, 1.2, None], {}, "0.00 x", "unsure"),
+        ([4.0, 3.0, 5.0], {"final_loss": None, "high": None}, "inf x", "unsure"),
+        ([0.3, 0.2, 0.4], {"final_loss": None, "high": None}, "inf x", "none"),
+        ([None, 2.0, None], {"final_loss": None, "high": None}, "as infinite as", "unsure"),
+    ],
+)
+def test_lbfgs_is_advised_where_the_runs_tell_that_it_is_better(ours, theirs, factor, advice):
+    second = LBFGS | {"final_loss": 1.0, "ours_there": ours} | theirs
+    said = _beside_lbfgs({"best_final_baseline": "Adam", "second_order_at_equal_seconds": second})
+    _, _, said = said.partition("runs): ")
+    assert said.partition(". ")[0] == f"{factor} that of this optimizer in as many"
+    assert ("Use L-BFGS instead" in said, "So few runs do not tell" in said) == (advice == "use", advice == "unsure")
 
 
 def test_time_is_saved_by_no_run_that_diverges_where_all_baselines_do():

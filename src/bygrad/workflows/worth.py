@@ -175,7 +175,7 @@ def _seconds_saved(
 
 
 def sentences(worth: Mapping[str, Any]) -> list[str]:
-    """Say in words what a specialization is worth."""
+    """Say in words what a specialization is worth, as it is or as JSON has it."""
     mean, final = (_against(worth[f"{key}_loss"], worth[f"best_{key}_loss"]) for key in ("mean", "final"))
     same_time = _against(worth["mean_loss_at_equal_seconds"], worth["best_mean_loss"])
     slower = worth["seconds_per_step"] / worth["baseline_seconds_per_step"]
@@ -199,17 +199,25 @@ def sentences(worth: Mapping[str, Any]) -> list[str]:
 
 def _beside_lbfgs(worth: Mapping[str, Any]) -> str:
     second = worth["second_order_at_equal_seconds"]
-    theirs, ours = loss_of(second["final_loss"]), second["ours_there"][0]
+    theirs, (ours, low, high) = loss_of(second["final_loss"]), map(loss_of, second["ours_there"])
+    # Where runs are lost, ours is an interval of its own (`_beside`), and so is what it is held against.
+    lost = math.isinf(ours) or math.isinf(theirs)
+    least, most = (loss_of(second[end]) for end in ("low", "high")) if lost else (theirs, theirs)
     said = (
         f"final loss of L-BFGS, in the seconds of a run of {worth['best_final_baseline']} ({second['steps']} steps of"
         f" {second['minibatches']} minibatches, {second['runs']} runs): {_against(theirs, ours)} that of this optimizer"
         " in as many"
     )
-    return f"{said}. Use L-BFGS instead, if the end of a run is what counts" if theirs < ours else said
+    if most < low and second["runs"] > 1:
+        return f"{said}. Use L-BFGS instead, if the end of a run is what counts"
+    if least <= high:  # and one run alone tells nothing apart
+        return f"{said}. So few runs do not tell which of the two is lower"
+    return said
 
 
-def _against(ours: float, theirs: float) -> str:
+def _against(ours: float | None, theirs: float | None) -> str:
     """Say how much larger a loss is: as a factor, or where there is none as a difference."""
+    ours, theirs = loss_of(ours), loss_of(theirs)
     if math.isinf(ours) and math.isinf(theirs):
         return "as infinite as"
     factor, more = ratio(ours, theirs), ours - theirs
