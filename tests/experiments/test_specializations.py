@@ -65,7 +65,14 @@ def test_intervals_are_of_the_differences_in_pairs_so_that_hard_runs_are_hard_fo
     protocol = Protocol(4, runs=8, tuning_runs=1, second_order_runs=0)
     ours_is, rival_is = ("Controller", "learned"), ("SGD", "hand-designed")
     ours, rival = row(*ours_is, list(0.9 * hardness)), row(*rival_is, list(hardness))
-    worth = worth_of(SGD(jnp.asarray(0.01)), ours, {"sgd": rival}, BASELINES, Quadratic(2), protocol, 1.0)
+    told, watch = [], lambda *it: told.append(it)
+    worth = worth_of(SGD(jnp.asarray(0.01)), ours, {"sgd": rival}, BASELINES, Quadratic(2), protocol, 1.0, watch)
+    assert list(dict.fromkeys(what for what, _, _ in told)) == [
+        "timing single runs",
+        "comparing in seconds",
+        "running L-BFGS in as many seconds",
+    ]
+    assert all(0 <= done <= total for _, done, total in told)
     for measure, each in (("mean_loss", 4), ("final_loss", 1)):
         assert worth[measure] == pytest.approx(0.9 * hardness.mean() / each)
         assert worth["intervals"][measure] == pytest.approx([0.9 * hardness.mean() / each] * 2)  # in every run alike
@@ -75,8 +82,8 @@ def test_intervals_are_of_the_differences_in_pairs_so_that_hard_runs_are_hard_fo
     assert worth["intervals"]["final_loss"] == pytest.approx([worth["best_final_loss"] - 1] * 2)
     steps = worth["steps_at_equal_seconds"]
     assert set(steps) == {"mean_loss", "final_loss"}
-    told = rows_of(worth)
-    assert [(it["low"], it["high"]) for it in told[:4:2]] == [tuple(worth["intervals"][it]) for it in steps]
+    levels = rows_of(worth)
+    assert [(it["low"], it["high"]) for it in levels[:4:2]] == [tuple(worth["intervals"][it]) for it in steps]
     lost = row("Controller", "learned", [math.inf, *hardness[1:]])
     worth = worth_of(SGD(jnp.asarray(0.01)), lost, {"sgd": rival}, BASELINES, Quadratic(2), protocol, 1.0)
     assert math.isinf(worth["mean_loss"]) and math.isinf(worth["intervals"]["mean_loss"][1])

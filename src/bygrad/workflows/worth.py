@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 
 from .._core import trees
 from .._core.programs import Program
+from .._core.types import Tick
 from ..evaluation import (
     LBFGS,
     Interval,
@@ -43,6 +44,10 @@ LBFGS_SAMPLE = 16
 objective of all data may take longer for a step than all else has for a run."""
 
 
+def _unwatched(what: str, done: int, total: int) -> None:
+    """Nobody is told."""
+
+
 def worth_of(
     optimizer: Optimizer,
     ours: Mapping[str, Any],
@@ -51,11 +56,13 @@ def worth_of(
     family: ProblemFamily,
     protocol: Protocol,
     spent: float | None,
+    watch: Tick = _unwatched,
 ) -> dict[str, Any]:
     """Hold the kept optimizer against the best tuned baselines: in steps, in seconds, and over many runs.
 
     **Arguments:** `ours`: its row of the `rows` of a report. `baselines`: those that were tuned. `family`: what `rows`
-    are of. `spent`: seconds of the meta-training that the optimizer came from, None for one that needed none.
+    are of. `spent`: seconds of the meta-training that the optimizer came from, None for one that needed none. `watch`:
+    is called with what is done, how much of how much.
 
     **Returns:** The mean loss and the final one, at equal steps and at equal seconds, with those of the best baselines;
     and `intervals`: the ends of what the runs, in pairs, say of the ratio to that baseline, times its mean. A loss that
@@ -67,7 +74,7 @@ def worth_of(
     rates = {final_label: by_label[final_label]["learning_rate"]}
     rates[area_label] = by_label[area_label]["area_learning_rate"]
     rivals = [with_learning_rate(baselines[label](), rate) for label, rate in rates.items()]
-    ours_step, *steps = seconds_per_step([optimizer, *rivals], family, protocol)
+    ours_step, *steps = seconds_per_step([optimizer, *rivals], family, protocol, watch)
     rival_steps = dict(zip(rates, steps, strict=True))
     runs = {label: {key: _runs(row, key) for key in ("area", "final")} for label, row in by_label.items()}
     mean_rival, final_rival = runs[area_label]["area"] / horizon, runs[final_label]["final"]
@@ -76,15 +83,18 @@ def worth_of(
     # The same wall-clock as the rival's whole run: ours is told that its run is so much shorter. It is never longer, as
     # no step of ours does less than one of the rivals, and what was timed otherwise is noise.
     same_time = {label: min(horizon, max(1, math.floor(horizon * it / ours_step))) for label, it in rival_steps.items()}
-    in_time = {
-        steps: run_curves(optimizer, family, key, horizon=steps, runs=protocol.runs, chunk=protocol.chunk)[0]
-        for steps in set(same_time.values())
-    }
+    in_time, tick = {}, functools.partial(watch, "comparing in seconds")
+    options: dict[str, Any] = {"runs": protocol.runs, "chunk": protocol.chunk, "tick": tick}
+    for steps in set(same_time.values()):
+        tick(0, protocol.runs)
+        in_time[steps], _ = run_curves(optimizer, family, key, horizon=steps, **options)
     mean_steps, final_steps = same_time[area_label], same_time[final_label]
     ends = final(in_time[final_steps], max(1, final_steps // 20))
     whole_run = horizon * rival_steps[final_label]
     saved = _seconds_saved(ours["curve"], best_final, protocol.final_window, ours_step, whole_run)
+    watch("running L-BFGS in as many seconds", 0, 1)
     theirs, second_order = lbfgs_in_time(family, protocol, whole_run)
+    watch("running L-BFGS in as many seconds", 1, 1)
     second_order["ours_there"] = list(_beside(ends[: len(theirs)], theirs))
     found = {
         "mean_loss": _beside(_runs(ours, "area") / horizon, mean_rival),
@@ -149,7 +159,9 @@ def _noisy(family: ProblemFamily, key: PRNGKeyArray) -> Bool[Array, ""]:
     return jnp.any(jnp.stack(jax.tree.leaves(differ)))
 
 
-def seconds_per_step(optimizers: list[Optimizer], family: ProblemFamily, protocol: Protocol) -> list[float]:
+def seconds_per_step(
+    optimizers: list[Optimizer], family: ProblemFamily, protocol: Protocol, watch: Tick = _unwatched
+) -> list[float]:
     """Time single runs, problem and optimizer together: the least of several, by turns, so that what else the machine
     does disturbs all alike. Where runs are short there are many, since a moment disturbs all of a few. Held-out losses
     are left out, as nobody looks at them in every step."""
@@ -157,7 +169,9 @@ def seconds_per_step(optimizers: list[Optimizer], family: ProblemFamily, protoco
     times: list[list[float]] = [[] for _ in optimizers]
     turns, started = 0, time.perf_counter()
     while turns < FEWEST_TURNS or (turns < MOST_TURNS and time.perf_counter() - started < SECONDS_OF_TURNS):
-        for optimizer, taken in zip(optimizers, times, strict=True):
+        for which, (optimizer, taken) in enumerate(zip(optimizers, times, strict=True)):
+            # Told between runs, so that it is none of their time.
+            watch("timing single runs", turns * len(times) + which, max(turns + 1, FEWEST_TURNS) * len(times))
             began = time.perf_counter()
             jax.block_until_ready(compiled_loss_curves(optimizer, timed, keys, protocol.horizon))
             taken.append(time.perf_counter() - began)
