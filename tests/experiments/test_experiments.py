@@ -437,6 +437,8 @@ def test_a_finished_experiment_is_resumed_to_the_same_results(done, experiment):
     results, folder, _ = done
     again = reproduce(experiment, "paper", folder, display()[0], resume=True, command="bygrad reproduce tiny")
     assert again["optimizers"].keys() == results["optimizers"].keys()
+    for part in ("tuning", "evaluation"):
+        assert again["seconds"][part] == results["seconds"][part] > 0
     plain = json.loads((folder / "results.json").read_text())
     for name, row in plain["optimizers"].items():
         assert row["final"] == json.loads(

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from ..evaluation import LEVEL_HEADINGS, Sheet, bootstrap_ratio, level_cells, level_row, loss_of, strict_json
 from ..problems import find_family
+from ..workflows.folder import reported
 from ..workflows.specialize import Objective, specialize
 from ..workflows.worth import ratio
 from .declaration import Budget
-from .study import Study, Task, reported
+from .study import Study, Task
 
 
 @dataclasses.dataclass(frozen=True)

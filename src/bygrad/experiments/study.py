@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._core.files import read_json, write_text_atomically
+from .._core.files import write_text_atomically
 from ..deploy.jax import versions
 from ..evaluation import Picture, Protocol, Sheet, strict_json, write_page, write_report
 from ..optimizers import PAPER_BASELINES, Baselines, Optimizer
 from ..problems import ProblemFamily
 from ..workflows.display import Display
-from ..workflows.folder import claim
+from ..workflows.folder import claim, reported
 from ..workflows.work import evaluate, machine, slug
 from .declaration import Budget, Experiment
 
@@ -66,17 +66,6 @@ class Task:
         write_text_atomically(self.folder / "results.json", json.dumps(strict_json(whole), indent=1))
         write_page(self.folder, whole["title"], f"{statement} {self.command}", parts)
         return whole
-
-
-def reported(folder: Path) -> dict[str, Any] | None:
-    """Return the results that an earlier run has written a report of, or None. The page comes last: where it was not
-    drawn any more, it is now."""
-    if not (kept := folder / "results.json").exists():
-        return None
-    results = read_json(kept)
-    if not (folder / "report.html").exists():
-        write_report(results, folder)
-    return results
 
 
 @dataclasses.dataclass(frozen=True)

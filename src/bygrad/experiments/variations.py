@@ -32,9 +32,10 @@ from ..metagrads import Backprop, Replay
 from ..optimizers import LSTM, GlobalLSTM, MemoryLSTM, Optimizer, Scaled, Window
 from ..problems import ProblemFamily, find_family
 from ..training import Recipe, describe
+from ..workflows.folder import reported
 from ..workflows.work import evaluate, meta_training_results, slug, train_seeds
 from .declaration import Budget
-from .study import Study, Task, reported
+from .study import Study, Task
 
 Build = Callable[[PRNGKeyArray], Optimizer]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core.files import read_json, unwritable, write_text_atomically
-from ..evaluation import strict_json
+from ..evaluation import strict_json, write_report
 from ..training import from_lead
 from ..training.folder import LOCK
 
@@ -69,6 +69,17 @@ def leaving_nothing(folder: Path) -> Iterator[None]:
         raise
 
 
+def reported(folder: Path) -> dict[str, Any] | None:
+    """Return the results that an earlier run has written a report of, or None. The page comes last: where it was not
+    drawn any more, it is now."""
+    if not (kept := folder / "results.json").exists():
+        return None
+    results = read_json(kept)
+    if not (folder / "report.html").exists():
+        write_report(results, folder)
+    return results
+
+
 class Kept(dict[str, dict[str, Any]]):
     """Results by name that are in a file as soon as they are here, and are read from it where it exists."""
 
@@ -79,3 +90,12 @@ class Kept(dict[str, dict[str, Any]]):
     def __setitem__(self, name: str, results: dict[str, Any]) -> None:
         super().__setitem__(name, results)
         write_text_atomically(self._path, json.dumps(strict_json(dict(self))))
+
+
+def seconds_kept(folder: Path, what: str, seconds: float | None) -> float | None:
+    """Keep in a folder how many seconds something took; or, with None, where it was not done now or not as a whole,
+    return what was kept, if anything."""
+    kept = Kept(folder / "seconds.json")
+    if seconds is not None:
+        kept[what] = {"seconds": seconds}
+    return kept.get(what, {}).get("seconds")

@@ -48,7 +48,7 @@ from ..training import (
 from ..training.folder import LOG
 from ..unroll import Inner, apart, begin, rollout
 from .display import Display
-from .folder import Kept, refuse_used
+from .folder import Kept, refuse_used, seconds_kept
 
 METATRAINING = "metatraining"
 """In the folder of a training, where its log and its checkpoint are."""
@@ -270,14 +270,15 @@ def tune(
     display: Display,
     baselines: Baselines = PAPER_BASELINES,
 ) -> tuple[dict[str, Tuning], float | None]:
-    """Tune the baselines, but for those that an interrupted run has in the folder; then nobody knows how long all took.
+    """Tune the baselines, but for those that an interrupted run has in the folder.
 
-    **Returns:** the tunings, and the seconds, or `None`.
+    **Returns:** the tunings, and the seconds, those of the run that tuned them; `None` where tuning itself was
+    interrupted, as then nobody knows how long all took.
     """
     kept = Kept(folder / "tuning.json")
     whole, started = not kept, time.perf_counter()
     tunings = tune_baselines(family, protocol, baselines, display.phase, kept)
-    return tunings, time.perf_counter() - started if whole else None
+    return tunings, seconds_kept(folder, "tuning", time.perf_counter() - started if whole else None)
 
 
 def evaluate(
