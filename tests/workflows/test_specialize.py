@@ -18,17 +18,18 @@ from rich.console import Console
 
 import bygrad
 from bygrad.deploy.jax import export
-from bygrad.evaluation import Tuning
+from bygrad.evaluation import Tuning, strict_json
 from bygrad.metagrads import NRES, Members
 from bygrad.optimizers import BASELINES, Controller, dials_of, turned
 from bygrad.problems import HeldOut, Mixture, MLPClassifier, ProblemFamily, find_family
-from bygrad.training import PatternSearch, Recipe, Warned, describe
+from bygrad.training import PatternSearch, Recipe, Stepped, Validated, Warned, describe
 from bygrad.unroll import Windows
 from bygrad.workflows import worth as worth_module
 from bygrad.workflows.display import Display
 from bygrad.workflows.specialize import (
     START_BRANCH,
     VALIDATIONS,
+    WORTH_TRYING,
     Specialized,
     _Specialization,
     choose_recipe,
@@ -105,11 +106,29 @@ def test_it_leaves_an_optimizer_with_its_evidence(done, folder):
     assert told == (worth["break_even_runs"] is not None)
 
 
-def test_what_is_done_is_not_done_again(done, folder):
-    again = specialize(Bowl(), "3s", horizon=HORIZON, runs=8, folder=folder, resume=True)
-    assert again.results["seconds"]["tuning"] is None
-    for ours, theirs in zip(jax.tree.leaves(again.optimizer), jax.tree.leaves(done.optimizer), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same_optimizer(ours: Specialized, theirs: Specialized) -> None:
+    for one, other in zip(jax.tree.leaves(ours.optimizer), jax.tree.leaves(theirs.optimizer), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_is_finished_is_returned_as_it_is(done, folder, monkeypatch):
+    before, module, out = contents(folder), sys.modules[specialize.__module__], io.StringIO()
+    for work in ("tune", "tuned_levels", "train", "evaluate", "worth_of", "run_curves"):
+        monkeypatch.setattr(module, work, None)
+    shown = Display(Console(file=out))
+    again = specialize(Bowl(), "3s", horizon=HORIZON, runs=8, folder=folder, resume=True, display=shown)
+    assert contents(folder) == before
+    assert again.results == strict_json(done.results) and (again.kept, again.path) == (done.kept, done.path)
+    assert_same_optimizer(again, done)
+    for line in sentences(done.results["specialization"]):
+        assert line in out.getvalue()
+
+
+def test_a_folder_in_use_is_not_for_another(done, folder):
     with pytest.raises(FileExistsError, match="already exists"):
         specialize(Bowl(), "3s", horizon=HORIZON, folder=folder)
     for budget, runs in (("20s", 8), ("3s", 9)):
@@ -117,9 +136,18 @@ def test_what_is_done_is_not_done_again(done, folder):
             specialize(Bowl(), budget, horizon=HORIZON, runs=runs, folder=folder, resume=True)
 
 
+def test_what_stopped_before_its_report_is_compared_and_told_how_long_tuning_took(done, folder):
+    copy = shutil.copytree(folder, folder.with_name("cut"))
+    (copy / "results.json").unlink()
+    again = specialize(Bowl(), "3s", horizon=HORIZON, runs=8, folder=copy, resume=True)
+    assert_same_optimizer(again, done)
+    assert again.results["seconds"]["tuning"] == done.results["seconds"]["tuning"]
+
+
 @pytest.mark.slow
 def test_a_damaged_pace_is_named_and_learning_begins_anew_once_it_is_deleted(done, folder):
     copy = shutil.copytree(folder, folder.with_name("damaged"))
+    (copy / "results.json").unlink()  # as what is finished needs no pace any more
     (copy / "pace.json").write_text('{"seconds": 2')
     carry_on = lambda: specialize(Bowl(), "3s", horizon=HORIZON, runs=8, folder=copy, resume=True)  # noqa: E731
     with pytest.raises(ValueError, match=r"pace\.json is damaged .*Delete it and the folder metatraining"):
@@ -528,10 +556,38 @@ def test_validations_take_a_quarter_of_the_time_at_most():
     assert pace_of(recipe, 80.0, 1.0, 10.0, True) == {"seconds": 70.0, "validate_every": 60}
     # Of 160 four take 40, and 40 meta-steps come before each but the first.
     assert pace_of(recipe, 160.0, 1.0, 10.0, True) == {"seconds": 150.0, "validate_every": 40}
-    # There is time for ten meta-steps, and for a validation before and after them.
-    for left, step, validation in ((1.0, 10.0, 50.0), (-5.0, 1.0, 20.0), (80.0, 1.0, 1e3)):
-        pace = pace_of(recipe, left, step, validation, True)
-        assert pace == {"seconds": 10 * step + validation, "validate_every": 10}
+
+
+def test_where_there_is_no_time_to_learn_anything_some_meta_steps_are_taken_all_the_same():
+    """They are counted, as beginning alone may take longer than what is left, and validated before and after."""
+    recipe = choose_recipe(400, 90.0, 0)
+    for left, step, validation in ((1.0, 10.0, 50.0), (-5.0, 1e-3, 5e-3), (80.0, 1.0, 1e3), (0.5, 1e-3, 5e-3)):
+        few = dataclasses.replace(recipe, **pace_of(recipe, left, step, validation, True))
+        assert (few.seconds, few.meta_steps, few.validate_every) == (None, WORTH_TRYING, WORTH_TRYING)
+        assert few.warmup < WORTH_TRYING / 2  # or the cosine would be over when the rate has risen
+        assert few.meta_learning_rate == recipe.meta_learning_rate
+    assert pace_of(recipe, 1.0, 10.0, 50.0, False)["meta_learning_rate"] == 3 * recipe.meta_learning_rate
+
+
+@pytest.mark.slow
+def test_a_budget_that_is_too_short_is_told_before_meta_training_and_something_is_learned_all_the_same(tmp_path):
+    out = io.StringIO()
+    shown = Display(Console(file=out))
+    task = dataclasses.replace(under_way(None, folder=tmp_path, seconds=1e-3), display=shown)
+    recipe, start = choose_recipe(HORIZON, 1e-3, 0), Controller(jax.random.key(0))
+    recipe, pilot = task._paced(recipe, start, "", 1e-3)
+    told = out.getvalue()
+    assert "compiling, and timing meta-steps 0/6" in told
+    assert (
+        "0.001 s are too few here" in told and "20 meta-steps are taken all the same" in told and "(--budget)" in told
+    )
+    trained = task._trained(start, recipe, {}, pilot)
+    assert len(trained.log.of(Stepped)) == WORTH_TRYING
+    assert [event.step for event in trained.log.of(Validated)] == [0, WORTH_TRYING]
+    assert "too few to learn from" not in out.getvalue()
+    # Who resumes is given the same pace, and finds it done.
+    again, _ = task._paced(choose_recipe(HORIZON, 1e-3, 0), start, "", 1e-3)
+    assert describe(again) == describe(recipe)
 
 
 def test_what_is_timed_has_no_held_out_loss(monkeypatch):

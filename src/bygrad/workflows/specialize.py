@@ -36,9 +36,19 @@ from ..metagrads import NRES, Members
 from ..optimizers import HAND_DESIGNED, AdamWCosine, Baselines, Controller, Optimizer, declare, dials_of, turned
 from ..problems import HeldOut, ProblemFamily, check_family, describe_family, halved, hold_out
 from ..problems.base import FAMILY_CHANGED, digest_family
-from ..training import MetaTrained, PatternSearch, Recipe, Stepped, Validated, is_begun, meta_train, validation_keys
+from ..training import (
+    Event,
+    MetaTrained,
+    PatternSearch,
+    Recipe,
+    Stepped,
+    Validated,
+    is_begun,
+    meta_train,
+    validation_keys,
+)
 from .display import Display
-from .folder import Kept, claim, leaving_nothing
+from .folder import Kept, claim, leaving_nothing, reported, seconds_kept
 from .work import METATRAINING, evaluate, meta_training_results, train, trained_on, tune
 from .worth import rows_of, sentences, worth_of
 
@@ -73,7 +83,9 @@ VALIDATIONS, VALIDATED_PART = 12, 1 / 4
 START_BRANCH, ROUNDS_BRANCH, KEPT_BRANCH = 2**31 + 1, 2**31 + 2, 2**31 + 3
 """Of the key of the runs that are compared: smaller numbers are what the runs themselves go by."""
 WORTH_TRYING = 20
-"""Meta-steps below which nothing can have been learned, and it is said why."""
+"""Meta-steps below which nothing can have been learned. Where time is too short, they are taken all the same."""
+BEGINNING = 1.0
+"""Seconds that a meta-training needs to begin, at most, when all is compiled."""
 LATE = 3.0
 """By what power of time losses count where the end of a run decides: the last twentieth is then a fifth of them. Who
 learns from the mean over the run learns to be fast, and a network that is trained sooner overfits sooner."""
@@ -132,14 +144,15 @@ def specialize(
     (`benchmarks/records/rules.json`). `meta_train` takes them; `docs/rules.md` has a recipe.
 
     **Arguments:** `budget`: time for dials and meta-training, compilation included: seconds, or text as `90s`, `10m`,
-    `1h`; tuning and comparing come on top. `objective`: `"validation"` learns from held-out data, late in runs above
-    all, and chooses by the loss on them at the end; `"training"` learns and chooses by the mean over runs. `held_out`:
-    how many of the last images or characters are kept from training for it (`bygrad.problems.hold_out`), a fifth by
-    default: the first half of them is learned and tuned from, and all are compared by the other half, which nothing
-    has seen. Other families have a `held_out_loss` of their own, or none. `horizon`: steps of a run. `pretrained`: a
-    controller that may be started from, an artifact's name or file; `None` starts as a tuned one in any case.
-    `folder`: for `optimizer.safetensors`, `report.html`, `results.json` and `metatraining/`. `resume`: go on with what
-    an interrupted call left there. `runs`: fresh instances to compare on.
+    `1h`; tuning and comparing come on top, and 20 meta-steps where it leaves no time for so many, which is said.
+    `objective`: `"validation"` learns from held-out data, late in runs above all, and chooses by the loss on them at
+    the end; `"training"` learns and chooses by the mean over runs. `held_out`: how many of the last images or
+    characters are kept from training for it (`bygrad.problems.hold_out`), a fifth by default: the first half of them is
+    learned and tuned from, and all are compared by the other half, which nothing has seen. Other families have a
+    `held_out_loss` of their own, or none. `horizon`: steps of a run. `pretrained`: a controller that may be started
+    from, an artifact's name or file; `None` starts as a tuned one in any case. `folder`: for `optimizer.safetensors`,
+    `report.html`, `results.json` and `metatraining/`. `resume`: go on with what an interrupted call left there, or
+    return what a finished one did, as it is. `runs`: fresh instances to compare on.
 
     **Raises:** `ValueError`: the budget, the objective, the family or `pretrained` cannot work, or the folder holds
     something else. `FileExistsError`: the folder is in use and `resume` is off.
@@ -206,20 +219,29 @@ class _Specialization:
         return type(self.family).__name__
 
     @property
+    def path(self) -> Path:
+        return self.folder / "optimizer.safetensors"
+
+    @property
     def rivals(self) -> Baselines:
         return HELD_OUT_RIVALS if self.objective == "validation" else RIVALS
 
     def run(self) -> Specialized:
-        """Tune the baselines, choose a start, learn, compare; keep the better of what was learned and the start."""
+        """Tune the baselines, choose a start, learn, compare; keep the better of what was learned and the start. Or
+        return what is finished."""
         protocol, folder, display = self.protocol, self.folder, self.display
         self._tell_if_changed()
-        started = time.perf_counter()
+        if self.path.exists() and (results := reported(folder)) is not None:
+            display.say(f"{folder} is finished: nothing is done again")
+            return self._specialized(results)
         tunings, tuning_seconds = tune(self.problems, protocol, folder, display, self.rivals)
         recipe = choose_recipe(protocol.horizon, self.seconds, protocol.seed, self.objective, self.problems)
+        started, whole = time.perf_counter(), not (folder / "levels.json").exists()
         levels = self._levels(tunings, recipe)
         start, origin = self._start(tunings)
+        choice_seconds = seconds_kept(folder, "start", time.perf_counter() - started if whole else None)
         if tuning_seconds is not None:  # the choice of a start is a part of it
-            tuning_seconds = time.perf_counter() - started
+            tuning_seconds = None if choice_seconds is None else tuning_seconds + choice_seconds
         begun, turns, before = self._turned(start)
         recipe, pilot = self._paced(recipe, begun, origin, self.seconds - before)
         trained = self._trained(begun, recipe, levels, before + pilot)
@@ -253,9 +275,8 @@ class _Specialization:
             rows["controller"]["note"] = "No better than its start on held-out instances: the start is what was kept."
         kept, row = (trained.optimizer, rows["controller"]) if better else (start, rows["start"])
         kept = declare(kept, protocol.horizon)  # see `choose_recipe`
-        display.phase("comparing in seconds", 0, 1)
-        worth = worth_of(kept, row, rows, self.rivals, self.judged, protocol, spent if better else None)
-        display.phase("comparing in seconds", 1, 1)
+        spent_on_it = spent if better else None
+        worth = worth_of(kept, row, rows, self.rivals, self.judged, protocol, spent_on_it, display.phase)
         evaluation_seconds = time.perf_counter() - started
         results["meta_training"] = meta_training_results(trained, recipe, levels)
         results["seconds"] = {"tuning": tuning_seconds, "meta_training": spent, "evaluation": evaluation_seconds}
@@ -263,14 +284,18 @@ class _Specialization:
         done = {"objective": self.objective, "kept": "learned" if better else "start", "dials": turns}
         results["specialization"] = worth | done
         results["levels"] = rows_of(worth)
-        training = load_artifact(folder / "optimizer.safetensors").manifest.training
+        training = load_artifact(self.path).manifest.training
         if not better:  # the gradients that a guard expects are those that the kept one meets
-            training |= trained_on(kept, self.problems, recipe)
+            training |= trained_on(kept, self.problems, recipe, display.phase)
         training |= {"start": origin, "dials": turns, "objective": self.objective, "seconds": spent}
-        path = self._keep(kept, training, results)
-        for line in sentences(worth):
-            display.say(line, "bold")
-        return Specialized(declare(load(path), protocol.horizon), path, results)
+        self._keep(kept, training, results)
+        return self._specialized(results)
+
+    def _specialized(self, results: dict[str, Any]) -> Specialized:
+        """Say what is kept in the folder is worth, and return it."""
+        for line in sentences(results["specialization"]):
+            self.display.say(line, "bold")
+        return Specialized(declare(load(self.path), self.protocol.horizon), self.path, results)
 
     def _tell_if_changed(self) -> None:
         """Warn where the family is no longer the one that an interrupted run has begun with."""
@@ -366,9 +391,15 @@ class _Specialization:
         if path.exists():
             pace = read_json(path, "Delete it and the folder metatraining beside it, and resume: learning begins anew.")
             return dataclasses.replace(recipe, **pace["recipe"]), pace["pilot"]
-        began = time.perf_counter()
+        began, tick = time.perf_counter(), functools.partial(self.display.phase, "compiling, and timing meta-steps")
+
+        def watch(event: Event) -> None:
+            if isinstance(event, Stepped):
+                tick(event.step, PILOT_STEPS)
+
+        tick(0, PILOT_STEPS)
         few = dataclasses.replace(recipe, meta_steps=PILOT_STEPS, seconds=None)
-        log = meta_train(start, self.problems, few, watch=lambda _: None).log
+        log = meta_train(start, self.problems, few, watch=watch).log
         times = [event.seconds for event in log.of(Stepped)]
         if len(times) < 3:
             raise FloatingPointError(
@@ -381,6 +412,14 @@ class _Specialization:
         validation = others[-1].seconds - times[-1] if others else first.seconds
         pilot = time.perf_counter() - began
         pace = pace_of(recipe, left - pilot, step, validation, origin == self.pretrained)
+        if pace["seconds"] is None:
+            spent, more = self.seconds - left + pilot, WORTH_TRYING * step + 2 * validation
+            self.display.warn(
+                f"{self.seconds:g} s are too few here: dials, compiling and measuring took {spent:.1f} s, which"
+                f" leaves less than it takes to learn anything. {WORTH_TRYING} meta-steps are taken all the same, for"
+                f" about {more:.2g} s more, and may come to nothing. Give a longer budget (--budget),"
+                f" {self._enough(spent)} or more, and another folder (--out)"
+            )
         write_text_atomically(path, json.dumps({"recipe": pace, "pilot": pilot}))
         return dataclasses.replace(recipe, **pace), pilot
 
@@ -392,26 +431,30 @@ class _Specialization:
         trained = train(
             start, self.problems, recipe, self.folder, self.display, name=name, resume=resume, levels=levels
         )
-        if (steps := len(trained.log.of(Stepped))) < WORTH_TRYING:
+        if (steps := len(trained.log.of(Stepped))) < WORTH_TRYING:  # compiled anew by who resumed, or much slower
             self.display.warn(
                 f"{steps} meta-steps fitted into the {self.seconds:.0f} s, as dials, compiling and measuring took"
-                f" {pilot:.0f} s: too few to learn from. Give a longer budget (--budget), {3 * pilot + 60:.0f}s or more"
+                f" {pilot:.0f} s: too few to learn from. Give a longer budget (--budget), {self._enough(pilot)} or more"
                 " here"
             )
         return trained
 
-    def _keep(self, optimizer: Optimizer, training: dict[str, Any], results: dict[str, Any]) -> Path:
-        """Write the report, and the optimizer with what its artifact says of `training`; return its path."""
-        path = self.folder / "optimizer.safetensors"
+    @staticmethod
+    def _enough(spent: float) -> str:
+        """A budget for what takes `spent` seconds before it learns."""
+        return f"{3 * spent + 60:.0f}s"
+
+    def _keep(self, optimizer: Optimizer, training: dict[str, Any], results: dict[str, Any]) -> None:
+        """Write the optimizer, with what its artifact says of `training`, and then the report, by which what is
+        finished is known."""
         export(
             optimizer,
-            path,
+            self.path,
             name=own_name(self.name),
             training=training,
             validation=strict_json(results["specialization"]),
         )
         write_report(results, self.folder)
-        return path
 
 
 def measure_of(objective: Objective) -> Literal["area", "final"]:
@@ -467,11 +510,15 @@ def pace_of(recipe: Recipe, left: float, step: float, validation: float, is_pret
     validations take a fixed part at most.
 
     Where they are few, what begins as a tuned optimizer has far to go, so that each moves three times as far. What is
-    pretrained has not. The last validation comes after `seconds`, in which there is time for ten meta-steps at least.
+    pretrained has not. The last validation comes after `seconds`. Where these would end before there is anything to
+    validate, steps are counted instead: beginning takes longer here and there, and would be all that there is time for.
     """
-    seconds = max(left - validation, 10 * step + validation)
+    seconds = left - validation
     pace: dict[str, Any] = {"seconds": seconds}
     if seconds / step < FEW_META_STEPS and not is_pretrained:
         pace |= {"meta_learning_rate": 3 * recipe.meta_learning_rate}
+    if seconds < BEGINNING + validation + WORTH_TRYING * step:
+        few = {"meta_steps": WORTH_TRYING, "validate_every": WORTH_TRYING, "warmup": WORTH_TRYING // 4}
+        return pace | few | {"seconds": None}
     often = max(1, min(VALIDATIONS, int(VALIDATED_PART * seconds / validation))) if validation > 0 else VALIDATIONS
     return pace | {"validate_every": max(1, round((seconds - often * validation) / step / often))}
