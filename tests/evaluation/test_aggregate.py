@@ -48,6 +48,17 @@ def test_a_share_of_problems_is_drawn_by_pairs_of_runs():
         bootstrap_iqm(apart, resamples=10)
 
 
+def test_runs_of_one_key_tell_no_more_in_many_problems_than_in_one():
+    runs = np.random.default_rng(0).standard_normal((1, 16))
+    one, alike = bootstrap_iqm(runs), np.tile(runs, (9, 1))
+    assert bootstrap_iqm(alike, together=True) == pytest.approx(one)
+    apart = bootstrap_iqm(alike)
+    assert apart.high - apart.low < 0.5 * (one.high - one.low)  # a third, if the nine were independent
+    ours, theirs = np.zeros((9, 2)), np.tile([[1.0, -3.0]], (9, 1))
+    assert bootstrap_share(ours, theirs, together=True) == (0.0, 0.0, 1.0)
+    assert 0 < bootstrap_share(ours, theirs).high < 1
+
+
 class Bowl(ProblemFamily):
     size: float = 1.0
 

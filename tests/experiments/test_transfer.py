@@ -167,6 +167,24 @@ def test_rows_are_put_together():
     assert [(level["ours"], level["low"], level["high"]) for level in found["levels"]] == [(0.5, 0.5, 0.5)] * 2
 
 
+def test_losses_are_relative_to_those_from_the_same_key():
+    table = rows(ours=1.0, adam=1.0, cosine=[1.0, 1.0])
+    for scale, row in zip((1.0, 100.0), table.values(), strict=True):
+        adam, ours = ([it * scale for it in losses] for losses in ([1.0, 2.0, 8.0], [1.0, 4.0, 4.0]))
+        optimizers = row["optimizers"]
+        optimizers["Adam"] |= {"mean": [adam, [1e3 * scale] * 3], "final": [adam, [1e3 * scale] * 3]}
+        optimizers["Ours"] |= {"mean": [ours], "final": [[2 * it for it in adam]]}
+    found = aggregate(table, ["Ours"])["aggregates"]
+    assert found["Adam"]["mean"] == {"mean": 1.0, "low": 1.0, "high": 1.0}  # though its runs differ eightfold
+    assert found["Ours"]["final"] == pytest.approx({"mean": 2.0, "low": 2.0, "high": 2.0})
+    # The one run twice, the other half as much: alike. Those of a key are drawn together, of both rows or of none.
+    assert found["Ours"]["mean"] == pytest.approx({"mean": 1.0, "low": 0.5, "high": 2.0})
+    for row in table.values():
+        row["optimizers"]["Adam"]["final"][0][2] = None
+    lost = aggregate(table, ["Ours"])["aggregates"]
+    assert lost["Ours"]["final"]["mean"] < 1 < lost["Adam"]["final"]["mean"] == np.inf
+
+
 def test_schedule_free_stands_at_one_rate_too(tmp_path, monkeypatch):
     table = rows(ours=0.5, adam=1.0, cosine=[0.4, 0.8])
     without = aggregate(table, ["Ours"])

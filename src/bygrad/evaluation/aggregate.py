@@ -38,9 +38,14 @@ def _middle_mean(draws: Draws) -> Float[np.ndarray, " resamples"]:
     return ordered[:, cut : ordered.shape[1] - cut].mean(axis=1)
 
 
-def bootstrap_iqm(scores: Scores, *, resamples: int = 2_000, level: float = 0.95, seed: int = 0) -> Interval:
+def bootstrap_iqm(
+    scores: Scores, *, together: bool = False, resamples: int = 2_000, level: float = 0.95, seed: int = 0
+) -> Interval:
     """Return `interquartile_mean` with its stratified percentile bootstrap interval: runs are drawn with replacement
     within each problem, so that the problems, which were chosen and not drawn, are all there in every draw.
+
+    **Arguments:** `scores`: `[problems, runs]`. `together`: the runs of a column come from one key, so that they are
+    not independent; every draw then takes the same columns of all problems. The others as in `bootstrap_mean`.
 
     **Raises:** `ValueError` for scores that are not `[problems, runs]` or that are empty, and as `bootstrap_mean` for a
     level outside (0, 1) and for too few resamples.
@@ -51,12 +56,18 @@ def bootstrap_iqm(scores: Scores, *, resamples: int = 2_000, level: float = 0.95
     def of(draws: Indices) -> Float[np.ndarray, " resamples"]:
         return _middle_mean(_drawn(scores, draws))
 
-    ends = _ends(of, scores.shape, resamples, level, seed)
+    ends = _ends(of, scores.shape, together, resamples, level, seed)
     return Interval(interquartile_mean(scores), *ends)
 
 
 def bootstrap_share(
-    ours: Scores, theirs: Scores, *, resamples: int = 2_000, level: float = 0.95, seed: int = 0
+    ours: Scores,
+    theirs: Scores,
+    *,
+    together: bool = False,
+    resamples: int = 2_000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Interval:
     """Return the share of problems in which the mean over runs of `ours` is below that of `theirs`, with its stratified
     percentile bootstrap interval, drawn as in `bootstrap_iqm`: the same runs of both, which began alike.
@@ -81,7 +92,7 @@ def bootstrap_share(
         means = (_drawn(np.where(np.isfinite(it), it, np.inf), draws).mean(axis=2) for it in (ours, theirs))
         return np.less(*means).mean(axis=1)
 
-    ends = _ends(of, ours.shape, resamples, level, seed)
+    ends = _ends(of, ours.shape, together, resamples, level, seed)
     everyone = np.broadcast_to(np.arange(ours.shape[1]), (1, *ours.shape))
     return Interval(float(of(everyone)[0]), *ends)
 
@@ -93,11 +104,13 @@ def _drawn(scores: Scores, draws: Indices) -> Draws:
 def _ends(
     of: Callable[[Indices], Float[np.ndarray, " resamples"]],
     shape: tuple[int, ...],
+    together: bool,
     resamples: int,
     level: float,
     seed: int,
 ) -> tuple[float, float]:
-    """Return the ends of the interval of a statistic of runs drawn within each problem, given by the indices of all."""
+    """Return the ends of the interval of a statistic of runs drawn within each problem, given by the indices of all;
+    `together`: the same of every problem."""
     if len(shape) != 2 or 0 in shape:
         raise ValueError(
             f"scores have shape {shape}, but runs are drawn within problems: give an array [problems, runs] with one"
@@ -105,6 +118,7 @@ def _ends(
         )
     problems, runs = shape
     check_draws(runs, resamples, level)
-    draws = np.random.default_rng(seed).integers(runs, size=(resamples, problems, runs))
+    drawn = np.random.default_rng(seed).integers(runs, size=(resamples, 1 if together else problems, runs))
+    draws = np.broadcast_to(drawn, (resamples, problems, runs))
     low, high = np.sort(of(draws))[ends_of(resamples, level)]
     return float(low), float(high)

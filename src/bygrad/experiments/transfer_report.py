@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._core.files import write_text_atomically
-from ..evaluation import bootstrap_iqm, bootstrap_share, level_row, loss_of, write_report
+from ..evaluation import Interval, bootstrap_iqm, bootstrap_share, level_row, loss_of, write_report
 from ..evaluation.drawing import save
 from ..evaluation.figures import ratios
 from ..evaluation.report import html_figure, html_page, html_table, number
@@ -47,10 +47,10 @@ def aggregate(rows: Rows, learned: Sequence[str], outside: Collection[str] = ())
     """Return what the rows say together, as JSON values; `outside`: those of kinds that nothing was learned on.
 
     `table`: for every row and column, means over the runs of each measure, the learning rate and the seconds of a step.
-    `aggregates`: for every column and measure, the interquartile mean over rows and runs of the loss relative to tuned
-    Adam's mean in the row, with its interval; and the share of runs that diverged. `won`: for every learned
-    optimizer, rival (or several at once) and measure, in how many rows it is below, and in how many of those outside.
-    `levels`, `summary`: for the report and the terminal.
+    `aggregates`: for every column and measure, the geometric mean of the middle half, over rows and runs, of losses
+    relative to those of tuned Adam from the same key, with its interval; and the share of runs that diverged.
+    `won`: for every learned optimizer, rival (or several at once) and measure, in how many rows it is below, and in how
+    many of those outside. `levels`, `summary`: for the report and the terminal.
     """
     kinds = {name: entry["kind"] for name, entry in next(iter(rows.values()))["optimizers"].items()}
     rates = {name: calibrate(rows, name) for name in CALIBRATED if name in kinds}
@@ -60,9 +60,11 @@ def aggregate(rows: Rows, learned: Sequence[str], outside: Collection[str] = ())
     for name, cells in columns.items():
         shown = (*MEASURES, "rate", "schedule", "seconds")
         table[name] = {row: {key: cell[key] for key in shown} for row, cell in cells.items()}
-        scores = {measure: _runs(cells, measure) / _means(columns[REFERENCE], measure) for measure in MEASURES}
         aggregates[name] = {"kind": kinds[name], "diverged": float(np.mean([cell["lost"] for cell in cells.values()]))}
-        aggregates[name] |= {measure: bootstrap_iqm(its)._asdict() for measure, its in scores.items()}
+        aggregates[name] |= {
+            measure: _relative(*(_runs(it, measure) for it in (cells, columns[REFERENCE])))._asdict()
+            for measure in MEASURES
+        }
     won: dict[str, Any] = {name: {} for name in learned}
     levels, summary = [], []
     for name in learned:
@@ -76,7 +78,7 @@ def aggregate(rows: Rows, learned: Sequence[str], outside: Collection[str] = ())
             summary.append(f"{name}, not tuned, is below {TOLD.get(rival) or rival}, of {len(rows)} rows in: {told}")
         for rival, reach in REACH.items():
             what = f"share of rows in which {name}, not tuned, has a lower mean training loss than {TOLD[rival]}"
-            share = bootstrap_share(*(_runs(columns[it], "mean") for it in (name, rival)))
+            share = bootstrap_share(*(_runs(columns[it], "mean") for it in (name, rival)), together=True)
             levels.append(level_row(what, reach, *share, at_least=True))
     return {
         "table": table,
@@ -146,9 +148,18 @@ def _runs(cells: Mapping[str, Mapping[str, Any]], measure: str) -> np.ndarray:
     return np.stack([cell["runs"][measure] for cell in cells.values()])
 
 
-def _means(cells: Mapping[str, Mapping[str, Any]], measure: str) -> np.ndarray:
-    """Return the means of a column over the runs of each row, `[rows, 1]`."""
-    return np.array([[cell[measure]] for cell in cells.values()])
+def _relative(losses: np.ndarray, reference: np.ndarray) -> Interval:
+    """Return how losses stand to a reference's, `[rows, runs]` both: the geometric mean of the middle half of ratios.
+
+    Runs are divided in pairs, which share their key and so start and minibatches; divided by the mean of its own runs,
+    the reference itself would not stand at 1. Logarithms, because half and twice the loss are equally far from it. Keys
+    are the same in all rows, and drawn for all of them at once.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(losses == reference, 1.0, losses / reference)
+    # Where the reference alone is lost, the ratio is the least there is: a score of -inf would count as lost.
+    ratios = np.where(np.isfinite(losses), np.maximum(ratios, np.finfo(float).tiny), np.inf)
+    return Interval(*(float(np.exp(end)) for end in bootstrap_iqm(np.log(ratios), together=True)))
 
 
 def _at_best(entry: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -207,11 +218,14 @@ def write_transfer_report(found: Mapping[str, Any], results: dict[str, Any], fol
             [(entry["kind"], _aggregate_cells(name, entry)) for name, entry in found["aggregates"].items()],
             text_columns=1,
         ),
-        '<p class="notes">Losses relative to the mean of tuned Adam in the row: below 1 is better. A run that ends in a'
-        " loss that is not finite has diverged, and counts as infinite.</p>",
+        '<p class="notes">Losses relative to those of tuned Adam in the same row and from the same key, and their'
+        " geometric mean over the middle half: below 1 is better. Runs of one key are drawn together for the intervals,"
+        " as they begin alike in all rows. A run that ends in a loss that is not finite has diverged, and counts as"
+        " infinite.</p>",
         html_figure(
             (folder / "ratios.svg").read_text(),
-            "Mean losses as shares of tuned Adam's: a dot for each row, a stroke for all together; arrows lie beyond.",
+            "Mean losses as shares of tuned Adam's: a dot for each row, its means over runs; a stroke for all together,"
+            " the interquartile mean of runs in pairs. Arrows lie beyond.",
         ),
     ]
     for measure, text in MEASURES.items():
