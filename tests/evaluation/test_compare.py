@@ -38,6 +38,8 @@ FIELDS = {
     "curve_low",
     "curve_high",
     "area_curve",
+    "area_curve_low",
+    "area_curve_high",
     "learning_rate",
     "area_learning_rate",
     "seconds_per_step",
@@ -108,8 +110,11 @@ def test_each_measure_sees_a_baseline_at_its_best(results):
     row = results["sgd"]
     assert (row["learning_rate"], row["area_learning_rate"]) == (0.01, 0.02)
     assert row["curve"] != row["area_curve"]
+    low, mean, high = (np.array(row[f"area_curve{end}"]) for end in ("_low", "", "_high"))
+    assert np.all((low < mean) & (mean < high))
     same = results["nesterov"]
-    assert same["curve"] == pytest.approx(same["area_curve"])
+    for end in ("", "_low", "_high"):
+        assert same[f"curve{end}"] == pytest.approx(same[f"area_curve{end}"])
 
 
 def test_a_protocol_may_save_the_second_run(results):

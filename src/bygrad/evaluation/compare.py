@@ -261,7 +261,8 @@ def compare(
             # Runs lost at either of the two rates: each counts as infinite in its own measure.
             summary["diverged"] = max(summary["diverged"], int(np.sum(~np.isfinite(curves).all(axis=1))))
             summary["each_run"]["area"] = _short(area(curves))
-            summary["area_curve"] = _short(curves.mean(axis=0))
+            for key, curve in zip(("", "_low", "_high"), bootstrap_curves(curves), strict=True):
+                summary[f"area_curve{key}"] = _short(curve)
             summary["area_learning_rate"] = tuning.best_area
         results[name.lower()] = summary
     if protocol.second_order_runs and "lbfgs" not in results and no_objective(family) is None:
@@ -350,6 +351,8 @@ def summarize(kind: str, label: str, curves: Curves, seconds: float, protocol: P
         "learning_rate": None,
         "area_learning_rate": None,
         "area_curve": None,
+        "area_curve_low": None,
+        "area_curve_high": None,
         "runs": len(curves),
         "diverged": int(np.sum(~np.isfinite(curves).all(axis=1))),
         "note": None,
