@@ -1,9 +1,18 @@
 """Figures show what they are given: where it changes, in each optimizer's colour."""
 
+import numpy as np
 import pytest
 
-from bygrad.evaluation.drawing import COLOURS
-from bygrad.evaluation.figures import loss_curves, losses_in_time, meta_training_curve, profiles, ratios, tuning_curves
+from bygrad.evaluation.drawing import COLOURS, colours, dashes
+from bygrad.evaluation.figures import (
+    gains,
+    loss_curves,
+    losses_in_time,
+    meta_training_curve,
+    profiles,
+    ratios,
+    tuning_curves,
+)
 
 
 def test_profiles_show_where_shares_change():
@@ -68,6 +77,84 @@ def test_what_diverged_or_left_the_axis_is_said_beside_its_curve(draw):
     dotted = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
     # A lost run does not go on where it was last seen, and what lies below the axis does not go on at its edge.
     assert [end for end in dotted if low <= end <= high] == ([1.0] if draw is losses_in_time else [])
+
+
+@pytest.mark.parametrize("draw", [loss_curves, losses_in_time])
+def test_names_stand_where_curves_are_drawn_to_end(draw):
+    """Long curves are drawn as means of neighbours: a last loss that is by chance low is not where the line ends."""
+    noise = np.where(np.arange(10_001) % 2, 0.5, -0.5)  # below the mean at the last step
+    rows = {
+        name: {"kind": "learned", "label": name, "curve": (level + sign * noise).tolist(), "seconds_per_step": 0.5}
+        for name, level, sign in (("upper", 2.0, 1.0), ("lower", 1.9, -1.0))
+    }
+    rows["lost"] = {**rows["upper"], "label": "lost", "curve": [*rows["lower"]["curve"][:-1], None]}
+    (axes,) = draw({"optimizers": rows, "horizon": 10_000}).axes
+    at = {text.get_text(): text.xy[1] for text in axes.texts}
+    to_axes = axes.transData + axes.transAxes.inverted()
+    curves = [it for it in axes.lines if it.get_linestyle() == "-"]
+    for line, name in zip(curves, ("upper", "lower", "lost\n(diverged)"), strict=True):
+        drawn = line.get_ydata()[np.isfinite(line.get_ydata())]
+        assert 400 < len(drawn) <= 500
+        assert at[name] == pytest.approx(to_axes.transform((1.0, drawn[-1]))[1])
+    assert at["lower"] < at["upper"]
+
+
+def test_a_single_update_is_a_point_in_time():
+    entry = {"kind": "hand-designed", "label": "Adam", "curve": [4.0, 2.0], "seconds_per_step": 0.5}
+    (axes,) = losses_in_time({"optimizers": {"adam": entry}, "horizon": 1}).axes
+    line = axes.lines[0]
+    assert (line.get_xydata().tolist(), line.get_marker()) == ([[0.5, 2.0]], "o")
+    low, high = axes.get_xlim()
+    assert low < 0.5 < high
+
+
+def test_each_panel_shows_the_intervals_of_its_own_curves():
+    adam = {"kind": "hand-designed", "label": "Adam"}
+    for key, loss in (("curve", 1.0), ("area_curve", 2.0)):
+        adam |= {key + end: [4.0, loss * times] for end, times in (("", 1.0), ("_low", 0.9), ("_high", 1.1))}
+    for axes, loss in zip(loss_curves({"optimizers": {"adam": adam}, "horizon": 1}).axes, (1.0, 2.0), strict=True):
+        (band,) = axes.collections
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert (min(heights), max(heights[heights < 4])) == pytest.approx((0.9 * loss, 1.1 * loss))
+    del adam["area_curve_low"], adam["area_curve_high"]  # of an older record
+    assert [len(it.collections) for it in loss_curves({"optimizers": {"adam": adam}, "horizon": 1}).axes] == [1, 0]
+
+
+def test_rates_at_which_a_run_diverged_are_marked():
+    tunings = {
+        "adam": {"learning_rates": [0.1, 1.0, 10.0], "final": [2.0, 1.0, None], "area": [5.0, None, None]},
+        "sgd": {"learning_rates": [0.1, 1.0, 10.0], "final": [2.0, None, None], "area": [5.0, 4.0, 3.0]},
+    }
+    entry = {"kind": "hand-designed", "curve": [4.0, 2.0, 1.0]}
+    rows = {name: entry | {"label": name, "tuning": tuning} for name, tuning in tunings.items()}
+    figure = tuning_curves({"optimizers": rows, "horizon": 2})
+    marked = [
+        {it.get_color(): it.get_xdata().tolist() for it in axes.lines if it.get_marker() == "x" and len(it.get_xdata())}
+        for axes in figure.axes
+    ]
+    adam, sgd = COLOURS["adam"], COLOURS["sgd"]
+    assert marked == [{adam: [10.0], sgd: [1.0, 10.0]}, {adam: [1.0, 10.0]}]
+    heights = [it.get_ydata()[0] for it in figure.axes[0].lines if it.get_marker() == "x" and len(it.get_xdata())]
+    assert len(set(heights)) == 2 and all(0.5 < height < 1 for height in heights)  # in parts of the axes
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["adam", "sgd", "chosen", "diverged"]
+
+
+def test_optimizers_of_one_colour_differ_in_their_dashes():
+    names = [f"optimizer {number:02}" for number in range(32)] + list(COLOURS)
+    palette, broken = colours(names), dashes(names)
+    assert len({(palette[name], broken[name]) for name in names}) == len(names)
+    entry = {"kind": "hand-designed", "curve": [4.0, 2.0, 1.0], "levels": [0.1, 1.0, 10.0], "shares": [0.0, 0.5, 1.0]}
+    rows = {name: entry | {"label": name} for name in names[:9]}
+    for figure in (loss_curves({"optimizers": rows, "horizon": 2}), profiles({"measure": "loss", "profiles": rows})):
+        first, *_, last = (line for line in figure.axes[0].lines if len(line.get_xdata()) == 3)
+        assert first.get_color() == last.get_color() and first.is_dashed() < last.is_dashed()
+
+
+def test_factors_are_written_as_people_write_them():
+    found = {"portfolios": {"batching": 99.7, "tuning": 0.996, "learning": 1234.0}, "fits": {"batching": 0.034}}
+    (axes,) = gains({"gains": found}).axes
+    assert [text.get_text() for text in axes.texts] == ["100", "0.034", "1.0", "1,234"]
 
 
 def test_axes_end_above_negative_losses_too():

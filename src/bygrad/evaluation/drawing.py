@@ -34,7 +34,9 @@ COLOURS = {
     "adamw": "#56B4E9",
     "lbfgs": "#000000",
 }
-_SPARE_COLOURS = ("#882255", "#117733", "#332288", "#AA4499", "#999933", "#661100")  # Tol's "muted"
+# Tol's "muted"
+_SPARE_COLOURS = ("#882255", "#117733", "#332288", "#AA4499", "#999933", "#661100", "#44AA99", "#DDCC77")
+_DASHES: tuple[Any, ...] = ("-", (0, (6, 1.6)), (0, (1, 1.3)), (0, (5, 1.2, 1, 1.2, 1, 1.2)))
 GREY = "#666666"
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
@@ -65,9 +67,28 @@ _STYLE: dict[Any, Any] = {
 
 def colours(names: Sequence[str]) -> dict[str, str]:
     """The colour of each optimizer: fixed for those that the package compares, spare ones in order for the others."""
-    others = sorted(set(names) - COLOURS.keys())
-    spare = {name: _SPARE_COLOURS[i % len(_SPARE_COLOURS)] for i, name in enumerate(others)}
+    spare = {name: _SPARE_COLOURS[i % len(_SPARE_COLOURS)] for i, name in enumerate(_others(names))}
     return {name: COLOURS.get(name) or spare[name] for name in names}
+
+
+def dashes(names: Sequence[str]) -> dict[str, Any]:
+    """The line style of each optimizer: solid, and broken for those whose spare colour another one has already."""
+    rounds = {name: i // len(_SPARE_COLOURS) for i, name in enumerate(_others(names))}
+    return {name: _DASHES[rounds.get(name, 0) % len(_DASHES)] for name in names}
+
+
+def _others(names: Sequence[str]) -> list[str]:
+    return sorted(set(names) - COLOURS.keys())
+
+
+def two_digits(value: float) -> str:
+    """Write a factor to two digits, or to the unit above 100, as people do: 0.034, 1.0, 12, 100.
+
+    >>> two_digits(0.996), two_digits(99.7), two_digits(1234.0)
+    ('1.0', '100', '1,234')
+    """
+    rounded = abs(float(f"{value:.2g}"))
+    return f"{value:,.{max(0, 1 - math.floor(math.log10(rounded))) if rounded else 0}f}"
 
 
 def styled(draw: Callable[[Results], Any]) -> Callable[[Results], Any]:

@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .drawing import COLOURS, GREY, Array, Results, colours, floats, label_ends, limits_of, set_scale, styled
+from .drawing import (
+    COLOURS,
+    GREY,
+    Array,
+    Results,
+    colours,
+    dashes,
+    floats,
+    label_ends,
+    limits_of,
+    set_scale,
+    styled,
+    two_digits,
+)
 
 if TYPE_CHECKING:  # the annotations below name matplotlib in full, so that they resolve where it is installed
     import matplotlib.axes
@@ -92,15 +105,16 @@ def losses_in_time(results: Results) -> "matplotlib.figure.Figure":
     axes.set(xscale="log", xlabel="seconds", ylabel="mean loss")
     # From the time of the first step that any of them ends to that of the last.
     steps = [entry["seconds_per_step"] for entry in optimizers.values()]
-    last = max(it["seconds_per_step"] * (len(it["curve"]) - 1) for it in optimizers.values())
-    axes.set_xlim(min(steps), last)
-    palette, labels = colours(list(results["optimizers"])), []
+    first, last = min(steps), max(it["seconds_per_step"] * (len(it["curve"]) - 1) for it in optimizers.values())
+    axes.set_xlim((first, last) if first < last else (last / 2, 2 * last))
+    lines, labels = _lines(results["optimizers"]), []
     for name, entry in optimizers.items():
-        learned = entry["kind"] == "learned"
-        curve, colour = floats(entry["curve"]), palette[name]
-        seconds = entry["seconds_per_step"] * np.arange(len(curve))
-        style = {"color": colour, "linewidth": 2.0 if learned else 1.2, "zorder": 30 if learned else 10}
-        axes.plot(_thin(seconds[1:]), _thin(curve[1:]), linestyle=_dashes(name, entry), **style)
+        width, level = (2.0, 30) if entry["kind"] == "learned" else (1.2, 10)
+        colour, curve = lines[name]["color"], floats(entry["curve"])
+        seconds, curve = (_thin(it[1:]) for it in (entry["seconds_per_step"] * np.arange(len(curve)), curve))
+        # Of a single update there is no line.
+        point = {"marker": "o", "markersize": 4, "clip_on": False} if len(curve) == 1 else {}
+        axes.plot(seconds, curve, linewidth=width, zorder=level, **point, **lines[name])
         axes.plot([seconds[-1], last], [curve[-1]] * 2, color=colour, linewidth=0.7, linestyle=":", zorder=4)
         labels += _name_at_end(entry["label"], curve, axes.get_ylim(), colour)
     label_ends(axes, labels, height * 0.78 * _INCH)
@@ -120,28 +134,27 @@ def _room(optimizers: Mapping[str, Any]) -> float:
 
 
 def _draw_losses(axes: "matplotlib.axes.Axes", optimizers: Mapping[str, Any], key: str, height: float) -> None:
-    palette = colours(list(optimizers))
+    lines = _lines(optimizers)
     low_limit, high_limit = axes.get_ylim()
     labels = []
     for order, (name, entry) in enumerate(optimizers.items()):
-        learned = entry["kind"] == "learned"
-        curve = floats(entry.get(key) or entry["curve"])
-        steps, width, level = _thin(np.arange(len(curve))), *((2.0, 30) if learned else (1.2, 10))
-        line = {"color": palette[name], "linestyle": _dashes(name, entry), "linewidth": width, "zorder": level + order}
-        axes.plot(steps, _thin(curve), **line)
-        is_main = key == "curve" or not entry.get(key)
-        if is_main and entry.get("curve_low") and entry.get("curve_high"):
-            low, high = floats(entry["curve_low"]), floats(entry["curve_high"])
+        shown = key if entry.get(key) else "curve"
+        width, level = (2.0, 30) if entry["kind"] == "learned" else (1.2, 10)
+        colour, curve = lines[name]["color"], floats(entry[shown])
+        steps, curve = _thin(np.arange(len(curve))), _thin(curve)
+        axes.plot(steps, curve, linewidth=width, zorder=level + order, **lines[name])
+        if entry.get(f"{shown}_low") and entry.get(f"{shown}_high"):  # missing in older records of the area's curve
+            low, high = floats(entry[f"{shown}_low"]), floats(entry[f"{shown}_high"])
             # A missing upper end beside a lower one is infinite: some runs diverged.
             high = np.where(np.isnan(high) & np.isfinite(low), 10 * abs(high_limit), high)
-            axes.fill_between(steps, _thin(low), _thin(high), color=palette[name], alpha=0.16, linewidth=0, zorder=5)
-        labels += _name_at_end(entry["label"], curve, (low_limit, high_limit), palette[name])
+            axes.fill_between(steps, _thin(low), _thin(high), color=colour, alpha=0.16, linewidth=0, zorder=5)
+        labels += _name_at_end(entry["label"], curve, (low_limit, high_limit), colour)
     label_ends(axes, labels, height)
 
 
 def _name_at_end(label: str, curve: Array, limits: tuple[float, float], colour: str) -> list[tuple[float, str, str]]:
-    """Return the name of a curve as `label_ends` takes it, none where nothing of it is finite: with an arrow where it
-    has left the axis, and with a word where it ends early."""
+    """Return the name of a curve, as it is drawn, as `label_ends` takes it, none where nothing of it is finite: with an
+    arrow where it has left the axis, and with a word where it ends early."""
     finite = np.flatnonzero(np.isfinite(curve))
     if not len(finite):
         return []
@@ -152,14 +165,17 @@ def _name_at_end(label: str, curve: Array, limits: tuple[float, float], colour: 
 
 
 def _thin(values: np.ndarray) -> np.ndarray:
-    """Return a short curve as it is; of a long one the means of neighbours, some 500 points in all."""
-    together = len(values) // 500
-    return values if together < 4 else values[: len(values) // together * together].reshape(-1, together).mean(axis=1)
+    """Return a short curve as it is; of a long one the means of neighbours, 500 points in all."""
+    return values if len(values) < 2_000 else np.array([part.mean() for part in np.array_split(values, 500)])
 
 
-def _dashes(name: str, entry: Mapping[str, Any]) -> Any:
-    """AdamW has gaps because it often coincides with Adam, which then shows through."""
-    return (0, (5, 1.5, 1, 1.5)) if entry["kind"] == "second-order" else (0, (4, 1.2)) if name == "adamw" else "-"
+def _lines(optimizers: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return colour and line style of each. AdamW has gaps because it often coincides with Adam, which then shows
+    through."""
+    palette, broken = colours(list(optimizers)), dashes(list(optimizers))
+    broken |= {"adamw": (0, (4, 1.2))}
+    broken |= {name: (0, (5, 1.5, 1, 1.5)) for name, it in optimizers.items() if it["kind"] == "second-order"}
+    return {name: {"color": palette[name], "linestyle": broken[name]} for name in optimizers}
 
 
 def _paper(results: Results) -> dict[str, tuple[Array, Array]]:
@@ -221,8 +237,9 @@ def _draw_validation(axes: "matplotlib.axes.Axes", results: Results, height: flo
     name, label = _learned(results)
     steps, validation = floats(training["validation_steps"]), floats(training["validation"])
     baselines = {key: float(level) for key, level in (training.get("baselines") or {}).items() if level is not None}
-    palette = colours([*results["optimizers"], name])
-    known = {entry["label"]: palette[key] for key, entry in results["optimizers"].items()}
+    names = [*results["optimizers"], name]
+    palette, broken = colours(names), dashes(names)
+    known = {it["label"]: (palette[key], broken[key]) for key, it in results["optimizers"].items()}
     levels = np.array(list(baselines.values()))
     limits, log = limits_of(np.concatenate([validation, levels]), top=_above(levels, 20.0))
     set_scale(axes.yaxis, limits, log)
@@ -230,8 +247,9 @@ def _draw_validation(axes: "matplotlib.axes.Axes", results: Results, height: flo
     axes.plot(steps, validation, color=colour, linewidth=1.6, marker="o", markersize=2.6, zorder=3, clip_on=False)
     labels = []
     for text, level in baselines.items():
-        axes.axhline(level, color=known.get(text, GREY), linewidth=0.8, zorder=2)
-        labels.append((float(np.clip(level, *limits)), text, known.get(text, GREY)))
+        shade, style = known.get(text, (GREY, "-"))
+        axes.axhline(level, color=shade, linestyle=style, linewidth=0.8, zorder=2)
+        labels.append((float(np.clip(level, *limits)), text, shade))
     finite = validation[np.isfinite(validation)]
     if len(finite):
         labels.append((float(np.clip(finite[-1], *limits)), label, colour))
@@ -271,7 +289,7 @@ def tuning_curves(results: Results) -> "matplotlib.figure.Figure":
     """Final loss and area against the learning rate for each baseline; the chosen rates are marked.
 
     The axes end a little above the loss of doing nothing. A curve that leaves them there is a learning rate that does
-    harm or diverges.
+    harm, and a cross below their upper end one at which a run diverged; each optimizer's are in a row of their own.
 
     **Raises:** `ValueError` if no optimizer has a `tuning` record.
     """
@@ -286,7 +304,7 @@ def tuning_curves(results: Results) -> "matplotlib.figure.Figure":
     figure = Figure(figsize=(7.4, 3.2))
     grid = {"left": 0.075, "right": 0.865, "bottom": 0.15, "top": 0.9, "wspace": 0.25}
     panels = figure.subplots(1, 2, gridspec_kw=grid)
-    palette = colours(list(results["optimizers"]))
+    lines = _lines(results["optimizers"])
     rates = np.concatenate([floats(entry["tuning"]["learning_rates"]) for entry in tuned.values()])
     chosen = {"final": "learning_rate", "area": "area_learning_rate"}
     starts = floats([entry["curve"][0] for entry in tuned.values()])
@@ -296,18 +314,25 @@ def tuning_curves(results: Results) -> "matplotlib.figure.Figure":
         losses = {name: floats(entry["tuning"][measure]) for name, entry in tuned.items()}
         set_scale(axes.yaxis, *limits_of(np.concatenate(list(losses.values())), top=tops[measure]))
         set_scale(axes.xaxis, *limits_of(rates))
+        diverged = {name: np.isnan(its) for name, its in losses.items() if np.isnan(its).any()}
         for name, entry in tuned.items():
-            tested = floats(entry["tuning"]["learning_rates"])
-            line = {"color": palette[name], "linewidth": 1.2, "linestyle": _dashes(name, entry)}
-            axes.plot(tested, losses[name], label=entry["label"], marker=".", markersize=3, **line)
+            tested, colour = floats(entry["tuning"]["learning_rates"]), lines[name]["color"]
+            line = {"label": entry["label"], "linewidth": 1.2, **lines[name]}
+            axes.plot(tested, losses[name], marker=".", markersize=3, **line)
+            if name in diverged:
+                at = tested[diverged[name]]
+                row = np.full(len(at), 0.975 - 0.04 * list(diverged).index(name))
+                axes.plot(at, row, "x", color=colour, markersize=4, transform=axes.get_xaxis_transform(), zorder=4)
             rate = entry.get(chosen[measure])
             if rate is not None:
                 nearest = int(np.argmin(np.abs(np.log(tested / rate))))
                 dot = {"markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.8, "zorder": 5}
-                axes.plot([tested[nearest]], [losses[name][nearest]], "o", color=palette[name], **dot)
+                axes.plot([tested[nearest]], [losses[name][nearest]], "o", color=colour, **dot)
         axes.set_title(title)
         axes.set_xlabel("learning rate")
     panels[0].plot([], [], "o", color=GREY, markersize=5.5, label="chosen")
+    if any(np.isnan(floats(entry["tuning"][measure])).any() for entry in tuned.values() for measure in chosen):
+        panels[0].plot([], [], "x", color=GREY, markersize=4, label="diverged")
     place = {"loc": "upper left", "bbox_to_anchor": (0.87, 0.92), "borderaxespad": 0}
     figure.legend(*panels[0].get_legend_handles_labels(), handlelength=1.6, **place)
     return figure
@@ -351,15 +376,15 @@ def profiles(results: Results) -> "matplotlib.figure.Figure":
     width = 4.2 + room
     figure = Figure(figsize=(width, 3.4))
     axes = figure.subplots(gridspec_kw={"left": 0.6 / width, "right": 1 - room / width, "bottom": 0.15, "top": 0.95})
-    palette, drawn = colours([name.lower() for name in entries]), []
+    names = [name.lower() for name in entries]
+    palette, broken = colours(names), dashes(names)
     for name, entry in entries.items():
-        learned, colour = entry["kind"] == "learned", palette[name.lower()]
-        drawn.append(colour)
+        learned = entry["kind"] == "learned"
         axes.plot(
             entry["levels"],
             entry["shares"],
-            color=colour,
-            linestyle=("-", "--", ":")[min(drawn.count(colour), 3) - 1],  # more than there are colours
+            color=palette[name.lower()],
+            linestyle=broken[name.lower()],
             linewidth=2.0 if learned else 1.2,
             label=entry["label"],
             zorder=30 if learned else 10,
@@ -425,8 +450,9 @@ def gains(results: Results) -> "matplotlib.figure.Figure":
 
     steps = {"batching": "#009E73", "tuning": "#E69F00", "learning": "#0072B2"}
     families = list(results["gains"])
-    figure = Figure(figsize=(max(4.0, 1.3 * len(families) + 1.5), 3.2))
-    axes = figure.subplots(gridspec_kw={"left": 0.13, "right": 0.97, "bottom": 0.12, "top": 0.88})
+    width = max(4.0, 1.3 * len(families) + 1.5)
+    figure = Figure(figsize=(width, 3.2))
+    axes = figure.subplots(gridspec_kw={"left": 0.65 / width, "right": 0.97, "bottom": 0.12, "top": 0.88})
     for place, (step, colour) in enumerate(steps.items()):
         factors = floats([results["gains"][family].get(step) for family in families])
         at = np.arange(len(families)) + 0.27 * (place - 1)
@@ -434,9 +460,7 @@ def gains(results: Results) -> "matplotlib.figure.Figure":
         for x, factor in zip(at, factors, strict=True):
             if np.isfinite(factor):
                 align = "bottom" if factor >= 1 else "top"
-                axes.text(
-                    x, factor, f"{factor:.0f}" if factor >= 100 else f"{factor:.2g}", ha="center", va=align, fontsize=7
-                )
+                axes.text(x, factor, two_digits(float(factor)), ha="center", va=align, fontsize=7)
     axes.axhline(1.0, color=GREY, linewidth=0.8)
     every = floats([it.get(step) for it in results["gains"].values() for step in steps])
     every = every[np.isfinite(every) & (every > 0)]
