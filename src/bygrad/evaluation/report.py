@@ -8,7 +8,8 @@
                  "final": {"mean", "low", "high", "median"}, "area": {"mean", "low", "high", "median"},
                  "each_run": {"final": [one per run], "area": [one per run]},        # missing in older records
                  "curve": [loss after t updates, t = 0 to horizon], "curve_low": [...], "curve_high": [...],
-                 "area_curve": [...] | null, "learning_rate": ... | null, "area_learning_rate": ... | null,
+                 "area_curve": [...] | null, "area_curve_low", "area_curve_high",    # missing in older records
+                 "learning_rate": ... | null, "area_learning_rate": ... | null,
                  "seconds_per_step": ..., "runs": ..., "diverged": ..., "note": ... | null,
                  "tuning": {"learning_rates": [...], "final": [...], "area": [...]} | null}, ...},
      "paper": {"LSTM": {"steps": [...], "losses": [...]}, ...},                      # may be missing
@@ -246,6 +247,11 @@ def _notes(results: Results) -> list[str]:
         notes.append("The baselines were not tuned for the area: that comparison favours what is learned for it.")
     if any(entry["kind"] == "second-order" for entry in entries):
         notes.append("* Second-order: another kind of method, whose steps cost more; compare time, not steps.")
+    if any(entry["seconds_per_step"] for entry in entries):
+        notes.append(
+            "ms/step: milliseconds that an update of one run takes, problem and optimizer together, without"
+            " compilation; runs side by side share the time."
+        )
     if any(entry["diverged"] for entry in entries):
         notes.append("A run that diverged counts as an infinite loss and is not dropped.")
     for entry in entries:
@@ -282,7 +288,7 @@ def _page(results: Results, drawn: Mapping[str, str]) -> str:
         caption += f" Rollbacks: {returned}." if returned else ""
         parts += ["<h2>Meta-training</h2>", html_figure(drawn["metatraining"], caption)]
     if "tuning" in drawn:
-        caption = "Each baseline over its learning rates. A line that leaves the top does harm or diverges."
+        caption = "Each baseline over its learning rates. A line that leaves the top does harm; a cross: a run is lost."
         parts += ["<h2>Tuning of the baselines</h2>", html_figure(drawn["tuning"], caption)]
     parts += _provenance(results)
     return html_page(results["title"], parts)
@@ -301,7 +307,7 @@ def html_page(title: str, parts: Iterable[str]) -> str:
 
 def _statement(results: Results) -> str:
     labels = [entry["label"] for entry in results["optimizers"].values()]
-    who = " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]])) if labels else "No optimizer"
+    who = " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
     return (
         f"{who} on {results['experiment']}: {results['runs']} runs each of {results['horizon']} updates, from seed "
         f"{results['seed']}. {results['convention']}"

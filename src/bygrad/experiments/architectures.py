@@ -20,7 +20,7 @@ from ..evaluation import (
     strict_json,
     tune_baselines,
 )
-from ..evaluation.drawing import colours, floats, limits_of, set_scale
+from ..evaluation.drawing import GREY, colours, floats, limits_of, set_scale
 from ..problems import MLPClassifier
 from ..problems.catalogue import mnist_images
 from .declaration import Budget
@@ -118,7 +118,10 @@ def _report(task: Task, protocol: Protocol, done: dict[str, Any]) -> dict[str, A
         f" {OF_IMAGES}"
     )
     sheet = Sheet("Levels to reach", LEVEL_HEADINGS, tuple(map(level_cells, levels)))
-    caption = "Final loss against hidden units, with its 95 % interval. What lies far below is in the table."
+    caption = (
+        "Final loss against hidden units, with its 95 % interval. Dotted, in the same colours: the paper's, digitised."
+        " What lies far below is in the table."
+    )
     picture = Picture("architectures", caption, _draw(done))
     return task.finish(ARCHITECTURES, results, statement, [picture, _losses(done), sheet])
 
@@ -136,7 +139,7 @@ def _losses(done: dict[str, Any]) -> Sheet:
         )
         for name, found in done.items()
     ]
-    return Sheet("Final losses, and the time of a step", ("layers, units", *labels), tuple(rows))
+    return Sheet("Final losses, and milliseconds of a step", ("layers, units", *labels), tuple(rows))
 
 
 def _paper(layers: int, hidden: int) -> float | None:
@@ -167,6 +170,7 @@ def _draw(done: dict[str, Any]) -> "matplotlib.figure.Figure":
     ends = [value for it in shown for value in it["final"].values()]
     set_scale(panels[0].yaxis, *limits_of(floats(ends)))
     panels[0].set_ylabel("final loss")
+    panels[-1].plot([], [], ":", color=GREY, linewidth=1, label="the paper's")
     legend = panels[-1].get_legend_handles_labels()
     figure.legend(*legend, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
