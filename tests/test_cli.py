@@ -87,6 +87,8 @@ def test_list_shows_every_name(capsys):
         (["reproduce", "mnits"], ["no experiment 'mnits'", "Did you mean 'mnist'?", *EXPERIMENTS]),
         (["reproduce", "mnist", "--families", "dispatch"], ["--families", "`thousands`", "'mnist'"]),
         (["reproduce", "mnist", "--artifacts", "paper/mnist"], ["--artifacts", "`transfer`", "'mnist'"]),
+        (["reproduce", "quadratic", "--data", "a.npz"], ["names images, but quadratic has none", "Leave it out"]),
+        (["train", "--family", "quadratic", "--data", "a.npz"], ["a.npz would not be used", "Leave data"]),
         (["train", "--family", "quadratics"], ["no family 'quadratics'", "Did you mean 'quadratic'?", *FAMILIES]),
         (["train", "--family", "gone.py:Bowl"], ["There is no file gone.py"]),
         (["solve", "fit.bygrda", "data.npy", "-o", "out.npz"], ["There is no file fit.bygrda"]),
@@ -418,9 +420,9 @@ def test_specialize_and_reproduce_carry_out_what_they_are_told(family, tmp_path,
         return {"found": 2}
 
     monkeypatch.setattr("bygrad.experiments.carry_out", carry_out)
-    main(["reproduce", "quadratic", "--budget", "paper", "--data", "cifar10", *common])
+    main(["reproduce", "mnist", "--budget", "paper", "--data", "cifar10", *common])
     task = told["task"]
-    assert told["experiment"] is EXPERIMENTS["quadratic"]
+    assert told["experiment"] is EXPERIMENTS["mnist"]
     assert (task.budget, task.folder, task.resume, task.seed, task.data) == ("paper", out, True, 5, "cifar10")
     assert (task.artifacts, task.families) == (("general/controller",), ())
     assert task.command.startswith("bygrad")

@@ -116,6 +116,16 @@ def test_data_are_not_taken_for_those_of_a_family_in_a_file(file):
         find_family(f"{file}:Bowl", data="digits.npz")
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_data_are_used_or_refused(name):
+    used = name.startswith(("digits", "mnist", "cifar"))
+    expected = (
+        (FileNotFoundError, "absent") if used else (ValueError, rf"{name} brings .*absent\.npz would not be used")
+    )
+    with pytest.raises(expected[0], match=expected[1]):
+        find_family(name, data="absent.npz")
+
+
 def test_a_file_alone_names_the_one_family_in_it(file):
     with pytest.raises(ValueError, match=r"several families.*mine\.py:Bowl, .*mine\.py:NeedsData\."):
         find_family(str(file))

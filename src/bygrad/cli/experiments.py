@@ -57,13 +57,18 @@ def reproduce(
     json: Json = None,
 ) -> None:
     """Carry out an experiment, of the paper or ours: tune baselines, meta-train, compare, report."""
-    from ..experiments import EXPERIMENTS, STUDIES, Task, carry_out
+    from ..experiments import EXPERIMENTS, STUDIES, Experiment, Task, carry_out
+    from ..problems.catalogue import takes_data
 
     experiment = known(EXPERIMENTS | STUDIES, name, "experiment")
     if families and name != "thousands":
         raise ValueError(f"--families chooses among those of `thousands`, but this is {name!r}. Leave it out.")
     if artifacts != TESTED and name not in ("transfer", "all"):
         raise ValueError(f"--artifacts names what `transfer` tests, but this is {name!r}. Leave it out.")
+    if data != "mnist" and isinstance(experiment, Experiment):
+        used = (experiment.training_family, *(setting.family for setting in experiment.settings))
+        if not any(map(takes_data, used)):
+            raise ValueError(f"--data names images, but {name} has none, so they would not be used. Leave it out.")
     folder = out or Path("runs") / f"{name}-{budget}"
     require_results(json, folder)
     with progress() as display:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..evaluation import Sheet, best_baseline, bootstrap_ratio, level_row, loss_of
 from ..optimizers import Optimizer
-from ..problems import Mixture, MLPClassifier, ProblemFamily, find_family
+from ..problems import Mixture, MLPClassifier, ProblemFamily
 from ..workflows.specialize import RIVALS, protocol_of, specialize
 from .declaration import Budget
 from .study import Study, Task
@@ -40,7 +40,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     """Specialize in both ways, compare with baselines that are tuned for each activation, and write a page."""
     runs, seconds = RUNS[task.budget], SECONDS[task.budget]
     task.claim(ACTIVATIONS)
-    network = find_family(LEARNED_ON, data=task.data)
+    network = task.family(LEARNED_ON)
     assert isinstance(network, MLPClassifier)
     learned: dict[str, Optimizer] = {}
     unlearned: list[str] = []
@@ -66,7 +66,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     protocol = protocol_of(HORIZON, runs, task.seed)
     rows = []
     for activation, family in USED_ON.items():
-        used = find_family(family, data=task.data)
+        used = task.family(family)
         title = f"Learned on sigmoid networks, used with {activation}"
         results = task.compare(activation, learned, used, used, protocol, title, RIVALS)
         rows += ratios(activation, results["optimizers"])

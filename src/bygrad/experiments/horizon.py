@@ -13,7 +13,6 @@ from ..deploy.jax import load
 from ..evaluation import Protocol, best_baseline, level_row, strict_json, write_report
 from ..metagrads import Clone, Imitate, Replay
 from ..optimizers import LSTM, Adam
-from ..problems import find_family
 from ..training import Recipe, describe
 from ..workflows.folder import Kept
 from ..workflows.work import evaluate, meta_training_results, train_or_read, tune
@@ -88,14 +87,14 @@ def _carry_out(task: Task) -> dict[str, Any]:
         write_report(results, folder)
         return results
 
-    family = find_family("mnist", data=task.data, split="train")
+    family = task.family("mnist")
     untrained = LSTM(key_of(task.seed), output_scale=0.1, initial_step=0.1)
     clone = train_or_read(untrained, family, cloning, folder / "clone", display, name="paper/mnist-long")
     trained = train_or_read(clone.optimizer, family, learning, folder, display, name="paper/mnist-imitation")
     tunings, seconds = tune(family, protocol, folder, display)
     results = evaluate(
         {"LSTM": load(PLAIN), CLONED: clone.optimizer, LEARNED: trained.optimizer},
-        find_family("mnist", data=task.data, split="test"),
+        task.family("mnist", "test"),
         family,
         protocol,
         display,

@@ -12,7 +12,7 @@ from ..deploy.jax import export, load
 from ..evaluation import Protocol, Sheet, best_baseline, number
 from ..metagrads import Estimator, Imitate, Replay
 from ..optimizers import LSTM, Adam, Optimizer, RNNprop
-from ..problems import ProblemFamily, RandomScale, describe_family, find_family
+from ..problems import ProblemFamily, RandomScale, describe_family
 from ..training import Curriculum, Recipe, describe, learn_by_curriculum
 from ..workflows.work import train_or_read
 from .declaration import Budget
@@ -86,7 +86,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
     }
     compared = {}
     for setting, name in USED_ON.items():
-        fresh, seen = (find_family(name, data=task.data, split=split) for split in ("test", "train"))
+        fresh, seen = (task.family(name, split) for split in ("test", "train"))
         title = f"Learned on one layer of 20 sigmoid units, used with {setting}"
         compared[setting] = task.compare(setting, trained, fresh, seen, protocol, title)
     results = {
@@ -111,7 +111,7 @@ def _train(label: str, repair: Repair, recipe: Recipe, folder: Path, task: Task)
     if kept.exists():
         return load(kept)
     task.display.say(label, "bold")
-    family = repair.change(find_family(LEARNED_ON, data=task.data, split="train"))
+    family = repair.change(task.family(LEARNED_ON))
     recipe = dataclasses.replace(recipe, estimator=repair.estimator())
     optimizer, name = repair.build(key_of(task.seed)), f"repairs/{folder.name}"
     if repair.horizons is None:

@@ -22,7 +22,6 @@ from ..evaluation import (
     write_report,
 )
 from ..optimizers import BASELINES, Optimizer
-from ..problems import find_family
 from ..training import describe, validation_keys
 from ..workflows.folder import Kept, leaving_nothing
 from ..workflows.work import MEASURES, evaluate, meta_training_results, train_or_read, tune
@@ -52,7 +51,7 @@ def reproduce(experiment: Experiment, task: Task) -> dict[str, Any]:
     main, *others = experiment.settings_of(task.budget)
 
     tunings, tuning_seconds = _tuned(task, main, protocol)
-    family = find_family(experiment.training_family, data=task.data, split="train")
+    family = task.family(experiment.training_family)
     if (experiment.training_family, recipe.horizon) == (main.family, main.horizon):
         alike = dataclasses.replace(protocol, horizon=recipe.horizon, final_window=recipe.final_window)
         kept = Kept(folder / "levels.json")
@@ -83,7 +82,7 @@ def reproduce(experiment: Experiment, task: Task) -> dict[str, Any]:
 
 
 def _tuned(task: Task, setting: Setting, protocol: Protocol) -> tuple[dict[str, Tuning], float | None]:
-    family = find_family(setting.family, data=task.data, split="train")
+    family = task.family(setting.family)
     return tune(family, _protocol_of(setting, protocol), task.folder, task.display)
 
 
@@ -124,11 +123,11 @@ def _compare(
     name, seconds = None, None
     if tunings is None:
         name, (tunings, seconds) = setting.name, _tuned(task, setting, protocol)
-    test = find_family(setting.family, data=task.data, split="test")
+    test = task.family(setting.family, "test")
     results = evaluate(
         {experiment.label: optimizer},
         test,
-        find_family(setting.family, data=task.data, split="train"),
+        task.family(setting.family),
         _protocol_of(setting, protocol),
         task.display,
         title=setting.title,

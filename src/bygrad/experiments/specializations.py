@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ..evaluation import LEVEL_HEADINGS, Sheet, bootstrap_ratio, level_cells, level_row, loss_of, strict_json
-from ..problems import find_family
 from ..workflows.folder import reported
 from ..workflows.specialize import Objective, specialize
 from ..workflows.worth import ratio
@@ -46,7 +45,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
                 continue
             task.display.say(f"{case.name}, {objective} loss", "bold")
             specialized = specialize(
-                find_family(case.family, data=task.data),
+                task.family(case.family),
                 seconds,
                 objective=objective,
                 held_out=case.held_out if objective == "validation" else None,

@@ -10,7 +10,9 @@ from .._core.files import write_text_atomically
 from ..deploy.jax import versions
 from ..evaluation import Picture, Protocol, Sheet, strict_json, write_page, write_report
 from ..optimizers import PAPER_BASELINES, Baselines, Optimizer
-from ..problems import ProblemFamily
+from ..problems import ProblemFamily, find_family
+from ..problems.catalogue import takes_data
+from ..problems.data.split import Split
 from ..workflows.display import Display
 from ..workflows.folder import claim, reported
 from ..workflows.work import evaluate, machine, slug
@@ -32,6 +34,11 @@ class Task:
     command: str = ""
     artifacts: tuple[str, ...] = ("general/controller",)
     families: tuple[str, ...] = ()
+
+    def family(self, name: str, split: Split = "train") -> ProblemFamily:
+        """Return a family by name, on the task's data where it takes any: some experiments have families of both kinds,
+        and `all` carries out experiments of both."""
+        return find_family(name, data=self.data if takes_data(name) else "mnist", split=split)
 
     def claim(self, study: "Experiment | Study", **more: Any) -> None:
         """Write down what the folder is for, or check that it is for this; `more`: what decides besides the task."""

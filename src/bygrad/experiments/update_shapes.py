@@ -12,7 +12,7 @@ from ..deploy.jax import load
 from ..evaluation import Picture, Protocol, tune_baselines, with_learning_rate
 from ..evaluation.drawing import colours
 from ..optimizers import BASELINES, SGD, Adam, Coordinatewise, Optimizer
-from ..problems import ProblemFamily, find_family
+from ..problems import ProblemFamily
 from ..unroll import begin, rollout
 from ..workflows.folder import Kept
 from .declaration import Budget
@@ -72,7 +72,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
 def _watch(case: Case, task: Task) -> dict[str, Any]:
     """Return what is found in a case, as JSON."""
     protocol = dataclasses.replace(case.protocol, seed=task.seed)
-    train, test = (find_family(case.family, data=task.data, split=split) for split in ("train", "test"))
+    train, test = (task.family(case.family, split) for split in ("train", "test"))
     tunings = tune_baselines(train, protocol, {"SGD": SGD, "Adam": Adam}, task.display.phase)
     optimizer = load(case.trained)
     others = {name: with_learning_rate(BASELINES[name](), tuning.best_final) for name, tuning in tunings.items()}

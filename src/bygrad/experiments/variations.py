@@ -30,7 +30,7 @@ from ..evaluation import (
 )
 from ..metagrads import Backprop, Replay
 from ..optimizers import LSTM, GlobalLSTM, MemoryLSTM, Optimizer, Scaled, Window
-from ..problems import ProblemFamily, find_family
+from ..problems import ProblemFamily
 from ..training import Recipe, describe
 from ..workflows.folder import reported
 from ..workflows.work import evaluate, meta_training_results, slug, train_seeds
@@ -142,7 +142,7 @@ def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
     if (results := reported(folder)) is not None:
         return results
     recipe, protocol = contest.recipes[task.budget], dataclasses.replace(contest.protocols[task.budget], seed=task.seed)
-    family = find_family(contest.family, data=task.data, split="train")
+    family = task.family(contest.family)
     trained, best, courses = {}, {}, {}
     for label, build in contest.contenders.items():
         name, place = f"paper/{contest.name}-{slug(label)}", folder / slug(label)
@@ -157,7 +157,7 @@ def hold(contest: Contest, task: Task, folder: Path) -> dict[str, Any]:
         choice = keep_best(name, scores, task, place)
         chosen = outcomes[choice["chosen_seed"]]
         best[label], courses[label] = chosen.optimizer, meta_training_results(chosen, recipe) | choice
-    fresh = find_family(contest.family, data=task.data, split="test")
+    fresh = task.family(contest.family, "test")
     results = evaluate(
         best,
         fresh,

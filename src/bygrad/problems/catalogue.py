@@ -168,6 +168,15 @@ the paper's figure of two layers; with those of the code it does not.
 """
 
 
+_OF_IMAGES = "digits", "mnist", "cifar"
+"""How the names of those begin that take images from `data`."""
+
+
+def takes_data(name: str) -> bool:
+    """Whether a family of the package takes its images from the `data` that are named; others bring or draw theirs."""
+    return name in FAMILIES and name.startswith(_OF_IMAGES)
+
+
 _OWN = "Your own is path/to/file.py:Class."
 
 
@@ -179,7 +188,7 @@ def find_family(name: str, *, data: str = "mnist", split: Split = "train") -> Pr
     **Arguments:** `data`: where images come from, as in `load_images`; of several sources with commas between them, a
     family takes the first whose images are of the shape that it needs.
 
-    **Raises:** `ValueError` for an unknown name, with the known ones, and for data that do not fit;
+    **Raises:** `ValueError` for an unknown name, with the known ones, and for data that do not fit or are not used;
     `FileNotFoundError`, `ValueError` or `TypeError` for a file that is not there, has no such class, or whose class is
     not a family.
     """
@@ -191,6 +200,11 @@ def find_family(name: str, *, data: str = "mnist", split: Split = "train") -> Pr
             )
         return _load(*named)
     if name in FAMILIES:
+        if data != "mnist" and not takes_data(name):
+            raise ValueError(
+                f"The family {name} brings its data itself or draws them, so {data} would not be used. Leave data"
+                f" (--data) out; families whose names begin with {', '.join(_OF_IMAGES)} take images."
+            )
         return FAMILIES[name](data, split)
     path = Path(name).expanduser()
     if path.is_file():
