@@ -78,6 +78,7 @@ def test_the_held_out_part_of_a_text_is_not_trained_on(model):
     ("options", "words"),
     [
         ({"width": 9}, "a width that the heads divide"),
+        ({"scale": -1.0}, "scale >= 0"),
         ({"window": 60}, "longer text"),
         ({"held_out": 6}, "longer text"),
         ({"held_out": 54}, "longer text"),

@@ -136,10 +136,35 @@ def test_real_voxels_are_fitted_as_by_scipy(family, scan):
         assert cost == pytest.approx(theirs.cost, rel=1e-6)
 
 
-@pytest.mark.parametrize(("unit", "noise"), [(1000.0, 0.05), (1.0, 0.0)], ids=["units", "noise"])
+@pytest.mark.parametrize(("unit", "noise"), [(1000.0, 0.05), (1.0, 0.0), (1.0, float("nan"))])
 def test_mistakes_are_refused(unit, noise, family):
     with pytest.raises(ValueError, match=r"b up to 1.6.*Give b in ms/µm²"):
         BallAndStick(np.asarray(family.bvals) * unit, np.asarray(family.bvecs), noise)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda bvals, bvecs: (bvals, bvecs.T), r"bvecs \[3, 102\], but .* Give bvecs\.T"),
+        (lambda bvals, bvecs: (bvals[:-1], bvecs), r"a direction for every volume"),
+        (lambda bvals, bvecs: (bvals, 2 * bvecs), "Volume 0 .* direction of length 2"),
+        (lambda bvals, bvecs: (bvals, np.where(bvals[:, None] > 1, 0, bvecs)), "direction of length 0"),
+        (lambda bvals, bvecs: (np.where(bvals > 1, np.nan, bvals), bvecs), "b = nan"),
+        (lambda bvals, bvecs: (-bvals, bvecs), "not negative"),
+    ],
+)
+def test_gradients_that_are_none_are_refused(change, says, family):
+    with pytest.raises(ValueError, match=says):
+        BallAndStick(*change(np.asarray(family.bvals), np.asarray(family.bvecs)))
+
+
+def test_without_a_gradient_there_need_be_no_direction(family):
+    bvals, bvecs = np.asarray(family.bvals), np.asarray(family.bvecs)
+    none = bvals < 0.02
+    assert 0 < none.sum() < 102
+    without = BallAndStick(np.where(none, 0, bvals), np.where(none[:, None], 0, bvecs))
+    params = draw(family, 1)[0]
+    np.testing.assert_allclose(without.signals(jnp.asarray(params))[none], np.exp(params[0]), rtol=1e-6)
 
 
 def test_a_voxel_without_signal_starts_somewhere(family):

@@ -194,7 +194,7 @@ def test_a_subset_holds_its_classes_and_no_others(patches, labels):
         assert len(getattr(subset, f"x_{split}")) == np.isin(found, labels).sum()
 
 
-@pytest.mark.parametrize("labels", [(0,), (0, 3), (-1, 0), (1, 1)], ids=str)
+@pytest.mark.parametrize("labels", [(0,), (0, 3), (-1, 0), (1, 1), (0, 1, 1)], ids=str)
 def test_a_subset_that_does_not_exist_is_refused(patches, labels):
     with pytest.raises(ValueError, match="has classes 0 to 2"):
         with_labels(patches(size=8, classes=3), labels)
@@ -207,7 +207,15 @@ def test_there_is_no_objective_without_noise():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"activation": "sine"}, {"channels": ()}, {"kernel": 4}, {"kernel": -1}, {"hidden": 0}, {"batch": 1}],
+    [
+        {"activation": "sine"},
+        {"channels": ()},
+        {"kernel": 4},
+        {"kernel": -1},
+        {"hidden": 0},
+        {"batch": 1},
+        {"scale": -0.1},
+    ],
     ids=str,
 )
 def test_what_does_not_exist_is_refused(fields):

@@ -66,6 +66,13 @@ def test_thirteen_atoms_relax_to_the_icosahedron():
     assert energy(found.x[0]) == pytest.approx(found.cost[0], rel=1e-10)
 
 
+def test_the_energy_is_that_of_the_atoms_that_there_are():
+    """And not of the first few, or of the last one many times."""
+    family, positions = LennardJones(atoms=3), jnp.asarray(icosahedron(), jnp.float32)
+    assert family.loss(positions, positions, None) == pytest.approx(energy(icosahedron()), rel=1e-5)
+    assert family.restart(positions, jax.random.key(0)).shape == (13, 3)
+
+
 def test_starts_fill_their_ball():
     family = LennardJones(spread=0.5)
     starts = np.asarray(jax.vmap(family.sample)(jax.random.split(jax.random.key(0), 500)))
@@ -74,7 +81,7 @@ def test_starts_fill_their_ball():
     assert np.mean(radii**3) == pytest.approx(0.5, abs=4 * 12**-0.5 / radii.size**0.5)
 
 
-@pytest.mark.parametrize("fields", [{"atoms": 1}, {"spread": 0.0}], ids=str)
+@pytest.mark.parametrize("fields", [{"atoms": 1}, {"spread": 0.0}, {"spread": float("nan")}], ids=str)
 def test_what_does_not_exist_is_refused(fields):
     with pytest.raises(ValueError, match="two atoms or more"):
         LennardJones(**fields)

@@ -136,6 +136,7 @@ from bygrad.problems import MLPClassifier
 
 pixels, labels = jnp.zeros((3, 4), jnp.uint8), jnp.arange(3)
 given = (pixels / 255, labels), (pixels, labels[:2]), (pixels, jnp.eye(3, dtype=int)), (pixels, 9 - 5 * labels)
+given += ((pixels.reshape(3, 2, 2), labels),)
 for images, classes in given:
     try:
         MLPClassifier(images, classes)
@@ -153,6 +154,8 @@ def test_every_image_is_bytes_and_has_a_label():
         "There are images uint8[3, 4] and labels [2]",
         "There are images uint8[3, 4] and labels [3, 3]",
         "Labels go from -1 to 9, but the network has 10 classes, 0 to 9",
+        "There are images of shape [3, 2, 2], but a perceptron takes each as a row of pixels. Give"
+        " images.reshape(len(images), -1), or build the family by MLPClassifier.from_data.",
     ]
 
 
@@ -162,7 +165,9 @@ def test_every_label_has_a_class(labels):
         MLPClassifier(jnp.zeros((3, 4), jnp.uint8), jnp.array(labels), classes=3)
 
 
-@pytest.mark.parametrize("fields", [{"activation": "sine"}, {"hidden": 0}, {"layers": -1}, {"batch": 0}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{"activation": "sine"}, {"hidden": 0}, {"layers": -1}, {"batch": 0}, {"scale": float("nan")}], ids=str
+)
 def test_what_does_not_exist_is_refused(fields):
     with pytest.raises((ValueError, TypeError), match=next(iter(fields))):
         tiny(**fields)

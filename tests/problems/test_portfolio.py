@@ -99,6 +99,7 @@ def test_solutions_satisfy_the_conditions_of_an_optimum(family):
     [
         (np.ones((5, 4)), {"window": 9}, "window 9"),
         (np.ones((9, 4)), {"window": 3, "cap": 0.2}, "cap is 0.2"),
+        (np.ones((9, 4)), {"window": 3, "target": float("nan")}, "target is nan"),
         (np.zeros((9, 4)), {"window": 3}, "positive"),
         (np.full((9, 4), np.nan), {"window": 3}, "positive"),
         (np.full((9, 4), np.inf), {"window": 3}, "finite"),

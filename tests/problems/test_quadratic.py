@@ -57,7 +57,7 @@ def test_the_start_has_its_scale(scale):
     assert abs(np.std(starts) / scale - 1) < 4 / (2 * starts.size) ** 0.5
 
 
-@pytest.mark.parametrize("fields", [{"dimension": 0}, {"distribution": "cauchy"}], ids=str)
+@pytest.mark.parametrize("fields", [{"dimension": 0}, {"distribution": "cauchy"}, {"scale": -1.0}], ids=str)
 def test_what_does_not_exist_is_refused(fields):
     with pytest.raises((ValueError, TypeError), match=next(iter(fields))):
         Quadratic(**fields)

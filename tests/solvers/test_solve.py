@@ -604,10 +604,18 @@ def test_sparse_coding_agrees_with_coordinate_descent(coding):
         assert found.cost[row] == pytest.approx(cost, rel=1e-6)
 
 
-@pytest.mark.parametrize(("shape", "message"), [((1, 3, 9), "hold no patch of 4 x 4"), ((1, 9, 9), "images are flat")])
-def test_images_without_a_patch_to_code_are_refused(shape, message):
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.ones((1, 3, 9)), "hold no patch of 4 x 4"),
+        (np.ones((1, 9, 9)), "images are flat"),
+        (np.ones((2, 9, 9, 3)), r"shape \[2, 9, 9, 3\].*Give images\.mean\(axis=3\)"),
+        (np.full((1, 9, 9), np.nan), "NaN or infinite"),
+    ],
+)
+def test_images_without_a_patch_to_code_are_refused(images, message):
     with pytest.raises(ValueError, match=message):
-        SparseCoding.from_images(np.ones(shape), side=4, atoms=6, count=8)
+        SparseCoding.from_images(images, side=4, atoms=6, count=8)
 
 
 class Projection(QuadraticProgram):

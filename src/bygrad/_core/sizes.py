@@ -1,5 +1,6 @@
 """Horizons, and the sizes that a manifest says an optimizer was trained on: what JAX and PyTorch share of them."""
 
+import math
 import numbers
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
@@ -81,6 +82,21 @@ def whole_number(given: Any, name: str = "horizon", counted: str = "steps of a r
 def is_whole(value: Any) -> bool:
     """Whether a setting is an integer, Python's or NumPy's; `True` and 20.0 are none."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def all_count(*settings: Any, least: int = 1) -> bool:
+    """Whether all of these are integers of at least that size."""
+    return all(is_whole(setting) and setting >= least for setting in settings)
+
+
+def all_positive(*settings: float) -> bool:
+    """Whether all of these are positive and finite. NaN is neither, though `<= 0` would let it pass."""
+    return all(0 < setting < math.inf for setting in settings)
+
+
+def all_sizes(*settings: float) -> bool:
+    """Whether all of these are finite and not negative, as standard deviations and weights are."""
+    return all(0 <= setting < math.inf for setting in settings)
 
 
 def horizons(tensors: Mapping[str, Tensor]) -> list[Tensor]:

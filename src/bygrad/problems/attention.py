@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from .._core.draws import normals
+from .._core.sizes import all_count, all_sizes
 from .classifier import Classifier
 from .data.embedded import embedded
 from .data.split import Split, part_of
@@ -45,10 +46,12 @@ class CharacterModel(Classifier):
     held_out: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
-        if self.width < 1 or self.heads < 1 or self.width % self.heads or self.batch < 1 or self.window < 1:
+        sizes = all_count(self.width, self.heads, self.window, self.batch)
+        if not sizes or self.width % self.heads or not all_sizes(self.scale):
             raise ValueError(
-                f"width={self.width}, heads={self.heads}, window={self.window}, batch={self.batch}: there is no such"
-                " transformer or minibatch. Give positive numbers, and a width that the heads divide."
+                f"width={self.width}, heads={self.heads}, window={self.window}, batch={self.batch}, scale={self.scale}:"
+                " there is no such transformer or minibatch. Give positive whole numbers, a width that the heads"
+                " divide, and scale >= 0."
             )
         if not isinstance(self.text, Tracer) and np.max(np.asarray(self.text), initial=0) >= self.characters:
             raise ValueError(

@@ -8,12 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Real
 
+from .._core.sizes import all_positive
 from .._core.types import Scalar
 from .data.embedded import read_arrays
 from .structured import LeastSquares
 
 GAUSSIAN = 1.6
 """Up to this b-value, in ms/µm², diffusion is taken as Gaussian: from there comes the tensor that fits start from."""
+
+
+UNWEIGHTED = 0.1
+"""Below this b-value, in ms/µm², scanners write directions of length 0: they do not matter."""
 
 
 class Tissue(NamedTuple):
@@ -42,8 +47,11 @@ class BallAndStick(LeastSquares):
     Simulated voxels have $f \sim U(0.05, 0.8)$, $d \sim U(0.5, 2.5)$, a uniform direction, $s_0 = 1$, and the Rician
     noise of a magnitude image. `scan` holds real ones.
 
-    **Arguments:** `bvals` `[n]`: in ms/µm² (1000 s/mm²). `bvecs` `[n, 3]`: rows of length 1. `noise`: standard
-    deviation of a signal, relative to the first.
+    **Arguments:** `bvals` `[n]`: in ms/µm² (1000 s/mm²). `bvecs` `[n, 3]`: rows of length 1, or 0 where b is below 0.1.
+    `noise`: standard deviation of a signal, relative to the first.
+
+    **Raises:** `ValueError` for other shapes or lengths, too few directions for a tensor, and a noise that is not
+    positive.
 
     **Source:** Behrens et al., *Characterization and propagation of uncertainty in diffusion-weighted MR imaging*
     (2003), the partial volume model.
@@ -54,13 +62,15 @@ class BallAndStick(LeastSquares):
     tensor: Float[Array, "7 n"]
     noise: float = eqx.field(static=True)
 
-    def __init__(self, bvals: Float[np.ndarray, " n"], bvecs: Float[np.ndarray, "n 3"], noise: float = 0.05) -> None:
+    # No shapes in these annotations: they come from users' files, and the errors say more than a type checker.
+    def __init__(self, bvals: np.ndarray, bvecs: np.ndarray, noise: float = 0.05) -> None:
+        _check_gradients(bvals, bvecs)
         weak = bvals <= GAUSSIAN
         x, y, z = bvecs.T
         products = np.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z])
         design = np.concatenate([np.ones((1, len(bvals))), -bvals * products]) * weak
         rank = np.linalg.matrix_rank(design)
-        if rank < 7 or noise <= 0:
+        if rank < 7 or not all_positive(noise):
             raise ValueError(
                 f"There are {weak.sum()} volumes with b up to {GAUSSIAN} ms/µm², of rank {rank},"
                 f" and noise is {noise}: a tensor has 6 params beside the signal without diffusion, and residuals are"
@@ -123,6 +133,24 @@ class BallAndStick(LeastSquares):
 
     def residuals(self, params: Float[Array, " 5"], instance: Real[Array, " n"]) -> Float[Array, " n"]:
         return (self.signals(params) - instance) / self.noise
+
+
+def _check_gradients(bvals: np.ndarray, bvecs: np.ndarray) -> None:
+    if bvals.ndim != 1 or bvecs.shape != (len(bvals), 3):
+        remedy = "bvecs.T" if bvecs.shape == (3, len(bvals)) else "a b-value and a direction for every volume"
+        raise ValueError(
+            f"bvals has shape {list(bvals.shape)} and bvecs {list(bvecs.shape)}, but needed are [n] and [n, 3]. Give"
+            f" {remedy}."
+        )
+    lengths = np.linalg.norm(bvecs, axis=1)
+    known = (np.abs(lengths - 1) < 0.01) | ((lengths < 0.01) & (bvals < UNWEIGHTED))
+    if not (known & (bvals >= 0) & np.isfinite(bvals)).all():
+        worst = int(np.argmin(known & (bvals >= 0) & np.isfinite(bvals)))
+        raise ValueError(
+            f"Volume {worst} has b = {bvals[worst]:g} ms/µm² along a direction of length {lengths[worst]:g}: its signal"
+            " would be that of another gradient. Give b-values that are not negative and directions of length 1, bvecs"
+            " divided by their norms; it may be 0 where there is no gradient."
+        )
 
 
 def _main_axis(

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from .._core.sizes import all_count, all_sizes
 from .structured import QuadraticProgram
 
 HOVER = 10.5916
@@ -30,9 +31,18 @@ class QuadrotorControl(QuadraticProgram):
     limits: Float[Array, "2 limited"]
     spread: float = eqx.field(static=True, default=1.0)
 
+    def __check_init__(self) -> None:
+        if not all_sizes(self.spread):
+            raise ValueError(f"spread is {self.spread}, but states are drawn with deviations times it: give 1.0, say.")
+
     @classmethod
     def build(cls, horizon: int = 10, spread: float = 1.0) -> "QuadrotorControl":
-        """Write the problem out for a horizon; 10 is that of the example, with 172 params."""
+        """Write the problem out for a horizon of so many steps; 10 is that of the example, with 172 params.
+
+        **Raises:** `ValueError` for a horizon below 1, and a spread that is negative or no number.
+        """
+        if not all_count(horizon):
+            raise ValueError(f"horizon is {horizon}, but a flight has a step to steer in: give 1 or more.")
         a, b = _dynamics()
         weight = np.diag([0, 0, 10, 10, 10, 10, 0, 0, 0, 5, 5, 5.0])
         target = np.zeros(12)

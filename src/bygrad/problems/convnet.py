@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from .._core.draws import normals
+from .._core.sizes import all_count, all_sizes
 from .classifier import ACTIVATIONS, Activation, ImageClassifier
 from .convolution import Images, convolve, from_blocks, in_blocks
 from .data import ImageData
@@ -49,12 +50,17 @@ class ConvClassifier(ImageClassifier):
     held_out: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
-        smallest = min(*self.channels, self.hidden, self.kernel)
-        if not self.channels or smallest < 1 or self.batch < 2 or self.kernel % 2 == 0:
+        sizes = all_count(*self.channels, self.hidden, self.kernel) and all_count(self.batch, least=2)
+        if not (sizes and self.channels and self.kernel % 2 and all_sizes(self.scale)):
             raise ValueError(
-                f"channels={self.channels}, kernel={self.kernel}, hidden={self.hidden}, batch={self.batch}: there is no"
-                " such network or minibatch. Give one block or more of one channel or more, an odd kernel, hidden >= 1,"
-                " and two images or more to normalize over."
+                f"channels={self.channels}, kernel={self.kernel}, hidden={self.hidden}, batch={self.batch},"
+                f" scale={self.scale}: there is no such network or minibatch. Give whole numbers, one block or more of"
+                " one channel or more, an odd kernel, hidden >= 1, two images or more to normalize over, scale >= 0."
+            )
+        if self.images.ndim != 4:
+            raise ValueError(
+                f"There are images of shape {list(self.images.shape)}, but a convolution takes [n, h, w, c]. Give"
+                " images[..., None] of grey ones, or build the family by ConvClassifier.from_data."
             )
 
     @staticmethod
@@ -157,12 +163,16 @@ def _by_channel(values: Float[Array, " channels"]) -> Float[Array, "channels 1 1
 
 
 def with_labels(data: ImageData, labels: Sequence[int]) -> ImageData:
-    """Keep the images of some classes only, renumbered from 0 in the order given."""
+    """Keep the images of some classes only, renumbered from 0 in the order given.
+
+    **Raises:** `ValueError` for labels that are not there, for one of them twice, and for fewer than two.
+    """
     unknown = [label for label in labels if not 0 <= label < data.classes]
-    if unknown or len(set(labels)) < 2:
+    if unknown or len(set(labels)) < max(2, len(labels)):
         raise ValueError(
-            f"{data.name} has classes 0 to {data.classes - 1}, and {tuple(labels)} asks for others or for fewer than"
-            " two: there would be nothing to tell apart. Choose two or more of them."
+            f"{data.name} has classes 0 to {data.classes - 1}, and {tuple(labels)} asks for others, for one of them"
+            " twice, or for fewer than two: a class would have no images, or there would be nothing to tell apart."
+            " Choose two or more of them, each once."
         )
     renumbered = np.full(data.classes, -1, np.int32)
     renumbered[list(labels)] = np.arange(len(labels))

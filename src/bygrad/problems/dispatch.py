@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from .._core.sizes import all_positive
 from .._core.types import Scalar
 from .data.embedded import read_arrays
 from .load_profile import year_of_load
@@ -60,6 +61,10 @@ class EconomicDispatch(QuadraticProgram):
     demand: Float[Array, " buses"]
     profile: Float[Array, " quarters"]
     price: float = eqx.field(static=True, default=1000.0)
+
+    def __check_init__(self) -> None:
+        if not all_positive(self.price):
+            raise ValueError(f"price is {self.price}, but it is what a unit of overload costs: give a positive number.")
 
     @classmethod
     def embedded(cls, margin: float = 0.6) -> "EconomicDispatch":

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from .._core.sizes import is_whole
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
-from .base import ProblemFamily, differentiable_loss
+from .base import ProblemFamily, check_is_family, differentiable_loss
 
 AnyFamily = TypeVar("AnyFamily", bound=ProblemFamily)
 
@@ -23,7 +23,7 @@ class DataFamily(ProblemFamily):
 
     def __check_init__(self) -> None:
         trained, size = self.entries
-        if not 0 < trained <= size:
+        if not (is_whole(trained) and 0 < trained <= size):
             raise ValueError(
                 f"held_out is {size - trained} of {size} entries of the data, but some must be left to train on. Give"
                 " at least 0 and less than all."
@@ -126,6 +126,9 @@ class HeldOut(ProblemFamily):
     """
 
     family: ProblemFamily
+
+    def __check_init__(self) -> None:
+        check_is_family(self.family)
 
     def sample(self, key: PRNGKeyArray) -> Instance:
         return self.family.sample(key)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._core.sizes import all_count, all_positive
 from .structured import Bounded
 
 GLOBAL_MINIMA = {
@@ -37,6 +38,9 @@ class LennardJones(Bounded):
     of atoms. Thirteen atoms have about 1,500 minima; the lowest, -44.3268, is an icosahedron. Atoms drawn on top of
     each other would have energies beyond any floating-point number, so the repulsion is capped (`CLOSEST`).
 
+    **Arguments:** `atoms`: of the clusters that are drawn; the energy is that of as many as there are positions.
+    `spread`: see above.
+
     **Source:** Wales and Doye, *Global optimization by basin-hopping* (1997), equation 2.
     """
 
@@ -44,29 +48,32 @@ class LennardJones(Bounded):
     spread: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self) -> None:
-        if self.atoms < 2 or self.spread <= 0:
+        if not (all_count(self.atoms, least=2) and all_positive(self.spread)):
             raise ValueError(
                 f"atoms is {self.atoms} and spread {self.spread}: a cluster has two atoms or more, drawn from a ball"
                 " with a positive radius."
             )
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, "atoms 3"]:
+        return self._drawn(key, self.atoms)
+
+    def _drawn(self, key: PRNGKeyArray, atoms: int) -> Float[Array, "atoms 3"]:
         direction_key, radius_key = jax.random.split(key)
-        direction = jax.random.normal(direction_key, (self.atoms, 3))
+        direction = jax.random.normal(direction_key, (atoms, 3))
         direction /= jnp.linalg.norm(direction, axis=1, keepdims=True)
-        radius = jnp.cbrt(self.atoms * jax.random.uniform(radius_key, (self.atoms, 1)))
+        radius = jnp.cbrt(atoms * jax.random.uniform(radius_key, (atoms, 1)))
         return self.spread * radius * direction
 
     def init(self, instance: Float[Array, "atoms 3"], key: PRNGKeyArray) -> Float[Array, "atoms 3"]:
         return instance
 
     def restart(self, instance: Float[Array, "atoms 3"], key: PRNGKeyArray) -> Float[Array, "atoms 3"]:
-        return self.sample(key).astype(instance.dtype)
+        return self._drawn(key, len(instance)).astype(instance.dtype)
 
     def loss(
         self, params: Float[Array, "atoms 3"], instance: Float[Array, "atoms 3"], key: PRNGKeyArray | None
     ) -> Float[Array, ""]:
-        first, second = np.triu_indices(self.atoms, 1)
+        first, second = np.triu_indices(len(params), 1)
         squared = jnp.sum(jnp.square(params[first] - params[second]), axis=1)
         limit = CLOSEST**2
         inverse = 1 / jnp.maximum(squared, limit) ** 3

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import equinox as eqx
 import jax
 
+from .._core.sizes import all_sizes
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
-from .base import ProblemFamily, differentiable_loss
+from .base import ProblemFamily, check_is_family, differentiable_loss
 
 
 class Mixture(ProblemFamily):
@@ -21,6 +22,9 @@ class Mixture(ProblemFamily):
 
     **Arguments:** `members`: the families, of any kinds. `weights`: of their losses, 1 by default; they should make the
     losses of the members alike in size. The held-out loss is the same mean, of members that all have one.
+
+    **Raises:** `TypeError` for a member that is no family, a class, say; `ValueError` for none, and for other than one
+    weight, finite and not negative, for each.
     """
 
     members: tuple[ProblemFamily, ...]
@@ -31,6 +35,13 @@ class Mixture(ProblemFamily):
             raise ValueError(
                 f"A mixture of {len(members)} families with {len(members) if weights is None else len(weights)} weights"
                 " is not defined. Give at least one family, and a weight for each or none at all."
+            )
+        for member in members:
+            check_is_family(member)
+        if weights is not None and not all_sizes(*weights):
+            raise ValueError(
+                f"The weights are {tuple(weights)}, but a loss times one that is negative or no number would not be"
+                " minimized. Give positive numbers."
             )
         self.members = tuple(members)
         self.weights = tuple(map(float, weights)) if weights is not None else (1.0,) * len(members)

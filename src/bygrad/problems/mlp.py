@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from .._core.draws import normals
+from .._core.sizes import all_count, all_sizes
 from .classifier import ACTIVATIONS, Activation, ImageClassifier
 
 Layers = list[dict[str, Array]]
@@ -23,6 +24,8 @@ class MLPClassifier(ImageClassifier):
     **Arguments:** `images` `[n, pixels]`, bytes, divided by 255 when used. `labels` `[n]` in `0..classes-1`. `hidden`:
     units a layer. `layers`: number of hidden layers; 0 is logistic regression. `activation`, `scale`: see above.
     `batch`: images a step. `held_out`: how many of the last images are kept for `held_out_loss` and not trained on.
+
+    **Raises:** `ValueError` for sizes that no network has, images that are not rows of bytes, labels without a class.
     """
 
     images: UInt8[Array, "n pixels"]
@@ -36,10 +39,15 @@ class MLPClassifier(ImageClassifier):
     held_out: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
-        if self.hidden < 1 or self.layers < 0 or self.batch < 1:
+        if not (all_count(self.hidden, self.batch) and all_count(self.layers, least=0) and all_sizes(self.scale)):
             raise ValueError(
-                f"hidden={self.hidden}, layers={self.layers}, batch={self.batch}: there is no such network or"
-                " minibatch. Give hidden >= 1, layers >= 0 and batch >= 1."
+                f"hidden={self.hidden}, layers={self.layers}, batch={self.batch}, scale={self.scale}: there is no such"
+                " network or minibatch. Give whole numbers, hidden >= 1, layers >= 0 and batch >= 1, and scale >= 0."
+            )
+        if self.images.ndim != 2:
+            raise ValueError(
+                f"There are images of shape {list(self.images.shape)}, but a perceptron takes each as a row of pixels."
+                " Give images.reshape(len(images), -1), or build the family by MLPClassifier.from_data."
             )
 
     @staticmethod

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Real
 
+from .._core.sizes import all_count, all_positive
 from .structured import LeastSquares
 
 Start: TypeAlias = Literal["spectrum", "constant"]
@@ -28,7 +29,7 @@ class DampedOscillation(LeastSquares):
     start: Start = eqx.field(static=True, default="constant")
 
     def __check_init__(self) -> None:
-        if self.points < 8 or self.noise <= 0:
+        if not (all_count(self.points, least=8) and all_positive(self.noise)):
             raise ValueError(
                 f"points is {self.points} and noise {self.noise}: five params need 8 points or more, and residuals are"
                 " divided by the noise, which must be positive."

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Real
 
+from .._core.sizes import all_count, all_positive
 from .structured import LeastSquares
 
 TIMES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 24.0)
@@ -47,8 +48,11 @@ class OralDose(LeastSquares):
     start: Start = eqx.field(static=True, default="middle")
 
     def __check_init__(self) -> None:
-        if self.noise <= 0 or self.substeps < 1:
-            raise ValueError(f"noise is {self.noise} and substeps {self.substeps}: both must be positive.")
+        if not (all_count(self.substeps) and all_positive(self.noise)):
+            raise ValueError(
+                f"noise is {self.noise} and substeps {self.substeps}, but residuals are divided by the noise, and an"
+                " interval by the steps in it. Both must be positive: give 0.1 and 6, say."
+            )
         if self.start not in get_args(Start):
             raise ValueError(f"start is {self.start!r}, which there is not. Choose {' or '.join(get_args(Start))}.")
 

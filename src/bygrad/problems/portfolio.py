@@ -1,11 +1,14 @@
 """Rolling mean-variance portfolios: the weights of a few assets, chosen anew for every window of their past."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._core.sizes import all_count
 from .structured import Composite
 
 ROUNDING = 100
@@ -40,7 +43,9 @@ class MeanVariance(Composite):
 
     def __check_init__(self) -> None:
         days, assets = self.returns.shape
-        if not 1 / assets < self.cap <= 1 or not 2 <= self.window < days:
+        if not math.isfinite(self.target):
+            raise ValueError(f"target is {self.target}, but it is the daily return aimed at: give 1e-3, say.")
+        if not 1 / assets < self.cap <= 1 or not (all_count(self.window, least=2) and self.window < days):
             raise ValueError(
                 f"cap is {self.cap} and window {self.window} for {assets} assets on {days} days: weights of at most"
                 " the cap must be able to sum to 1 in more than one way, and a window must be shorter than the data."
@@ -61,6 +66,11 @@ class MeanVariance(Composite):
     @classmethod
     def simulated(cls, days: int = 2520, assets: int = 20, seed: int = 0, **settings: float | int) -> "MeanVariance":
         """Build it from simulated returns: a market whose volatility wanders, and what is the assets' own."""
+        if not all_count(days, assets, least=2):
+            raise ValueError(
+                f"days is {days} and assets {assets}, but a portfolio is chosen among several by several days: give"
+                " whole numbers of two or more."
+            )
         draw = np.random.default_rng(seed)
         wander = np.cumsum(0.02 * draw.normal(size=days))
         market = 0.01 * np.exp(wander - wander.mean()) * draw.standard_t(5, size=days)

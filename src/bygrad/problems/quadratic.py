@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._core.sizes import all_count, all_sizes
 from .base import ProblemFamily
 
 System = tuple[Float[Array, "dimension dimension"], Float[Array, " dimension"]]
@@ -21,6 +22,8 @@ class Quadratic(ProblemFamily):
 
     **Arguments:** `dimension`: number of params, at least 1. `distribution`: see above. `scale`: standard deviation of
     the starting point.
+
+    **Raises:** `ValueError` for a dimension below 1, another distribution, and a scale that is negative or no number.
     """
 
     dimension: int = eqx.field(static=True, default=10)
@@ -28,8 +31,12 @@ class Quadratic(ProblemFamily):
     scale: float = eqx.field(static=True, default=0.01)
 
     def __check_init__(self) -> None:
-        if self.dimension < 1:
+        if not all_count(self.dimension):
             raise ValueError(f"dimension is {self.dimension}, but a problem needs a param: give 1 or more.")
+        if not all_sizes(self.scale):
+            raise ValueError(
+                f"scale is {self.scale}, but starts are drawn with it as standard deviation: give 0.01, say."
+            )
         if self.distribution not in ("uniform", "gaussian"):
             raise ValueError(f"Unknown distribution {self.distribution!r}: choose 'uniform' or 'gaussian'.")
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
-from .base import ProblemFamily, differentiable_loss
+from .base import ProblemFamily, check_is_family, differentiable_loss
 
 
 class RandomScale(ProblemFamily):
@@ -28,6 +28,7 @@ class RandomScale(ProblemFamily):
     spread: float = eqx.field(static=True, default=3.0)
 
     def __check_init__(self) -> None:
+        check_is_family(self.family)
         if not 0 <= self.spread < 40:
             raise ValueError(
                 f"spread is {self.spread}, but units are drawn between exp(-spread) and exp(spread), which float32 must"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .._core.types import Instance, Params, PRNGKeyArray, Scalar
-from .base import ProblemFamily, differentiable_loss
+from .base import ProblemFamily, check_is_family, differentiable_loss
 
 
 class RandomStart(ProblemFamily):
@@ -26,6 +26,7 @@ class RandomStart(ProblemFamily):
     high: float = eqx.field(static=True, default=10.0)
 
     def __check_init__(self) -> None:
+        check_is_family(self.family)
         if not 0 < self.low <= self.high < math.inf:
             raise ValueError(
                 f"low={self.low}, high={self.high}: no factor can be drawn between them. Give 0 < low <= high."

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._core.sizes import all_count, all_sizes
 from .data.pictures import load_photographs
 from .data.split import Split
 from .structured import Composite
@@ -30,6 +31,18 @@ class SparseCoding(Composite):
     patches: Float[Array, "count pixels"]
     strength: float = eqx.field(static=True, default=0.2)
 
+    def __check_init__(self) -> None:
+        if not all_sizes(self.strength):
+            raise ValueError(
+                f"strength is {self.strength}, but it is the price of what is used, relative to that at which nothing"
+                " is: give 0.2, say."
+            )
+        if self.dictionary.shape[:1] != self.patches.shape[1:]:
+            raise ValueError(
+                f"The dictionary has shape {list(self.dictionary.shape)} and the patches {list(self.patches.shape)}: a"
+                " sum of its columns would not be a patch. Give [pixels, atoms] and [count, pixels]."
+            )
+
     @classmethod
     def embedded(cls, split: Split = "train", count: int = 8192) -> "SparseCoding":
         """Cut patches from the embedded photographs, in shades of grey; no photograph is in both splits."""
@@ -46,7 +59,24 @@ class SparseCoding(Composite):
         strength: float = 0.2,
         seed: int = 0,
     ) -> "SparseCoding":
-        """Cut `count` patches, `[side, side]`, from images `[n, height, width]`; the dictionary has `atoms`² atoms."""
+        """Cut `count` patches, `[side, side]`, from images `[n, height, width]`; the dictionary has `atoms`² atoms.
+
+        **Raises:** `ValueError` for images of another shape, too small, flat, or with pixels that are no numbers.
+        """
+        if np.ndim(images) != 3 or not len(images):
+            raise ValueError(
+                f"There are images of shape {list(np.shape(images))}, but patches are cut from shades of grey,"
+                " [n, height, width]. Give images.mean(axis=3) of coloured ones, image[None] of a single one."
+            )
+        if not np.isfinite(images).all():
+            raise ValueError(
+                "Some pixels are NaN or infinite, and so would be the patches with them. Fill the gaps, or leave the"
+                " images out."
+            )
+        if not all_count(side, atoms, count):
+            raise ValueError(
+                f"side={side}, atoms={atoms}, count={count}: there is nothing to cut or code. Give 1 or more."
+            )
         draw = np.random.default_rng(seed)
         height, width = images.shape[1:3]
         if min(height, width) < side:

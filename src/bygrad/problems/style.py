@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+from .._core.sizes import all_sizes
 from .base import ProblemFamily
 from .data.pictures import load_painting, load_photographs
 from .data.split import Split
@@ -60,6 +61,12 @@ class StyleTransfer(ProblemFamily):
     def __check_init__(self) -> None:
         _, height, width, _ = self.photographs.shape
         check_sides("The photographs are", height, width)
+        if not all_sizes(self.content_weight, self.style_weight, self.smoothness, self.noise):
+            raise ValueError(
+                f"content_weight={self.content_weight}, style_weight={self.style_weight},"
+                f" smoothness={self.smoothness}, noise={self.noise}: a loss with such a weight has no minimum, and"
+                " starts no such deviation. Give finite numbers that are not negative."
+            )
 
     @classmethod
     def of(
