@@ -232,3 +232,10 @@ def test_hyperparameters_are_the_meta_parameters(name):
     leaves = jax.tree.leaves(eqx.filter(HAND_DESIGNED[name](), eqx.is_inexact_array))
     assert all(leaf.dtype == jnp.float32 and leaf.shape == () for leaf in leaves)
     assert parameter_count(HAND_DESIGNED[name]()) == len(leaves) >= 1
+
+
+@pytest.mark.parametrize("build", [AdamWCosine, lambda horizon: Cosine(SGD(), horizon=horizon)])
+@pytest.mark.parametrize("horizon", [0, -1, 2.5])
+def test_schedules_are_over_whole_steps(build, horizon):
+    with pytest.raises(ValueError, match=rf"{horizon}"):
+        build(horizon=horizon)

@@ -132,7 +132,7 @@ class AdamWCosine(FromOptax, Scheduled):
     b2: Float[Array, "..."] = _hyperparameter(0.999)
     weight_decay: Float[Array, "..."] = _hyperparameter(1e-2)
     warmup: Float[Array, "..."] = _hyperparameter(0.0)
-    horizon: Int[Array, ""] = eqx.field(converter=lambda steps: jnp.asarray(steps, jnp.int32), default=1_000)
+    horizon: Int[Array, ""] = eqx.field(converter=whole_steps, default=1_000)
 
     def declare(self, horizon: int | Int[Array, ""]) -> "AdamWCosine":
         return eqx.tree_at(lambda it: it.horizon, self, whole_steps(horizon))
@@ -152,15 +152,15 @@ class _OverTime(FromOptax, Scheduled):
 
     per_coordinate: ClassVar[bool] = False  # not of every rule
     rule: FromOptax
-    horizon: Int[Array, ""] = eqx.field(converter=lambda steps: jnp.asarray(steps, jnp.int32), default=1_000)
+    horizon: Int[Array, ""] = eqx.field(converter=whole_steps, default=1_000)
 
     def __check_init__(self) -> None:
-        if isinstance(self.rule, Scheduled) or not self.rule.proportional:
+        if not isinstance(self.rule, FromOptax) or isinstance(self.rule, Scheduled) or not self.rule.proportional:
             name = type(self).__name__
             raise ValueError(
-                f"{type(self.rule).__name__} has a schedule or an average of its own, which a schedule over its updates"
-                f" would spoil. Use it as it is, or give {name} a rule whose updates are in proportion to its learning"
-                " rate: SGD, Nesterov, RMSprop, Adam, AdamW, Lion or Muon."
+                f"{type(self.rule).__name__} is learned, or has a schedule or an average of its own, which a schedule"
+                f" over its updates would spoil. Use it as it is, or give {name} a rule whose updates are in"
+                " proportion to its learning rate: SGD, Nesterov, RMSprop, Adam, AdamW, Lion or Muon."
             )
 
     @property
