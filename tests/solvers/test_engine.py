@@ -67,6 +67,37 @@ def test_neither_short_programs_nor_short_queues_lose_an_instance(rows, most, ro
     np.testing.assert_array_equal(found.nit, at_once["least squares"].nit[:rows])
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_where_a_row_is_solved_does_not_hang_on_the_clock(name, monkeypatch):
+    """How many steps a program takes hangs on the clock, and where a queue ends on room. Neither may change the place
+    of an instance, as compilers treat the rows of a working set differently in the last bit, and each of its sizes."""
+    data, advance, programs = decays(700), engine._advance, []
+
+    def found(first: int, seconds: float, queue: int) -> tuple[dict[int, tuple[int, int]], bytes]:
+        places: dict[int, tuple[int, int]] = {}
+
+        def watched(given, work):
+            size = len(work.which)
+            after, notes, waiting = advance(given, work)
+            for which in np.asarray(notes.which):
+                places.update({int(which[place]): (size, int(place)) for place in np.flatnonzero(which >= 0)})
+            programs[-1] += 1
+            return after, notes, waiting
+
+        programs.append(0)
+        with monkeypatch.context() as patch:
+            for setting, value in {"FIRST": first, "SECONDS": seconds, "QUEUE": queue, "_advance": watched}.items():
+                patch.setattr(engine, setting, value)
+            solution = solve(Decay(), data, method=METHODS[name], batch=64)
+        return places, b"".join(it.tobytes() for it in (solution.rows, solution.cost, solution.nit, solution.nfev))
+
+    expected = found(engine.MOST, 1e9, 8)
+    assert len(expected[0]) == len(data) and len({size for size, _ in expected[0].values()}) == 2
+    for settings_ in ((1, 0.0, 8), (5, 1e9, 1), (2, 0.0, 3)):
+        assert found(*settings_) == expected
+    assert min(programs[1:]) > programs[0]  # they were interrupted
+
+
 def test_many_quick_programs_overflow_no_count(monkeypatch):
     monkeypatch.setattr(engine, "SECONDS", 1e9)  # each may take twice as many steps as the one before
     assert solve(Decay(), decays(600), batch=1).success.all()

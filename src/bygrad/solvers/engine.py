@@ -259,6 +259,10 @@ def _advanced(given: tuple[Method, Flat, Queue, Int[Array, ""]], work: Work) -> 
     """Solve instances until none waits in the queue or, where it is the last, the working set may shrink; return what
     is noted, and which of the batch waits next.
 
+    Which instances are in the working set after how many steps does not depend on where programs end, which hangs on
+    the clock: rows are given away only where enough are free, and to all of them at once. So the same batch has the
+    same results, to the last bit, as compilers treat the rows of a working set differently, and each of its sizes.
+
     `given`: method, family, the queue, and the most steps.
     """
     method, flat, queue, steps = given
@@ -278,8 +282,11 @@ def _advanced(given: tuple[Method, Flat, Queue, Int[Array, ""]], work: Work) -> 
         note = Notes(which, work.at._replace(memory=None))
         notes = jax.tree.map(lambda many, one: many.at[look].set(one), notes, note)
         free = work.which < 0
+        ready = jnp.sum(~free) <= enough
+        too_few = (waiting + jnp.sum(free) > queue.end) & (queue.end < queue.rows)  # the next queue has enough
+        left = jnp.where(ready & too_few, 0, left)
         number = waiting + jnp.cumsum(free, dtype=jnp.int32) - 1
-        fresh = free & (number < queue.end)
+        fresh = free & (number < queue.end) & ready & ~too_few
         instances, x = trees.rows((queue.instances, queue.x), jnp.minimum(number, queue.end - 1) - queue.first)
         instances = trees.select_rows(fresh, instances, work.instances)
         at = trees.select_rows(fresh, _begun(method, flat, instances, x, fresh), work.at)
