@@ -136,9 +136,16 @@ def test_real_voxels_are_fitted_as_by_scipy(family, scan):
         assert cost == pytest.approx(theirs.cost, rel=1e-6)
 
 
-@pytest.mark.parametrize(("unit", "noise"), [(1000.0, 0.05), (1.0, 0.0), (1.0, float("nan"))])
-def test_mistakes_are_refused(unit, noise, family):
-    with pytest.raises(ValueError, match=r"b up to 1.6.*Give b in ms/µm²"):
+@pytest.mark.parametrize(
+    ("unit", "noise", "said"),
+    [
+        (1000.0, 0.05, r"b up to 1.6.*Give b in ms/µm²"),
+        (1.0, 0.0, "residuals are divided"),
+        (1.0, float("nan"), "noise is nan"),
+    ],
+)
+def test_mistakes_are_refused(unit, noise, said, family):
+    with pytest.raises(ValueError, match=said):
         BallAndStick(np.asarray(family.bvals) * unit, np.asarray(family.bvecs), noise)
 
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bygrad.problems import EconomicDispatch
-from bygrad.problems.dispatch import REACH, transfer_factors
 from bygrad.problems.load_profile import year_of_load
+from bygrad.problems.merit_order import REACH
+from bygrad.problems.power_grid import transfer_factors
 from bygrad.solvers import ADMM, solve
 
 
@@ -83,7 +84,7 @@ def test_the_merit_order_is_the_cheapest_way_to_serve_a_demand(grid):
     linear, total = grid.cost[:, 1], jnp.float32(60.0)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), grid)
-        outputs, value = (np.asarray(it)[1] for it in wide._merit_order(linear.astype(float), total.astype(float)))
+        outputs, value = (np.asarray(it)[1] for it in wide.units.merit_order(linear.astype(float), total.astype(float)))
     slopes = 2 * np.asarray(grid.cost[:, 0], float) * outputs + np.asarray(linear, float)
     inside = (outputs > 1e-6) & (outputs < np.asarray(grid.capacity) - 1e-6)
     assert (slopes[outputs <= 1e-6] >= value - 1e-4).all() and (slopes[outputs > 1e-6] <= value + 1e-4).all()
@@ -95,7 +96,7 @@ def test_what_is_proven_is_the_cheapest_point_near_the_outputs(grid):
     outputs, slope = rng.uniform(-0.2, 1.2, 96) * np.asarray(grid.capacity, float), rng.normal(20.0, 30.0, 96)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), grid)
-        found = np.asarray(wide._cheaper(jnp.asarray(outputs), jnp.asarray(slope), jnp.float64(50.0)))
+        found = np.asarray(wide.units.cheaper(jnp.asarray(outputs), jnp.asarray(slope), jnp.float64(50.0)))
     assert found.sum() == pytest.approx(50.0, rel=1e-12)
     cut = np.clip(outputs, 0, np.asarray(grid.capacity, float))
     slopes = 2 * np.asarray(grid.cost[:, 0], float) * found + slope + (found - cut) / REACH

@@ -1,8 +1,5 @@
 """Economic dispatch: which power plants serve the demand of a quarter-hour most cheaply, within a grid's limits."""
 
-import functools
-from collections.abc import Callable
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,13 +10,12 @@ from .._core.sizes import all_positive
 from .._core.types import Scalar
 from .data.embedded import read_arrays
 from .load_profile import year_of_load
+from .merit_order import Units
+from .power_grid import transfer_factors, unlike_lines
 from .structured import QuadraticProgram
 
 BASE = 100.0
 """MW of a unit of power, and $/h of a unit of cost."""
-
-REACH = 3e-3
-r"""$\tau$ of the certificate: how far, in 100 MW, a $ an hour and MW moves an output. Learned ones are so near."""
 
 SPREAD = 0.05
 """Standard deviation of a bus's demand about its share of the system's."""
@@ -74,20 +70,16 @@ class EconomicDispatch(QuadraticProgram):
                 f"margin is {margin}, but lines can carry a share of their rating in (0, 1] only. Give 0.6, say."
             )
         grid = read_arrays("ieee_rts96.npz")
-        factors = transfer_factors(grid["line"], grid["reactance"], len(grid["load"]))
-        # Parallel lines carry the same power.
-        unlike = np.unique(np.round(factors, 9), axis=0, return_index=True)[1]
-        factors, rating = factors[unlike], margin * grid["rating"][unlike]
+        factors, unlike = unlike_lines(transfer_factors(grid["line"], grid["reactance"], len(grid["load"])))
         loaded = grid["load"] > 0
-        single = functools.partial(jnp.asarray, dtype=jnp.float32)
         return cls(
-            cost=single(grid["cost"] * [BASE, 1.0]),
-            capacity=single(grid["capacity"] / BASE),
-            rating=single(rating / BASE),
-            transfer=single(factors[:, grid["generator_bus"]]),
-            loads=single(factors[:, loaded]),
-            demand=single(grid["load"][loaded] / BASE),
-            profile=single(year_of_load()),
+            cost=jnp.float32(grid["cost"] * [BASE, 1.0]),
+            capacity=jnp.float32(grid["capacity"] / BASE),
+            rating=jnp.float32(margin * grid["rating"][unlike] / BASE),
+            transfer=jnp.float32(factors[:, grid["generator_bus"]]),
+            loads=jnp.float32(factors[:, loaded]),
+            demand=jnp.float32(grid["load"][loaded] / BASE),
+            profile=jnp.float32(year_of_load()),
         )
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, " buses"]:
@@ -102,6 +94,11 @@ class EconomicDispatch(QuadraticProgram):
         return share * demand * (1 + SPREAD * noise)
 
     @property
+    def units(self) -> Units:
+        """The power plants, whatever the grid."""
+        return Units(self.cost[:, 0], self.capacity)
+
+    @property
     def matrices(self) -> tuple[Float[Array, "n n"], Float[Array, "m n"]]:
         units = len(self.capacity)
         one = jnp.ones((1, units), self.transfer.dtype)
@@ -113,8 +110,7 @@ class EconomicDispatch(QuadraticProgram):
 
     @property
     def ceiling(self) -> Float[Array, " m"]:
-        hard = jnp.full(1 + len(self.capacity), jnp.inf)
-        return jnp.concatenate([hard, jnp.full(len(self.rating), self.price)])
+        return jnp.concatenate([jnp.full(1 + len(self.capacity), jnp.inf), jnp.full(len(self.rating), self.price)])
 
     def vectors(self, instance: Float[Array, " buses"]) -> tuple[Array, Array, Array]:
         total, flow = jnp.sum(instance, keepdims=True), self.loads @ instance
@@ -123,8 +119,8 @@ class EconomicDispatch(QuadraticProgram):
 
     def init(self, instance: Float[Array, " buses"], key: PRNGKeyArray) -> Float[Array, " units"]:
         """Start with the cheapest outputs in a grid without limits (the merit order)."""
-        outputs, _ = self._merit_order(self.cost[:, 1], jnp.sum(instance))
-        return self._serve(outputs[1], jnp.sum(instance))
+        outputs, _ = self.units.merit_order(self.cost[:, 1], jnp.sum(instance))
+        return self.units.serve(outputs[1], jnp.sum(instance))
 
     def certify(
         self, params: Float[Array, " units"], dual: Float[Array, " m"], instance: Float[Array, " buses"]
@@ -135,13 +131,13 @@ class EconomicDispatch(QuadraticProgram):
         mu = jnp.clip(dual[units:], -self.price, self.price)
         slope = linear + self.transfer.T @ mu
 
-        outputs = self._serve(self._cheaper(params, slope, total), total)
+        outputs = self.units.serve(self.units.cheaper(params, slope, total), total)
         flow = self.transfer @ outputs
         overload = jnp.maximum(flow - high, 0) + jnp.maximum(low - flow, 0)
         cost = outputs @ (quadratic * outputs + linear) + self.price * jnp.sum(overload)
 
         # The bound's gradient is that at the optimum of both: those of the outputs and of the price vanish (Danskin).
-        cheapest, value = jax.lax.stop_gradient(self._merit_order(slope, total))
+        cheapest, value = jax.lax.stop_gradient(self.units.merit_order(slope, total))
         # Of both ends of the price, as the best one may be an end: that of no demand is the lowest there is.
         least = jnp.maximum(*(jnp.sum(cheapest * (quadratic * cheapest + slope - value[:, None]), 1) + value * total))
         lowest = least - high @ jnp.maximum(mu, 0) + low @ jnp.maximum(-mu, 0)
@@ -150,76 +146,4 @@ class EconomicDispatch(QuadraticProgram):
 
     def repair(self, params: Float[Array, " units"], instance: Float[Array, " buses"]) -> Float[Array, " units"]:
         """Cut outputs to their limits, and spread what is missing in proportion to what each unit has left."""
-        return self._serve(params, jnp.sum(instance))
-
-    def _serve(self, outputs: Float[Array, " units"], total: Scalar) -> Float[Array, " units"]:
-        """Cut outputs to their limits and let them serve the demand, if all together can."""
-        outputs = jnp.clip(outputs, 0, self.capacity)
-        missing = total - jnp.sum(outputs)
-        room = jnp.where(missing > 0, self.capacity - outputs, outputs)
-        whole = jnp.sum(room)
-        return outputs + room * jnp.clip(missing / jnp.where(whole > 0, whole, 1.0), -1, 1)
-
-    def _cheaper(
-        self, outputs: Float[Array, " units"], slope: Float[Array, " units"], total: Scalar
-    ) -> Float[Array, " units"]:
-        """Return the minimum of the cost at a `slope` and the squared distance to `outputs` over 2 `REACH`, such that
-        all together serve `total`."""
-        outputs = jnp.clip(outputs, 0, self.capacity)
-        weight = 1 / (2 * self.cost[:, 0] + 1 / REACH)
-
-        def at(value: Array) -> Array:
-            return jnp.clip(weight * (outputs / REACH + value - slope), 0, self.capacity)
-
-        least = slope - outputs / REACH
-        ends = jnp.min(least), jnp.max(least + self.capacity / weight)
-        _, value = jax.lax.stop_gradient(_halve(lambda value: jnp.sum(at(value)) >= total, ends))
-        # One more step, exact on a piece that is linear, whose derivative is that of the price.
-        found = at(value)
-        rise = jnp.sum(jnp.where((found > 0) & (found < self.capacity), weight, 0.0))
-        return at(value + jnp.where(rise > 0, (total - jnp.sum(found)) / jnp.where(rise > 0, rise, 1.0), 0.0))
-
-    def _merit_order(
-        self, slope: Float[Array, " units"], total: Scalar
-    ) -> tuple[Float[Array, "2 units"], Float[Array, " 2"]]:
-        """Return the outputs that minimize the cost at a price of power, and the price at which they sum to `total`: at
-        both ends of the narrow range that it is in, of which the second one serves as much."""
-        curvature = 2 * self.cost[:, 0]
-        curved = curvature > 0
-
-        def outputs(value: Array) -> Array:
-            inside = (value - slope) / jnp.where(curved, curvature, 1.0)
-            step = jnp.where(value > slope, self.capacity, 0.0)
-            return jnp.where(curved, jnp.clip(inside, 0, self.capacity), step)
-
-        ends = jnp.min(slope), jnp.max(slope + curvature * self.capacity)
-        values = jnp.stack(_halve(lambda value: jnp.sum(outputs(value)) >= total, ends))
-        return jax.vmap(outputs)(values), values
-
-
-def _halve(enough: Callable[[Scalar], Bool[Array, ""]], ends: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
-    """Return two ends, between those given and close to each other, between which lies the least value of enough."""
-
-    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = 0.5 * (low + high)
-        met = enough(middle)
-        return jnp.where(met, low, middle), jnp.where(met, middle, high)
-
-    return jax.lax.fori_loop(0, 32, halve, ends)
-
-
-def transfer_factors(
-    lines: np.ndarray, reactance: Float[np.ndarray, " lines"], buses: int
-) -> Float[np.ndarray, "lines buses"]:
-    """Return the power on each line for a unit of power fed in at each bus and taken out at the first one.
-
-    **Source:** Wood, Wollenberg and Sheblé, *Power generation, operation, and control* (2013), section 7.5.
-    """
-    incidence = np.zeros((len(lines), buses))
-    incidence[np.arange(len(lines)), lines[:, 0]] = 1
-    incidence[np.arange(len(lines)), lines[:, 1]] = -1
-    flows = incidence / reactance[:, None]
-    factors = np.zeros((len(lines), buses))
-    factors[:, 1:] = flows[:, 1:] @ np.linalg.inv((incidence.T @ flows)[1:, 1:])
-    return factors
+        return self.units.serve(params, jnp.sum(instance))
