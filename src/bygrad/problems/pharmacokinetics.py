@@ -50,8 +50,7 @@ class OralDose(LeastSquares):
     def __check_init__(self) -> None:
         if not (all_count(self.substeps) and all_positive(self.noise)):
             raise ValueError(
-                f"noise is {self.noise} and substeps {self.substeps}, but residuals are divided by the noise, and an"
-                " interval by the steps in it. Both must be positive: give 0.1 and 6, say."
+                f"noise is {self.noise} and substeps {self.substeps}, but both divide: give positive ones, 0.1 and 6."
             )
         if self.start not in get_args(Start):
             raise ValueError(f"start is {self.start!r}, which there is not. Choose {' or '.join(get_args(Start))}.")
