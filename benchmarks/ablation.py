@@ -34,7 +34,7 @@ from bygrad.optimizers.base import Scheduled
 from bygrad.optimizers.controller import TENSOR_FEATURES
 from bygrad.problems import ProblemFamily, find_family
 from bygrad.training import meta_train
-from bygrad.workflows.specialize import choose_recipe, protocol_of
+from bygrad.workflows.plan import choose_recipe, protocol_of
 
 HORIZON = 400
 RATE = 3e-3

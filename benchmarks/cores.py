@@ -25,7 +25,8 @@ from bygrad.experiments import EXPERIMENTS
 from bygrad.optimizers import Optimizer
 from bygrad.problems import ProblemFamily, find_family
 from bygrad.training import Recipe, Stepped, meta_train
-from bygrad.workflows.specialize import PRETRAINED, choose_recipe
+from bygrad.workflows.plan import choose_recipe
+from bygrad.workflows.specialize import PRETRAINED
 
 CASES = {"digits": 300, "mnist": 60, "digits-conv": 40, "quadratic": 100}
 """Meta-steps of a measurement, by family; the first fifth is not timed."""

@@ -26,17 +26,8 @@ from bygrad.training import PatternSearch, Recipe, Stepped, Validated, Warned, d
 from bygrad.unroll import Windows
 from bygrad.workflows import worth as worth_module
 from bygrad.workflows.display import Display
-from bygrad.workflows.specialize import (
-    START_BRANCH,
-    VALIDATIONS,
-    WORTH_TRYING,
-    Specialized,
-    _Specialization,
-    choose_recipe,
-    pace_of,
-    protocol_of,
-    specialize,
-)
+from bygrad.workflows.plan import VALIDATIONS, WORTH_TRYING, choose_recipe, pace_of, protocol_of
+from bygrad.workflows.specialize import START_BRANCH, Specialized, _Specialization, specialize
 from bygrad.workflows.worth import _beside_lbfgs, _seconds_saved, sentences
 
 HORIZON = 12

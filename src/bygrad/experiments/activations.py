@@ -7,7 +7,8 @@ from typing import Any
 from ..evaluation import Sheet, best_baseline, bootstrap_ratio, level_row, loss_of
 from ..optimizers import Optimizer
 from ..problems import Mixture, MLPClassifier, ProblemFamily
-from ..workflows.specialize import RIVALS, protocol_of, specialize
+from ..workflows.plan import protocol_of
+from ..workflows.specialize import RIVALS, specialize
 from .declaration import Budget
 from .study import Study, Task
 

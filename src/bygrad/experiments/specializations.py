@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from ..evaluation import LEVEL_HEADINGS, Sheet, bootstrap_ratio, level_cells, level_row, loss_of, strict_json
 from ..workflows.folder import reported
-from ..workflows.specialize import Objective, specialize
+from ..workflows.plan import Objective
+from ..workflows.specialize import specialize
 from ..workflows.worth import ratio
 from .declaration import Budget
 from .study import Study, Task
