@@ -5,7 +5,10 @@ import gc
 import os
 import re
 import sys
+import threading
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import equinox as eqx
@@ -107,6 +110,35 @@ def test_arrays_of_numpy_are_arguments_too(compilations):
 
 
 @pytest.mark.core
+def test_of_several_threads_one_compiles(monkeypatch):
+    at_once, made = 4, []
+    meet = threading.Barrier(at_once)
+
+    def traced(x: jax.Array) -> jax.Array:
+        made.append(threading.get_ident())
+        time.sleep(0.2)  # so that the others ask meanwhile
+        return x + 1
+
+    program = Program(traced)
+
+    def call(number: int) -> float:
+        meet.wait()
+        return float(program(jnp.float32(number)))
+
+    with ThreadPoolExecutor(at_once) as pool:
+        assert list(pool.map(call, range(at_once))) == [1.0, 2.0, 3.0, 4.0]
+    assert len(made) == 1 and not programs.kept._made
+
+
+def test_who_fails_to_compile_keeps_no_other_thread_waiting():
+    program, fails = Program(lambda x: 1 / 0 if fails else x), [True]
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            program(jnp.ones(2))
+    fails.clear()
+    assert jnp.array_equal(program(jnp.ones(2)), jnp.ones(2)) and not programs.kept._made
+
+
 def test_equal_numbers_of_other_types_are_other_programs():
     times = Program(lambda x, factor: x * factor)
     found = [times(jnp.arange(3), factor) for factor in (1, 1.0, True)]

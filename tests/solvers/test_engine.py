@@ -1,12 +1,14 @@
 """Whatever the sizes of working sets and queues, every instance ends as it does alone."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bygrad.solvers import ADMM, LBFGS, LevenbergMarquardt, Status, engine, solve
+from bygrad._core import programs
+from bygrad.solvers import ADMM, LBFGS, LevenbergMarquardt, Solution, Status, engine, solve
 
 from .families import Decay, decays
 from .test_programs import Plan
@@ -71,6 +73,7 @@ def test_neither_short_programs_nor_short_queues_lose_an_instance(rows, most, ro
 def test_where_a_row_is_solved_does_not_hang_on_the_clock(name, monkeypatch):
     """How many steps a program takes hangs on the clock, and where a queue ends on room. Neither may change the place
     of an instance, as compilers treat the rows of a working set differently in the last bit, and each of its sizes."""
+    monkeypatch.setattr(engine, "usable_cores", lambda: 1)  # several would count their rows by themselves
     data, advance, programs = decays(700), engine._advance, []
 
     def found(first: int, seconds: float, queue: int) -> tuple[dict[int, tuple[int, int]], bytes]:
@@ -96,6 +99,37 @@ def test_where_a_row_is_solved_does_not_hang_on_the_clock(name, monkeypatch):
     for settings_ in ((1, 0.0, 8), (5, 1e9, 1), (2, 0.0, 3)):
         assert found(*settings_) == expected
     assert min(programs[1:]) > programs[0]  # they were interrupted
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_cores_share_a_batch(name, mixed, monkeypatch):
+    """Each has a working set of its own, and none compiles what another has."""
+    told, made, batch = [], [], 16
+    monkeypatch.setattr(programs, "kept", programs._Kept())
+    monkeypatch.setattr(programs, "_compile", lambda *given, it=programs._compile: (made.append(1), it(*given))[1])
+
+    def found(cores: int) -> Solution:
+        monkeypatch.setattr(engine, "usable_cores", lambda: cores)
+        watch = lambda _, done, rows: told.append((done, rows))  # noqa: E731
+        return solve(Contrary(), mixed, method=METHODS[name], batch=batch, watch=watch)
+
+    several, compiled = found(4), len(made)
+    assert told[-1] == (150, 150) and max(told) == (150, 150)
+    alone = found(1)
+    assert len(made) == compiled > 0
+    np.testing.assert_array_equal(several.status, alone.status)
+    np.testing.assert_array_equal(several.nit, alone.nit)
+    np.testing.assert_allclose(several.cost, alone.cost, rtol=1e-9)
+    np.testing.assert_allclose(several.rows, alone.rows, rtol=1e-6, atol=1e-9)
+
+
+def test_a_core_gets_a_working_set_at_least_and_an_accelerator_is_not_divided(monkeypatch):
+    monkeypatch.setattr(engine, "usable_cores", lambda: 4)
+    assert [engine.cores_for(rows, 64) for rows in (1, 127, 128, 191, 192, 10_000)] == [1, 1, 2, 2, 3, 4]
+    with jax.default_device(jax.devices()[0]):
+        assert engine.cores_for(10_000, 64) == 4
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert engine.cores_for(10_000, 64) == 1
 
 
 def test_many_quick_programs_overflow_no_count(monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bygrad.deploy import solver as deployed
 from bygrad.deploy.solver import load_solver, save_solver
 from bygrad.problems import QuadraticProgram, SparseCoding, check_family
 from bygrad.solvers import (
@@ -279,13 +280,48 @@ def test_what_is_proven_is_not_iterated_and_all_else_is_solved(data):
     exact = solve(family, data, method=ADMM(tol=1e-6, max_steps=20_000), batch=64)
     blank = liar(0.0)
     answers = jnp.asarray(np.concatenate([exact.x, exact.dual], axis=1)[:20], jnp.float32)
-    known = Known(blank.network, blank.linear, blank.whitening, 4, jnp.asarray(data[:20], jnp.float32), answers)
+    known = Known(blank.network, blank.linear, blank.whitening, None, 4, jnp.asarray(data[:20], jnp.float32), answers)
     solver = LearnedSolver(family, ADMM(tol=1e-2, warm=known), ADMM(tol=1e-2), None, 1, 1, dtype="float32")
     found = solver.solve(data, batch=64)
     assert found.success.all() and (found.certificate <= 1e-2 * (1 + 1e-6)).all() and found.x.dtype == np.float32
     assert (found.nit[:20] == 0).all() and (found.nit[20:] > 0).any()
     np.testing.assert_array_equal(found.nfev, found.nit + 1)  # the bounds of the proposal
     assert (found.cost - exact.cost <= 1e-2 * np.abs(found.cost) + 1e-5).all()
+
+
+def test_multipliers_below_their_threshold_are_zero_and_others_are_nearer_by_it():
+    """Soft-thresholding, in units of each multiplier's spread."""
+    draws = np.random.default_rng(0)
+    rows, solutions = draws.normal(size=(50, 3)), draws.normal(size=(50, 6)) * [1, 1, 1, 5, 0.1, 1]
+    warm = LearnedWarmStart.fitted(jnp.asarray(rows), jnp.asarray(solutions), 3, jax.random.key(0))
+    assert warm.threshold is not None
+    plain = eqx.tree_at(lambda it: it.threshold, warm, None)
+    (x, dual, _), (expected, raw, _) = (jax.vmap(it)(jnp.asarray(rows)) for it in (warm, plain))
+    np.testing.assert_array_equal(x, expected)
+    least = 0.1 * solutions[:, 3:].std(axis=0)
+    np.testing.assert_allclose(dual, np.sign(raw) * np.maximum(np.abs(raw) - least, 0), rtol=1e-4, atol=1e-5)
+    assert 0 < np.mean(np.asarray(dual) == 0) < 0.5
+    # It is learned: what presses more has a slope.
+    slope = eqx.filter_grad(lambda it: jnp.sum(jnp.abs(jax.vmap(it)(jnp.asarray(rows))[1])))(warm).threshold
+    assert np.all(np.asarray(slope) < 0)
+
+
+def test_a_file_from_before_there_were_thresholds_is_read(data, tmp_path):
+    warm = eqx.tree_at(lambda it: it.threshold, liar(2.0), None)
+    solver = LearnedSolver(Plan(), ADMM(warm=warm), ADMM(), None, 1, 1)
+    before, path = deployed._sizes, tmp_path / "old.safetensors"
+
+    def old(network: Any) -> Any:
+        sizes = before(network)
+        return sizes and {name: it for name, it in sizes.items() if name != "thresholds"}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deployed, "_sizes", old)
+        save_solver(solver, path)
+    again = load_solver(path, Plan())
+    assert again.method.warm.threshold is None and again.digest == solver.digest
+    save_solver(dataclasses.replace(solver, method=ADMM(warm=liar(2.0))), path)
+    assert load_solver(path, Plan()).method.warm.threshold is not None
 
 
 @pytest.mark.parametrize("priced", [False, True], ids=["limits", "prices"])
@@ -327,7 +363,7 @@ def test_of_a_guess_and_a_learned_warm_start_the_better_one_is_taken(proves, dat
     exact = solve(Plan(), data, method=ADMM(tol=1e-9, max_steps=20_000), batch=64)
     blank = liar(0.0)
     answers = jnp.asarray(np.concatenate([exact.x, exact.dual], axis=1), jnp.float32)
-    known = Known(blank.network, blank.linear, blank.whitening, 4, jnp.asarray(data, jnp.float32), answers)
+    known = Known(blank.network, blank.linear, blank.whitening, None, 4, jnp.asarray(data, jnp.float32), answers)
     knows, lies = (
         LearnedSolver(family, dataclasses.replace(base, warm=warm), base, None, 1, 1) for warm in (known, liar(0.7))
     )

@@ -55,6 +55,7 @@ class _Kept:
     def __init__(self) -> None:
         self._programs: OrderedDict[Any, Any] = OrderedDict()
         self._lock = threading.Lock()
+        self._made: dict[Any, threading.Lock] = {}
         self._forget = False
 
     def __len__(self) -> int:
@@ -65,6 +66,19 @@ class _Kept:
             if key in self._programs:
                 self._programs.move_to_end(key)
             return self._programs.get(key)
+
+    def get_or_make(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return a program, and make it where there is none: of several threads that ask for it, one does."""
+        if (program := self.get(key)) is not None:
+            return program
+        with self._lock:
+            turn = self._made.setdefault(key, threading.Lock())
+        with turn:
+            if (program := self.get(key)) is None:
+                self.put(key, program := make())
+        with self._lock:
+            self._made.pop(key, None)
+        return program
 
     def put(self, key: Any, program: Any) -> None:
         with self._lock:
@@ -139,9 +153,7 @@ class Program(Generic[Result]):
 
     def _compiled(self, leaves: list[Any], structure: Any) -> "_Compiled":
         key = (self, _kind_of(leaves, structure), _configuration())
-        if (program := kept.get(key)) is None:
-            kept.put(key, program := self._compile(leaves, structure))
-        return program
+        return kept.get_or_make(key, lambda: self._compile(leaves, structure))
 
     def _compile(self, leaves: list[Any], structure: Any) -> "_Compiled":
         told: list[Any] = []

@@ -228,7 +228,7 @@ def _sizes(network: Any) -> dict[str, Any] | None:
     elif isinstance(network, LearnedDamping):
         sizes["steps"] = network.steps
     elif isinstance(network, LearnedWarmStart):
-        sizes["size"] = network.size
+        sizes |= {"size": network.size, "thresholds": network.threshold is not None}
     return sizes
 
 
@@ -247,7 +247,8 @@ def _blank(part: str, sizes: dict[str, Any], method: dict[str, Any]) -> Any:
     if part == "restart":
         return LearnedRestart.untrained(whitening, key)
     if part == "warm":
-        return LearnedWarmStart.blank(whitening, sizes["size"], key)
+        # Files that are older have no thresholds.
+        return LearnedWarmStart.blank(whitening, sizes["size"], key, sizes.get("thresholds", False))
     return LearnedDamping.untrained(whitening, _rule(method), key, sizes["steps"])
 
 

@@ -20,6 +20,10 @@ from .warm import LearnedWarmStart
 LOWEST, HIGHEST = 1e-6, 1e6
 """Limits of the penalty, relative to what balances an instance."""
 
+RARELY, CLOSER = 16, 2.0
+"""Every so many steps the penalty changes for a smaller factor between residuals. At every step it would swing, and
+twice as many be needed; never, an instance whose residuals hang just below the larger factor takes thousands."""
+
 CONTRADICTING = 1e-4
 """Equations that are further apart than this have no solution, whatever the tolerance."""
 
@@ -78,8 +82,8 @@ class ADMM(Method):
 
     **Arguments:** `rho`: penalty at the start; 1 balances it with the curvature. `relaxation`: OSQP's 1.6. `inner`:
     iterations of a step, between two looks at the residuals. `adapt`: a factor between residuals beyond which $\rho$
-    changes. `tol`, `max_steps`: as for every method; steps are iterations. `warm`: a learned start. `reduced`: set by
-    `prepare`.
+    changes; in every sixteenth step 2 is enough, which those need that take longest. `tol`, `max_steps`: as for
+    every method; steps are iterations. `warm`: a learned start. `reduced`: set by `prepare`.
 
     **Source:** Stellato et al., *OSQP* (2020), algorithm 1, equation 13, and section 3.4 for programs without solution.
     """
@@ -245,7 +249,8 @@ class ADMM(Method):
 
         ratio = jnp.sqrt(jnp.maximum(primal, 1e-10) / jnp.maximum(dual, 1e-10))
         nit = at.nit + self.inner
-        far = ((ratio > self.adapt) | (ratio < 1 / self.adapt)) & (2 * nit < self.max_steps)
+        adapt = jnp.where(nit // self.inner % RARELY == 0, jnp.minimum(self.adapt, CLOSER), self.adapt)
+        far = ((ratio > adapt) | (ratio < 1 / adapt)) & (2 * nit < self.max_steps)
         rho = jnp.where(far, jnp.clip(rho * ratio, memory.lowest, memory.highest), rho)
         impossible = (primal > self._exact(x)) & self._is_impossible(memory, grown)
         endless = (dual > self._exact(x)) & self._is_endless(memory, moved, rows_moved)

@@ -5,9 +5,11 @@ instances have finished; these are noted, and their rows go to others that wait 
 fills the queue and reads the notes. When none wait, the rows that still run move together into a smaller working set.
 All programs have shapes of the working set alone: a batch of any size compiles the same few.
 
-With several devices, each solves a part of the rows by itself.
+With several devices, each solves a part of the rows by itself; of a single CPU, each core does. One program hardly
+fills a second core: what is done at once to a working set is too little to be worth dividing.
 """
 
+import contextlib
 import math
 import threading
 import time
@@ -21,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._core import trees
+from .._core.hosts import usable_cores
 from .._core.programs import Program
 from .._core.threads import Threads
 from .._core.types import Tick
@@ -88,11 +91,21 @@ def run(
 
     **Returns:** the fields of `Progress` as arrays by name, without `memory`; and `finished`, see `Solution`.
     """
-    if len(devices := devices_for(len(x))) > 1:
-        return _on_devices(method, flat, instances, x, devices, batch=batch, watch=watch)
-    rows, results = len(x), {}
-    if rows == 0:
+    if len(x) == 0:
         return _empty(x, method.multipliers(flat))
+    devices = devices_for(len(x))
+    if len(devices) == 1 and (cores := cores_for(len(x), batch)) > 1:
+        devices = [None] * cores
+    if len(devices) > 1:
+        return _divided(method, flat, instances, x, devices, batch=batch, watch=watch)
+    return _run(method, flat, instances, x, batch=batch, watch=watch)
+
+
+def _run(
+    method: Method, flat: Flat, instances: PyTree[np.ndarray], x: np.ndarray, *, batch: int, watch: Tick | None
+) -> Rows:
+    """Solve every instance with one working set, on the device in use."""
+    rows, results = len(x), {}
     size = capacity(rows, batch)
     lot = size * _lots(method, flat, instances, x, size)
     which = np.arange(size, dtype=np.int32)
@@ -130,7 +143,15 @@ def devices_for(rows: int) -> Sequence[Any]:
     return devices[: max(1, rows // SMALLEST)] if chosen is None else devices[:1]
 
 
-def _on_devices(
+def cores_for(rows: int, batch: int) -> int:
+    """Return among how many threads to divide rows on the device in use, of which `batch` are worked on at once: on a
+    CPU one a core, but no more than have that many rows; anything else is filled by one."""
+    chosen: Any = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    platform = jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)
+    return min(usable_cores(), rows // batch) if rows >= 2 * batch and platform == "cpu" else 1
+
+
+def _divided(
     method: Method,
     flat: Flat,
     instances: PyTree[np.ndarray],
@@ -140,7 +161,8 @@ def _on_devices(
     batch: int,
     watch: Tick | None,
 ) -> Rows:
-    """Solve an equal part of the rows on every device, each with a working set of its own: none waits for another."""
+    """Solve an equal part of the rows on every device, None being the one in use, each with a working set of its own:
+    none waits for another."""
     parts = np.array_split(np.arange(len(x)), len(devices))
     lock, finished, left = threading.Lock(), [0] * len(devices), threading.Event()
 
@@ -153,12 +175,13 @@ def _on_devices(
                 if watch is not None:
                     watch(what, sum(finished), len(x))
 
-        part, device = parts[place], devices[place]
-        with jax.default_device(device):
-            arrays, rest = eqx.partition((method, flat), eqx.is_array)
-            method_here, flat_here = eqx.combine(jax.device_put(arrays, device), rest)
-            some = trees.rows(instances, part)
-            return run(method_here, flat_here, some, x[part], batch=batch, watch=told)
+        device, part = devices[place], slice(parts[place][0], parts[place][-1] + 1)
+        method_here, flat_here = method, flat
+        with contextlib.nullcontext() if device is None else jax.default_device(device):
+            if device is not None:
+                arrays, rest = eqx.partition((method, flat), eqx.is_array)
+                method_here, flat_here = eqx.combine(jax.device_put(arrays, device), rest)
+            return _run(method_here, flat_here, trees.rows(instances, part), x[part], batch=batch, watch=told)
 
     try:
         with Threads(len(devices)) as pool:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
@@ -239,10 +239,10 @@ class LearnedSolver:
         return np.concatenate([proposed.reshape(rows, count, own.shape[-1]), own[:, 1:]], axis=1)
 
     def _attempt(self, asked: Batch) -> Rows:
-        starts = self.starting(asked)
         method = with_arrays(self.method, asked.dtype).prepare(asked.flat, asked.dtype)
         if isinstance(method, ADMM) and method.warm is not None:
-            return _proven_first(method, asked, starts[:, 0])
+            return _proven_first(method, asked, self.starting)
+        starts = self.starting(asked)
         how: Any = {"batch": asked.at_once, "watch": asked.watch}
         if self.doubt is not None:
             how |= {"restart": self.restart}
@@ -300,17 +300,20 @@ def learned_parts(solver: LearnedSolver) -> dict[str, Any]:
     }
 
 
-def _proven_first(method: ADMM, asked: Batch, own: np.ndarray) -> Rows:
-    """Keep the proposals that the family's own bounds prove to be good enough, and run ADMM on the others.
+def _proven_first(method: ADMM, asked: Batch, starting: Callable[[Batch], np.ndarray]) -> Rows:
+    """Keep the proposals that the family's own bounds prove to be good enough, and run ADMM on the others, `starting`
+    where they do, or at their proposals.
 
     Nothing is iterated for an instance that is kept, so that it costs one evaluation of the network and the bounds.
     """
-    flat, instances, rows, _, _, batch, dtype, watch = asked
+    flat, instances, rows, given, _, batch, dtype, watch = asked
     family = flat.family
     assert isinstance(family, QuadraticProgram) and method.warm is not None
     if type(family).certify is QuadraticProgram.certify or not rows:  # the default proves nothing
-        return run(method, flat, instances, own, batch=batch, watch=watch)
-    found = in_blocks(_proven, flat, (instances, own), rows, batch, dtype, method)
+        return run(method, flat, instances, starting(asked)[:, 0], batch=batch, watch=watch)
+    # What the family starts with is not worth a proof: to draw it takes as long.
+    guess = np.broadcast_to(np.zeros(flat.size, dtype), (rows, flat.size)) if given is None else starting(asked)[:, 0]
+    found = in_blocks(_proven, flat, (instances, guess), rows, batch, dtype, method)
     x, dual, (cost, certificate) = found[:, : flat.size], found[:, flat.size : -2], found[:, -2:].T
     good, whole = certificate <= np.asarray(method.tol), np.zeros(rows, np.int32)
     results: Rows = {
@@ -319,8 +322,8 @@ def _proven_first(method: ADMM, asked: Batch, own: np.ndarray) -> Rows:
         "finished": np.full(rows, time.perf_counter()),
     }  # fmt: skip
     if not good.all():
-        some = trees.rows(instances, ~good)
-        rest = run(method, flat, some, own[~good], batch=batch, watch=watch)
+        some = asked.those(~good)
+        rest = run(method, flat, some.instances, starting(some)[:, 0], batch=batch, watch=watch)
         for name, values in rest.items():
             results[name][~good] = values
         results["nfev"][~good] += 1  # their bounds were evaluated as well
@@ -328,12 +331,13 @@ def _proven_first(method: ADMM, asked: Batch, own: np.ndarray) -> Rows:
 
 
 @Program
-def _proven(flat: Flat, instances: PyTree, own: Float[Array, "rows p"], method: ADMM) -> Float[Array, "rows numbers"]:
-    """Return each proposal with its multipliers, cost and certificate, in one row."""
+def _proven(flat: Flat, instances: PyTree, guess: Float[Array, "rows p"], method: ADMM) -> Float[Array, "rows numbers"]:
+    """Return each proposal with its multipliers, cost and certificate, in one row; where the network has none, the
+    guess."""
 
-    def one(instance: Any, own: Array) -> Array:
+    def one(instance: Any, guess: Array) -> Array:
         assert isinstance(flat.family, QuadraticProgram)
-        proposed, dual, _ = method.first(flat, instance, own)
+        proposed, dual, _ = method.first(flat, instance, guess)
         found = flat.family.certify(proposed, dual, instance)
         x, cost, lowest = (proposed, jnp.inf, -jnp.inf) if found is None else found
         terms = method.terms(flat, instance, x, dual)
@@ -341,7 +345,7 @@ def _proven(flat: Flat, instances: PyTree, own: Float[Array, "rows p"], method: 
         certificate = jnp.where(jnp.isnan(certificate), jnp.inf, certificate)
         return jnp.concatenate([x, dual, jnp.stack([cost, certificate])])
 
-    return jax.vmap(one)(instances, own)
+    return jax.vmap(one)(instances, guess)
 
 
 @Program

@@ -9,8 +9,10 @@ from jaxtyping import Array, Key, PyTree
 from .._core import trees
 from .._core.draws import key_of
 from .._core.programs import Program
+from .._core.threads import Threads
 from ..problems import Bounded, ProblemFamily
 from .base import Flat, parts_in_words
+from .engine import cores_for
 from .solution import side_by_side
 
 STARTS_BRANCH = 0x57A7
@@ -122,12 +124,16 @@ def in_blocks(
     """Run a program that returns rows on blocks of one size, so that it compiles once; `[rows, ...]`."""
     if rows == 0:
         return np.zeros((0, flat.size), dtype)
-    blocks = []
-    for at in range(0, rows, batch):
+
+    def block(at: int) -> np.ndarray:
         pick = np.minimum(np.arange(at, at + batch), rows - 1)
-        block = program(flat, *trees.rows(inputs, pick), *further)
-        blocks.append(np.asarray(block, dtype)[: rows - at])
-    return np.concatenate(blocks)
+        return np.asarray(program(flat, *trees.rows(inputs, pick), *further), dtype)[: rows - at]
+
+    starts, cores = range(0, rows, batch), cores_for(rows, batch)
+    if cores == 1:
+        return np.concatenate([block(at) for at in starts])
+    with Threads(cores) as pool:
+        return np.concatenate(list(pool.map(block, starts)))
 
 
 @Program
