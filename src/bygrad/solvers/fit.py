@@ -46,6 +46,9 @@ from .solve import (
 from .starts import guesses, in_blocks, starting_points
 from .warm import LearnedWarmStart
 
+PROVEN = 4
+"""Working sets whose proposals are proven at once, where there are so many: a call takes as long as many proofs."""
+
 SolverGuard = Literal["certificate", "best_of_two"]
 
 Reader = LearnedStart | LearnedDoubt | LearnedRestart | LearnedDamping | LearnedWarmStart
@@ -312,8 +315,9 @@ def _proven_first(method: ADMM, asked: Batch, starting: Callable[[Batch], np.nda
     if type(family).certify is QuadraticProgram.certify or not rows:  # the default proves nothing
         return run(method, flat, instances, starting(asked)[:, 0], batch=batch, watch=watch)
     # What the family starts with is not worth a proof: to draw it takes as long.
-    guess = np.broadcast_to(np.zeros(flat.size, dtype), (rows, flat.size)) if given is None else starting(asked)[:, 0]
-    found = in_blocks(_proven, flat, (instances, guess), rows, batch, dtype, method)
+    guess = None if given is None else starting(asked)[:, 0]
+    at_once = PROVEN * batch if rows >= PROVEN * batch else batch
+    found = in_blocks(_proven, flat, (instances, guess), rows, at_once, dtype, method)
     x, dual, (cost, certificate) = found[:, : flat.size], found[:, flat.size : -2], found[:, -2:].T
     good, whole = certificate <= np.asarray(method.tol), np.zeros(rows, np.int32)
     results: Rows = {
@@ -331,13 +335,15 @@ def _proven_first(method: ADMM, asked: Batch, starting: Callable[[Batch], np.nda
 
 
 @Program
-def _proven(flat: Flat, instances: PyTree, guess: Float[Array, "rows p"], method: ADMM) -> Float[Array, "rows numbers"]:
+def _proven(
+    flat: Flat, instances: PyTree, guess: Float[Array, "rows p"] | None, method: ADMM
+) -> Float[Array, "rows numbers"]:
     """Return each proposal with its multipliers, cost and certificate, in one row; where the network has none, the
     guess."""
 
-    def one(instance: Any, guess: Array) -> Array:
+    def one(instance: Any, guess: Array | None) -> Array:
         assert isinstance(flat.family, QuadraticProgram)
-        proposed, dual, _ = method.first(flat, instance, guess)
+        proposed, dual, _ = method.first(flat, instance, jnp.zeros(flat.size) if guess is None else guess)
         found = flat.family.certify(proposed, dual, instance)
         x, cost, lowest = (proposed, jnp.inf, -jnp.inf) if found is None else found
         terms = method.terms(flat, instance, x, dual)

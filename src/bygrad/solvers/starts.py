@@ -126,7 +126,8 @@ def in_blocks(
         return np.zeros((0, flat.size), dtype)
 
     def block(at: int) -> np.ndarray:
-        pick = np.minimum(np.arange(at, at + batch), rows - 1)
+        # Of a whole block no copy is made.
+        pick = slice(at, at + batch) if at + batch <= rows else np.minimum(np.arange(at, at + batch), rows - 1)
         return np.asarray(program(flat, *trees.rows(inputs, pick), *further), dtype)[: rows - at]
 
     starts, cores = range(0, rows, batch), cores_for(rows, batch)
