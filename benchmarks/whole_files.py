@@ -127,9 +127,7 @@ def dispatch(folder: Path, rows: int, budget: str) -> list[dict[str, Any]]:
         for time_of_it in ("the first time", "again")
     }
     solver = load_solver(learned)
-    runs: dict[str, Callable[[], Any]] = {
-        "learned": lambda: solver.solve(year),
-    }
+    runs: dict[str, Callable[[], Any]] = {"learned": lambda: solver.solve(year)}
     try:
         with precision("float64", family):
             build = daqp(Flat.of(family, year[0]))

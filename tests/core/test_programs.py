@@ -109,8 +109,7 @@ def test_arrays_of_numpy_are_arguments_too(compilations):
     assert len(compilations) > before
 
 
-@pytest.mark.core
-def test_of_several_threads_one_compiles(monkeypatch):
+def test_of_several_threads_one_compiles():
     at_once, made = 4, []
     meet = threading.Barrier(at_once)
 
@@ -139,6 +138,7 @@ def test_who_fails_to_compile_keeps_no_other_thread_waiting():
     assert jnp.array_equal(program(jnp.ones(2)), jnp.ones(2)) and not programs.kept._made
 
 
+@pytest.mark.core
 def test_equal_numbers_of_other_types_are_other_programs():
     times = Program(lambda x, factor: x * factor)
     found = [times(jnp.arange(3), factor) for factor in (1, 1.0, True)]

@@ -22,7 +22,7 @@ LOWEST, HIGHEST = 1e-6, 1e6
 
 RARELY, CLOSER = 16, 2.0
 """Every so many steps the penalty changes for a smaller factor between residuals. At every step it would swing, and
-twice as many be needed; never, an instance whose residuals hang just below the larger factor takes thousands."""
+more of them be needed; never, an instance whose residuals hang just below the larger factor takes thousands."""
 
 CONTRADICTING = 1e-4
 """Equations that are further apart than this have no solution, whatever the tolerance."""

@@ -32,7 +32,7 @@ many steps there is time for."""
 
 CUT = 0.4
 """Of the tolerance: certificates of proposals below it count alike. What is solved cannot get better, and who tries has
-less left for what is not: cut at 0.1, twice as many proposals of a dispatch are not proven."""
+less left for what is not: cut at 0.1, more proposals of a dispatch are not proven."""
 
 
 class Examples(NamedTuple):

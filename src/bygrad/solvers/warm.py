@@ -26,8 +26,8 @@ class LearnedWarmStart(eqx.Module):
     classical penalty. `linear`: a linear map that is added, the least-squares fit of the examples. `threshold`: by how
     much multipliers are brought nearer to zero (soft-thresholding), through softplus, in units of their spread. Those
     of rows that nothing presses against are zero exactly (complementary slackness), which a smooth function never is,
-    and a little of each makes a bound loose: without, five times as many proposals of a dispatch are not proven. None
-    in files from before they were there.
+    and a little of each makes a bound loose: without, several times as many proposals of a dispatch are not proven.
+    None in files from before they were there.
     """
 
     network: eqx.nn.MLP
