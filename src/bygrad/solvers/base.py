@@ -347,6 +347,10 @@ class Method(eqx.Module):
     batch: ClassVar[int] = 256
     """Instances that are worked on at once, unless the caller says otherwise: small problems then stay in cache."""
 
+    smallest: ClassVar[int] = 32
+    """Instances that are worked on at once in the end of a batch, when the last ones run, and of a small batch: so few
+    that fewer would take hardly less time for a step."""
+
     refill: ClassVar[int] = 4
     """Rows are given to other instances when one in so many has finished: more often where a step costs much and a
     start little. What idle rows and starts cost is then about the same."""

@@ -30,12 +30,12 @@ from .._core.types import Tick
 from .base import Flat, Method, Progress
 from .solution import RUNNING, Status
 
-SHRINK = 8
-"""A working set shrinks when no more than one in so many of its rows run. Each size is compiled once, for seconds: with
-4 there would be one more, and a batch of 2,048 takes as long."""
+SHRINK = 16
+"""A working set shrinks when no more than one in so many of its rows run, down to `Method.smallest`. Each size is
+compiled once, for seconds, so that there are as few as two."""
 
-SMALLEST = 32
-"""Rows of the smallest working set: smaller ones would save less in the end of a batch than they take to compile."""
+SHARE = 32
+"""Rows that a device gets at least: for fewer it would compile longer than it helps."""
 
 QUEUE = 8
 """So many working sets wait in a queue, where they have room: the host then costs next to nothing."""
@@ -106,7 +106,7 @@ def _run(
 ) -> Rows:
     """Solve every instance with one working set, on the device in use."""
     rows, results = len(x), {}
-    size = capacity(rows, batch)
+    size = capacity(method, rows, batch)
     lot = size * _lots(method, flat, instances, x, size)
     which = np.arange(size, dtype=np.int32)
     place = np.minimum(which, rows - 1)
@@ -124,9 +124,9 @@ def _run(
             watch("solving", waiting - len(left), rows)
         if waiting == rows and not len(left):
             return results
-        if waiting == rows and len(left) <= _remainder(size):
-            while len(left) <= _remainder(size):
-                size = _remainder(size)
+        if waiting == rows and len(left) <= _remainder(method, size):
+            while len(left) <= _remainder(method, size):
+                size = _remainder(method, size)
             lot = size * _lots(method, flat, instances, x, size)
             work = _take(work, np.resize(left, size), np.arange(size) < len(left))
         # The first one may have compiled, and any may have ended early: they lead to others step by step.
@@ -140,7 +140,7 @@ def devices_for(rows: int) -> Sequence[Any]:
     """
     devices = jax.local_devices()
     chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-    return devices[: max(1, rows // SMALLEST)] if chosen is None else devices[:1]
+    return devices[: max(1, rows // SHARE)] if chosen is None else devices[:1]
 
 
 def cores_for(rows: int, batch: int) -> int:
@@ -191,18 +191,18 @@ def _divided(
     return {name: np.concatenate([rows[name] for rows in solved]) for name in solved[0]}
 
 
-def capacity(rows: int, batch: int) -> int:
+def capacity(method: Method, rows: int, batch: int) -> int:
     """Return the size of the working set to begin with, of those that one of `batch` rows shrinks to: with half of its
     rows without an instance it would be too large, and others can wait."""
     size = batch
-    while size > SMALLEST and size >= 2 * rows:
-        size = _remainder(size)
+    while size > method.smallest and size >= 2 * rows:
+        size = _remainder(method, size)
     return size
 
 
-def _remainder(size: int) -> int:
+def _remainder(method: Method, size: int) -> int:
     """Return how many may still run when a working set shrinks, which is its next size, or ends."""
-    return max(size // SHRINK, SMALLEST) if size > SMALLEST else 0
+    return max(size // SHRINK, method.smallest) if size > method.smallest else 0
 
 
 def _lots(method: Method, flat: Flat, instances: PyTree[np.ndarray], x: np.ndarray, size: int) -> int:
@@ -295,12 +295,12 @@ def _advanced(given: tuple[Method, Flat, Queue, Int[Array, ""]], work: Work) -> 
 
     def go_on(carry: tuple[Array, Array, Array, Work, Notes]) -> Array:
         left, look, waiting, work, _ = carry
-        more = (waiting == queue.rows) & (jnp.sum(work.which >= 0) > _remainder(size))
+        more = (waiting == queue.rows) & (jnp.sum(work.which >= 0) > _remainder(method, size))
         return (left > 0) & (look < looks) & ((waiting < queue.end) | more)
 
     def body(carry: tuple[Array, Array, Array, Work, Notes]) -> tuple[Array, Array, Array, Work, Notes]:
         left, look, waiting, work, notes = carry
-        enough = jnp.where(waiting < queue.end, size - few, _remainder(size))
+        enough = jnp.where(waiting < queue.end, size - few, _remainder(method, size))
         work, left, which = _stepped(method, flat, work, enough, left)
         note = Notes(which, work.at._replace(memory=None))
         notes = jax.tree.map(lambda many, one: many.at[look].set(one), notes, note)

@@ -46,7 +46,7 @@ from .solve import (
 from .starts import guesses, in_blocks, starting_points
 from .warm import LearnedWarmStart
 
-PROVEN = 4
+PROVEN = 16
 """Working sets whose proposals are proven at once, where there are so many: a call takes as long as many proofs."""
 
 SolverGuard = Literal["certificate", "best_of_two"]
