@@ -12,7 +12,8 @@ A year of quarter-hours of the IEEE RTS-96, demands that nothing was learned fro
 and once more, when what was compiled is in its cache, and in this process, without starting and compiling. Where DAQP
 is installed (pip install daqp), it dispatches the same year in this process one by one, as its documentation advises,
 with its vectors ready before; it is exact, so that its costs say how far above the cheapest ours really are, beside
-what their certificates allow. It and what was learned take turns, five times each; medians are said.
+what their certificates allow. It and what was learned take turns, five times each; medians are said. DAQP uses one
+core: for a comparison on the same core start all of it there (taskset -c 1 python ...).
 """
 
 import os
