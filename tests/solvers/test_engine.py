@@ -74,31 +74,39 @@ def test_where_a_row_is_solved_does_not_hang_on_the_clock(name, monkeypatch):
     """How many steps a program takes hangs on the clock, and where a queue ends on room. Neither may change the place
     of an instance, as compilers treat the rows of a working set differently in the last bit, and each of its sizes."""
     monkeypatch.setattr(engine, "usable_cores", lambda: 1)  # several would count their rows by themselves
-    data, advance, programs = decays(700), engine._advance, []
+    monkeypatch.setattr(programs, "kept", programs._Kept())  # what compiles here tells where rows are
+    data, advance, noted, ran = decays(700), engine._advance, engine._noted, []
+    places: set[tuple[int, int, int]] = set()
 
-    def found(first: int, seconds: float, queue: int) -> tuple[dict[int, tuple[int, int]], bytes]:
-        places: dict[int, tuple[int, int]] = {}
+    def seen(which) -> None:
+        places.update((int(which[place]), len(which), int(place)) for place in np.flatnonzero(np.asarray(which) >= 0))
 
-        def watched(given, work):
-            size = len(work.which)
-            after, notes, waiting = advance(given, work)
-            for which in np.asarray(notes.which):
-                places.update({int(which[place]): (size, int(place)) for place in np.flatnonzero(which >= 0)})
-            programs[-1] += 1
-            return after, notes, waiting
+    def watched(work, *given):
+        jax.debug.callback(seen, work.which)
+        return noted(work, *given)
 
-        programs.append(0)
+    def counted(*given):
+        ran[-1] += 1
+        return advance(*given)
+
+    monkeypatch.setattr(engine, "_noted", watched)
+    monkeypatch.setattr(engine, "_advance", counted)
+
+    def found(first: int, seconds: float, queue: int) -> tuple[set[tuple[int, int, int]], bytes]:
+        places.clear()
+        ran.append(0)
         with monkeypatch.context() as patch:
-            for setting, value in {"FIRST": first, "SECONDS": seconds, "QUEUE": queue, "_advance": watched}.items():
+            for setting, value in {"FIRST": first, "SECONDS": seconds, "QUEUE": queue}.items():
                 patch.setattr(engine, setting, value)
             solution = solve(Decay(), data, method=METHODS[name], batch=64)
-        return places, b"".join(it.tobytes() for it in (solution.rows, solution.cost, solution.nit, solution.nfev))
+        jax.effects_barrier()
+        return set(places), b"".join(it.tobytes() for it in (solution.rows, solution.cost, solution.nit, solution.nfev))
 
     expected = found(engine.MOST, 1e9, 8)
-    assert len(expected[0]) == len(data) and len({size for size, _ in expected[0].values()}) == 2
+    assert len({row for row, _, _ in expected[0]}) == len(data) and len({size for _, size, _ in expected[0]}) == 2
     for settings_ in ((1, 0.0, 8), (5, 1e9, 1), (2, 0.0, 3)):
         assert found(*settings_) == expected
-    assert min(programs[1:]) > programs[0]  # they were interrupted
+    assert min(ran[1:]) > ran[0]  # they were interrupted
 
 
 @pytest.mark.parametrize("name", METHODS)

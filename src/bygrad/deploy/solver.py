@@ -219,7 +219,8 @@ def _sizes(network: Any) -> dict[str, Any] | None:
     if type(network) not in _PARTS:
         raise _holds_code(network)
     if isinstance(network, LearnedSchedule):
-        return {"steps": len(network.rows), "metric": list(network.metric.shape)}
+        momenta = network.momenta is not None
+        return {"steps": len(network.rows), "metric": list(network.metric.shape), "momenta": momenta}
     if not isinstance(network, Reader):
         return {}
     sizes = {"inputs": network.whitening.instance_mean.size, "params": network.whitening.params_mean.size}
@@ -235,7 +236,9 @@ def _sizes(network: Any) -> dict[str, Any] | None:
 def _blank(part: str, sizes: dict[str, Any], method: dict[str, Any]) -> Any:
     """Make a part of these sizes that has learned nothing."""
     if part == "schedule":
-        return LearnedSchedule(jnp.zeros((sizes["steps"], 3)), jnp.zeros(sizes["metric"]))
+        tables = jnp.zeros((sizes["steps"], 3)), jnp.zeros(sizes["metric"])
+        # Files that are older have no momenta.
+        return LearnedSchedule(*tables, tables[1] if sizes.get("momenta", False) else None)
     if part == "doubt" and not sizes:
         return CostLimit(jnp.zeros(()))
     inputs, params, key = jnp.zeros(sizes["inputs"]), jnp.zeros(sizes["params"]), key_of(0)

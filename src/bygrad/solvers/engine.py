@@ -69,9 +69,9 @@ class Queue(NamedTuple):
 
 
 class Notes(NamedTuple):
-    """Which instances had finished when, -1 for none, and how they ended."""
+    """Which instances have finished, -1 for none, and how they ended."""
 
-    which: Int[Array, "*looks rows"]
+    which: Int[Array, " rows"]
     at: Progress
 
 
@@ -113,9 +113,9 @@ def _run(
     work = _begin(method, flat, trees.rows(instances, place), x[place], np.where(which < rows, which, -1))
     waiting, most = min(size, rows), FIRST
     while True:
-        began, place = time.perf_counter(), np.minimum(np.arange(waiting, waiting + lot), rows - 1)
+        began = time.perf_counter()
         numbers = (np.asarray(it, np.int32) for it in (waiting, min(rows, waiting + lot), rows))
-        queue = Queue(trees.rows(instances, place), x[place], *numbers)
+        queue = Queue(*_part((instances, x), waiting, lot), *numbers)
         work, notes, next_ = _advance((method, flat, queue, np.asarray(most, np.int32)), work)
         waiting = int(next_)
         _keep(results, rows, notes)
@@ -208,21 +208,35 @@ def _remainder(method: Method, size: int) -> int:
 def _lots(method: Method, flat: Flat, instances: PyTree[np.ndarray], x: np.ndarray, size: int) -> int:
     """Return how many working sets may wait: of long rows fewer than `QUEUE`, as they take room, and notes of them."""
     waiting = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(instances)) + x.shape[1]
-    noted = method.refill * (x.shape[1] + method.multipliers(flat))
+    noted = x.shape[1] + method.multipliers(flat)
     return int(np.clip(ROOM // (size * (waiting + noted)), 1, QUEUE))
 
 
+def _part(rows: PyTree[np.ndarray], first: int, count: int) -> PyTree[np.ndarray]:
+    """Return `count` rows from the first one on, without a copy, or zeros after the last."""
+
+    def part(leaf: np.ndarray) -> np.ndarray:
+        some = leaf[first : first + count]
+        if len(some) == count:
+            return some
+        filled = np.zeros((count, *leaf.shape[1:]), leaf.dtype)
+        filled[: len(some)] = some
+        return filled
+
+    return jax.tree.map(part, rows)
+
+
 def _keep(results: Rows, rows: int, notes: Notes) -> None:
-    """Keep the results of the instances that have finished."""
+    """Keep the results of the instances that have finished, which come first."""
     which = np.asarray(notes.which)
-    done = which >= 0
+    count = int(np.count_nonzero(which >= 0))
     fields = notes.at._asdict() | {"finished": np.full(which.shape, time.perf_counter())}
     del fields["memory"]
     for name, field in fields.items():
         values = np.asarray(field)
         if name not in results:
-            results[name] = np.empty((rows, *values.shape[which.ndim :]), values.dtype)
-        results[name][which[done]] = values[done]
+            results[name] = np.empty((rows, *values.shape[1:]), values.dtype)
+        results[name][which[:count]] = values[:count]
 
 
 def _empty(x: np.ndarray, multipliers: int) -> Rows:
@@ -254,12 +268,9 @@ def _take(work: Work, pick: Int[Array, " rows"], real: Bool[Array, " rows"]) -> 
 
 def _stepped(
     method: Method, flat: Flat, work: Work, enough: int | Int[Array, ""], steps: Int[Array, ""]
-) -> tuple[Work, Int[Array, ""], Int[Array, " rows"]]:
-    """Take steps until no more than `enough` rows run, or until none of the `steps` is left. What has finished stays as
-    it is.
-
-    **Returns:** the working set, in which it has no number any more, the steps that are left, and its numbers.
-    """
+) -> tuple[Work, Int[Array, ""]]:
+    """Take steps until no more than `enough` rows run, or until none of the `steps` is left; return these too. What has
+    finished stays as it is."""
     instances = work.instances
 
     def go_on(carry: tuple[Array, Progress]) -> Array:
@@ -274,8 +285,20 @@ def _stepped(
         return left - 1, trees.select_rows(at.status == RUNNING, after, at)
 
     left, at = jax.lax.while_loop(go_on, body, (steps, work.at))
-    done = at.status != RUNNING
-    return Work(at, instances, jnp.where(done, -1, work.which)), left, jnp.where(done, work.which, -1)
+    return work._replace(at=at), left
+
+
+def _noted(work: Work, notes: Notes, count: Int[Array, ""], most: int) -> tuple[Work, Notes, Int[Array, ""]]:
+    """Note no more than `most` of the rows that have finished, after the `count` that are noted, which is returned as
+    well; they have no number any more."""
+    done = (work.at.status != RUNNING) & (work.which >= 0)
+    place = jnp.cumsum(done, dtype=jnp.int32)
+    chosen = jnp.searchsorted(place, jnp.arange(1, most + 1, dtype=jnp.int32))
+    which, at = trees.rows((work.which, work.at._replace(memory=None)), jnp.minimum(chosen, len(done) - 1))
+    block = Notes(jnp.where(chosen < len(done), which, -1), at)
+    notes = jax.tree.map(lambda all, some: jax.lax.dynamic_update_slice_in_dim(all, some, count, 0), notes, block)
+    taken = done & (place <= most)
+    return work._replace(which=jnp.where(taken, -1, work.which)), notes, count + jnp.sum(taken, dtype=jnp.int32)
 
 
 def _advanced(given: tuple[Method, Flat, Queue, Int[Array, ""]], work: Work) -> tuple[Work, Notes, Int[Array, ""]]:
@@ -283,7 +306,7 @@ def _advanced(given: tuple[Method, Flat, Queue, Int[Array, ""]], work: Work) -> 
     is noted, and which of the batch waits next.
 
     Which instances are in the working set after how many steps does not depend on where programs end, which hangs on
-    the clock: rows are given away only where enough are free, and to all of them at once. So the same batch has the
+    the clock: rows are given away only where enough are free, and always as many at once. So the same batch has the
     same results, to the last bit, as compilers treat the rows of a working set differently, and each of its sizes.
 
     `given`: method, family, the queue, and the most steps.
@@ -291,34 +314,39 @@ def _advanced(given: tuple[Method, Flat, Queue, Int[Array, ""]], work: Work) -> 
     method, flat, queue, steps = given
     size = len(work.which)
     few = max(1, size // method.refill)
-    looks = len(queue.x) // few + 2  # each time so many are given away, but for the last, and where none waits
+
+    def short(waiting: Array) -> Array:
+        """Say whether only the next queue has enough."""
+        return (waiting + few > queue.end) & (queue.end < queue.rows)
 
     def go_on(carry: tuple[Array, Array, Array, Work, Notes]) -> Array:
-        left, look, waiting, work, _ = carry
-        more = (waiting == queue.rows) & (jnp.sum(work.which >= 0) > _remainder(method, size))
-        return (left > 0) & (look < looks) & ((waiting < queue.end) | more)
+        left, waiting, _, work, _ = carry
+        running = work.at.status == RUNNING
+        more = (waiting < queue.rows) | (jnp.sum(running) > _remainder(method, size))
+        return ((left > 0) & more) | jnp.any(~running & (work.which >= 0))
 
     def body(carry: tuple[Array, Array, Array, Work, Notes]) -> tuple[Array, Array, Array, Work, Notes]:
-        left, look, waiting, work, notes = carry
-        enough = jnp.where(waiting < queue.end, size - few, _remainder(method, size))
-        work, left, which = _stepped(method, flat, work, enough, left)
-        note = Notes(which, work.at._replace(memory=None))
-        notes = jax.tree.map(lambda many, one: many.at[look].set(one), notes, note)
+        left, waiting, count, work, notes = carry
+        enough = jnp.where(waiting < queue.rows, size - few, _remainder(method, size))
+        work, left = _stepped(method, flat, work, enough, left)
+        work, notes, count = _noted(work, notes, count, few)
+        ready = (jnp.sum(work.at.status == RUNNING) <= enough) & ~short(waiting)
         free = work.which < 0
-        ready = jnp.sum(~free) <= enough
-        too_few = (waiting + jnp.sum(free) > queue.end) & (queue.end < queue.rows)  # the next queue has enough
-        left = jnp.where(ready & too_few, 0, left)
-        number = waiting + jnp.cumsum(free, dtype=jnp.int32) - 1
-        fresh = free & (number < queue.end) & ready & ~too_few
-        instances, x = trees.rows((queue.instances, queue.x), jnp.minimum(number, queue.end - 1) - queue.first)
-        instances = trees.select_rows(fresh, instances, work.instances)
-        at = trees.select_rows(fresh, _begun(method, flat, instances, x, fresh), work.at)
-        work = Work(at, instances, jnp.where(fresh, number, work.which))
-        return left, look + 1, waiting + jnp.sum(fresh, dtype=jnp.int32), work, notes
+        place = jnp.cumsum(free, dtype=jnp.int32) - 1
+        fresh = free & (place < few) & (waiting + place < queue.end) & ready
+        number = jnp.minimum(waiting + jnp.arange(few, dtype=jnp.int32), queue.end - 1) - queue.first
+        instances, x = trees.rows((queue.instances, queue.x), number)
+        begun = _begun(method, flat, instances, x, jnp.ones(few, bool))
+        begun, instances = trees.rows((begun, instances), jnp.clip(place, 0, few - 1))
+        at, instances = trees.select_rows(fresh, (begun, instances), (work.at, work.instances))
+        work = Work(at, instances, jnp.where(fresh, waiting + place, work.which))
+        waiting += jnp.sum(fresh, dtype=jnp.int32)
+        return jnp.where(short(waiting), 0, left), waiting, count, work, notes
 
-    blank = jax.tree.map(lambda leaf: jnp.zeros((looks, *leaf.shape), leaf.dtype), work.at._replace(memory=None))
-    notes = Notes(jnp.full((looks, size), -1, jnp.int32), blank)
-    _, _, waiting, work, notes = jax.lax.while_loop(go_on, body, (steps, jnp.int32(0), queue.first, work, notes))
+    room = len(queue.x) + size + few  # what waits, what runs, and what is written over by the next
+    blank = jax.tree.map(lambda leaf: jnp.zeros((room, *leaf.shape[1:]), leaf.dtype), work.at._replace(memory=None))
+    notes = Notes(jnp.full(room, -1, jnp.int32), blank)
+    _, waiting, _, work, notes = jax.lax.while_loop(go_on, body, (steps, queue.first, jnp.int32(0), work, notes))
     return work, notes, waiting
 
 

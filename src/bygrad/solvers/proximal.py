@@ -69,12 +69,13 @@ class ProximalGradient(Method):
     **Arguments:** `schedule`: learned numbers for the first steps, or None. `step_size`: $s L$ after it; above 1 it is
     held by the guard alone, and many families take fewer steps (`learn` tries up to 1.9). `tol`, `max_steps`: as for
     every method. `affine`: the gradient of $g$ is extrapolated to $y$ instead of evaluated, which is exact where $g$ is
-    quadratic. `bound`: $L$, set by `prepare`.
+    quadratic and all params have the same momentum; where a schedule gives each its own, the guard alone holds it.
+    `bound`: $L$, set by `prepare`.
 
     **Source:** Beck and Teboulle (2009), equation 4.1; O'Donoghue and Candès (2015), section 3.2, for the restart.
     """
 
-    batch: ClassVar[int] = 512  # a step is a matrix product
+    smallest: ClassVar[int] = 16
     solves: ClassVar = Composite
 
     schedule: LearnedSchedule | None = None

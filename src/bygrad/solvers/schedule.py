@@ -15,8 +15,8 @@ class LearnedSchedule(eqx.Module):
     r"""The step $s L$, the factor $\theta$ on the threshold and the momentum $\beta$ of the first steps.
 
     The same for all instances: where a step costs two products with a dictionary, a network would cost more than it
-    saves. Where the penalty is separable, each param has a factor of its own on each step as well. After the last row
-    the classical rules go on.
+    saves. Where the penalty is separable, each param has a factor of its own on each step as well, and a
+    momentum of its own. After the last row the classical rules go on.
 
     **Guarantee (any numbers, also NaN, huge or ascending ones):** that of `ProximalGradient`, which takes no trial
     above the cost at the start, and after the schedule's end none that does not lower the cost at x; instead it makes
@@ -27,22 +27,25 @@ class LearnedSchedule(eqx.Module):
     needs.
 
     **Arguments:** `rows`: `[steps, 3]`, the logarithms of $s L$ and of $\theta$, and $\beta$. `metric`: `[steps, p]`,
-    logarithms of the factors on the steps of the params, or `[steps]`, of one for all of them.
+    logarithms of the factors on the steps of the params, or `[steps]`, of one for all of them. `momenta`: `[steps, p]`,
+    how much the momentum of each param is above that of its row, or None.
     """
 
     rows: Float[Array, "steps 3"]
     metric: Float[Array, "steps *p"]
+    momenta: Float[Array, "steps p"] | None = None
 
     def __check_init__(self) -> None:
-        if len(self.rows) != len(self.metric):
-            raise ValueError(
-                f"A schedule of {len(self.rows)} steps got a metric of shape {list(self.metric.shape)}, which must have"
-                " as many rows, so no step would have its own factors. Give [steps, params], or [steps]."
-            )
+        for name, table in (("metric", self.metric), ("momenta", self.momenta)):
+            if table is not None and len(self.rows) != len(table):
+                raise ValueError(
+                    f"A schedule of {len(self.rows)} steps got {name} of shape {list(table.shape)}, which must have as"
+                    " many rows, so no step would have its own. Give [steps, params]."
+                )
 
     @classmethod
     def classical(cls, steps: int = 20, params: int | None = None) -> "LearnedSchedule":
-        """Return FISTA's own numbers: $s = 1/L$, $\\theta = 1$, and Nesterov's momentum; `params`: of the metric."""
+        """Return FISTA's own numbers: $s = 1/L$, $\\theta = 1$, and Nesterov's momentum; `params`: of the tables."""
         t, momentum = 1.0, []
         for _ in range(steps):
             after = 0.5 * (1 + np.sqrt(1 + 4 * t * t))
@@ -50,14 +53,17 @@ class LearnedSchedule(eqx.Module):
             t = after
         zero = np.zeros(steps)
         rows = jnp.asarray(np.stack([zero, zero, momentum], axis=1), jnp.float32)
-        return cls(rows, jnp.zeros((steps,) if params is None else (steps, params)))
+        if params is None:
+            return cls(rows, jnp.zeros(steps))
+        return cls(rows, jnp.zeros((steps, params)), jnp.zeros((steps, params)))
 
-    def __call__(self, nit: Array, step: Scalar, theta: Scalar, beta: Scalar) -> tuple[Array, Scalar, Scalar]:
+    def __call__(self, nit: Array, step: Scalar, theta: Scalar, beta: Scalar) -> tuple[Array, Scalar, Array]:
         """Return the numbers of a step: those given, the classical ones, after the schedule's end."""
         sane = lambda it: jnp.clip(jnp.nan_to_num(it.astype(step.dtype)), -4.0, 4.0)  # noqa: E731
         rows = sane(self.rows)
         # Of whole tables, which are the same in every step: what is taken from them is not.
         sizes, shrinks = jnp.exp(trees.along_rows(rows[:, 0], self.metric) + sane(self.metric)), jnp.exp(rows[:, 1])
+        momenta = rows[:, 2] if self.momenta is None else rows[:, 2:] + sane(self.momenta)
         place, learned = jnp.minimum(nit, len(rows) - 1), nit < len(rows)
         pick: Any = lambda new, old: jnp.where(learned, new[place], old)  # noqa: E731
-        return pick(sizes, step), pick(shrinks, theta), pick(rows[:, 2], beta)
+        return pick(sizes, step), pick(shrinks, theta), pick(momenta, beta)

@@ -229,9 +229,11 @@ def _compare(name: str, given: dict[str, Any], like: PyTree | None) -> tuple[str
 def told_if_alike(family: ProblemFamily, first: np.ndarray, starts: int, given: bool = False) -> tuple[str, ...]:
     """Return a warning where all starts of every instance, rows of `first` one below the other, are the same; where
     the first ones are `given`, all others."""
+    if starts - given < 2:
+        return ()
     each = first.reshape(-1, starts, first.shape[1])[:, int(given) :]
     alike = (each == each[:, :1]) | (np.isnan(each) & np.isnan(each[:, :1]))
-    if each.shape[1] < 2 or not len(each) or not alike.all():
+    if not len(each) or not alike.all():
         return ()
     draw = "restart" if isinstance(family, Bounded) else "init"
     return (

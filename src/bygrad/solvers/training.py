@@ -193,9 +193,10 @@ def train_schedule(
 ) -> LearnedSchedule:
     r"""Train a schedule through the unrolled, guarded steps, and a few classical ones after them.
 
-    The loss is the mean over steps of the logarithm of the certificate, cut a little below the tolerance: what is
-    solved cannot get better. What the last step leaves above the tolerance counts twice more. It needs no solutions, so
-    where the family can `sample`, every batch is new.
+    The loss is the number of steps that are needed, made smooth: each counts by how far the certificate is above the
+    tolerance. Added is the mean over steps of the logarithm of the certificate, cut a little below the tolerance, which
+    sees far from it as well, and half of what the last step leaves. It needs no solutions, so where the family can
+    `sample`, every batch is new.
     """
     tol, length, prepared = method.tol, len(schedule.rows) + 5, method.prepare(flat, jnp.float32)
 
@@ -211,7 +212,8 @@ def train_schedule(
 
             x = flat.vector(flat.family.init(instance, key_of(0)))
             _, terms = jax.lax.scan(step, learned.start(flat, instance, x), length=length)
-            return jnp.mean(terms[length // 3 :]) + 2 * jnp.maximum(terms[-1], 0.0)
+            needed = jnp.sum(jax.nn.sigmoid(2 * terms))
+            return needed + jnp.mean(terms[length // 3 :]) + 0.5 * jnp.maximum(terms[-1], 0.0)
 
         values = jax.vmap(one)(batch)
         return jnp.mean(jnp.where(jnp.isfinite(values), values, 0.0))

@@ -53,7 +53,8 @@ class Case:
     - `build`: the family that is solved, and whose `sample` draws what is learned from.
     - `shifted`, `shift`: instances from elsewhere, and how they differ, in words.
     - `fresh`: held-out instances, where other draws of `build` would not be held out.
-    - `tolerances`: loose, medium and tight.
+    - `tolerances`: loose, medium and tight. `aim`: for which of them solvers are tuned and learned; it is then changed
+      for the others.
     - `minimum`: the minimum of all instances, where it is known. `dtype`: precision of our own solvers.
     - `sequence`: draws sequences in which each instance follows from the one before.
     - `patience`: factor on the seconds of learning that a budget allows, where one minute is not enough for a family.
@@ -71,6 +72,7 @@ class Case:
     sequence: Sequence | None = None
     patience: float = 1.0
     goals: tuple[Goal, ...] = ()
+    aim: int = 1
 
 
 def draw(source: ProblemFamily | np.ndarray, count: int, seed: int) -> Any:
@@ -166,6 +168,7 @@ CASES: tuple[Case, ...] = (
         lambda: _patches("paintings"),
         "patches of paintings instead of photographs",
         (1e-2, 1e-3, 1e-4),
+        aim=0,
         fresh=lambda: _patches("test"),
         dtype="float32",
         goals=(

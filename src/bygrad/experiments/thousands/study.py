@@ -132,7 +132,7 @@ class _Comparison:
     """One family: its sets of instances, what was learned on it, and its rows."""
 
     def __init__(self, task: Task, effort: Effort, case: Case):
-        self.task, self.effort, self.case = task, effort, case
+        self.task, self.effort, self.case, self.aim = task, effort, case, case.tolerances[case.aim]
         family = case.build()
         fresh = family if case.fresh is None else case.fresh()
         seed = 1_000 * (task.seed + 1)  # apart from those that `learn` draws
@@ -189,7 +189,7 @@ class _Comparison:
             solver = learn(
                 self.flat.family,
                 budget=self.effort.seconds * self.case.patience,
-                tol=self.case.tolerances[1],
+                tol=self.aim,
                 heldout=self.effort.heldout,
                 dtype=self.case.dtype,
                 seed=self.task.seed + number,
@@ -204,7 +204,7 @@ class _Comparison:
         first = self.solvers[0]
         if not isinstance(first, LearnedSolver):
             raise ValueError(first)
-        return ours.where_costly(first, past, self.case.tolerances[1], self.task.seed)
+        return ours.where_costly(first, past, self.aim, self.task.seed)
 
     def _trained(self) -> Optimizer:
         if not self.effort.meta_steps:
@@ -287,7 +287,7 @@ class _Comparison:
 
     def _rows(self, name: str, tol: float, cells: dict[tuple[str, float, str], Cell]) -> Iterator[Row]:
         """Yield the rows of a set at a tolerance. The multistart comes last: its starts depend on cells before."""
-        factor = tol / self.case.tolerances[1]
+        factor = tol / self.aim
         for rival in self.rivals:
             yield self._lazily(rival, tol)
         yield Row("batched", "batched", ours.batched(self.flat, tol, self.case.dtype))
