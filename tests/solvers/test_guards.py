@@ -243,14 +243,15 @@ RANDOM = LearnedSchedule(jax.random.uniform(jax.random.key(0), (12, 3), minval=-
 
 @pytest.mark.parametrize(
     "row",
-    [None, (np.nan, 0, 0), (9.0, 9.0, 9.0), (3.0, -4.0, -3.0), (1.0, 0.0, 0.9)],
-    ids=["random", "nan", "huge", "ascending", "mild"],
+    [None, (np.nan, 0, 0), (9.0, 9.0, 9.0), (3.0, -4.0, -3.0), (1.0, 0.0, 0.9), (0.0, 0.0, 0.0)],
+    ids=["random", "nan", "huge", "ascending", "mild", "momenta"],
 )
 def test_sufficient_decrease_holds_any_schedule(row, coding, coded):
     schedule = RANDOM
     if row is not None:
         metric = jnp.tile(jnp.linspace(-5, 5, 36), (12, 1)) if row[0] == 1 else jnp.zeros(12)
-        schedule = LearnedSchedule(jnp.tile(jnp.array(row), (12, 1)), metric)
+        momenta = None if any(row) else jax.random.uniform(jax.random.key(1), (12, 36), minval=-4, maxval=4)
+        schedule = LearnedSchedule(jnp.tile(jnp.array(row), (12, 1)), metric, momenta)
     method = ProximalGradient(schedule, tol=1e-4, max_steps=20_000)
     found = solve(coding, coding.patches, method=method, batch=16)
     assert found.success.all()

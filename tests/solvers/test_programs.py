@@ -373,10 +373,12 @@ def test_of_a_guess_and_a_learned_warm_start_the_better_one_is_taken(proves, dat
         found = solver.solve(data, batch=64, **guess)
         assert found.success.all() and found.nit.max() <= 2 and not found.used_fallback.any()
     assert np.median(lies.solve(data, batch=64).nit) > 2
-    # A warm start that stops at once: the classical solver begins at the guess as well.
+    # A warm start that stops at once: the classical solver begins at a start of its own, not at the guess.
     stopped = dataclasses.replace(lies, method=dataclasses.replace(lies.method, tol=-1.0, max_steps=1))
-    found = stopped.solve(data, batch=64, **guesses)
-    assert found.success.all() and found.used_fallback.all() and found.nit.max() <= 3
+    found, alone = stopped.solve(data, batch=64, **guesses), solve(family, data, method=base, batch=64)
+    assert found.success.all() and found.used_fallback.all()
+    np.testing.assert_allclose(found.x, alone.x, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(found.nit, alone.nit + 1)
 
 
 @pytest.mark.slow
@@ -480,6 +482,24 @@ def test_a_learned_schedule_is_kept_in_a_file(tmp_path, codes):
     ours, theirs = (it.solve(patches[:32], batch=64) for it in (solver, back))
     np.testing.assert_array_equal(ours.x, theirs.x)
     np.testing.assert_array_equal(ours.nit, theirs.nit)
+
+
+def test_a_file_from_before_params_had_momenta_is_read(codes, tmp_path, monkeypatch):
+    base, path, sizes = ProximalGradient(tol=1e-2), tmp_path / "codes.safetensors", deployed._sizes
+    blank = LearnedSchedule.classical(12, codes.dictionary.shape[1])
+
+    def saved(momenta: Any) -> Any:
+        schedule = dataclasses.replace(blank, momenta=momenta)
+        save_solver(LearnedSolver(codes, dataclasses.replace(base, schedule=schedule), base, None, 1, 1), path)
+        return load_solver(path, codes).method.schedule.momenta
+
+    np.testing.assert_array_equal(saved(blank.momenta + 0.25), blank.momenta + 0.25)
+
+    def old(part: Any) -> Any:
+        return (found := sizes(part)) and {name: it for name, it in found.items() if name != "momenta"}
+
+    monkeypatch.setattr(deployed, "_sizes", old)
+    assert saved(None) is None
 
 
 def test_the_step_size_of_proximal_gradients_is_tuned(codes):
