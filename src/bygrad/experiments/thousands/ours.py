@@ -94,10 +94,11 @@ class Past(NamedTuple):
         return cls(rows_of(instances), found.rows, found.dual)
 
     def nearest(self, instances: PyTree) -> Int[np.ndarray, " rows"]:
-        """Return for each instance which past one is nearest, each coordinate in units of its spread."""
-        spread = self.instances.std(axis=0)
+        """Return for each instance which past one is nearest, each coordinate in units of its spread; in float32, which
+        takes half the time."""
+        mean, spread = self.instances.mean(axis=0), self.instances.std(axis=0)
         scale = np.where(spread > 0, spread, 1.0)
-        ours, theirs = rows_of(instances) / scale, self.instances / scale
+        ours, theirs = (((it - mean) / scale).astype(np.float32) for it in (rows_of(instances), self.instances))
         blocks = [
             np.argmin(np.sum(theirs**2, axis=1) - 2 * ours[at : at + 512] @ theirs.T, axis=1)
             for at in range(0, len(ours), 512)
