@@ -317,7 +317,7 @@ def test_of_next_to_no_instances_no_doubt_is_learned(family, plain, known, candi
     data[known:] = np.nan
     whitening = Whitening(jnp.zeros(41), jnp.ones(41), jnp.zeros(5), jnp.ones(5))
     start = LearnedStart.untrained(whitening, 2, jax.random.key(0))
-    found = doubting_solvers(plain, start, data, 1e-3, 0.0, 0.0, 0)
+    found = doubting_solvers(plain, start, data, 1e-3, 0.0, lambda: 0.0, 0)
     assert len(found) == candidates and next(iter(found)).startswith("tuned, up to ")
     assert all(it.doubt is not None and np.isfinite(it.doubt.limit) for it in found.values())
 
