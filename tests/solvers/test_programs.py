@@ -381,6 +381,16 @@ def test_of_a_guess_and_a_learned_warm_start_the_better_one_is_taken(proves, dat
     np.testing.assert_array_equal(found.nit, alone.nit + 1)
 
 
+def test_the_penalty_is_chosen_again_after_a_learned_warm_start(data):
+    module, base = sys.modules["bygrad.solvers.learn_programs"], ADMM(rho=0.02, tol=1e-5, max_steps=20_000)
+    solver = LearnedSolver(Plan(), dataclasses.replace(base, warm=liar(0.7)), base, None, 1, 1)
+    with_penalty = lambda rho: dataclasses.replace(solver, method=dataclasses.replace(solver.method, rho=rho))  # noqa: E731
+    work = {rho: with_penalty(rho).solve(data).nfev.sum() for rho in (0.02, 0.2, 0.002)}
+    found = module._with_best_penalty(solver, data)
+    assert work[found.method.rho] == min(work.values()) < work[0.02]
+    assert found.classical == base and found.method.warm is solver.method.warm
+
+
 @pytest.mark.slow
 def test_training_brings_a_warm_start_nearer_to_a_proof(data):
     family = Plan(proves=True)

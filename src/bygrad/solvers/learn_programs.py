@@ -24,6 +24,10 @@ from .warm import LearnedWarmStart
 BLOCK = 1024
 """Examples that are solved at a time."""
 
+PENALTIES, LEFT, SEEN = (1.0, 10.0, 0.1), 256, 4096
+"""Factors on the tuned penalty that are tried after a learned warm start, on how many instances that are not proven
+without an iteration, and among how many these are looked for."""
+
 
 def learned_programs(
     base: LearnedSolver, train: Any, left: Callable[[], float], seed: int, watch: Tick | None, sample: Any
@@ -41,7 +45,29 @@ def learned_programs(
     examples = _examples(base, train, 0.25 * left(), watch)
     warm = LearnedWarmStart.fitted(examples.instances, examples.params, flat.size, key_of(seed))
     warm = train_warm_start(warm, base.method, flat, examples, max(left(), 1.0), seed, watch, sample)
-    return {"learned warm start": dataclasses.replace(base, method=dataclasses.replace(base.method, warm=warm))}
+    method = dataclasses.replace(base.method, warm=warm)
+    return {"learned warm start": _with_best_penalty(dataclasses.replace(base, method=method), train)}
+
+
+def _with_best_penalty(solver: LearnedSolver, train: Any) -> LearnedSolver:
+    """Choose the penalty again: it was tuned from far away, and what a learned start leaves is near the solution.
+
+    Kept is the one with the fewest evaluations among those that solve no fewer at the first attempt.
+    """
+    assert isinstance(solver.method, ADMM)
+    left, rho = np.zeros(0, int), solver.method.rho
+    for at in range(0, min(SEEN, trees.length(train)), BLOCK):
+        if len(left) < LEFT:
+            part = trees.rows(train, slice(at, at + BLOCK))
+            left = np.append(left, at + np.flatnonzero(solver.solve(part).nit > 0))
+    if not len(left):
+        return solver
+    some = trees.rows(train, left[:LEFT])
+    methods = [dataclasses.replace(solver.method, rho=factor * rho) for factor in PENALTIES]
+    found = [dataclasses.replace(solver, method=method).solve(some) for method in methods]
+    solved = [int(np.sum(it.success & ~it.used_fallback)) for it in found]
+    enough = [i for i, count in enumerate(solved) if count == max(solved)]
+    return dataclasses.replace(solver, method=methods[min(enough, key=lambda i: found[i].nfev.sum())])
 
 
 def _examples(base: LearnedSolver, train: Any, seconds: float, watch: Tick | None) -> Examples:
