@@ -1,6 +1,8 @@
 """Families solved thousands of times: one measure of success, honest arithmetic, a study that survives its rivals."""
 
 import dataclasses
+import gzip
+import importlib.util
 import io
 import json
 import math
@@ -19,7 +21,7 @@ from bygrad.cli import main
 from bygrad.experiments import STUDIES, Task
 from bygrad.experiments.thousands import CASES, Case, Effort, Goal, compare, ours, study
 from bygrad.experiments.thousands.cvxpy_rivals import cvxpy_program
-from bygrad.experiments.thousands.families import rolling
+from bygrad.experiments.thousands.families import rolling, stocks
 from bygrad.experiments.thousands.judge import (
     Assessed,
     assess,
@@ -566,6 +568,22 @@ def test_rolling_windows_follow_each_other_by_a_day():
     days = np.argmin(apart, axis=1).reshape(3, 5)
     assert apart.min(axis=1).max() < 1e-12 and len(set(days[0])) == 5
     np.testing.assert_array_equal(days, days[0] + np.arange(3)[:, None])
+
+
+def test_stocks_are_read_from_where_skfolio_is(tmp_path, monkeypatch):
+    folder = tmp_path / "skfolio" / "datasets" / "data"
+    folder.mkdir(parents=True)
+    (tmp_path / "skfolio" / "__init__.py").write_text("raise ImportError('only its file is read')")
+    prices = np.exp(np.random.default_rng(0).normal(size=(9, 20)))
+    lines = ["Date," + ",".join("ABCDEFGHIJKLMNOPQRST")]
+    lines += [f"2000-01-0{day}," + ",".join(str(float(it)) for it in row) for day, row in enumerate(prices, 1)]
+    (folder / "sp500_dataset.csv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    monkeypatch.syspath_prepend(tmp_path)
+    family = stocks(slice(2, None), window=3)
+    np.testing.assert_allclose(family.returns, prices[3:] / prices[2:-1] - 1, rtol=1e-6)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="Install it, pip install skfolio, or choose other families"):
+        stocks(slice(None))
 
 
 def test_it_is_listed_and_every_case_is_whole(capsys, tmp_path):

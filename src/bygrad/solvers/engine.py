@@ -213,7 +213,7 @@ def _lots(method: Method, flat: Flat, instances: PyTree[np.ndarray], x: np.ndarr
 
 
 def _part(rows: PyTree[np.ndarray], first: int, count: int) -> PyTree[np.ndarray]:
-    """Return `count` rows from the first one on, without a copy, or zeros after the last."""
+    """Return `count` rows from the first one on, without a copy; with zeros after the last."""
 
     def part(leaf: np.ndarray) -> np.ndarray:
         some = leaf[first : first + count]
@@ -296,7 +296,7 @@ def _noted(work: Work, notes: Notes, count: Int[Array, ""], most: int) -> tuple[
     chosen = jnp.searchsorted(place, jnp.arange(1, most + 1, dtype=jnp.int32))
     which, at = trees.rows((work.which, work.at._replace(memory=None)), jnp.minimum(chosen, len(done) - 1))
     block = Notes(jnp.where(chosen < len(done), which, -1), at)
-    notes = jax.tree.map(lambda all, some: jax.lax.dynamic_update_slice_in_dim(all, some, count, 0), notes, block)
+    notes = jax.tree.map(lambda whole, some: jax.lax.dynamic_update_slice_in_dim(whole, some, count, 0), notes, block)
     taken = done & (place <= most)
     return work._replace(which=jnp.where(taken, -1, work.which)), notes, count + jnp.sum(taken, dtype=jnp.int32)
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -24,6 +26,9 @@ from ...problems import (
 from ...problems.data.pictures import PAINTINGS, load_painting, load_photographs
 from ...solvers import ADMM, solve
 from ...solvers.starts import draws
+
+EARLIER, LATER = slice(5_500), slice(5_500, None)
+"""Days that a portfolio of stocks is learned from, and those that it is judged by."""
 
 Source: TypeAlias = Callable[[], ProblemFamily | np.ndarray]
 """Builds a family whose `sample` draws instances, or data: an instance a row."""
@@ -53,8 +58,8 @@ class Case:
     - `build`: the family that is solved, and whose `sample` draws what is learned from.
     - `shifted`, `shift`: instances from elsewhere, and how they differ, in words.
     - `fresh`: held-out instances, where other draws of `build` would not be held out.
-    - `tolerances`: loose, medium and tight. `aim`: for which of them solvers are tuned and learned; it is then changed
-      for the others.
+    - `tolerances`: loose, medium and tight. `aim`: for which of them solvers are tuned and learned; for the others
+      their tolerance alone is changed.
     - `minimum`: the minimum of all instances, where it is known. `dtype`: precision of our own solvers.
     - `sequence`: draws sequences in which each instance follows from the one before.
     - `patience`: factor on the seconds of learning that a budget allows, where one minute is not enough for a family.
@@ -113,11 +118,38 @@ def quarters(family: Any, sequences: int, steps: int, seed: int) -> np.ndarray:
     return np.concatenate([year[96 * days + 24 + step] for step in range(steps)])
 
 
-def rolling(family: MeanVariance, sequences: int, steps: int, seed: int) -> np.ndarray:
-    """Take windows of another market at random, and after each the windows of the days that follow."""
+def another_market(family: MeanVariance, seed: int) -> MeanVariance:
+    """Simulate returns of as many assets on as many days."""
     days, assets = family.returns.shape
-    market = MeanVariance.simulated(days, assets, seed, window=family.window, target=family.target, cap=family.cap)
-    windows = market.windows()
+    return MeanVariance.simulated(days, assets, seed, window=family.window, target=family.target, cap=family.cap)
+
+
+def stocks(days: slice, **settings: float | int) -> MeanVariance:
+    """Build portfolios of 20 stocks of the S&P 500, whose daily prices from 1990 to 2022 come with skfolio, from some
+    of these days.
+
+    **Raises:** `ModuleNotFoundError` without it.
+    """
+    found = importlib.util.find_spec("skfolio")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(
+            "Prices of stocks come with skfolio, which is not installed, so there is nothing to compare on. Install it,"
+            " pip install skfolio, or choose other families."
+        )
+    file = Path(found.origin).parent / "datasets" / "data" / "sp500_dataset.csv.gz"
+    prices = np.loadtxt(file, delimiter=",", skiprows=1, usecols=range(1, 21))
+    return MeanVariance.from_prices(prices[days], **settings)
+
+
+def rolling(
+    family: MeanVariance,
+    sequences: int,
+    steps: int,
+    seed: int,
+    market: Callable[[MeanVariance, int], MeanVariance] = another_market,
+) -> np.ndarray:
+    """Take windows of another market at random, and after each the windows of the days that follow."""
+    windows = market(family, seed).windows()
     firsts = np.random.default_rng(seed).choice(len(windows) - steps + 1, sequences, replace=False)
     return np.concatenate([windows[firsts + step] for step in range(steps)])
 
@@ -207,6 +239,17 @@ CASES: tuple[Case, ...] = (
         fresh=functools.partial(MeanVariance.simulated, seed=1),
         dtype="float32",
         sequence=rolling,
+    ),
+    Case(
+        "stocks",
+        "Rolling mean-variance portfolios of 20 stocks of the S&P 500, learned on 1990 to 2011 for 2011 to 2022",
+        lambda: stocks(EARLIER),
+        lambda: stocks(LATER, window=126),
+        "windows half as long",
+        (1e-2, 1e-3, 1e-4),
+        fresh=lambda: stocks(LATER),
+        dtype="float32",
+        sequence=functools.partial(rolling, market=lambda *_: stocks(LATER)),
     ),
     Case(
         "lennard-jones",
