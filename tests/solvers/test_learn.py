@@ -149,8 +149,29 @@ def test_the_comparison_takes_as_many_passes_as_time_is_kept_back_for(monkeypatc
     solvers |= {f"{name}, up to 5 starts": dataclasses.replace(base, starts=2) for name in ("tuned", "learned doubt")}
     found = base.solve(held)
     monkeypatch.setattr(LearnedSolver, "solve", lambda self, *_, **__: passes.append(self.starts) or found)
+    monkeypatch.setattr(candidates, "REPEATED", 0.0)  # as if none were quick
     candidates.keep_best(base, solvers, held, 1e-3, 0, {}, 0.0)
     assert sum(passes) == module._passes(Decay(), (1, 2, 3, 5))
+
+
+@pytest.mark.parametrize(
+    ("passes", "least"),
+    [((9.0, 0.2), 0.2), ((9.0, 0.03, 0.02, 0.06, 0.01), 0.02), ((9.0, *[0.001] * 12), 0.001)],
+    ids=["slow", "quick", "very quick"],
+)
+def test_quick_candidates_are_timed_again(passes, least, monkeypatch):
+    solver = LearnedSolver(Decay(), LevenbergMarquardt(), LevenbergMarquardt(), None, 1, 1)
+    now, left, found = [0.0], iter(passes), solver.solve(decays(4))
+
+    def solve(*_, **__):
+        now[0] += next(left)
+        return found
+
+    monkeypatch.setattr(candidates, "work_clock", lambda: now[0])
+    monkeypatch.setattr(LearnedSolver, "solve", solve)
+    solution, seconds = candidates._measure(solver, None, 0)
+    assert solution is found and seconds == pytest.approx(least / 4)
+    assert len(list(left)) == {2: 0, 5: 1, 13: 2}[len(passes)]
 
 
 def test_a_classical_solver_that_is_kept_has_no_fallback_that_was_not_measured(monkeypatch):
