@@ -24,7 +24,7 @@ from .warm import LearnedWarmStart
 BLOCK = 1024
 """Examples that are solved at a time."""
 
-PENALTIES, LEFT, SEEN = (1.0, 10.0, 0.1), 256, 4096
+PENALTIES, UNPROVEN, SEEN = (1.0, 10.0, 0.1), 256, 4096
 """Factors on the tuned penalty that are tried after a learned warm start, on how many instances that are not proven
 without an iteration, and among how many these are looked for."""
 
@@ -55,14 +55,15 @@ def _with_best_penalty(solver: LearnedSolver, train: Any) -> LearnedSolver:
     Kept is the one with the fewest evaluations among those that solve no fewer at the first attempt.
     """
     assert isinstance(solver.method, ADMM)
-    left, rho = np.zeros(0, int), solver.method.rho
+    unproven, rho = np.zeros(0, int), solver.method.rho
     for at in range(0, min(SEEN, trees.length(train)), BLOCK):
-        if len(left) < LEFT:
-            part = trees.rows(train, slice(at, at + BLOCK))
-            left = np.append(left, at + np.flatnonzero(solver.solve(part).nit > 0))
-    if not len(left):
+        part = trees.rows(train, slice(at, at + BLOCK))
+        unproven = np.append(unproven, at + np.flatnonzero(solver.solve(part).nit > 0))
+        if len(unproven) >= UNPROVEN:
+            break
+    if not len(unproven):
         return solver
-    some = trees.rows(train, left[:LEFT])
+    some = trees.rows(train, unproven[:UNPROVEN])
     methods = [dataclasses.replace(solver.method, rho=factor * rho) for factor in PENALTIES]
     found = [dataclasses.replace(solver, method=method).solve(some) for method in methods]
     solved = [int(np.sum(it.success & ~it.used_fallback)) for it in found]
