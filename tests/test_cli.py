@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,15 @@ def test_list_shows_every_name(capsys):
         (["train", "--family", "quadratic", "--config", "layers=8"], ["LSTM cannot have", "layers=8", "Give JSON"]),
         (["train", "--family", "quadratic", "--config", '{"layers": []}'], ["layers is ()", "at least one layer"]),
         (["evaluate", "paper/nothing", "--family", "quadratic"], ["'paper/nothing' is neither a file nor"]),
+        (["evaluate", "--family", "quadratic"], ["No trained optimizer is named"]),
+        (
+            ["evaluate", "paper/quadratic", "--family", "quadratic", "--baselines", "Adm"],
+            ["no hand-designed optimizer 'Adm'", "Did you mean 'Adam'", "Muon"],
+        ),
+        (
+            ["evaluate", "paper/quadratic", "--family", "quadratic", "--tuning-runs", "0"],
+            ["tuning_runs is 0", "Give 1 or more"],
+        ),
         (["inspect", "paper/nothing"], ["'paper/nothing' is neither a file nor"]),
         (["inspect", "/"], ["'/' is a folder without an optimizer"]),
         (["inspect", __file__], [Path(__file__).name]),
@@ -374,7 +384,10 @@ def test_evaluate_compares_and_writes(trained, family, tmp_path, capsys):
     assert (out / "report.html").is_file()
     assert json.loads((out / "results.json").read_text())["optimizers"] == results["optimizers"]
     said = refusal(command, capsys)
-    assert "would be overwritten. Choose another folder (--out)" in said and "--resume" not in said
+    assert "would be overwritten. Go on with it (--resume) or choose another folder (--out)" in said
+    shutil.rmtree(out)
+    main([*command, "--resume", "--baselines", "Lion", "--tuning-runs", "2"])
+    assert set(json.loads(file.read_text())["optimizers"]) == {"lstm", "lion", "lbfgs"}
 
 
 def test_evaluate_compares_on_the_split_asked_for(trained, tmp_path, monkeypatch):
@@ -384,11 +397,11 @@ def test_evaluate_compares_on_the_split_asked_for(trained, tmp_path, monkeypatch
         seen.update(run=len(family.labels), tuned=len(tuning_family.labels), title=options["title"])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bygrad.workflows.evaluate", evaluate)
-    command = ["evaluate", str(trained / "optimizer.safetensors"), "--family", "mnist", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("bygrad.workflows.evaluating.evaluate", evaluate)
+    command = ["evaluate", str(trained / "optimizer.safetensors"), "--family", "mnist"]
     for split, images in (("test", 2_000), ("train", 10_000)):
         with pytest.raises(SystemExit):
-            main([*command, "--split", split])
+            main([*command, "--split", split, "--out", str(tmp_path / split)])
         assert (seen["run"], seen["tuned"]) == (images, 10_000)
         assert seen["title"].endswith("(training split)") == (split == "train")
 

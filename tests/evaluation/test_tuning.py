@@ -174,6 +174,18 @@ def test_rates_one_after_the_other_give_what_all_at_once_give():
     np.testing.assert_allclose(one_by_one.final, together.final, rtol=1e-5)
 
 
+def test_no_more_rates_go_side_by_side_than_fit_into_memory_beside_another_baseline(monkeypatch):
+    family, keys = Isotropic(), jax.random.split(jax.random.key(0), 2)
+    needs = _curves.bytes_more(with_learning_rate(Adam(), np.ones(5)), family, keys, 3, None)
+    for room, at_once in ((2 * needs, None), (2 * needs - 2, 4), (needs, 2), (1, 1)):
+        monkeypatch.setattr(tuning_module, "bytes_available", lambda room=room: room)
+        assert tuning_module._fitting(Adam(), family, keys, 3, 5) == at_once
+    options = {"horizon": 3, "runs": 2, "points": 5}
+    little = tune(Adam(), family, jax.random.key(0), **options)
+    one_by_one = tune(Adam(), family, jax.random.key(0), **options, at_once=1)
+    np.testing.assert_array_equal(little.final, one_by_one.final)
+
+
 class Mixed(Isotropic):
     """Bowls of two curvatures: which rate is best on a single one says little."""
 

@@ -1,16 +1,12 @@
 """What the commands do beyond one function call."""
 
-import json
-
 import numpy as np
 import pytest
-from rich.console import Console
 
-from bygrad.evaluation import Protocol
-from bygrad.optimizers import SGD, Adam
+from bygrad.optimizers import SGD
 from bygrad.problems import Quadratic
 from bygrad.training import Recipe
-from bygrad.workflows import Display, work
+from bygrad.workflows import work
 
 
 def test_gradients_are_measured_where_a_run_starts_at_its_instance():
@@ -41,17 +37,3 @@ def test_of_many_params_the_gradients_of_fewer_steps_are_held_together(entries, 
         assert found == whole
     elif entries == 400:
         np.testing.assert_allclose(found["0.5"], whole["0.5"], rtol=0.5)
-
-
-def test_how_long_tuning_took_is_kept_unless_it_was_interrupted(tmp_path):
-    protocol = Protocol(2, runs=2, tuning_runs=1, second_order_runs=0, rates=3)
-
-    def tune() -> float | None:
-        return work.tune(Quadratic(2), protocol, tmp_path, Display(Console(quiet=True)), {"SGD": SGD, "Adam": Adam})[1]
-
-    first = tune()
-    assert first is not None and first > 0 and tune() == first
-    tuned = json.loads((tmp_path / "tuning.json").read_text())
-    (tmp_path / "tuning.json").write_text(json.dumps({"SGD": tuned["SGD"]}))  # as if it had been killed before Adam,
-    (tmp_path / "seconds.json").unlink()  # and so before its end
-    assert tune() is None and tune() is None

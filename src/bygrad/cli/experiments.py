@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import Positional, arg
 
-from .options import Artifact, Data, Families, Folder, Json, Resume, Seed, label_of
+from .options import Data, Families, Folder, Json, Resume, Seed, label_of
 from .terminal import command_line, finish, known, progress, require_results
 
 TESTED = ("general/controller",)
@@ -124,45 +124,55 @@ def specialize(
 
 
 def evaluate(
-    artifact: Artifact,
+    artifacts: Positional[
+        Annotated[
+            tuple[str, ...], arg(help="Trained optimizers: shipped artifacts by name, or files.", metavar="ARTIFACT")
+        ]
+    ],
     family: Families,
+    baselines: Annotated[
+        tuple[str, ...],
+        arg(
+            help="Hand-designed optimizers to tune and compare with, as `bygrad list` names them; none: SGD, Nesterov,"
+            " RMSprop, Adam and AdamW."
+        ),
+    ] = (),
     runs: Annotated[int, arg(help="Fresh instances for every optimizer.")] = 128,
+    tuning_runs: Annotated[int, arg(help="Instances that every learning rate of a baseline is tried on.")] = 8,
     horizon: Annotated[int, arg(help="Steps of a run.")] = 100,
     split: Annotated[
         Literal["test", "train"],
         arg(help="Split to compare on, of a family that has data; baselines are tuned on that of training."),
     ] = "test",
     out: Folder = None,
+    resume: Resume = False,
     seed: Seed = 0,
     data: Data = "mnist",
     json: Json = None,
 ) -> None:
-    """Compare a trained optimizer with equally tuned baselines on fresh instances of a family."""
-    from ..deploy.jax import load
-    from ..evaluation import Protocol, write_report
-    from ..optimizers import PAPER_BASELINES
-    from ..problems import find_family
-    from ..workflows import evaluate as carry_out
-    from ..workflows import refuse_used
+    """Compare trained optimizers with equally tuned baselines on fresh instances of a family."""
+    from ..evaluation import Protocol
+    from ..optimizers import BASELINES, PAPER_BASELINES
+    from ..workflows import evaluate_to_folder
 
-    label = label_of(family)
-    folder = out or Path("runs") / f"evaluate-{label}"
+    folder = out or Path("runs") / f"evaluate-{label_of(family)}"
     require_results(json, folder)
-    optimizer = load(artifact)
-    name = type(optimizer).__name__
-    refuse_used(folder, resumable=False)
-    protocol = Protocol(horizon, runs=runs, final_window=max(1, horizon // 20), seed=seed, chunk=4)
+    chosen = {name: known(BASELINES, name, "hand-designed optimizer") for name in baselines} or PAPER_BASELINES
+    window = max(1, horizon // 20)
+    protocol = Protocol(horizon, runs=runs, tuning_runs=tuning_runs, final_window=window, seed=seed, chunk=4)
     with progress() as display:
-        results = carry_out(
-            {f"{name} (given)" if name in PAPER_BASELINES else name: optimizer},
-            find_family(family, data=data, split=split),
-            find_family(family, data=data, split="train"),
+        results = evaluate_to_folder(
+            artifacts,
+            family,
             protocol,
+            folder,
             display,
-            title=f"{artifact} on {family}{' (training split)' if split == 'train' else ''}",
+            baselines=chosen,
+            split=split,
+            data=data,
+            resume=resume,
             command=command_line(),
         )
-    write_report(results, folder)
     finish(results, folder, json)
 
 

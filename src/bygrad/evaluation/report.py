@@ -107,7 +107,7 @@ def results_table(results: Results) -> Table:
     # Intervals go under their means and the kind is left to the order of the rows, so that 80 columns are enough.
     for heading in _TERMINAL_HEADINGS:
         first = heading == _TERMINAL_HEADINGS[0]
-        table.add_column(heading, justify="left" if first else "right", min_width=9 if first else None)
+        table.add_column(heading, justify="left" if first else "right", min_width=9 if first else None, overflow="fold")
     for _, cells, bold in _rows(results):
         (label, _, rates, final, _, area, _, *others), (leads, _, rated, first, _, second, _, *strong) = cells, bold
         others, strong = [final, area, *others], [rated, first, second, *strong]

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
+from .._core.memory import bytes_available
 from .._core.programs import Program
 from .._core.types import PRNGKeyArray
 from ..optimizers import FromOptax
 from ..problems import ProblemFamily
 from ..unroll import loss_curves
 from .report import loss_of
-from .runs import Curves, area, final
+from .runs import SIDE_BY_SIDE, Curves, area, final
 
 POINTS = 17
 """Learning rates of a grid: four a decade over four decades."""
@@ -70,6 +71,14 @@ class Tuning:
         return cls(arrays["learning_rates"], arrays["final"], arrays["area"])
 
 
+def _fitting(optimizer: FromOptax, family: ProblemFamily, keys: Any, horizon: int, points: int) -> int | None:
+    """Return how many of a grid's rates fit into memory side by side, beside as many of another baseline; or None, if
+    all do."""
+    needs = _curves.bytes_more(with_learning_rate(optimizer, np.ones(points)), family, keys, horizon, None)
+    room = bytes_available() // SIDE_BY_SIDE
+    return None if needs <= room else max(1, points * room // needs)
+
+
 def _best(losses: np.ndarray) -> int:
     """Return where the least loss is; where several are, as on a loss that does not move, in their middle. Where every
     rate loses runs it is at the lowest, so that lower ones are tried."""
@@ -103,10 +112,11 @@ def tune(
 
     **Arguments:** `runs`: instances to average over. `final_window`: how many last losses make the final loss.
     `points`: rates of a grid. `scale`: times 0.1 for gradient descent, and times 0.01 for the others, it is the middle
-    of the first grid. `at_once`: rates that run side by side, all of them by default. `confirming_runs`: instances
-    more for the rates that count, `confirmed`. `measures`: what a rate will be chosen by.
+    of the first grid. `at_once`: rates that run side by side; by default all of them, or as many as there is room for.
+    `confirming_runs`: instances more for the rates that count, `confirmed`. `measures`: what a rate will be chosen by.
     """
     keys, seconds = jax.random.split(key, runs), 0.0
+    at_once = _fitting(optimizer, family, keys, horizon, points) if at_once is None else at_once
 
     def measure(rates: np.ndarray) -> tuple[Curves, Curves]:
         nonlocal seconds

@@ -14,8 +14,8 @@ from ..evaluation import Protocol, best_baseline, level_row, strict_json, write_
 from ..metagrads import Clone, Imitate, Replay
 from ..optimizers import LSTM, Adam
 from ..training import Recipe, describe
-from ..workflows.folder import Kept
-from ..workflows.work import evaluate, meta_training_results, train_or_read, tune
+from ..workflows.evaluating import evaluate, tune
+from ..workflows.work import meta_training_results, train_or_read
 from .declaration import Budget
 from .study import Study, Task
 
@@ -102,7 +102,7 @@ def _carry_out(task: Task) -> dict[str, Any]:
         command=task.command,
         tunings=tunings,
         experiment=HORIZON.name,
-        kept=Kept(folder / "optimizers.json"),
+        folder=folder,
         teacher=teacher(),
     )
     results["configuration"] |= {"data": task.data} | recipes

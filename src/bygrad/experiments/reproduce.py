@@ -23,8 +23,9 @@ from ..evaluation import (
 )
 from ..optimizers import BASELINES, Optimizer
 from ..training import describe, validation_keys
+from ..workflows.evaluating import evaluate, tune
 from ..workflows.folder import Kept, leaving_nothing
-from ..workflows.work import MEASURES, evaluate, meta_training_results, train_or_read, tune
+from ..workflows.work import MEASURES, meta_training_results, train_or_read
 from .declaration import Experiment, Setting
 from .paper import OF_IMAGES, paper_curves, paper_level, paper_scale
 from .study import Study, Task
@@ -134,7 +135,7 @@ def _compare(
         command=task.command,
         tunings=tunings,
         experiment=name,
-        kept=Kept(task.folder / "optimizers.json"),
+        folder=task.folder,
         teacher=getattr(experiment.recipe(task.budget).estimator, "teacher", None),
     )
     results["configuration"]["data"], results["seconds"]["tuning"] = task.data, seconds

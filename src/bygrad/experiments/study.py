@@ -14,8 +14,9 @@ from ..problems import ProblemFamily, find_family
 from ..problems.catalogue import takes_data
 from ..problems.data.split import Split
 from ..workflows.display import Display
+from ..workflows.evaluating import evaluate
 from ..workflows.folder import claim, reported
-from ..workflows.work import evaluate, machine, slug
+from ..workflows.work import machine, slug
 from .declaration import Budget, Experiment
 
 

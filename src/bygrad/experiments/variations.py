@@ -32,8 +32,9 @@ from ..metagrads import Backprop, Replay
 from ..optimizers import LSTM, GlobalLSTM, MemoryLSTM, Optimizer, Scaled, Window
 from ..problems import ProblemFamily
 from ..training import Recipe, describe
+from ..workflows.evaluating import evaluate
 from ..workflows.folder import reported
-from ..workflows.work import evaluate, meta_training_results, slug, train_seeds
+from ..workflows.work import meta_training_results, slug, train_seeds
 from .declaration import Budget
 from .study import Study, Task
 

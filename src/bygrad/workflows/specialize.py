@@ -47,9 +47,10 @@ from ..training import (
     validation_keys,
 )
 from .display import Display
+from .evaluating import evaluate, tune
 from .folder import Kept, claim, leaving_nothing, reported, seconds_kept
 from .plan import WORTH_TRYING, Objective, choose_recipe, measure_of, pace_of, protocol_of
-from .work import METATRAINING, evaluate, meta_training_results, train, trained_on, tune
+from .work import METATRAINING, meta_training_results, train, trained_on
 from .worth import rows_of, sentences, worth_of
 
 RIVALS: Baselines = {name: HAND_DESIGNED[name] for name in ("Nesterov", "Adam", "AdamWCosine")}

@@ -1,4 +1,4 @@
-"""What the commands do beyond one function call: train and keep an optimizer, evaluate and report one."""
+"""What `bygrad train` does beyond one function call: train an optimizer in a folder, and keep it."""
 
 import dataclasses
 import math
@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,19 +18,10 @@ from .._core import trees
 from .._core.draws import key_of
 from .._core.programs import Program
 from .._core.threads import in_thread
-from ..deploy.jax import export, identify, load, versions
-from ..evaluation import (
-    CONVENTION,
-    Protocol,
-    Tuning,
-    compare,
-    no_objective,
-    refuse_one_name,
-    strict_json,
-    tune_baselines,
-)
-from ..optimizers import BASELINES, PAPER_BASELINES, Baselines, Optimizer, declare
-from ..problems import ProblemFamily, check_family, describe_family
+from ..deploy.jax import export, load
+from ..evaluation import strict_json
+from ..optimizers import Optimizer, declare
+from ..problems import ProblemFamily, describe_family
 from ..training import (
     Log,
     MetaTrained,
@@ -48,7 +38,7 @@ from ..training import (
 from ..training.folder import LOG
 from ..unroll import Inner, apart, begin, rollout
 from .display import Display
-from .folder import Kept, refuse_used, seconds_kept
+from .folder import refuse_used
 
 METATRAINING = "metatraining"
 """In the folder of a training, where its log and its checkpoint are."""
@@ -261,77 +251,6 @@ def _seen_grads(fixed: tuple[Optimizer, ProblemFamily], inner: Inner, steps: int
 
 
 _grads = Program(_seen_grads, donate="all-except-first")  # a state may be twenty times its params
-
-
-def tune(
-    family: ProblemFamily,
-    protocol: Protocol,
-    folder: Path,
-    display: Display,
-    baselines: Baselines = PAPER_BASELINES,
-) -> tuple[dict[str, Tuning], float | None]:
-    """Tune the baselines, but for those that an interrupted run has in the folder.
-
-    **Returns:** the tunings, and the seconds, those of the run that tuned them; `None` where tuning itself was
-    interrupted, as then nobody knows how long all took.
-    """
-    kept = Kept(folder / "tuning.json")
-    whole, started = not kept, time.perf_counter()
-    tunings = tune_baselines(family, protocol, baselines, display.phase, kept)
-    return tunings, seconds_kept(folder, "tuning", time.perf_counter() - started if whole else None)
-
-
-def evaluate(
-    learned: Mapping[str, Optimizer],
-    family: ProblemFamily,
-    tuning_family: ProblemFamily,
-    protocol: Protocol,
-    display: Display,
-    *,
-    title: str,
-    command: str,
-    tunings: Mapping[str, Tuning] | None = None,
-    baselines: Baselines = PAPER_BASELINES,
-    experiment: str | None = None,
-    kept: Kept | None = None,
-    teacher: Optimizer | None = None,
-) -> dict[str, Any]:
-    """Tune the `baselines` (unless `tunings` are given), compare, and return the results of a report.
-
-    **Arguments:** `tunings`: of baselines that are tuned already; who did it knows how long it took. `kept`: what an
-    interrupted evaluation has; it takes up what comes. `teacher`: what the learned one imitated (`compare`).
-    """
-    refuse_one_name([*learned, *(baselines if tunings is None else tunings)])
-    check_family(family, key_of(protocol.seed))
-    configuration = {"family": describe_family(family), "protocol": dataclasses.asdict(protocol)}
-    configuration["optimizers"] = {name: identify(optimizer) for name, optimizer in learned.items()}
-    whole, started, tuning = not kept, time.perf_counter(), None
-    if tunings is None:
-        tunings = tune_baselines(tuning_family, protocol, baselines, display.phase)
-        tuning = time.perf_counter() - started
-    tuned = time.perf_counter()
-    classes = {**BASELINES, **baselines}
-    optimizers = compare(learned, tunings, family, protocol, display.phase, kept, classes, teacher)
-    notes, asked = [], protocol.second_order_runs and "lbfgs" not in optimizers
-    if asked and (reason := no_objective(family)):
-        notes = [f"L-BFGS is left out: {type(family).__name__} gives no objective without noise. With no key, {reason}"]
-    return {
-        "experiment": experiment or type(family).__name__,
-        "title": title,
-        "convention": CONVENTION,
-        "horizon": protocol.horizon,
-        "runs": protocol.runs,
-        "seed": protocol.seed,
-        "optimizers": optimizers,
-        "notes": notes,
-        "meta_training": None,
-        "configuration": configuration,
-        "versions": versions(),
-        "machine": machine(),
-        "command": command,
-        # Of an evaluation that was interrupted nobody knows how long it took.
-        "seconds": {"tuning": tuning, "evaluation": time.perf_counter() - tuned if whole else None},
-    }
 
 
 def meta_training_results(
