@@ -88,6 +88,7 @@ def test_list_shows_every_name(capsys):
         (["reproduce", "mnits"], ["no experiment 'mnits'", "Did you mean 'mnist'?", *EXPERIMENTS]),
         (["reproduce", "mnist", "--families", "dispatch"], ["--families", "`thousands`", "'mnist'"]),
         (["reproduce", "mnist", "--artifacts", "paper/mnist"], ["--artifacts", "`transfer`", "'mnist'"]),
+        (["reproduce", "thousands", "--data", "a.npz"], ["names images, but thousands has none", "Leave it out"]),
         (["reproduce", "quadratic", "--data", "a.npz"], ["names images, but quadratic has none", "Leave it out"]),
         (["train", "--family", "quadratic", "--data", "a.npz"], ["a.npz would not be used", "Leave data"]),
         (["train", "--family", "quadratics"], ["no family 'quadratics'", "Did you mean 'quadratic'?", *FAMILIES]),

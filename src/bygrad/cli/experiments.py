@@ -65,8 +65,10 @@ def reproduce(
         raise ValueError(f"--families chooses among those of `thousands`, but this is {name!r}. Leave it out.")
     if artifacts != TESTED and name not in ("transfer", "all"):
         raise ValueError(f"--artifacts names what `transfer` tests, but this is {name!r}. Leave it out.")
-    if data != "mnist" and isinstance(experiment, Experiment):
-        used = (experiment.training_family, *(setting.family for setting in experiment.settings))
+    if data != "mnist":
+        used: list[str] = [] if name == "thousands" else ["mnist"]  # all other studies have images
+        if isinstance(experiment, Experiment):
+            used = [experiment.training_family, *(setting.family for setting in experiment.settings)]
         if not any(map(takes_data, used)):
             raise ValueError(f"--data names images, but {name} has none, so they would not be used. Leave it out.")
     folder = out or Path("runs") / f"{name}-{budget}"
