@@ -23,8 +23,8 @@ class Mixture(ProblemFamily):
     **Arguments:** `members`: the families, of any kinds. `weights`: of their losses, 1 by default; they should make the
     losses of the members alike in size. The held-out loss is the same mean, of members that all have one.
 
-    **Raises:** `TypeError` for a member that is no family, a class, say, and for what is no tuple; `ValueError` for none, and for other than one
-    weight, finite and not negative, for each.
+    **Raises:** `TypeError` for a member that is no family, a class, say, and for what is no tuple; `ValueError` for
+    none, and for other than one weight, finite and not negative, for each.
     """
 
     members: tuple[ProblemFamily, ...]
@@ -33,8 +33,8 @@ class Mixture(ProblemFamily):
     def __init__(self, members: Sequence[ProblemFamily], weights: tuple[float, ...] | None = None):
         if not isinstance(members, list | tuple):
             raise TypeError(
-                f"members is one {type(members).__name__}, but a mixture is of several families: which ones is not known."
-                " Give a tuple of them."
+                f"members is one {type(members).__name__}, but a mixture is of several families: which ones is not"
+                " known. Give a tuple of them."
             )
         if not members or (weights is not None and len(weights) != len(members)):
             raise ValueError(
