@@ -166,6 +166,15 @@ def test_the_first_grid_has_the_size_and_the_place_asked_for():
     assert tuning.best_final == pytest.approx(1e2)
 
 
+@pytest.mark.parametrize("curvature", [10.0, 1e-2], ids=["centre", "above"])
+def test_a_finer_grid_is_nearer_to_the_optimum_and_is_continued_as_finely(curvature):
+    protocol = Protocol(4, tuning_runs=3, rates=65, rates_per_decade=16, confirming_runs=4)
+    tuning = tune_baselines(Isotropic(curvature), protocol, {"SGD": SGD})["SGD"]
+    np.testing.assert_allclose(np.diff(np.log10(tuning.learning_rates)), 1 / 16, rtol=1e-5)
+    for best in (tuning.best_final, tuning.best_area):
+        assert abs(np.log10(best * curvature)) <= 1 / 32 + 1e-4
+
+
 def test_rates_one_after_the_other_give_what_all_at_once_give():
     options = {"horizon": 3, "runs": 2, "points": 5}
     together = tune(Adam(), Isotropic(), jax.random.key(0), **options)

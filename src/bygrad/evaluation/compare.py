@@ -22,7 +22,7 @@ from .report import loss_of
 from .runs import SIDE_BY_SIDE, Curves, area, compile_curves, final, run_curves, run_in_chunks
 from .second_order import bfgs_curves, lbfgs_curves, no_objective
 from .statistics import Interval, bootstrap_curves, bootstrap_mean, bootstrap_ratio, check_reference
-from .tuning import POINTS, Tuning, run_tuned, tune, with_learning_rate
+from .tuning import PER_DECADE, POINTS, Tuning, run_tuned, tune, with_learning_rate
 
 CONVENTION = (
     "The loss at step t is the loss after t updates, on the minibatch that the next update would use; step 0 is the"
@@ -41,11 +41,12 @@ class Protocol:
     **Arguments:** `horizon`: steps of a run. `runs`: fresh instances for every optimizer. `tuning_runs`: instances to
     tune a baseline on. `second_order_runs`: instances for L-BFGS, whose steps cost many times more; 0 leaves it out.
     `final_window`: how many last losses make the final loss. `seed`: of the fresh instances; the tuning instances come
-    from another branch of it. `chunk`: runs side by side. `rates` and `rate_scale`: size and place of the first grid of
-    learning rates (`tune`), for problems whose useful steps are not those of networks. `rates_at_once`: how many run
-    side by side, all by default; 1 for problems that gain nothing from a batch. `area_rates`: whether a baseline runs
-    once more, at the rate tuned for the area, where that is another one; without, its area is at the final loss's rate.
-    `confirming_runs`: instances more for the best rates (`confirmed`), where a whole grid runs on few.
+    from another branch of it. `chunk`: runs side by side. `rates`, `rates_per_decade` and `rate_scale`: size, fineness
+    and place of the first grid of learning rates (`tune`), for problems whose useful steps are not those of networks,
+    or where a rate between two of a grid is much better than either. `rates_at_once`: how many run side by side, all by
+    default; 1 for problems that gain nothing from a batch. `area_rates`: whether a baseline runs once more, at the rate
+    tuned for the area, where that is another one; without, its area is at the final loss's rate. `confirming_runs`:
+    instances more for the best rates (`confirmed`), where a whole grid runs on few.
     """
 
     horizon: int
@@ -56,13 +57,14 @@ class Protocol:
     seed: int = 0
     chunk: int = 16
     rates: int = POINTS
+    rates_per_decade: int = PER_DECADE
     rate_scale: float = 1.0
     rates_at_once: int | None = None
     area_rates: bool = True
     confirming_runs: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("horizon", "runs", "tuning_runs", "final_window", "chunk", "rates")
+        counts = ("horizon", "runs", "tuning_runs", "final_window", "chunk", "rates", "rates_per_decade")
         for name in (*counts, "second_order_runs", "confirming_runs", "seed", "rates_at_once"):
             value = getattr(self, name)
             if not is_whole(value) and not (name == "rates_at_once" and value is None):
@@ -134,6 +136,7 @@ def tune_baselines(
             runs=protocol.tuning_runs,
             final_window=protocol.final_window,
             points=protocol.rates,
+            per_decade=protocol.rates_per_decade,
             scale=protocol.rate_scale,
             at_once=protocol.rates_at_once,
             confirming_runs=protocol.confirming_runs,

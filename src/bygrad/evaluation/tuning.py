@@ -22,9 +22,10 @@ from .report import loss_of
 from .runs import SIDE_BY_SIDE, Curves, area, final
 
 POINTS = 17
-"""Learning rates of a grid: four a decade over four decades."""
+"""Learning rates of a grid: those of four decades, with both ends."""
 
-_A_DECADE = 4
+PER_DECADE = 4
+"""Learning rates of a grid in a decade."""
 
 COMPILE = 4.0
 """Seconds that it takes, about, to compile a program of runs: how long a wait is decided by it, and no result."""
@@ -100,6 +101,7 @@ def tune(
     runs: int = 8,
     final_window: int = 1,
     points: int = POINTS,
+    per_decade: int = PER_DECADE,
     scale: float = 1.0,
     at_once: int | None = None,
     confirming_runs: int = 0,
@@ -107,13 +109,14 @@ def tune(
 ) -> Tuning:
     """Run a hand-designed optimizer at every learning rate of a log grid, on the same instances.
 
-    The grid has four rates a decade; where the best for a measure stands at an edge, the grid is continued that way by
-    as many rates again, so that the optimum is an interior one.
+    Where the best rate for a measure stands at an edge of the grid, the grid is continued that way by as many rates
+    again, so that the optimum is an interior one.
 
     **Arguments:** `runs`: instances to average over. `final_window`: how many last losses make the final loss.
-    `points`: rates of a grid. `scale`: times 0.1 for gradient descent, and times 0.01 for the others, it is the middle
-    of the first grid. `at_once`: rates that run side by side; by default all of them, or as many as there is room for.
-    `confirming_runs`: instances more for the rates that count, `confirmed`. `measures`: what a rate will be chosen by.
+    `points`: rates of a grid. `per_decade`: those of a decade. `scale`: times 0.1 for gradient descent, and times 0.01
+    for the others, it is the middle of the first grid. `at_once`: rates that run side by side; by default all of them,
+    or as many as there is room for. `confirming_runs`: instances more for the rates that count, `confirmed`.
+    `measures`: what a rate will be chosen by.
     """
     keys, seconds = jax.random.split(key, runs), 0.0
     at_once = _fitting(optimizer, family, keys, horizon, points) if at_once is None else at_once
@@ -131,10 +134,10 @@ def tune(
         return finals, areas
 
     def further(tuning: Tuning) -> list[np.ndarray]:
-        return beyond(tuning.learning_rates, {_best(getattr(tuning, name)) for name in measures}, points)
+        return beyond(tuning.learning_rates, {_best(getattr(tuning, name)) for name in measures}, points, per_decade)
 
     centre = scale * CENTRES.get(type(optimizer).__name__, 1e-2)
-    rates = centre * 10.0 ** ((np.arange(points) - points // 2) / _A_DECADE)
+    rates = centre * 10.0 ** ((np.arange(points) - points // 2) / per_decade)
     finals, areas = measure(rates)
     options = {"horizon": horizon, "final_window": final_window, "points": points, "at_once": at_once, "runs": runs}
     extensions = 0
@@ -199,10 +202,10 @@ def confirmed(
         losses = np.where(np.isnan(after), before + np.where(np.isfinite(rise), rise, 0.0), after)
 
 
-def beyond(rates: np.ndarray, best: Collection[int], points: int) -> list[np.ndarray]:
+def beyond(rates: np.ndarray, best: Collection[int], points: int, per_decade: int = PER_DECADE) -> list[np.ndarray]:
     """Return `points` rates more beyond each edge of a grid at which one of the best stands."""
-    above = [rates[-points:] * 10.0 ** (points / _A_DECADE)] if len(rates) - 1 in best else []
-    below = [rates[:points] / 10.0 ** (points / _A_DECADE)] if 0 in best else []
+    above = [rates[-points:] * 10.0 ** (points / per_decade)] if len(rates) - 1 in best else []
+    below = [rates[:points] / 10.0 ** (points / per_decade)] if 0 in best else []
     return above + below
 
 
