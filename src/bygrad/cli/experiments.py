@@ -128,15 +128,20 @@ def specialize(
 def evaluate(
     artifacts: Positional[
         Annotated[
-            tuple[str, ...], arg(help="Trained optimizers: shipped artifacts by name, or files.", metavar="ARTIFACT")
+            tuple[str, ...],
+            arg(
+                help="Trained optimizers: shipped artifacts by name, or files.",
+                help_behavior_hint="(one or more)",
+                metavar="ARTIFACT [ARTIFACT ...]",
+            ),
         ]
     ],
     family: Families,
     baselines: Annotated[
         tuple[str, ...],
         arg(
-            help="Hand-designed optimizers to tune and compare with, as `bygrad list` names them; none: SGD, Nesterov,"
-            " RMSprop, Adam and AdamW."
+            help="Hand-designed optimizers to tune and compare with, as `bygrad list` names them.",
+            help_behavior_hint="(default: SGD, Nesterov, RMSprop, Adam and AdamW)",
         ),
     ] = (),
     runs: Annotated[int, arg(help="Fresh instances for every optimizer.")] = 128,
